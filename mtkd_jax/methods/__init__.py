@@ -1,0 +1,1 @@
+"""The catalogue of distillation methods, one file for each seam they change."""

@@ -1,0 +1,1 @@
+"""Networks: shared layers, then one file a family."""

@@ -1,0 +1,211 @@
+"""The records that cross a module boundary, with the shape of every field.
+
+Axes: M members, K teachers, H heads, Q targets, B batch, C classes, N examples, D features, h w height
+and width. Logits are always unnormalised. `alpha` is the weight of the HARD labels, as in the founding
+paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+PyTree = Any
+Scores = jax.Array  # what a fusion rule returns: [B,C], the largest entry is the decision
+
+
+class UserError(ValueError):
+    """Something the user can mend. One line: what is wrong, where, and what would be right."""
+
+
+pytree = jax.tree_util.register_dataclass  # a frozen dataclass that jax can walk
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """What a source returns, on the host. Images are uint8 (0..255) or float32 (used as they are)."""
+
+    name: str
+    train_images: np.ndarray  # [N,h,w,c]
+    train_labels: np.ndarray  # [N] int32
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Arrays that stay on the device and are gathered from inside the compiled step."""
+
+    image: Array  # [N,h,w,c] uint8 or float32
+    label: Array  # [N] int32
+    labelled: Array  # [N] bool; False hides the label from every loss
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch after the stimulus: images are float32 in [0,1] (or whatever a float source holds)."""
+
+    image: Array  # [B,h,w,c]
+    label: Array  # [B] int32
+    index: Array  # [B] int32, the row in Examples
+    labelled: Array  # [B] bool
+    views: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # further images, by name
+
+
+# --- networks -----------------------------------------------------------------------------------------
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What every network returns. A tap nobody reads costs nothing under jit.
+
+    One head: `logits` is that head. H heads: `logits` = log mean_h softmax(heads), so that softmax(logits)
+    is the mean prediction; cross-entropy, metrics and export read `logits`.
+    """
+
+    logits: Array  # [B,C] float32
+    heads: Array  # [H,B,C] float32, H >= 1
+    embedding: Array  # [B,D] float32, what the heads read
+    features: Mapping[str, Array]  # {"stage1": [B,h,w,d], ...}
+
+
+class TeacherOutputs(NamedTuple):
+    """What K frozen teachers say of one batch. Only logits stack: architectures differ in the rest."""
+
+    logits: Array  # [K,B,C] float32
+    embedding: tuple[Array, ...]  # K x [B,D_k]
+    features: tuple[Mapping[str, Array], ...]  # K x {name: [B,h,w,d]}
+
+
+class Task(NamedTuple):
+    """What data and stage ask of a network; the first argument of every `models` function."""
+
+    num_classes: int
+    num_heads: int
+    mean: tuple[float, ...]  # per channel, of the training images scaled as in Batch
+    std: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The only seam to Flax: two pure functions over plain dicts. Hashable, so a jit key.
+
+    `module(image, train)` is a Linen module that returns `Outputs`.
+    """
+
+    name: str
+    module: Any
+
+    def init(self, key: Array, image: Array) -> dict[str, PyTree]:
+        """Variables {"params": ..., "batch_stats": ... if any} for images [B,h,w,c]."""
+        return self.module.init({"params": key}, image, train=False)
+
+    def apply(
+        self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout."""
+        state = {name: value for name, value in variables.items() if name != "params"}
+        if not train:
+            return self.module.apply(variables, image, train=False), state
+        return self.module.apply(variables, image, train=True, mutable=list(state), rngs={"dropout": key})
+
+
+# --- populations --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+    """M trained networks of ONE architecture: every leaf of `variables` and `hyper` leads with M."""
+
+    model: Model
+    variables: PyTree
+    hyper: Mapping[str, np.ndarray]  # {name: [M]}
+    names: tuple[str, ...]
+
+    @property
+    def num_members(self) -> int:
+        return len(self.names)
+
+
+Ensemble = tuple[Population, ...]  # teachers of several architectures, fused across
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What one step carries for one member; a population stacks it on a leading axis M."""
+
+    params: PyTree
+    model_state: PyTree  # batch statistics
+    opt_state: PyTree
+    mem: PyTree  # what `after` remembers (averages, buffers); {} by default
+    key: Array
+    step: Array  # [] int32
+
+
+# --- methods ------------------------------------------------------------------------------------------
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What the student is to match: Q distributions and how much each weighs."""
+
+    probs: Array  # [Q,B,C], rows sum to 1
+    mass: Array  # [Q,B] >= 0; 0 switches a target off
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """All that a seam may read. Seams that run before the student see `student` and `params` as None."""
+
+    batch: Batch
+    teacher: TeacherOutputs | None
+    prepared: Mapping[str, PyTree]  # what `Recipe.prepare` fitted, by recipe name
+    hyper: Mapping[str, Array]  # scalars of this member: alpha, temperature, label_smoothing, ...
+    student: Outputs | None = None
+    params: PyTree = None
+    mem: PyTree = None
+    targets: Targets | None = None
+    step: Array | None = None
+    key: Array | None = None
+
+
+class Recipe(NamedTuple):
+    """A distillation method: the seven seams of the one training step (step.py) and what they need.
+
+    A method overrides one to three seams and inherits the rest from `methods.seams`. The step applies
+    `stop_gradient` to stimulus, teach, weigh and aim, so that no method has to remember it. Recipes that
+    differ only in `name`, `weigh`, `aim` and `prepare` are trained as one population in one program.
+    """
+
+    name: str
+    stimulus: Callable  # (key, batch, frozen) -> batch
+    view: Callable  # (params, state, key) -> params
+    teach: Callable  # (frozen, batch, state, student, key) -> TeacherOutputs or None
+    weigh: Callable  # (context) -> w [K,B]
+    aim: Callable  # (context, w) -> Targets
+    term: Callable  # (context) -> loss [B]
+    after: Callable  # (params, mem, kept) -> (params, mem)
+    init_mem: Callable  # (params) -> mem
+    num_heads: Callable[[int], int]  # K -> H
+    needs: frozenset[str] = frozenset()  # of {"student"}: weigh or aim read the student's outputs
+    min_teachers: int = 1
+    prepare: str = ""  # which fused network the plan fits first: "" | "logits" | "embedding"
