@@ -111,6 +111,7 @@ class Model:
 
     name: str
     module: Any
+    convolutional: bool = False  # decides how members are walked on a CPU
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
         """Variables {"params": ..., "batch_stats": ... if any} for images [B,h,w,c]."""
@@ -152,11 +153,11 @@ class TrainState:
     """What one step carries for one member; a population stacks it on a leading axis M."""
 
     params: PyTree
-    model_state: PyTree  # batch statistics
+    model_state: PyTree  # batch statistics; {} without any
     opt_state: PyTree
     mem: PyTree  # what `after` remembers (averages, buffers); {} by default
-    key: Array
-    step: Array  # [] int32
+    key: Array  # the member's own; used as fold_in(key, step), never split
+    alive: Array  # [] bool; False once loss or update was not finite: the last good state is kept
 
 
 # --- methods ------------------------------------------------------------------------------------------
@@ -165,7 +166,10 @@ class TrainState:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """What the student is to match: Q distributions and how much each weighs."""
+    """What the student is to match: Q distributions and how much each weighs.
+
+    A student with one head meets every target with that head; one with H = Q heads meets them in turn.
+    """
 
     probs: Array  # [Q,B,C], rows sum to 1
     mass: Array  # [Q,B] >= 0; 0 switches a target off
@@ -174,38 +178,38 @@ class Targets:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """All that a seam may read. Seams that run before the student see `student` and `params` as None."""
+    """All that a seam may read. What runs once for all members sees `student`, `state` as None."""
 
     batch: Batch
     teacher: TeacherOutputs | None
-    prepared: Mapping[str, PyTree]  # what `Recipe.prepare` fitted, by recipe name
-    hyper: Mapping[str, Array]  # scalars of this member: alpha, temperature, label_smoothing, ...
+    prepared: Mapping[str, PyTree]  # variables the plan fitted before this stage, by name
+    hyper: Mapping[str, Array]  # scalars: alpha, temperature, label_smoothing, learning_rate, weight_decay
+    key: Array
+    step: Array
     student: Outputs | None = None
-    params: PyTree = None
-    mem: PyTree = None
+    state: TrainState | None = None
     targets: Targets | None = None
-    step: Array | None = None
-    key: Array | None = None
 
 
 class Recipe(NamedTuple):
     """A distillation method: the seven seams of the one training step (step.py) and what they need.
 
-    A method overrides one to three seams and inherits the rest from `methods.seams`. The step applies
+    A method overrides one to three seams of `methods.seams.PLAIN` and inherits the rest. The step applies
     `stop_gradient` to stimulus, teach, weigh and aim, so that no method has to remember it. Recipes that
-    differ only in `name`, `weigh`, `aim` and `prepare` are trained as one population in one program.
+    differ only in name, weigh, aim and prepare are trained as one population by one compiled program.
     """
 
     name: str
-    stimulus: Callable  # (key, batch, frozen) -> batch
+    stimulus: Callable  # (key, batch, augment, frozen) -> batch
     view: Callable  # (params, state, key) -> params
-    teach: Callable  # (frozen, batch, state, student, key) -> TeacherOutputs or None
+    teach: Callable  # (context, frozen) -> TeacherOutputs or None
     weigh: Callable  # (context) -> w [K,B]
     aim: Callable  # (context, w) -> Targets
     term: Callable  # (context) -> loss [B]
-    after: Callable  # (params, mem, kept) -> (params, mem)
+    after: Callable  # (params, mem, context) -> (params, mem)
     init_mem: Callable  # (params) -> mem
+    deploy: Callable  # (params, model_state, mem) -> variables to evaluate and export
     num_heads: Callable[[int], int]  # K -> H
-    needs: frozenset[str] = frozenset()  # of {"student"}: weigh or aim read the student's outputs
+    reads_student: bool = False  # teach, weigh or aim read context.student or context.state
     min_teachers: int = 1
-    prepare: str = ""  # which fused network the plan fits first: "" | "logits" | "embedding"
+    prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"

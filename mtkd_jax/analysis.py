@@ -1,0 +1,383 @@
+"""The numbers of the report: rows, gaps, paired comparisons, the student to keep. Pure; plain Python out.
+
+A row's metric is {"mean", "std", "ci95", "ci_over", "values"}; whatever is not defined is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtkd_jax import fusion, intervals, metrics
+from mtkd_jax.predictions import Group, Predictions
+
+LARGEST = {"accuracy": 1.0, "nll": np.inf, "ece": 1.0, "brier": 2.0}  # every metric begins at 0
+METRICS = tuple(LARGEST)
+TESTED = ("accuracy", "nll")
+CROSS_FAMILY = "unlabelled against labelled"
+
+
+def teachers(predictions: Predictions) -> list[Group]:
+    """The teacher groups, one an architecture."""
+    return [group for group in predictions.groups if group.role == "teacher"]
+
+
+def teacher_names(predictions: Predictions) -> list[str]:
+    """A name for each of the K teachers, with the architecture where there are several."""
+    groups = teachers(predictions)
+    return [
+        name if len(groups) == 1 else f"{group.name} {name}" for group in groups for name in group.members
+    ]
+
+
+def transfers(predictions: Predictions) -> list[str]:
+    """The transfer sets students were trained on, in the order of the run."""
+    return list(dict.fromkeys(group.transfer for group in predictions.groups if group.transfer))
+
+
+def find(predictions: Predictions, transfer: str, *, role: str = "", name: str = "") -> Group | None:
+    """The first group of `transfer` with that role or name; None where the run has none."""
+    of_transfer = (group for group in predictions.groups if group.transfer == transfer)
+    return next((group for group in of_transfer if role == group.role or name == group.name), None)
+
+
+def teacher_logits(predictions: Predictions, split: str = "test") -> np.ndarray:
+    """The logits of every teacher of every architecture, [K,N,C]; split is "test" or "val"."""
+    return np.concatenate([getattr(group, split) for group in teachers(predictions)])
+
+
+def fused(predictions: Predictions, rule: str, split: str = "test") -> np.ndarray:
+    """All teachers' decision by `rule`, [N,C]: log-probabilities, or places for the rank rules."""
+    scores = np.asarray(fusion.rule(rule)(jnp.asarray(teacher_logits(predictions, split))))
+    if rule in fusion.RANK_RULES:
+        return scores
+    return np.log(np.maximum(scores, np.finfo(np.float32).tiny))  # a probability may underflow to 0
+
+
+def chosen_student(predictions: Predictions) -> tuple[Group, int] | None:
+    """The student to keep: the mode with the lowest mean validation NLL, and of its seeds the lowest.
+
+    Baselines and controls are there to compare with and are never chosen; None when there is no student.
+    """
+    students = [group for group in predictions.groups if group.role == "student"]
+    if not students:
+        return None
+    nlls = [[metrics.nll(logits, predictions.val_labels) for logits in group.val] for group in students]
+    best = _lowest([np.mean(values) for values in nlls])
+    return students[best], _lowest(nlls[best])
+
+
+def _lowest(values: list[float]) -> int:
+    return int(np.argmin(np.nan_to_num(values, nan=np.inf)))  # NaN would win an argmin
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def rows(predictions: Predictions) -> list[dict]:
+    """Teachers (a row an architecture), every fusion rule, then students, baselines and controls."""
+    others = [group for group in predictions.groups if group.role != "teacher"]
+    share_of = {gap["transfer"]: gap for gap in gaps(predictions)}
+    return [
+        *(_group_row(predictions, group, None) for group in teachers(predictions)),
+        *(_ensemble_row(predictions, rule) for rule in predictions.rules),
+        *(_group_row(predictions, group, share_of.get(group.transfer)) for group in others),
+    ]
+
+
+def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict:
+    over = "members" if group.role == "teacher" else "seeds"
+    test = [metrics.summary(logits, predictions.test_labels) for logits in group.test]
+    val = [metrics.summary(logits, predictions.val_labels) for logits in group.val]
+    found = {name: _over_members(name, test, over) for name in METRICS}
+    share = None
+    if gap is not None and gap["larger_than_noise"] and group.role in ("student", "control"):
+        share = (found["accuracy"]["mean"] - gap["baseline"]) / gap["difference"]
+    return {
+        "name": group.name,
+        "transfer": group.transfer,
+        "role": group.role,
+        "architecture": group.architecture,
+        "method": group.method,
+        "rule": "",
+        "alpha": group.alpha,
+        "temperature": group.temperature,
+        "n": len(group.members),
+        **found,
+        "val": {name: float(np.mean([one[name] for one in val])) for name in ("accuracy", "nll")},
+        "grid": [dict(point) for point in group.grid],
+        "gap_share": share,
+        "params": group.params,
+        "flops": group.flops,
+        "latency_ms": {size: group.latency_ms.get(size) for size in ("1", "256")},
+        "train_seconds": group.train_seconds,
+    }
+
+
+def _ensemble_row(predictions: Predictions, rule: str) -> dict:
+    groups = teachers(predictions)
+    test, val = (fused(predictions, rule, split) for split in ("test", "val"))
+    on_test = metrics.per_example(test, predictions.test_labels)
+    on_val = metrics.summary(val, predictions.val_labels)
+    found = {name: _over_examples(values) for name, values in on_test.items()}
+    ranks = rule in fusion.RANK_RULES  # places are no probabilities
+    if ranks:
+        found |= {"nll": None, "brier": None, "ece": None}
+    else:
+        # Resampling adds noise to the gap of every bin and so moves ECE up: no honest interval here.
+        value = metrics.ece(test, predictions.test_labels)
+        found["ece"] = {"mean": value, "std": None, "ci95": None, "ci_over": "test_examples", "values": [value]}
+    return {
+        "name": rule,
+        "transfer": "",
+        "role": "ensemble",
+        "architecture": " + ".join(dict.fromkeys(group.architecture for group in groups)),
+        "method": "",
+        "rule": rule,
+        "alpha": None,
+        "temperature": None,
+        "n": 1,
+        **{name: found[name] for name in METRICS},
+        "val": {"accuracy": on_val["accuracy"], "nll": None if ranks else on_val["nll"]},
+        "grid": [],
+        "gap_share": None,
+        "params": _total((group.params, len(group.members)) for group in groups),
+        "flops": _total((group.flops, len(group.members)) for group in groups),
+        "latency_ms": {
+            size: _total((group.latency_ms.get(size), len(group.members)) for group in groups)
+            for size in ("1", "256")
+        },
+        "train_seconds": _total((group.train_seconds, 1) for group in groups),
+    }
+
+
+def _over_members(name: str, summaries: list[dict], over: str) -> dict:
+    """One metric over members; Student's t does not know where a metric ends, so the interval is cut there."""
+    values = [one[name] for one in summaries]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    found = intervals.t_interval(values)
+    if found is not None:
+        found = tuple(float(x) for x in np.clip(found, 0.0, LARGEST[name]))
+    return {"mean": float(np.mean(values)), "std": std, "ci95": found, "ci_over": over, "values": values}
+
+
+def _over_examples(values: np.ndarray) -> dict:
+    mean, interval = float(values.mean()), intervals.bootstrap_interval(values)
+    return {"mean": mean, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [mean]}
+
+
+def _total(parts: Iterable[tuple[float | None, int]]) -> float | None:
+    """Sum of value * count; None as soon as one value is unknown."""
+    parts = list(parts)
+    return None if any(value is None for value, _ in parts) else sum(value * count for value, count in parts)
+
+
+# --- what is there to hand down -----------------------------------------------------------------------
+
+
+def gaps(predictions: Predictions) -> list[dict]:
+    """Ensemble (mean_probs) minus baseline in accuracy, a transfer set each; what gap shares divide by.
+
+    The interval resamples seeds and test examples, paired by example. `larger_than_noise` asks that it lies
+    above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise.
+    """
+    ensemble = metrics.per_example(fused(predictions, "mean_probs"), predictions.test_labels)["accuracy"]
+    found = []
+    for transfer in transfers(predictions):
+        baseline = find(predictions, transfer, role="baseline")
+        if baseline is None:
+            continue
+        right = _accuracies(baseline.test, predictions.test_labels)
+        low, high = intervals.bootstrap_interval(ensemble[None] - right)
+        found.append(
+            {
+                "transfer": transfer,
+                "ensemble": float(ensemble.mean()),
+                "baseline": float(right.mean()),
+                "difference": float(ensemble.mean() - right.mean()),
+                "ci95": (low, high),
+                "larger_than_noise": bool(low > 0 and len(right) > 1),
+            }
+        )
+    return found
+
+
+def _accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[S,N,C] -> [S,N], 1 where the decision is right."""
+    return np.stack([metrics.per_example(one, labels)["accuracy"] for one in logits])
+
+
+# --- comparisons --------------------------------------------------------------------------------------
+
+
+def comparisons(predictions: Predictions) -> list[dict]:
+    """Paired t over seeds on accuracy and NLL for a list fixed before any number is seen.
+
+    Every mode against its baseline, mimic_all against its control, every mode against output_avg; and, where
+    both transfer sets were used, every mode with the unlabelled images against the labelled-only baseline.
+    Holm's correction within each family (a transfer set, or the last list) and metric.
+    """
+    values = {
+        group.key: [metrics.summary(logits, predictions.test_labels) for logits in group.test]
+        for group in predictions.groups
+        if group.transfer
+    }
+    found = []
+    for metric in TESTED:
+        for family, pairs in _families(predictions).items():
+            tested = [_compare(a, b, metric, values, len(pairs)) for a, b in pairs]
+            corrected = intervals.holm([one["p_value"] for one in tested])
+            found += [{**one, "p_holm": p, "family": family} for one, p in zip(tested, corrected)]
+    return found
+
+
+def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
+    families = {transfer: _pairs(predictions, transfer) for transfer in transfers(predictions)}
+    labelled_baseline = find(predictions, "labelled", role="baseline")
+    if labelled_baseline is not None:
+        families[CROSS_FAMILY] = [(mode, labelled_baseline) for mode in _modes(predictions, "unlabelled")]
+    return families
+
+
+def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]:
+    modes = _modes(predictions, transfer)
+    mimic_all = [mode for mode in modes if mode.name == "mimic_all"]
+    rivals = (
+        (modes, find(predictions, transfer, role="baseline")),
+        (mimic_all, find(predictions, transfer, role="control")),
+        (modes, find(predictions, transfer, name="output_avg")),
+    )
+    return [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
+
+
+def _modes(predictions: Predictions, transfer: str) -> list[Group]:
+    return [group for group in predictions.groups if group.transfer == transfer and group.role == "student"]
+
+
+def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int) -> dict:
+    shared = [name for name in a.members if name in b.members]
+    of_a, of_b = (
+        [values[group.key][group.members.index(name)][metric] for name in shared] for group in (a, b)
+    )
+    return {
+        "a": a.name,
+        "a_transfer": a.transfer,
+        "b": b.name,
+        "b_transfer": b.transfer,
+        "metric": metric,
+        **intervals.paired_t(of_a, of_b),
+        "test": "paired t",
+        "detectable": intervals.detectable_difference(of_a, of_b, num_tests),
+    }
+
+
+def common_alpha(predictions: Predictions) -> dict | None:
+    """Every mode at one alpha (each at its own temperature): {"alpha", "rows"}; None where none was kept."""
+    kept = [group for group in predictions.groups if group.common_test is not None]
+    if predictions.common_alpha is None or not kept:
+        return None
+    found = []
+    for group in kept:
+        test = [metrics.summary(logits, predictions.test_labels) for logits in group.common_test]
+        fields = {"name": group.name, "transfer": group.transfer, "role": group.role}
+        fields |= {"alpha": predictions.common_alpha, "temperature": group.temperature, "n": len(test)}
+        found.append(
+            fields | {name: _over_members(name, test, "seeds") for name in METRICS}
+        )
+    return {"alpha": predictions.common_alpha, "rows": found}
+
+
+# --- looked at one by one -----------------------------------------------------------------------------
+
+
+def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
+    """One network of each kind to look at: {role: (name to show, test logits [N,C])}.
+
+    The first teacher, the ensemble, the student kept, and the baseline of its transfer set and seed.
+    """
+    first = teachers(predictions)[0]
+    found = {"teacher": (f"one teacher ({first.members[0]})", first.test[0])}
+    found["ensemble"] = ("ensemble (mean_probs)", fused(predictions, "mean_probs"))
+    chosen = chosen_student(predictions)
+    if chosen is not None:
+        group, member = chosen
+        seed = group.members[member]
+        found["student"] = (f"{group.name} ({group.transfer}, {seed})", group.test[member])
+        baseline = find(predictions, group.transfer, role="baseline")
+        if baseline is not None and seed in baseline.members:
+            logits = baseline.test[baseline.members.index(seed)]
+            found["baseline"] = (f"baseline ({group.transfer}, {seed})", logits)
+    return found
+
+
+def confusions(predictions: Predictions) -> list[dict]:
+    """{"name", "matrix" [C][C] (rows true), "recall" [C]} of one teacher, the ensemble, the chosen student."""
+    labels = predictions.test_labels
+    return [
+        {
+            "name": name,
+            "matrix": metrics.confusion(logits, labels).tolist(),
+            "recall": metrics.per_class_recall(logits, labels).tolist(),
+        }
+        for role, (name, logits) in one_of_each(predictions).items()
+        if role != "baseline"
+    ]
+
+
+def numbers(predictions: Predictions) -> dict:
+    """All numbers of report.json, under its keys. No NaN: what does not exist is None."""
+    logits, labels = teacher_logits(predictions), predictions.test_labels
+    sub = metrics.sub_ensembles(logits, labels)
+    return plain(
+        {
+            "dataset": predictions.dataset,
+            "num_classes": len(predictions.class_names),
+            "class_names": predictions.class_names,
+            "sizes": dict(predictions.sizes),
+            "selection": "val",
+            "gap_share_of": "ensemble - baseline",
+            "rows": rows(predictions),
+            "gaps": gaps(predictions),
+            "comparisons": comparisons(predictions),
+            "common_alpha": common_alpha(predictions),
+            "chosen_student": _kept(predictions),
+            "diversity": {
+                "members": teacher_names(predictions),
+                **metrics.diversity(logits, labels),
+            },
+            "sub_ensembles": [
+                {"k": k, "num_subsets": len(a), "mean": a.mean(), "min": a.min(), "max": a.max()}
+                for k, a in enumerate(sub, start=1)
+            ],
+            "confusion": confusions(predictions),
+        }
+    )
+
+
+def _kept(predictions: Predictions) -> dict | None:
+    chosen = chosen_student(predictions)
+    if chosen is None:
+        return None
+    group, member = chosen
+    return {
+        "name": group.name,
+        "transfer": group.transfer,
+        "member": group.members[member],
+        "val_nll": metrics.nll(group.val[member], predictions.val_labels),
+        **metrics.summary(group.test[member], predictions.test_labels),
+    }
+
+
+def plain(value):
+    """`value` as JSON can hold it: tuples as lists, NumPy numbers as numbers, None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

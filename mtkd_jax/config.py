@@ -1,0 +1,403 @@
+"""The configuration: its defaults, addresses of functions, and a validation that runs before any work.
+
+An ADDRESS names a function where it is defined, with arguments if need be: "cnn", "mlp(hidden=(32,))",
+"logits.dkd(beta=8.0)". There is no registry: a function is found by what it says it returns, so writing
+it is all it takes to add it. Configuration files are the user's own Python and are executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import mtkd_jax
+from mtkd_jax.population import HOW
+from mtkd_jax.step import OPTIMIZERS, SCHEDULES
+from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
+
+# kind -> (module or package that defines its functions, what they say they return)
+KINDS = {
+    "mode": ("methods", ("Recipe",)),
+    "rule": ("fusion", ("Scores", "Places")),
+    "model": ("models", ("Model",)),
+    "source": ("data.sources", ("DataSet",)),
+}
+TRANSFERS = ("labelled", "unlabelled")
+
+
+def default() -> ConfigDict:
+    """Every key there is, with the value it has when a configuration file does not set it."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.source = "digits"
+    config.data.path = ""  # for sources that read a file or folder
+    config.data.num_train = 0  # labelled training examples; 0 = all that validation leaves
+    config.data.val_fraction = 0.2  # cut from the training set first, stratified
+    config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
+
+    config.model = ConfigDict({"name": "mlp"})
+
+    config.teachers = ConfigDict()
+    config.teachers.num_members = 5  # of each architecture
+    config.teachers.models = ()  # architectures; () = (model.name,)
+    config.teachers.subset_fraction = 1.0  # each teacher sees a Bernoulli(p) subset of the training set
+    config.teachers.bootstrap = False  # or n draws with replacement
+    config.teachers.learning_rates = ()  # per member; () = train.learning_rate, length 1 is for all
+    config.teachers.weight_decays = ()
+    config.teachers.label_smoothings = ()
+    config.teachers.patience = 0  # epochs without a better validation NLL; 0 = train to the end
+    config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
+
+    config.train = ConfigDict()
+    config.train.epochs = 60
+    config.train.eval_every = 1  # epochs between validations; best weights are chosen among these
+    config.train.batch_size = 64
+    config.train.optimizer = "adam"
+    config.train.learning_rate = 1e-3
+    config.train.schedule = "constant"
+    config.train.weight_decay = 0.0
+    config.train.label_smoothing = 0.0
+
+    config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})
+
+    config.students = ConfigDict()
+    config.students.model = ""  # "" = model.name
+    config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
+    config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
+    config.students.temperatures = (1.0,)
+    config.students.num_seeds = 5
+    config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
+    config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images
+    config.students.epochs = 0  # 0 = train.epochs
+    config.students.eval_every = 0  # 0 = train.eval_every
+
+    config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
+    config.runtime.how = "auto"  # auto | vmap | map | unroll | loop
+    config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
+    return config
+
+
+def variant(config: ConfigDict, name: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
+    """`config` changed into the variant `name` of --config=FILE.py:NAME; "" leaves it as it is."""
+    if name and name not in variants:
+        raise UserError(f"--config: there is no variant {name!r}{_nearest(name, variants)}")
+    if name:
+        variants[name](config)
+    return config
+
+
+def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value >= least, f"at least {least}"
+
+
+def _one_of(names: Iterable[str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in names, "one of " + ", ".join(names)
+
+
+_POSITIVE = (lambda value: value > 0, "above 0")
+_SHARE = (lambda value: 0 <= value < 1, "in [0, 1)")
+
+# field -> (is this value right?, what would be right); a tuple is checked entry by entry
+RANGES = {
+    "seed": _at_least(0),
+    "data.num_train": _at_least(0),
+    "data.val_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "data.augment.shift": _at_least(0),
+    "data.augment.cutout": _at_least(0),
+    "data.augment.noise": _at_least(0),
+    "teachers.num_members": _at_least(1),
+    "teachers.subset_fraction": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "teachers.learning_rates": _POSITIVE,
+    "teachers.weight_decays": _at_least(0),
+    "teachers.label_smoothings": _SHARE,
+    "teachers.patience": _at_least(0),
+    "train.epochs": _at_least(1),
+    "train.eval_every": _at_least(1),
+    "train.batch_size": _at_least(1),
+    "train.optimizer": _one_of(OPTIMIZERS),
+    "train.learning_rate": _POSITIVE,
+    "train.schedule": _one_of(SCHEDULES),
+    "train.weight_decay": _at_least(0),
+    "train.label_smoothing": _SHARE,
+    "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
+    "students.temperatures": _POSITIVE,
+    "students.num_seeds": _at_least(1),
+    "students.transfer": _one_of(TRANSFERS),
+    "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "students.epochs": _at_least(0),
+    "students.eval_every": _at_least(0),
+    "runtime.how": _one_of(("auto", *HOW)),
+    "runtime.checkpoint_seconds": _at_least(0),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise UserError, one line, on the first field that cannot work; nothing is loaded or trained."""
+    _check_fields(config.to_dict(), default().to_dict(), "")
+    flat = dict(fields(config))
+    for field, (is_right, right) in RANGES.items():
+        for value in flat[field] if isinstance(flat[field], tuple) else (flat[field],):
+            if not is_right(value):
+                raise UserError(f"config.{field}: {value!r} is not possible; it must be {right}")
+    _check_rounds("train", config.train.epochs, config.train.eval_every)
+    _check_rounds("students", *students_schedule(config))
+    for name in ("learning_rates", "weight_decays", "label_smoothings"):
+        values = config.teachers[name]
+        if len(values) not in (0, 1, config.teachers.num_members):
+            raise UserError(
+                f"config.teachers.{name} has {len(values)} values for {config.teachers.num_members} members; "
+                "give one for each member, or one for all"
+            )
+    for field in ("students.modes", "students.alphas", "students.temperatures", "students.transfer"):
+        _check_distinct(field, flat[field])
+    _check_addresses(config)
+
+
+def _check_addresses(config: ConfigDict) -> None:
+    task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
+    for field, addresses in (
+        ("model.name", (config.model.name,)),
+        ("teachers.models", config.teachers.models),
+        ("students.model", (config.students.model,) if config.students.model else ()),
+    ):
+        for address in addresses:
+            build_model(address, task, field)
+    num_teachers = config.teachers.num_members * len(teacher_models(config))
+    for address in config.students.modes:
+        recipe = build_recipe(address)
+        if num_teachers < recipe.min_teachers and not config.teachers.from_run:
+            raise UserError(
+                f"config.students.modes: {address} needs at least {recipe.min_teachers} teachers, "
+                f"config.teachers gives {num_teachers}"
+            )
+    for name in config.fusion.rules:
+        resolve("rule", name, "fusion.rules")
+    source_call(config)
+
+
+def teacher_models(config: ConfigDict) -> tuple[str, ...]:
+    """Addresses of the teachers' architectures."""
+    return tuple(config.teachers.models) or (config.model.name,)
+
+
+def student_model(config: ConfigDict) -> str:
+    """Address of the students' architecture."""
+    return config.students.model or config.model.name
+
+
+def students_schedule(config: ConfigDict) -> tuple[int, int]:
+    """(epochs, eval_every) of the students' stages."""
+    students, train = config.students, config.train
+    return students.epochs or train.epochs, students.eval_every or train.eval_every
+
+
+# --- addresses ----------------------------------------------------------------------------------------
+
+
+@lru_cache
+def catalogue(kind: str) -> dict[str, Callable]:
+    """{address: function} of every mode, rule, model or source there is.
+
+    Functions of methods/modes.py go by their bare name, other methods by "file.name".
+    """
+    place, returns = KINDS[kind]
+    found = {}
+    for module in _modules(importlib.import_module(f"mtkd_jax.{place}")):
+        family = module.__name__.rsplit(".", 1)[-1]
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            own = function.__module__ == module.__name__ and not name.startswith("_")
+            if own and function.__annotations__.get("return") in returns:
+                found[f"{family}.{name}" if kind == "mode" and family != "modes" else name] = function
+    return found
+
+
+def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, Any]]:
+    """The function an address names and its arguments, checked against the function's signature."""
+    name, arguments = _parse(address, field)
+    if name not in catalogue(kind):
+        raise UserError(f"config.{field}: there is no {kind} {name!r}{_nearest(name, catalogue(kind))}")
+    function = catalogue(kind)[name]
+    known = {
+        parameter.name: parameter
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for argument, value in arguments.items():
+        if argument not in known:
+            raise UserError(
+                f"config.{field}: {kind} {name} has no argument {argument!r}{_nearest(argument, known)}"
+            )
+        annotation = known[argument].annotation
+        if not _fits(value, annotation):
+            raise UserError(f"config.{field}: {name}({argument}={value!r}) must be of type {annotation}")
+    return function, arguments
+
+
+def build_model(address: str, task: Task, field: str = "model.name") -> Model:
+    """The network an address names, for a task."""
+    function, arguments = resolve("model", address, field)
+    try:
+        return function(task, **arguments)
+    except UserError as error:
+        raise UserError(f"config.{field}: {error}") from None
+
+
+def build_recipe(address: str, field: str = "students.modes") -> Recipe:
+    """The method an address names; its name is the address."""
+    function, arguments = resolve("mode", address, field)
+    return function(**arguments)._replace(name=address)
+
+
+def source_call(config: ConfigDict) -> Callable[[], DataSet]:
+    """The configured source with its arguments bound, not yet called."""
+    function, arguments = resolve("source", config.data.source, "data.source")
+    parameters = inspect.signature(function).parameters
+    if "path" in parameters and "path" not in arguments:
+        if not config.data.path:
+            raise UserError(f"config.data.path is empty; source {config.data.source} reads a path")
+        arguments = {**arguments, "path": config.data.path}
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
+    if required:
+        raise UserError(f"config.data.source: {config.data.source} needs {required[0]}=...")
+    return lambda: function(**arguments)
+
+
+def listing() -> str:
+    """Every mode, rule, model and source with the first line of its docstring."""
+    lines = []
+    for kind in KINDS:
+        found = catalogue(kind)
+        width = max(len(name) for name in found)
+        lines.append(f"{kind}s:")
+        lines += [
+            f"  {name:<{width}}  {inspect.getdoc(found[name]).splitlines()[0]}" for name in sorted(found)
+        ]
+    return "\n".join(lines)
+
+
+def _modules(module: ModuleType) -> list[ModuleType]:
+    if not hasattr(module, "__path__"):
+        return [module]
+    names = sorted(info.name for info in pkgutil.iter_modules(module.__path__))
+    return [importlib.import_module(f"{module.__name__}.{name}") for name in names]
+
+
+def _parse(address: str, field: str) -> tuple[str, dict[str, Any]]:
+    right = "write a name, or a call with literal keyword arguments such as mlp(hidden=(32, 32))"
+    try:
+        node = ast.parse(address, mode="eval").body
+        if isinstance(node, ast.Call) and not node.args:
+            arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
+            return ast.unparse(node.func), arguments
+        if isinstance(node, ast.Name | ast.Attribute):
+            return ast.unparse(node), {}
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    raise UserError(f"config.{field}: {address!r} is not an address; {right}")
+
+
+_TYPES = {
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+}
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a literal fits an annotation; what is not in the table is left to the function."""
+    if annotation.startswith("tuple[") and annotation.endswith(", ...]"):
+        entry = _TYPES.get(annotation[len("tuple[") : -len(", ...]")])
+        return isinstance(value, tuple) and (entry is None or all(map(entry, value)))
+    return annotation not in _TYPES or _TYPES[annotation](value)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
+
+
+# --- fields -------------------------------------------------------------------------------------------
+
+
+def fields(config: ConfigDict) -> list[tuple[str, Any]]:
+    """[(dotted name, value)] of every leaf."""
+    return list(_leaves(config.to_dict()))
+
+
+def nearest_field(field: str) -> str:
+    """A hint for a field that does not exist: the closest one that does."""
+    return _nearest(field, [name for name, _ in fields(default())])
+
+
+def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _check_fields(given: dict, right: dict, prefix: str) -> None:
+    for name in given:
+        if name not in right:
+            raise UserError(f"config.{prefix}{name} does not exist{nearest_field(prefix + name)}")
+    for name, value in right.items():
+        if name not in given:
+            raise UserError(f"config.{prefix}{name} is missing; start from mtkd_jax.config.default()")
+        if isinstance(value, dict) != isinstance(given[name], dict):
+            kind = "a group of fields" if isinstance(value, dict) else f"like {value!r}"
+            raise UserError(f"config.{prefix}{name} is {given[name]!r}; it must be {kind}")
+        if isinstance(value, dict):
+            _check_fields(given[name], value, f"{prefix}{name}.")
+        else:
+            _check_type(f"{prefix}{name}", given[name])
+
+
+# Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
+_ENTRY_TYPES = {
+    "teachers.models": "str",
+    "teachers.learning_rates": "float",
+    "teachers.weight_decays": "float",
+    "teachers.label_smoothings": "float",
+}
+
+
+def _check_type(field: str, value: Any) -> None:
+    expected = dict(fields(default()))[field]
+    if isinstance(expected, tuple):
+        entry = _ENTRY_TYPES.get(field) or type(expected[0]).__name__
+        if not isinstance(value, tuple) or not all(_TYPES[entry](v) for v in value):
+            raise UserError(f"config.{field} is {value!r}; it must be a tuple of {entry}, such as {expected!r}")
+    elif not _TYPES[type(expected).__name__](value) or value != value:
+        raise UserError(f"config.{field} is {value!r}; it must be a {type(expected).__name__} like {expected!r}")
+
+
+def _check_rounds(group: str, epochs: int, eval_every: int) -> None:
+    if epochs % eval_every:
+        raise UserError(
+            f"config.{group}.eval_every: {eval_every} does not divide the {epochs} epochs; "
+            f"{_largest_divisor(epochs, eval_every)} does"
+        )
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return max(n for n in range(1, min(at_most, number) + 1) if number % n == 0)
+
+
+def _check_distinct(field: str, values: tuple) -> None:
+    twice = [value for n, value in enumerate(values) if value in values[:n]]
+    if twice:
+        raise UserError(f"config.{field} names {twice[0]!r} twice; once is enough")

@@ -1,0 +1,101 @@
+"""Augmentation: pure functions of ONE image [h,w,c] float32 and a key; `augment` maps them over a batch.
+
+None of them needs to know what black is: moved-in pixels are reflections and cut-out pixels the image's own
+mean, so that images of a float source, whatever their units, stay in their own range.
+
+The forms are those that stay fast under vmap inside lax.scan on CPU: moves are gathers by computed places
+(fused with the gather of the batch), random numbers are drawn flat. Measured for B = 128 on 2 CPU cores.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.types import Array, UserError
+
+
+def flip(image: Array, key: Array) -> Array:
+    """Mirror left and right with probability 1/2."""
+    # 32x32x3: 0.1 ms a batch, where choosing between the image and its reverse takes 0.7.
+    columns = jnp.arange(image.shape[1])
+    return image[:, jnp.where(jax.random.bernoulli(key), columns[::-1], columns)]
+
+
+def shift(image: Array, key: Array, *, pixels: int) -> Array:
+    """Move by up to `pixels` in height and width, every whole offset alike; reflect what moves in.
+
+    The same as padding by reflection and cropping back at random. Raises `UserError` unless the image is
+    larger than `pixels` both ways.
+    """
+    height, width, channels = image.shape
+    if pixels >= min(height, width):
+        raise UserError(
+            f"shift = {pixels}: must be less than {min(height, width)}, for images {height}x{width}"
+        )
+    # One flat gather. Milliseconds a batch of 128 in lax.scan on 2 CPU cores, 28x28x1 by 4 and 32x32x3 by 4:
+    # this MEASURED_A and MEASURED_B, pad + dynamic_slice ..., two one-hot products ..., selects ...
+    down, right = jax.random.randint(key, (2,), -pixels, pixels + 1)
+    rows = _reflected(jnp.arange(height) + down, height)
+    columns = _reflected(jnp.arange(width) + right, width)
+    flat = image.reshape(height * width, channels)
+    return flat[rows[:, None] * width + columns[None, :]]
+
+
+def _reflected(places: Array, size: int) -> Array:
+    """Places -(size-1) .. 2(size-1) folded back to 0 .. size-1, the border pixels not repeated."""
+    last = size - 1
+    return last - jnp.abs(last - jnp.abs(places))
+
+
+def cutout(image: Array, key: Array, *, size: int) -> Array:
+    """Paint a square of `size` pixels, centred on a random pixel, with the image's mean colour.
+
+    The square may hang over the border. The paper paints the mean of the data set (zero after its
+    normalisation). Source: DeVries and Taylor 2017, arXiv 1708.04552.
+    """
+    height, width, _ = image.shape
+    row_key, column_key = jax.random.split(key)
+    top = jax.random.randint(row_key, (), 0, height) - size // 2
+    left = jax.random.randint(column_key, (), 0, width) - size // 2
+    rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
+    inside = ((rows >= 0) & (rows < size))[:, None] & ((columns >= 0) & (columns < size))[None, :]
+    return jnp.where(inside[:, :, None], image.mean(axis=(0, 1), keepdims=True), image)
+
+
+def noise(image: Array, key: Array, *, std: float) -> Array:
+    """Add Gaussian noise of standard deviation `std` to every value.
+
+    An image within [0,1] stays there (clipped). One with any value outside is in units of its own, whose
+    bounds nobody knows, and is not clipped.
+    """
+    # 32x32x3: 2.7 ms a batch, where numbers drawn in the shape of the image take 6.6 (c = 3 innermost).
+    noisy = image + std * jax.random.normal(key, (image.size,)).reshape(image.shape)
+    unit = (image.min() >= 0) & (image.max() <= 1)
+    return jnp.where(unit, noisy.clip(0, 1), noisy)
+
+
+def augment(
+    key: Array, images: Array, *, shift: int = 0, flip: bool = False, cutout: int = 0, noise: float = 0.0
+) -> Array:
+    """Flip, shift, cut out and add noise to images [B,h,w,c], each by a key of its own; 0 and False are off.
+
+    What is switched on does not change the random numbers of the others. All off: the images themselves.
+    """
+    if not (shift or flip or cutout or noise):
+        return images
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(len(images)))
+    return jax.vmap(lambda image, key: _augmented(image, key, shift, flip, cutout, noise))(images, keys)
+
+
+def _augmented(image, key, pixels, mirrored, size, std):
+    flip_key, shift_key, cutout_key, noise_key = jax.random.split(key, 4)
+    if mirrored:
+        image = flip(image, flip_key)
+    if pixels:
+        image = shift(image, shift_key, pixels=pixels)
+    if size:
+        image = cutout(image, cutout_key, size=size)
+    if std:
+        image = noise(image, noise_key, std=std)
+    return image

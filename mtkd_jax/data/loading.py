@@ -1,0 +1,239 @@
+"""Which examples are seen and in what order: splits, subsets and orders on the host, batches on the device.
+
+Everything is a pure function of its arguments. A `key` on the host is a tuple of whole numbers, such as
+(seed, stage, member, epoch); the same words give the same numbers on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtkd_jax.types import Array, Batch, DataSet, Examples, UserError
+
+Key = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Rows of `dataset.train_images`, sorted: three disjoint lists that hold every row between them."""
+
+    dataset: DataSet
+    train: np.ndarray  # [n] int32, the labelled training examples
+    pool: np.ndarray  # [u] int32, cut away by num_train: their labels are hidden from everyone
+    val: np.ndarray  # [v] int32
+
+
+# --- splits -------------------------------------------------------------------------------------------
+
+
+def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int) -> Split:
+    """Cut the training set into validation, labelled training examples and the pool of hidden labels.
+
+    Validation comes first, so it does not depend on `num_train`; then `num_train` examples (0 = all that are
+    left); the rest is the pool. Both cuts are stratified and hold every class. With one seed, a smaller
+    `num_train` gives a subset of a larger one. Raises `UserError` where that cannot be.
+    """
+    labels = dataset.train_labels
+    num_classes, total = dataset.num_classes, len(labels)
+    if not 0 < val_fraction < 1:
+        raise UserError(f"data.val_fraction = {val_fraction}: must lie strictly between 0 and 1")
+    num_val = round(val_fraction * total)
+    if num_val < num_classes:
+        raise UserError(
+            f"data.val_fraction = {val_fraction}: gives {num_val} validation examples of {total}, "
+            f"must be at least one for each of {num_classes} classes"
+        )
+    val, rest = _cut(np.arange(total), labels, num_val, _rng((seed, 0)))
+    if lost := sorted(set(range(num_classes)) - set(labels[rest].tolist())):
+        raise UserError(
+            f"data.val_fraction = {val_fraction}: validation takes all {np.sum(labels == lost[0])} examples "
+            f"of class {lost[0]} ({dataset.class_names[lost[0]]}), must leave one to train on"
+        )
+    if num_train != 0 and not num_classes <= num_train <= len(rest):
+        raise UserError(
+            f"data.num_train = {num_train}: must be 0 (all) or {num_classes} (one a class) to {len(rest)} "
+            f"({total} training examples less {num_val} for validation)"
+        )
+    train, pool = _cut(rest, labels, num_train or len(rest), _rng((seed, 1)))
+    return Split(dataset, train=train, pool=pool, val=val)
+
+
+def _cut(rows, labels, num, rng):
+    """`num` of the rows, each class in proportion and at least once; and the others. Both sorted."""
+    rows = rng.permutation(rows)
+    _, kind, sizes = np.unique(labels[rows], return_inverse=True, return_counts=True)
+    by_class = np.argsort(kind, kind="stable")
+    place = np.empty(len(rows))
+    place[by_class] = np.concatenate([np.arange(size) for size in sizes])  # 0, 1, ... within its class
+    # Webster's rule deals seats in the order of (place + 1/2) / size; here the first of each class comes first.
+    first = np.argsort(np.where(place == 0, -1, (place + 0.5) / sizes[kind]), kind="stable")
+    return tuple(np.sort(part).astype(np.int32) for part in (rows[first[:num]], rows[first[num:]]))
+
+
+def subset(indices: np.ndarray, labels: np.ndarray, fraction: float, key: Key) -> np.ndarray:
+    """Keep each index with probability `fraction` in (0,1]: the random training set of one ensemble member.
+
+    `labels` [N] are those of all rows. A draw that misses one of the classes of `indices` is drawn again.
+    Raises `UserError` when 100 draws in a row miss one. Source: Zuchniak 2023, arXiv 2302.07215.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"teachers.subset_fraction = {fraction}: must lie in (0,1]")
+    return _complete(
+        lambda rng: indices[rng.random(len(indices)) < fraction],
+        indices,
+        labels,
+        key,
+        f"teachers.subset_fraction = {fraction}: 100 random subsets of {len(indices)} training examples each "
+        "missed a class; must be larger, or data.num_train must be",
+    )
+
+
+def bootstrap(indices: np.ndarray, labels: np.ndarray, key: Key) -> np.ndarray:
+    """As many draws with replacement as there are indices, sorted (bagging: Breiman 1996).
+
+    A draw that misses one of the classes of `indices` is drawn again. Raises `UserError` as `subset` does.
+    """
+    return _complete(
+        lambda rng: np.sort(rng.choice(indices, len(indices))),
+        indices,
+        labels,
+        key,
+        f"bootstrap: 100 bootstrap samples of {len(indices)} training examples each missed a class; "
+        "data.num_train must be larger",
+    )
+
+
+def _complete(
+    draw: Callable[[np.random.Generator], np.ndarray],
+    indices: np.ndarray,
+    labels: np.ndarray,
+    key: Key,
+    message: str,
+) -> np.ndarray:
+    """The first of 100 draws that holds every class."""
+    wanted = set(labels[indices].tolist())
+    for attempt in range(100):
+        drawn = draw(_rng((*key, attempt)))
+        if set(labels[drawn].tolist()) == wanted:
+            return drawn
+    raise UserError(message)
+
+
+# --- orders -------------------------------------------------------------------------------------------
+
+
+def epoch_order(indices: np.ndarray, *, num_steps: int, batch_size: int, key: Key) -> np.ndarray:
+    """Full batches [num_steps,B] int32 in a shuffled order, each index floor or ceil of its share of times.
+
+    Where the steps ask for more than there is, the order goes on with a fresh permutation.
+
+    >>> sorted(epoch_order(np.arange(6), num_steps=3, batch_size=2, key=(0,)).ravel().tolist())
+    [0, 1, 2, 3, 4, 5]
+    """
+    return _shuffled(indices, num_steps * batch_size, _rng(key)).reshape(num_steps, batch_size)
+
+
+def mixed_order(
+    labelled: np.ndarray,
+    unlabelled: np.ndarray,
+    *,
+    num_steps: int,
+    batch_size: int,
+    labelled_per_batch: int,
+    key: Key,
+) -> np.ndarray:
+    """Batches [num_steps,B] int32 with `labelled_per_batch` labelled indices each, the others unlabelled.
+
+    Each of the two lists is walked as in `epoch_order`, at its own pace. Labelled indices come first in a
+    batch. Raises `UserError` when there is nothing unlabelled or a batch has no place for both.
+    """
+    if len(unlabelled) == 0:
+        raise UserError(
+            "students.transfer = 'unlabelled': no image is without a label; data.num_train must cut some away"
+        )
+    if not 0 < labelled_per_batch < batch_size:
+        raise UserError(
+            f"labelled_per_batch = {labelled_per_batch}: must lie in 1..{batch_size - 1}, "
+            f"for a batch of {batch_size} with both kinds of images"
+        )
+    rest = batch_size - labelled_per_batch
+    return np.concatenate(
+        [
+            epoch_order(labelled, num_steps=num_steps, batch_size=labelled_per_batch, key=(*key, 0)),
+            epoch_order(unlabelled, num_steps=num_steps, batch_size=rest, key=(*key, 1)),
+        ],
+        axis=1,
+    )
+
+
+def _shuffled(indices: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    rounds = -(-num // len(indices))
+    return np.concatenate([rng.permutation(indices) for _ in range(rounds)])[:num].astype(np.int32)
+
+
+def _rng(key: Key) -> np.random.Generator:
+    # The length goes in too: SeedSequence pads with zeros, so that (3,) and (3, 0) would be the same.
+    return np.random.default_rng(np.random.SeedSequence((len(key), *key)))
+
+
+# --- arrays for the device ----------------------------------------------------------------------------
+
+
+def examples(split: Split) -> Examples:
+    """All training images as device arrays; only `split.train` is labelled, every other label reads 0.
+
+    The labels of validation and pool are overwritten, not only masked: no mistake further on can leak them.
+    """
+    labelled = np.zeros(len(split.dataset.train_labels), bool)
+    labelled[split.train] = True
+    return Examples(
+        image=jnp.asarray(split.dataset.train_images),
+        label=jnp.asarray(np.where(labelled, split.dataset.train_labels, np.int32(0))),
+        labelled=jnp.asarray(labelled),
+    )
+
+
+def holdout(split: Split, part: Literal["val", "test"]) -> tuple[Array, Array]:
+    """Images [n,h,w,c] (as stored: see `scale`) and labels [n] of the validation or the test set."""
+    images, labels = {
+        "val": (split.dataset.train_images[split.val], split.dataset.train_labels[split.val]),
+        "test": (split.dataset.test_images, split.dataset.test_labels),
+    }[part]
+    return jnp.asarray(images), jnp.asarray(labels)
+
+
+def scale(images: Array) -> Array:
+    """Images as a network sees them: uint8 as float32 in [0,1], floats as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def gather(examples: Examples, indices: Array) -> Batch:
+    """The rows `indices` [B] int32 as a scaled `Batch`; pure, for use inside the compiled step."""
+    return Batch(
+        image=scale(examples.image[indices]),
+        label=examples.label[indices],
+        index=indices,
+        labelled=examples.labelled[indices],
+    )
+
+
+def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the labelled training images, scaled as in `Batch`.
+
+    The deviation is at least 1/255 of the channel's range, and 1 for a channel that never varies, so that
+    dividing by it is always safe.
+    """
+    images = split.dataset.train_images[split.train]
+    unit = 255.0 if images.dtype == np.uint8 else 1.0
+    pixels = images.size / images.shape[-1]
+    # einsum sums in float64 without a float64 copy of the images.
+    mean = np.einsum("nhwc->c", images, dtype=np.float64) / pixels / unit
+    square = np.einsum("nhwc,nhwc->c", images, images, dtype=np.float64) / pixels / unit**2
+    width = (images.max(axis=(0, 1, 2)).astype(np.float64) - images.min(axis=(0, 1, 2))) / unit
+    std = np.sqrt(np.maximum(square - mean**2, (width / 255) ** 2))
+    return tuple(mean.tolist()), tuple(np.where(width == 0, 1.0, std).tolist())

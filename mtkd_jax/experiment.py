@@ -1,0 +1,106 @@
+"""The table of contents: configuration -> data -> teachers -> students -> evaluation -> report -> export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax import (
+    analysis,
+    evaluation,
+    export,
+    intervals,
+    metrics,
+    plan,
+    predictions,
+    report,
+    teachers,
+    workdir,
+)
+from mtkd_jax import config as configuration
+from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
+from mtkd_jax.logbook import Logbook
+from mtkd_jax.predictions import Predictions
+
+NUM_CHECKED = 64  # test images on which the exported student is compared with the trained one
+
+
+def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, Any]:
+    """Do what `config` says in the folder `into` and return its report (design: README, Report).
+
+    Goes on where an interrupted run of the same configuration stopped; of a finished one it returns the
+    report. Raises UserError, one line, for whatever the user can mend.
+    """
+    into = Path(into)
+    configuration.validate(config)
+    split = load_split(config)
+    workdir.open_run(into, config, split)
+    if workdir.is_finished(into):
+        return json.loads((into / workdir.REPORT).read_text(encoding="utf-8"))
+
+    with Logbook(into, quiet) as logbook:
+        borrowed, notes = teachers.borrowed(config, split)
+        stages = plan.teachers_then_students(config, split)
+        done = plan.run(stages, into, logbook, config.runtime.checkpoint_seconds, borrowed)
+
+        logbook.say("evaluating")
+        predicted = evaluation.predict(config, split, done, notes)
+        predictions.save(into / "predictions.npz", predicted)
+
+        logbook.say("writing the student and the report")
+        save_student(config, split, done, predicted, into)
+        return report.write(into)
+
+
+def load_split(config: ConfigDict) -> Split:
+    """The configured data, checked and cut into training, pool, validation and test."""
+    dataset = configuration.source_call(config)()
+    return loading.split(
+        dataset,
+        num_train=config.data.num_train,
+        val_fraction=config.data.val_fraction,
+        seed=config.seed,
+    )
+
+
+def save_student(config: ConfigDict, split: Split, done: plan.Done, predicted: Predictions, into: Path) -> None:
+    """Write the chosen student to `into`/student, load it again and check that it says the same."""
+    chosen = analysis.chosen_student(predicted)
+    if chosen is None:
+        return
+    group, position = chosen
+    model, variables = evaluation.student_of(config, done, group, position)
+    dataset, logits = split.dataset, group.test[position]
+    measured = metrics.per_example(logits, dataset.test_labels)
+    card = {
+        "name": f"{group.name} student of {sum(len(g.members) for g in analysis.teachers(predicted))} teachers",
+        "model": configuration.student_model(config),
+        "task": model.module.task,
+        "class_names": list(dataset.class_names),
+        "input": {
+            "shape": list(dataset.train_images.shape[1:]),
+            "dtype": "float32",
+            "range": "uint8 pixels divided by 255" if dataset.train_images.dtype == np.uint8 else "as in the data",
+        },
+        "training": f"{group.method}, alpha {group.alpha:g} (weight of the hard labels), T {group.temperature:g}, "
+        f"{group.transfer} transfer set, {group.members[position]}; chosen by validation NLL",
+        "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
+        "source": f"configuration {workdir.config_hash(config.to_dict())[:12]}",
+        "metrics": {
+            f"test {name}": {
+                "value": float(np.mean(values)),
+                "ci95": intervals.bootstrap_interval(values),
+                "over": "test examples",
+            }
+            for name, values in measured.items()
+        },
+    }
+    images = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
+    export.save_student(into / "student", variables, card, (images, logits[:NUM_CHECKED]))
+    export.verify_student(into / "student", configuration.build_model, images, logits[:NUM_CHECKED])

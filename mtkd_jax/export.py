@@ -1,0 +1,204 @@
+"""The chosen student as a folder that needs no run: weights, what they are, and a check that they work.
+
+model.safetensors   {"params/Dense_0/kernel": array, ...}: no pickle, nothing is executed on loading
+model.json          the card: what `load_student` needs and what a reader asks
+check.safetensors   {"images", "logits"}: a few inputs and what the student said of them when it was saved
+README.md           the card in words
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import flax as safetensors
+
+from mtkd_jax.types import Array, Model, PyTree, Task, UserError
+
+Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
+TOLERANCE = 1e-5
+
+
+def save_student(
+    directory: Path, variables: PyTree, card: Mapping[str, Any], check: tuple[Array, Array]
+) -> None:
+    """Write the student's folder, whole or not at all; one that is there is replaced.
+
+    `card` holds, as JSON can:
+        name        one line for the heading
+        model       the address `build` takes
+        task        a `Task`: classes, heads, and the normalisation inside the network
+        class_names C strings, by output index
+        input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there
+        training    one line: method, alpha, temperature, or whatever made it
+        data        one line: source and sizes
+        source      one line: the run it came from
+        metrics     {name: {"value", "ci95": [low, high] or None, "over": what the interval is taken over}}
+    `check` is (images [n,h,w,c], logits [n,C]). Raises UserError when the disk refuses.
+    """
+    directory = Path(directory).absolute()
+    temporary, old = (directory.with_name(f".{directory.name}.{word}") for word in ("writing", "old"))
+    weights = safetensors.save(flatten_dict(_contiguous(variables), sep="/"))
+    card = {**card, "task": card["task"]._asdict(), "weights_sha256": _sha256(weights)}
+    card["card_sha256"] = _card_digest(card)
+    images, logits = check
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        (temporary / "model.safetensors").write_bytes(weights)
+        checked = safetensors.save(_contiguous({"images": images, "logits": logits}))
+        (temporary / "check.safetensors").write_bytes(checked)
+        (temporary / "model.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
+        (temporary / "README.md").write_text(_readme(card, directory.name), encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if directory.exists():
+            directory.rename(old)
+        temporary.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot save the student: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str, Any]]:
+    """The student as (model, variables, card): `model.apply(variables, images)[0].logits`.
+
+    Raises UserError naming the file when one is missing or is not what was saved, or when `build` makes
+    another network of the card's address than the one whose weights these are.
+    """
+    directory = Path(directory)
+    card = _read_card(directory / "model.json")
+    path = directory / "model.safetensors"
+    if _sha256(_read(path)) != card["weights_sha256"]:
+        raise UserError(
+            f"{path}: damaged, its SHA-256 is not the one in model.json; export the student again"
+        )
+    variables = unflatten_dict(safetensors.load_file(path), sep="/")
+    task = {name: tuple(value) if isinstance(value, list) else value for name, value in card["task"].items()}
+    model = build(card["model"], Task(**task))
+    image = jax.ShapeDtypeStruct((1, *card["input"]["shape"]), jnp.float32)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), image)
+    if _shapes(wanted) != _shapes(variables):
+        raise UserError(f"{path}: not the weights of {card['model']} as this version of mtkd_jax builds it")
+    return model, variables, card
+
+
+def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:
+    """Load the student again and return max |its logits - logits|; RuntimeError above 1e-5."""
+    model, variables, _ = load_student(directory, build)
+    found = jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)(variables, images)
+    difference = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(logits, np.float64))))
+    if not difference <= TOLERANCE:  # NaN is a failure too
+        raise RuntimeError(
+            f"{directory}: reloaded, the student's logits differ by {difference:g}, more than {TOLERANCE:g}"
+        )
+    return difference
+
+
+def _contiguous(tree: PyTree) -> PyTree:
+    """On the host in C order: safetensors writes the memory as it lies."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, order="C"), tree)
+
+
+def _shapes(variables: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in flatten_dict(variables, sep="/").items()}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _card_digest(card: Mapping[str, Any]) -> str:
+    """Over all but itself: a changed `task` would change the predictions without touching the weights."""
+    rest = {name: value for name, value in card.items() if name != "card_sha256"}
+    return _sha256(json.dumps(rest, sort_keys=True).encode())
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the student: {error.strerror}") from error
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    data = _read(path)
+    try:
+        card = json.loads(data)
+        intact = card["card_sha256"] == _card_digest(card)
+    except (ValueError, TypeError, KeyError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path}: damaged or edited, its SHA-256 does not fit; export the student again")
+    return card
+
+
+# --- the card in words --------------------------------------------------------------------------------
+
+
+def _readme(card: Mapping[str, Any], folder: str) -> str:
+    shape = " x ".join(map(str, card["input"]["shape"]))
+    metrics = "\n".join(_metric_row(name, metric) for name, metric in card["metrics"].items())
+    return f"""# {card["name"]}
+
+A network that sorts images of {shape} (height x width x channels) into {len(card["class_names"])} classes:
+{", ".join(card["class_names"])}.
+
+| | |
+|---|---|
+| network | `{card["model"]}` |
+| trained by | {card["training"]} |
+| data | {card["data"]} |
+| run | {card["source"]} |
+| input | {card["input"]["dtype"]}, {card["input"]["range"]}; normalisation is inside the network |
+| output | unnormalised logits, one per class in the order above; softmax makes probabilities |
+
+## What it is for
+
+Images like those it was trained on. Nothing is known of its accuracy on others, such as another camera,
+another scale or a class that is not in the list; it always answers with one of its classes.
+
+## How good it is
+
+| metric | value | 95 % interval | over |
+|---|---|---|---|
+{metrics}
+
+## How to load it
+
+With `mtkd_jax` installed, from the folder that holds `{folder}/`:
+
+```python
+from pathlib import Path
+
+import jax
+from safetensors.flax import load_file
+
+from mtkd_jax.config import build_model
+from mtkd_jax.export import load_student
+
+model, variables, card = load_student(Path("{folder}"), build_model)
+check = load_file("{folder}/check.safetensors")  # a few inputs, and the logits they gave when it was saved
+outputs, _ = model.apply(variables, check["images"])
+for row in jax.nn.softmax(outputs.logits):
+    print(card["class_names"][int(row.argmax())], float(row.max()))
+print("largest difference from the saved logits:", abs(outputs.logits - check["logits"]).max())
+```
+
+`model.json` is this page for programs; SHA-256 of the weights: `{card["weights_sha256"]}`.
+"""
+
+
+def _metric_row(name: str, metric: Mapping[str, Any]) -> str:
+    interval = "none" if metric["ci95"] is None else f"{metric['ci95'][0]:.4g} to {metric['ci95'][1]:.4g}"
+    return f"| {name} | {metric['value']:.4g} | {interval} | {metric['over']} |"

@@ -1,0 +1,272 @@
+"""The words of the report, written from its numbers: what a run shows, and under which conditions.
+
+Nothing is called better unless Holm's p is below 0.05; what is inside the noise is said to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+from scipy.special import softmax
+
+from mtkd_jax import analysis, fusion
+from mtkd_jax.predictions import Predictions
+
+SIGNIFICANT = 0.05
+
+
+def better_or_worse(comparison: dict) -> str:
+    """"better" | "worse" | "" (inside the noise, or not testable): what may be said of a against b."""
+    p = comparison["p_holm"]
+    if p is None or p >= SIGNIFICANT:
+        return ""
+    higher_is_better = comparison["metric"] == "accuracy"
+    return "better" if (comparison["mean_difference"] > 0) == higher_is_better else "worse"
+
+
+# --- what this run shows ------------------------------------------------------------------------------
+
+
+def shown(report: dict) -> list[str]:
+    """Paragraphs in plain language, from the numbers of report.json alone."""
+    found = [_ensemble(report), *map(_gap, report["gaps"])]
+    for family in dict.fromkeys(one["family"] for one in report["comparisons"]):
+        of_family = [one for one in report["comparisons"] if one["family"] == family]
+        for b in dict.fromkeys(one["b"] for one in of_family):
+            tested = [one for one in of_family if one["b"] == b]
+            found.append(_paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED)))
+    return [*found, *_kept(report)]
+
+
+def _ensemble(report: dict) -> str:
+    teachers = [row for row in report["rows"] if row["role"] == "teacher"]
+    singles = [value for row in teachers for value in row["accuracy"]["values"]]
+    fused = report["sub_ensembles"][-1]["mean"]
+    if len(singles) == 1:
+        return f"The one teacher reaches {percent(fused)}."
+    return (
+        f"The {len(singles)} teachers fused by mean_probs reach {percent(fused)}; "
+        f"one teacher alone {percent(np.mean(singles))} on average, the best {percent(max(singles))}."
+    )
+
+
+def _gap(gap: dict) -> str:
+    difference = f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}"
+    where = f"the baseline trained without teachers ({gap['transfer']}, {percent(gap['baseline'])})"
+    if gap["larger_than_noise"]:
+        return f"The ensemble is ahead of {where} by {difference}: there is something to hand down."
+    if gap["ci95"][1] < 0:
+        return f"The ensemble is behind {where}, {difference}: there is nothing to hand down."
+    return f"The ensemble is not told apart from {where}: {difference}."
+
+
+def _paragraph(on_accuracy: list[dict], on_nll: list[dict]) -> str:
+    """All modes against one rival: accuracy in sentences, NLL in short."""
+    one = on_accuracy[0]
+    if one["family"] == analysis.CROSS_FAMILY:
+        against = f"With the unlabelled images, against the {one['b']} without them"
+    else:
+        against = f"Against {_called(one['b'])} ({one['family']})"
+    return f"{against}: {_on_accuracy(on_accuracy)} {_on_nll(on_nll)}"
+
+
+def _on_accuracy(tested: list[dict]) -> str:
+    """One sentence a finding, then one for all that is inside the noise."""
+    words = {"better": "beats", "worse": "is worse than"}
+    sentences = [
+        f"{one['a']} {words[better_or_worse(one)]} {_called(one['b'])} by {points(one['mean_difference'])} "
+        f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}."
+        for one in tested
+        if better_or_worse(one)
+    ]
+    unclear = [one for one in tested if one["p_holm"] is not None and not better_or_worse(one)]
+    if unclear:
+        listed = ", ".join(f"{one['a']} {points(one['mean_difference'])}" for one in unclear)
+        sentences.append(f"No difference larger than noise: {listed}{_could_have_been_seen(unclear)}.")
+    untested = [one for one in tested if one["p_holm"] is None]
+    if untested:
+        listed = ", ".join(f"{one['a']} {points(one['mean_difference'])}" for one in untested)
+        sentences.append(f"Not testable, for want of differing pairs of seeds: {listed}.")
+    return " ".join(sentences)
+
+
+def _on_nll(tested: list[dict]) -> str:
+    """"NLL: lower for ...; inside the noise for ...": each name with its difference."""
+    parts = []
+    for verdict, words in (("better", "lower for"), ("worse", "higher for"), ("", "not told apart for")):
+        names = [f"{one['a']} ({one['mean_difference']:+.3f})" for one in tested if better_or_worse(one) == verdict]
+        if names:
+            parts.append(f"{words} {', '.join(names)}")
+    return f"NLL: {'; '.join(parts)}."
+
+
+def _called(name: str) -> str:
+    return f"the {name}" if name in ("baseline", "control") else name
+
+
+def _could_have_been_seen(unclear: list[dict]) -> str:
+    sizes = [one["detectable"] for one in unclear if one["detectable"] is not None]
+    if not sizes:
+        return ""
+    size = f"{100 * median(sizes):.1f} points"
+    return f"; with {unclear[0]['n']} seeds a true difference of about {size} would have been seen"
+
+
+def _kept(report: dict) -> list[str]:
+    kept = report["chosen_student"]
+    if kept is None:
+        return []
+    row = next(
+        row for row in report["rows"] if (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
+    )
+    params = sum(row["params"] * row["n"] for row in report["rows"] if row["role"] == "teacher")
+    cost = f" It holds {row['params'] / params:.0%} of the teachers' parameters." if params else ""
+    return [
+        f"The student kept is {kept['name']} ({kept['transfer']}, {kept['member']}), by validation NLL alone: "
+        f"test accuracy {percent(kept['accuracy'])}, NLL {kept['nll']:.3f}.{cost}"
+    ]
+
+
+# --- notes --------------------------------------------------------------------------------------------
+
+
+def notes(predictions: Predictions, report: dict) -> list[str]:
+    """The conditions under which the numbers hold."""
+    return [
+        *predictions.notes,
+        *_transfer_sets(predictions),
+        "Intervals (95 %) and tests are conditional on this set of teachers, this data order and this split. "
+        "Over seeds and members: Student's t. Ensembles: bootstrap over test examples. They are not comparable "
+        "in width.",
+        _selection(predictions),
+        "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set, "
+        "the intervals beside it are not corrected. A difference that 'would have been seen' is one that such a "
+        "test finds four times in five.",
+        *_gap_shares(report),
+        *_equal_gradients(predictions, report),
+        *_fitted(predictions),
+        *_costs(report),
+    ]
+
+
+def _transfer_sets(predictions: Predictions) -> list[str]:
+    train, unlabelled = predictions.sizes["train"], predictions.sizes["unlabelled"]
+    seen = {
+        "labelled": f"{train:,} labelled images",
+        "unlabelled": f"{train:,} labelled and {unlabelled:,} unlabelled images "
+        "(their labels are hidden from every loss)",
+    }
+    return [f"Transfer set '{name}': students see {seen[name]}." for name in analysis.transfers(predictions)]
+
+
+def _selection(predictions: Predictions) -> str:
+    sizes = {len(group.grid) for group in predictions.groups if group.role == "student"} or {0}
+    grid = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+    return (
+        f"(alpha, temperature) of a mode: the lowest mean validation NLL over seeds among {grid} grid points, "
+        "ties to the alpha nearest 0.25, then the lowest temperature; "
+        f"{predictions.sizes['val']:,} validation images. alpha is the weight of the hard labels. "
+        "The test split was not looked at."
+    )
+
+
+def _gap_shares(report: dict) -> list[str]:
+    meaning = "Gap share = (student - baseline) / (ensemble by mean_probs - baseline), of accuracy."
+    return [meaning] + [
+        f"Gap shares ({gap['transfer']}) are left out: the interval of ensemble - baseline, "
+        f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}, "
+        + ("rests on one seed." if gap["ci95"][0] > 0 else "does not lie above 0.")
+        for gap in report["gaps"]
+        if not gap["larger_than_noise"]
+    ]
+
+
+def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
+    found = []
+    for transfer in analysis.transfers(predictions):
+        pair = [analysis.find(predictions, transfer, name=name) for name in ("output_avg", "loss_avg")]
+        if None in pair:
+            continue
+        of_row = {row["name"]: row for row in report["rows"] if row["transfer"] == transfer}
+        accuracies = [of_row[group.name]["accuracy"]["mean"] for group in pair]
+        same = (pair[0].alpha, pair[0].temperature) == (pair[1].alpha, pair[1].temperature)
+        settings = "at the same alpha and temperature" if same else "at their own alpha and temperature"
+        found.append(
+            "output_avg and loss_avg have equal gradients at one shared temperature: one method, two names. "
+            f"Measured ({transfer}): the two logit gradients differ by at most "
+            f"{gradient_difference(predictions, transfer):.1e} on the validation logits of the students; "
+            f"test accuracy differs by {points(accuracies[1] - accuracies[0])} {settings}."
+        )
+    return found
+
+
+def gradient_difference(predictions: Predictions, transfer: str) -> float:
+    """Largest |d loss_avg / dz - d output_avg / dz| on the students' validation logits z, in float32.
+
+    d/dz KL(q || softmax(z/T)) = (softmax(z/T) - q) / T; loss_avg averages that over the K teachers q_k,
+    output_avg takes it at their mean. On paper the two are one; what is left is rounding.
+    """
+    student = analysis.find(predictions, transfer, name="output_avg")
+    temperature = np.float32(student.temperature)
+    targets = softmax(analysis.teacher_logits(predictions, "val").astype(np.float32) / temperature, axis=-1)
+    largest = 0.0
+    for logits in student.val.astype(np.float32):
+        probs = softmax(logits / temperature, axis=-1)
+        of_each = ((probs - targets) / temperature).mean(axis=0)
+        of_mean = (probs - targets.mean(axis=0)) / temperature
+        largest = max(largest, float(np.abs(of_each - of_mean).max()))
+    return largest
+
+
+def _fitted(predictions: Predictions) -> list[str]:
+    names = dict.fromkeys(group.name for group in predictions.groups if group.name.startswith("supernet"))
+    if not names:
+        return []
+    return [f"{' and '.join(names)}: the fused network is fitted on training data, as in the paper."]
+
+
+def _costs(report: dict) -> list[str]:
+    rules = [row["rule"] for row in report["rows"] if row["rule"] in fusion.RANK_RULES]
+    found = ["Parameters, FLOPs and latency of an ensemble are sums over its teachers, run one after another."]
+    if rules:
+        found.append(f"{', '.join(rules)}: rank rules give a decision and no probabilities, so no NLL, ECE, Brier.")
+    return found
+
+
+# --- figures in words ---------------------------------------------------------------------------------
+
+
+def percent(value: float) -> str:
+    """
+    >>> percent(0.91667)
+    '91.67 %'
+    """
+    return f"{100 * value:.2f} %"
+
+
+def points(difference: float) -> str:
+    """
+    >>> points(0.0125)
+    '+1.25 points'
+    """
+    return f"{100 * difference:+.2f} points"
+
+
+def interval(bounds: Sequence[float], metric: str) -> str:
+    """Accuracies in per cent or points, everything else as it is.
+
+    >>> interval((0.004, 0.02), "accuracy"), interval((-0.1, 0.2), "nll")
+    ('[0.40, 2.00]', '[-0.100, 0.200]')
+    """
+    low, high = bounds
+    return f"[{100 * low:.2f}, {100 * high:.2f}]" if metric == "accuracy" else f"[{low:.3f}, {high:.3f}]"
+
+
+def p_value(p: float) -> str:
+    """
+    >>> p_value(0.0123), p_value(0.00001)
+    ('= 0.012', '< 0.001')
+    """
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -1,0 +1,109 @@
+"""Intervals and paired tests: how much of a number is noise. 95 % everywhere, two-sided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+POWER = 0.8  # what `detectable_difference` asks for
+
+Interval = tuple[float, float]
+
+
+def t_interval(values: Sequence[float]) -> Interval | None:
+    """Student's t interval of a mean (standard deviation with ddof = 1); None for fewer than two values.
+
+    >>> low, high = t_interval([1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
+    if len(values) < 2:
+        return None
+    mean, half = np.mean(values), _t_quantile(LEVEL, len(values)) * _standard_error(values)
+    return float(mean - half), float(mean + half)
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0, num_resamples: int = 1000) -> Interval:
+    """Percentile interval of a mean by resampling test examples (Efron, 1979).
+
+    values: [N], one number an example, or [S,N], one row a seed: then seeds and examples are resampled
+    independently of each other, and the interval holds both kinds of chance.
+    """
+    values = np.atleast_2d(np.asarray(values, np.float64))
+    num_seeds, num_examples = values.shape
+    rng = np.random.default_rng(seed)
+    means = np.empty(num_resamples)
+    for i in range(num_resamples):
+        rows = np.bincount(rng.integers(num_seeds, size=num_seeds), minlength=num_seeds) / num_seeds
+        means[i] = (rows @ values)[rng.integers(num_examples, size=num_examples)].mean()
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def paired_t(a: Sequence[float], b: Sequence[float]) -> dict:
+    """Paired t test of a - b: {"mean_difference", "ci95", "p_value", "n"}.
+
+    Fewer than two pairs leave interval and p None. Differences that are all 0 have p = 1. Differences that
+    are all equal but not 0 also leave them None: they hold no estimate of noise, and t = infinity would
+    claim a certainty that only rounding made.
+
+    >>> paired_t([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])["mean_difference"]
+    2.0
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    found = {"mean_difference": float(difference.mean()), "ci95": None, "p_value": None, "n": len(difference)}
+    if len(difference) < 2:
+        return found
+    if _constant(difference):
+        all_zero = abs(found["mean_difference"]) <= _ROUNDING
+        return {**found, "ci95": (0.0, 0.0), "p_value": 1.0} if all_zero else found
+    t = difference.mean() / _standard_error(difference)
+    p_value = float(2 * stats.t.sf(abs(t), len(difference) - 1))
+    return {**found, "ci95": t_interval(difference), "p_value": p_value}
+
+
+def detectable_difference(a: Sequence[float], b: Sequence[float], num_tests: int = 1) -> float | None:
+    """The true mean difference that `paired_t` would have found with 80 % power among `num_tests` tests.
+
+    (t_{1 - 0.025/num_tests} + t_{0.8}) s / sqrt(n), with s of these differences and Holm's first, strictest
+    threshold. None where there is no estimate of noise.
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    if len(difference) < 2 or _constant(difference):
+        return None
+    threshold = _t_quantile(1 - (1 - LEVEL) / num_tests, len(difference))
+    return float((threshold + stats.t.ppf(POWER, len(difference) - 1)) * _standard_error(difference))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's (1979) step-down adjusted p values, in the order given; None stays None and is not counted.
+
+    >>> holm([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+    """
+    tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+_ROUNDING = 1e-12  # differences of means of float64 that are equal on paper differ by about 1e-16
+
+
+def _constant(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) <= _ROUNDING)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _t_quantile(level: float, n: int) -> float:
+    """The t quantile that holds `level` of the mass on both sides of 0."""
+    return float(stats.t.ppf((1 + level) / 2, n - 1))

@@ -1,0 +1,112 @@
+"""`python -m mtkd_jax.main --config=configs/digits.py --workdir=runs/digits`: flags in, experiment.run.
+
+What the user can mend ends with one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mtkd_jax.types import UserError
+
+USAGE = "python -m mtkd_jax.main --config=FILE.py[:VARIANT] --workdir=FOLDER [--config.a.b=value ...]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the command line asks for; returns the exit code."""
+    try:
+        options = parse(argv)
+        if options.list:
+            from mtkd_jax import config
+
+            print(config.listing())
+            return 0
+        return _run(options.config, options.workdir)
+    except UserError as error:
+        print(f"mtkd_jax: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str]) -> flags.FlagValues:
+    """The command line's flags; UserError on whatever is wrong with it."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "FILE.py or FILE.py:VARIANT", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "the folder the run lives in", flag_values=values)
+    flags.DEFINE_bool("list", False, "print every mode, rule, model and source", flag_values=values)
+    flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=values)
+    path = _config_file(argv)
+    try:
+        surplus = values(list(argv))[1:]
+    except flags.Error as error:
+        raise UserError(f"{_one_line(error)}; usage: {USAGE}") from None
+    except AttributeError as error:
+        raise UserError(_unknown_field(argv, error)) from None
+    except UserError:
+        raise
+    except Exception as error:  # the configuration file is the user's own code: anything may come out of it
+        raise UserError(f"{path}: {type(error).__name__}: {_one_line(error)}") from None
+    if surplus:
+        raise UserError(f"{surplus[0]!r} is not understood; options start with --; usage: {USAGE}")
+    if values.help:
+        print(f"{__doc__}\n\n{USAGE}\n\n{values.main_module_help() or values.get_help()}")
+        raise SystemExit(0)
+    if not values.list:
+        _require(values)
+    return values
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The file --config names, checked to be there before anything runs it."""
+    given = list(argv)
+    for place, argument in enumerate(given):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            value = value or (given[place + 1] if place + 1 < len(given) else "")
+            path = value.partition(":")[0]
+            if not os.path.isfile(path):
+                raise UserError(f"--config={value}: there is no file {path!r}; configs/ holds some to start from")
+            return path
+    return ""
+
+
+def _require(values: flags.FlagValues) -> None:
+    for name in ("config", "workdir"):
+        if values[name].value is None:
+            raise UserError(f"--{name} is missing; usage: {USAGE}")
+    if not isinstance(values.config, ConfigDict):
+        raise UserError(f"--config: get_config() returned {type(values.config).__name__}, not a ConfigDict")
+
+
+def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
+    from mtkd_jax import config
+
+    known = {name for name, _ in config.fields(config.default())}
+    for argument in argv:
+        name = argument.lstrip("-").partition("=")[0].removeprefix("noconfig.").removeprefix("config.")
+        if argument.lstrip("-").startswith(("config.", "noconfig.")) and name not in known:
+            return f"config.{name} does not exist{config.nearest_field(name)}"
+    return f"the configuration file asks for a field that does not exist: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _run(config: ConfigDict, into: str) -> int:
+    from mtkd_jax import experiment, report, workdir
+
+    workdir.use_compile_cache()
+    result = experiment.run(config, into)
+    report.show(result, into)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,93 @@
+"""The modes of the founding paper (Zuchniak 2023, arXiv 2302.07215) and their natural relatives.
+
+All train one student from K teachers; they differ in what the student is to match (`aim`), and
+`mimic_all` also in how many heads the student has. Bugs of the released code are not reproduced: there
+the temperature is accepted and never used, and vote ties go to the lowest class index.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax import fusion
+from mtkd_jax.methods.seams import PLAIN
+from mtkd_jax.types import Array, Context, Recipe, Targets
+
+
+def output_avg() -> Recipe:
+    """Match the mean of the teachers' softened probabilities: KL(mean_k softmax(z_k/T) || p)."""
+    return PLAIN._replace(name="output_avg")
+
+
+def loss_avg() -> Recipe:
+    """Match every teacher with the one head: mean_k KL(q_k || p).
+
+    Written out as K targets. At one shared temperature its gradient is that of `output_avg`; only the
+    loss value differs, by the Jensen gap H(mean_k q_k) - mean_k H(q_k), which no student can change.
+    """
+    return PLAIN._replace(name="loss_avg", aim=_each_teacher)
+
+
+def logit_avg() -> Recipe:
+    """Match the mean logit, a geometric mean of the teachers: KL(softmax(mean_k z_k/T) || p)."""
+    return PLAIN._replace(name="logit_avg", aim=_mean_logit)
+
+
+def vote() -> Recipe:
+    """Match the teachers' ballots: KL(normalised Borda scores || p); the scores are not softened."""
+    return PLAIN._replace(name="vote", aim=_borda)
+
+
+def supernet() -> Recipe:
+    """Match a Dense layer on the teachers' concatenated logits, fitted first on the training labels."""
+    return PLAIN._replace(name="supernet", aim=_fused_logits, prepare="logits")
+
+
+def supernet2() -> Recipe:
+    """Match a Dense layer on the teachers' concatenated embeddings, fitted first on the training labels."""
+    return PLAIN._replace(name="supernet2", aim=_fused_embeddings, prepare="embedding")
+
+
+def mimic_all() -> Recipe:
+    """Simultaneous mimicry: K heads on one body, head k matches teacher k; the prediction is their mean.
+
+    L = alpha CE(y, mean_k p_k) + (1 - alpha) T^2 (1/K) sum_k KL(q_k || p_k). The same idea stands in
+    Hydra (Tran et al. 2020, arXiv 2001.04694).
+    """
+    return PLAIN._replace(name="mimic_all", aim=_each_teacher, num_heads=_head_per_teacher)
+
+
+def _each_teacher(context: Context, w: Array) -> Targets:
+    return Targets(probs=_soften(context, context.teacher.logits), mass=w)
+
+
+def _mean_logit(context: Context, w: Array) -> Targets:
+    mass = w.sum(axis=0, keepdims=True)
+    mean = jnp.sum(w[:, :, None] * context.teacher.logits, axis=0, keepdims=True)
+    return Targets(probs=_soften(context, mean / jnp.maximum(mass, 1e-12)[:, :, None]), mass=mass)
+
+
+def _borda(context: Context, w: Array) -> Targets:
+    return Targets(probs=fusion.borda_scores(context.teacher.logits)[None], mass=w.sum(axis=0, keepdims=True))
+
+
+def _fused_logits(context: Context, w: Array) -> Targets:
+    return _fused(context, w, "logits")
+
+
+def _fused_embeddings(context: Context, w: Array) -> Targets:
+    return _fused(context, w, "embedding")
+
+
+def _fused(context: Context, w: Array, tap: str) -> Targets:
+    logits = context.prepared[tap](context.teacher)
+    return Targets(probs=_soften(context, logits[None]), mass=w.sum(axis=0, keepdims=True))
+
+
+def _head_per_teacher(num_teachers: int) -> int:
+    return num_teachers
+
+
+def _soften(context: Context, logits: Array) -> Array:
+    return jax.nn.softmax(logits / context.hyper["temperature"], axis=-1)

@@ -1,0 +1,118 @@
+"""The default of every seam: weighted mixture of frozen teachers, hard and soft labels, nothing after.
+
+A method is `PLAIN._replace(...)`; only what it changes is written down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.types import Array, Batch, Context, Recipe, Targets, TeacherOutputs
+
+
+def configured_stimulus(key: Array, batch: Batch, augment, frozen) -> Batch:
+    """The configured augmentation, the same image for teachers and student."""
+    return dataclasses.replace(batch, image=augment(key, batch.image))
+
+
+def identity_view(params, state, key):
+    """The parameters as they are."""
+    return params
+
+
+def frozen_teachers(context: Context, frozen) -> TeacherOutputs:
+    """The outputs of the K frozen teachers on the student's images."""
+    return frozen(context.batch.image)
+
+
+def equal_weights(context: Context) -> Array:
+    """w [K,B] = 1/K."""
+    num_teachers, batch_size, _ = context.teacher.logits.shape
+    return jnp.full((num_teachers, batch_size), 1.0 / num_teachers)
+
+
+def mean_of_probs(context: Context, w: Array) -> Targets:
+    """One target, sum_k w_k softmax(z_k / T), of mass sum_k w_k (methods.md I.5, identity 1)."""
+    probs = jax.nn.softmax(context.teacher.logits / context.hyper["temperature"], axis=-1)
+    mass = w.sum(axis=0, keepdims=True)
+    mixture = jnp.sum(w[:, :, None] * probs, axis=0, keepdims=True)
+    return Targets(probs=mixture / jnp.maximum(mass, 1e-12)[:, :, None], mass=mass)
+
+
+def hard_loss(context: Context) -> Array:
+    """Cross-entropy [B] of the student's prediction (T = 1) with the smoothed label, 0 where unlabelled.
+
+    Smoothing is (1 - e) onehot(y) + e / C. The sum over the batch is divided by the number of labelled
+    examples, not by B: what few labels a batch has count as much as a batch full of them.
+    """
+    batch, smoothing = context.batch, context.hyper["label_smoothing"]
+    log_probs = jax.nn.log_softmax(context.student.logits)
+    of_label = jnp.take_along_axis(log_probs, batch.label[:, None], axis=-1)[:, 0]
+    loss = -(1.0 - smoothing) * of_label - smoothing * log_probs.mean(axis=-1)
+    num_labelled = jnp.maximum(batch.labelled.sum(), 1).astype(loss.dtype)
+    return jnp.where(batch.labelled, loss, 0.0) * (batch.label.shape[0] / num_labelled)
+
+
+def soft_loss(context: Context) -> Array:
+    """T^2 sum_q mass_q KL(probs_q || softmax(z_h / T)) [B]; one head meets every target."""
+    temperature, targets = context.hyper["temperature"], context.targets
+    log_student = jax.nn.log_softmax(context.student.heads / temperature, axis=-1)
+    entropy = jax.scipy.special.xlogy(targets.probs, targets.probs).sum(axis=-1)
+    if log_student.shape[0] != targets.probs.shape[0]:
+        log_student = jnp.broadcast_to(log_student, targets.probs.shape)
+    kl = entropy - jnp.sum(targets.probs * log_student, axis=-1)
+    return temperature**2 * jnp.sum(targets.mass * kl, axis=0)
+
+
+def hard_and_soft(context: Context) -> Array:
+    """alpha * hard_loss + (1 - alpha) * soft_loss [B] (Hinton et al. 2015; alpha as in Zuchniak 2023)."""
+    alpha = context.hyper["alpha"]
+    return alpha * hard_loss(context) + (1.0 - alpha) * soft_loss(context)
+
+
+def nothing_after(params, mem, context: Context):
+    """Parameters and memory as the optimiser left them."""
+    return params, mem
+
+
+def no_mem(params):
+    """No memory."""
+    return {}
+
+
+def deploy_params(params, model_state, mem):
+    """The trained parameters with their batch statistics."""
+    return {"params": params, **model_state}
+
+
+def one_head(num_teachers: int) -> int:
+    """H = 1."""
+    return 1
+
+
+PLAIN = Recipe(
+    name="",
+    stimulus=configured_stimulus,
+    view=identity_view,
+    teach=frozen_teachers,
+    weigh=equal_weights,
+    aim=mean_of_probs,
+    term=hard_and_soft,
+    after=nothing_after,
+    init_mem=no_mem,
+    deploy=deploy_params,
+    num_heads=one_head,
+)
+
+# Training without teachers is the same step; nobody teaches, so there is nothing to aim at.
+SUPERVISED = PLAIN._replace(
+    name="supervised",
+    teach=lambda context, frozen: None,
+    weigh=lambda context: None,
+    aim=lambda context, w: None,
+    term=hard_loss,
+    min_teachers=0,
+)

@@ -1,0 +1,207 @@
+"""Metrics of saved logits, on the host in float64: what the report is computed from.
+
+Shapes: logits [N,C] (unnormalised, any float), labels [N] int; the teachers' logits are [K,N,C].
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import chex
+import numpy as np
+from scipy.special import log_softmax, softmax
+
+NUM_BINS = 15
+
+
+# --- one network --------------------------------------------------------------------------------------
+
+
+def per_example(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The terms whose means are accuracy, NLL and Brier score, each [N] float64.
+
+    Equal logits are decided for the lower class, as a ballot does (fusion.py).
+    """
+    chex.assert_shape(logits, (len(labels), None))
+    log_probs = log_softmax(np.asarray(logits, np.float64), axis=1)
+    truth = np.eye(logits.shape[1])[labels]
+    return {
+        "accuracy": (np.argmax(logits, axis=1) == labels).astype(np.float64),
+        "nll": -np.take_along_axis(log_probs, np.asarray(labels)[:, None], axis=1)[:, 0],
+        "brier": np.square(np.exp(log_probs) - truth).sum(axis=1),
+    }
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of right decisions, in [0,1].
+
+    >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+    0.6666666666666666
+    """
+    return float(per_example(logits, labels)["accuracy"].mean())
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log-likelihood of the true class, in nats; ln C for a uniform guess."""
+    return float(per_example(logits, labels)["nll"].mean())
+
+
+def brier(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Brier score in [0,2]: mean_n sum_c (p_nc - [c = y_n])^2 (Brier, 1950)."""
+    return float(per_example(logits, labels)["brier"].mean())
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, np.ndarray]:
+    """Confidence and accuracy of the top label in equal-mass bins, by rising confidence.
+
+    Returns {"confidence", "accuracy", "mass"}, each [min(num_bins, N)]; the masses sum to 1. Bins hold the
+    same number of examples to within one; equal confidences stay in file order.
+    """
+    confidence = softmax(np.asarray(logits, np.float64), axis=1).max(axis=1)
+    order = np.argsort(confidence, kind="stable")
+    num_bins = min(num_bins, len(order))
+    bin_of = np.arange(len(order)) * num_bins // len(order)
+    right = per_example(logits, labels)["accuracy"]
+    count = np.bincount(bin_of)
+    return {
+        "confidence": np.bincount(bin_of, confidence[order]) / count,
+        "accuracy": np.bincount(bin_of, right[order]) / count,
+        "mass": count / len(order),
+    }
+
+
+def ece(logits: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
+    """Expected calibration error of the top label, in [0,1]: sum_b mass_b |accuracy_b - confidence_b|.
+
+    Equal-mass bins (Nguyen and O'Connor, 2015); the sum is that of Naeini, Cooper and Hauskrecht (2015).
+    """
+    bins = reliability(logits, labels, num_bins)
+    return float(np.sum(bins["mass"] * np.abs(bins["accuracy"] - bins["confidence"])))
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Confusion matrix [C,C] int64: rows are true classes, columns are decisions.
+
+    >>> confusion(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1])).tolist()
+    [[1, 0], [1, 1]]
+    """
+    num_classes = logits.shape[1]
+    cell = np.asarray(labels, np.int64) * num_classes + np.argmax(logits, axis=1)
+    return np.bincount(cell, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def per_class_recall(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Share of each class that is found, [C] in [0,1]; nan for a class without examples."""
+    matrix = confusion(logits, labels)
+    return _ratio(np.diagonal(matrix), matrix.sum(axis=1))
+
+
+def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """{"accuracy", "nll", "ece", "brier"} of one network."""
+    means = {name: float(values.mean()) for name, values in per_example(logits, labels).items()}
+    return {**means, "ece": ece(logits, labels)}
+
+
+# --- several teachers ---------------------------------------------------------------------------------
+
+
+def disagreement(logits: np.ndarray) -> np.ndarray:
+    """Share of examples two teachers decide differently, [K,K] in [0,1] (Skalak, 1996)."""
+    decision = np.argmax(logits, axis=2)
+    return (decision[:, None] != decision[None]).mean(axis=2)
+
+
+def q_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Yule's Q of being right, [K,K] in [-1,1]; nan where its denominator is 0.
+
+    Q = (N11 N00 - N01 N10) / (N11 N00 + N01 N10), counts of (a right, b right); 0 for independent errors
+    (Kuncheva and Whitaker, 2003).
+    """
+    right = (np.argmax(logits, axis=2) == labels).astype(np.float64)
+    wrong = 1 - right
+    same = (right @ right.T) * (wrong @ wrong.T)
+    other = (right @ wrong.T) * (wrong @ right.T)
+    return _ratio(same - other, same + other)
+
+
+def pairwise_kl(logits: np.ndarray) -> np.ndarray:
+    """Symmetrised divergence (KL(p_a || p_b) + KL(p_b || p_a)) / 2, mean over examples, [K,K] in nats."""
+    log_probs = log_softmax(np.asarray(logits, np.float64), axis=2)
+    cross = np.einsum("knc,lnc->kl", np.exp(log_probs), log_probs) / logits.shape[1]
+    one_way = np.diagonal(cross)[:, None] - cross
+    return (one_way + one_way.T) / 2
+
+
+def error_correlation(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Pearson correlation of two teachers' errors, [K,K] in [-1,1]; nan where one makes none, or only errors."""
+    error = (np.argmax(logits, axis=2) != labels).astype(np.float64)
+    error -= error.mean(axis=1, keepdims=True)
+    norm = np.sqrt(np.square(error).sum(axis=1))
+    return _ratio(error @ error.T, norm[:, None] * norm[None])
+
+
+def diversity(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
+    """How the teachers differ: {measure: {"matrix": [K][K], "mean": over pairs}}, None where undefined."""
+    chex.assert_shape(logits, (None, len(labels), None))
+    matrices = {
+        "disagreement": disagreement(logits),
+        "q_statistic": q_statistic(logits, labels),
+        "kl": pairwise_kl(logits),
+        "error_correlation": error_correlation(logits, labels),
+    }
+    return {name: {"matrix": _none_for_nan(m), "mean": _mean_of_pairs(m)} for name, m in matrices.items()}
+
+
+def sub_ensembles(
+    logits: np.ndarray, labels: np.ndarray, *, max_subsets: int = 200, seed: int = 0
+) -> list[np.ndarray]:
+    """Accuracies of `mean_probs` over subsets of the K teachers; entry k-1 holds those of size k.
+
+    Every subset of a size is taken where there are at most `max_subsets`, otherwise that many distinct ones
+    are drawn.
+    """
+    num_teachers, num_examples, num_classes = logits.shape
+    rng = np.random.default_rng(seed)
+    chosen = [_subsets(num_teachers, size, max_subsets, rng) for size in range(1, num_teachers + 1)]
+    member_of = np.concatenate(chosen)  # [S,K], 1 where the teacher belongs to the subset
+    probs = softmax(np.asarray(logits, np.float32), axis=2)
+    num_right = np.zeros(len(member_of))
+    # A block of examples at a time: [S, block * C] stays near 16 MB whatever N, C and K are.
+    block = max(1, 4_000_000 // (len(member_of) * num_classes))
+    for start in range(0, num_examples, block):
+        part = probs[:, start : start + block]
+        total = (member_of @ part.reshape(num_teachers, -1)).reshape(len(member_of), -1, num_classes)
+        num_right += (np.argmax(total, axis=2) == labels[start : start + block]).sum(axis=1)
+    ends = np.cumsum([len(subsets) for subsets in chosen])
+    return np.split(num_right / num_examples, ends[:-1])
+
+
+def _subsets(num_teachers: int, size: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    if math.comb(num_teachers, size) <= most:
+        picks = list(itertools.combinations(range(num_teachers), size))
+    else:
+        picks = set()
+        while len(picks) < most:
+            picks.add(tuple(sorted(rng.choice(num_teachers, size, replace=False).tolist())))
+        picks = sorted(picks)
+    member_of = np.zeros((len(picks), num_teachers), np.float32)
+    np.put_along_axis(member_of, np.array(picks), 1, axis=1)
+    return member_of
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """numerator / denominator, nan where the denominator is 0."""
+    return np.divide(
+        numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=np.asarray(denominator) != 0
+    )
+
+
+def _none_for_nan(matrix: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(x) else float(x) for x in row] for row in matrix]
+
+
+def _mean_of_pairs(matrix: np.ndarray) -> float | None:
+    pairs = matrix[np.triu_indices(len(matrix), k=1)]
+    defined = pairs[~np.isnan(pairs)]
+    return float(defined.mean()) if defined.size else None

@@ -1,0 +1,77 @@
+"""Small convolutional networks."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+
+from mtkd_jax.models import layers
+from mtkd_jax.types import Array, Model, Outputs, Task, UserError
+
+
+class Cnn(nn.Module):
+    """See `cnn`."""
+
+    task: Task
+    widths: tuple[int, ...]
+    dense: int
+    kernel_size: int
+    batch_norm: bool
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Outputs:
+        _, height, width, _ = image.shape
+        least = 2 ** len(self.widths)
+        if min(height, width) < least:
+            raise UserError(
+                f"cnn.widths = {self.widths}: images of {height}x{width} are too small to be halved "
+                f"{len(self.widths)} times: expected images of at least {least}x{least} or fewer widths"
+            )
+        x = layers.normalise(image, self.task.mean, self.task.std)
+        features = {}
+        for number, channels in enumerate(self.widths, start=1):
+            kernel_size = (self.kernel_size, self.kernel_size)
+            x = layers.Conv(
+                channels, kernel_size, use_bias=not self.batch_norm, dtype=self.dtype, name=f"conv{number}"
+            )(x)
+            if self.batch_norm:
+                x = layers.BatchNorm(name=f"norm{number}")(x, train)
+            # ReLU after pooling: the same numbers from a quarter of the work, and no ties between zeros.
+            x = nn.relu(layers.max_pool(x, 2))
+            features[f"stage{number}"] = x
+        x = nn.relu(nn.Dense(self.dense, dtype=self.dtype, name="dense")(x.reshape(len(x), -1)))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
+        return layers.outputs(x, heads, features)
+
+
+def cnn(
+    task: Task,
+    *,
+    widths: tuple[int, ...] = (32, 64),
+    dense: int = 128,
+    kernel_size: int = 3,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+) -> Model:
+    """Small convolutional network: convolution, ReLU and 2x2 max-pooling per width, one dense layer, heads.
+
+    Features "stage1", "stage2", ... are [B,h/2,w/2,d], [B,h/4,w/4,d], ...; the embedding is the dense
+    layer. `dropout` in [0,1) follows the dense layer. Raises UserError for values out of range and, once
+    it sees an image, when that is too small to be halved once per width.
+
+    >>> cnn(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), batch_norm=True).name
+    'cnn(batch_norm=True)'
+    """
+    layers.check_widths("cnn.widths", widths)
+    layers.check_argument("cnn.dense", dense, isinstance(dense, int) and dense >= 1, "a whole number >= 1")
+    layers.check_argument(
+        "cnn.kernel_size", kernel_size, isinstance(kernel_size, int) and kernel_size >= 1, "a whole number >= 1"
+    )
+    layers.check_common("cnn", dropout, dtype)
+    arguments = dict(
+        widths=widths, dense=dense, kernel_size=kernel_size, batch_norm=batch_norm, dropout=dropout, dtype=dtype
+    )
+    return Model(layers.described(cnn, **arguments), Cnn(task, **arguments), convolutional=True)

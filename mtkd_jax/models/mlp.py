@@ -1,0 +1,55 @@
+"""Multilayer perceptrons."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+
+from mtkd_jax.models import layers
+from mtkd_jax.types import Array, Model, Outputs, Task
+
+
+class Mlp(nn.Module):
+    """See `mlp`."""
+
+    task: Task
+    hidden: tuple[int, ...]
+    batch_norm: bool
+    dropout: float
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Outputs:
+        x = layers.normalise(image, self.task.mean, self.task.std)
+        x = x.reshape(len(x), -1)
+        features = {}
+        for number, width in enumerate(self.hidden, start=1):
+            x = nn.Dense(width, use_bias=not self.batch_norm, dtype=self.dtype, name=f"dense{number}")(x)
+            if self.batch_norm:
+                x = layers.BatchNorm(name=f"norm{number}")(x, train)
+            x = nn.relu(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            features[f"layer{number}"] = x[:, None, None, :]
+        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
+        return layers.outputs(x, heads, features)
+
+
+def mlp(
+    task: Task,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+) -> Model:
+    """Multilayer perceptron: flattened image, ReLU layers of the given widths, linear heads.
+
+    `hidden=()` is a linear classifier. Features "layer1", "layer2", ... are [B,1,1,width]; the embedding
+    is the last of them. `dropout` in [0,1) follows every ReLU. Raises UserError for values out of range.
+
+    >>> mlp(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), hidden=(32,)).name
+    'mlp(hidden=(32,))'
+    """
+    layers.check_widths("mlp.hidden", hidden)
+    layers.check_common("mlp", dropout, dtype)
+    arguments = dict(hidden=hidden, batch_norm=batch_norm, dropout=dropout, dtype=dtype)
+    return Model(layers.described(mlp, **arguments), Mlp(task, **arguments))

@@ -1,0 +1,100 @@
+"""A plan: the list of stages a run trains, one after the other.
+
+A stage is made from what earlier stages trained: as its teachers, as fitted helpers, or as its start.
+Generations, assistant chains and hint-then-distil are longer lists, not other loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from mtkd_jax import students, teachers
+from mtkd_jax.config import teacher_models
+from mtkd_jax.data.loading import Split
+from mtkd_jax.jobs import Job
+from mtkd_jax.logbook import Logbook
+from mtkd_jax.population import take
+from mtkd_jax.training import Fitted, fit
+from mtkd_jax.types import Ensemble
+
+Done = Mapping[str, Fitted]  # what finished stages trained, by name
+
+
+class Stage(NamedTuple):
+    """One training; `make` turns what earlier stages trained into the work to do."""
+
+    name: str
+    make: Callable[[Done], Job]
+
+
+Plan = tuple[Stage, ...]
+
+
+def teachers_then_students(config: ConfigDict, split: Split) -> Plan:
+    """Teachers of every architecture, the fused networks some modes need, then the students."""
+    return (*train_teachers(config, split), *train_students(config, split))
+
+
+def train_teachers(config: ConfigDict, split: Split) -> Plan:
+    """A stage for each architecture; none when the teachers come from an earlier run."""
+    if config.teachers.from_run:
+        return ()
+    return tuple(
+        Stage(teachers.stage_name(address), lambda done, address=address: teachers.job(config, split, address))
+        for address in teacher_models(config)
+    )
+
+
+def train_students(config: ConfigDict, split: Split) -> Plan:
+    """A stage for each fused network, then one for each transfer set and family of modes."""
+    families = students.families(config)
+    taps = dict.fromkeys(tap for family in families for tap in students.fused_networks(family))
+    fusers = [
+        Stage(
+            students.fuser_stage(tap),
+            lambda done, tap=tap: students.fuser_job(config, split, tap, ensemble_of(done)),
+        )
+        for tap in taps
+    ]
+    stages = [
+        Stage(
+            students.stage_name(transfer, family),
+            lambda done, transfer=transfer, family=family: students.job(
+                config, split, transfer, family, ensemble_of(done), _fused_networks(done, family)
+            ),
+        )
+        for transfer in config.students.transfer
+        for family in families
+    ]
+    return (*fusers, *stages)
+
+
+def run(plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, done: Done | None = None) -> Done:
+    """Train every stage, or restore it where it is finished; returns what all of them trained."""
+    done = dict(done or {})
+    for stage in plan:
+        done[stage.name] = fit(
+            stage.make(done), workdir / "checkpoints" / stage.name, logbook, checkpoint_seconds
+        )
+    return done
+
+
+def ensemble_of(done: Done) -> Ensemble:
+    """The teachers among what is done, without members whose training broke down."""
+    return tuple(
+        fitted.sound for stage, fitted in done.items() if stage.startswith(teachers.STAGE_PREFIX)
+    )
+
+
+def _fused_networks(done: Done, family) -> dict[str, Callable]:
+    networks = {}
+    for tap in students.fused_networks(family):
+        fitted = done[students.fuser_stage(tap)].population
+        fuser = students.Fuser(fitted.model, tap)
+        networks[tap] = jax.tree_util.Partial(fuser, take(fitted.variables, 0))
+    return networks

@@ -1,0 +1,232 @@
+"""The report of a finished run: report.json, report.md, report.html and plots/, from predictions.npz alone.
+
+    python -m mtkd_jax.report RUN [RUN ...] [--out DIR]
+
+One RUN rebuilds its report without training anything; several make one merged table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+from rich.console import Console, Group
+
+from mtkd_jax import analysis, findings, plots, predictions, tables
+from mtkd_jax.predictions import Predictions
+from mtkd_jax.types import UserError
+
+PLOTS = {
+    "rows": "Test accuracy of every row, with its 95 % interval.",
+    "accuracy_against_k": "How much each further teacher brings: sub-ensembles of the same teachers.",
+    "learning_curves": "Validation during training: mean over members, shaded from the worst to the best.",
+    "reliability": "Confidence against accuracy, 15 bins of equal mass; on the dashed line is calibrated.",
+    "agreement": "How often two teachers decide alike.",
+}
+
+
+def build(found: Predictions) -> dict:
+    """The dict of report.json: `analysis.numbers`, what they show ("findings"), and their conditions ("notes")."""
+    report = analysis.numbers(found)
+    report["findings"] = findings.shown(report)
+    report["notes"] = findings.notes(found, report)
+    return report
+
+
+def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict[str, Figure]:
+    """The plots by name, in the order of the report; learning curves only where any were logged."""
+    lines = _lines(found, curves)
+    kept = report["chosen_student"]
+    across = []
+    if kept is not None:
+        for row in report["rows"]:
+            if row["transfer"] == kept["transfer"] and (row["role"] == "baseline" or row["name"] == kept["name"]):
+                across.append((row["role"], f"{row['name']} ({row['transfer']})", row["accuracy"]["mean"]))
+    drawn = {
+        "rows": plots.all_rows(report["rows"]),
+        "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
+        "learning_curves": plots.learning_curves(lines) if lines else None,
+        "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
+        "agreement": plots.agreement(
+            report["diversity"]["disagreement"]["matrix"], report["diversity"]["members"]
+        ),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
+    """The records of what has a row, each with the panel and the line it belongs to.
+
+    Of a mode that is the chosen (alpha, T): its spread is over seeds, not over the grid.
+    """
+    place_of = {}
+    for group in found.groups:
+        if group.role == "teacher":
+            place_of[group.key.replace("/", "-", 1), ""] = ("teachers", group.name)
+        else:
+            cell = f"{group.name} a={group.alpha:g} T={group.temperature:g}"
+            place_of[f"students-{group.transfer}", cell] = (f"students, {group.transfer}", group.name)
+    placed = []
+    for record in curves:
+        stage, cell = record["stage"], record["member"].rpartition(" seed ")[0]
+        place = place_of.get(("-".join(stage.split("-")[:2]) if cell else stage, cell))
+        if place is not None and record["value"] is not None:
+            placed.append({**record, "panel": place[0], "line": place[1]})
+    return placed
+
+
+def write(run_dir: str | Path) -> dict:
+    """Build the report of `run_dir` and write its files there; returns the dict of report.json."""
+    run_dir = Path(run_dir)
+    found = predictions.load(run_dir / "predictions.npz")
+    curves = _read_curves(run_dir / "metrics.jsonl")
+    config = _read_json(run_dir / "config.json")
+    report = build(found)
+    images = {name: plots.png(figure) for name, figure in figures(found, report, curves).items()}
+    files = {f"plots/{name}.png": data for name, data in images.items()}
+    files["report.md"] = _markdown(report, list(images)).encode()
+    files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
+    files["report.json"] = _json(report)
+    _write_files(run_dir, files)
+    return report
+
+
+def table(report: dict) -> Group:
+    """The main table for a terminal."""
+    return tables.terminal({"": report})
+
+
+def show(report: dict, run_dir: str | Path) -> None:
+    """Print the main table, what the run shows, and where the rest is, on stdout."""
+    console = _console()
+    console.print(table(report))
+    console.print("\n[bold]What this run shows[/bold]")
+    for paragraph in report["findings"]:
+        console.print(f"- {paragraph}", markup=False, highlight=False)
+    console.print(f"\nPlots, comparisons, notes: {Path(run_dir) / 'report.html'}", markup=False, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rebuild and show the report of one run, or merge the tables of several; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mtkd_jax.report", description=main.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="the --workdir of a finished run")
+    parser.add_argument("--out", type=Path, help="several runs: also write report.md and report.json here")
+    asked = parser.parse_args(argv)
+    try:
+        if len(asked.runs) == 1:
+            show(write(asked.runs[0]), asked.runs[0])
+        else:
+            _merge(asked.runs, asked.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _merge(runs: Sequence[Path], out: Path | None) -> None:
+    reports = {str(run): build(predictions.load(run / "predictions.npz")) for run in runs}
+    _console().print(tables.terminal(reports))
+    if out is not None:
+        text = "\n\n".join(f"# {run}\n\n{_main_markdown(report)}" for run, report in reports.items())
+        _write_files(out, {"report.md": (text + "\n").encode(), "report.json": _json({"runs": reports})})
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def _read_curves(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON; remove the line") from error
+    return records
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON; restore it or remove it") from error
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            predictions.write_atomically(folder / name, data)
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written here ({error.strerror})") from error
+
+
+def _json(value: dict) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
+def _markdown(report: dict, plot_names: Sequence[str]) -> str:
+    parts = [
+        f"# {report['dataset']}: what distillation gained",
+        "## What this run shows\n\n" + _list(report["findings"]),
+        "## All rows\n\n" + _main_markdown(report),
+        *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
+    ]
+    if report["comparisons"]:
+        cells = tables.comparison_cells(report)
+        parts.append("## Comparisons\n\n" + tables.markdown(tables.COMPARISON_HEADER, cells))
+    if report["common_alpha"] is not None:
+        cells = tables.common_cells(report)
+        heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
+        parts.append(f"{heading}\n\n" + tables.markdown(tables.COMMON_HEADER, cells))
+    parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
+    parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
+    parts.append("## Notes\n\n" + _list(report["notes"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _main_markdown(report: dict) -> str:
+    sections = tables.main_sections(report)
+    found = [f"**{title}**\n\n{tables.markdown(tables.MAIN_HEADER, cells)}" for title, cells in sections]
+    return "\n\n".join([*found, tables.CAPTION])
+
+
+def _list(paragraphs: Sequence[str]) -> str:
+    return "\n".join(f"- {paragraph}" for paragraph in paragraphs)
+
+
+def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | None) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtkd_jax"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        run=run,
+        report=report,
+        tables=tables,
+        plots=[(name, PLOTS[name], base64.b64encode(data).decode()) for name, data in images.items()],
+        config=None if config is None else json.dumps(config, indent=1),
+    )
+
+
+def _console() -> Console:
+    """As wide as the terminal; into a pipe or a file 100 columns, where rich would take 80."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

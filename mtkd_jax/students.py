@@ -1,0 +1,225 @@
+"""The students: every seed, alpha and temperature of a family of modes trained as one population."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax import jobs, population
+from mtkd_jax.config import build_model, build_recipe, student_model, students_schedule
+from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
+from mtkd_jax.jobs import Job
+from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.step import same_family
+from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs
+
+BASELINE_OF = "output_avg"  # any one-head mode at alpha = 1 is the network trained without teachers
+CONTROL_OF = "mimic_all"  # its heads at alpha = 1: the added capacity without the teachers
+
+
+class Member(NamedTuple):
+    """One student of the grid; `mode` is also the name of its row in the report."""
+
+    mode: str  # as asked for, or "baseline", "control"
+    recipe: Recipe
+    alpha: float
+    temperature: float
+    seed: int
+
+
+def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
+    """All students that are trained, grouped into what one program can train.
+
+    The baseline, and where mimic_all is asked for its control, are always among them.
+    """
+    students = config.students
+    modes = [(address, build_recipe(address), students.alphas, students.temperatures) for address in students.modes]
+    modes.append(("baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
+    if CONTROL_OF in students.modes:
+        modes.append(("control", build_recipe(CONTROL_OF), (1.0,), (1.0,)))
+    grouped: list[list[Member]] = []
+    for name, recipe, alphas, temperatures in modes:
+        family = next((f for f in grouped if same_family(f[0].recipe, recipe)), None)
+        if family is None:
+            grouped.append(family := [])
+        family += [
+            Member(name, recipe, alpha, temperature, seed)
+            for alpha in alphas
+            for temperature in temperatures
+            for seed in range(students.num_seeds)
+        ]
+    return tuple(tuple(family) for family in grouped)
+
+
+def job(
+    config: ConfigDict,
+    split: Split,
+    transfer: str,
+    family: Sequence[Member],
+    ensemble: Ensemble,
+    prepared: Mapping[str, Callable],
+) -> Job:
+    """Training one family on one transfer set, all members on the same batches and augmentations.
+
+    A seed sets the initial weights (equal bodies in every mode) and dropout only.
+    """
+    recipes = tuple(dict.fromkeys(member.recipe for member in family))
+    temperatures = tuple(dict.fromkeys(member.temperature for member in family))
+    num_teachers = sum(p.num_members for p in ensemble)
+    num_heads = recipes[0].num_heads(num_teachers)
+    mean, std = loading.channel_statistics(split)
+    task = Task(split.dataset.num_classes, num_heads, mean, std)
+    epochs, eval_every = students_schedule(config)
+
+    def column(values, dtype=np.float32) -> np.ndarray:
+        return np.asarray(list(values), dtype)
+
+    return jobs.make(
+        config,
+        stage=stage_name(transfer, family),
+        model=build_model(student_model(config), task, "students.model"),
+        recipes=recipes,
+        members=[member.seed for member in family],
+        names=tuple(member_name(member) for member in family),
+        hyper={
+            "alpha": column(member.alpha for member in family),
+            "temperature": column(member.temperature for member in family),
+            "target": column(
+                (
+                    recipes.index(member.recipe) * len(temperatures) + temperatures.index(member.temperature)
+                    for member in family
+                ),
+                np.int32,
+            ),
+            "learning_rate": column(config.train.learning_rate for _ in family),
+            "weight_decay": column(config.train.weight_decay for _ in family),
+            "label_smoothing": column(config.train.label_smoothing for _ in family),
+        },
+        temperatures=temperatures,
+        order=batches(config, split, transfer),
+        examples=loading.examples(split),
+        validation=loading.holdout(split, "val"),
+        epochs=epochs,
+        eval_every=eval_every,
+        patience=0,
+        seeded_by="students",
+        ensemble=ensemble,
+        prepared=prepared,
+    )
+
+
+def stage_name(transfer: str, family: Sequence[Member]) -> str:
+    """The stage, and so the checkpoint folder, of one family on one transfer set."""
+    return f"students-{transfer}-{jobs.slug(family[0].mode)}"
+
+
+def member_name(member: Member) -> str:
+    """The name of one student in metrics.jsonl and checkpoints."""
+    return f"{member.mode} a={member.alpha:g} T={member.temperature:g} seed {member.seed}"
+
+
+def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], np.ndarray]:
+    """epoch -> indices [S,B]. Every transfer set of a run gets the same number of steps.
+
+    With unlabelled images each batch holds a fixed share of labelled ones, drawn again and again, so
+    that no batch is without labels.
+    """
+    batch_size = config.train.batch_size
+    num_images = len(split.train) + (len(split.pool) if "unlabelled" in config.students.transfer else 0)
+    num_steps = max(1, num_images // batch_size)
+    key = (config.seed, jobs.word("students"))
+    if transfer == "labelled":
+        return lambda epoch: loading.epoch_order(
+            split.train, num_steps=num_steps, batch_size=batch_size, key=(*key, epoch)
+        )
+    labelled_per_batch = min(batch_size - 1, max(1, round(batch_size * config.students.labelled_fraction)))
+    return lambda epoch: loading.mixed_order(
+        split.train,
+        split.pool,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        labelled_per_batch=labelled_per_batch,
+        key=(*key, epoch),
+    )
+
+
+# --- supernet: fused networks some modes need before they start ------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuser:
+    """(variables, teacher outputs) -> fused logits [B,C]: one Dense layer on the teachers' `tap`."""
+
+    model: Model
+    tap: str  # "logits" | "embedding"
+
+    def __call__(self, variables, teacher: TeacherOutputs) -> Array:
+        return self.model.apply(variables, concatenated(teacher, self.tap))[0].logits
+
+
+def fused_networks(family: Sequence[Member]) -> tuple[str, ...]:
+    """The taps whose fused network a family's recipes read."""
+    return tuple(dict.fromkeys(member.recipe.prepare for member in family if member.recipe.prepare))
+
+
+def fuser_stage(tap: str) -> str:
+    """The stage, and so the checkpoint folder, of one fused network."""
+    return f"fuser-{tap}"
+
+
+def fuser_job(config: ConfigDict, split: Split, tap: str, ensemble: Ensemble) -> Job:
+    """Fitting the Dense layer on the labelled training images, as the paper does: <= 50 epochs, patience 5."""
+    models, variables = population.frozen_parts(ensemble)
+    taps = jax.jit(
+        lambda variables, image: concatenated(
+            population.apply_ensemble(models, variables, loading.scale(image)), tap
+        )
+    )
+    dataset = split.dataset
+    seen = loading.examples(split)
+    images = population.in_blocks(lambda part: taps(variables, part), dataset.train_images)
+    num_classes, width = dataset.num_classes, images.shape[-1]
+    model = build_model("mlp(hidden=())", Task(num_classes, 1, (0.0,) * width, (1.0,) * width))
+    stage = fuser_stage(tap)
+    num_steps = max(1, len(split.train) // config.train.batch_size)
+    return jobs.make(
+        config,
+        stage=stage,
+        model=model,
+        recipes=(SUPERVISED,),
+        members=(0,),
+        names=(f"Dense on {tap}",),
+        hyper={
+            "learning_rate": np.full(1, config.train.learning_rate, np.float32),
+            "weight_decay": np.zeros(1, np.float32),
+            "label_smoothing": np.zeros(1, np.float32),
+            "target": np.zeros(1, np.int32),
+        },
+        temperatures=(1.0,),
+        order=lambda epoch: loading.epoch_order(
+            split.train,
+            num_steps=num_steps,
+            batch_size=config.train.batch_size,
+            key=(config.seed, jobs.word(stage), epoch),
+        ),
+        examples=dataclasses.replace(seen, image=jnp.asarray(images)),
+        validation=(jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),
+        epochs=50,
+        eval_every=1,
+        patience=5,
+        seeded_by=stage,
+        augment=False,
+    )
+
+
+def concatenated(teacher: TeacherOutputs, tap: str) -> Array:
+    """All teachers' logits or embeddings side by side, as images [B,1,1,D] for a linear network."""
+    parts = tuple(teacher.logits) if tap == "logits" else teacher.embedding
+    return jnp.concatenate(parts, axis=-1)[:, None, None, :]

@@ -1,0 +1,204 @@
+"""The tables of the report as text: one set of cells, drawn by rich, Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mtkd_jax import findings
+
+Cells = list[list[str]]
+MISSING = "–"
+
+MAIN_HEADER = ["", "alpha", "T", "n", "accuracy %", "NLL", "ECE %", "Brier", "gap", "params", "FLOPs", "ms"]
+COMPARISON_HEADER = ["", "metric", "difference", "95 % interval", "p", "p (Holm)", "n", "finding"]
+COMMON_HEADER = ["", "transfer set", "T", "n", "accuracy %", "NLL"]
+CAPTION = (
+    "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
+    "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
+    "*: the student kept, by validation NLL."
+)
+
+
+def main_sections(report: dict) -> list[tuple[str, Cells]]:
+    """(title, cells under MAIN_HEADER) of teachers, ensembles, and the students of each transfer set."""
+    sections: dict[str, Cells] = {}
+    for row in report["rows"]:
+        sections.setdefault(_title(row, report), []).append(_main_cells(row, report["chosen_student"]))
+    return list(sections.items())
+
+
+def comparison_cells(report: dict) -> Cells:
+    """Cells under COMPARISON_HEADER, a row a comparison."""
+    return [
+        [
+            f"{one['a']} ({one['a_transfer']}) against {one['b']} ({one['b_transfer']})",
+            "accuracy, points" if one["metric"] == "accuracy" else "NLL",
+            _signed(one["mean_difference"], one["metric"]),
+            MISSING if one["ci95"] is None else findings.interval(one["ci95"], one["metric"]),
+            _p(one["p_value"]),
+            _p(one["p_holm"]),
+            str(one["n"]),
+            findings.better_or_worse(one) or ("not testable" if one["p_holm"] is None else "inside the noise"),
+        ]
+        for one in report["comparisons"]
+    ]
+
+
+def common_cells(report: dict) -> Cells:
+    """Cells under COMMON_HEADER: every mode at the one common alpha; empty when the run kept none."""
+    if report["common_alpha"] is None:
+        return []
+    return [
+        [
+            row["name"],
+            row["transfer"],
+            _short(row["temperature"]),
+            str(row["n"]),
+            _with_interval(row["accuracy"]),
+            _mean(row, "nll"),
+        ]
+        for row in report["common_alpha"]["rows"]
+    ]
+
+
+def recall(report: dict) -> tuple[list[str], Cells]:
+    """(header, cells): the share of each class that is found, per cent."""
+    header = ["class", *(one["name"] for one in report["confusion"])]
+    by_class = zip(report["class_names"], *(one["recall"] for one in report["confusion"]))
+    return header, [[name, *(_scaled(value, 100) for value in values)] for name, *values in by_class]
+
+
+def confusion(report: dict, one: dict) -> tuple[list[str], Cells]:
+    """(header, cells) of one confusion matrix: a row a true class, a column a decision."""
+    counts = [[name, *map(str, row)] for name, row in zip(report["class_names"], one["matrix"])]
+    return ["", *report["class_names"]], counts
+
+
+def diversity(report: dict) -> tuple[list[str], Cells]:
+    """(header, cells): how the teachers differ, means over pairs."""
+    names = {
+        "disagreement": "decisions that differ, %",
+        "q_statistic": "Q statistic of being right (0: independent, 1: same)",
+        "kl": "symmetrised KL divergence, nats",
+        "error_correlation": "correlation of errors",
+    }
+    found = report["diversity"]
+    return ["measure", "mean over pairs of teachers"], [
+        [title, _scaled(found[name]["mean"], 100 if name == "disagreement" else 1)]
+        for name, title in names.items()
+    ]
+
+
+def terminal(reports: Mapping[str, dict]) -> Group:
+    """The main table for a terminal of 100 columns; several runs stand below one another, by name.
+
+    rich has no cell that spans columns, so every section is a table of its own with the same widths.
+    """
+    sections = [
+        (title if len(reports) == 1 else f"{run}: {title}", cells)
+        for run, report in reports.items()
+        for title, cells in main_sections(report)
+    ]
+    every_row = [MAIN_HEADER, *(row for _, cells in sections for row in cells)]
+    widths = [max(map(len, column)) for column in zip(*every_row)]
+    drawn = []
+    for i, (title, cells) in enumerate(sections):
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
+        for name, width in zip(MAIN_HEADER, widths):
+            table.add_column(name, justify="right" if name else "left", width=width, no_wrap=True)
+        for row in cells:
+            table.add_row(*row)
+        heading = Text(f"\n{title}", style="bold")
+        drawn += [table, heading] if False else [heading, table]
+    return Group(*drawn, Text(CAPTION, style="dim"))
+
+
+def markdown(header: Sequence[str], rows: Cells) -> str:
+    """A Markdown table.
+
+    >>> print(markdown(["a", "b"], [["1", "x|y"]]))
+    | a | b |
+    |---|---|
+    | 1 | x\\|y |
+    """
+    lines = [header, *rows]
+    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
+
+
+# --- cells --------------------------------------------------------------------------------------------
+
+
+def _title(row: dict, report: dict) -> str:
+    if row["role"] == "teacher":
+        return "Teachers, alone (interval over members)"
+    if row["role"] == "ensemble":
+        num_teachers = len(report["diversity"]["members"])
+        return f"All {num_teachers} teachers, fused (interval over test examples)"
+    sizes = report["sizes"]
+    images = f"{sizes['train']:,} labelled images"
+    if row["transfer"] == "unlabelled":
+        images += f" and {sizes['unlabelled']:,} unlabelled ones"
+    return f"Students on {images} (interval over seeds)"
+
+
+def _main_cells(row: dict, kept: dict | None) -> list[str]:
+    is_kept = kept is not None and (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
+    return [
+        row["name"] + (" *" if is_kept else ""),
+        _short(row["alpha"]),
+        _short(row["temperature"]),
+        str(row["n"]),
+        _with_interval(row["accuracy"]),
+        _mean(row, "nll"),
+        _mean(row, "ece", 100),
+        _mean(row, "brier"),
+        MISSING if row["gap_share"] is None else f"{row['gap_share']:.0%}",
+        _short_count(row["params"]),
+        _short_count(row["flops"]),
+        _short(row["latency_ms"]["1"]),
+    ]
+
+
+def _with_interval(metric: dict) -> str:
+    mean = f"{100 * metric['mean']:.2f}"
+    return mean if metric["ci95"] is None else f"{mean} {findings.interval(metric['ci95'], 'accuracy')}"
+
+
+def _mean(row: dict, name: str, scale: float = 1) -> str:
+    return MISSING if row[name] is None else _scaled(row[name]["mean"], scale)
+
+
+def _scaled(value: float | None, scale: float) -> str:
+    return MISSING if value is None else f"{scale * value:.{1 if scale == 100 else 3}f}"
+
+
+def _signed(difference: float, metric: str) -> str:
+    return f"{100 * difference:+.2f}" if metric == "accuracy" else f"{difference:+.3f}"
+
+
+def _p(p: float | None) -> str:
+    return MISSING if p is None else findings.p_value(p).removeprefix("= ")
+
+
+def _short(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3g}"
+
+
+def _short_count(value: float | None) -> str:
+    """
+    >>> _short_count(12345), _short_count(6.02e8), _short_count(None)
+    ('12.3k', '602M', '–')
+    """
+    if value is None:
+        return MISSING
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}P"

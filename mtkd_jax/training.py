@@ -1,0 +1,227 @@
+"""The one training loop: a `Job` in, a trained `Population` out.
+
+An epoch is a `lax.scan` of steps, a chunk is a scan of rounds (some epochs, then validation); the host
+sees only chunks. Early stopping and best weights are kept per member inside the program, without a
+branch: a member that has stopped goes on moving, but its `best` no longer changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtkd_jax import checkpoint, population
+from mtkd_jax.logbook import Logbook
+from mtkd_jax.data.loading import scale
+from mtkd_jax.jobs import Job
+from mtkd_jax.step import Program, init_state, make_step
+from mtkd_jax.types import Array, Population, PyTree, TrainState, UserError
+
+STEPS_PER_CHUNK = 256  # enough to hide the host; few enough for the progress line and for stopping early
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a chunk carries, and what a checkpoint holds."""
+
+    train: TrainState  # [M]
+    best: PyTree  # variables [M] at the lowest validation NLL
+    best_nll: Array  # [M]
+    stale: Array  # [M] epochs since then
+    stopped: Array  # [M] bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A trained population (its best weights) and how the training went."""
+
+    population: Population
+    val_nll: np.ndarray  # [M] at the best weights
+    lost: tuple[str, ...]  # members whose loss was not finite; they kept their last good weights
+    seconds: float
+
+    @property
+    def sound(self) -> Population:
+        """The population without its lost members."""
+        names = self.population.names
+        return population.members(self.population, [m for m, n in enumerate(names) if n not in self.lost])
+
+
+def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float = 30.0) -> Fitted:
+    """Train every member of `job` and return its best weights.
+
+    Resumes from `directory` by itself, epoch for epoch equal to a run that was never stopped; a finished
+    stage is only restored. Raises UserError when no member is left with finite numbers.
+    """
+    done = checkpoint.restore(directory / "finished", jax.eval_shape(lambda: _result(_first(job))), logbook.warn)
+    if done is not None:
+        _, result, info = done
+        return _fitted(job, result, info["seconds"])
+    epoch, progress, seconds = _resumed(job, directory, logbook)
+    logbook.cut_back(job.stage, epoch)
+    chunk_of = _chunk(job.program, job.patience, job.eval_every)
+    epochs_per_chunk = _epochs_per_chunk(job)
+    started = saved = time.perf_counter()
+    while epoch < job.epochs and not np.asarray(progress.stopped).all():
+        order = np.stack([job.order(e) for e in range(epoch, epoch + epochs_per_chunk)])
+        first_step = np.int32(epoch * order.shape[1])
+        rounds = order.reshape(-1, job.eval_every * order.shape[1], *order.shape[2:])
+        progress, metrics = chunk_of(progress, job.hyper, rounds, first_step, job.lessons, job.validation)
+        for number, values in enumerate(_rows(jax.device_get(metrics)), start=1):
+            at = epoch + number * job.eval_every
+            logbook.record(job.stage, at, at * order.shape[1], job.names, values)
+        epoch += epochs_per_chunk
+        logbook.progress(job.stage, epoch, job.epochs)
+        now = time.perf_counter()
+        if epoch < job.epochs and now - saved >= checkpoint_seconds:
+            checkpoint.save(directory, epoch, progress, {"seconds": seconds + now - started})
+            saved = now
+    result, seconds = _result(progress), seconds + time.perf_counter() - started
+    fitted = _fitted(job, result, seconds)
+    checkpoint.save(directory / "finished", epoch, result, {"seconds": seconds, "members": list(job.names)})
+    checkpoint.discard(directory)
+    return fitted
+
+
+def _resumed(job: Job, directory: Path, logbook: Logbook) -> tuple[int, Progress, float]:
+    found = checkpoint.restore(directory, jax.eval_shape(lambda: _first(job)), logbook.warn)
+    if found is None:
+        return 0, _first(job), 0.0
+    epoch, progress, info = found
+    logbook.say(f"{job.stage}: resumed at epoch {epoch} of {job.epochs}")
+    return epoch, progress, info["seconds"]
+
+
+def _first(job: Job) -> Progress:
+    num_members = len(job.names)
+    image_shape = job.validation[0].shape[1:]
+    variables = population.init(job.program.model, job.init_keys, image_shape)
+    train = init_state(job.program, variables, jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys))
+    return Progress(
+        train=train,
+        best=jax.tree.map(jnp.copy, _deployed(job.program, train)),  # a copy: both are donated
+        best_nll=jnp.full(num_members, jnp.inf),
+        stale=jnp.zeros(num_members, jnp.int32),
+        stopped=jnp.zeros(num_members, bool),
+    )
+
+
+def _result(progress: Progress) -> dict[str, PyTree]:
+    return {"variables": progress.best, "val_nll": progress.best_nll, "alive": progress.train.alive}
+
+
+def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
+    alive = np.asarray(result["alive"])
+    if not alive.any():
+        raise UserError(
+            f"{job.stage}: the loss of all {len(alive)} members stopped being finite; "
+            f"lower train.learning_rate (now {float(np.max(job.hyper['learning_rate'])):g})"
+        )
+    trained = Population(job.program.model, result["variables"], job.hyper, job.names)
+    lost = tuple(name for name, ok in zip(job.names, alive) if not ok)
+    return Fitted(trained, np.asarray(result["val_nll"]), lost, seconds)
+
+
+def _epochs_per_chunk(job: Job) -> int:
+    """The largest number of rounds that divides the stage evenly, so that one program serves all of it."""
+    steps_per_round = job.eval_every * job.order(0).shape[0]
+    num_rounds = job.epochs // job.eval_every
+    most = max(1, STEPS_PER_CHUNK // steps_per_round)
+    return job.eval_every * max(n for n in range(1, most + 1) if num_rounds % n == 0)
+
+
+def _rows(metrics: dict[str, np.ndarray]):
+    """One {name: [M]} for every round of {name: [R,M]}."""
+    for number in range(len(next(iter(metrics.values())))):
+        yield {name: values[number] for name, values in metrics.items()}
+
+
+def _deployed(program: Program, train: TrainState) -> PyTree:
+    """What is validated, kept as best, and exported: [M,...]."""
+    return jax.vmap(program.recipes[0].deploy)(train.params, train.model_state, train.mem)
+
+
+@lru_cache
+def _chunk(program: Program, patience: int, eval_every: int) -> Callable:
+    """(progress, hyper, rounds [R,S,...], first step, lessons, val) -> (progress, metrics {name: [R,M]})."""
+    step = make_step(program)
+    scan = _host_scan if program.how == "loop" else jax.lax.scan
+
+    def chunk(progress, hyper, rounds, first_step, lessons, val):
+        def one_step(carry, indices):
+            train, number = carry
+            train, losses = step(train, hyper, indices, number, lessons)
+            return (train, number + 1), losses
+
+        def one_round(carry, indices):
+            progress, number = carry
+            (train, number), losses = scan(one_step, (progress.train, number), indices)
+            progress, metrics = _validated(program, progress, train, val, patience, eval_every)
+            return (progress, number), {"train_loss": losses.mean(axis=0), **metrics}
+
+        (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
+        return progress, metrics
+
+    return chunk if program.how == "loop" else jax.jit(chunk, donate_argnums=0)
+
+
+def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
+    """`lax.scan` in Python, for `how = loop`."""
+    results = []
+    for x in xs:
+        carry, result = body(carry, x)
+        results.append(result)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _validated(program, progress: Progress, train: TrainState, val, patience: int, eval_every: int):
+    """Progress after a validation, with the best weights of every member brought up to date."""
+    deployed = _deployed(program, train)
+    nll, accuracy = population.over_members(_evaluator(program), program.how)(deployed, val)
+    better = (nll < progress.best_nll) & ~progress.stopped & train.alive
+    stale = jnp.where(better, 0, progress.stale + eval_every)
+    stopped = progress.stopped | ~train.alive
+    if patience:
+        stopped |= stale >= patience
+    best = jax.tree.map(
+        lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+        deployed,
+        progress.best,
+    )
+    best_nll = jnp.where(better, nll, progress.best_nll)
+    return Progress(train, best, best_nll, stale, stopped), {"val_nll": nll, "val_accuracy": accuracy}
+
+
+def _evaluator(program: Program, block: int = 512) -> Callable:
+    """(variables, (images [V,...], labels [V])) -> (nll, accuracy), a block of examples at a time."""
+
+    def evaluate(variables, val):
+        images, labels = val
+        num_examples = labels.shape[0]
+        size = min(block, num_examples)
+        missing = -num_examples % size
+        images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1))).reshape(-1, size, *images.shape[1:])
+        labels = jnp.pad(labels, (0, missing), constant_values=-1).reshape(-1, size)
+
+        def totals(part):
+            image, label = part
+            outputs, _ = program.model.apply(variables, scale(image))
+            log_probs = jax.nn.log_softmax(outputs.logits)
+            of_label = jnp.take_along_axis(log_probs, jnp.maximum(label, 0)[:, None], axis=-1)[:, 0]
+            counted = label >= 0
+            right = counted & (outputs.logits.argmax(axis=-1) == label)
+            return -jnp.where(counted, of_label, 0.0).sum(), right.sum().astype(jnp.float32)
+
+        nll, right = jax.lax.map(totals, (images, labels))
+        return nll.sum() / num_examples, right.sum() / num_examples
+
+    return evaluate

@@ -1,0 +1,161 @@
+"""The run directory: what identifies a run, and who may go on with it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mtkd_jax.data.loading import Split
+from mtkd_jax.predictions import write_atomically
+from mtkd_jax.types import UserError
+
+PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+REPORT = "report.json"  # written last: where it stands, the run is finished
+
+
+def open_run(workdir: Path, config: ConfigDict, split: Split) -> None:
+    """Make `workdir` this configuration's, or go on in it; UserError when it is another's.
+
+    Writes config.json, data.json and environment.json. `runtime.*` may differ: it says how, not what.
+    """
+    check_writable(workdir)
+    described = _plain(config.to_dict())
+    before = read_config(workdir)
+    if before is not None:
+        differing = [
+            f"{name} was {old!r} and is {new!r}" for name, old, new in _differences(before, described)
+        ]
+        if differing:
+            raise UserError(f"{workdir} holds another run: {'; '.join(differing)}; choose another --workdir")
+    _write(workdir / "data.json", data_identity(split))
+    _write(workdir / "environment.json", environment(config.seed))
+    _write(workdir / "config.json", {"config": described, "sha256": config_hash(described)})
+
+
+def check_writable(workdir: Path) -> None:
+    """Raise UserError when `workdir` is a file or cannot be written; makes it where it is missing."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a folder")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from None
+
+
+def read_config(workdir: Path) -> dict[str, Any] | None:
+    """The configuration of the run in `workdir`, None where there is none."""
+    described = _read(workdir / "config.json")
+    return None if described is None else described.get("config", {})
+
+
+def read_data_identity(workdir: Path) -> dict[str, Any]:
+    """What `data_identity` said of the run in `workdir`."""
+    return _read(workdir / "data.json") or {}
+
+
+def is_finished(workdir: Path) -> bool:
+    """Whether the run in `workdir` has written its report."""
+    return (workdir / REPORT).exists()
+
+
+def config_hash(described: dict[str, Any]) -> str:
+    """SHA-256 of a configuration without `runtime`."""
+    relevant = {name: value for name, value in described.items() if name != "runtime"}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def data_identity(split: Split) -> dict[str, Any]:
+    """What makes data and split the same in two runs."""
+    dataset = split.dataset
+    arrays = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+    return {
+        "dataset": dataset.name,
+        "class_names": list(dataset.class_names),
+        "image_shape": list(dataset.train_images.shape[1:]),
+        "sizes": {
+            "train": len(split.train),
+            "pool": len(split.pool),
+            "val": len(split.val),
+            "test": len(dataset.test_labels),
+        },
+        "data_sha256": _digest(arrays),
+        "split_sha256": _digest((split.train, split.val)),
+    }
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, devices, commit and command line, for whoever wants the same again."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    )
+    return {
+        "command": sys.argv,
+        "seed": seed,
+        "commit": commit.stdout.strip() or None,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+    }
+
+
+def use_compile_cache() -> None:
+    """Keep compiled programs in the user's cache folder, so that the second start is quick."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(base / "mtkd_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); choose another --workdir") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not what a run writes; choose another --workdir")
+    return content
+
+
+def _digest(arrays: Iterable) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[tuple[str, Any, Any]]:
+    """(name, old, new) of every leaf that differs, `runtime` left out."""
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if prefix + name != "runtime":
+                yield from _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield prefix + name, a, b
+
+
+def _plain(tree: Any) -> Any:
+    """As JSON gives it back: tuples as lists."""
+    return json.loads(json.dumps(tree))
