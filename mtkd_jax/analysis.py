@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from mtkd_jax import fusion, intervals, metrics
@@ -48,12 +48,19 @@ def teacher_logits(predictions: Predictions, split: str = "test") -> np.ndarray:
     return np.concatenate([getattr(group, split) for group in teachers(predictions)])
 
 
-def fused(predictions: Predictions, rule: str, split: str = "test") -> np.ndarray:
-    """All teachers' decision by `rule`, [N,C]: log-probabilities, or places for the rank rules."""
-    scores = np.asarray(fusion.rule(rule)(jnp.asarray(teacher_logits(predictions, split))))
-    if rule in fusion.RANK_RULES:
-        return scores
-    return np.log(np.maximum(scores, np.finfo(np.float32).tiny))  # a probability may underflow to 0
+def fused(predictions: Predictions, rule: str) -> dict[str, np.ndarray]:
+    """All teachers' decision by `rule`, {"val": [V,C], "test": [N,C]}.
+
+    Log-probabilities, or places for the rank rules. A fitted rule is fitted on the validation split.
+    """
+    val, test = (teacher_logits(predictions, split) for split in ("val", "test"))
+    decide = fusion.rule(rule)
+    if rule in fusion.FITTED_RULES:
+        decide = decide(val, predictions.val_labels)
+    scores = np.asarray(jax.jit(decide)(np.concatenate([val, test], axis=1)))  # both at once: one compilation
+    if rule not in fusion.RANK_RULES:
+        scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))  # a probability may underflow to 0
+    return {"val": scores[: val.shape[1]], "test": scores[val.shape[1] :]}
 
 
 def chosen_student(predictions: Predictions) -> tuple[Group, int] | None:
@@ -118,17 +125,23 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
 
 def _ensemble_row(predictions: Predictions, rule: str) -> dict:
     groups = teachers(predictions)
-    test, val = (fused(predictions, rule, split) for split in ("test", "val"))
-    on_test = metrics.per_example(test, predictions.test_labels)
-    on_val = metrics.summary(val, predictions.val_labels)
+    decided = fused(predictions, rule)
+    on_test = metrics.per_example(decided["test"], predictions.test_labels)
+    on_val = metrics.summary(decided["val"], predictions.val_labels)
     found = {name: _over_examples(values) for name, values in on_test.items()}
     ranks = rule in fusion.RANK_RULES  # places are no probabilities
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}
     else:
         # Resampling adds noise to the gap of every bin and so moves ECE up: no honest interval here.
-        value = metrics.ece(test, predictions.test_labels)
-        found["ece"] = {"mean": value, "std": None, "ci95": None, "ci_over": "test_examples", "values": [value]}
+        value = metrics.ece(decided["test"], predictions.test_labels)
+        found["ece"] = {
+            "mean": value,
+            "std": None,
+            "ci95": None,
+            "ci_over": "test_examples",
+            "values": [value],
+        }
     return {
         "name": rule,
         "transfer": "",
@@ -154,7 +167,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
 
 
 def _over_members(name: str, summaries: list[dict], over: str) -> dict:
-    """One metric over members; Student's t does not know where a metric ends, so the interval is cut there."""
+    """One metric over members. Student's t does not know where a metric ends; its interval is cut there."""
     values = [one[name] for one in summaries]
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     found = intervals.t_interval(values)
@@ -183,7 +196,8 @@ def gaps(predictions: Predictions) -> list[dict]:
     The interval resamples seeds and test examples, paired by example. `larger_than_noise` asks that it lies
     above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise.
     """
-    ensemble = metrics.per_example(fused(predictions, "mean_probs"), predictions.test_labels)["accuracy"]
+    fused_logits = fused(predictions, "mean_probs")["test"]
+    ensemble = metrics.per_example(fused_logits, predictions.test_labels)["accuracy"]
     found = []
     for transfer in transfers(predictions):
         baseline = find(predictions, transfer, role="baseline")
@@ -283,9 +297,7 @@ def common_alpha(predictions: Predictions) -> dict | None:
         test = [metrics.summary(logits, predictions.test_labels) for logits in group.common_test]
         fields = {"name": group.name, "transfer": group.transfer, "role": group.role}
         fields |= {"alpha": predictions.common_alpha, "temperature": group.temperature, "n": len(test)}
-        found.append(
-            fields | {name: _over_members(name, test, "seeds") for name in METRICS}
-        )
+        found.append(fields | {name: _over_members(name, test, "seeds") for name in METRICS})
     return {"alpha": predictions.common_alpha, "rows": found}
 
 
@@ -299,7 +311,7 @@ def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
     """
     first = teachers(predictions)[0]
     found = {"teacher": (f"one teacher ({first.members[0]})", first.test[0])}
-    found["ensemble"] = ("ensemble (mean_probs)", fused(predictions, "mean_probs"))
+    found["ensemble"] = ("ensemble (mean_probs)", fused(predictions, "mean_probs")["test"])
     chosen = chosen_student(predictions)
     if chosen is not None:
         group, member = chosen
@@ -313,7 +325,7 @@ def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
 
 
 def confusions(predictions: Predictions) -> list[dict]:
-    """{"name", "matrix" [C][C] (rows true), "recall" [C]} of one teacher, the ensemble, the chosen student."""
+    """{"name", "matrix" [C][C], "recall" [C]} of one teacher, the ensemble, the chosen student."""
     labels = predictions.test_labels
     return [
         {

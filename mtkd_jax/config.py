@@ -265,7 +265,7 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
     parameters = inspect.signature(function).parameters
     if "path" in parameters and "path" not in arguments:
         if not config.data.path:
-            raise UserError(f"config.data.path is empty; source {config.data.source} reads a path")
+            raise UserError(f"config.data.path is empty; data.source {config.data.source} reads a path")
         arguments = {**arguments, "path": config.data.path}
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
     if required:

@@ -18,7 +18,7 @@ SIGNIFICANT = 0.05
 
 
 def better_or_worse(comparison: dict) -> str:
-    """"better" | "worse" | "" (inside the noise, or not testable): what may be said of a against b."""
+    """ "better" | "worse" | "" (inside the noise, or not testable): what may be said of a against b."""
     p = comparison["p_holm"]
     if p is None or p >= SIGNIFICANT:
         return ""
@@ -36,7 +36,9 @@ def shown(report: dict) -> list[str]:
         of_family = [one for one in report["comparisons"] if one["family"] == family]
         for b in dict.fromkeys(one["b"] for one in of_family):
             tested = [one for one in of_family if one["b"] == b]
-            found.append(_paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED)))
+            found.append(
+                _paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED))
+            )
     return [*found, *_kept(report)]
 
 
@@ -45,28 +47,29 @@ def _ensemble(report: dict) -> str:
     singles = [value for row in teachers for value in row["accuracy"]["values"]]
     fused = report["sub_ensembles"][-1]["mean"]
     if len(singles) == 1:
-        return f"The one teacher reaches {percent(fused)}."
+        return f"Teachers: The one teacher reaches {percent(fused)}."
     return (
-        f"The {len(singles)} teachers fused by mean_probs reach {percent(fused)}; "
+        f"Teachers: All {len(singles)} fused by mean_probs reach {percent(fused)}; "
         f"one teacher alone {percent(np.mean(singles))} on average, the best {percent(max(singles))}."
     )
 
 
 def _gap(gap: dict) -> str:
     difference = f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}"
-    where = f"the baseline trained without teachers ({gap['transfer']}, {percent(gap['baseline'])})"
+    where = f"the baseline trained without teachers ({percent(gap['baseline'])})"
+    head = f"What there is to gain ({gap['transfer']})"
     if gap["larger_than_noise"]:
-        return f"The ensemble is ahead of {where} by {difference}: there is something to hand down."
+        return f"{head}: The ensemble is ahead of {where} by {difference}, more than noise."
     if gap["ci95"][1] < 0:
-        return f"The ensemble is behind {where}, {difference}: there is nothing to hand down."
-    return f"The ensemble is not told apart from {where}: {difference}."
+        return f"{head}: The ensemble is behind {where}, {difference}."
+    return f"{head}: The ensemble is not told apart from {where}: {difference}."
 
 
 def _paragraph(on_accuracy: list[dict], on_nll: list[dict]) -> str:
     """All modes against one rival: accuracy in sentences, NLL in short."""
     one = on_accuracy[0]
     if one["family"] == analysis.CROSS_FAMILY:
-        against = f"With the unlabelled images, against the {one['b']} without them"
+        against = "With the unlabelled images, against the labelled-only baseline"
     else:
         against = f"Against {_called(one['b'])} ({one['family']})"
     return f"{against}: {_on_accuracy(on_accuracy)} {_on_nll(on_nll)}"
@@ -93,10 +96,12 @@ def _on_accuracy(tested: list[dict]) -> str:
 
 
 def _on_nll(tested: list[dict]) -> str:
-    """"NLL: lower for ...; inside the noise for ...": each name with its difference."""
+    """ "NLL: lower for ...; inside the noise for ...": each name with its difference."""
     parts = []
     for verdict, words in (("better", "lower for"), ("worse", "higher for"), ("", "not told apart for")):
-        names = [f"{one['a']} ({one['mean_difference']:+.3f})" for one in tested if better_or_worse(one) == verdict]
+        names = [
+            f"{one['a']} ({one['mean_difference']:+.3f})" for one in tested if better_or_worse(one) == verdict
+        ]
         if names:
             parts.append(f"{words} {', '.join(names)}")
     return f"NLL: {'; '.join(parts)}."
@@ -122,9 +127,9 @@ def _kept(report: dict) -> list[str]:
         row for row in report["rows"] if (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
     )
     params = sum(row["params"] * row["n"] for row in report["rows"] if row["role"] == "teacher")
-    cost = f" It holds {row['params'] / params:.0%} of the teachers' parameters." if params else ""
+    cost = f" It holds {100 * row['params'] / params:.0f} % of the teachers' parameters." if params else ""
     return [
-        f"The student kept is {kept['name']} ({kept['transfer']}, {kept['member']}), by validation NLL alone: "
+        f"The student kept: {kept['name']} ({kept['transfer']}, {kept['member']}), by validation NLL alone; "
         f"test accuracy {percent(kept['accuracy'])}, NLL {kept['nll']:.3f}.{cost}"
     ]
 
@@ -138,16 +143,16 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         *predictions.notes,
         *_transfer_sets(predictions),
         "Intervals (95 %) and tests are conditional on this set of teachers, this data order and this split. "
-        "Over seeds and members: Student's t. Ensembles: bootstrap over test examples. They are not comparable "
-        "in width.",
+        "Over seeds and members they are Student's t, of ensembles a bootstrap over test examples: their "
+        "widths do not compare. Neither says what other teachers would have brought.",
         _selection(predictions),
         "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set, "
-        "the intervals beside it are not corrected. A difference that 'would have been seen' is one that such a "
-        "test finds four times in five.",
+        "the intervals beside it are not corrected. A difference that 'would have been seen' is one that "
+        "such a test finds four times in five.",
         *_gap_shares(report),
         *_equal_gradients(predictions, report),
         *_fitted(predictions),
-        *_costs(report),
+        *_costs_and_ranks(predictions),
     ]
 
 
@@ -155,8 +160,7 @@ def _transfer_sets(predictions: Predictions) -> list[str]:
     train, unlabelled = predictions.sizes["train"], predictions.sizes["unlabelled"]
     seen = {
         "labelled": f"{train:,} labelled images",
-        "unlabelled": f"{train:,} labelled and {unlabelled:,} unlabelled images "
-        "(their labels are hidden from every loss)",
+        "unlabelled": f"{train:,} labelled images and {unlabelled:,} whose labels are hidden from every loss",
     }
     return [f"Transfer set '{name}': students see {seen[name]}." for name in analysis.transfers(predictions)]
 
@@ -165,10 +169,10 @@ def _selection(predictions: Predictions) -> str:
     sizes = {len(group.grid) for group in predictions.groups if group.role == "student"} or {0}
     grid = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
     return (
-        f"(alpha, temperature) of a mode: the lowest mean validation NLL over seeds among {grid} grid points, "
+        f"(alpha, temperature) of a mode: the lowest mean validation NLL over seeds of {grid} grid points, "
         "ties to the alpha nearest 0.25, then the lowest temperature; "
         f"{predictions.sizes['val']:,} validation images. alpha is the weight of the hard labels. "
-        "The test split was not looked at."
+        "The test images play no part in it."
     )
 
 
@@ -184,7 +188,7 @@ def _gap_shares(report: dict) -> list[str]:
 
 
 def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
-    found = []
+    measured = []
     for transfer in analysis.transfers(predictions):
         pair = [analysis.find(predictions, transfer, name=name) for name in ("output_avg", "loss_avg")]
         if None in pair:
@@ -192,14 +196,16 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
         of_row = {row["name"]: row for row in report["rows"] if row["transfer"] == transfer}
         accuracies = [of_row[group.name]["accuracy"]["mean"] for group in pair]
         same = (pair[0].alpha, pair[0].temperature) == (pair[1].alpha, pair[1].temperature)
-        settings = "at the same alpha and temperature" if same else "at their own alpha and temperature"
-        found.append(
-            "output_avg and loss_avg have equal gradients at one shared temperature: one method, two names. "
-            f"Measured ({transfer}): the two logit gradients differ by at most "
-            f"{gradient_difference(predictions, transfer):.1e} on the validation logits of the students; "
-            f"test accuracy differs by {points(accuracies[1] - accuracies[0])} {settings}."
+        measured.append(
+            f"{transfer}: the gradients at the students' validation logits differ by at most "
+            f"{gradient_difference(predictions, transfer):.1e}, the test accuracies by "
+            f"{points(accuracies[1] - accuracies[0])} "
+            f"({'same' if same else 'each at its own'} alpha and temperature)"
         )
-    return found
+    if not measured:
+        return []
+    known = "output_avg and loss_avg have equal gradients at one shared temperature: one method, two names."
+    return [f"{known} Measured, {'; '.join(measured)}."]
 
 
 def gradient_difference(predictions: Predictions, transfer: str) -> float:
@@ -221,17 +227,30 @@ def gradient_difference(predictions: Predictions, transfer: str) -> float:
 
 
 def _fitted(predictions: Predictions) -> list[str]:
-    names = dict.fromkeys(group.name for group in predictions.groups if group.name.startswith("supernet"))
-    if not names:
-        return []
-    return [f"{' and '.join(names)}: the fused network is fitted on training data, as in the paper."]
+    on_train = dict.fromkeys(g.name for g in predictions.groups if g.name.startswith("supernet"))
+    on_val = [rule for rule in predictions.rules if rule in fusion.FITTED_RULES]
+    found = []
+    if on_train:
+        names = ", ".join(on_train)
+        found.append(
+            f"{names}: the fused network is fitted on the labelled training images, as in the paper."
+        )
+    if on_val:
+        found.append(
+            f"{', '.join(on_val)}: fitted on the validation images, so its validation numbers flatter it."
+        )
+    return found
 
 
-def _costs(report: dict) -> list[str]:
-    rules = [row["rule"] for row in report["rows"] if row["rule"] in fusion.RANK_RULES]
-    found = ["Parameters, FLOPs and latency of an ensemble are sums over its teachers, run one after another."]
-    if rules:
-        found.append(f"{', '.join(rules)}: rank rules give a decision and no probabilities, so no NLL, ECE, Brier.")
+def _costs_and_ranks(predictions: Predictions) -> list[str]:
+    ranks = [rule for rule in predictions.rules if rule in fusion.RANK_RULES]
+    found = [
+        "Parameters, FLOPs and latency of an ensemble are sums over its teachers, run one after another."
+    ]
+    if ranks:
+        found.append(
+            f"{', '.join(ranks)}: decisions without probabilities, so without NLL, ECE and Brier score."
+        )
     return found
 
 

@@ -134,7 +134,7 @@ def pairwise_kl(logits: np.ndarray) -> np.ndarray:
 
 
 def error_correlation(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Pearson correlation of two teachers' errors, [K,K] in [-1,1]; nan where one makes none, or only errors."""
+    """Pearson correlation of two teachers' errors, [K,K]; nan where one makes none, or only errors."""
     error = (np.argmax(logits, axis=2) != labels).astype(np.float64)
     error -= error.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(error).sum(axis=1))

@@ -1,4 +1,4 @@
-"""The plots of the report. One function a plot; each takes plain arrays or report rows and returns a Figure."""
+"""The plots of the report: a function a plot, from plain arrays or rows of the report to a Figure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from mtkd_jax import metrics
 
-# Okabe and Ito (2008): told apart by colour-blind readers too.
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
-CYCLE = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)
+# Okabe and Ito (2008): told apart by colour-blind readers too. One colour means one thing in every plot.
+BLACK, BLUE, RED, ORANGE = "#000000", "#0072B2", "#D55E00", "#E69F00"
 COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline": RED, "control": ORANGE}
+CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -50,7 +50,7 @@ def png(figure: Figure) -> bytes:
 
 
 def learning_curves(records: Sequence[Mapping]) -> Figure:
-    """Validation NLL and accuracy against epochs: the mean of a stage's members and their range.
+    """Validation NLL and accuracy against epochs: the mean of a line's members, shaded over their range.
 
     records: {"panel", "line", "epoch", "name", "value"}, a value for each member; the names drawn are
     val_nll and val_accuracy.
@@ -60,29 +60,45 @@ def learning_curves(records: Sequence[Mapping]) -> Figure:
         line = values.setdefault((record["panel"], record["line"], record["name"]), {})
         line.setdefault(record["epoch"], []).append(record["value"])
     panels = list(dict.fromkeys(panel for panel, _, _ in values))
-    metrics_drawn = (("val_nll", "validation NLL", 1), ("val_accuracy", "validation accuracy, %", 100))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.2 * len(panels), 5.6, 2, len(panels))
-        for i, (name, label, scale) in enumerate(metrics_drawn):
-            axes[i, 0].set_ylabel(label)
-            for j, panel in enumerate(panels):
-                own = {line: epochs for (p, line, n), epochs in values.items() if (p, n) == (panel, name)}
-                for k, (line, epochs) in enumerate(own.items()):
-                    _draw_curve(axes[i, j], line, epochs, scale, k)
+        figure, axes = _figure(1.0 + 3.6 * len(panels), 5.6, 2, len(panels), sharex="col", sharey="row")
         for j, panel in enumerate(panels):
+            lines = list(dict.fromkeys(line for p, line, _ in values if p == panel))
+            looks = _looks(lines)
+            for i, (name, scale) in enumerate((("val_nll", 1), ("val_accuracy", 100))):
+                for line in lines:
+                    _draw_curve(axes[i, j], values[panel, line, name], scale, label=line, **looks[line])
             axes[0, j].set_title(panel)
-            axes[0, j].legend(ncols=2)
             axes[1, j].set_xlabel("epoch")
+            axes[1, j].legend(loc="lower right", ncols=2)
+        axes[0, 0].set_ylabel("validation NLL")
+        axes[1, 0].set_ylabel("validation accuracy, %")
+        # The first epochs are far above the rest; on a logarithmic axis the end can be told apart.
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
+        axes[0, 0].yaxis.set_minor_locator(NullLocator())
     return figure
 
 
-def _draw_curve(axes: Axes, label: str, epochs: dict[int, list[float]], scale: float, k: int) -> None:
+def _looks(lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Colour and dashes of every line; baseline and control look the same in every plot."""
+    modes = [line for line in lines if line not in COLOUR_OF]
+    dashes = ("-", "--", ":")
+    looks = {
+        line: {"color": CYCLE[k % len(CYCLE)], "linestyle": dashes[k // len(CYCLE) % len(dashes)]}
+        for k, line in enumerate(modes)
+    }
+    return {line: looks.get(line) or {"color": COLOUR_OF[line], "linestyle": "-"} for line in lines}
+
+
+def _draw_curve(
+    axes: Axes, epochs: Mapping[int, Sequence[float]], scale: float, *, color: str, **look
+) -> None:
     at = sorted(epochs)
     mean, low, high = (scale * np.array([of(epochs[e]) for e in at]) for of in (np.mean, np.min, np.max))
-    colour = CYCLE[k % len(CYCLE)]
-    style = ("-", "--", ":")[k // len(CYCLE) % 3]
-    axes.plot(at, mean, style, color=colour, linewidth=1.4, label=label)
-    axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.plot(at, mean, color=color, linewidth=1.4, **look)
+    axes.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0)
 
 
 # --- results ------------------------------------------------------------------------------------------
@@ -93,50 +109,63 @@ def accuracy_against_k(sub_ensembles: Sequence[Mapping], across: Sequence[tuple[
 
     sub_ensembles: {"k", "mean", "min", "max"}; across: (role, name, accuracy) of other rows, drawn as levels.
     """
-    k, mean, low, high = (np.array([one[name] for one in sub_ensembles]) for name in ("k", "mean", "min", "max"))
+    k, mean, low, high = (
+        np.array([one[name] for one in sub_ensembles]) for name in ("k", "mean", "min", "max")
+    )
     with matplotlib.rc_context(STYLE):
         figure, ((axes,),) = _figure(6.4, 3.6)
-        axes.fill_between(k, 100 * low, 100 * high, color=BLUE, alpha=0.15, linewidth=0, label="range")
-        axes.plot(k, 100 * mean, "o-", color=BLUE, linewidth=1.6, markersize=4, label="mean")
+        axes.fill_between(
+            k, 100 * low, 100 * high, color=BLACK, alpha=0.1, linewidth=0, label="range over subsets"
+        )
+        axes.plot(k, 100 * mean, "o-", color=BLACK, linewidth=1.6, markersize=4, label="mean over subsets")
         for role, name, accuracy in across:
             axes.axhline(100 * accuracy, color=COLOUR_OF[role], linewidth=1.3, linestyle="--", label=name)
         axes.set_xticks(k)
         axes.set_xlabel("teachers fused by mean_probs")
         axes.set_ylabel("test accuracy, %")
         axes.set_title(f"One teacher {100 * mean[0]:.1f} %, all {k[-1]} fused {100 * mean[-1]:.1f} %")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def all_rows(rows: Sequence[Mapping]) -> Figure:
-    """Test accuracy of every row with its 95 % interval: teachers, ensembles, then each transfer set."""
+    """Test accuracy of every row with its 95 % interval: teachers, ensembles, then each transfer set.
+
+    Within a transfer set a dotted line marks the mean of its baseline.
+    """
     sections: dict[str, list[Mapping]] = {}
     for row in rows:
-        sections.setdefault(row["transfer"] or "teachers", []).append(row)
+        sections.setdefault(_section(row), []).append(row)
     with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 1.1 + 0.24 * (len(rows) + len(sections)))
-        at, ticks, names = 0.0, [], []
+        figure, ((axes,),) = _figure(6.4, 1.2 + 0.23 * (len(rows) + len(sections)))
+        at = 0
+        ticks: dict[int, str] = {}
         for title, members in sections.items():
-            heading = title if title == "teachers" else f"students, {title}"
-            axes.text(0.0, at, heading, transform=axes.get_yaxis_transform(), fontweight="bold", va="center")
-            at += 1
+            axes.text(0.01, at, title, transform=axes.get_yaxis_transform(), color="#555555", va="center")
             for row in members:
-                _draw_dot(axes, row["accuracy"], at, COLOUR_OF[row["role"]])
-                ticks.append(at)
-                names.append(row["name"])
                 at += 1
-        axes.set_yticks(ticks, names)
+                ticks[at] = row["name"]
+                _draw_dot(axes, row["accuracy"], at, COLOUR_OF[row["role"]])
+            baseline = [100 * row["accuracy"]["mean"] for row in members if row["role"] == "baseline"]
+            axes.vlines(baseline, at - len(members) + 0.5, at + 0.5, color=RED, linestyle=":", linewidth=1.2)
+            at += 1
+        axes.set_yticks(list(ticks), list(ticks.values()))
         axes.set_ylim(at - 0.4, -0.7)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("test accuracy, %, with 95 % interval")
-        axes.set_title("Accuracy of every row")
+        axes.set_xlabel("test accuracy, %")
+        axes.set_title("Test accuracy of every row: mean and 95 % interval")
+        roles = [role for role in COLOUR_OF if any(row["role"] == role for row in rows)]
         handles = [
-            matplotlib.lines.Line2D([], [], marker="o", linestyle="-", color=colour, label=role, markersize=4)
-            for role, colour in COLOUR_OF.items()
-            if any(row["role"] == role for row in rows)
+            Line2D([], [], marker="o", color=COLOUR_OF[role], label=role, markersize=4) for role in roles
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
+
+
+def _section(row: Mapping) -> str:
+    over = row["accuracy"]["ci_over"].replace("_", " ")
+    who = {"teacher": "teachers", "ensemble": "ensembles"}.get(row["role"], f"students, {row['transfer']}")
+    return f"{who} (interval over {over})"
 
 
 def _draw_dot(axes: Axes, metric: Mapping, at: float, colour: str) -> None:
@@ -150,37 +179,47 @@ def reliability(networks: Mapping[str, tuple[str, np.ndarray]], labels: np.ndarr
 
     networks: {role: (name, test logits [N,C])}.
     """
+    ticks = [0, 25, 50, 75, 100]
     with matplotlib.rc_context(STYLE):
-        figure, (panels,) = _figure(2.6 * len(networks), 3.1, 1, len(networks))
+        figure, (panels,) = _figure(0.4 + 2.5 * len(networks), 3.3, 1, len(networks), sharey=True)
+        title = "Above the diagonal a network is too modest, below it too sure"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
         for axes, (role, (name, logits)) in zip(panels, networks.items()):
             bins = metrics.reliability(logits, labels)
-            axes.plot([0, 100], [0, 100], color="#BBBBBB", linewidth=1, linestyle="--")
-            axes.plot(100 * bins["confidence"], 100 * bins["accuracy"], "o-", color=COLOUR_OF[role], markersize=3)
+            axes.plot(ticks, ticks, color="#AAAAAA", linewidth=1, linestyle="--")
+            axes.plot(100 * bins["confidence"], 100 * bins["accuracy"], color=COLOUR_OF[role], alpha=0.35)
+            axes.plot(
+                100 * bins["confidence"], 100 * bins["accuracy"], "o", color=COLOUR_OF[role], markersize=4
+            )
             axes.set_title(f"{name}\nECE {100 * metrics.ece(logits, labels):.1f} %", fontsize=8)
-            axes.set_xlabel("confidence, %")
-            axes.set_ylabel("accuracy, %" if axes is panels[0] else "")
-            axes.set_aspect("equal")
+            axes.set(xlabel="confidence, %", xticks=ticks, yticks=ticks, aspect="equal")
+        panels[0].set_ylabel("accuracy, %")
     return figure
 
 
 def agreement(disagreement: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
     """How often two teachers decide alike, in per cent of the test examples."""
     agree = 100 * (1 - np.array(disagreement))
-    size = 1.6 + 0.42 * len(names)
+    size = 1.2 + 0.4 * len(names)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, ((axes,),) = _figure(max(3.6, size + 0.6), max(2.8, size - 0.2))
+        figure, ((axes,),) = _figure(max(6.4, size + 0.4), max(3.0, size))
         pairs = agree[np.triu_indices(len(names), k=1)]
         low = pairs.min() if pairs.size else 0.0
         axes.imshow(agree, cmap="Blues", vmin=low - 5, vmax=100 + 5)
         for i, j in np.ndindex(agree.shape):
             dark = agree[i, j] > (low + 100) / 2 + 2
-            axes.text(j, i, f"{agree[i, j]:.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+            axes.text(
+                j, i, f"{agree[i, j]:.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k"
+            )
         axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(names)), names)
         axes.set_title("Teachers that decide alike, % of test")
     return figure
 
 
-def _figure(width: float, height: float, num_rows: int = 1, num_columns: int = 1) -> tuple[Figure, np.ndarray]:
+def _figure(
+    width: float, height: float, num_rows: int = 1, num_columns: int = 1, **shared
+) -> tuple[Figure, np.ndarray]:
+    """A figure of its own, outside pyplot, so that nothing has to be closed; axes [rows, columns]."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False)
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **shared)

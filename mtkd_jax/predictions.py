@@ -23,7 +23,7 @@ FORMAT = "mtkd_jax predictions 1"
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The members that make one row of the report: all teachers of one architecture, all seeds of one mode."""
+    """The members that make one row of the report: teachers of one architecture, seeds of one mode."""
 
     key: str  # "teachers/mlp", "students/unlabelled/mimic_all"
     name: str  # the row: "mlp", "mimic_all"
@@ -78,7 +78,8 @@ def load(path: str | os.PathLike) -> Predictions:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; give the --workdir of a finished run")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # From memory: on a damaged file np.load would leave the one it opened open.
+        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or no npz file; run the experiment again") from error
@@ -115,7 +116,9 @@ def _join(meta: dict, arrays: dict[str, np.ndarray]) -> Predictions:
     groups = []
     for i, group in enumerate(meta.pop("groups")):
         prefix = f"group{i}_"
-        own = {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+        own = {
+            name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)
+        }
         groups.append(Group(**_tuples(group), **own))
     predictions = Predictions(**_tuples(meta), **arrays, groups=tuple(groups))
     num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)

@@ -23,16 +23,16 @@ from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError
 
 PLOTS = {
-    "rows": "Test accuracy of every row, with its 95 % interval.",
-    "accuracy_against_k": "How much each further teacher brings: sub-ensembles of the same teachers.",
-    "learning_curves": "Validation during training: mean over members, shaded from the worst to the best.",
-    "reliability": "Confidence against accuracy, 15 bins of equal mass; on the dashed line is calibrated.",
+    "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
+    "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
     "agreement": "How often two teachers decide alike.",
+    "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
+    "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
 }
 
 
 def build(found: Predictions) -> dict:
-    """The dict of report.json: `analysis.numbers`, what they show ("findings"), and their conditions ("notes")."""
+    """The dict of report.json: the numbers, what they show ("findings") and on what terms ("notes")."""
     report = analysis.numbers(found)
     report["findings"] = findings.shown(report)
     report["notes"] = findings.notes(found, report)
@@ -46,16 +46,17 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
     across = []
     if kept is not None:
         for row in report["rows"]:
-            if row["transfer"] == kept["transfer"] and (row["role"] == "baseline" or row["name"] == kept["name"]):
+            if row["transfer"] == kept["transfer"] and (
+                row["role"] == "baseline" or row["name"] == kept["name"]
+            ):
                 across.append((row["role"], f"{row['name']} ({row['transfer']})", row["accuracy"]["mean"]))
+    disagreement = report["diversity"]["disagreement"]["matrix"]
     drawn = {
         "rows": plots.all_rows(report["rows"]),
         "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
+        "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
         "learning_curves": plots.learning_curves(lines) if lines else None,
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
-        "agreement": plots.agreement(
-            report["diversity"]["disagreement"]["matrix"], report["diversity"]["members"]
-        ),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -109,7 +110,9 @@ def show(report: dict, run_dir: str | Path) -> None:
     console.print("\n[bold]What this run shows[/bold]")
     for paragraph in report["findings"]:
         console.print(f"- {paragraph}", markup=False, highlight=False)
-    console.print(f"\nPlots, comparisons, notes: {Path(run_dir) / 'report.html'}", markup=False, highlight=False)
+    console.print(
+        f"\nPlots, comparisons, notes: {Path(run_dir) / 'report.html'}", markup=False, highlight=False
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mtkd_jax.report", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="the --workdir of a finished run")
     parser.add_argument("--out", type=Path, help="several runs: also write report.md and report.json here")
-    asked = parser.parse_args(argv)
+    parser.error = _refuse  # argparse would print its usage as well
     try:
+        asked = parser.parse_args(argv)
         if len(asked.runs) == 1:
             show(write(asked.runs[0]), asked.runs[0])
         else:
@@ -127,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _refuse(message: str) -> None:
+    raise UserError(message)
 
 
 def _merge(runs: Sequence[Path], out: Path | None) -> None:
@@ -183,12 +191,12 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
     ]
     if report["comparisons"]:
-        cells = tables.comparison_cells(report)
-        parts.append("## Comparisons\n\n" + tables.markdown(tables.COMPARISON_HEADER, cells))
+        sections = tables.comparison_sections(report)
+        text = _sectioned(tables.COMPARISON_HEADER, sections)
+        parts.append(f"## Comparisons\n\n{text}\n\n{tables.COMPARISON_CAPTION}")
     if report["common_alpha"] is not None:
-        cells = tables.common_cells(report)
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
-        parts.append(f"{heading}\n\n" + tables.markdown(tables.COMMON_HEADER, cells))
+        parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")
     parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + _list(report["notes"]))
@@ -196,9 +204,11 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
 
 
 def _main_markdown(report: dict) -> str:
-    sections = tables.main_sections(report)
-    found = [f"**{title}**\n\n{tables.markdown(tables.MAIN_HEADER, cells)}" for title, cells in sections]
-    return "\n\n".join([*found, tables.CAPTION])
+    return _sectioned(tables.MAIN_HEADER, tables.main_sections(report)) + f"\n\n{tables.CAPTION}"
+
+
+def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
+    return "\n\n".join(f"**{title}**\n\n{tables.markdown(header, cells)}" for title, cells in sections)
 
 
 def _list(paragraphs: Sequence[str]) -> str:

@@ -122,9 +122,8 @@ def make_step(program: Program) -> Callable:
 
         (loss, (model_state, context)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         rate = hyper["learning_rate"] * schedule(program.schedule, step / program.num_steps)
-        transform = optimizer(program.optimizer, rate, hyper["weight_decay"])
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params, mem = recipe.after(optax.apply_updates(state.params, updates), state.mem, context)
+        params, opt_state = _updated(program.optimizer, rate, hyper["weight_decay"], grads, state)
+        params, mem = recipe.after(params, state.mem, context)
         moved = dataclasses.replace(
             state, params=params, model_state=model_state, opt_state=opt_state, mem=mem
         )
@@ -157,6 +156,13 @@ def optimizer(name: str, learning_rate: Array | float, weight_decay: Array | flo
         decay = optax.add_decayed_weights(weight_decay)
         return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9, nesterov=True))
     raise ValueError(f"optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
+
+
+def _updated(name: str, rate: Array, decay: Array, grads: PyTree, state: TrainState) -> tuple[PyTree, PyTree]:
+    # optax mixes its integer step count into float arithmetic, which a strict session forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer(name, rate, decay).update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
 
 
 def schedule(name: str, progress: Array) -> Array:

@@ -124,7 +124,8 @@ class Model:
         state = {name: value for name, value in variables.items() if name != "params"}
         if not train:
             return self.module.apply(variables, image, train=False), state
-        return self.module.apply(variables, image, train=True, mutable=list(state), rngs={"dropout": key})
+        rngs = {} if key is None else {"dropout": key}
+        return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
 
 
 # --- populations --------------------------------------------------------------------------------------

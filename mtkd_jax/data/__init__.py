@@ -1,1 +1,1 @@
-"""Where examples come from (sources), how they are split and ordered (loading), what is done to them (augment)."""
+"""Data: where examples come from (sources), their splits and order (loading), changes to them (augment)."""

@@ -70,7 +70,7 @@ def _cut(rows, labels, num, rng):
     by_class = np.argsort(kind, kind="stable")
     place = np.empty(len(rows))
     place[by_class] = np.concatenate([np.arange(size) for size in sizes])  # 0, 1, ... within its class
-    # Webster's rule deals seats in the order of (place + 1/2) / size; here the first of each class comes first.
+    # Webster's rule deals out seats by (place + 1/2) / size; but the first of every class has a seat.
     first = np.argsort(np.where(place == 0, -1, (place + 0.5) / sizes[kind]), kind="stable")
     return tuple(np.sort(part).astype(np.int32) for part in (rows[first[:num]], rows[first[num:]]))
 

@@ -7,6 +7,7 @@ sure that whatever leaves this file can be trained on, or that the user is told 
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 
 import numpy as np
@@ -56,17 +57,12 @@ def synthetic(
     Images are uint8 [size,size,channels]; `noise` is the standard deviation in units of the full range.
     Classes are equally frequent (to within one example). Raises `UserError` for sizes that make no problem.
     """
-    sizes = {"size": size, "channels": channels, "num_test": num_test}
-    for name, value in sizes.items():
-        if value < 1:
-            raise UserError(f"synthetic: {name} = {value}: must be at least 1")
-    if not 2 <= num_classes <= num_train:
-        raise UserError(
-            f"synthetic: num_classes = {num_classes}, num_train = {num_train}: must be at least 2 classes "
-            "and at least one training example a class"
-        )
-    if not noise >= 0:
-        raise UserError(f"synthetic: noise = {noise}: must be at least 0")
+    lowest = {"num_classes": 2, "num_train": num_classes, "num_test": 1, "size": 1, "channels": 1}
+    given = {"num_classes": num_classes, "num_train": num_train, "num_test": num_test}
+    given |= {"size": size, "channels": channels, "noise": noise, "seed": seed}
+    for name, value in given.items():
+        if not value >= lowest.get(name, 0):
+            raise UserError(f"synthetic: {name} = {value}: must be at least {lowest.get(name, 0)}")
 
     rng = np.random.default_rng(seed)
     prototypes = rng.random((num_classes, size, size, channels))
@@ -98,12 +94,12 @@ def npz(*, path: str) -> DataSet:
     integers 0..C-1. `class_names` [C] is optional; other arrays are ignored. Nothing is unpickled.
     Raises `UserError` naming the file and the array.
     """
-    file = pathlib.Path(path).expanduser()
-    if not file.is_file():
+    file = os.path.expanduser(path)
+    if not os.path.isfile(file):
         raise UserError(f"data.path = {path!r}: no such file; must be an .npz archive of images and labels")
     arrays, reading = {}, "the list of its arrays"
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             names = set(archive.files)
             for reading in sorted(_WANTED & names):
                 arrays[reading] = archive[reading]
@@ -114,13 +110,14 @@ def npz(*, path: str) -> DataSet:
             "must be an archive that numpy.savez wrote, without object arrays"
         ) from error
 
-    found = {ours: next((name for name in (ours, other) if name in names), None) for ours, other in _ARRAYS}
-    if missing := [ours for ours, name in found.items() if name is None]:
-        raise UserError(
-            f"{path}: no array {missing[0]}; must hold train_images, train_labels, test_images, test_labels "
-            f"(or x_train, y_train, x_test, y_test) and holds {', '.join(sorted(names)) or 'nothing'}"
-        )
-    fields = {ours: arrays[name] for ours, name in found.items()}
+    fields = {}
+    for name, other in _ARRAYS.items():
+        if name not in arrays and other not in arrays:
+            raise UserError(
+                f"{path}: no array {name} (or {other}); must hold {', '.join(_ARRAYS)}, "
+                f"and holds {', '.join(sorted(names)) or 'nothing'}"
+            )
+        fields[name] = arrays[name if name in arrays else other]
     for name in ("train_images", "test_images"):
         if fields[name].ndim == 3:
             fields[name] = fields[name][..., None]
@@ -130,7 +127,7 @@ def npz(*, path: str) -> DataSet:
         class_names = tuple(arrays["class_names"].tolist())
     else:
         class_names = _names_from(fields["train_labels"], path)
-    return _checked(DataSet(name=file.stem, class_names=class_names, **fields), where=path)
+    return _checked(DataSet(name=pathlib.Path(file).stem, class_names=class_names, **fields), where=path)
 
 
 def tfds(*, name: str) -> DataSet:
@@ -179,13 +176,13 @@ def tfds(*, name: str) -> DataSet:
 
 # --- shared by the sources ----------------------------------------------------------------------------
 
-_ARRAYS = (
-    ("train_images", "x_train"),
-    ("train_labels", "y_train"),
-    ("test_images", "x_test"),
-    ("test_labels", "y_test"),
-)
-_WANTED = {name for pair in _ARRAYS for name in pair} | {"class_names"}
+_ARRAYS = {  # the same under the names of Keras
+    "train_images": "x_train",
+    "train_labels": "y_train",
+    "test_images": "x_test",
+    "test_labels": "y_test",
+}
+_WANTED = {*_ARRAYS, *_ARRAYS.values(), "class_names"}
 
 
 def _checked(dataset: DataSet, where: str) -> DataSet:
@@ -232,9 +229,8 @@ def _checked(dataset: DataSet, where: str) -> DataSet:
     if empty := np.flatnonzero(counts == 0).tolist():
         raise wrong(
             "train_labels",
-            f"class {empty[0]} ({dataset.class_names[empty[0]]}) has no example"
-            f"{f' and {len(empty) - 1} other classes neither' if empty[1:] else ''}: "
-            "every class must be in the training set",
+            f"{len(empty)} of {dataset.num_classes} classes without an example, the first is class "
+            f"{empty[0]} ({dataset.class_names[empty[0]]}): every class must be in the training set",
         )
     train, test = fields["train_images"], fields["test_images"]
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):

@@ -36,7 +36,7 @@ class Cnn(nn.Module):
                 channels, kernel_size, use_bias=not self.batch_norm, dtype=self.dtype, name=f"conv{number}"
             )(x)
             if self.batch_norm:
-                x = layers.BatchNorm(name=f"norm{number}")(x, train)
+                x = layers.batch_norm(x, train, name=f"norm{number}")
             # ReLU after pooling: the same numbers from a quarter of the work, and no ties between zeros.
             x = nn.relu(layers.max_pool(x, 2))
             features[f"stage{number}"] = x
@@ -66,12 +66,16 @@ def cnn(
     'cnn(batch_norm=True)'
     """
     layers.check_widths("cnn.widths", widths)
-    layers.check_argument("cnn.dense", dense, isinstance(dense, int) and dense >= 1, "a whole number >= 1")
-    layers.check_argument(
-        "cnn.kernel_size", kernel_size, isinstance(kernel_size, int) and kernel_size >= 1, "a whole number >= 1"
-    )
-    layers.check_common("cnn", dropout, dtype)
+    layers.check_count("cnn.dense", dense)
+    layers.check_count("cnn.kernel_size", kernel_size)
+    layers.check_dropout("cnn.dropout", dropout)
+    layers.check_dtype("cnn.dtype", dtype)
     arguments = dict(
-        widths=widths, dense=dense, kernel_size=kernel_size, batch_norm=batch_norm, dropout=dropout, dtype=dtype
+        widths=widths,
+        dense=dense,
+        kernel_size=kernel_size,
+        batch_norm=batch_norm,
+        dropout=dropout,
+        dtype=dtype,
     )
     return Model(layers.described(cnn, **arguments), Cnn(task, **arguments), convolutional=True)

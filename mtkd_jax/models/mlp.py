@@ -25,7 +25,7 @@ class Mlp(nn.Module):
         for number, width in enumerate(self.hidden, start=1):
             x = nn.Dense(width, use_bias=not self.batch_norm, dtype=self.dtype, name=f"dense{number}")(x)
             if self.batch_norm:
-                x = layers.BatchNorm(name=f"norm{number}")(x, train)
+                x = layers.batch_norm(x, train, name=f"norm{number}")
             x = nn.relu(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             features[f"layer{number}"] = x[:, None, None, :]
@@ -50,6 +50,7 @@ def mlp(
     'mlp(hidden=(32,))'
     """
     layers.check_widths("mlp.hidden", hidden)
-    layers.check_common("mlp", dropout, dtype)
+    layers.check_dropout("mlp.dropout", dropout)
+    layers.check_dtype("mlp.dtype", dtype)
     arguments = dict(hidden=hidden, batch_norm=batch_norm, dropout=dropout, dtype=dtype)
     return Model(layers.described(mlp, **arguments), Mlp(task, **arguments))

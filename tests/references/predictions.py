@@ -32,7 +32,10 @@ def make(
 ) -> Predictions:
     """A run whose networks see the truth through an error they share and an error of their own."""
     rng = np.random.default_rng(seed)
-    labels = {"val": rng.integers(num_classes, size=num_val), "test": rng.integers(num_classes, size=num_test)}
+    labels = {
+        "val": rng.integers(num_classes, size=num_val),
+        "test": rng.integers(num_classes, size=num_test),
+    }
     truth = {split: np.eye(num_classes)[of_split] for split, of_split in labels.items()}
     shared = {split: rng.normal(size=of_split.shape) for split, of_split in truth.items()}
 
@@ -40,7 +43,9 @@ def make(
         return {
             split: np.stack(
                 [
-                    (8 * truth[split] + 2.5 * shared[split] + spread * rng.normal(size=truth[split].shape)).astype(np.float32)
+                    (
+                        8 * truth[split] + 2.5 * shared[split] + spread * rng.normal(size=truth[split].shape)
+                    ).astype(np.float32)
                     for _ in range(num_members)
                 ]
             )

@@ -1,0 +1,108 @@
+"""Metrics, intervals and tests written out one example at a time, in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+
+
+def probabilities(logits):
+    rows = []
+    for row in np.asarray(logits, np.float64):
+        powers = [math.exp(z - max(row)) for z in row]
+        rows.append([power / sum(powers) for power in powers])
+    return np.array(rows)
+
+
+def accuracy(logits, labels):
+    return sum(list(row).index(max(row)) == label for row, label in zip(logits, labels)) / len(labels)
+
+
+def nll(logits, labels):
+    return -sum(math.log(row[label]) for row, label in zip(probabilities(logits), labels)) / len(labels)
+
+
+def brier(logits, labels):
+    total = 0.0
+    for row, label in zip(probabilities(logits), labels):
+        total += sum((p - (c == label)) ** 2 for c, p in enumerate(row))
+    return total / len(labels)
+
+
+def ece(logits, labels, num_bins=15):
+    """Cut the examples, sorted by confidence, into bins whose sizes differ by one at most."""
+    found = []
+    for row, label in zip(probabilities(logits), labels):
+        found.append((max(row), list(row).index(max(row)) == label))
+    found.sort(key=lambda pair: pair[0])
+    bounds = [-(-b * len(found) // num_bins) for b in range(num_bins + 1)]
+    total = 0.0
+    for start, end in itertools.pairwise(bounds):
+        part = found[start:end]
+        if part:
+            total += abs(sum(right for _, right in part) - sum(confidence for confidence, _ in part))
+    return total / len(found)
+
+
+def confusion(logits, labels):
+    matrix = np.zeros((len(logits[0]), len(logits[0])), int)
+    for row, label in zip(logits, labels):
+        matrix[label, list(row).index(max(row))] += 1
+    return matrix
+
+
+def pair_counts(a, b, labels):
+    """(both right, only a, only b, neither)."""
+    right = [[list(row).index(max(row)) == label for row, label in zip(one, labels)] for one in (a, b)]
+    pairs = list(zip(*right))
+    return tuple(pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
+
+
+def disagreement(a, b):
+    return sum(list(x).index(max(x)) != list(y).index(max(y)) for x, y in zip(a, b)) / len(a)
+
+
+def q_statistic(a, b, labels):
+    both, only_a, only_b, neither = pair_counts(a, b, labels)
+    denominator = both * neither + only_a * only_b
+    return (both * neither - only_a * only_b) / denominator if denominator else math.nan
+
+
+def kl(a, b):
+    total = 0.0
+    for p, q in zip(probabilities(a), probabilities(b)):
+        total += sum(x * math.log(x / y) + y * math.log(y / x) for x, y in zip(p, q)) / 2
+    return total / len(a)
+
+
+def error_correlation(a, b, labels):
+    """The phi coefficient of the 2 x 2 table."""
+    both, only_a, only_b, neither = pair_counts(a, b, labels)
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    return (both * neither - only_a * only_b) / math.sqrt(margins) if margins else math.nan
+
+
+def sub_ensemble_accuracies(logits, labels, size):
+    """Accuracy of the mean probability of every subset of `size` teachers."""
+    probs = np.array([probabilities(one) for one in logits])
+    subsets = itertools.combinations(range(len(logits)), size)
+    return [accuracy(probs[list(subset)].mean(0).tolist(), labels) for subset in subsets]
+
+
+def holm(p_values):
+    """Straight from the definition: the adjusted p is the largest (m - rank) p up to that rank."""
+    m = len(p_values)
+    order = sorted(range(m), key=lambda i: p_values[i])
+    adjusted = [0.0] * m
+    for place, i in enumerate(order):
+        adjusted[i] = min(1.0, max((m - rank) * p_values[order[rank]] for rank in range(place + 1)))
+    return adjusted
+
+
+def output_avg_loss(student, teachers, temperature):
+    """T^0 times KL(mean_k q_k || p) of one example, for finite differences."""
+    p = probabilities([student / temperature])[0]
+    q = np.mean([probabilities([teacher / temperature])[0] for teacher in teachers], axis=0)
+    return float(np.sum(q * np.log(q / p)))

@@ -1,0 +1,42 @@
+"""The smallest run that still has everything: K = 3 teachers, two seeds, made-up images."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mtkd_jax import config as configuration
+from mtkd_jax import experiment, plan
+from mtkd_jax.logbook import Logbook
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def config(**overrides) -> ConfigDict:
+    """A configuration of a second or two; overrides as {"students.modes": ...}."""
+    small = configuration.default()
+    small.data.source = "synthetic(num_classes=4, num_train=120, num_test=40, size=4, noise=0.4)"
+    small.data.num_train = 60
+    small.model.name = "mlp(hidden=(8,))"
+    small.teachers.num_members = 3
+    small.train.batch_size = 16
+    small.train.epochs = 4
+    small.train.learning_rate = 1e-2
+    small.students.modes = ("mimic_all", "output_avg")
+    small.students.alphas = (0.0, 0.5)
+    small.students.num_seeds = 2
+    for field, value in overrides.items():
+        *groups, name = field.split(".")
+        group = small
+        for part in groups:
+            group = group[part]
+        group[name] = value
+    configuration.validate(small)
+    return small
+
+
+def train(small: ConfigDict, workdir: Path) -> plan.Done:
+    """Everything `experiment.run` trains, without evaluation and report."""
+    split = experiment.load_split(small)
+    stages = plan.teachers_then_students(small, split)
+    with Logbook(workdir, quiet=True) as logbook:
+        return plan.run(stages, workdir, logbook, checkpoint_seconds=1e9)

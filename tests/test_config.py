@@ -1,0 +1,127 @@
+"""Configuration: what is right passes, what is wrong is told in one line that names the field."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from mtkd_jax import config as configuration
+from mtkd_jax.types import Task, UserError
+from tests import small
+
+
+def test_the_default_is_valid():
+    configuration.validate(configuration.default())
+
+
+@pytest.mark.parametrize(
+    "field, value, right",
+    [
+        ("teachers.num_members", 0, "at least 1"),
+        ("students.alphas", (0.0, 1.5), "[0, 1]"),
+        ("students.alphas", (0.0, float("nan")), "students.alphas"),
+        ("students.temperatures", (0.0,), "above 0"),
+        ("students.transfer", ("labeled",), "labelled"),
+        ("students.num_seeds", 0, "at least 1"),
+        ("data.val_fraction", 1.0, "between 0 and 1"),
+        ("teachers.subset_fraction", 0.0, "(0, 1]"),
+        ("train.optimizer", "adamm", "adam"),
+        ("runtime.how", "vmapp", "vmap"),
+        ("train.eval_every", 3, "2 does"),
+        ("students.modes", ("mimic_al",), "'mimic_all'"),
+        ("students.modes", ("vote", "vote"), "twice"),
+        ("students.modes", ("mimic_all(",), "not an address"),
+        ("students.modes", ("vote(temprature=2)",), "no argument 'temprature'"),
+        ("model.name", "mpl", "'mlp'"),
+        ("model.name", "mlp(hiden=(3,))", "did you mean 'hidden'?"),
+        ("model.name", "mlp(hidden=3)", "tuple[int, ...]"),
+        ("model.name", "mlp(dropout=1.5)", "mlp.dropout"),
+        ("model.name", "mlp(__import__('os'))", "not an address"),
+        ("teachers.models", ("mlp", "cn"), "'cnn'"),
+        ("teachers.learning_rates", (0.1, 0.2), "2 values for 3 members"),
+        ("fusion.rules", ("mean_prob",), "'mean_probs'"),
+        ("data.source", "digit", "'digits'"),
+        ("data.source", "npz", "data.path"),
+        ("data.source", "synthetic(num_clases=3)", "'num_classes'"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_the_field(field, value, right):
+    with pytest.raises(UserError) as caught:
+        small.config(**{field: value})
+    message = str(caught.value)
+    assert field in message
+    assert right in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "field, value, expected",
+    [
+        ("train.epochs", "many", "config.train.epochs is 'many'"),
+        ("train.epochs", True, "config.train.epochs is True"),
+        ("train.epoch", 3, "did you mean 'train.epochs'?"),
+        ("train.epochs", None, "config.train.epochs is None"),
+        ("train", 3, "config.train is 3"),
+        ("students.alphas", ("a",), "tuple of float"),
+        ("teachers.models", ("mlp", 3), "tuple of str"),
+    ],
+)
+def test_types_and_unknown_fields_are_named(field, value, expected):
+    loose = ConfigDict(configuration.default().to_dict(), type_safe=False)
+    *groups, name = field.split(".")
+    (loose[groups[0]] if groups else loose)[name] = value
+    with pytest.raises(UserError) as caught:
+        configuration.validate(loose)
+    assert expected in str(caught.value)
+
+
+def test_missing_fields_are_named():
+    loose = ConfigDict(configuration.default().to_dict())
+    del loose.train.epochs
+    with pytest.raises(UserError, match="config.train.epochs is missing"):
+        configuration.validate(loose)
+
+
+def test_whole_numbers_pass_for_floats():
+    small.config(**{"students.alphas": (0, 1), "students.temperatures": (1, 4)})
+
+
+def test_modes_that_need_more_teachers_than_there_are_say_so(monkeypatch):
+    greedy = configuration.build_recipe("vote")._replace(min_teachers=4)
+    monkeypatch.setattr(configuration, "build_recipe", lambda address, field="": greedy)
+    with pytest.raises(UserError, match="needs at least 4 teachers, config.teachers gives 3"):
+        small.config()
+
+
+def test_unknown_variant_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'smoke'"):
+        configuration.variant(configuration.default(), "smok", smoke=lambda config: None)
+
+
+@pytest.mark.parametrize("kind", configuration.KINDS)
+def test_everything_that_can_be_named_is_listed_with_a_first_line(kind):
+    for name, function in configuration.catalogue(kind).items():
+        first = inspect.getdoc(function).splitlines()[0]
+        assert first.endswith((".", ":", "!")) or "(" in first, f"{name}: {first!r} is not a sentence"
+        assert name in configuration.listing()
+
+
+def test_an_address_is_also_the_name_of_what_it_builds():
+    task = Task(num_classes=3, num_heads=2, mean=(0.0,), std=(1.0,))
+    model = configuration.build_model("mlp(hidden=(5,))", task)
+    assert configuration.build_model(model.name, task) == model
+    assert configuration.build_recipe("mimic_all").name == "mimic_all"
+
+
+def test_no_function_is_shadowed_by_another_of_its_name():
+    """Two modules of a package must not define the same address."""
+    for kind, (place, returns) in configuration.KINDS.items():
+        if kind == "mode":
+            continue
+        sources = Path(configuration.__file__).parent
+        files = [sources / f"{place.replace('.', '/')}.py", *(sources / place).glob("*.py")]
+        text = "\n".join(file.read_text() for file in files if file.exists())
+        for name in configuration.catalogue(kind):
+            assert text.count(f"\ndef {name}(") == 1, name
+        assert returns

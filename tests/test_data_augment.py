@@ -1,0 +1,151 @@
+"""Each augmentation against NumPy, for one image; and the batch against the images one by one."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax.data.augment import augment, cutout, flip, noise, shift
+from mtkd_jax.types import UserError
+
+ALL = {"shift": 2, "flip": True, "cutout": 3, "noise": 0.1}
+
+
+def image_of(shape=(7, 5, 3), low=0.0, high=1.0, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32))
+
+
+def keys_of(num, seed=0):
+    return jax.random.split(jax.random.key(seed), num)
+
+
+def test_shift_is_reflect_padding_and_a_crop_and_every_offset_occurs():
+    image, pixels = image_of(), 2
+    padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
+    crops = {
+        (down, right): padded[down : down + 7, right : right + 5] for down in range(5) for right in range(5)
+    }
+    moved = jax.jit(jax.vmap(lambda key: shift(image, key, pixels=pixels)))(keys_of(500))
+    seen = []
+    for one in np.asarray(moved):
+        (offset,) = [offset for offset, crop in crops.items() if np.array_equal(one, crop)]
+        seen.append(offset)
+    counts = [seen.count(offset) for offset in crops]
+    assert np.sum((np.array(counts) - 20) ** 2 / 20) < 80  # chi-squared, 24 degrees, p = 1e-7
+
+
+def test_shift_by_almost_the_whole_image_and_no_further():
+    image = image_of((4, 6, 1))
+    padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode="reflect")
+    crops = [padded[down : down + 4, right : right + 6] for down in range(7) for right in range(7)]
+    for moved in np.asarray(jax.jit(jax.vmap(lambda key: shift(image, key, pixels=3)))(keys_of(20))):
+        assert any(np.array_equal(moved, crop) for crop in crops)
+    with pytest.raises(UserError, match=r"^shift = 4: must be less than 4, for images 4x6$"):
+        shift(image, jax.random.key(0), pixels=4)
+
+
+def test_flip_mirrors_half_of_the_time():
+    image = image_of()
+    mirrored = 0
+    for one in np.asarray(jax.vmap(functools.partial(flip, image))(keys_of(400))):
+        if np.array_equal(one, image[:, ::-1]):
+            mirrored += 1
+        else:
+            np.testing.assert_array_equal(one, image)
+    assert 150 < mirrored < 250  # 5 standard deviations
+
+
+@pytest.mark.parametrize("size", [2, 3, 20])
+def test_cutout_paints_the_mean_on_a_square_around_any_pixel(size):
+    image = image_of()
+    mean = np.asarray(image, np.float64).mean((0, 1))
+    holes = set()
+    for one in np.asarray(jax.jit(jax.vmap(lambda key: cutout(image, key, size=size)))(keys_of(300))):
+        changed = np.any(one != image, axis=-1)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert changed[np.ix_(rows, columns)].all()  # a rectangle
+        np.testing.assert_allclose(one[changed], np.broadcast_to(mean, (changed.sum(), 3)), rtol=1e-5)
+        holes.add((rows[0], rows[-1], columns[0], columns[-1]))
+    want = set()
+    for row in range(7):
+        for column in range(5):
+            top, left = row - size // 2, column - size // 2
+            want.add((max(top, 0), min(top + size, 7) - 1, max(left, 0), min(left + size, 5) - 1))
+    assert holes == want
+
+
+def test_noise_has_the_deviation_asked_for_and_is_clipped_only_in_unit_images():
+    inside, outside = image_of((200, 100, 3), 0.4, 0.6), image_of((200, 100, 3), -4.0, 9.0)
+    for image in (inside, outside):
+        added = np.asarray(noise(image, jax.random.key(0), std=0.05) - image, np.float64)
+        assert abs(added.mean()) < 0.05 * 5 / np.sqrt(60_000)
+        assert abs(added.std() - 0.05) < 0.05 * 5 / np.sqrt(2 * 60_000)
+
+    strong = np.asarray(noise(inside, jax.random.key(0), std=1.0))
+    assert strong.min() == 0.0
+    assert strong.max() == 1.0
+    free = np.asarray(noise(outside, jax.random.key(0), std=1.0))
+    assert free.min() < -4.5
+    assert free.max() > 9.5
+
+
+def test_moving_and_cutting_keep_any_image_within_its_own_range():
+    moved = jax.jit(functools.partial(augment, shift=3, flip=True, cutout=4))
+    for low, high in ((0.0, 1.0), (-5.0, -3.0)):
+        images = image_of((16, 8, 8, 3), low, high)
+        out = np.asarray(moved(jax.random.key(0), images))
+        assert not np.array_equal(out, images)
+        assert images.min() <= out.min()
+        assert out.max() <= images.max()
+
+
+def test_augment_switched_off_is_the_identity_and_draws_nothing():
+    images = image_of((4, 8, 8, 3))
+    assert augment(jax.random.key(0), images) is images
+    assert not jax.make_jaxpr(augment)(jax.random.key(0), images).eqns
+
+
+def test_augment_is_the_single_functions_by_a_key_for_each_image():
+
+    @jax.jit
+    def one(image, keys):
+        image = shift(flip(image, keys[0]), keys[1], pixels=2)
+        return noise(cutout(image, keys[2], size=3), keys[3], std=0.1)
+
+    images, key = image_of((6, 8, 8, 3)), jax.random.key(3)
+    out = jax.jit(functools.partial(augment, **ALL))(key, images)
+    assert out.shape == images.shape
+    assert out.dtype == jnp.float32
+    for row, keys in enumerate(jax.random.split(key, (6, 4))):
+        np.testing.assert_allclose(out[row], one(images[row], keys), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_augment_draws_for_each_image_of_a_batch(name):
+    same = jnp.broadcast_to(image_of((8, 8, 3)), (32, 8, 8, 3))
+    varied = np.asarray(jax.jit(functools.partial(augment, **{name: ALL[name]}))(jax.random.key(3), same))
+    assert len({one.tobytes() for one in varied}) > 1
+
+
+def test_augment_switching_on_the_others_leaves_the_draws_of_the_noise_alone():
+    key, grey = jax.random.key(3), jnp.full((32, 8, 8, 3), 0.5)  # no move or cut shows on plain grey
+    noisy = jax.jit(functools.partial(augment, noise=0.1))(key, grey)
+    everything = jax.jit(functools.partial(augment, **ALL))(key, grey)
+    np.testing.assert_allclose(everything, noisy, atol=1e-6)
+
+
+def test_augment_of_members_inside_a_scan_gives_the_same():
+    images, keys = image_of((3, 2, 4, 8, 8, 1)), keys_of(6).reshape(3, 2)  # steps, members, batch
+    all_on = functools.partial(augment, **ALL)
+
+    @jax.jit
+    def scanned(keys, images):
+        return jax.lax.scan(lambda carry, now: (carry, jax.vmap(all_on)(*now)), 0, (keys, images))[1]
+
+    alone = jax.jit(all_on)
+    plain = [[alone(keys[step, member], images[step, member]) for member in range(2)] for step in range(3)]
+    np.testing.assert_allclose(scanned(keys, images), np.array(plain), atol=1e-6)

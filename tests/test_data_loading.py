@@ -1,0 +1,329 @@
+"""Splits, orders and subsets: invariants over many made-up data sets, and values counted by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtkd_jax.data import loading
+from mtkd_jax.types import DataSet, UserError
+
+few = settings(max_examples=40, deadline=None)
+
+
+def dataset_of(labels, images=None):
+    """A data set with these labels, and images that carry their own row number."""
+    labels = np.asarray(labels, np.int32)
+    if images is None:
+        images = np.broadcast_to(np.arange(len(labels)).reshape(-1, 1, 1, 1), (len(labels), 2, 3, 1))
+        images = images.astype(np.float32)
+    return DataSet(
+        name="made",
+        train_images=images,
+        train_labels=labels,
+        test_images=images[:3],
+        test_labels=labels[:3],
+        class_names=tuple(str(c) for c in range(labels.max() + 1)),
+    )
+
+
+@st.composite
+def label_lists(draw):
+    sizes = draw(st.lists(st.integers(3, 30), min_size=2, max_size=6))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    return np.random.default_rng(draw(st.integers(0, 99))).permutation(labels)
+
+
+# --- splits -------------------------------------------------------------------------------------------
+
+
+@few
+@given(labels=label_lists(), seed=st.integers(0, 9), share=st.floats(0, 1))
+def test_split_parts_are_disjoint_complete_sorted_and_hold_every_class(labels, seed, share):
+    num_classes, total = labels.max() + 1, len(labels)
+    num_val = round(0.34 * total)
+    num_train = num_classes + int(share * (total - num_val - num_classes))
+    parts = loading.split(dataset_of(labels), num_train=num_train, val_fraction=0.34, seed=seed)
+    assert [len(parts.train), len(parts.pool), len(parts.val)] == [
+        num_train,
+        total - num_val - num_train,
+        num_val,
+    ]
+    rows = np.concatenate([parts.train, parts.pool, parts.val])
+    assert rows.dtype == np.int32
+    assert sorted(rows.tolist()) == list(range(total))
+    for part in (parts.train, parts.pool, parts.val):
+        assert np.all(np.diff(part) > 0)
+    assert set(labels[parts.train]) == set(labels[parts.val]) == set(labels)
+
+
+@few
+@given(labels=label_lists(), seed=st.integers(0, 9))
+def test_split_is_stratified_by_websters_rule(labels, seed):
+    """No class could give a place to another and both come nearer to their share."""
+    parts = loading.split(dataset_of(labels), num_train=0, val_fraction=0.34, seed=seed)
+    sizes, taken = np.bincount(labels), np.bincount(labels[parts.val])
+    last_dealt = np.max(np.where(taken > 1, (taken - 0.5) / sizes, 0))
+    next_in_line = np.min(np.where(taken < sizes, (taken + 0.5) / sizes, np.inf))
+    assert last_dealt <= next_in_line + 1e-12
+
+
+def test_split_by_hand():
+    labels = [0] * 60 + [1] * 30 + [2] * 10
+    parts = loading.split(dataset_of(labels), num_train=24, val_fraction=0.2, seed=0)
+    labels = np.array(labels)
+    assert np.bincount(labels[parts.val]).tolist() == [12, 6, 2]
+    # 48, 24 and 8 are left. A share of 24/80 makes 14.4, 7.2 and 2.4: the 24th place goes to the first class,
+    # whose next half comes soonest, at 14.5/48 = 0.302 against 7.5/24 = 2.5/8 = 0.3125.
+    assert np.bincount(labels[parts.train]).tolist() == [15, 7, 2]
+    assert np.bincount(labels[parts.pool]).tolist() == [33, 17, 6]
+
+
+def test_split_seed_decides_and_validation_does_not_depend_on_num_train():
+    dataset = dataset_of(np.arange(200) % 4)
+
+    def parts(num_train, seed):
+        return loading.split(dataset, num_train=num_train, val_fraction=0.2, seed=seed)
+
+    everything, some, fewer = parts(0, 1), parts(40, 1), parts(20, 1)
+    assert len(everything.pool) == 0
+    np.testing.assert_array_equal(everything.val, some.val)
+    np.testing.assert_array_equal(some.train, parts(40, 1).train)
+    assert set(fewer.train.tolist()) < set(some.train.tolist()) < set(everything.train.tolist())
+    assert not np.array_equal(some.val, parts(40, 2).val)
+    assert not np.array_equal(some.train, parts(40, 2).train)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "val_fraction", "said"),
+    [
+        (
+            81,
+            0.2,
+            r"data.num_train = 81: must be 0 \(all\) or 4 \(one a class\) to 80 \(100 training examples",
+        ),
+        (3, 0.2, r"data.num_train = 3: must be 0 \(all\) or 4 "),
+        (-1, 0.2, r"data.num_train = -1: must be 0 "),
+        (0, 0.0, r"data.val_fraction = 0.0: must lie strictly between 0 and 1"),
+        (0, 1.0, r"data.val_fraction = 1.0: must lie strictly"),
+        (0, float("nan"), r"data.val_fraction = nan: must lie strictly"),
+        (
+            0,
+            0.03,
+            r"data.val_fraction = 0.03: gives 3 validation examples of 100, must be at least one for each",
+        ),
+        (0, 0.99, r"data.val_fraction = 0.99: validation takes all 25 examples of class \d"),
+    ],
+)
+def test_split_refuses_the_impossible_in_one_line(num_train, val_fraction, said):
+    dataset = dataset_of(np.arange(100) % 4)
+    with pytest.raises(UserError, match=f"^{said}"):
+        loading.split(dataset, num_train=num_train, val_fraction=val_fraction, seed=0)
+
+
+def test_split_refuses_a_class_with_a_single_example():
+    with pytest.raises(UserError, match=r"validation takes all 1 examples of class 1 \(1\)"):
+        loading.split(dataset_of([0] * 20 + [1]), num_train=0, val_fraction=0.2, seed=0)
+
+
+# --- subsets ------------------------------------------------------------------------------------------
+
+LABELS = np.arange(3000) % 5
+INDICES = np.arange(1, 3000, 3, dtype=np.int32)  # a third of the rows
+
+
+def test_subset_keeps_each_with_the_probability_and_draws_without_replacement():
+    kept = loading.subset(INDICES, LABELS, 0.7, (3, 1))
+    assert np.all(np.diff(kept) > 0)
+    assert set(kept.tolist()) < set(INDICES.tolist())
+    assert abs(len(kept) - 700) < 5 * np.sqrt(1000 * 0.7 * 0.3)
+    np.testing.assert_array_equal(kept, loading.subset(INDICES, LABELS, 0.7, (3, 1)))
+    assert not np.array_equal(kept, loading.subset(INDICES, LABELS, 0.7, (3, 2)))
+    np.testing.assert_array_equal(loading.subset(INDICES, LABELS, 1.0, (3, 1)), INDICES)
+
+
+def test_bootstrap_draws_as_many_with_replacement():
+    drawn = loading.bootstrap(INDICES, LABELS, (3, 1))
+    assert len(drawn) == len(INDICES)
+    assert drawn.dtype == np.int32
+    assert np.all(np.diff(drawn) >= 0)
+    assert set(drawn.tolist()) <= set(INDICES.tolist())
+    assert abs(len(set(drawn.tolist())) / 1000 - (1 - np.exp(-1))) < 0.05
+    assert not np.array_equal(drawn, loading.bootstrap(INDICES, LABELS, (3, 2)))
+
+
+def test_subset_and_bootstrap_draw_again_until_every_class_is_there():
+    indices, labels = np.arange(6), np.array([0, 1, 2, 0, 1, 2, 9, 9])  # class 9 is not asked for
+    for number in range(30):
+        assert set(labels[loading.subset(indices, labels, 0.4, (number,))]) == {0, 1, 2}
+        assert set(labels[loading.bootstrap(indices, labels, (number,))]) == {0, 1, 2}
+
+
+def test_subset_gives_up_with_the_field_to_change():
+    everyone_alone = np.arange(20)
+    with pytest.raises(UserError, match=r"^teachers.subset_fraction = 0.1: 100 random subsets of 20 "):
+        loading.subset(everyone_alone, everyone_alone, 0.1, (0,))
+    with pytest.raises(UserError, match=r"^bootstrap: 100 bootstrap samples of 20 .* data.num_train must"):
+        loading.bootstrap(everyone_alone, everyone_alone, (0,))
+    for fraction in (0.0, -1.0, 1.01, float("nan")):
+        with pytest.raises(UserError, match=r"^teachers.subset_fraction = .*: must lie in \(0,1\]"):
+            loading.subset(INDICES, LABELS, fraction, (0,))
+
+
+# --- orders -------------------------------------------------------------------------------------------
+
+
+@few
+@given(
+    num=st.integers(1, 40),
+    num_steps=st.integers(1, 12),
+    batch_size=st.integers(1, 20),
+    seed=st.integers(0, 99),
+)
+def test_epoch_order_gives_each_index_floor_or_ceil_of_its_share(num, num_steps, batch_size, seed):
+    indices = 7 * np.arange(num, dtype=np.int32) + 3
+    order = loading.epoch_order(indices, num_steps=num_steps, batch_size=batch_size, key=(seed, 5))
+    assert order.shape == (num_steps, batch_size)
+    assert order.dtype == np.int32
+    assert set(order.ravel().tolist()) <= set(indices.tolist())
+    times = np.array([np.sum(order == index) for index in indices])
+    assert times.sum() == num_steps * batch_size
+    assert times.max() - times.min() <= 1
+    # and so does every whole pass within it
+    for start in range(0, num_steps * batch_size - num + 1, num):
+        assert sorted(order.ravel()[start : start + num].tolist()) == indices.tolist()
+
+
+def test_epoch_order_is_a_function_of_every_word_of_the_key():
+    def order(*key):
+        return tuple(loading.epoch_order(np.arange(50), num_steps=5, batch_size=10, key=key).ravel().tolist())
+
+    keys = [(0,), (0, 0), (0, 0, 0), (1,), (1, 0), (0, 1), (0, 1, 0), (2**40, 1), (1, 2**40)]
+    assert len({order(*key) for key in keys}) == len(keys)
+    assert order(1, 2, 3, 4) == order(1, 2, 3, 4)
+
+
+def test_epoch_order_is_shuffled_evenly():
+    """Each index is as likely in the first place as any other (chi-squared, 9 degrees, p = 1e-6)."""
+    first = [
+        loading.epoch_order(np.arange(10), num_steps=1, batch_size=2, key=(k,))[0, 0] for k in range(1000)
+    ]
+    counts = np.bincount(first, minlength=10)
+    assert np.sum((counts - 100) ** 2 / 100) < 47.0
+
+
+@few
+@given(
+    num_labelled=st.integers(1, 20),
+    num_unlabelled=st.integers(1, 40),
+    num_steps=st.integers(1, 10),
+    parts=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    seed=st.integers(0, 99),
+)
+def test_mixed_order_has_the_same_number_of_each_kind_in_every_batch(
+    num_labelled, num_unlabelled, num_steps, parts, seed
+):
+    labelled, unlabelled = np.arange(num_labelled), 100 + np.arange(num_unlabelled)
+    order = loading.mixed_order(
+        labelled,
+        unlabelled,
+        num_steps=num_steps,
+        batch_size=sum(parts),
+        labelled_per_batch=parts[0],
+        key=(seed,),
+    )
+    assert order.shape == (num_steps, sum(parts))
+    assert order.dtype == np.int32
+    assert np.all(np.sum(order < 100, axis=1) == parts[0])
+    for indices in (labelled, unlabelled):
+        times = [np.sum(order == index) for index in indices]
+        assert max(times) - min(times) <= 1
+
+
+def test_mixed_order_refuses_what_is_not_mixed():
+    arguments = {"num_steps": 2, "batch_size": 4, "key": (0,)}
+    for number in (0, 4, 5):
+        with pytest.raises(UserError, match=rf"^labelled_per_batch = {number}: must lie in 1..3"):
+            loading.mixed_order(np.arange(5), np.arange(5), labelled_per_batch=number, **arguments)
+    with pytest.raises(UserError, match=r"^students.transfer = 'unlabelled': .* data.num_train must"):
+        loading.mixed_order(np.arange(5), np.arange(0), labelled_per_batch=2, **arguments)
+
+
+# --- arrays for the device ----------------------------------------------------------------------------
+
+
+def colour_split(dtype, num=40):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num, 4, 3, 2), dtype=np.uint8)
+    images = images if dtype == np.uint8 else (images.astype(dtype) * 0.1 - 7)
+    return loading.split(dataset_of(np.arange(num) % 3, images), num_train=9, val_fraction=0.25, seed=0)
+
+
+def test_examples_show_only_the_labels_of_the_training_rows():
+    parts = colour_split(np.uint8)
+    shown = loading.examples(parts)
+    np.testing.assert_array_equal(shown.image, parts.dataset.train_images)
+    assert shown.image.dtype == jnp.uint8
+    assert shown.label.dtype == jnp.int32
+    assert np.flatnonzero(shown.labelled).tolist() == parts.train.tolist()
+    np.testing.assert_array_equal(shown.label[parts.train], parts.dataset.train_labels[parts.train])
+    hidden = np.concatenate([parts.pool, parts.val])
+    assert np.any(parts.dataset.train_labels[hidden])  # there is something to hide
+    assert not np.any(shown.label[hidden])
+
+
+def test_holdout_gives_validation_and_test_as_stored():
+    parts = colour_split(np.uint8)
+    images, labels = loading.holdout(parts, "val")
+    np.testing.assert_array_equal(images, parts.dataset.train_images[parts.val])
+    np.testing.assert_array_equal(labels, parts.dataset.train_labels[parts.val])
+    images, labels = loading.holdout(parts, "test")
+    np.testing.assert_array_equal(images, parts.dataset.test_images)
+    np.testing.assert_array_equal(labels, parts.dataset.test_labels)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5)])
+def test_gather_takes_rows_and_scales_bytes_inside_jit(shape):
+    parts = colour_split(np.uint8)
+    shown = loading.examples(parts)
+    rows = np.random.default_rng(1).integers(0, 40, shape).astype(np.int32)
+    batch = jax.jit(loading.gather)(shown, jnp.asarray(rows))
+    assert batch.image.dtype == jnp.float32
+    np.testing.assert_allclose(batch.image, parts.dataset.train_images[rows] / 255.0, rtol=1e-6)
+    np.testing.assert_array_equal(batch.label, np.asarray(shown.label)[rows])
+    np.testing.assert_array_equal(batch.labelled, np.asarray(shown.labelled)[rows])
+    np.testing.assert_array_equal(batch.index, rows)
+
+
+def test_gather_leaves_floats_as_they_are():
+    parts = colour_split(np.float32)
+    batch = loading.gather(loading.examples(parts), jnp.array([3, 1]))
+    np.testing.assert_array_equal(batch.image, parts.dataset.train_images[[3, 1]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_channel_statistics_are_those_of_the_labelled_training_images(dtype):
+    parts = colour_split(dtype)
+    mean, std = loading.channel_statistics(parts)
+    seen = np.asarray(loading.scale(jnp.asarray(parts.dataset.train_images[parts.train])), np.float64)
+    np.testing.assert_allclose(mean, seen.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, seen.std((0, 1, 2)), rtol=1e-6)
+    assert all(type(value) is float for value in mean + std)
+
+
+def test_channel_statistics_never_invite_a_division_by_nothing():
+    """A channel that never varies has deviation 1, one that hardly ever does 1/255 of its range."""
+    num = 70_000
+    images = np.full((num, 1, 1, 3), 3.3, np.float32)
+    images[7, ..., 1] += 51
+    images[..., 2] = np.linspace(-1e-6, 1e-6, num).reshape(num, 1, 1)
+    rows = np.arange(num, dtype=np.int32)
+    mean, std = loading.channel_statistics(
+        loading.Split(dataset_of(rows % 2, images), train=rows, pool=rows[:0], val=rows[:0])
+    )
+    np.testing.assert_allclose(mean[:2], [3.3, 3.3 + 51 / num], rtol=1e-6)
+    assert std == (1.0, pytest.approx(51 / 255), pytest.approx(1e-6 / np.sqrt(3), rel=1e-4))

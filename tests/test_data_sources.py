@@ -1,0 +1,297 @@
+"""Every source gives data that can be trained on, or one line that says what is wrong with which array."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from mtkd_jax.data import sources
+from mtkd_jax.types import UserError
+
+
+def good_arrays(num_train=12, num_test=6):
+    rng = np.random.default_rng(0)
+    return {
+        "train_images": rng.integers(0, 256, (num_train, 5, 4, 3), dtype=np.uint8),
+        "train_labels": np.arange(num_train) % 3,
+        "test_images": rng.integers(0, 256, (num_test, 5, 4, 3), dtype=np.uint8),
+        "test_labels": np.arange(num_test) % 3,
+    }
+
+
+def load(tmp_path, arrays):
+    np.savez(tmp_path / "made.npz", **arrays)
+    return sources.npz(path=str(tmp_path / "made.npz"))
+
+
+def refused(tmp_path, arrays):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, arrays)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(tmp_path / "made.npz"))
+    return message
+
+
+# --- the embedded ones --------------------------------------------------------------------------------
+
+
+def test_digits_are_all_of_scikit_learns_and_the_test_part_is_stratified():
+    dataset = sources.digits()
+    bunch = load_digits()
+    assert dataset.train_images.shape == (1437, 8, 8, 1)
+    assert dataset.test_images.shape == (360, 8, 8, 1)
+    assert dataset.train_images.dtype == np.uint8
+    assert dataset.train_labels.dtype == np.int32
+    assert (dataset.train_images.min(), dataset.train_images.max()) == (0, 255)
+
+    images = np.concatenate([dataset.train_images, dataset.test_images])[..., 0]
+    labels = np.concatenate([dataset.train_labels, dataset.test_labels])
+    back = np.round(images * (16 / 255))  # the scaling loses nothing
+    ours = sorted((label, *image.ravel()) for label, image in zip(labels, back))
+    assert ours == sorted((label, *image.ravel()) for label, image in zip(bunch.target, bunch.images))
+
+    share = np.bincount(dataset.test_labels) / np.bincount(bunch.target)
+    assert np.all(np.abs(share - 0.2) < 0.01)
+    np.testing.assert_array_equal(dataset.test_images, sources.digits().test_images)
+
+
+def test_synthetic_can_be_learnt_and_noise_makes_it_harder():
+    def nearest_mean_accuracy(noise):
+        dataset = sources.synthetic(noise=noise)
+        flat = dataset.train_images.reshape(600, -1).astype(np.float64)
+        means = np.stack([flat[dataset.train_labels == c].mean(0) for c in range(10)])
+        test = dataset.test_images.reshape(200, 1, -1)
+        return np.mean(np.argmin(((test - means) ** 2).sum(-1), 1) == dataset.test_labels)
+
+    assert nearest_mean_accuracy(0.0) == 1.0
+    assert nearest_mean_accuracy(0.5) > 0.9
+    assert 0.1 < nearest_mean_accuracy(3.0) < 0.8
+
+
+def test_synthetic_has_the_shapes_asked_for_and_balanced_classes():
+    dataset = sources.synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=4)
+    assert dataset.train_images.shape == (10, 5, 5, 2)
+    assert dataset.test_images.shape == (7, 5, 5, 2)
+    assert sorted(np.bincount(dataset.train_labels)) == [3, 3, 4]
+    assert dataset.class_names == ("0", "1", "2")
+    again = sources.synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=4)
+    other = sources.synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=5)
+    np.testing.assert_array_equal(dataset.train_images, again.train_images)
+    assert not np.array_equal(dataset.train_images, other.train_images)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_classes": 1},
+        {"num_train": 9},
+        {"num_test": 0},
+        {"size": 0},
+        {"channels": 0},
+        {"noise": -0.1},
+        {"noise": float("nan")},
+        {"seed": -1},
+    ],
+)
+def test_synthetic_names_the_argument_that_makes_no_problem(arguments):
+    (name,) = arguments
+    with pytest.raises(UserError, match=f"^synthetic: {name} = .*: must be at least "):
+        sources.synthetic(**arguments)
+
+
+# --- npz ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keras_names", [False, True])
+def test_npz_reads_both_spellings_and_keeps_what_it_reads(tmp_path, keras_names):
+    arrays = good_arrays()
+    keras = {
+        "train_images": "x_train",
+        "train_labels": "y_train",
+        "test_images": "x_test",
+        "test_labels": "y_test",
+    }
+    dataset = load(tmp_path, {keras[k]: v for k, v in arrays.items()} if keras_names else arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(getattr(dataset, name), array)
+    assert dataset.train_images.dtype == np.uint8
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
+    assert dataset.name == "made"
+    assert dataset.class_names == ("0", "1", "2")
+
+
+def test_npz_grey_float64_and_named_classes(tmp_path):
+    arrays = good_arrays()
+    arrays["train_images"] = arrays["train_images"][..., 0] / 7.0 - 3.0
+    arrays["test_images"] = arrays["test_images"][..., 0] / 7.0 - 3.0
+    arrays["class_names"] = np.array(["cat", "dog", "gnu"])
+    arrays["something_else"] = np.array([object()])  # never read, so never unpickled
+    dataset = load(tmp_path, arrays)
+    assert dataset.train_images.shape == (12, 5, 4, 1)
+    assert dataset.train_images.dtype == np.float32
+    np.testing.assert_array_equal(dataset.train_images[..., 0], arrays["train_images"].astype(np.float32))
+    assert dataset.class_names == ("cat", "dog", "gnu")
+
+
+def with_nan(images):
+    images = images.astype(np.float32)
+    images[2, 0, 0, 0] = np.nan
+    return images
+
+
+BAD = {
+    "rank of images": ("train_images", lambda a: a[0, 0], "shape (4, 3): must be [N,h,w,c]"),
+    "no pixels": ("train_images", lambda a: a[:, :0], "shape (12, 0, 4, 3): must be"),
+    "no examples": ("test_images", lambda a: a[:0], "is empty: must hold at least one image"),
+    "column of labels": ("train_labels", lambda a: a[:, None], "shape (12, 1): must be [N]"),
+    "fewer labels": ("train_labels", lambda a: a[:-1], "11 labels for 12 images"),
+    "more test labels": ("test_labels", lambda a: np.append(a, 0), "7 labels for 6 images"),
+    "label too high": ("test_labels", lambda a: a + 1, "labels 1..3: must lie in 0..C-1, with C = 3 classes"),
+    "label negative": ("train_labels", lambda a: a - 1, "labels -1..1: must lie in 0..C-1"),
+    "labels all negative": ("train_labels", lambda a: a - 9, "labels -9..-7: must lie in 0..C-1"),
+    "float labels": ("train_labels", lambda a: a.astype(float), "float64 labels: must be integers"),
+    "bool labels": ("test_labels", lambda a: a > 0, "bool labels: must be integers"),
+    "text labels": ("train_labels", lambda a: a.astype(str), "labels: must be integers"),
+    "one class": ("train_labels", lambda a: a * 0, "labels 0..2: must lie in 0..C-1, with C = 1 classes"),
+    "gap": ("train_labels", lambda a: a * 2, "2 of 5 classes without an example, the first is class 1 (1)"),
+    "huge label": ("train_labels", lambda a: a * 10**9, "reaches 2000000000 in 12 examples"),
+    "NaN": ("train_images", with_nan, "1 images hold NaN or infinite pixels: must be finite"),
+    "inf": ("test_images", lambda a: a / np.float32(0.0), "hold NaN or infinite pixels"),
+    "beyond float32": ("train_images", lambda a: a * 1e300, "hold NaN or infinite pixels"),
+    "integer pixels": ("train_images", lambda a: a.astype(np.int64), "int64 pixels: must be uint8"),
+    "complex pixels": ("train_images", lambda a: a * 1j, "complex128 pixels: must be uint8"),
+    "other size": ("test_images", lambda a: a[:, 1:], "uint8 (4, 4, 3): must be as in train_images"),
+    "other channels": ("test_images", lambda a: a[..., 0], "uint8 (5, 4, 1): must be as in train_images"),
+    "other scale": ("test_images", lambda a: a / 255, "float32 (5, 4, 3): must be as in train_images, uint8"),
+    "class too many": ("class_names", lambda a: np.array(list("abcd")), "the first is class 3 (d)"),
+    "class too few": ("class_names", lambda a: np.array(list("ab")), "labels 0..2: must lie in 0..C-1"),
+    "class numbers": (
+        "class_names",
+        lambda a: np.arange(3),
+        "class_names: must be a one-dimensional array of",
+    ),
+    "pickled names": (
+        "class_names",
+        lambda a: np.array([None, {}]),
+        "cannot read class_names (Object arrays",
+    ),
+    "pickled labels": ("train_labels", lambda a: a.astype(object), "cannot read train_labels (Object arrays"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_npz_says_in_one_line_what_is_wrong_with_which_array(tmp_path, case):
+    array, spoil, said = BAD[case]
+    arrays = good_arrays()
+    arrays[array] = None if array == "class_names" else arrays[array]
+    with np.errstate(all="ignore"):
+        arrays[array] = spoil(arrays[array])
+    message = refused(tmp_path, arrays)
+    assert said in message
+    if case not in ("one class", "class too many", "class too few"):  # there, another array shows it
+        assert array in message
+
+
+def test_npz_one_class_everywhere(tmp_path):
+    arrays = good_arrays()
+    arrays |= {"train_labels": arrays["train_labels"] * 0, "test_labels": arrays["test_labels"] * 0}
+    assert "train_labels: 1 class: must be at least 2" in refused(tmp_path, arrays)
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels", "test_images", "test_labels"])
+def test_npz_names_the_missing_array_and_lists_what_is_there(tmp_path, name):
+    arrays = good_arrays()
+    del arrays[name]
+    message = refused(tmp_path, arrays)
+    assert f"no array {name} (or " in message
+    assert f"and holds {', '.join(sorted(arrays))}" in message
+
+
+def test_npz_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "nowhere.npz", tmp_path, ""):
+        with pytest.raises(UserError, match=r"^data.path = '.*': no such file; must be an .npz archive"):
+            sources.npz(path=str(path))
+
+
+def test_npz_damaged_files(tmp_path):
+    """Cut short or with a byte changed: the data as written, or one line. Never something else."""
+    file = tmp_path / "made.npz"
+    np.savez_compressed(file, **good_arrays())
+    whole, want = file.read_bytes(), sources.npz(path=str(file))
+    rng = np.random.default_rng(0)
+    damaged = [whole[: int(n)] for n in rng.integers(0, len(whole), 10)]
+    for _ in range(40):
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        damaged.append(bytes(flipped))
+    damaged += [b"", b"train_images,train_labels\n", b"\x93NUMPY"]
+    num_refused = 0
+    for content in damaged:
+        file.write_bytes(content)
+        try:
+            got = sources.npz(path=str(file))
+        except UserError as error:
+            assert "\n" not in str(error)
+            assert "made.npz" in str(error)
+            num_refused += 1
+        else:
+            for name in good_arrays():
+                np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    assert num_refused > 30
+
+
+def test_npz_is_not_an_npy(tmp_path):
+    np.save(tmp_path / "one.npy", np.arange(3))
+    with pytest.raises(UserError, match=r"one.npy: cannot read the list of its arrays \("):
+        sources.npz(path=str(tmp_path / "one.npy"))
+
+
+# --- tfds ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tensorflow_datasets():
+    return pytest.importorskip("tensorflow_datasets")
+
+
+def test_tfds_reads_a_set_without_tensorflow(tensorflow_datasets):
+    before = "tensorflow" in sys.modules
+    with tensorflow_datasets.testing.mock_data(num_examples=120):
+        dataset = sources.tfds(name="mnist")
+    assert dataset.name == "mnist"
+    assert dataset.train_images.shape == dataset.test_images.shape == (120, 28, 28, 1)
+    assert dataset.train_images.dtype == np.uint8
+    assert dataset.train_labels.dtype == np.int32
+    assert set(dataset.train_labels.tolist()) == set(range(10))
+    assert dataset.class_names == tuple("0123456789")
+    assert ("tensorflow" in sys.modules) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mnnist", "Dataset mnnist not found"),
+        ("not a name", "cannot be read"),
+        ("cmaterdb", "prepare it once, with splits train and test: pip install"),
+        ("cmaterdb/no_such_config", "cannot be read"),
+    ],
+)
+def test_tfds_says_in_one_line_how_to_prepare_a_set(tensorflow_datasets, name, said):
+    with pytest.raises(UserError) as caught:
+        sources.tfds(name=name)
+    message = str(caught.value)
+    assert message.startswith(f"tfds: name = {name!r}: ")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_tfds_refuses_what_is_no_set_of_labelled_images_of_one_size(tensorflow_datasets):
+    with tensorflow_datasets.testing.mock_data(num_examples=20):
+        with pytest.raises(UserError, match="must have the features image and label .* has description, "):
+            sources.tfds(name="ag_news_subset")
+        with pytest.raises(UserError, match="different sizes: must share one"):
+            sources.tfds(name="imagenette")

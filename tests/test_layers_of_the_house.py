@@ -1,0 +1,91 @@
+"""Imports go down only; the pure layer does no I/O and knows no framework but JAX."""
+
+import ast
+from pathlib import Path
+
+import mtkd_jax
+
+ROOT = Path(mtkd_jax.__file__).parent
+LAYERS = [  # from the top; a module may import its own layer's and lower ones
+    {"main"},
+    {"experiment"},
+    {"teachers", "students", "plan", "evaluation", "analysis", "findings", "tables", "report", "plots", "export"},
+    {
+        "jobs",
+        "training",
+        "step",
+        "population",
+        "checkpoint",
+        "config",
+        "logbook",
+        "predictions",
+        "workdir",
+        "data.loading",
+        "data.sources",
+    },
+    {"data.augment", "models", "methods", "fusion", "metrics", "intervals"},
+    {"types"},
+]
+PURE = LAYERS[4] | LAYERS[5]
+WORLDLY = {"absl", "orbax", "tensorflow", "tensorflow_datasets", "ml_collections", "os", "pathlib", "json", "sys"}
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if name != "__init__":
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(name):
+    """The layer of a module or of what is imported from one; None where it has no place yet."""
+    parts = name.split(".")
+    prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((n for prefix in prefixes for n, members in enumerate(LAYERS) if prefix in members), None)
+
+
+def test_every_module_has_a_layer():
+    assert [name for name, _ in modules() if layer(name) is None and name != "data"] == []
+
+
+def test_imports_go_down_only():
+    upward = [
+        f"{name} imports {imported}"
+        for name, tree in modules()
+        for imported in imports(tree)
+        if imported.startswith("mtkd_jax.")
+        and (target := layer(imported.removeprefix("mtkd_jax."))) is not None
+        and layer(name) is not None
+        and target < layer(name)
+    ]
+    assert upward == []
+
+
+def test_the_pure_layer_does_no_io():
+    worldly = [
+        f"{name} imports {imported}"
+        for name, tree in modules()
+        if any(name == pure or name.startswith(f"{pure}.") for pure in PURE)
+        for imported in imports(tree)
+        if imported.split(".")[0] in WORLDLY
+    ]
+    assert worldly == []
+
+
+def test_only_models_know_linen():
+    knowing = {name.split(".")[0] for name, tree in modules() if "flax.linen" in imports(tree)}
+    assert knowing == {"models"}
+
+
+def test_nothing_names_the_machine_it_was_written_on():
+    for path in [*ROOT.rglob("*.py"), *ROOT.parent.glob("*.md"), *ROOT.parent.glob("configs/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert "/work/" not in text, path

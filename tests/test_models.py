@@ -1,0 +1,230 @@
+"""The small architectures: shapes, parameter counts, dtypes, equal bodies, one-line errors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mtkd_jax.models.cnn import cnn
+from mtkd_jax.models.mlp import mlp
+from mtkd_jax.types import Task, UserError
+
+TASK = Task(num_classes=10, num_heads=1, mean=(0.4,), std=(0.3,))
+FULL = dict(batch_norm=True, dropout=0.5)
+
+
+def images(batch=6, size=8, channels=1):
+    return jax.random.uniform(jax.random.key(7), (batch, size, size, channels))
+
+
+def count(variables):
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize(
+    "model,size,parameters",
+    [
+        (mlp(TASK), 8, (64 * 64 + 64) * 2 + 64 * 10 + 10),
+        (mlp(TASK, hidden=()), 8, 64 * 10 + 10),
+        (mlp(TASK, hidden=(32,), batch_norm=True), 8, 64 * 32 + 2 * 32 + 32 * 10 + 10),
+        (mlp(TASK._replace(num_heads=3), hidden=(32,)), 8, 64 * 32 + 32 + 3 * (32 * 10 + 10)),
+        (
+            cnn(TASK),
+            28,
+            (9 * 32 + 32) + (9 * 32 * 64 + 64) + (7 * 7 * 64 * 128 + 128) + 128 * 10 + 10,
+        ),
+        (
+            cnn(TASK, widths=(4,), dense=5, kernel_size=5, batch_norm=True),
+            8,
+            (25 * 4 + 2 * 4) + (4 * 4 * 4 * 5 + 5) + 5 * 10 + 10,
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_parameter_counts_by_hand(model, size, parameters):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 1)))
+    assert count(shapes) == parameters
+
+
+def test_linear_network_is_a_matrix_product_of_the_normalised_image():
+    model, x = mlp(TASK, hidden=()), images()
+    variables = model.init(jax.random.key(0), x)
+    got, state = model.apply(variables, x)
+    flat = ((np.asarray(x, np.float64) - 0.4) / 0.3).reshape(6, 64)
+    expected = flat @ np.asarray(variables["params"]["heads"]["kernel"][0], np.float64)
+    np.testing.assert_allclose(got.logits, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.embedding, flat, rtol=1e-5, atol=1e-6)
+    assert got.features == {} and state == {}
+
+
+def test_mlp_equals_numpy():
+    model, x = mlp(TASK, hidden=(5, 4)), images()
+    params = jax.tree.map(lambda leaf: leaf + 0.1, model.init(jax.random.key(0), x)["params"])
+    got, _ = model.apply({"params": params}, x)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    hidden = ((np.asarray(x, np.float64) - 0.4) / 0.3).reshape(6, 64)
+    for layer in ("dense1", "dense2"):
+        hidden = np.maximum(hidden @ p[layer]["kernel"] + p[layer]["bias"][None], 0)
+    np.testing.assert_allclose(got.embedding, hidden, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.features["layer2"][:, 0, 0], hidden, rtol=1e-4, atol=1e-5)
+    logits = hidden @ p["heads"]["kernel"][0] + p["heads"]["bias"]
+    np.testing.assert_allclose(got.logits, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_cnn_equals_convolution_then_relu_then_pooling():
+    """ReLU before pooling, as usually written, gives what the network computes in the cheaper order."""
+    model, x = cnn(TASK, widths=(3, 4), dense=5), images(size=9)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, model.init(jax.random.key(0), x)["params"])
+    got, _ = model.apply({"params": params}, x)
+    hidden = (x - 0.4) / 0.3
+    for stage in ("1", "2"):
+        layer = params[f"conv{stage}"]
+        hidden = lax.conv_general_dilated(
+            hidden, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        hidden = jnp.maximum(hidden + layer["bias"].reshape(1, 1, 1, -1), 0.0)
+        hidden = lax.reduce_window(hidden, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        np.testing.assert_allclose(got.features[f"stage{stage}"], hidden, rtol=1e-4, atol=1e-5)
+    hidden = np.asarray(hidden).reshape(6, -1) @ params["dense"]["kernel"] + params["dense"]["bias"][None]
+    np.testing.assert_allclose(got.embedding, np.maximum(hidden, 0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_shapes_and_float32_outside_the_body(build, dtype, num_heads):
+    model = build(TASK._replace(num_heads=num_heads), dtype=dtype, **FULL)
+    x = images()
+    variables = model.init(jax.random.key(0), x)
+    got, state = model.apply(variables, x, train=True, key=jax.random.key(1))
+    assert got.logits.shape == (6, 10) and got.heads.shape == (num_heads, 6, 10)
+    assert got.embedding.ndim == 2 and all(value.ndim == 4 for value in got.features.values())
+    assert list(got.features) == (["layer1", "layer2"] if build is mlp else ["stage1", "stage2"])
+    assert set(state) == {"batch_stats"}
+    gradients = jax.grad(
+        lambda params: (
+            model.apply({**variables, "params": params}, x, train=True, key=jax.random.key(1))[0]
+            .logits[:, 0]
+            .sum()
+        )
+    )(variables["params"])
+    leaves = jax.tree.leaves((variables, got, state, gradients))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_bfloat16_really_computes_in_bfloat16(build):
+    x = images()
+    models = [build(TASK, dtype=dtype) for dtype in ("float32", "bfloat16")]
+    variables = models[0].init(jax.random.key(0), x)
+    full, half = (np.asarray(model.apply(variables, x)[0].embedding) for model in models)
+    np.testing.assert_array_equal(half, half.astype(jnp.bfloat16).astype(np.float32))
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, atol=0.05 * np.abs(full).max())
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_body_starts_from_the_same_weights_whatever_the_number_of_heads(build):
+    bodies = []
+    for num_heads in (1, 2, 5):
+        variables = build(TASK._replace(num_heads=num_heads), **FULL).init(jax.random.key(3), images())
+        assert variables["params"].pop("heads")["kernel"].shape[0] == num_heads
+        bodies.append(variables)
+    for other in bodies[1:]:
+        jax.tree.map(np.testing.assert_array_equal, bodies[0], other)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_equal_models_are_one_jit_key(build):
+    one, same, other = build(TASK, **FULL), build(TASK, **FULL), build(TASK)
+    assert one == same and hash(one) == hash(same)
+    assert one != other and one != build(TASK._replace(num_heads=2), **FULL)
+    traces = []
+
+    def forward(model, variables, x):
+        traces.append(model.name)
+        return model.apply(variables, x)[0].logits
+
+    compiled = jax.jit(forward, static_argnums=0)
+    variables = one.init(jax.random.key(0), images())
+    np.testing.assert_array_equal(compiled(one, variables, images()), compiled(same, variables, images()))
+    assert len(traces) == 1
+
+
+def test_names_tell_what_is_not_default():
+    assert mlp(TASK).name == "mlp"
+    assert mlp(TASK, hidden=(32,), dtype="bfloat16").name == "mlp(hidden=(32,), dtype='bfloat16')"
+    assert cnn(TASK, dense=16).name == "cnn(dense=16)"
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_dropout_only_acts_in_training(build):
+    model, x = build(TASK, dropout=0.5), images()
+    variables = model.init(jax.random.key(0), x)
+    still, _ = model.apply(variables, x)
+    one, two, again = (model.apply(variables, x, train=True, key=jax.random.key(k))[0] for k in (1, 2, 1))
+    np.testing.assert_array_equal(one.logits, again.logits)
+    assert not np.array_equal(one.logits, two.logits)
+    assert not np.array_equal(one.logits, still.logits)
+    without = build(TASK)
+    np.testing.assert_array_equal(
+        without.apply(variables, x, train=True)[0].logits, without.apply(variables, x)[0].logits
+    )
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_members_stack_under_vmap_with_their_own_statistics(build):
+    model, x = build(TASK, batch_norm=True), images()
+    keys = jax.random.split(jax.random.key(0), 3)
+    stacked = jax.vmap(lambda key: model.init(key, x))(keys)
+    forward = jax.vmap(lambda variables: model.apply(variables, x, train=True))
+    got, state = forward(stacked)
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(stacked))
+    assert jax.tree.map(jnp.shape, state["batch_stats"]) == jax.tree.map(
+        jnp.shape, dict(stacked["batch_stats"])
+    )
+    for member in range(3):
+        alone = model.init(keys[member], x)
+        jax.tree.map(
+            lambda one, all_of_them, member=member: np.testing.assert_array_equal(one, all_of_them[member]),
+            alone,
+            stacked,
+        )
+        one, one_state = model.apply(alone, x, train=True)
+        np.testing.assert_allclose(got.logits[member], one.logits, rtol=1e-4, atol=1e-5)
+        jax.tree.map(
+            lambda a, b, member=member: np.testing.assert_allclose(a, b[member], rtol=1e-4, atol=1e-5),
+            one_state,
+            dict(state),
+        )
+
+
+@pytest.mark.parametrize(
+    "build,arguments,message",
+    [
+        (mlp, {"hidden": (0,)}, r"mlp.hidden = \(0,\): expected a tuple of whole numbers >= 1"),
+        (mlp, {"hidden": 64}, "mlp.hidden = 64: expected a tuple"),
+        (mlp, {"dropout": 1.0}, r"mlp.dropout = 1.0: expected a number in \[0, 1\)"),
+        (mlp, {"dtype": "float16"}, "mlp.dtype = 'float16': expected float32 or bfloat16"),
+        (cnn, {"widths": (8, -1)}, r"cnn.widths = \(8, -1\): expected a tuple"),
+        (cnn, {"dense": 0}, "cnn.dense = 0: expected a whole number >= 1"),
+        (cnn, {"kernel_size": 2.5}, "cnn.kernel_size = 2.5: expected a whole number"),
+        (cnn, {"dropout": -0.1}, "cnn.dropout = -0.1"),
+        (cnn, {"dtype": None}, "cnn.dtype = None"),
+    ],
+)
+def test_arguments_out_of_range_are_one_line(build, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(TASK, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_too_small_for_the_poolings_is_one_line():
+    model = cnn(TASK, widths=(4, 4, 4))
+    model.init(jax.random.key(0), images(size=8))
+    with pytest.raises(UserError, match="images of 7x7 are too small .* at least 8x8") as caught:
+        model.init(jax.random.key(0), images(size=7))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,425 @@
+"""The report: its schema, its numbers against slow ones, what it says, its files, its command line."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mtkd_jax import analysis, findings, fusion, intervals, predictions, report
+from tests.references import metrics as reference
+from tests.references.predictions import curves, make
+
+ROW_KEYS = {
+    *("name", "transfer", "role", "architecture", "method", "rule", "alpha", "temperature", "n"),
+    *("accuracy", "nll", "ece", "brier", "val", "grid", "gap_share", "params", "flops", "latency_ms"),
+    "train_seconds",
+}
+COMPARISON_KEYS = {
+    *(
+        "a",
+        "a_transfer",
+        "b",
+        "b_transfer",
+        "metric",
+        "mean_difference",
+        "ci95",
+        "p_value",
+        "p_holm",
+        "test",
+        "n",
+    ),
+    *("family", "detectable"),
+}
+# Nobody gains anything: every network, teacher or student, has the same errors.
+NOTHING_GAINED = {
+    name: (role, 1.5)
+    for name, role in (("output_avg", "student"), ("mimic_all", "student"), ("baseline", "baseline"))
+} | {"control": ("control", 1.5)}
+
+
+@pytest.fixture(scope="module")
+def made():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def built(made):
+    return report.build(made)
+
+
+def row(built, name, transfer=""):
+    return next(row for row in built["rows"] if (row["name"], row["transfer"]) == (name, transfer))
+
+
+def replaced(made, role, transfer, **fields):
+    """The run with those fields of that group changed."""
+    groups = tuple(
+        dataclasses.replace(group, **fields) if (group.role, group.transfer) == (role, transfer) else group
+        for group in made.groups
+    )
+    return dataclasses.replace(made, groups=groups)
+
+
+# --- schema -------------------------------------------------------------------------------------------
+
+
+def test_schema(built):
+    assert json.loads(json.dumps(built, allow_nan=False)) == built
+    keys = {
+        "dataset",
+        "num_classes",
+        "sizes",
+        "selection",
+        "gap_share_of",
+        "rows",
+        "comparisons",
+        "diversity",
+        "notes",
+    }
+    assert keys <= set(built)
+    for one in built["rows"]:
+        assert set(one) == ROW_KEYS
+        assert set(one["accuracy"]) == {"mean", "std", "ci95", "ci_over", "values"}
+        assert len(one["accuracy"]["values"]) == one["n"]
+        assert set(one["latency_ms"]) == {"1", "256"}
+    assert all(set(one) == COMPARISON_KEYS for one in built["comparisons"])
+
+
+def test_rows_of_each_kind(built):
+    teacher, ensemble, student = row(built, "mlp"), row(built, "mean_probs"), row(built, "vote", "labelled")
+    assert [one["accuracy"]["ci_over"] for one in (teacher, ensemble, student)] == [
+        "members",
+        "test_examples",
+        "seeds",
+    ]
+    assert [one["n"] for one in (teacher, ensemble, student)] == [5, 1, 5]
+    assert ensemble["accuracy"]["std"] is None
+    assert ensemble["accuracy"]["ci95"][0] < ensemble["accuracy"]["mean"] < ensemble["accuracy"]["ci95"][1]
+    assert ensemble["params"] == 5 * teacher["params"]
+    assert ensemble["latency_ms"]["1"] == pytest.approx(5 * teacher["latency_ms"]["1"])
+    for name in ("plurality", "borda"):
+        assert row(built, name)["nll"] is row(built, name)["ece"] is row(built, name)["brier"] is None
+        assert row(built, name)["val"]["nll"] is None
+
+
+def test_one_seed_has_no_interval_and_no_test(made):
+    built = report.build(make(num_seeds=1, num_teachers=1, rules=("mean_probs",)))
+    one = row(built, "mimic_all", "labelled")
+    assert one["accuracy"]["std"] is one["accuracy"]["ci95"] is None
+    assert {one["p_holm"] for one in built["comparisons"]} == {None}
+    assert {one["gap_share"] for one in built["rows"]} == {None}
+    assert built["diversity"]["disagreement"]["mean"] is None
+    assert "Not testable" in " ".join(built["findings"])
+
+
+def test_a_run_without_students(made):
+    built = report.build(make(transfers=(), rules=()))
+    assert (built["comparisons"], built["gaps"], built["chosen_student"]) == ([], [], None)
+    assert len(built["confusion"]) == 2
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def test_accuracy_and_nll_of_rows_against_the_reference(made, built):
+    for group in made.groups[:4]:
+        for name in ("accuracy", "nll", "brier", "ece"):
+            slow = [
+                getattr(reference, name)(one.astype(np.float64).tolist(), made.test_labels)
+                for one in group.test
+            ]
+            found = row(built, group.name, group.transfer)[name]
+            assert found["values"] == pytest.approx(slow)
+            assert found["mean"] == pytest.approx(np.mean(slow))
+            assert found["std"] == pytest.approx(np.std(slow, ddof=1))
+
+
+def test_ensembles_against_the_reference(made, built):
+    logits = made.groups[0].test.astype(np.float64)
+    probs = np.mean([reference.probabilities(one) for one in logits], axis=0)
+    assert row(built, "mean_probs")["nll"]["mean"] == pytest.approx(
+        reference.nll(np.log(probs), made.test_labels), rel=1e-5
+    )
+    mean_logits = reference.accuracy(logits.mean(0).tolist(), made.test_labels)
+    assert row(built, "mean_logits")["accuracy"]["mean"] == pytest.approx(mean_logits)
+    assert built["sub_ensembles"][-1]["mean"] == pytest.approx(row(built, "mean_probs")["accuracy"]["mean"])
+
+
+@pytest.mark.parametrize("rule", ["median_probs", "copeland", "weighted_mean", "stacking"])
+def test_rules_of_every_family_make_a_row(rule):
+    small = make(rules=(rule,), num_val=60, num_test=40, num_classes=4, transfers=())
+    found = row({"rows": analysis.plain(analysis.rows(small))}, rule)
+    assert (found["nll"] is None) == (rule in fusion.RANK_RULES)
+    assert 0.5 < found["accuracy"]["mean"] <= 1
+
+
+def test_fitted_rules_see_validation_labels_only(made):
+    shuffled = dataclasses.replace(made, test_labels=np.roll(made.test_labels, 1))
+    a, b = (analysis.fused(one, "weighted_mean")["test"] for one in (made, shuffled))
+    np.testing.assert_array_equal(a, b)
+    other = dataclasses.replace(made, val_labels=np.roll(made.val_labels, 1))
+    assert not np.array_equal(a, analysis.fused(other, "weighted_mean")["test"])
+
+
+def test_teachers_of_several_architectures_are_fused_across(made):
+    wider = make(seed=0, num_teachers=5).groups[0]
+    halves = [
+        dataclasses.replace(
+            wider,
+            key=f"teachers/{name}",
+            name=name,
+            architecture=name,
+            members=wider.members[part],
+            val=wider.val[part],
+            test=wider.test[part],
+        )
+        for name, part in (("mlp", slice(0, 2)), ("cnn", slice(2, 5)))
+    ]
+    split = report.build(dataclasses.replace(made, groups=(*halves, *made.groups[1:])))
+    whole = report.build(made)
+    assert row(split, "mean_probs")["nll"] == row(whole, "mean_probs")["nll"]
+    assert row(split, "mean_probs")["architecture"] == "mlp + cnn"
+    assert row(split, "cnn")["n"] == 3
+    assert split["diversity"]["members"][:3] == ["mlp teacher 0", "mlp teacher 1", "cnn teacher 2"]
+
+
+def test_comparisons_are_the_fixed_list(built):
+    modes = ["output_avg", "loss_avg", "mimic_all", "vote", "supernet"]
+    within = [(mode, "baseline") for mode in modes] + [("mimic_all", "control")]
+    within += [(mode, "output_avg") for mode in modes[1:]]
+    for metric in ("accuracy", "nll"):
+        for family in ("labelled", "unlabelled"):
+            own = [c for c in built["comparisons"] if (c["family"], c["metric"]) == (family, metric)]
+            assert [(c["a"], c["b"]) for c in own] == within
+            assert {c["a_transfer"] for c in own} | {c["b_transfer"] for c in own} == {family}
+        across = [
+            c for c in built["comparisons"] if (c["family"], c["metric"]) == (analysis.CROSS_FAMILY, metric)
+        ]
+        assert [(c["a"], c["a_transfer"], c["b"], c["b_transfer"]) for c in across] == [
+            (mode, "unlabelled", "baseline", "labelled") for mode in modes
+        ]
+
+
+def test_a_comparison_by_hand_and_holm_within_its_family(built):
+    own = [c for c in built["comparisons"] if (c["family"], c["metric"]) == ("unlabelled", "nll")]
+    a, b = (row(built, name, "unlabelled")["nll"]["values"] for name in ("mimic_all", "control"))
+    one = next(c for c in own if (c["a"], c["b"]) == ("mimic_all", "control"))
+    assert one["p_value"] == pytest.approx(intervals.paired_t(a, b)["p_value"])
+    assert one["mean_difference"] == pytest.approx(np.mean(a) - np.mean(b))
+    assert [c["p_holm"] for c in own] == pytest.approx(reference.holm([c["p_value"] for c in own]))
+
+
+def test_pairs_go_by_the_name_of_the_seed(made):
+    """Members in another order, or missing, change nothing but the number of pairs."""
+    group = analysis.find(made, "labelled", role="baseline")
+    order = [4, 2, 0, 1]
+    shuffled = replaced(
+        made,
+        "baseline",
+        "labelled",
+        members=tuple(group.members[i] for i in order),
+        val=group.val[order],
+        test=group.test[order],
+    )
+    found = analysis.comparisons(shuffled)[0]
+    a = [reference.accuracy(one.tolist(), made.test_labels) for one in made.groups[1].test]
+    b = [reference.accuracy(one.tolist(), made.test_labels) for one in group.test]
+    assert (found["a"], found["b"], found["n"]) == ("output_avg", "baseline", 4)
+    kept = [0, 1, 2, 4]
+    assert found["mean_difference"] == pytest.approx(np.mean([a[i] - b[i] for i in kept]))
+
+
+def test_gap_share(built):
+    gap = next(gap for gap in built["gaps"] if gap["transfer"] == "unlabelled")
+    ensemble, baseline, student = (
+        row(built, name, transfer)["accuracy"]["mean"]
+        for name, transfer in (("mean_probs", ""), ("baseline", "unlabelled"), ("mimic_all", "unlabelled"))
+    )
+    assert gap["larger_than_noise"] and gap["difference"] == pytest.approx(ensemble - baseline)
+    expected = (student - baseline) / (ensemble - baseline)
+    assert row(built, "mimic_all", "unlabelled")["gap_share"] == pytest.approx(expected)
+    assert row(built, "baseline", "unlabelled")["gap_share"] is row(built, "mean_probs")["gap_share"] is None
+
+
+def test_no_gap_share_and_no_winner_inside_the_noise():
+    built = report.build(make(students=NOTHING_GAINED, num_teachers=1, transfers=("unlabelled",), rules=()))
+    assert {one["gap_share"] for one in built["rows"]} == {None}
+    assert "Gap shares (unlabelled) are left out" in " ".join(built["notes"])
+    assert {findings.better_or_worse(one) for one in built["comparisons"]} == {""}
+    text = " ".join(built["findings"])
+    assert "No difference larger than noise" in text and "would have been seen" in text
+    assert " beats " not in text and "is worse than" not in text
+
+
+def test_chosen_student_is_chosen_on_validation_and_never_a_control(made):
+    best_control = replaced(
+        made, "control", "unlabelled", val=100 * np.eye(10)[made.val_labels][None].repeat(5, 0)
+    )
+    group, member = analysis.chosen_student(best_control)
+    assert (group.name, group.transfer) == ("mimic_all", "unlabelled")
+    nlls = [reference.nll(one, made.val_labels) for one in group.val]
+    assert member == int(np.argmin(nlls))
+    broken = analysis.find(made, "unlabelled", name="mimic_all")
+    with_nan = dataclasses.replace(broken, val=np.full_like(broken.val, np.nan))
+    groups = tuple(with_nan if one is broken else one for one in made.groups)
+    assert analysis.chosen_student(dataclasses.replace(made, groups=groups))[0].key != broken.key
+
+
+def test_gradient_difference(made):
+    """The analytic gradient is that of the loss, and the two modes agree to rounding, not exactly 0."""
+    group = analysis.find(made, "labelled", name="output_avg")
+    student, teachers = group.val[0, 0].astype(float), made.groups[0].val[:, 0].astype(float)
+    temperature, step = group.temperature, 1e-5
+    numeric = [
+        (
+            reference.output_avg_loss(student + step * direction, teachers, temperature)
+            - reference.output_avg_loss(student - step * direction, teachers, temperature)
+        )
+        / (2 * step)
+        for direction in np.eye(10)
+    ]
+    p, *q = reference.probabilities([student / temperature, *(teachers / temperature)])
+    np.testing.assert_allclose((p - np.mean(q, axis=0)) / temperature, numeric, atol=1e-8)
+    assert 0 < findings.gradient_difference(made, "labelled") < 1e-6
+
+
+# --- words --------------------------------------------------------------------------------------------
+
+
+def test_findings_say_what_the_numbers_say(built):
+    one = next(
+        c
+        for c in built["comparisons"]
+        if (c["a"], c["b"], c["family"], c["metric"]) == ("mimic_all", "control", "unlabelled", "accuracy")
+    )
+    assert findings.better_or_worse(one) == "better"
+    paragraph = next(
+        text for text in built["findings"] if text.startswith("Against the control (unlabelled)")
+    )
+    assert f"mimic_all beats the control by +{100 * one['mean_difference']:.2f} points [" in paragraph
+
+
+def test_better_or_worse_knows_the_direction_of_each_metric():
+    base = {"p_holm": 0.01, "mean_difference": 0.1}
+    assert findings.better_or_worse(base | {"metric": "accuracy"}) == "better"
+    assert findings.better_or_worse(base | {"metric": "nll"}) == "worse"
+    assert findings.better_or_worse(base | {"metric": "nll", "p_holm": 0.05}) == ""
+
+
+def test_notes_name_the_conditions(built):
+    text = "\n".join(built["notes"])
+    for words in (
+        "A note of the run.",
+        "students see 100 labelled images.",
+        "1,100 whose labels are hidden",
+        "conditional on this set of teachers, this data order and this split",
+        "of 2 grid points",
+        "equal gradients",
+        "supernet: the fused network is fitted on the labelled training images",
+    ):
+        assert words in text
+    assert "equal gradients" not in " ".join(report.build(make(students=NOTHING_GAINED, rules=()))["notes"])
+
+
+# --- files and command line ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    predictions.save(tmp_path / "predictions.npz", made)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curves(made, 4)))
+    (tmp_path / "config.json").write_text('{"config": {"note": "<script>alert(1)</script>"}}')
+    return tmp_path
+
+
+def test_write(run, built):
+    assert report.write(run) == built
+    assert json.loads((run / "report.json").read_text()) == built
+    html = (run / "report.html").read_text()
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", html)  # self-contained
+    plots = sorted(path.name for path in (run / "plots").iterdir())
+    assert plots == sorted(f"{name}.png" for name in report.PLOTS)
+    images = re.findall(r"base64,([^\"]+)", html)
+    assert {base64.b64decode(image) for image in images} == {
+        (run / "plots" / name).read_bytes() for name in plots
+    }
+    text = (run / "report.md").read_text()
+    assert all(f"](plots/{name})" in text for name in plots)
+    assert all(finding in text for finding in built["findings"])
+    assert not list(run.rglob("*.part"))
+
+
+def test_learning_curves_show_the_chosen_grid_point_only(made):
+    placed = report._lines(made, curves(made, 2))
+    assert {(one["panel"], one["line"]) for one in placed} == {
+        ("teachers", "mlp"),
+        *((f"students, {group.transfer}", group.name) for group in made.groups[1:]),
+    }
+    assert len(placed) == 2 * 2 * 5 * len(made.groups)  # epochs, names, members
+
+
+def test_without_logs_or_configuration(run):
+    (run / "metrics.jsonl").unlink()
+    (run / "config.json").unlink()
+    report.write(run)
+    assert not (run / "plots" / "learning_curves.png").exists()
+    assert "config.json" not in (run / "report.html").read_text()
+
+
+def test_table_fits_100_columns(built):
+    console = Console(width=100, file=io.StringIO())
+    console.print(report.table(built))
+    lines = console.file.getvalue().splitlines()
+    shown = [(line.split()[0], means[0]) for line in lines if (means := re.findall(r"([\d.]+) \[\d", line))]
+    assert shown == [(one["name"], f"{100 * one['accuracy']['mean']:.2f}") for one in built["rows"]]
+    assert "…" not in console.file.getvalue()
+    assert sum(line.startswith("mimic_all *") for line in lines) == 1
+
+
+def test_command_line_with_one_run(run, capsys):
+    assert report.main([str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "What this run shows" in printed and "mimic_all" in printed
+    assert (run / "report.json").exists()
+
+
+def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
+    other = tmp_path_factory.mktemp("other")
+    predictions.save(other / "predictions.npz", make(seed=5))
+    assert report.main([str(run), str(other)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("mean_logits") == 2 and other.name in printed
+    assert not (run / "report.json").exists()
+    out = tmp_path_factory.mktemp("out") / "merged"
+    assert report.main([str(run), str(other), "--out", str(out)]) == 0
+    merged = json.loads((out / "report.json").read_text())["runs"]
+    assert set(merged) == {str(run), str(other)} and "rows" in merged[str(run)]
+    assert f"# {other}" in (out / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "break_it, said",
+    [
+        (lambda run: (run / "predictions.npz").unlink(), "no such file"),
+        (lambda run: (run / "predictions.npz").write_bytes(b"PK"), "damaged"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"stage": 1}\n{"sta'), "line 2"),
+        (lambda run: (run / "config.json").write_text("{"), "config.json"),
+        (lambda run: (run / "plots").write_text("a file"), "cannot be written"),
+    ],
+)
+def test_errors_are_one_line_and_code_2(run, capsys, break_it, said):
+    break_it(run)
+    assert report.main([str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error and error.startswith("error: ")
+
+
+def test_wrong_arguments_are_one_line_and_code_2(capsys):
+    assert report.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

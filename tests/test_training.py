@@ -1,0 +1,188 @@
+"""The one loop: against an explicit loop, best weights, early stopping, lost members, resuming."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtkd_jax import checkpoint, experiment, plan, population, students, teachers, training
+from mtkd_jax.config import build_recipe
+from mtkd_jax.logbook import Logbook
+from mtkd_jax.step import optimizer, same_family, schedule
+from mtkd_jax.types import UserError
+from tests import small
+
+
+def teachers_job(**overrides):
+    config = small.config(**overrides)
+    return teachers.job(config, experiment.load_split(config), config.model.name)
+
+
+def fitted(job, tmp_path, **arguments):
+    with Logbook(tmp_path, quiet=True) as logbook:
+        return training.fit(job, tmp_path / "checkpoints" / job.stage, logbook, **arguments)
+
+
+def test_teachers_are_what_a_plain_optax_loop_trains(tmp_path):
+    job = teachers_job(**{"train.epochs": 3, "train.learning_rate": 3e-2})
+    found = fitted(job, tmp_path)
+    model, examples = job.program.model, job.lessons.examples
+    transform = optax.adam(3e-2)
+    best = None
+    for k in range(3):
+        variables = model.init(job.init_keys[k], jnp.zeros((1, 4, 4, 1)))
+        opt_state, nlls = transform.init(variables), []
+
+        def loss_of(variables, indices):
+            image = examples.image[indices].astype(jnp.float32) / 255
+            logits = model.apply(variables, image)[0].logits
+            return optax.softmax_cross_entropy_with_integer_labels(logits, examples.label[indices]).mean()
+
+        best = variables
+        for epoch in range(3):
+            for indices in job.order(epoch)[:, k]:
+                with jax.numpy_dtype_promotion("standard"):
+                    updates, opt_state = transform.update(jax.grad(loss_of)(variables, indices), opt_state)
+                variables = optax.apply_updates(variables, updates)
+            images, labels = job.validation
+            logits = model.apply(variables, images.astype(jnp.float32) / 255)[0].logits
+            nlls.append(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
+            best = variables if np.argmin(nlls) == epoch else best
+        expected = population.take(found.population.variables, k)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), best, expected)
+        np.testing.assert_allclose(found.val_nll[k], min(nlls), atol=1e-5)
+
+
+def test_a_student_with_alpha_one_is_the_baseline_and_the_control_is_mimic_all(tmp_path):
+    modes = ("mimic_all", "output_avg", "logit_avg", "vote", "loss_avg", "supernet")
+    done = small.train(small.config(**{"students.modes": modes, "students.alphas": (1.0,)}), tmp_path)
+
+    def student(stage, name):
+        of = done[stage].population
+        return population.take(of.variables, of.names.index(f"{name} a=1 T=1 seed 0"))
+
+    close = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)  # noqa: E731
+    for mode in modes[1:]:
+        close(student("students-labelled-output-avg", mode), student("students-labelled-output-avg", "baseline"))
+    close(student("students-labelled-mimic-all", "mimic_all"), student("students-labelled-mimic-all", "control"))
+
+
+def test_one_head_modes_are_one_family():
+    config = small.config(**{"students.modes": ("mimic_all", "vote", "output_avg", "supernet", "logit_avg")})
+    families = students.families(config)
+    assert [{member.mode for member in family} for family in families] == [
+        {"mimic_all", "control"},
+        {"vote", "output_avg", "supernet", "logit_avg", "baseline"},
+    ]
+    assert not same_family(build_recipe("mimic_all"), build_recipe("output_avg"))
+
+
+def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
+    config = small.config(**{"students.transfer": ("labelled", "unlabelled"), "students.modes": ("output_avg",)})
+    config.data.num_train = 48
+    split = experiment.load_split(config)
+    stages = plan.teachers_then_students(config, split)
+    with Logbook(tmp_path, quiet=True) as logbook:
+        done = plan.run(stages[:-1], tmp_path, logbook, 1e9)
+        program = stages[-1].make(done).program
+        compiled = training._chunk(program, 0, config.train.eval_every)
+        before = compiled._cache_size()
+        plan.run(stages[-1:], tmp_path, logbook, 1e9, done)
+    assert before >= 1
+    assert compiled._cache_size() == before
+
+
+def test_stopped_members_keep_their_best_and_the_others_go_on(tmp_path):
+    job = teachers_job(**{"train.epochs": 40, "train.learning_rate": 0.3, "teachers.patience": 2})
+    patient = fitted(job, tmp_path / "a")
+    to_the_end = fitted(dataclasses.replace(job, patience=0), tmp_path / "b")
+    assert (patient.val_nll >= to_the_end.val_nll - 1e-7).all()
+    nll = lambda at: (at / "metrics.jsonl").read_text().count('"val_nll"')  # noqa: E731
+    assert nll(tmp_path / "a") <= nll(tmp_path / "b")
+    images, labels = job.validation
+    logits = population.logits(patient.population, np.asarray(images))
+    for m in range(3):
+        expected = optax.softmax_cross_entropy_with_integer_labels(logits[m], labels).mean()
+        np.testing.assert_allclose(patient.val_nll[m], expected, atol=1e-5)
+
+
+def test_a_member_that_breaks_down_is_named_and_harms_nobody(tmp_path):
+    job = teachers_job(**{"teachers.learning_rates": (1e-2, 1e30, 1e-2)})
+    sound = teachers_job()
+    broken, whole = fitted(job, tmp_path / "broken"), fitted(sound, tmp_path / "whole")
+    assert broken.lost == ("teacher 1",)
+    assert broken.sound.names == ("teacher 0", "teacher 2")
+    for m in (0, 2):
+        a, b = (population.take(f.population.variables, m) for f in (broken, whole))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(broken.population.variables))
+
+
+def test_when_every_member_breaks_down_it_says_what_to_lower(tmp_path):
+    with pytest.raises(UserError, match="learning_rate"):
+        fitted(teachers_job(**{"train.learning_rate": 1e30}), tmp_path)
+
+
+def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STEPS_PER_CHUNK", 1)
+    job = teachers_job(**{"train.epochs": 6})
+    whole = fitted(job, tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after(saves):
+        def save(directory, step, tree, info, **arguments):
+            checkpoint_save(directory, step, tree, info, **arguments)
+            saves.append(step)
+            if len(saves) == 3:
+                raise Stopped
+
+        return save
+
+    checkpoint_save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", stop_after(saves := []))
+    with pytest.raises(Stopped):
+        fitted(job, tmp_path / "cut", checkpoint_seconds=0.0)
+    assert saves == [1, 2, 3]
+    resumed = fitted(job, tmp_path / "cut", checkpoint_seconds=0.0)
+    jax.tree.map(np.testing.assert_array_equal, resumed.population.variables, whole.population.variables)
+    records = lambda at: [  # noqa: E731
+        line.split('"wall"')[0] for line in (at / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    restored = fitted(job, tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, restored.population.variables, whole.population.variables)
+
+
+def test_hyper_parameters_belong_to_members(tmp_path):
+    job = teachers_job(**{"teachers.learning_rates": (1e-2, 0.5, 1e-2), "teachers.weight_decays": (0.0, 0.0, 1.0)})
+    plain, mixed = fitted(teachers_job(), tmp_path / "plain"), fitted(job, tmp_path / "mixed")
+    kernels = [f.population.variables["params"]["dense1"]["kernel"] for f in (plain, mixed)]
+    np.testing.assert_array_equal(kernels[0][0], kernels[1][0])
+    assert not np.array_equal(kernels[0][1], kernels[1][1])
+    assert not np.array_equal(kernels[0][2], kernels[1][2])
+
+
+def test_sgd_is_nesterov_with_decay_in_the_gradient():
+    transform = optimizer("sgd", 0.1, 0.5)
+    state, w = transform.init(jnp.float32(2.0)), 2.0
+    velocity = 0.0
+    for gradient in (1.0, -3.0):
+        decayed = gradient + 0.5 * w
+        velocity = 0.9 * velocity + decayed
+        updates, state = transform.update(jnp.float32(gradient), state, jnp.float32(w))
+        w_next = w - 0.1 * (decayed + 0.9 * velocity)
+        np.testing.assert_allclose(w + updates, w_next, rtol=1e-6)
+        w = w_next
+
+
+@pytest.mark.parametrize(
+    "name, values", [("constant", (1, 1, 1)), ("cosine", (1, 0.5, 0)), ("steps", (1, 1, 1e-3))]
+)
+def test_schedules_at_start_half_and_end(name, values):
+    found = [schedule(name, jnp.float32(progress)) for progress in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(found, values, atol=1e-6)
