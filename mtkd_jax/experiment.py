@@ -40,12 +40,14 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     into = Path(into)
     configuration.validate(config)
     split = load_split(config)
-    workdir.open_run(into, config, split)
+    workdir.check(into, config)
     if workdir.is_finished(into):
         return json.loads((into / workdir.REPORT).read_text(encoding="utf-8"))
+    plan.check(config, split)
+    borrowed, notes = teachers.borrowed(config, split)
+    workdir.describe(into, config, split)
 
     with Logbook(into, quiet) as logbook:
-        borrowed, notes = teachers.borrowed(config, split)
         stages = plan.teachers_then_students(config, split)
         done = plan.run(stages, into, logbook, config.runtime.checkpoint_seconds, borrowed)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from absl import flags
@@ -43,14 +44,14 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=values)
     path = _config_file(argv)
     try:
-        surplus = values(list(argv))[1:]
+        surplus = _parsed(values, argv)
     except flags.Error as error:
+        if "Traceback" in str(error):  # out of the configuration file, which is the user's own code
+            raise UserError(f"{path}: {_last_line(error)}") from None
         raise UserError(f"{_one_line(error)}; usage: {USAGE}") from None
     except AttributeError as error:
         raise UserError(_unknown_field(argv, error)) from None
-    except UserError:
-        raise
-    except Exception as error:  # the configuration file is the user's own code: anything may come out of it
+    except Exception as error:  # as above: anything may come out of it
         raise UserError(f"{path}: {type(error).__name__}: {_one_line(error)}") from None
     if surplus:
         raise UserError(f"{surplus[0]!r} is not understood; options start with --; usage: {USAGE}")
@@ -60,6 +61,20 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     if not values.list:
         _require(values)
     return values
+
+
+def _parsed(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parse `argv` into `values`; returns what is no flag.
+
+    ml_collections reads overrides from sys.argv, whatever it is given, and loads files by a deprecated call.
+    """
+    before = sys.argv
+    sys.argv = list(argv)
+    try:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            return values(list(argv))[1:]
+    finally:
+        sys.argv = before
 
 
 def _config_file(argv: Sequence[str]) -> str:
@@ -93,6 +108,10 @@ def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
         if argument.lstrip("-").startswith(("config.", "noconfig.")) and name not in known:
             return f"config.{name} does not exist{config.nearest_field(name)}"
     return f"the configuration file asks for a field that does not exist: {_one_line(error)}"
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
 
 
 def _one_line(error: Exception) -> str:

@@ -14,7 +14,9 @@ import jax
 from ml_collections import ConfigDict
 
 from mtkd_jax import students, teachers
-from mtkd_jax.config import teacher_models
+from mtkd_jax.config import student_model, teacher_models
+from mtkd_jax.data import loading
+from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job
 from mtkd_jax.logbook import Logbook
@@ -72,6 +74,19 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
         for family in families
     ]
     return (*fusers, *stages)
+
+
+def check(config: ConfigDict, split: Split) -> None:
+    """Raise UserError for what only the data can tell: networks, augmentation and transfer sets that do not fit.
+
+    Everything is traced and nothing computed, so that no run begins that must end at its first step.
+    """
+    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
+    for address in {*teacher_models(config), student_model(config)}:
+        jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
+    jax.eval_shape(lambda key, images: augment(key, images, **config.data.augment), jax.random.key(0), image)
+    for transfer in config.students.transfer:
+        students.batches(config, split, transfer)(0)
 
 
 def run(plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, done: Done | None = None) -> Done:

@@ -24,20 +24,25 @@ PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 REPORT = "report.json"  # written last: where it stands, the run is finished
 
 
-def open_run(workdir: Path, config: ConfigDict, split: Split) -> None:
-    """Make `workdir` this configuration's, or go on in it; UserError when it is another's.
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Raise UserError unless `workdir` can be written and is free or this configuration's own.
 
-    Writes config.json, data.json and environment.json. `runtime.*` may differ: it says how, not what.
+    `runtime.*` may differ: it says how, not what.
     """
     check_writable(workdir)
-    described = _plain(config.to_dict())
     before = read_config(workdir)
     if before is not None:
         differing = [
-            f"{name} was {old!r} and is {new!r}" for name, old, new in _differences(before, described)
+            f"{name} was {old!r} and is {new!r}"
+            for name, old, new in _differences(before, _plain(config.to_dict()))
         ]
         if differing:
             raise UserError(f"{workdir} holds another run: {'; '.join(differing)}; choose another --workdir")
+
+
+def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
+    """Write config.json, data.json and environment.json; from here on `workdir` is this run's."""
+    described = _plain(config.to_dict())
     _write(workdir / "data.json", data_identity(split))
     _write(workdir / "environment.json", environment(config.seed))
     _write(workdir / "config.json", {"config": described, "sha256": config_hash(described)})

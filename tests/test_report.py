@@ -150,7 +150,7 @@ def test_ensembles_against_the_reference(made, built):
     assert built["sub_ensembles"][-1]["mean"] == pytest.approx(row(built, "mean_probs")["accuracy"]["mean"])
 
 
-@pytest.mark.parametrize("rule", ["median_probs", "copeland", "weighted_mean", "stacking"])
+@pytest.mark.parametrize("rule", ["median_probs", "copeland", "weighted_mean"])
 def test_rules_of_every_family_make_a_row(rule):
     small = make(rules=(rule,), num_val=60, num_test=40, num_classes=4, transfers=())
     found = row({"rows": analysis.plain(analysis.rows(small))}, rule)

@@ -1,0 +1,257 @@
+"""The program as a user meets it: a whole run, its folder, going on after a kill, and every refusal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtkd_jax import config as configuration
+from mtkd_jax import experiment, export, main, predictions, report
+from mtkd_jax.types import UserError
+from tests import small
+
+CONFIGS = sorted(small.CONFIGS.glob("*.py"))
+ALL = {
+    "students.modes": ("mimic_all", "output_avg", "loss_avg", "logit_avg", "vote", "supernet", "supernet2"),
+    "students.transfer": ("labelled", "unlabelled"),
+    "students.temperatures": (1.0, 3.0),
+    "teachers.models": ("mlp(hidden=(8,))", "cnn(widths=(4,), dense=8)"),
+    "teachers.num_members": 2,
+    "teachers.subset_fraction": 0.8,
+    "data.augment.noise": 0.05,
+    "train.epochs": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run with every mode, both transfer sets, two architectures of teachers, augmentation."""
+    workdir = tmp_path_factory.mktemp("run") / "all"
+    return workdir, experiment.run(small.config(**ALL), workdir, quiet=True)
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    workdir, _ = finished
+    for name in (
+        "config.json",
+        "data.json",
+        "environment.json",
+        "metrics.jsonl",
+        "predictions.npz",
+        "report.json",
+        "report.md",
+        "report.html",
+        "student/model.safetensors",
+        "student/README.md",
+    ):
+        assert (workdir / name).stat().st_size > 0, name
+    assert list((workdir / "plots").glob("*.png"))
+    assert list((workdir / "tensorboard").iterdir())
+    text = (workdir / "report.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    html = (workdir / "report.html").read_text()
+    assert "data:image/png;base64" in html and 'src="plots' not in html and "http://" not in html
+
+
+def test_the_report_has_every_row_and_comparison(finished):
+    workdir, result = finished
+    assert result == json.loads((workdir / "report.json").read_text())
+    for key in ("dataset", "num_classes", "sizes", "selection", "gap_share_of", "rows", "comparisons", "diversity"):
+        assert key in result
+    of_role = lambda role: [row["name"] for row in result["rows"] if row["role"] == role]  # noqa: E731
+    assert len(of_role("teacher")) == 2
+    assert len(of_role("ensemble")) == 4
+    assert sorted(of_role("student")) == sorted(2 * ALL["students.modes"])
+    assert of_role("baseline") == ["baseline"] * 2 and of_role("control") == ["control"] * 2
+    for row in result["rows"]:
+        assert 0 <= row["accuracy"]["mean"] <= 1
+        assert row["params"] > 0 and row["latency_ms"]["1"] > 0 and row["flops"] > 0
+    asked = {(c["a"], c["b"]) for c in result["comparisons"]}
+    assert {("mimic_all", "baseline"), ("mimic_all", "control"), ("vote", "output_avg")} <= asked
+    assert any("equal gradients" in note for note in result["notes"])
+
+
+def test_choices_come_from_validation_alone(finished):
+    """The chosen (alpha, T) is the lowest mean validation NLL of what metrics.jsonl says of all members."""
+    workdir, result = finished
+    best: dict[tuple[str, str], float] = {}
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["name"] == "val_nll" and record["stage"].startswith("students"):
+            key = (record["stage"], record["member"])
+            best[key] = min(best.get(key, np.inf), record["value"])
+    for row in result["rows"]:
+        if row["role"] != "student":
+            continue
+        cells = {}
+        for (stage, member), value in best.items():
+            mode, alpha, temperature, *_ = member.split(" ")
+            if mode == row["name"] and stage.startswith(f"students-{row['transfer']}"):
+                cells.setdefault((float(alpha[2:]), float(temperature[2:])), []).append(value)
+        assert len(cells) == 4
+        chosen = min(cells, key=lambda cell: np.mean(cells[cell]))
+        assert (row["alpha"], row["temperature"]) == chosen
+
+
+def test_the_student_can_be_used_without_the_run(finished):
+    workdir, _ = finished
+    model, variables, card = export.load_student(workdir / "student", configuration.build_model)
+    split = experiment.load_split(small.config(**ALL))
+    images = np.asarray(split.dataset.test_images, np.float32) / 255
+    outputs, _ = model.apply(variables, images)
+    found = predictions.load(workdir / "predictions.npz")
+    accuracy = np.mean(np.argmax(outputs.logits, axis=1) == found.test_labels)
+    np.testing.assert_allclose(accuracy, card["metrics"]["test accuracy"]["value"])
+
+
+def test_a_finished_run_prints_its_report_and_another_configuration_is_refused(finished):
+    workdir, result = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    assert experiment.run(small.config(**ALL), workdir, quiet=True) == result
+    assert experiment.run(small.config(**{**ALL, "runtime.how": "map"}), workdir, quiet=True) == result
+    assert [path.name for path, at in before.items() if path.stat().st_mtime_ns != at] == []
+    with pytest.raises(UserError, match="train.epochs was 2 and is 4"):
+        experiment.run(small.config(**{**ALL, "train.epochs": 4}), workdir, quiet=True)
+
+
+def test_the_report_is_rebuilt_without_training(finished, tmp_path):
+    workdir, result = finished
+    (tmp_path / "predictions.npz").write_bytes((workdir / "predictions.npz").read_bytes())
+    assert report.write(tmp_path)["rows"] == result["rows"]
+
+
+def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
+    workdir, result = finished
+    config = small.config(**{**ALL, "teachers.from_run": str(workdir), "students.alphas": (0.25,)})
+    again = experiment.run(config, tmp_path / "again", quiet=True)
+    rows = lambda report: [  # noqa: E731
+        (row["name"], row["accuracy"], row["nll"]) for row in report["rows"] if row["role"] in ("teacher", "ensemble")
+    ]
+    assert rows(again) == rows(result)
+    assert not list((tmp_path / "again" / "checkpoints").glob("teachers*"))
+    with pytest.raises(UserError, match="split_sha256|sizes"):
+        experiment.run(small.config(**{**ALL, "teachers.from_run": str(workdir), "seed": 1}), tmp_path / "x", True)
+    with pytest.raises(UserError, match="holds no run"):
+        experiment.run(small.config(**{**ALL, "teachers.from_run": str(tmp_path / "none")}), tmp_path / "y", True)
+
+
+def test_the_same_run_twice_gives_the_same_numbers(tmp_path):
+    results = [experiment.run(small.config(), tmp_path / name, quiet=True) for name in ("a", "b")]
+    for result in results:
+        for row in result["rows"]:
+            row.update(latency_ms=None, train_seconds=None)
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_has_a_smoke_size_and_says_how_to_run_it(path, tmp_path):
+    assert f"--config=configs/{path.name}" in path.read_text()
+    assert main.main(["main", f"--config={path}:smoke", f"--workdir={tmp_path}"]) == 0
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_report(tmp_path):
+    path = small.CONFIGS / "digits.py"
+
+    def command(name):
+        arguments = [f"--config={path}:smoke", f"--workdir={tmp_path / name}", "--config.runtime.checkpoint_seconds=0"]
+        return [sys.executable, "-m", "mtkd_jax.main", *arguments]
+
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
+    started = 0
+    for stages in (1, 3, 5):  # kill once so many stages have begun
+        process = subprocess.Popen(command("killed"), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        checkpoints = tmp_path / "killed" / "checkpoints"
+        while process.poll() is None and time.monotonic() < deadline:
+            if checkpoints.exists() and len(list(checkpoints.iterdir())) >= stages:
+                break
+            time.sleep(0.01)
+        started += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert started == 3
+    subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
+    found = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "killed")]
+    for result in found:
+        for row in result["rows"]:
+            row.update(latency_ms=None, train_seconds=None)
+    assert found[0] == found[1]
+
+
+def refusal(arguments, capsys):
+    assert main.main(["main", *map(str, arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error
+    return error
+
+
+@pytest.fixture
+def digits():
+    return f"--config={small.CONFIGS / 'digits.py'}:smoke"
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--config.train.epoch=3"], "did you mean 'train.epochs'"),
+        (["--config.train.epochs=many"], "train.epochs"),
+        (["--config.students.alphas=(0,2)"], "[0, 1]"),
+        (["--config.students.modes=mimic_al"], "'mimic_all'"),
+        (["--config.teachers.num_members=0"], "at least 1"),
+        (["--config.data.num_train=5000"], "data.num_train"),
+        (["--config.data.source=npz", "--config.data.path=nowhere.npz"], "nowhere.npz"),
+        (["--config.teachers.from_run=nowhere"], "teachers.from_run"),
+        (["--config.students.model=cnn(widths=(4,4,4,4))"], "8x8"),
+        (["--config.data.augment.shift=9"], "shift"),
+        (["--config.data.num_train=0"], "unlabelled"),
+        (["--wrkdir=x"], "workdir"),
+        (["surplus"], "surplus"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(arguments, expected, digits, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert expected in refusal([digits, f"--workdir={workdir}", *arguments], capsys)
+    assert not (workdir / "config.json").exists()
+
+
+def test_missing_files_variants_and_flags_are_named(tmp_path, capsys, digits):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "is a file" in refusal([digits, f"--workdir={file}"], capsys)
+    assert "--workdir is missing" in refusal([digits], capsys)
+    assert "--config is missing" in refusal([f"--workdir={tmp_path}"], capsys)
+    assert "no file" in refusal(["--config=nowhere.py", f"--workdir={tmp_path}"], capsys)
+    assert "'smoke'" in refusal([digits.replace(":smoke", ":smok"), f"--workdir={tmp_path / 'x'}"], capsys)
+    bad = tmp_path / "bad.py"
+    bad.write_text("def get_config(:\n")
+    assert "bad.py" in refusal([f"--config={bad}", f"--workdir={tmp_path / 'x'}"], capsys)
+    bad.write_text("def get_config():\n    return 3\n")
+    assert "ConfigDict" in refusal([f"--config={bad}", f"--workdir={tmp_path / 'x'}"], capsys)
+
+
+def test_data_that_cannot_be_right_is_refused_before_anything_is_written(tmp_path, capsys, digits):
+    labels = np.arange(40) % 4
+    images = np.zeros((40, 4, 4), np.uint8)
+    np.savez(tmp_path / "bad.npz", x_train=images, y_train=labels + 0.5, x_test=images, y_test=labels)
+    arguments = [digits, f"--workdir={tmp_path / 'run'}", "--config.data.source=npz"]
+    error = refusal([*arguments, f"--config.data.path={tmp_path / 'bad.npz'}"], capsys)
+    assert "bad.npz" in error and "label" in error
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_list_prints_the_catalogue(capsys):
+    assert main.main(["main", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("mimic_all", "mean_probs", "cnn", "digits"):
+        assert word in printed
+
+
