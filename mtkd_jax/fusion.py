@@ -195,7 +195,7 @@ def nanson(logits: Array) -> Places:
 
 
 def schulze(logits: Array) -> Places:
-    """Schulze (2011) on margins: classes whose widest path to each other class is as wide as the way back tie."""
+    """Schulze (2011) on margins: the classes that no other reaches by a wider path than leads back tie."""
     return _elect(logits, lambda position, _: _schulze(_margins(position)))
 
 
@@ -463,7 +463,6 @@ def evolved_mean(logits: Array, labels: Array, *, seed: int = 0) -> FittedRule:
         x0=np.ones(num_members),
         vectorized=True,
         updating="deferred",
-        polish=False,
         seed=seed,
     )
     return _weighted(best.x / best.x.sum())

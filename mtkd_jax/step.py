@@ -202,9 +202,9 @@ def _filled_up(targets: Targets, num_targets: int) -> Targets:
     missing = num_targets - targets.mass.shape[1]
     if missing == 0:
         return targets
-    probs = jnp.concatenate([targets.probs, jnp.repeat(targets.probs[:, :1], missing, axis=1)], axis=1)
-    mass = jnp.pad(targets.mass, ((0, 0), (0, missing), (0, 0)))
-    return Targets(probs=probs, mass=mass)
+    again = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], missing, axis=1), targets)
+    off = dataclasses.replace(again, mass=jnp.zeros_like(again.mass))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), targets, off)
 
 
 def _keep_if_finite(old: TrainState, new: TrainState, loss: Array) -> TrainState:

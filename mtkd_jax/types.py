@@ -174,6 +174,7 @@ class Targets:
 
     probs: Array  # [Q,B,C], rows sum to 1
     mass: Array  # [Q,B] >= 0; 0 switches a target off
+    entropy: Array  # [Q,B] nats, of probs: known before the student, so not computed again for every member
 
 
 @pytree

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax import fusion
-from mtkd_jax.methods.seams import PLAIN
+from mtkd_jax.methods.seams import PLAIN, targets_of
 from mtkd_jax.types import Array, Context, Recipe, Targets
 
 
@@ -59,17 +59,17 @@ def mimic_all() -> Recipe:
 
 
 def _each_teacher(context: Context, w: Array) -> Targets:
-    return Targets(probs=_soften(context, context.teacher.logits), mass=w)
+    return targets_of(_soften(context, context.teacher.logits), w)
 
 
 def _mean_logit(context: Context, w: Array) -> Targets:
     mass = w.sum(axis=0, keepdims=True)
     mean = jnp.sum(w[:, :, None] * context.teacher.logits, axis=0, keepdims=True)
-    return Targets(probs=_soften(context, mean / jnp.maximum(mass, 1e-12)[:, :, None]), mass=mass)
+    return targets_of(_soften(context, mean / jnp.maximum(mass, 1e-12)[:, :, None]), mass)
 
 
 def _borda(context: Context, w: Array) -> Targets:
-    return Targets(probs=fusion.borda_scores(context.teacher.logits)[None], mass=w.sum(axis=0, keepdims=True))
+    return targets_of(fusion.borda_scores(context.teacher.logits)[None], w.sum(axis=0, keepdims=True))
 
 
 def _fused_logits(context: Context, w: Array) -> Targets:
@@ -82,7 +82,7 @@ def _fused_embeddings(context: Context, w: Array) -> Targets:
 
 def _fused(context: Context, w: Array, tap: str) -> Targets:
     logits = context.prepared[tap](context.teacher)
-    return Targets(probs=_soften(context, logits[None]), mass=w.sum(axis=0, keepdims=True))
+    return targets_of(_soften(context, logits[None]), w.sum(axis=0, keepdims=True))
 
 
 def _head_per_teacher(num_teachers: int) -> int:

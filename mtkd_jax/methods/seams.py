@@ -39,7 +39,12 @@ def mean_of_probs(context: Context, w: Array) -> Targets:
     probs = jax.nn.softmax(context.teacher.logits / context.hyper["temperature"], axis=-1)
     mass = w.sum(axis=0, keepdims=True)
     mixture = jnp.sum(w[:, :, None] * probs, axis=0, keepdims=True)
-    return Targets(probs=mixture / jnp.maximum(mass, 1e-12)[:, :, None], mass=mass)
+    return targets_of(mixture / jnp.maximum(mass, 1e-12)[:, :, None], mass)
+
+
+def targets_of(probs: Array, mass: Array) -> Targets:
+    """Targets of distributions [Q,B,C] and their mass [Q,B]."""
+    return Targets(probs, mass, entropy=-jax.scipy.special.xlogy(probs, probs).sum(axis=-1))
 
 
 def hard_loss(context: Context) -> Array:
@@ -60,10 +65,9 @@ def soft_loss(context: Context) -> Array:
     """T^2 sum_q mass_q KL(probs_q || softmax(z_h / T)) [B]; one head meets every target."""
     temperature, targets = context.hyper["temperature"], context.targets
     log_student = jax.nn.log_softmax(context.student.heads / temperature, axis=-1)
-    entropy = jax.scipy.special.xlogy(targets.probs, targets.probs).sum(axis=-1)
     if log_student.shape[0] != targets.probs.shape[0]:
         log_student = jnp.broadcast_to(log_student, targets.probs.shape)
-    kl = entropy - jnp.sum(targets.probs * log_student, axis=-1)
+    kl = -targets.entropy - jnp.sum(targets.probs * log_student, axis=-1)
     return temperature**2 * jnp.sum(targets.mass * kl, axis=0)
 
 

@@ -225,3 +225,19 @@ def dempster_shafer(logits):
         total = math.fsum(combined.values())  # 1 - conflict
         joint = {key: mass / total for key, mass in combined.items()}
     return np.array([joint[frozenset({c})] + joint[everything] / len(everything) for c in sorted(everything)])
+
+
+# --- fitted rules (the validation data are [K,N,C]) ---------------------------------------------------
+
+
+def nll(probs, labels):
+    return -np.mean([math.log(row[label]) for row, label in zip(np.asarray(probs, float), labels)])
+
+
+def stacking_objective(kernel, bias, logits, labels, l2=1e-2):
+    """Mean CE + l2 / 2 |W|^2 of softmax(concatenated logits @ W + b)."""
+    losses = []
+    for n, label in enumerate(labels):
+        output = np.concatenate([member[n] for member in np.asarray(logits, float)]) @ kernel + bias
+        losses.append(np.log(np.exp(output - output.max()).sum()) + output.max() - output[label])
+    return np.mean(losses) + l2 / 2 * np.sum(kernel**2)
