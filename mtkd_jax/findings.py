@@ -15,6 +15,7 @@ from mtkd_jax import analysis, fusion
 from mtkd_jax.predictions import Predictions
 
 SIGNIFICANT = 0.05
+FEWEST_SEEDS = 3  # with two, a t interval spans 12.7 standard errors to each side
 
 
 def better_or_worse(comparison: dict) -> str:
@@ -96,15 +97,15 @@ def _on_accuracy(tested: list[dict]) -> str:
 
 
 def _on_nll(tested: list[dict]) -> str:
-    """ "NLL: lower for ...; inside the noise for ...": each name with its difference."""
+    """ "NLL: lower for ..., higher for ...", each name with its difference; nothing of what is noise."""
     parts = []
-    for verdict, words in (("better", "lower for"), ("worse", "higher for"), ("", "not told apart for")):
+    for verdict, words in (("better", "lower for"), ("worse", "higher for")):
         names = [
             f"{one['a']} ({one['mean_difference']:+.3f})" for one in tested if better_or_worse(one) == verdict
         ]
         if names:
             parts.append(f"{words} {', '.join(names)}")
-    return f"NLL: {'; '.join(parts)}."
+    return f"NLL: {'; '.join(parts) or 'no difference larger than noise'}."
 
 
 def _called(name: str) -> str:
@@ -115,8 +116,10 @@ def _could_have_been_seen(unclear: list[dict]) -> str:
     sizes = [one["detectable"] for one in unclear if one["detectable"] is not None]
     if not sizes:
         return ""
-    size = f"{100 * median(sizes):.1f} points"
-    return f"; with {unclear[0]['n']} seeds a true difference of about {size} would have been seen"
+    num_seeds, size = unclear[0]["n"], f"{100 * median(sizes):.1f} points"
+    if num_seeds < FEWEST_SEEDS:
+        return f"; {num_seeds} seeds are too few to see much"
+    return f"; with {num_seeds} seeds a true difference of about {size} would have been seen"
 
 
 def _kept(report: dict) -> list[str]:

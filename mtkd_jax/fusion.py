@@ -176,7 +176,8 @@ def copeland(logits: Array) -> Places:
 
 def simpson(logits: Array) -> Places:
     """Simpson (1969), minimax: the best worst duel, min over j != c of M[c,j]."""
-    return _elect(logits, lambda position, _: _simpson(_margins(position)))
+    # M[c,c] = 0 may stay: it only lowers a class that wins every duel, and all others are below 0 then
+    return _elect(logits, lambda position, _: _margins(position).min(1))
 
 
 def condorcet(logits: Array) -> Places:
@@ -359,11 +360,6 @@ def _bucklin(position: Array) -> Array:
         later = before + position.dtype.type(2**power)
         before = jnp.where(named(later).max(0, keepdims=True)[None] > num_members // 2, before, later)
     return named(before + position.dtype.type(1)).astype(jnp.int32)
-
-
-def _simpson(margins: Array) -> Array:
-    oneself = np.eye(len(margins), dtype=bool)[..., None]
-    return jnp.where(oneself, jnp.iinfo(margins.dtype).max, margins).min(1).astype(jnp.int32)
 
 
 def _baldwin(margins: Array, prob: Array) -> Array:

@@ -1,6 +1,7 @@
 """The report of a finished run: report.json, report.md, report.html and plots/, from predictions.npz alone.
 
-    python -m mtkd_jax.report RUN [RUN ...] [--out DIR]
+    python -m mtkd_jax.report RUN [--into FILE]
+    python -m mtkd_jax.report RUN RUN ... [--out DIR]
 
 One RUN rebuilds its report without training anything; several make one merged table.
 """
@@ -21,6 +22,8 @@ from rich.console import Console, Group
 from mtkd_jax import analysis, findings, plots, predictions, tables
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError
+
+MARKS = ("<!-- report RUN -->", "<!-- end -->")  # in a text file: what --into writes between
 
 PLOTS = {
     "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
@@ -120,17 +123,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mtkd_jax.report", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="the --workdir of a finished run")
     parser.add_argument("--out", type=Path, help="several runs: also write report.md and report.json here")
+    parser.add_argument("--into", type=Path, help=f"one run: write table and findings between {' and '.join(MARKS)} of this file")
     parser.error = _refuse  # argparse would print its usage as well
     try:
         asked = parser.parse_args(argv)
         if len(asked.runs) == 1:
-            show(write(asked.runs[0]), asked.runs[0])
+            report = write(asked.runs[0])
+            show(report, asked.runs[0])
+            if asked.into is not None:
+                _put_into(asked.into, asked.runs[0], report)
         else:
             _merge(asked.runs, asked.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _put_into(file: Path, run: Path, report: dict) -> None:
+    """Replace what stands between this run's marks in a text file, so that no number there is ever typed."""
+    begin, end = (mark.replace("RUN", str(run)) for mark in MARKS)
+    try:
+        before, rest = file.read_text(encoding="utf-8").split(begin)
+        _, after = rest.split(end, 1)
+    except (OSError, ValueError):
+        raise UserError(f"--into {file}: the lines {begin!r} and {end!r} must stand in it, once") from None
+    text = f"{_main_markdown(report)}\n\n{_list(report['findings'])}"
+    _write_files(file.parent, {file.name: f"{before}{begin}\n\n{text}\n\n{end}{after}".encode()})
 
 
 def _refuse(message: str) -> None:

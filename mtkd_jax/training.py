@@ -62,11 +62,12 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     Resumes from `directory` by itself, epoch for epoch equal to a run that was never stopped; a finished
     stage is only restored. Raises UserError when no member is left with finite numbers.
     """
-    done = checkpoint.restore(directory / "finished", jax.eval_shape(lambda: _result(_first(job))), logbook.warn)
+    first = _first(job)
+    done = checkpoint.restore(directory / "finished", _result(first), logbook.warn)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
-    epoch, progress, seconds = _resumed(job, directory, logbook)
+    epoch, progress, seconds = _resumed(job, first, directory, logbook)
     logbook.cut_back(job.stage, epoch)
     chunk_of = _chunk(job.program, job.patience, job.eval_every)
     epochs_per_chunk = _epochs_per_chunk(job)
@@ -92,10 +93,10 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     return fitted
 
 
-def _resumed(job: Job, directory: Path, logbook: Logbook) -> tuple[int, Progress, float]:
-    found = checkpoint.restore(directory, jax.eval_shape(lambda: _first(job)), logbook.warn)
+def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tuple[int, Progress, float]:
+    found = checkpoint.restore(directory, first, logbook.warn)
     if found is None:
-        return 0, _first(job), 0.0
+        return 0, first, 0.0
     epoch, progress, info = found
     logbook.say(f"{job.stage}: resumed at epoch {epoch} of {job.epochs}")
     return epoch, progress, info["seconds"]
@@ -109,7 +110,7 @@ def _first(job: Job) -> Progress:
     return Progress(
         train=train,
         best=jax.tree.map(jnp.copy, _deployed(job.program, train)),  # a copy: both are donated
-        best_nll=jnp.full(num_members, jnp.inf),
+        best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
         stale=jnp.zeros(num_members, jnp.int32),
         stopped=jnp.zeros(num_members, bool),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from functools import cache
 
 import jax
@@ -18,9 +17,9 @@ RANK = sorted(fusion.RANK_RULES)
 PROBABILITY = sorted(fusion.RULES - fusion.RANK_RULES)
 CONDORCET_METHODS = ("condorcet", "copeland", "simpson", "baldwin", "nanson", "schulze", "kemeny")
 # (K, C): a rule is compiled once for each, which is what these tests cost
-SIZES = ((1, 3), (2, 6), (5, 5), (6, 2))
-OTHER_SIZES = tuple(size for size in itertools.product(range(1, 10), range(2, 7)) if size not in SIZES)
-NUM_ELECTIONS = 500  # of each of SIZES: 2000 in all; seven chunks of 64 and a last one that overlaps
+SIZES = ((5, 4), (4, 5), (6, 2))
+OTHER_SIZES = tuple((num_members, 2 + num_members % 5) for num_members in range(1, 10))
+NUM_ELECTIONS = 700  # of each of SIZES: 2100 in all; ten chunks of 64 and a last one that overlaps
 
 
 @cache
@@ -87,11 +86,35 @@ def test_rule_is_as_defined(name, num_members, num_classes):
     assert_as_defined(name, elections(num_members, num_classes))
 
 
+def cast(ballots):
+    """Logits [K,1,C] of ballots given as {"CAB": how many}; class 0 is A."""
+    votes = [
+        [ord(letter) - ord("A") for letter in vote] for vote, count in ballots.items() for _ in range(count)
+    ]
+    return -np.argsort(votes, axis=-1)[:, None, :]
+
+
+@pytest.mark.parametrize(
+    "name, winner",
+    [("plurality", "A"), ("borda", "B"), ("bucklin", "B"), ("copeland", "B"), ("kemeny", "B"), ("stv", "D")],
+)
+def test_capital_of_tennessee(name, winner):
+    """The textbook election; A is Memphis, B Nashville, C Chattanooga, D Knoxville."""
+    logits = cast({"ABCD": 42, "BCDA": 26, "CDBA": 15, "DCBA": 17})
+    assert "ABCD"[decisions(name, logits).item()] == winner
+
+
+def test_schulze_on_his_own_example():
+    """Schulze (2011), 45 voters and no Condorcet winner: E."""
+    ballots = {"ACBED": 5, "ADECB": 5, "BEDAC": 8, "CABED": 3, "CAEBD": 7, "CBADE": 2, "DCEBA": 7, "EBADC": 8}
+    assert "ABCDE"[decisions("schulze", cast(ballots)).item()] == "E"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_members, num_classes", OTHER_SIZES)
 def test_every_rule_is_as_defined(num_members, num_classes):
     for name in RANK + PROBABILITY:
-        assert_as_defined(name, elections(num_members, num_classes, num_elections=70))
+        assert_as_defined(name, elections(num_members, num_classes, num_elections=250))
 
 
 @pytest.mark.slow
@@ -112,7 +135,7 @@ def test_margins_beyond_eight_bits(name, num_members):
 
 @pytest.mark.parametrize("name", RANK + PROBABILITY)
 def test_plain_and_vmapped_are_jitted(name):
-    logits = jnp.asarray(elections(5, 5), jnp.float32)
+    logits = jnp.asarray(elections(4, 5), jnp.float32)
     expected = jitted(name)(logits)
     np.testing.assert_allclose(fusion.rule(name)(logits), expected, atol=1e-6)
     two = jax.jit(jax.vmap(fusion.rule(name)))(jnp.stack([logits, -logits]))
@@ -153,7 +176,7 @@ def test_closeness_is_to_the_highest_and_does_not_chain():
 
 
 def test_symmetric_borda_is_borda():
-    logits = elections(5, 5)
+    logits = elections(4, 5)
     np.testing.assert_array_equal(fuse("symmetric_borda", logits), fuse("borda", logits))
 
 
@@ -168,10 +191,10 @@ def test_two_classes_are_a_majority_vote(name):
 
 @cache
 def with_condorcet_winner():
-    logits = elections(5, 5)
+    logits = elections(4, 5)
     winners = [reference.condorcet_winner(election) for election in logits.swapaxes(0, 1)]
     there = np.array([winner is not None for winner in winners])
-    assert 200 < there.sum() < NUM_ELECTIONS
+    assert 100 < there.sum() < NUM_ELECTIONS
     return logits, there, np.array([winner for winner in winners if winner is not None])
 
 
@@ -189,31 +212,31 @@ def test_plurality_and_borda_may_pass_a_condorcet_winner_over(name):
 
 @pytest.mark.parametrize("name", RANK + PROBABILITY)
 def test_order_of_members_changes_nothing(name):
-    logits = elections(5, 5)
+    logits = elections(4, 5)
     if name == "max_confidence":  # equally confident members are told apart by their order alone
         top = np.sort(jax.nn.softmax(jnp.asarray(logits, jnp.float32)).max(-1), axis=0)
         logits = np.where((top[-1] - top[-2] > 1e-4)[:, None], logits, logits[:1])
-    np.testing.assert_allclose(fuse(name, logits[[3, 0, 4, 1, 2]]), fuse(name, logits), atol=1e-6)
+    np.testing.assert_allclose(fuse(name, logits[[3, 0, 2, 1]]), fuse(name, logits), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", RANK + PROBABILITY)
 def test_unanimous_members_win(name):
     order = smooth_elections(1, 5)
-    logits = order * np.array([0.1, 0.5, 1.0, 3.0, 9.0])[:, None, None]  # one order, different certainty
+    logits = order * np.array([0.1, 1.0, 3.0, 9.0])[:, None, None]  # one order, different certainty
     np.testing.assert_array_equal(decisions(name, logits), order[0].argmax(-1))
 
 
 @pytest.mark.parametrize("name", RANK + PROBABILITY)
 def test_renaming_classes_renames_the_decision(name):
-    logits = smooth_elections(5, 5)
+    logits = smooth_elections(4, 5)
     names = np.array([2, 4, 0, 1, 3])
     np.testing.assert_array_equal(names[decisions(name, logits[..., names])], decisions(name, logits))
 
 
 def test_borda_scores_are_shares_of_the_points():
-    logits = elections(5, 5)
+    logits = elections(4, 5)
     points = [reference.borda_points(reference.ballots(election)) for election in logits.swapaxes(0, 1)]
-    expected = np.array([[one[c] for c in range(5)] for one in points]) / (5 * 10)
+    expected = np.array([[one[c] for c in range(5)] for one in points]) / (4 * 10)
     scores = jax.jit(fusion.borda_scores)(jnp.asarray(logits, jnp.float32))
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
     np.testing.assert_allclose(scores.sum(-1), 1, rtol=1e-6)
