@@ -19,7 +19,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import mtkd_jax
 from mtkd_jax.population import HOW
 from mtkd_jax.step import OPTIMIZERS, SCHEDULES
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
@@ -27,7 +26,7 @@ from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
 # kind -> (module or package that defines its functions, what they say they return)
 KINDS = {
     "mode": ("methods", ("Recipe",)),
-    "rule": ("fusion", ("Scores", "Places")),
+    "rule": ("fusion", ("Scores", "Places", "FittedRule")),
     "model": ("models", ("Model",)),
     "source": ("data.sources", ("DataSet",)),
 }
@@ -182,7 +181,9 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.teachers gives {num_teachers}"
             )
     for name in config.fusion.rules:
-        resolve("rule", name, "fusion.rules")
+        _, arguments = resolve("rule", name, "fusion.rules")
+        if arguments:
+            raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
     source_call(config)
 
 
@@ -380,9 +381,13 @@ def _check_type(field: str, value: Any) -> None:
     if isinstance(expected, tuple):
         entry = _ENTRY_TYPES.get(field) or type(expected[0]).__name__
         if not isinstance(value, tuple) or not all(_TYPES[entry](v) for v in value):
-            raise UserError(f"config.{field} is {value!r}; it must be a tuple of {entry}, such as {expected!r}")
+            raise UserError(
+                f"config.{field} is {value!r}; it must be a tuple of {entry}, such as {expected!r}"
+            )
     elif not _TYPES[type(expected).__name__](value) or value != value:
-        raise UserError(f"config.{field} is {value!r}; it must be a {type(expected).__name__} like {expected!r}")
+        raise UserError(
+            f"config.{field} is {value!r}; it must be a {type(expected).__name__} like {expected!r}"
+        )
 
 
 def _check_rounds(group: str, epochs: int, eval_every: int) -> None:

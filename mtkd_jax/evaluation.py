@@ -32,7 +32,9 @@ def predict(config: ConfigDict, split: Split, done: Done, notes: Sequence[str] =
     """Validation and test logits of every teacher and of the chosen (alpha, T) of every mode, with costs."""
     dataset = split.dataset
     groups = [
-        _teacher_group(name, fitted, split) for name, fitted in done.items() if name.startswith(teachers.STAGE_PREFIX)
+        _teacher_group(name, fitted, split)
+        for name, fitted in done.items()
+        if name.startswith(teachers.STAGE_PREFIX)
     ]
     for transfer in config.students.transfer:
         for family in students.families(config):
@@ -41,7 +43,9 @@ def predict(config: ConfigDict, split: Split, done: Done, notes: Sequence[str] =
                 continue
             for mode in dict.fromkeys(member.mode for member in family):
                 groups.append(_student_group(config, split, transfer, family, mode, fitted))
-    lost = [f"{name}: {', '.join(f.lost)} left out, the loss was not finite" for name, f in done.items() if f.lost]
+    lost = [
+        f"{name}: {', '.join(f.lost)} left out, the loss was not finite" for name, f in done.items() if f.lost
+    ]
     return Predictions(
         dataset=dataset.name,
         class_names=dataset.class_names,
@@ -121,6 +125,7 @@ def student_of(config: ConfigDict, done: Done, group: Group, position: int) -> t
             return fitted.population.model, population.take(fitted.population.variables, found[position])
     raise ValueError(f"{group.key} is not a student of this run")
 
+
 def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
     own = fitted.sound
     return Group(
@@ -145,7 +150,9 @@ def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Gro
     at_common = None
     if role == "student":
         common = members_of(family, mode, common_alpha(config), temperature)
-        at_common = population.logits(population.members(fitted.population, common), split.dataset.test_images)
+        at_common = population.logits(
+            population.members(fitted.population, common), split.dataset.test_images
+        )
     return Group(
         key=group_key(transfer, mode),
         name=mode,

@@ -71,7 +71,9 @@ def load_split(config: ConfigDict) -> Split:
     )
 
 
-def save_student(config: ConfigDict, split: Split, done: plan.Done, predicted: Predictions, into: Path) -> None:
+def save_student(
+    config: ConfigDict, split: Split, done: plan.Done, predicted: Predictions, into: Path
+) -> None:
     """Write the chosen student to `into`/student, load it again and check that it says the same."""
     chosen = analysis.chosen_student(predicted)
     if chosen is None:
@@ -88,7 +90,9 @@ def save_student(config: ConfigDict, split: Split, done: plan.Done, predicted: P
         "input": {
             "shape": list(dataset.train_images.shape[1:]),
             "dtype": "float32",
-            "range": "uint8 pixels divided by 255" if dataset.train_images.dtype == np.uint8 else "as in the data",
+            "range": "uint8 pixels divided by 255"
+            if dataset.train_images.dtype == np.uint8
+            else "as in the data",
         },
         "training": f"{group.method}, alpha {group.alpha:g} (weight of the hard labels), T {group.temperature:g}, "
         f"{group.transfer} transfer set, {group.members[position]}; chosen by validation NLL",

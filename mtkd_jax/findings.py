@@ -80,7 +80,7 @@ def _on_accuracy(tested: list[dict]) -> str:
     """One sentence a finding, then one for all that is inside the noise."""
     words = {"better": "beats", "worse": "is worse than"}
     sentences = [
-        f"{one['a']} {words[better_or_worse(one)]} {_called(one['b'])} by {points(one['mean_difference'])} "
+        f"{one['a']} {words[better_or_worse(one)]} {_called(one['b'])}, {points(one['mean_difference'])} "
         f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}."
         for one in tested
         if better_or_worse(one)

@@ -49,7 +49,9 @@ class Logbook:
         """One plain line that asks for attention."""
         self.say(f"warning: {line}")
 
-    def record(self, stage: str, epoch: int, step: int, names: Sequence[str], values: dict[str, np.ndarray]) -> None:
+    def record(
+        self, stage: str, epoch: int, step: int, names: Sequence[str], values: dict[str, np.ndarray]
+    ) -> None:
         """Append {name: [M]} of one validation, a line for every member and name."""
         wall = round(time.time(), 3)
         lines = [

@@ -86,7 +86,9 @@ def _config_file(argv: Sequence[str]) -> str:
             value = value or (given[place + 1] if place + 1 < len(given) else "")
             path = value.partition(":")[0]
             if not os.path.isfile(path):
-                raise UserError(f"--config={value}: there is no file {path!r}; configs/ holds some to start from")
+                raise UserError(
+                    f"--config={value}: there is no file {path!r}; configs/ holds some to start from"
+                )
             return path
     return ""
 

@@ -47,7 +47,9 @@ def train_teachers(config: ConfigDict, split: Split) -> Plan:
     if config.teachers.from_run:
         return ()
     return tuple(
-        Stage(teachers.stage_name(address), lambda done, address=address: teachers.job(config, split, address))
+        Stage(
+            teachers.stage_name(address), lambda done, address=address: teachers.job(config, split, address)
+        )
         for address in teacher_models(config)
     )
 
@@ -89,7 +91,9 @@ def check(config: ConfigDict, split: Split) -> None:
         students.batches(config, split, transfer)(0)
 
 
-def run(plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, done: Done | None = None) -> Done:
+def run(
+    plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, done: Done | None = None
+) -> Done:
     """Train every stage, or restore it where it is finished; returns what all of them trained."""
     done = dict(done or {})
     for stage in plan:
@@ -101,9 +105,7 @@ def run(plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, 
 
 def ensemble_of(done: Done) -> Ensemble:
     """The teachers among what is done, without members whose training broke down."""
-    return tuple(
-        fitted.sound for stage, fitted in done.items() if stage.startswith(teachers.STAGE_PREFIX)
-    )
+    return tuple(fitted.sound for stage, fitted in done.items() if stage.startswith(teachers.STAGE_PREFIX))
 
 
 def _fused_networks(done: Done, family) -> dict[str, Callable]:

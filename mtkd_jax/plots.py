@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from mtkd_jax import metrics
 
@@ -70,7 +70,7 @@ def learning_curves(records: Sequence[Mapping]) -> Figure:
                     _draw_curve(axes[i, j], values[panel, line, name], scale, label=line, **looks[line])
             axes[0, j].set_title(panel)
             axes[1, j].set_xlabel("epoch")
-            axes[1, j].legend(loc="lower right", ncols=2)
+            axes[1, j].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes[0, 0].set_ylabel("validation NLL")
         axes[1, 0].set_ylabel("validation accuracy, %")
         # The first epochs are far above the rest; on a logarithmic axis the end can be told apart.
@@ -78,6 +78,8 @@ def learning_curves(records: Sequence[Mapping]) -> Figure:
         axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes[0, 0].yaxis.set_major_formatter("{x:g}")
         axes[0, 0].yaxis.set_minor_locator(NullLocator())
+        drawn = {line.get_label(): line for axis in axes[1] for line in axis.get_lines()}
+        figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=min(len(drawn), 10))
     return figure
 
 

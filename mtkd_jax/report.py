@@ -123,7 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mtkd_jax.report", description=main.__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="the --workdir of a finished run")
     parser.add_argument("--out", type=Path, help="several runs: also write report.md and report.json here")
-    parser.add_argument("--into", type=Path, help=f"one run: write table and findings between {' and '.join(MARKS)} of this file")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        help=f"one run: write table and findings between {' and '.join(MARKS)} of this file",
+    )
     parser.error = _refuse  # argparse would print its usage as well
     try:
         asked = parser.parse_args(argv)

@@ -18,7 +18,7 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.step import same_family
-from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs
+from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs
 
 BASELINE_OF = "output_avg"  # any one-head mode at alpha = 1 is the network trained without teachers
 CONTROL_OF = "mimic_all"  # its heads at alpha = 1: the added capacity without the teachers
@@ -40,7 +40,9 @@ def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
     The baseline, and where mimic_all is asked for its control, are always among them.
     """
     students = config.students
-    modes = [(address, build_recipe(address), students.alphas, students.temperatures) for address in students.modes]
+    modes = [
+        (address, build_recipe(address), students.alphas, students.temperatures) for address in students.modes
+    ]
     modes.append(("baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
     if CONTROL_OF in students.modes:
         modes.append(("control", build_recipe(CONTROL_OF), (1.0,), (1.0,)))

@@ -78,7 +78,9 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
     source = Path(config.teachers.from_run)
     their = workdir.read_config(source) if source.is_dir() else None
     if their is None:
-        raise UserError(f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one")
+        raise UserError(
+            f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
+        )
     ours, theirs = workdir.data_identity(split), workdir.read_data_identity(source)
     for name in ours:
         if ours[name] != theirs.get(name):

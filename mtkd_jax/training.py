@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax import checkpoint, population
-from mtkd_jax.logbook import Logbook
 from mtkd_jax.data.loading import scale
 from mtkd_jax.jobs import Job
+from mtkd_jax.logbook import Logbook
 from mtkd_jax.step import Program, init_state, make_step
 from mtkd_jax.types import Array, Population, PyTree, TrainState, UserError
 
@@ -106,7 +106,9 @@ def _first(job: Job) -> Progress:
     num_members = len(job.names)
     image_shape = job.validation[0].shape[1:]
     variables = population.init(job.program.model, job.init_keys, image_shape)
-    train = init_state(job.program, variables, jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys))
+    train = init_state(
+        job.program, variables, jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
+    )
     return Progress(
         train=train,
         best=jax.tree.map(jnp.copy, _deployed(job.program, train)),  # a copy: both are donated
@@ -210,7 +212,9 @@ def _evaluator(program: Program, block: int = 512) -> Callable:
         num_examples = labels.shape[0]
         size = min(block, num_examples)
         missing = -num_examples % size
-        images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1))).reshape(-1, size, *images.shape[1:])
+        images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1))).reshape(
+            -1, size, *images.shape[1:]
+        )
         labels = jnp.pad(labels, (0, missing), constant_values=-1).reshape(-1, size)
 
         def totals(part):

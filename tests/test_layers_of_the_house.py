@@ -9,7 +9,18 @@ ROOT = Path(mtkd_jax.__file__).parent
 LAYERS = [  # from the top; a module may import its own layer's and lower ones
     {"main"},
     {"experiment"},
-    {"teachers", "students", "plan", "evaluation", "analysis", "findings", "tables", "report", "plots", "export"},
+    {
+        "teachers",
+        "students",
+        "plan",
+        "evaluation",
+        "analysis",
+        "findings",
+        "tables",
+        "report",
+        "plots",
+        "export",
+    },
     {
         "jobs",
         "training",
@@ -27,7 +38,17 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
     {"types"},
 ]
 PURE = LAYERS[4] | LAYERS[5]
-WORLDLY = {"absl", "orbax", "tensorflow", "tensorflow_datasets", "ml_collections", "os", "pathlib", "json", "sys"}
+WORLDLY = {
+    "absl",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "ml_collections",
+    "os",
+    "pathlib",
+    "json",
+    "sys",
+}
 
 
 def modules():

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,7 +61,16 @@ def test_a_run_leaves_what_the_design_promises(finished):
 def test_the_report_has_every_row_and_comparison(finished):
     workdir, result = finished
     assert result == json.loads((workdir / "report.json").read_text())
-    for key in ("dataset", "num_classes", "sizes", "selection", "gap_share_of", "rows", "comparisons", "diversity"):
+    for key in (
+        "dataset",
+        "num_classes",
+        "sizes",
+        "selection",
+        "gap_share_of",
+        "rows",
+        "comparisons",
+        "diversity",
+    ):
         assert key in result
     of_role = lambda role: [row["name"] for row in result["rows"] if row["role"] == role]  # noqa: E731
     assert len(of_role("teacher")) == 2
@@ -131,14 +139,20 @@ def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
     config = small.config(**{**ALL, "teachers.from_run": str(workdir), "students.alphas": (0.25,)})
     again = experiment.run(config, tmp_path / "again", quiet=True)
     rows = lambda report: [  # noqa: E731
-        (row["name"], row["accuracy"], row["nll"]) for row in report["rows"] if row["role"] in ("teacher", "ensemble")
+        (row["name"], row["accuracy"], row["nll"])
+        for row in report["rows"]
+        if row["role"] in ("teacher", "ensemble")
     ]
     assert rows(again) == rows(result)
     assert not list((tmp_path / "again" / "checkpoints").glob("teachers*"))
     with pytest.raises(UserError, match="split_sha256|sizes"):
-        experiment.run(small.config(**{**ALL, "teachers.from_run": str(workdir), "seed": 1}), tmp_path / "x", True)
+        experiment.run(
+            small.config(**{**ALL, "teachers.from_run": str(workdir), "seed": 1}), tmp_path / "x", True
+        )
     with pytest.raises(UserError, match="holds no run"):
-        experiment.run(small.config(**{**ALL, "teachers.from_run": str(tmp_path / "none")}), tmp_path / "y", True)
+        experiment.run(
+            small.config(**{**ALL, "teachers.from_run": str(tmp_path / "none")}), tmp_path / "y", True
+        )
 
 
 def test_the_same_run_twice_gives_the_same_numbers(tmp_path):
@@ -161,14 +175,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_report(tmp_path):
     path = small.CONFIGS / "digits.py"
 
     def command(name):
-        arguments = [f"--config={path}:smoke", f"--workdir={tmp_path / name}", "--config.runtime.checkpoint_seconds=0"]
+        arguments = [
+            f"--config={path}:smoke",
+            f"--workdir={tmp_path / name}",
+            "--config.runtime.checkpoint_seconds=0",
+        ]
         return [sys.executable, "-m", "mtkd_jax.main", *arguments]
 
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
     started = 0
     for stages in (1, 3, 5):  # kill once so many stages have begun
-        process = subprocess.Popen(command("killed"), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            command("killed"), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         deadline = time.monotonic() + 120
         checkpoints = tmp_path / "killed" / "checkpoints"
         while process.poll() is None and time.monotonic() < deadline:
@@ -253,5 +273,3 @@ def test_list_prints_the_catalogue(capsys):
     printed = capsys.readouterr().out
     for word in ("mimic_all", "mean_probs", "cnn", "digits"):
         assert word in printed
-
-

@@ -62,9 +62,7 @@ def test_a_member_is_the_same_alone(how, tmp_path):
 def test_a_student_is_the_same_alone(tmp_path):
     together = small.train(small.config(**{"runtime.how": "map"}), tmp_path / "all")
     alone = small.train(
-        small.config(
-            **{"runtime.how": "map", "students.modes": ("output_avg",), "students.alphas": (0.5,)}
-        ),
+        small.config(**{"runtime.how": "map", "students.modes": ("output_avg",), "students.alphas": (0.5,)}),
         tmp_path / "one",
     )
     name = "output_avg a=0.5 T=1 seed 1"
@@ -92,7 +90,9 @@ def test_seeds_set_the_same_body_whatever_the_number_of_heads():
     for family in students.families(config):
         job = students.job(config, split, "labelled", family, ensemble, {})
         variables = population.init(job.program.model, job.init_keys, (4, 4, 1))
-        bodies.append({m.seed: population.take(variables["params"]["dense1"], n) for n, m in enumerate(family)})
+        bodies.append(
+            {m.seed: population.take(variables["params"]["dense1"], n) for n, m in enumerate(family)}
+        )
     assert len(bodies) == 2
     for seed in range(2):
         jax.tree.map(np.testing.assert_array_equal, bodies[0][seed], bodies[1][seed])
@@ -112,7 +112,9 @@ def test_logits_do_not_depend_on_the_block():
 
 
 def test_an_ensemble_of_two_architectures_speaks_in_order():
-    models = tuple(build_model(address, TASK) for address in ("mlp(hidden=(8,))", "cnn(widths=(4,), dense=6)"))
+    models = tuple(
+        build_model(address, TASK) for address in ("mlp(hidden=(8,))", "cnn(widths=(4,), dense=6)")
+    )
     variables = tuple(population.init(m, jax.random.split(jax.random.key(2), 2), (4, 4, 1)) for m in models)
     image = jnp.linspace(0, 1, 5 * 16).reshape(5, 4, 4, 1)
     found = population.apply_ensemble(models, variables, image)

@@ -301,7 +301,7 @@ def test_findings_say_what_the_numbers_say(built):
     paragraph = next(
         text for text in built["findings"] if text.startswith("Against the control (unlabelled)")
     )
-    assert f"mimic_all beats the control by +{100 * one['mean_difference']:.2f} points [" in paragraph
+    assert f"mimic_all beats the control, +{100 * one['mean_difference']:.2f} points [" in paragraph
 
 
 def test_better_or_worse_knows_the_direction_of_each_metric():

@@ -66,8 +66,12 @@ def test_a_student_with_alpha_one_is_the_baseline_and_the_control_is_mimic_all(t
 
     close = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)  # noqa: E731
     for mode in modes[1:]:
-        close(student("students-labelled-output-avg", mode), student("students-labelled-output-avg", "baseline"))
-    close(student("students-labelled-mimic-all", "mimic_all"), student("students-labelled-mimic-all", "control"))
+        close(
+            student("students-labelled-output-avg", mode), student("students-labelled-output-avg", "baseline")
+        )
+    close(
+        student("students-labelled-mimic-all", "mimic_all"), student("students-labelled-mimic-all", "control")
+    )
 
 
 def test_one_head_modes_are_one_family():
@@ -81,7 +85,9 @@ def test_one_head_modes_are_one_family():
 
 
 def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
-    config = small.config(**{"students.transfer": ("labelled", "unlabelled"), "students.modes": ("output_avg",)})
+    config = small.config(
+        **{"students.transfer": ("labelled", "unlabelled"), "students.modes": ("output_avg",)}
+    )
     config.data.num_train = 48
     split = experiment.load_split(config)
     stages = plan.teachers_then_students(config, split)
@@ -159,7 +165,9 @@ def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monke
 
 
 def test_hyper_parameters_belong_to_members(tmp_path):
-    job = teachers_job(**{"teachers.learning_rates": (1e-2, 0.5, 1e-2), "teachers.weight_decays": (0.0, 0.0, 1.0)})
+    job = teachers_job(
+        **{"teachers.learning_rates": (1e-2, 0.5, 1e-2), "teachers.weight_decays": (0.0, 0.0, 1.0)}
+    )
     plain, mixed = fitted(teachers_job(), tmp_path / "plain"), fitted(job, tmp_path / "mixed")
     kernels = [f.population.variables["params"]["dense1"]["kernel"] for f in (plain, mixed)]
     np.testing.assert_array_equal(kernels[0][0], kernels[1][0])
