@@ -4,15 +4,15 @@ A rule is a pure function `(logits) -> scores` whose largest entry is the decisi
 apart by what they return:
 
 `Scores`      probabilities; every row sums to 1.
-`Places`      places 0..C-1, C-1 to the winner: the rank rules, which read nothing of a member but the order
+`Places`      places 0..C-1, C-1 to the winner: the rank rules, which count nothing of a member but the order
               of its logits. Only the argmax is promised, so NLL, ECE and Brier score do not apply.
 `FittedRule`  fitted on validation data, `(logits, labels) -> rule`; the rule returns probabilities.
 
 Ties are never left to the order of the classes alone, as they are in the code released with Zuchniak 2023
-(arXiv 2302.07215): a decision goes by integer score, then by mean probability (equal within 1e-6), then to
-the lower index; an elimination takes the reverse. A ballot ranks classes by falling logit, equal logits by
-lower index. M[i,j] is the margin: how many more ballots put i above j than j above i. All counts are
-integers.
+(arXiv 2302.07215): a decision goes by integer score, then by mean probability, then to the lower index; an
+elimination takes the reverse. Mean probabilities within 1e-6 of the highest (when eliminating: the lowest)
+equal it. A ballot ranks classes by falling logit, equal logits by lower index. M[i,j] is the margin: how many
+more ballots put i above j than j above i. All counts are integers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mtkd_jax.types import Array, Scores, UserError
 Places = Scores  # another name, so that the annotation says which promise a rule makes
 FittedRule = Callable[[Array], Scores]
 
-EQUAL = 1e-6  # mean probabilities this close are equal
+EQUAL = 1e-6  # probabilities this close are equal
 BELIEF = 0.9  # how much of a member's mass Dempster and Shafer lay on single classes
 CHUNK = 64  # examples at a time: [C,C,64] int8 stays in the cache at C = 100
 KEMENY_CLASSES = 8  # the table of subsets doubles with every class
@@ -276,7 +276,7 @@ def _count(ballots: Array) -> Array:
 def _margins(position: Array) -> Array:
     """M[i,j]: ballots with i above j minus ballots with j above i.
 
-    Member after member: one sum over a comparison [K,C,C,b] is not vectorised and took ten times as long.
+    Member after member: one sum over a comparison [K,C,C,b] is not vectorised and took several times as long.
     """
     num_members, num_classes, size = position.shape
 

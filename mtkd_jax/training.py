@@ -109,13 +109,14 @@ def _first(job: Job) -> Progress:
     train = init_state(
         job.program, variables, jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
     )
-    return Progress(
+    first = Progress(
         train=train,
-        best=jax.tree.map(jnp.copy, _deployed(job.program, train)),  # a copy: both are donated
+        best=_deployed(job.program, train),
         best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
         stale=jnp.zeros(num_members, jnp.int32),
         stopped=jnp.zeros(num_members, bool),
     )
+    return jax.tree.map(jnp.copy, first)  # everything is donated, so no buffer may stand in it twice
 
 
 def _result(progress: Progress) -> dict[str, PyTree]:

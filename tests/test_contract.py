@@ -1,0 +1,138 @@
+"""What every mode, rule, model and source must hold, each found by itself: writing one is enlisting it."""
+
+import inspect
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax import config as configuration
+from mtkd_jax import experiment, fusion, plan, training
+from mtkd_jax.logbook import Logbook
+from mtkd_jax.types import DataSet, Task
+from tests import small
+
+MODES, RULES, MODELS, SOURCES = (tuple(configuration.catalogue(kind)) for kind in configuration.KINDS)
+ARCHITECTURES = ("mlp(hidden=(16,), batch_norm=True)", "cnn(widths=(4,), dense=16)")
+
+
+# --- modes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Every mode on digits: two architectures of teachers, a BatchNorm student, alphas, temperatures."""
+    workdir = tmp_path_factory.mktemp("modes")
+    config = small.config(
+        **{
+            "data.source": "digits",
+            "data.num_train": 200,
+            "teachers.models": ARCHITECTURES,
+            "teachers.num_members": 2,
+            "model.name": ARCHITECTURES[0],
+            "train.batch_size": 50,
+            "train.epochs": 10,
+            "students.modes": MODES,
+            "students.temperatures": (1.0, 4.0),
+        }
+    )
+    split = experiment.load_split(config)
+    stages = plan.teachers_then_students(config, split)
+    with Logbook(workdir, quiet=True) as logbook:
+        done = plan.run(stages, workdir, logbook, 1e9)
+    return config, stages, done, workdir
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_learns_with_every_alpha_and_temperature(mode, trained):
+    config, _, done, workdir = trained
+    text = (workdir / "metrics.jsonl").read_text()
+    losses = {}
+    for line in text.splitlines():
+        record = json.loads(line)
+        if record["member"].startswith(f"{mode} ") and record["name"] == "train_loss":
+            losses.setdefault(record["member"], []).append(record["value"])
+    students = config.students
+    assert len(losses) == len(students.alphas) * len(students.temperatures) * students.num_seeds
+    for member, values in losses.items():
+        assert values[-1] < 0.9 * values[0], (member, values)
+    assert all(not fitted.lost for fitted in done.values())
+
+
+def test_a_stage_of_students_is_compiled_once(trained):
+    config, stages, done, _ = trained
+    for stage in stages:
+        job = stage.make({name: fitted for name, fitted in done.items() if name != stage.name})
+        assert training._chunk(job.program, job.patience, job.eval_every)._cache_size() == 1, stage.name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_is_hashable_and_equal_to_itself(mode):
+    """A recipe is part of a jit key: a new closure in it would compile a new program for every stage."""
+    first, second = configuration.build_recipe(mode), configuration.build_recipe(mode)
+    assert first == second and hash(first) == hash(second)
+
+
+# --- rules --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_decides_and_is_jitable(name):
+    labels = np.arange(40) % 4
+    logits = jax.random.normal(jax.random.key(0), (5, 40, 4)) + jax.nn.one_hot(labels, 4)[None]
+    rule = fusion.rule(name)
+    if name in fusion.FITTED_RULES:
+        rule = rule(logits, labels)
+    scores = rule(logits)
+    assert scores.shape == (40, 4) and scores.dtype == jnp.float32 or name in fusion.RANK_RULES
+    np.testing.assert_allclose(jax.jit(rule)(logits), scores, atol=1e-6)
+    if name not in fusion.RANK_RULES:
+        np.testing.assert_allclose(scores.sum(axis=-1), 1.0, rtol=1e-5)
+    certain = jnp.repeat(8 * jax.nn.one_hot(labels, 4)[None], 5, axis=0)
+    np.testing.assert_array_equal(rule(certain).argmax(axis=-1), labels)
+
+
+# --- models -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("num_heads", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_model_speaks_float32_and_learns_everywhere(name, num_heads, dtype):
+    task = Task(num_classes=4, num_heads=num_heads, mean=(0.4,), std=(0.3,))
+    model = configuration.build_model(f"{name}(dtype='{dtype}')", task)
+    image = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), image)
+
+    def loss_of(params):
+        outputs, _ = model.apply({**variables, "params": params}, image, train=True, key=jax.random.key(2))
+        assert outputs.logits.shape == (6, 4) and outputs.heads.shape == (num_heads, 6, 4)
+        for leaf in jax.tree.leaves(outputs):
+            assert leaf.dtype == jnp.float32
+        assert outputs.features and all(value.ndim == 4 for value in outputs.features.values())
+        return (outputs.logits**2).mean()
+
+    grads = jax.jit(jax.grad(loss_of))(variables["params"])
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert grad.dtype == jnp.float32
+        assert float(jnp.abs(grad).max()) > 0, jax.tree_util.keystr(path)
+
+
+# --- sources ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_that_needs_nothing_gives_a_clean_data_set(name):
+    source = configuration.catalogue("source")[name]
+    required = [p for p in inspect.signature(source).parameters.values() if p.default is p.empty]
+    if required:
+        pytest.skip(f"needs {required[0].name}: see test_data_sources.py")
+    found = source()
+    assert isinstance(found, DataSet)
+    for images, labels in ((found.train_images, found.train_labels), (found.test_images, found.test_labels)):
+        assert images.ndim == 4 and len(images) == len(labels)
+        assert images.dtype in (np.uint8, np.float32) and labels.dtype == np.int32
+        assert set(np.unique(labels)) <= set(range(found.num_classes))
+    assert set(np.unique(found.train_labels)) == set(range(found.num_classes))
