@@ -1,7 +1,7 @@
 """The configuration: its defaults, addresses of functions, and a validation that runs before any work.
 
 An ADDRESS names a function where it is defined, with arguments if need be: "cnn", "mlp(hidden=(32,))",
-"logits.dkd(beta=8.0)". There is no registry: a function is found by what it says it returns, so writing
+"logits.dkd(beta=8.0)"; "fused:median_probs" gives the first argument a word. There is no registry: a function is found by what it says it returns, so writing
 it is all it takes to add it. Configuration files are the user's own Python and are executed.
 """
 
@@ -225,7 +225,8 @@ def catalogue(kind: str) -> dict[str, Callable]:
 
 def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, Any]]:
     """The function an address names and its arguments, checked against the function's signature."""
-    name, arguments = _parse(address, field)
+    name, colon, value = address.partition(":")
+    name, arguments = (name, {}) if colon else _parse(address, field)
     if name not in catalogue(kind):
         raise UserError(f"config.{field}: there is no {kind} {name!r}{_nearest(name, catalogue(kind))}")
     function = catalogue(kind)[name]
@@ -234,6 +235,10 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+    if colon and not known:
+        raise UserError(f"config.{field}: {kind} {name} takes no argument, {address!r} gives it {value!r}")
+    if colon:
+        arguments = {next(iter(known)): value}
     for argument, value in arguments.items():
         if argument not in known:
             raise UserError(
@@ -257,7 +262,10 @@ def build_model(address: str, task: Task, field: str = "model.name") -> Model:
 def build_recipe(address: str, field: str = "students.modes") -> Recipe:
     """The method an address names; its name is the address."""
     function, arguments = resolve("mode", address, field)
-    return function(**arguments)._replace(name=address)
+    try:
+        return function(**arguments)._replace(name=address)
+    except UserError as error:
+        raise UserError(f"config.{field}: {error}") from None
 
 
 def source_call(config: ConfigDict) -> Callable[[], DataSet]:

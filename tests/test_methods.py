@@ -12,8 +12,8 @@ from mtkd_jax.methods import seams
 from mtkd_jax.types import Batch, Context, Outputs, TeacherOutputs
 from tests.references import losses
 
-MODES = tuple(configuration.catalogue("mode"))
-K, B, C = 4, 5, 3
+MODES = (*configuration.catalogue("mode"), "fused:median_probs")
+K, B, C = 3, 5, 3
 
 
 def first_column_network(teacher):

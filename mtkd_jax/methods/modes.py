@@ -7,12 +7,14 @@ the temperature is accepted and never used, and vote ties go to the lowest class
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from mtkd_jax import fusion
 from mtkd_jax.methods.seams import PLAIN, targets_of
-from mtkd_jax.types import Array, Context, Recipe, Targets
+from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
 
 def output_avg() -> Recipe:
@@ -37,6 +39,14 @@ def logit_avg() -> Recipe:
 def vote() -> Recipe:
     """Match the teachers' ballots: KL(normalised Borda scores || p); the scores are not softened."""
     return PLAIN._replace(name="vote", aim=_borda)
+
+
+def fused(*, rule: str = "mean_probs") -> Recipe:
+    """Match what a probability rule of fusion.py makes of the teachers' softened logits; "fused:RULE" for short."""
+    if rule not in fusion.RULES - fusion.RANK_RULES:
+        known = ", ".join(sorted(fusion.RULES - fusion.RANK_RULES))
+        raise UserError(f"fused: {rule!r} is no rule that gives probabilities; known are {known}")
+    return PLAIN._replace(name=f"fused:{rule}", aim=_FusedBy(rule))
 
 
 def supernet() -> Recipe:
@@ -70,6 +80,17 @@ def _mean_logit(context: Context, w: Array) -> Targets:
 
 def _borda(context: Context, w: Array) -> Targets:
     return targets_of(fusion.borda_scores(context.teacher.logits)[None], w.sum(axis=0, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _FusedBy:
+    """An aim that compares equal by its rule: recipes are jit keys, closures are not."""
+
+    rule: str
+
+    def __call__(self, context: Context, w: Array) -> Targets:
+        probs = fusion.rule(self.rule)(context.teacher.logits / context.hyper["temperature"])
+        return targets_of(probs[None], w.sum(axis=0, keepdims=True))
 
 
 def _fused_logits(context: Context, w: Array) -> Targets:

@@ -31,12 +31,15 @@ def soft_targets(mode, teachers, temperature, fused=None):
     """[(weight, distribution)] the student is to match for one example; teachers [K,C]."""
     if mode in ("mimic_all", "loss_avg"):
         return [(1 / len(teachers), softmax(z, temperature)) for z in teachers]
-    if mode == "output_avg":
+    if mode in ("output_avg", "fused"):  # the default rule of `fused` is mean_probs
         return [(1.0, np.mean([softmax(z, temperature) for z in teachers], axis=0))]
     if mode == "logit_avg":
         return [(1.0, softmax(teachers.mean(axis=0), temperature))]
     if mode == "vote":
         return [(1.0, borda(teachers))]
+    if mode == "fused:median_probs":
+        middle = np.median([softmax(z, temperature) for z in teachers], axis=0)
+        return [(1.0, middle / middle.sum())]
     if mode in ("supernet", "supernet2"):
         return [(1.0, softmax(fused, temperature))]
     raise ValueError(mode)
