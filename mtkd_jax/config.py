@@ -296,10 +296,10 @@ def listing() -> str:
 
 
 def _modules(module: ModuleType) -> list[ModuleType]:
-    if not hasattr(module, "__path__"):
-        return [module]
-    names = sorted(info.name for info in pkgutil.iter_modules(module.__path__))
-    return [importlib.import_module(f"{module.__name__}.{name}") for name in names]
+    """A module and, of a package, the public modules in it."""
+    names = sorted(info.name for info in pkgutil.iter_modules(getattr(module, "__path__", [])))
+    inner = [name for name in names if not name.startswith("_")]
+    return [module, *(importlib.import_module(f"{module.__name__}.{name}") for name in inner)]
 
 
 def _parse(address: str, field: str) -> tuple[str, dict[str, Any]]:

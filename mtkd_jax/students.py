@@ -37,9 +37,12 @@ class Member(NamedTuple):
 def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
     """All students that are trained, grouped into what one program can train.
 
-    The baseline, and where mimic_all is asked for its control, are always among them.
+    The baseline, and where mimic_all is asked for its control, are always among them. Without any mode
+    there are no students: a run of teachers and fusion alone.
     """
     students = config.students
+    if not students.modes:
+        return ()
     modes = [
         (address, build_recipe(address), students.alphas, students.temperatures) for address in students.modes
     ]

@@ -123,7 +123,8 @@ def test_no_function_is_shadowed_by_another_of_its_name():
         if kind == "mode":
             continue
         sources = Path(configuration.__file__).parent
-        files = [sources / f"{place.replace('.', '/')}.py", *(sources / place).glob("*.py")]
+        place = place.replace(".", "/")
+        files = [sources / f"{place}.py", *(sources / place).glob("*.py")]
         text = "\n".join(file.read_text() for file in files if file.exists())
         for name in configuration.catalogue(kind):
             assert text.count(f"\ndef {name}(") == 1, name
