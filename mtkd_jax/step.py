@@ -68,7 +68,6 @@ def init_state(program: Program, variables: PyTree, keys: Array) -> TrainState:
         opt_state=jax.vmap(transform.init)(params),
         mem=jax.vmap(recipe.init_mem)(params),
         key=keys,
-        alive=jnp.ones(keys.shape, bool),
     )
 
 
@@ -124,10 +123,10 @@ def make_step(program: Program) -> Callable:
         rate = hyper["learning_rate"] * schedule(program.schedule, step / program.num_steps)
         params, opt_state = _updated(program.optimizer, rate, hyper["weight_decay"], grads, state)
         params, mem = recipe.after(params, state.mem, context)
-        moved = dataclasses.replace(
+        state = dataclasses.replace(
             state, params=params, model_state=model_state, opt_state=opt_state, mem=mem
         )
-        return _keep_if_finite(state, moved, loss), loss
+        return state, loss
 
     def step(states, hyper, indices, step, lessons):
         if indices.ndim == 1:
@@ -205,17 +204,3 @@ def _filled_up(targets: Targets, num_targets: int) -> Targets:
     again = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], missing, axis=1), targets)
     off = dataclasses.replace(again, mass=jnp.zeros_like(again.mass))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), targets, off)
-
-
-def _keep_if_finite(old: TrainState, new: TrainState, loss: Array) -> TrainState:
-    """The new state, or the old one for good once loss or parameters are not finite."""
-    finite = jnp.isfinite(loss)
-    for leaf in jax.tree.leaves(new.params):
-        finite &= jnp.isfinite(leaf).all()
-    alive = old.alive & finite
-    kept = jax.tree.map(
-        lambda after, before: jnp.where(alive, after, before),
-        dataclasses.replace(new, key=None, alive=None),
-        dataclasses.replace(old, key=None, alive=None),
-    )
-    return dataclasses.replace(kept, key=old.key, alive=alive)

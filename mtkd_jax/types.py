@@ -158,7 +158,6 @@ class TrainState:
     opt_state: PyTree
     mem: PyTree  # what `after` remembers (averages, buffers); {} by default
     key: Array  # the member's own; used as fold_in(key, step), never split
-    alive: Array  # [] bool; False once loss or update was not finite: the last good state is kept
 
 
 # --- methods ------------------------------------------------------------------------------------------
