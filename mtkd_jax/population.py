@@ -52,7 +52,7 @@ def init(model: Model, keys: Array, image_shape: Sequence[int]) -> PyTree:
     five members of a small MLP, 4.7 s for a hundred) and had to be compiled again for every M.
     """
     of_one = _init(model, tuple(image_shape))
-    members = [jax.device_get(of_one(key)) for key in keys]
+    members = [jax.device_get(of_one(keys[m])) for m in range(len(keys))]
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *members)
 
 
@@ -126,7 +126,11 @@ def _evaluate(model: Model) -> Callable:
 
 @lru_cache
 def _init(model: Model, image_shape: tuple[int, ...]) -> Callable:
-    return jax.jit(lambda key: model.init(key, jnp.zeros((1, *image_shape), jnp.float32)))
+    def draw(key):
+        return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+
+    # Run a few times and never hot: compiled without optimising, in a fifth of the time.
+    return jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @lru_cache
