@@ -6,6 +6,9 @@ Data      scikit-learn's 8x8 digits, embedded: 100 labelled training images, abo
           are hidden, a fifth of the training set for validation, 360 test images.
 Compares  every mode at alpha 0 and 0.25 over the seeds, on the labelled images alone and with the others as
           transfer set, each with its baseline and its capacity control.
+Expected  with the unlabelled images mimic_all, output_avg and logit_avg beat the baseline by more than a
+          point, and mimic_all its control; on the labelled images alone little is larger than noise.
+Takes     40 s the first time and 25 s with a warm compile cache, on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -48,6 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def _smoke(config: ConfigDict) -> None:
     config.teachers.num_members = 3
     config.train.epochs = 20
+    config.students.modes = ("mimic_all", "output_avg")
     config.students.epochs = 2
     config.students.alphas = (0.0, 0.5)
     config.students.num_seeds = 2

@@ -5,7 +5,7 @@ A row's metric is {"mean", "std", "ci95", "ci_over", "values"}; whatever is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from mtkd_jax.predictions import Group, Predictions
 LARGEST = {"accuracy": 1.0, "nll": np.inf, "ece": 1.0, "brier": 2.0}  # every metric begins at 0
 METRICS = tuple(LARGEST)
 TESTED = ("accuracy", "nll")
+BLOCK = 2048  # examples fused at a time, so that memory does not grow with their number
 CROSS_FAMILY = "unlabelled against labelled"
 
 
@@ -45,7 +46,8 @@ def find(predictions: Predictions, transfer: str, *, role: str = "", name: str =
 
 def teacher_logits(predictions: Predictions, split: str = "test") -> np.ndarray:
     """The logits of every teacher of every architecture, [K,N,C]; split is "test" or "val"."""
-    return np.concatenate([getattr(group, split) for group in teachers(predictions)])
+    of_groups = [getattr(group, split) for group in teachers(predictions)]
+    return of_groups[0] if len(of_groups) == 1 else np.concatenate(of_groups)  # they may be large
 
 
 def fused(predictions: Predictions, rule: str) -> dict[str, np.ndarray]:
@@ -57,10 +59,22 @@ def fused(predictions: Predictions, rule: str) -> dict[str, np.ndarray]:
     decide = fusion.rule(rule)
     if rule in fusion.FITTED_RULES:
         decide = decide(val, predictions.val_labels)
-    scores = np.asarray(jax.jit(decide)(np.concatenate([val, test], axis=1)))  # both at once: one compilation
-    if rule not in fusion.RANK_RULES:
-        scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))  # a probability may underflow to 0
-    return {"val": scores[: val.shape[1]], "test": scores[val.shape[1] :]}
+    decide, size = jax.jit(decide), min(BLOCK, max(val.shape[1], test.shape[1]))
+    scores = {"val": _in_blocks(decide, val, size), "test": _in_blocks(decide, test, size)}
+    if rule in fusion.RANK_RULES:
+        return scores
+    tiny = np.finfo(np.float32).tiny  # a probability may underflow to 0
+    return {split: np.log(np.maximum(probs, tiny)) for split, probs in scores.items()}
+
+
+def _in_blocks(decide: Callable, logits: np.ndarray, size: int) -> np.ndarray:
+    """`decide` of logits [K,N,C], `size` examples at a time; the last block is filled up: one compilation."""
+    parts = []
+    for start in range(0, logits.shape[1], size):
+        part = logits[:, start : start + size]
+        filled = np.pad(part, ((0, 0), (0, size - part.shape[1]), (0, 0)))
+        parts.append(np.asarray(decide(filled))[: part.shape[1]])
+    return np.concatenate(parts)
 
 
 def chosen_student(predictions: Predictions) -> tuple[Group, int] | None:
@@ -196,13 +210,14 @@ def gaps(predictions: Predictions) -> list[dict]:
     The interval resamples seeds and test examples, paired by example. `larger_than_noise` asks that it lies
     above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise.
     """
+    baselines = {one: find(predictions, one, role="baseline") for one in transfers(predictions)}
+    baselines = {transfer: group for transfer, group in baselines.items() if group is not None}
+    if not baselines:
+        return []
     fused_logits = fused(predictions, "mean_probs")["test"]
     ensemble = metrics.per_example(fused_logits, predictions.test_labels)["accuracy"]
     found = []
-    for transfer in transfers(predictions):
-        baseline = find(predictions, transfer, role="baseline")
-        if baseline is None:
-            continue
+    for transfer, baseline in baselines.items():
         right = _accuracies(baseline.test, predictions.test_labels)
         low, high = intervals.bootstrap_interval(ensemble[None] - right)
         found.append(
@@ -229,7 +244,7 @@ def _accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def comparisons(predictions: Predictions) -> list[dict]:
     """Paired t over seeds on accuracy and NLL for a list fixed before any number is seen.
 
-    Every mode against its baseline, mimic_all against its control, every mode against output_avg; and, where
+    Every mode against its baseline, one with more heads against its control, every mode against output_avg; and, where
     both transfer sets were used, every mode with the unlabelled images against the labelled-only baseline.
     Holm's correction within each family (a transfer set, or the last list) and metric.
     """
@@ -257,10 +272,11 @@ def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
 
 def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]:
     modes = _modes(predictions, transfer)
-    mimic_all = [mode for mode in modes if mode.name == "mimic_all"]
+    control = find(predictions, transfer, role="control")
+    many_headed = [mode for mode in modes if control is not None and mode.params == control.params]
     rivals = (
         (modes, find(predictions, transfer, role="baseline")),
-        (mimic_all, find(predictions, transfer, role="control")),
+        (many_headed, control),
         (modes, find(predictions, transfer, name="output_avg")),
     )
     return [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
@@ -341,7 +357,6 @@ def confusions(predictions: Predictions) -> list[dict]:
 def numbers(predictions: Predictions) -> dict:
     """All numbers of report.json, under its keys. No NaN: what does not exist is None."""
     logits, labels = teacher_logits(predictions), predictions.test_labels
-    sub = metrics.sub_ensembles(logits, labels)
     return plain(
         {
             "dataset": predictions.dataset,
@@ -355,17 +370,24 @@ def numbers(predictions: Predictions) -> dict:
             "comparisons": comparisons(predictions),
             "common_alpha": common_alpha(predictions),
             "chosen_student": _kept(predictions),
-            "diversity": {
-                "members": teacher_names(predictions),
-                **metrics.diversity(logits, labels),
-            },
+            "diversity": diversity(predictions),
             "sub_ensembles": [
                 {"k": k, "num_subsets": len(a), "mean": a.mean(), "min": a.min(), "max": a.max()}
-                for k, a in enumerate(sub, start=1)
+                for k, a in metrics.sub_ensembles(logits, labels).items()
             ],
             "confusion": confusions(predictions),
         }
     )
+
+
+def diversity(predictions: Predictions) -> dict:
+    """How the teachers differ on the test examples, with the names of those whose pairs were looked at."""
+    names = teacher_names(predictions)
+    return {
+        "num_teachers": len(names),
+        "members": names[: metrics.MOST_IN_PAIRS],
+        **metrics.diversity(teacher_logits(predictions), predictions.test_labels),
+    }
 
 
 def _kept(predictions: Predictions) -> dict | None:

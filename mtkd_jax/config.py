@@ -12,7 +12,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -109,7 +109,7 @@ _SHARE = (lambda value: 0 <= value < 1, "in [0, 1)")
 
 # field -> (is this value right?, what would be right); a tuple is checked entry by entry
 RANGES = {
-    "seed": _at_least(0),
+    "seed": (lambda value: 0 <= value < 2**31, "in [0, 2**31)"),
     "data.num_train": _at_least(0),
     "data.val_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "data.augment.shift": _at_least(0),
@@ -158,8 +158,14 @@ def validate(config: ConfigDict) -> None:
                 f"config.teachers.{name} has {len(values)} values for {config.teachers.num_members} members; "
                 "give one for each member, or one for all"
             )
-    for field in ("students.modes", "students.alphas", "students.temperatures", "students.transfer"):
-        _check_distinct(field, flat[field])
+    if config.teachers.bootstrap and config.teachers.subset_fraction < 1:
+        raise UserError("config.teachers.bootstrap and subset_fraction < 1: a teacher has one or the other")
+    for field in ("students.alphas", "students.temperatures", "students.transfer"):
+        if not flat[field]:
+            raise UserError(
+                f"config.{field} is empty; it must name at least one, such as {dict(fields(default()))[field]!r}"
+            )
+        _check_distinct(field, flat[field], flat[field])
     _check_addresses(config)
 
 
@@ -175,11 +181,14 @@ def _check_addresses(config: ConfigDict) -> None:
     num_teachers = config.teachers.num_members * len(teacher_models(config))
     for address in config.students.modes:
         recipe = build_recipe(address)
-        if num_teachers < recipe.min_teachers and not config.teachers.from_run:
+        if num_teachers < recipe.min_teachers:
             raise UserError(
                 f"config.students.modes: {address} needs at least {recipe.min_teachers} teachers, "
                 f"config.teachers gives {num_teachers}"
             )
+    for field, kind in (("teachers.models", "model"), ("students.modes", "mode"), ("fusion.rules", "rule")):
+        addresses = dict(fields(config))[field]
+        _check_distinct(field, addresses, [canonical(kind, address, field) for address in addresses])
     for name in config.fusion.rules:
         _, arguments = resolve("rule", name, "fusion.rules")
         if arguments:
@@ -248,6 +257,18 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
         if not _fits(value, annotation):
             raise UserError(f"config.{field}: {name}({argument}={value!r}) must be of type {annotation}")
     return function, arguments
+
+
+def canonical(kind: str, address: str, field: str) -> str:
+    """An address in one spelling: arguments by name, without those at their defaults.
+
+    >>> canonical("model", "mlp( hidden=(8, ), dropout=0.0 )", "model.name")
+    'mlp(hidden=(8,))'
+    """
+    function, arguments = resolve(kind, address, field)
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
+    given = [f"{name}={arguments[name]!r}" for name in sorted(arguments) if arguments[name] != defaults[name]]
+    return f"{function.__name__}({', '.join(given)})" if given else function.__name__
 
 
 def build_model(address: str, task: Task, field: str = "model.name") -> Model:
@@ -410,7 +431,7 @@ def _largest_divisor(number: int, at_most: int) -> int:
     return max(n for n in range(1, min(at_most, number) + 1) if number % n == 0)
 
 
-def _check_distinct(field: str, values: tuple) -> None:
-    twice = [value for n, value in enumerate(values) if value in values[:n]]
-    if twice:
-        raise UserError(f"config.{field} names {twice[0]!r} twice; once is enough")
+def _check_distinct(field: str, values: Sequence, meanings: Sequence) -> None:
+    for n, meaning in enumerate(meanings):
+        if meaning in meanings[:n]:
+            raise UserError(f"config.{field} names {values[n]!r} twice; once is enough")

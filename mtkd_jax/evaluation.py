@@ -42,7 +42,8 @@ def predict(config: ConfigDict, split: Split, done: Done, notes: Sequence[str] =
             if fitted is None:
                 continue
             for mode in dict.fromkeys(member.mode for member in family):
-                groups.append(_student_group(config, split, transfer, family, mode, fitted))
+                if sound_members(fitted, family, mode):
+                    groups.append(_student_group(config, split, transfer, family, mode, fitted))
     lost = [
         f"{name}: {', '.join(f.lost)} left out, the loss was not finite" for name, f in done.items() if f.lost
     ]
@@ -76,7 +77,7 @@ def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[tuple[float,
 
     Ties go to the alpha nearest to 0.25, then to the lowest temperature.
     """
-    cells: dict[tuple[float, float], list[float]] = {}
+    cells: dict[tuple[float, float], list[float]] = {}  # a lost member is inf: its cell is chosen last
     for member, nll in zip(members, val_nll):
         cells.setdefault((member.alpha, member.temperature), []).append(float(nll))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
@@ -101,27 +102,38 @@ def members_of(
     ]
 
 
-def costs(model: Model, variables: PyTree, images: np.ndarray) -> dict:
-    """Parameters, forward FLOPs of one example, and latency in ms a batch, of one member.
+@lru_cache
+def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
+    """Parameters, forward FLOPs of one example, and latency in ms a batch, of one network.
 
-    FLOPs are what the compiler counts in the loop-free forward; latencies are medians on this machine.
+    FLOPs are what the compiler counts in the loop-free forward; latencies are medians on this machine,
+    taken once for all rows of the same network. Neither depends on the weights: they are zeros here.
     """
-    forward = _forward(model)
-    single = jnp.asarray(images[:1])
-    analysis = forward.lower(variables, single).compile().cost_analysis() or {}
+    image = np.zeros((1, *image_shape), dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(scale, image))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    forward = jax.jit(lambda variables, image: model.apply(variables, scale(image))[0].logits)
+    analysis = forward.lower(variables, image).compile().cost_analysis() or {}
     return {
         "params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "flops": float(analysis["flops"]) if "flops" in analysis else None,
-        "latency_ms": {str(n): _latency(forward, variables, images, n) for n in LATENCY_BATCHES},
+        "latency_ms": {str(n): _latency(forward, variables, image, n) for n in LATENCY_BATCHES},
     }
+
+
+def sound_members(fitted: Fitted, family: Sequence[Member], mode: str, *cell: float) -> list[int]:
+    """`members_of` without those whose training broke down."""
+    return [m for m in members_of(family, mode, *cell) if fitted.population.names[m] not in fitted.lost]
 
 
 def student_of(config: ConfigDict, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
     """Network and variables of one member of a student group."""
     for family in students.families(config):
         fitted = done.get(students.stage_name(group.transfer, family))
-        found = members_of(family, group.method, group.alpha, group.temperature)
-        if fitted is not None and found:
+        if fitted is None:
+            continue
+        found = sound_members(fitted, family, group.method, group.alpha, group.temperature)
+        if found:
             return fitted.population.model, population.take(fitted.population.variables, found[position])
     raise ValueError(f"{group.key} is not a student of this run")
 
@@ -145,11 +157,11 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
 def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Group:
     own = members_of(family, mode)
     (alpha, temperature), grid = choose([family[m] for m in own], fitted.val_nll[own])
-    chosen = population.members(fitted.population, members_of(family, mode, alpha, temperature))
+    chosen = sound_members(fitted, family, mode, alpha, temperature)
     role = ROLES.get(mode, "student")
+    common = sound_members(fitted, family, mode, common_alpha(config), temperature)
     at_common = None
-    if role == "student":
-        common = members_of(family, mode, common_alpha(config), temperature)
+    if role == "student" and common:
         at_common = population.logits(
             population.members(fitted.population, common), split.dataset.test_images
         )
@@ -161,11 +173,11 @@ def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Gro
         transfer=transfer,
         alpha=alpha,
         temperature=temperature,
-        members=tuple(f"seed {seed}" for seed in range(config.students.num_seeds)),
+        members=tuple(f"seed {family[m].seed}" for m in chosen),
         common_test=at_common,
         grid=tuple(grid),
         train_seconds=fitted.seconds * len(own) / len(family),
-        **_outputs(chosen, split),
+        **_outputs(population.members(fitted.population, chosen), split),
     )
 
 
@@ -181,17 +193,12 @@ def _outputs(own: Population, split: Split) -> dict:
         "architecture": own.model.name,
         "val": population.logits(own, split.dataset.train_images[split.val]),
         "test": population.logits(own, images),
-        **costs(own.model, population.take(own.variables, 0), images),
+        **costs(own.model, images.shape[1:], str(images.dtype)),
     }
 
 
-@lru_cache
-def _forward(model: Model):
-    return jax.jit(lambda variables, image: model.apply(variables, scale(image))[0].logits)
-
-
-def _latency(forward, variables: PyTree, images: np.ndarray, batch_size: int, num_calls: int = 15) -> float:
-    batch = jnp.asarray(np.resize(images, (batch_size, *images.shape[1:])))
+def _latency(forward, variables: PyTree, image: np.ndarray, batch_size: int, num_calls: int = 50) -> float:
+    batch = jnp.repeat(image, batch_size, axis=0)
     forward(variables, batch).block_until_ready()
     seconds = []
     for _ in range(num_calls):

@@ -32,7 +32,7 @@ NUM_CHECKED = 64  # test images on which the exported student is compared with t
 
 
 def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, Any]:
-    """Do what `config` says in the folder `into` and return its report (design: README, Report).
+    """Do what `config` says in the folder `into` and return its report.
 
     Goes on where an interrupted run of the same configuration stopped; of a finished one it returns the
     report. Raises UserError, one line, for whatever the user can mend.
@@ -40,9 +40,9 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     into = Path(into)
     configuration.validate(config)
     split = load_split(config)
-    workdir.check(into, config)
-    if workdir.is_finished(into):
-        return json.loads((into / workdir.REPORT).read_text(encoding="utf-8"))
+    workdir.check(into, config, split)
+    if (finished := workdir.read_report(into)) is not None:
+        return finished
     plan.check(config, split)
     borrowed, notes = teachers.borrowed(config, split)
     workdir.describe(into, config, split)
@@ -108,5 +108,6 @@ def save_student(
         },
     }
     images = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
-    export.save_student(into / "student", variables, card, (images, logits[:NUM_CHECKED]))
-    export.verify_student(into / "student", configuration.build_model, images, logits[:NUM_CHECKED])
+    said = export.logits_of(model, variables, images)
+    export.save_student(into / "student", variables, card, (images, said))
+    export.verify_student(into / "student", configuration.build_model, images, said)

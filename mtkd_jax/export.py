@@ -93,10 +93,15 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
     return model, variables, card
 
 
+def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
+    """Logits [n,C] of one network, compiled alone: the same program before saving and after loading."""
+    return jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)(variables, images)
+
+
 def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:
     """Load the student again and return max |its logits - logits|; RuntimeError above 1e-5."""
     model, variables, _ = load_student(directory, build)
-    found = jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)(variables, images)
+    found = logits_of(model, variables, images)
     difference = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(logits, np.float64))))
     if not difference <= TOLERANCE:  # NaN is a failure too
         raise RuntimeError(

@@ -5,14 +5,18 @@ Nothing is called better unless Holm's p is below 0.05; what is inside the noise
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from statistics import median
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from scipy.special import softmax
 
 from mtkd_jax import analysis, fusion
+from mtkd_jax.methods import modes
 from mtkd_jax.predictions import Predictions
+from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
 SIGNIFICANT = 0.05
 FEWEST_SEEDS = 3  # with two, a t interval spans 12.7 standard errors to each side
@@ -51,7 +55,7 @@ def _ensemble(report: dict) -> str:
         return f"Teachers: The one teacher reaches {percent(fused)}."
     return (
         f"Teachers: All {len(singles)} fused by mean_probs reach {percent(fused)}; "
-        f"one teacher alone {percent(np.mean(singles))} on average, the best {percent(max(singles))}."
+        f"one teacher alone {percent(np.mean(singles))} on average, at best {percent(max(singles))} (seen on test)."
     )
 
 
@@ -156,6 +160,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         *_equal_gradients(predictions, report),
         *_fitted(predictions),
         *_costs_and_ranks(predictions),
+        *_bounds(report),
     ]
 
 
@@ -214,19 +219,31 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
 def gradient_difference(predictions: Predictions, transfer: str) -> float:
     """Largest |d loss_avg / dz - d output_avg / dz| on the students' validation logits z, in float32.
 
-    d/dz KL(q || softmax(z/T)) = (softmax(z/T) - q) / T; loss_avg averages that over the K teachers q_k,
-    output_avg takes it at their mean. On paper the two are one; what is left is rounding.
+    Both gradients are taken through the modes as they are trained, by automatic differentiation, summed
+    over examples. On paper the two are one; what is left is rounding.
     """
     student = analysis.find(predictions, transfer, name="output_avg")
-    temperature = np.float32(student.temperature)
-    targets = softmax(analysis.teacher_logits(predictions, "val").astype(np.float32) / temperature, axis=-1)
-    largest = 0.0
-    for logits in student.val.astype(np.float32):
-        probs = softmax(logits / temperature, axis=-1)
-        of_each = ((probs - targets) / temperature).mean(axis=0)
-        of_mean = (probs - targets.mean(axis=0)) / temperature
-        largest = max(largest, float(np.abs(of_each - of_mean).max()))
-    return largest
+    teachers = TeacherOutputs(jnp.asarray(analysis.teacher_logits(predictions, "val"), jnp.float32), (), ())
+    hyper = {"alpha": 0.0, "temperature": student.temperature, "label_smoothing": 0.0}
+    num_examples = len(predictions.val_labels)
+    batch = Batch(
+        image=jnp.zeros((num_examples, 1, 1, 1)),
+        label=jnp.asarray(predictions.val_labels),
+        index=jnp.arange(num_examples),
+        labelled=jnp.ones(num_examples, bool),
+    )
+
+    def loss(logits: Array, recipe: Recipe) -> Array:
+        outputs = Outputs(logits=logits, heads=logits[None], embedding=logits, features={})
+        context = Context(batch, teachers, {}, hyper, jax.random.key(0), jnp.int32(0), student=outputs)
+        context = dataclasses.replace(context, targets=recipe.aim(context, recipe.weigh(context)))
+        return recipe.term(context).sum()
+
+    gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)), static_argnums=1)
+    of_output_avg, of_loss_avg = (
+        gradient(jnp.asarray(student.val, jnp.float32), mode()) for mode in (modes.output_avg, modes.loss_avg)
+    )
+    return float(jnp.abs(of_output_avg - of_loss_avg).max())
 
 
 def _fitted(predictions: Predictions) -> list[str]:
@@ -255,6 +272,17 @@ def _costs_and_ranks(predictions: Predictions) -> list[str]:
             f"{', '.join(ranks)}: decisions without probabilities, so without NLL, ECE and Brier score."
         )
     return found
+
+
+def _bounds(report: dict) -> list[str]:
+    num_teachers, num_paired = report["diversity"]["num_teachers"], len(report["diversity"]["members"])
+    if num_paired == num_teachers:
+        return []
+    sizes = ", ".join(str(one["k"]) for one in report["sub_ensembles"])
+    return [
+        f"Of {num_teachers} teachers the first {num_paired} are compared in pairs; ensembles of these sizes "
+        f"show what each further teacher brings: {sizes}."
+    ]
 
 
 # --- figures in words ---------------------------------------------------------------------------------

@@ -65,6 +65,20 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> dict:
     return {**found, "ci95": t_interval(difference), "p_value": p_value}
 
 
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact McNemar (1947) p of two rows of right (1) and wrong (0) decisions on the same examples [N].
+
+    Under the null an example that only one of the two gets right is a fair coin: the sign test on those.
+
+    >>> mcnemar(np.array([1, 1, 1, 0]), np.array([0, 0, 0, 0]))
+    0.25
+    """
+    only_a, only_b = np.sum(np.greater(a, b)), np.sum(np.less(a, b))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(int(only_a), int(only_a + only_b)).pvalue)
+
+
 def detectable_difference(a: Sequence[float], b: Sequence[float], num_tests: int = 1) -> float | None:
     """The true mean difference that `paired_t` would have found with 80 % power among `num_tests` tests.
 

@@ -72,10 +72,13 @@ class Logbook:
         with self._path.open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
         for name, of_members in values.items():
-            self._events.add_scalar(f"{stage}/{name}", float(np.mean(of_members)), epoch)
+            finite = of_members[np.isfinite(of_members)]
+            if len(finite):
+                self._events.add_scalar(f"{stage}/{name}", float(finite.mean()), epoch)
             if len(names) <= MOST_MEMBERS_IN_TENSORBOARD:
                 for member, value in zip(names, of_members):
-                    self._events.add_scalar(f"{stage}/{name}/{member}", float(value), epoch)
+                    if np.isfinite(value):
+                        self._events.add_scalar(f"{stage}/{name}/{member}", float(value), epoch)
 
     def cut_back(self, stage: str, epoch: int) -> None:
         """Drop what an interrupted run wrote of `stage` after `epoch`, so that nothing stands twice."""

@@ -31,6 +31,12 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         print(f"mtkd_jax: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that has become read-only
+        print(f"mtkd_jax: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mtkd_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -50,7 +56,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
             raise UserError(f"{path}: {_last_line(error)}") from None
         raise UserError(f"{_one_line(error)}; usage: {USAGE}") from None
     except AttributeError as error:
-        raise UserError(_unknown_field(argv, error)) from None
+        raise UserError(_unknown_field(argv, path, error)) from None
     except Exception as error:  # as above: anything may come out of it
         raise UserError(f"{path}: {type(error).__name__}: {_one_line(error)}") from None
     if surplus:
@@ -101,7 +107,7 @@ def _require(values: flags.FlagValues) -> None:
         raise UserError(f"--config: get_config() returned {type(values.config).__name__}, not a ConfigDict")
 
 
-def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
+def _unknown_field(argv: Sequence[str], path: str, error: AttributeError) -> str:
     from mtkd_jax import config
 
     known = {name for name, _ in config.fields(config.default())}
@@ -109,7 +115,7 @@ def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
         name = argument.lstrip("-").partition("=")[0].removeprefix("noconfig.").removeprefix("config.")
         if argument.lstrip("-").startswith(("config.", "noconfig.")) and name not in known:
             return f"config.{name} does not exist{config.nearest_field(name)}"
-    return f"the configuration file asks for a field that does not exist: {_one_line(error)}"
+    return f"{path}: AttributeError: {_one_line(error)}"
 
 
 def _last_line(error: Exception) -> str:

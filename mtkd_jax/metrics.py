@@ -13,6 +13,9 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 NUM_BINS = 15
+MOST_IN_PAIRS = 32  # teachers whose pairs are looked at: a matrix of more is neither read nor cheap
+MOST_SIZES = 12
+NUM_ORDERS = 200  # drawn for sampled Shapley values
 
 
 # --- one network --------------------------------------------------------------------------------------
@@ -142,8 +145,9 @@ def error_correlation(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def diversity(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
-    """How the teachers differ: {measure: {"matrix": [K][K], "mean": over pairs}}, None where undefined."""
+    """How the first 32 teachers differ: {measure: {"matrix": [K][K], "mean": of pairs}}; None: undefined."""
     chex.assert_shape(logits, (None, len(labels), None))
+    logits = logits[:MOST_IN_PAIRS]
     matrices = {
         "disagreement": disagreement(logits),
         "q_statistic": q_statistic(logits, labels),
@@ -155,29 +159,100 @@ def diversity(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
 
 def sub_ensembles(
     logits: np.ndarray, labels: np.ndarray, *, max_subsets: int = 200, seed: int = 0
-) -> list[np.ndarray]:
-    """Accuracies of `mean_probs` over subsets of the K teachers; entry k-1 holds those of size k.
+) -> dict[int, np.ndarray]:
+    """Accuracies of `mean_probs` over subsets of the K teachers, {size: [subsets]}; `sizes` says which sizes.
 
     Every subset of a size is taken where there are at most `max_subsets`, otherwise that many distinct ones
     are drawn.
     """
-    num_teachers, num_examples, num_classes = logits.shape
+    num_teachers = len(logits)
     rng = np.random.default_rng(seed)
-    chosen = [_subsets(num_teachers, size, max_subsets, rng) for size in range(1, num_teachers + 1)]
-    member_of = np.concatenate(chosen)  # [S,K], 1 where the teacher belongs to the subset
-    probs = softmax(np.asarray(logits, np.float32), axis=2)
+    chosen = {size: subsets(num_teachers, size, max_subsets, rng) for size in sizes(num_teachers)}
+    found = subset_accuracies(logits, labels, np.concatenate(list(chosen.values())))
+    ends = np.cumsum([len(of_size) for of_size in chosen.values()])
+    return dict(zip(chosen, np.split(found, ends[:-1])))
+
+
+def sizes(num_teachers: int, most: int = MOST_SIZES) -> list[int]:
+    """Sizes of ensembles to look at: 1 to K, or `most` of them that grow by about one factor.
+
+    >>> sizes(4), sizes(550, 5)
+    ([1, 2, 3, 4], [1, 5, 23, 114, 550])
+    """
+    if num_teachers <= most:
+        return list(range(1, num_teachers + 1))
+    return sorted(set(np.geomspace(1, num_teachers, most).round().astype(int).tolist()))
+
+
+def subset_accuracies(logits: np.ndarray, labels: np.ndarray, member_of: np.ndarray) -> np.ndarray:
+    """Accuracies [S] of `mean_probs` over subsets of teachers: member_of [S,K] float32, 1 for members."""
+    num_teachers, num_examples, num_classes = logits.shape
     num_right = np.zeros(len(member_of))
     # A block of examples at a time: [S, block * C] stays near 16 MB whatever N, C and K are.
-    block = max(1, 4_000_000 // (len(member_of) * num_classes))
+    block = max(1, 4_000_000 // (max(member_of.shape) * num_classes))
     for start in range(0, num_examples, block):
-        part = probs[:, start : start + block]
+        part = softmax(np.asarray(logits[:, start : start + block], np.float32), axis=2)
         total = (member_of @ part.reshape(num_teachers, -1)).reshape(len(member_of), -1, num_classes)
         num_right += (np.argmax(total, axis=2) == labels[start : start + block]).sum(axis=1)
-    ends = np.cumsum([len(subsets) for subsets in chosen])
-    return np.split(num_right / num_examples, ends[:-1])
+    return num_right / num_examples
 
 
-def _subsets(num_teachers: int, size: int, most: int, rng: np.random.Generator) -> np.ndarray:
+def shapley(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    most_exact: int = 12,
+    num_orders: int = NUM_ORDERS,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Shapley (1953) value of every teacher for the accuracy v of `mean_probs`: (values [K], their errors).
+
+    value_k = mean over all orders of v(those before k and k) - v(those before k), v(nobody) = 1/C: a guess.
+    The values sum to v(all) - 1/C. Exact, from all 2^K subsets and without errors (None), up to
+    `most_exact` teachers; beyond, the mean over `num_orders` random orders, with its standard errors [K].
+    """
+    num_teachers, _, num_classes = logits.shape
+    if num_teachers > most_exact:
+        rng = np.random.default_rng(seed)
+        gains = _gains(logits, labels, [rng.permutation(num_teachers) for _ in range(num_orders)])
+        return gains.mean(axis=0), gains.std(axis=0, ddof=1) / math.sqrt(num_orders)
+    codes = np.arange(2**num_teachers)
+    member_of = (codes[:, None] >> np.arange(num_teachers)) & 1  # row s holds the teachers of the bits of s
+    worth = subset_accuracies(logits, labels, member_of.astype(np.float32))
+    worth[0] = 1 / num_classes
+    num_others = [math.comb(num_teachers - 1, size) for size in range(num_teachers)]
+    weight = 1 / (num_teachers * np.array(num_others))  # of a coalition without k, by its size
+    values = []
+    for k in range(num_teachers):
+        without = codes[member_of[:, k] == 0]
+        values.append(weight[member_of[without].sum(axis=1)] @ (worth[without | 1 << k] - worth[without]))
+    return np.array(values), None
+
+
+def _gains(logits: np.ndarray, labels: np.ndarray, orders: list[np.ndarray]) -> np.ndarray:
+    """What each teacher adds to the accuracy when all join in that order, [orders,K]."""
+    probs = np.moveaxis(softmax(np.asarray(logits, np.float32), axis=2), 2, 1).copy()  # [K,C,N]
+    gains = np.empty((len(orders), len(logits)))
+    for row, order in enumerate(orders):
+        total, before = np.zeros_like(probs[0]), 1 / logits.shape[2]
+        for k in order:
+            total += probs[k]
+            now = np.mean(np.argmax(total, axis=0) == labels)
+            gains[row, k], before = now - before, now
+    return gains
+
+
+def leave_one_out(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What the accuracy of `mean_probs` loses without each teacher, [K]; without a lone one it is 1/C."""
+    num_teachers, _, num_classes = logits.shape
+    everyone = np.ones((1, num_teachers), np.float32)
+    all_but_one = everyone - np.eye(num_teachers, dtype=np.float32)
+    worth, *without = subset_accuracies(logits, labels, np.concatenate([everyone, all_but_one]))
+    return worth - (np.array(without) if num_teachers > 1 else 1 / num_classes)
+
+
+def subsets(num_teachers: int, size: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Subsets of a size as rows of 0 and 1, [S,K] float32: all of them, or `most` distinct ones."""
     if math.comb(num_teachers, size) <= most:
         picks = list(itertools.combinations(range(num_teachers), size))
     else:

@@ -22,7 +22,7 @@ from mtkd_jax.jobs import Job
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.population import take
 from mtkd_jax.training import Fitted, fit
-from mtkd_jax.types import Ensemble
+from mtkd_jax.types import Ensemble, UserError
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
 
@@ -83,6 +83,11 @@ def check(config: ConfigDict, split: Split) -> None:
 
     Everything is traced and nothing computed, so that no run begins that must end at its first step.
     """
+    if config.train.batch_size > len(split.train):
+        raise UserError(
+            f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} training "
+            "examples; batches are full"
+        )
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
     for address in {*teacher_models(config), student_model(config)}:
         jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)

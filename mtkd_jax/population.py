@@ -39,7 +39,7 @@ def over_members(function: Callable, how: str) -> Callable:
 
 
 def choose_how(how: str, model: Model) -> str:
-    """Resolve "auto": `map` for convolutions on a CPU, `vmap` otherwise (measured: see README, Speed)."""
+    """Resolve "auto": `map` for convolutions on a CPU, `vmap` otherwise."""
     if how != "auto":
         return how
     return "map" if model.convolutional and jax.default_backend() == "cpu" else "vmap"

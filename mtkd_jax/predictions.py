@@ -70,7 +70,7 @@ def save(path: str | os.PathLike, predictions: Predictions) -> None:
         arrays |= {f"group{i}_{name}": array for name, array in found.items()}
     buffer = io.BytesIO()
     np.savez(buffer, meta=np.array(json.dumps(meta)), **arrays)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getbuffer())
 
 
 def load(path: str | os.PathLike) -> Predictions:
@@ -78,8 +78,8 @@ def load(path: str | os.PathLike) -> Predictions:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; give the --workdir of a finished run")
     try:
-        # From memory: on a damaged file np.load would leave the one it opened open.
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as archive:
+        # Opened here: on a damaged file np.load would leave the one it opened open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or no npz file; run the experiment again") from error
@@ -92,7 +92,7 @@ def load(path: str | os.PathLike) -> Predictions:
         raise UserError(f"{path}: not written by this version's save(); run the experiment again") from error
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+def write_atomically(path: str | os.PathLike, data: bytes | memoryview) -> None:
     """Replace the file at `path`, so that a reader sees the old bytes or the new ones, never a part."""
     path = Path(path)
     part = path.with_name(path.name + ".part")

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 
 from mtkd_jax import analysis, findings, plots, predictions, tables
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError
 
-MARKS = ("<!-- report RUN -->", "<!-- end -->")  # in a text file: what --into writes between
+MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
 PLOTS = {
     "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
@@ -96,8 +96,8 @@ def write(run_dir: str | Path) -> dict:
     files = {f"plots/{name}.png": data for name, data in images.items()}
     files["report.md"] = _markdown(report, list(images)).encode()
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
-    files["report.json"] = _json(report)
-    _write_files(run_dir, files)
+    files["report.json"] = as_json(report)
+    write_files(run_dir, files)
     return report
 
 
@@ -108,14 +108,18 @@ def table(report: dict) -> Group:
 
 def show(report: dict, run_dir: str | Path) -> None:
     """Print the main table, what the run shows, and where the rest is, on stdout."""
-    console = _console()
-    console.print(table(report))
-    console.print("\n[bold]What this run shows[/bold]")
-    for paragraph in report["findings"]:
-        console.print(f"- {paragraph}", markup=False, highlight=False)
-    console.print(
-        f"\nPlots, comparisons, notes: {Path(run_dir) / 'report.html'}", markup=False, highlight=False
-    )
+    more = f"Plots, comparisons, notes: {Path(run_dir) / 'report.html'}"
+    say(table(report), "What this run shows", report["findings"], more)
+
+
+def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: str) -> None:
+    """Print a table, paragraphs under a heading, and where there is more, on stdout."""
+    out = _console()
+    out.print(table)
+    out.print(f"\n[bold]{heading}[/bold]")
+    for paragraph in paragraphs:
+        out.print(f"- {paragraph}", markup=False, highlight=False)
+    out.print(f"\n{more}", markup=False, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,16 +130,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--into",
         type=Path,
-        help=f"one run: write table and findings between {' and '.join(MARKS)} of this file",
+        help="one run: write table and findings between <!-- report RUN --> and <!-- end --> of this file",
     )
-    parser.error = _refuse  # argparse would print its usage as well
+    parser.error = refuse  # argparse would print its usage as well
     try:
         asked = parser.parse_args(argv)
         if len(asked.runs) == 1:
             report = write(asked.runs[0])
             show(report, asked.runs[0])
             if asked.into is not None:
-                _put_into(asked.into, asked.runs[0], report)
+                text = f"{_main_markdown(report)}\n\n{bullets(report['findings'])}"
+                put_into(asked.into, f"report {asked.runs[0]}", text)
         else:
             _merge(asked.runs, asked.out)
     except UserError as error:
@@ -144,19 +149,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _put_into(file: Path, run: Path, report: dict) -> None:
-    """Replace what stands between this run's marks in a text file, so that no number there is ever typed."""
-    begin, end = (mark.replace("RUN", str(run)) for mark in MARKS)
+def put_into(file: Path, what: str, text: str) -> None:
+    """Replace what stands between the marks of `what` in a text file: no number there is ever typed."""
+    begin, end = MARKS[0].format(what), MARKS[1]
     try:
         before, rest = file.read_text(encoding="utf-8").split(begin)
         _, after = rest.split(end, 1)
     except (OSError, ValueError):
         raise UserError(f"--into {file}: the lines {begin!r} and {end!r} must stand in it, once") from None
-    text = f"{_main_markdown(report)}\n\n{_list(report['findings'])}"
-    _write_files(file.parent, {file.name: f"{before}{begin}\n\n{text}\n\n{end}{after}".encode()})
+    write_files(file.parent, {file.name: f"{before}{begin}\n\n{text}\n\n{end}{after}".encode()})
 
 
-def _refuse(message: str) -> None:
+def refuse(message: str) -> None:
+    """Raise UserError: what `ArgumentParser.error` is replaced by."""
     raise UserError(message)
 
 
@@ -165,7 +170,7 @@ def _merge(runs: Sequence[Path], out: Path | None) -> None:
     _console().print(tables.terminal(reports))
     if out is not None:
         text = "\n\n".join(f"# {run}\n\n{_main_markdown(report)}" for run, report in reports.items())
-        _write_files(out, {"report.md": (text + "\n").encode(), "report.json": _json({"runs": reports})})
+        write_files(out, {"report.md": (text + "\n").encode(), "report.json": as_json({"runs": reports})})
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -193,7 +198,8 @@ def _read_json(path: Path) -> dict | None:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write {name: bytes} into a folder, made where it is missing; UserError where that cannot be."""
     try:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -202,14 +208,15 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         raise UserError(f"{folder}: the report cannot be written here ({error.strerror})") from error
 
 
-def _json(value: dict) -> bytes:
+def as_json(value: dict) -> bytes:
+    """A report as a JSON file; ValueError where a number is not finite."""
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
 def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts = [
         f"# {report['dataset']}: what distillation gained",
-        "## What this run shows\n\n" + _list(report["findings"]),
+        "## What this run shows\n\n" + bullets(report["findings"]),
         "## All rows\n\n" + _main_markdown(report),
         *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
     ]
@@ -222,7 +229,7 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")
     parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
-    parts.append("## Notes\n\n" + _list(report["notes"]))
+    parts.append("## Notes\n\n" + bullets(report["notes"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -234,7 +241,8 @@ def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells
     return "\n\n".join(f"**{title}**\n\n{tables.markdown(header, cells)}" for title, cells in sections)
 
 
-def _list(paragraphs: Sequence[str]) -> str:
+def bullets(paragraphs: Sequence[str]) -> str:
+    """A Markdown list."""
     return "\n".join(f"- {paragraph}" for paragraph in paragraphs)
 
 
@@ -257,8 +265,8 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
 
 def _console() -> Console:
     """As wide as the terminal; into a pipe or a file 100 columns, where rich would take 80."""
-    console = Console()
-    return console if console.is_terminal else Console(width=100)
+    found = Console()
+    return found if found.is_terminal else Console(width=100)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from mtkd_jax.step import same_family
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs
 
 BASELINE_OF = "output_avg"  # any one-head mode at alpha = 1 is the network trained without teachers
-CONTROL_OF = "mimic_all"  # its heads at alpha = 1: the added capacity without the teachers
 
 
 class Member(NamedTuple):
@@ -37,8 +36,9 @@ class Member(NamedTuple):
 def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
     """All students that are trained, grouped into what one program can train.
 
-    The baseline, and where mimic_all is asked for its control, are always among them. Without any mode
-    there are no students: a run of teachers and fusion alone.
+    The baseline is always among them, and the control where a mode has more than one head: the same heads
+    at alpha = 1, the added capacity without the teachers. Without any mode there are no students: a run of
+    teachers and fusion alone.
     """
     students = config.students
     if not students.modes:
@@ -47,8 +47,9 @@ def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
         (address, build_recipe(address), students.alphas, students.temperatures) for address in students.modes
     ]
     modes.append(("baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
-    if CONTROL_OF in students.modes:
-        modes.append(("control", build_recipe(CONTROL_OF), (1.0,), (1.0,)))
+    many_headed = [recipe for _, recipe, _, _ in modes if recipe.num_heads(2) > 1]
+    if many_headed:
+        modes.append(("control", many_headed[0], (1.0,), (1.0,)))
     grouped: list[list[Member]] = []
     for name, recipe, alphas, temperatures in modes:
         family = next((f for f in grouped if same_family(f[0].recipe, recipe)), None)

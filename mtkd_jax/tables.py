@@ -12,6 +12,7 @@ from rich.text import Text
 from mtkd_jax import findings
 
 Cells = list[list[str]]
+Sheet = tuple[list[str], Cells]  # header and cells
 MISSING = "–"
 
 MAIN_HEADER = ["", "alpha", "T", "n", "accuracy %", "NLL", "ECE %", "Brier", "gap", "params", "FLOPs", "ms"]
@@ -87,10 +88,74 @@ def diversity(report: dict) -> tuple[list[str], Cells]:
         "error_correlation": "correlation of errors",
     }
     found = report["diversity"]
-    return ["measure", "mean over pairs of teachers"], [
+    num_teachers, num_paired = found["num_teachers"], len(found["members"])
+    who = "teachers" if num_paired == num_teachers else f"the first {num_paired} of {num_teachers} teachers"
+    return ["measure", f"mean over pairs of {who}"], [
         [title, _scaled(found[name]["mean"], 100 if name == "disagreement" else 1)]
         for name, title in names.items()
     ]
+
+
+def fusion_rules(study: dict) -> Sheet:
+    """Every rule on the test examples, and against mean_probs."""
+    header = ["rule", "accuracy %", "NLL", "minus mean_probs, points", "p", "p (Holm)", ""]
+    return header, [
+        [
+            one["rule"],
+            _with_interval(one["accuracy"]),
+            _scaled(one["nll"], 1),
+            *(_difference_cells(one["against"]) if one["rule"] != "mean_probs" else 4 * [MISSING]),
+        ]
+        for one in study["rules"]
+    ]
+
+
+def fusion_sizes(study: dict) -> Sheet:
+    """Mean accuracy in per cent of every rule at every size; + and -: better and worse than mean_probs."""
+    sign = {"better": " +", "worse": " -", "": ""}
+
+    def cell(rule: str, point: dict | None) -> str:
+        if point is None:
+            return MISSING
+        low_high = (
+            "" if point["ci95"] is None else " [{:.1f}, {:.1f}]".format(*(100 * x for x in point["ci95"]))
+        )
+        verdict = "" if rule == "mean_probs" else findings.better_or_worse(point["against"])
+        return f"{100 * point['mean']:.1f}{low_high}{sign[verdict]}"
+
+    header = ["rule", *(f"N = {size}" for size in study["sizes"])]
+    return header, [[one["rule"], *(cell(one["rule"], p) for p in one["points"])] for one in study["rules"]]
+
+
+def fusion_cost(measured: dict) -> Sheet:
+    """Seconds of every rule."""
+    return ["rule", "seconds"], [[one["rule"], f"{one['seconds']:.3f}"] for one in measured["rules"]]
+
+
+def teacher_values(study: dict) -> Sheet:
+    """What each teacher is worth on validation, by falling Shapley value, in points of accuracy."""
+    header = ["teacher", "alone, %", "Shapley value, points", "lost when left out, points"]
+    values = sorted(study["teachers"]["values"], key=lambda one: -one["shapley"])
+    return header, [
+        [
+            one["name"],
+            f"{100 * one['accuracy']:.2f}",
+            f"{100 * one['shapley']:.2f}"
+            + ("" if one["standard_error"] is None else f" ± {100 * one['standard_error']:.2f}"),
+            f"{100 * one['leave_one_out']:+.2f}",
+        ]
+        for one in values
+    ]
+
+
+def drawn(header: Sequence[str], cells: Cells) -> Table:
+    """One table for the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    return table
 
 
 def terminal(reports: Mapping[str, dict]) -> Group:
@@ -105,11 +170,13 @@ def terminal(reports: Mapping[str, dict]) -> Group:
     ]
     every_row = [MAIN_HEADER, *(row for _, cells in sections for row in cells)]
     widths = [max(map(len, column)) for column in zip(*every_row)]
+    widths[0] = min(widths[0], 99 - sum(width + 2 for width in widths[1:]))  # a long name is folded
     drawn = []
     for i, (title, cells) in enumerate(sections):
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
         for name, width in zip(MAIN_HEADER, widths):
-            table.add_column(name, justify="right" if name else "left", width=width, no_wrap=True)
+            justify = "right" if name else "left"
+            table.add_column(name, justify=justify, width=width, overflow="fold", no_wrap=bool(name))
         for row in cells:
             table.add_row(*row)
         drawn += [Text(f"\n{title}", style="bold"), table]
@@ -136,7 +203,7 @@ def _title(row: dict, report: dict) -> str:
     if row["role"] == "teacher":
         return "Teachers, alone (interval over members)"
     if row["role"] == "ensemble":
-        num_teachers = len(report["diversity"]["members"])
+        num_teachers = report["diversity"]["num_teachers"]
         return f"All {num_teachers} teachers, fused (interval over test examples)"
     sizes = report["sizes"]
     images = f"{sizes['train']:,} labelled images"

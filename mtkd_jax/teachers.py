@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import checkpoint, jobs, workdir
-from mtkd_jax.config import build_model
+from mtkd_jax.config import build_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job, per_member
 from mtkd_jax.methods.seams import SUPERVISED
-from mtkd_jax.training import Fitted
+from mtkd_jax.training import Fitted, fitted_of
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
@@ -76,35 +77,57 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
     if not config.teachers.from_run:
         return {}, ()
     source = Path(config.teachers.from_run)
+    ours = {"num_members": config.teachers.num_members, "models": list(teacher_models(config))}
     their = workdir.read_config(source) if source.is_dir() else None
     if their is None:
         raise UserError(
             f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
         )
-    ours, theirs = workdir.data_identity(split), workdir.read_data_identity(source)
-    for name in ours:
-        if ours[name] != theirs.get(name):
-            raise UserError(
-                f"config.teachers.from_run: {source} has another {name}: "
-                f"{theirs.get(name)!r} there, {ours[name]!r} here; use the same data, num_train, "
-                "val_fraction and seed"
-            )
-    addresses = tuple(their["teachers"]["models"]) or (their["model"]["name"],)
-    found = {stage_name(address): _restored(source, address, split) for address in addresses}
+    theirs = {
+        "num_members": their["teachers"]["num_members"],
+        "models": their["teachers"]["models"] or [their["model"]["name"]],
+    }
+    _check_same(source, theirs, ours, "set teachers.num_members and teachers.models as that run has them")
+    _check_same(
+        source,
+        workdir.read_data_identity(source),
+        workdir.data_identity(split),
+        "use the same data, num_train, val_fraction and seed",
+    )
+    found = {
+        stage_name(address): _restored(source, address, split, config.teachers.num_members)
+        for address in teacher_models(config)
+    }
     count = sum(fitted.population.num_members for fitted in found.values())
     return found, (f"The {count} teachers were trained by an earlier run, {source}.",)
 
 
-def _restored(source: Path, address: str, split: Split) -> Fitted:
+def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:
+    for name in ours:
+        if ours[name] != theirs.get(name):
+            raise UserError(
+                f"config.teachers.from_run: {source} has another {name}: {theirs.get(name)!r} there, "
+                f"{ours[name]!r} here; {mend}"
+            )
+
+
+def _restored(source: Path, address: str, split: Split, num_members: int) -> Fitted:
     folder = source / "checkpoints" / stage_name(address) / "finished"
-    stored = checkpoint.restore(folder)
+    model = network(split, address)
+    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
+    keys = jax.random.split(jax.random.key(0), num_members)
+    like = {
+        "variables": jax.eval_shape(jax.vmap(model.init, in_axes=(0, None)), keys, image),
+        "val_nll": jax.ShapeDtypeStruct((num_members,), np.float32),
+        "alive": jax.ShapeDtypeStruct((num_members,), bool),
+    }
+    stored = checkpoint.restore(folder, like)
     if stored is None:
         raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
     _, result, info = stored
-    model = network(split, address)
-    population = Population(model, result["variables"], {}, tuple(info["members"]))
-    lost = tuple(name for name, alive in zip(population.names, result["alive"]) if not alive)
-    return Fitted(population, np.asarray(result["val_nll"]), lost, info["seconds"])
+    return fitted_of(
+        Population(model, result["variables"], {}, tuple(info["members"])), result, info["seconds"]
+    )
 
 
 def network(split: Split, address: str) -> Model:

@@ -133,8 +133,14 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
             f"lower train.learning_rate (now {float(np.max(job.hyper['learning_rate'])):g})"
         )
     trained = Population(job.program.model, result["variables"], job.hyper, job.names)
-    lost = tuple(name for name, ok in zip(job.names, alive) if not ok)
-    return Fitted(trained, np.asarray(result["val_nll"]), lost, seconds)
+    return fitted_of(trained, result, seconds)
+
+
+def fitted_of(trained: Population, result: dict[str, PyTree], seconds: float) -> Fitted:
+    """What a finished stage's result says of its population; lost members have no validation NLL (inf)."""
+    alive = np.asarray(result["alive"])
+    lost = tuple(name for name, ok in zip(trained.names, alive) if not ok)
+    return Fitted(trained, np.where(alive, result["val_nll"], np.inf), lost, seconds)
 
 
 def _epochs_per_chunk(job: Job) -> int:

@@ -179,7 +179,11 @@ class Targets:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """All that a seam may read. What runs once for all members sees `student`, `state` as None."""
+    """All that a seam may read.
+
+    What runs once for all members (teach, weigh, aim, unless the recipe says `reads_student`) sees `student`
+    and `state` as None, and of `hyper` the temperature alone.
+    """
 
     batch: Batch
     teacher: TeacherOutputs | None

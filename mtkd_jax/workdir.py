@@ -24,20 +24,22 @@ PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 REPORT = "report.json"  # written last: where it stands, the run is finished
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
-    """Raise UserError unless `workdir` can be written and is free or this configuration's own.
+def check(workdir: Path, config: ConfigDict, split: Split) -> None:
+    """Raise UserError unless `workdir` can be written and is free, or has this configuration and this data.
 
     `runtime.*` may differ: it says how, not what.
     """
     check_writable(workdir)
     before = read_config(workdir)
-    if before is not None:
-        differing = [
-            f"{name} was {old!r} and is {new!r}"
-            for name, old, new in _differences(before, _plain(config.to_dict()))
-        ]
-        if differing:
-            raise UserError(f"{workdir} holds another run: {'; '.join(differing)}; choose another --workdir")
+    if before is None:
+        return
+    differing = [
+        *_differences(before, _plain(config.to_dict())),
+        *_differences(read_data_identity(workdir), _plain(data_identity(split))),
+    ]
+    if differing:
+        listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in differing)
+        raise UserError(f"{workdir} holds another run: {listed}; choose another --workdir")
 
 
 def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
@@ -72,9 +74,12 @@ def read_data_identity(workdir: Path) -> dict[str, Any]:
     return _read(workdir / "data.json") or {}
 
 
-def is_finished(workdir: Path) -> bool:
-    """Whether the run in `workdir` has written its report."""
-    return (workdir / REPORT).exists()
+def read_report(workdir: Path) -> dict[str, Any] | None:
+    """The report of a finished run; None where there is none, or none that can be read."""
+    try:
+        return json.loads((workdir / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def config_hash(described: dict[str, Any]) -> str:
@@ -104,19 +109,25 @@ def data_identity(split: Split) -> dict[str, Any]:
 
 def environment(seed: int) -> dict[str, Any]:
     """Versions, devices, commit and command line, for whoever wants the same again."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
     return {
         "command": sys.argv,
         "seed": seed,
-        "commit": commit.stdout.strip() or None,
+        "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
     }
+
+
+def _commit() -> str | None:
+    asked = ["git", "rev-parse", "HEAD"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:  # no git on this machine
+        return None
+    return said.stdout.strip() or None
 
 
 def use_compile_cache() -> None:

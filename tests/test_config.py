@@ -31,6 +31,13 @@ def test_the_default_is_valid():
         ("train.eval_every", 3, "2 does"),
         ("students.modes", ("mimic_al",), "'mimic_all'"),
         ("students.modes", ("vote", "vote"), "twice"),
+        ("students.modes", ("vote", "vote()"), "twice"),
+        ("teachers.models", ("mlp", "mlp(hidden=(64, 64))"), "twice"),
+        ("fusion.rules", ("borda", "borda"), "twice"),
+        ("students.alphas", (), "empty"),
+        ("students.temperatures", (), "empty"),
+        ("students.transfer", (), "empty"),
+        ("seed", 10**23, "2**31"),
         ("students.modes", ("mimic_all(",), "not an address"),
         ("students.modes", ("fused:borda",), "no rule that gives probabilities"),
         ("students.modes", ("vote:borda",), "takes no argument"),
@@ -84,6 +91,11 @@ def test_missing_fields_are_named():
     del loose.train.epochs
     with pytest.raises(UserError, match="config.train.epochs is missing"):
         configuration.validate(loose)
+
+
+def test_a_teacher_has_a_bootstrap_sample_or_a_subset():
+    with pytest.raises(UserError, match="one or the other"):
+        small.config(**{"teachers.bootstrap": True, "teachers.subset_fraction": 0.5})
 
 
 def test_whole_numbers_pass_for_floats():

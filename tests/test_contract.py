@@ -86,7 +86,8 @@ def test_every_rule_decides_and_is_jitable(name):
     if name in fusion.FITTED_RULES:
         rule = rule(logits, labels)
     scores = rule(logits)
-    assert scores.shape == (40, 4) and scores.dtype == jnp.float32 or name in fusion.RANK_RULES
+    assert scores.shape == (40, 4)
+    assert name in fusion.RANK_RULES or scores.dtype == jnp.float32
     np.testing.assert_allclose(jax.jit(rule)(logits), scores, atol=1e-6)
     if name not in fusion.RANK_RULES:
         np.testing.assert_allclose(scores.sum(axis=-1), 1.0, rtol=1e-5)

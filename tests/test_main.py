@@ -7,12 +7,25 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, export, main, predictions, report
-from mtkd_jax.types import UserError
+from mtkd_jax import (
+    evaluation,
+    experiment,
+    export,
+    main,
+    population,
+    predictions,
+    report,
+    students,
+    teachers,
+    training,
+)
+from mtkd_jax import workdir as workdir_module
+from mtkd_jax.types import Population, UserError
 from tests import small
 
 CONFIGS = sorted(small.CONFIGS.glob("*.py"))
@@ -128,6 +141,60 @@ def test_a_finished_run_prints_its_report_and_another_configuration_is_refused(f
         experiment.run(small.config(**{**ALL, "train.epochs": 4}), workdir, quiet=True)
 
 
+def test_other_data_in_a_workdir_is_refused(tmp_path):
+    """The same path and shapes, other images: an interrupted run must not go on with them."""
+
+    def config(seed):
+        split = experiment.load_split(
+            small.config(**{"data.source": f"synthetic(num_train=80, size=4, seed={seed})"})
+        )
+        d = split.dataset
+        np.savez(
+            tmp_path / "data.npz",
+            train_images=d.train_images,
+            train_labels=d.train_labels,
+            test_images=d.test_images,
+            test_labels=d.test_labels,
+        )
+        return small.config(
+            **{"data.source": "npz", "data.path": str(tmp_path / "data.npz"), "students.modes": ()}
+        )
+
+    experiment.run(config(0), tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "report.json").unlink()
+    with pytest.raises(UserError, match="data_sha256"):
+        experiment.run(config(1), tmp_path / "run", quiet=True)
+
+
+def test_a_student_that_breaks_down_has_no_part_in_its_row():
+    config = small.config()
+    split = experiment.load_split(config)
+    family = next(f for f in students.families(config) if f[0].mode == "output_avg")
+    names = tuple(students.member_name(member) for member in family)
+    model = teachers.network(split, config.model.name)
+    variables = population.init(model, jax.random.split(jax.random.key(0), len(family)), (4, 4, 1))
+    trained = Population(model, variables, {}, names)
+    alive = np.array([not (member.mode == "baseline" and member.seed == 1) for member in family])
+    fitted = training.fitted_of(trained, {"alive": alive, "val_nll": np.ones(len(family))}, 0.0)
+    stage = students.stage_name("labelled", family)
+    predicted = evaluation.predict(config, split, {stage: fitted})
+    rows = {group.name: group for group in predicted.groups}
+    assert rows["baseline"].members == ("seed 0",) and len(rows["baseline"].test) == 1
+    assert rows["output_avg"].members == ("seed 0", "seed 1")
+    assert any("baseline a=1 T=1 seed 1" in note for note in predicted.notes)
+
+
+def test_a_damaged_report_is_written_again(tmp_path):
+    result = experiment.run(small.config(), tmp_path, quiet=True)
+    (tmp_path / "report.json").write_text('{"rows": [')
+    assert experiment.run(small.config(), tmp_path, quiet=True)["comparisons"] == result["comparisons"]
+
+
+def test_git_is_not_needed(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert workdir_module.environment(0)["commit"] is None
+
+
 def test_the_report_is_rebuilt_without_training(finished, tmp_path):
     workdir, result = finished
     (tmp_path / "predictions.npz").write_bytes((workdir / "predictions.npz").read_bytes())
@@ -149,6 +216,9 @@ def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
         experiment.run(
             small.config(**{**ALL, "teachers.from_run": str(workdir), "seed": 1}), tmp_path / "x", True
         )
+    other = {**ALL, "teachers.from_run": str(workdir), "teachers.num_members": 3}
+    with pytest.raises(UserError, match="another num_members: 2 there, 3 here"):
+        experiment.run(small.config(**other), tmp_path / "z", True)
     with pytest.raises(UserError, match="holds no run"):
         experiment.run(
             small.config(**{**ALL, "teachers.from_run": str(tmp_path / "none")}), tmp_path / "y", True
@@ -233,6 +303,7 @@ def digits():
         (["--config.students.model=cnn(widths=(4,4,4,4))"], "8x8"),
         (["--config.data.augment.shift=9"], "shift"),
         (["--config.data.num_train=0"], "unlabelled"),
+        (["--config.train.batch_size=200"], "100 training examples"),
         (["--wrkdir=x"], "workdir"),
         (["surplus"], "surplus"),
     ],

@@ -107,24 +107,25 @@ def test_sub_ensembles_are_all_subsets_where_these_are_few(several):
     found = metrics.sub_ensembles(logits, labels)
     for size in range(1, 6):
         expected = reference.sub_ensemble_accuracies(logits.tolist(), labels, size)
-        np.testing.assert_allclose(found[size - 1], expected)
+        np.testing.assert_allclose(found[size], expected)
 
 
 def test_sub_ensembles_draw_distinct_subsets_where_these_are_many(several):
     logits, labels = several
     all_pairs = reference.sub_ensemble_accuracies(logits.tolist(), labels, 2)
     found = metrics.sub_ensembles(logits, labels, max_subsets=7, seed=3)
-    assert [len(of_size) for of_size in found] == [5, 7, 7, 5, 1]
+    assert {size: len(of_size) for size, of_size in found.items()} == {1: 5, 2: 7, 3: 7, 4: 5, 5: 1}
     left = [round(value, 12) for value in all_pairs]
-    for value in found[1]:
+    for value in found[2]:
         left.remove(round(float(value), 12))  # ValueError where a pair was taken twice
-    np.testing.assert_array_equal(found[2], metrics.sub_ensembles(logits, labels, max_subsets=7, seed=3)[2])
+    np.testing.assert_array_equal(found[3], metrics.sub_ensembles(logits, labels, max_subsets=7, seed=3)[3])
 
 
 def test_sub_ensembles_do_not_depend_on_the_block(several):
     logits, labels = (np.tile(x, reps) for x, reps in zip(several, ((1, 1600, 1), 1600)))  # three blocks
-    for many, few in zip(metrics.sub_ensembles(logits, labels), metrics.sub_ensembles(*several)):
-        np.testing.assert_allclose(many, few)
+    many, few = metrics.sub_ensembles(logits, labels), metrics.sub_ensembles(*several)
+    for size in range(1, 6):
+        np.testing.assert_allclose(many[size], few[size])
 
 
 def test_shapes_that_do_not_fit_are_refused(one):

@@ -132,7 +132,9 @@ def test_the_step_stops_gradients_through_weigh_and_aim(setting, tmp_path):
     """Targets made of the student's own logits: the gradient is that of constant targets."""
 
     def own_opinion(context, w):
-        return targets_of(jax.nn.softmax(context.student.logits)[None], jnp.ones((1, len(context.batch.label))))
+        return targets_of(
+            jax.nn.softmax(context.student.logits)[None], jnp.ones((1, len(context.batch.label)))
+        )
 
     def linear(context):
         return (context.targets.probs[0] * context.student.logits).sum(-1)

@@ -1,6 +1,7 @@
 """The one loop: against an explicit loop, best weights, early stopping, lost members, resuming."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,21 @@ def test_one_head_modes_are_one_family():
     assert not same_family(build_recipe("mimic_all"), build_recipe("output_avg"))
 
 
+def test_recipes_whose_targets_read_the_student_are_not_mixed():
+    first, second = (build_recipe(mode)._replace(reads_student=True) for mode in ("output_avg", "vote"))
+    assert not same_family(first, second) and same_family(first, first._replace(name="again"))
+
+
+@pytest.mark.parametrize("mode", ["mimic_all", "mimic_all()"])
+def test_every_mode_with_more_heads_has_its_control(mode):
+    modes = {
+        member.mode
+        for family in students.families(small.config(**{"students.modes": (mode,)}))
+        for member in family
+    }
+    assert modes == {mode, "control", "baseline"}
+
+
 def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
     config = small.config(
         **{"students.transfer": ("labelled", "unlabelled"), "students.modes": ("output_avg",)}
@@ -101,13 +117,25 @@ def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
     assert compiled._cache_size() == before
 
 
-def test_stopped_members_keep_their_best_and_the_others_go_on(tmp_path):
+def curves(workdir):
+    """Validation NLL [E,M] from metrics.jsonl."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    values = [record["value"] for record in records if record["name"] == "val_nll"]
+    return np.array(values, np.float64).reshape(-1, 3)
+
+
+def test_stopped_members_keep_their_best_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STEPS_PER_CHUNK", 1)
     job = teachers_job(**{"train.epochs": 40, "train.learning_rate": 0.3, "teachers.patience": 2})
     patient = fitted(job, tmp_path / "a")
     to_the_end = fitted(dataclasses.replace(job, patience=0), tmp_path / "b")
-    assert (patient.val_nll >= to_the_end.val_nll - 1e-7).all()
-    nll = lambda at: (at / "metrics.jsonl").read_text().count('"val_nll"')  # noqa: E731
-    assert nll(tmp_path / "a") <= nll(tmp_path / "b")
+    nlls = curves(tmp_path / "b")  # of the run to the end: [E,M]
+    for m in range(3):
+        stop = next(e for e in range(2, 40) if nlls[e - 1 : e + 1, m].min() >= nlls[: e - 1, m].min())
+        np.testing.assert_allclose(patient.val_nll[m], nlls[: stop + 1, m].min(), rtol=1e-5)
+        assert stop < 39 and nlls[stop, m] > nlls[: stop + 1, m].min()  # it did stop, and not at its best
+    assert len(curves(tmp_path / "a")) < 40
+    np.testing.assert_allclose(to_the_end.val_nll, nlls.min(axis=0), rtol=1e-5)
     images, labels = job.validation
     logits = population.logits(patient.population, np.asarray(images))
     for m in range(3):

@@ -68,7 +68,7 @@ def soft_loss(context: Context) -> Array:
     if log_student.shape[0] != targets.probs.shape[0]:
         log_student = jnp.broadcast_to(log_student, targets.probs.shape)
     kl = -targets.entropy - jnp.sum(targets.probs * log_student, axis=-1)
-    return temperature**2 * jnp.sum(targets.mass * kl, axis=0)
+    return temperature**2 * jnp.sum(jnp.where(targets.mass > 0, targets.mass * kl, 0.0), axis=0)
 
 
 def hard_and_soft(context: Context) -> Array:

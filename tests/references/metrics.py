@@ -99,10 +99,3 @@ def holm(p_values):
     for place, i in enumerate(order):
         adjusted[i] = min(1.0, max((m - rank) * p_values[order[rank]] for rank in range(place + 1)))
     return adjusted
-
-
-def output_avg_loss(student, teachers, temperature):
-    """T^0 times KL(mean_k q_k || p) of one example, for finite differences."""
-    p = probabilities([student / temperature])[0]
-    q = np.mean([probabilities([teacher / temperature])[0] for teacher in teachers], axis=0)
-    return float(np.sum(q * np.log(q / p)))
