@@ -244,9 +244,9 @@ def _accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def comparisons(predictions: Predictions) -> list[dict]:
     """Paired t over seeds on accuracy and NLL for a list fixed before any number is seen.
 
-    Every mode against its baseline, one with more heads against its control, every mode against output_avg; and, where
-    both transfer sets were used, every mode with the unlabelled images against the labelled-only baseline.
-    Holm's correction within each family (a transfer set, or the last list) and metric.
+    Every mode against its baseline, one with more heads against its control, every mode against output_avg;
+    and, where both transfer sets were used, every mode with the unlabelled images against the labelled-only
+    baseline. Holm's correction within each family (a transfer set, or the last list) and metric.
     """
     values = {
         group.key: [metrics.summary(logits, predictions.test_labels) for logits in group.test]

@@ -1,8 +1,9 @@
 """The configuration: its defaults, addresses of functions, and a validation that runs before any work.
 
 An ADDRESS names a function where it is defined, with arguments if need be: "cnn", "mlp(hidden=(32,))",
-"logits.dkd(beta=8.0)"; "fused:median_probs" gives the first argument a word. There is no registry: a function is found by what it says it returns, so writing
-it is all it takes to add it. Configuration files are the user's own Python and are executed.
+"logits.dkd(beta=8.0)"; "fused:median_probs" gives the first argument a word. There is no registry: a
+function is found by what it says it returns, so writing it is all it takes to add it. Configuration files
+are the user's own Python and are executed.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def validate(config: ConfigDict) -> None:
     for field in ("students.alphas", "students.temperatures", "students.transfer"):
         if not flat[field]:
             raise UserError(
-                f"config.{field} is empty; it must name at least one, such as {dict(fields(default()))[field]!r}"
+                f"config.{field} is empty; name at least one, such as {dict(fields(default()))[field]!r}"
             )
         _check_distinct(field, flat[field], flat[field])
     _check_addresses(config)

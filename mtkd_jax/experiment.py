@@ -79,11 +79,12 @@ def save_student(
     if chosen is None:
         return
     group, position = chosen
+    num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
     model, variables = evaluation.student_of(config, done, group, position)
     dataset, logits = split.dataset, group.test[position]
     measured = metrics.per_example(logits, dataset.test_labels)
     card = {
-        "name": f"{group.name} student of {sum(len(g.members) for g in analysis.teachers(predicted))} teachers",
+        "name": f"{group.name} student of {num_teachers} teachers",
         "model": configuration.student_model(config),
         "task": model.module.task,
         "class_names": list(dataset.class_names),
@@ -94,8 +95,9 @@ def save_student(
             if dataset.train_images.dtype == np.uint8
             else "as in the data",
         },
-        "training": f"{group.method}, alpha {group.alpha:g} (weight of the hard labels), T {group.temperature:g}, "
-        f"{group.transfer} transfer set, {group.members[position]}; chosen by validation NLL",
+        "training": f"{group.method}, alpha {group.alpha:g} (weight of the hard labels), "
+        f"T {group.temperature:g}, {group.transfer} transfer set, {group.members[position]}; "
+        "chosen by validation NLL",
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
         "source": f"configuration {workdir.config_hash(config.to_dict())[:12]}",
         "metrics": {

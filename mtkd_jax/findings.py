@@ -55,7 +55,8 @@ def _ensemble(report: dict) -> str:
         return f"Teachers: The one teacher reaches {percent(fused)}."
     return (
         f"Teachers: All {len(singles)} fused by mean_probs reach {percent(fused)}; "
-        f"one teacher alone {percent(np.mean(singles))} on average, at best {percent(max(singles))} (seen on test)."
+        f"one teacher alone {percent(np.mean(singles))} on average, "
+        f"at best {percent(max(singles))} (seen on test)."
     )
 
 

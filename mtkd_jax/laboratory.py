@@ -457,7 +457,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.error = report.refuse
     parser.add_argument("run", nargs="?", metavar="RUN", type=Path, help="the --workdir of a finished run")
     parser.add_argument(
-        "--sizes", type=_sizes, help="numbers of voters, 5,25,55: fuse disjoint groups of these"
+        "--sizes", help="numbers of voters, 5,25,55: fuse disjoint groups of these"
     )
     parser.add_argument("--cost", action="store_true", help="no run: measure every rule on made-up logits")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
@@ -467,6 +467,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     asked = parser.parse_args(argv)
     if (asked.run is None) != asked.cost or (asked.cost and asked.sizes):
         raise UserError("name the folder of a finished run, or --cost alone")
+    asked.sizes = _sizes(asked.sizes) if asked.sizes is not None else []
     return asked
 
 

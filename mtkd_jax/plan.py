@@ -79,14 +79,14 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
 
 
 def check(config: ConfigDict, split: Split) -> None:
-    """Raise UserError for what only the data can tell: networks, augmentation and transfer sets that do not fit.
+    """Raise UserError for networks, augmentation, batches and transfer sets that do not fit the data.
 
     Everything is traced and nothing computed, so that no run begins that must end at its first step.
     """
     if config.train.batch_size > len(split.train):
         raise UserError(
-            f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} training "
-            "examples; batches are full"
+            f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "
+            "training examples; batches are full"
         )
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
     for address in {*teacher_models(config), student_model(config)}:

@@ -181,7 +181,7 @@ def fuser_stage(tap: str) -> str:
 
 
 def fuser_job(config: ConfigDict, split: Split, tap: str, ensemble: Ensemble) -> Job:
-    """Fitting the Dense layer on the labelled training images, as the paper does: <= 50 epochs, patience 5."""
+    """Fitting the Dense layer on the labelled images, as the paper does: <= 50 epochs, patience 5."""
     models, variables = population.frozen_parts(ensemble)
     taps = jax.jit(
         lambda variables, image: concatenated(

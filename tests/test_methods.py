@@ -1,4 +1,4 @@
-"""Every mode's loss against float64 NumPy, the oracles of hand-made distributions, and the papers' identities."""
+"""Every mode's loss against float64 NumPy, hand-made oracles, and the papers' identities."""
 
 import dataclasses
 

@@ -42,7 +42,7 @@ def vote() -> Recipe:
 
 
 def fused(*, rule: str = "mean_probs") -> Recipe:
-    """Match what a probability rule of fusion.py makes of the teachers' softened logits; "fused:RULE" for short."""
+    """Match the teachers' softened logits fused by any rule that gives probabilities; short: "fused:RULE"."""
     if rule not in fusion.RULES - fusion.RANK_RULES:
         known = ", ".join(sorted(fusion.RULES - fusion.RANK_RULES))
         raise UserError(f"fused: {rule!r} is no rule that gives probabilities; known are {known}")
