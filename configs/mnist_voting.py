@@ -1,4 +1,4 @@
-"""Weak voters: which rule should fuse 5, 25 or 55 networks that are wrong half of the time?
+"""Weak voters: which rule should fuse 5, 25 or 55 networks that are wrong more often than right?
 
     python -m mtkd_jax.main --config=configs/mnist_voting.py --workdir=runs/mnist_voting
     python -m mtkd_jax.fusion runs/mnist_voting --sizes 5,25,55
@@ -7,12 +7,16 @@ Data      MNIST as data/mnist.npz, an archive of train_images (or x_train), trai
           test_labels; --config.data.path=FILE names another. 2 000 training images are the validation set.
 Trains    10 x 55 networks at once, each on its own 0.5 % of the other 58 000 images, once, and nothing else:
           no students, and the rules are left to the second command.
-Expected  mean_probs of 5, 25, 55 voters: about 63, 72, 74 % of the 10 000 test images.
+Expected  mean_probs of 5, 25, 55 voters: 61, 73, 75 or 76 % of the 10 000 test images (the 10 groups differ
+          by several points for 5, by one for 55). Half a minute on two cores, and as much for the rules.
 
 The paper (Zuchniak 2023, arXiv 2302.07215) gives the network, two hidden layers of 50, and "a small
-fraction", no more. Fraction, batch size, epochs and learning rate were chosen on validation by the accuracy
-of mean_probs alone, so that the other rules stay predictions: of some 30 settings those with five voters
-nearest to the paper's 62.7 %, and of these the one with fifty nearest to its 71.1 %. Validation, 100 voters:
+fraction", no more. Fraction, batch size, epochs, learning rate and optimiser were chosen among 30 settings,
+on validation only: those whose mean_probs of five voters is within a point of the paper's 62.7 %, and of
+these the one whose mean_probs of fifty is nearest to its 71.1 %. Not blind: Borda and plurality were printed
+beside mean_probs, and which settings to try next, and this rule of choice, were made up while looking at all
+three. Borda was ahead with fifty voters in 5 of the 30, by 0.03 to 0.35 points over two groups; README also
+shows the one where it was furthest ahead. Validation, mean_probs, 100 or 110 voters in groups of N, per cent:
 
     fraction  epochs  batch  learning rate    N = 5   N = 50
     0.0003    20      10     1e-2             63.3    79.2
@@ -49,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _smoke(config: ConfigDict) -> None:
     if not os.path.isfile(config.data.path):
-        config.data.source = "synthetic(num_train=2000, num_test=500, size=28, noise=2.0)"
+        config.data.source = "synthetic(num_train=2000, num_test=500, size=28)"
     config.teachers.num_members = 12
     config.teachers.subset_fraction = 0.05
+    config.train.batch_size = 10

@@ -220,8 +220,8 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
 def gradient_difference(predictions: Predictions, transfer: str) -> float:
     """Largest |d loss_avg / dz - d output_avg / dz| on the students' validation logits z, in float32.
 
-    Both gradients are taken through the modes as they are trained, by automatic differentiation, summed
-    over examples. On paper the two are one; what is left is rounding.
+    By automatic differentiation of output_avg as it is trained, and of the mean over the teachers of each
+    KL, written out with one target a teacher. On paper the two are one; what is left is rounding.
     """
     student = analysis.find(predictions, transfer, name="output_avg")
     teachers = TeacherOutputs(jnp.asarray(analysis.teacher_logits(predictions, "val"), jnp.float32), (), ())
@@ -241,8 +241,10 @@ def gradient_difference(predictions: Predictions, transfer: str) -> float:
         return recipe.term(context).sum()
 
     gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)), static_argnums=1)
+    written_out = modes.output_avg()._replace(aim=modes.each_teacher)
     of_output_avg, of_loss_avg = (
-        gradient(jnp.asarray(student.val, jnp.float32), mode()) for mode in (modes.output_avg, modes.loss_avg)
+        gradient(jnp.asarray(student.val, jnp.float32), recipe)
+        for recipe in (modes.output_avg(), written_out)
     )
     return float(jnp.abs(of_output_avg - of_loss_avg).max())
 

@@ -174,7 +174,7 @@ def sub_ensembles(
 
 
 def sizes(num_teachers: int, most: int = MOST_SIZES) -> list[int]:
-    """Sizes of ensembles to look at: 1 to K, or `most` of them that grow by about one factor.
+    """Sizes of ensembles to look at: 1 to K, or at most `most` of them that grow by about one factor.
 
     >>> sizes(4), sizes(550, 5)
     ([1, 2, 3, 4], [1, 5, 23, 114, 550])
@@ -247,8 +247,9 @@ def leave_one_out(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     num_teachers, _, num_classes = logits.shape
     everyone = np.ones((1, num_teachers), np.float32)
     all_but_one = everyone - np.eye(num_teachers, dtype=np.float32)
-    worth, *without = subset_accuracies(logits, labels, np.concatenate([everyone, all_but_one]))
-    return worth - (np.array(without) if num_teachers > 1 else 1 / num_classes)
+    worth = subset_accuracies(logits, labels, np.concatenate([everyone, all_but_one]))
+    without = worth[1:] if num_teachers > 1 else np.array([1 / num_classes])
+    return worth[0] - without
 
 
 def subsets(num_teachers: int, size: int, most: int, rng: np.random.Generator) -> np.ndarray:

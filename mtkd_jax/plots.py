@@ -230,7 +230,7 @@ def agreement(disagreement: Sequence[Sequence[float]], names: Sequence[str]) -> 
 # --- fusion rules -------------------------------------------------------------------------------------
 
 
-def rule_differences(rules: Sequence[Mapping], best_possible: str) -> Figure:
+def rule_differences(rules: Sequence[Mapping]) -> Figure:
     """Accuracy of every rule minus that of mean_probs, with its 95 % interval.
 
     rules: {"rule", "mean_difference", "ci95", "verdict": "better" | "worse" | other}.
@@ -245,8 +245,8 @@ def rule_differences(rules: Sequence[Mapping], best_possible: str) -> Figure:
         axes.set_yticks(range(len(rules)), [one["rule"] for one in rules])
         axes.set_ylim(len(rules) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"test accuracy minus that of mean_probs, points; {best_possible}")
-        axes.set_title("Grey: not told apart from mean_probs")
+        axes.set_xlabel("test accuracy minus that of mean_probs, points")
+        axes.set_title("Blue: better, red: worse than mean_probs, grey: not told apart")
     return figure
 
 

@@ -187,8 +187,8 @@ SCHEDULES = ("constant", "cosine", "steps")
 def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -> Targets | None:
     """Targets [R*T,Q,B,C] of every recipe at every temperature; members pick a row by hyper["target"].
 
-    Targets that do not depend on the student are computed once a batch, not once a member. Recipes with
-    fewer targets than others are filled up with targets of mass 0.
+    Targets that do not depend on the student are computed once a batch, not once a member. Recipes of one
+    family have as many targets as each other.
     """
 
     def at(recipe: Recipe, temperature: Array) -> Targets:
@@ -196,16 +196,4 @@ def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -
         return recipe.aim(warm, recipe.weigh(warm))
 
     rows = [jax.vmap(lambda t, r=recipe: at(r, t))(temperatures) for recipe in recipes]
-    if rows[0] is None:
-        return None
-    most = max(row.mass.shape[1] for row in rows)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[_filled_up(row, most) for row in rows])
-
-
-def _filled_up(targets: Targets, num_targets: int) -> Targets:
-    missing = num_targets - targets.mass.shape[1]
-    if missing == 0:
-        return targets
-    again = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, :1], missing, axis=1), targets)
-    off = dataclasses.replace(again, mass=jnp.zeros_like(again.mass))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), targets, off)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)

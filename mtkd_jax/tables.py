@@ -98,16 +98,12 @@ def diversity(report: dict) -> tuple[list[str], Cells]:
 
 def fusion_rules(study: dict) -> Sheet:
     """Every rule on the test examples, and against mean_probs."""
-    header = ["rule", "accuracy %", "NLL", "minus mean_probs, points", "p", "p (Holm)", ""]
-    return header, [
-        [
-            one["rule"],
-            _with_interval(one["accuracy"]),
-            _scaled(one["nll"], 1),
-            *(_difference_cells(one["against"]) if one["rule"] != "mean_probs" else 4 * [MISSING]),
-        ]
-        for one in study["rules"]
-    ]
+    cells = []
+    for one in study["rules"]:
+        difference, _, p_holm, said = _difference_cells(one["against"])
+        against = 3 * [MISSING] if one["rule"] == "mean_probs" else [difference, p_holm, said]
+        cells.append([one["rule"], _with_interval(one["accuracy"]), _scaled(one["nll"], 1), *against])
+    return ["rule", "accuracy %", "NLL", "minus mean_probs, points", "p (Holm)", ""], cells
 
 
 def fusion_sizes(study: dict) -> Sheet:

@@ -12,7 +12,6 @@ from mtkd_jax import analysis, fusion, intervals, laboratory, metrics, predictio
 from mtkd_jax.types import UserError
 from tests.references.predictions import make
 
-
 FEW = {  # compiling every rule for every size is what these tests would cost
     "probabilities": ["mean_probs", "trimmed_mean_probs"],
     "fitted on validation": ["weighted_mean", "stacking"],
@@ -119,8 +118,8 @@ def test_many_teachers_are_looked_at_in_part():
     logits, labels = voters(40)
     assert len(metrics.diversity(logits, labels)["kl"]["matrix"]) == metrics.MOST_IN_PAIRS
     found = metrics.sub_ensembles(logits, labels, max_subsets=5)
-    assert len(found) == metrics.MOST_SIZES and found[40] == worth(logits, labels, range(40))
-    np.testing.assert_allclose(found[1], [worth(logits, labels, [k]) for k in range(40)], atol=1)
+    assert list(found) == metrics.sizes(40) and len(found) <= metrics.MOST_SIZES
+    np.testing.assert_allclose(found[40], worth(logits, labels, range(40)))
     assert len(found[1]) == 5
 
 
@@ -129,8 +128,11 @@ def test_many_teachers_are_looked_at_in_part():
 
 @pytest.fixture(scope="module")
 def three():
+    """A run of three teachers, and all rules on it; two of them against K, for compiling is what it costs."""
     found = small()
-    return found, laboratory.study(found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laboratory, "AGAINST_K", ("mean_probs", "stv"))
+        return found, laboratory.study(found)
 
 
 def by_rule(result):
@@ -216,10 +218,10 @@ def test_first_voters_of_each_group_are_fused(crowd):
     found, result = crowd
     assert result["num_repeats"] == 2 and result["sizes"] == [2, 5]
     logits, labels = analysis.teacher_logits(found), found.test_labels
-    for name in ("mean_probs", "borda", "stv"):
+    for name in ("mean_probs", "borda"):
         for size, point in zip(result["sizes"], by_rule(result)[name]["points"]):
             groups = (logits[:size], logits[5 : 5 + size])
-            expected = [np.mean(fusion.rule(name)(group).argmax(-1) == labels) for group in groups]
+            expected = [float(np.mean(fusion.rule(name)(group).argmax(-1) == labels)) for group in groups]
             assert point["values"] == pytest.approx(expected)
             assert point["ci95"] == pytest.approx(intervals.t_interval(expected))
 

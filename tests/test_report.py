@@ -273,7 +273,7 @@ def test_chosen_student_is_chosen_on_validation_and_never_a_control(made):
 
 def test_gradient_difference_is_rounding_and_would_notice_another_gradient(made, monkeypatch):
     assert findings.gradient_difference(made, "labelled") < 1e-6
-    monkeypatch.setattr(modes, "loss_avg", modes.logit_avg)
+    monkeypatch.setattr(modes, "output_avg", modes.logit_avg)
     assert findings.gradient_difference(made, "labelled") > 1e-3
 
 

@@ -25,10 +25,10 @@ def output_avg() -> Recipe:
 def loss_avg() -> Recipe:
     """Match every teacher with the one head: mean_k KL(q_k || p).
 
-    Written out as K targets. At one shared temperature its gradient is that of `output_avg`; only the
-    loss value differs, by the Jensen gap H(mean_k q_k) - mean_k H(q_k), which no student can change.
+    At one shared temperature its gradient is that of `output_avg`; only the loss value differs, by the
+    Jensen gap H(mean_k q_k) - mean_k H(q_k), which no student can change.
     """
-    return PLAIN._replace(name="loss_avg", aim=_each_teacher)
+    return PLAIN._replace(name="loss_avg", aim=_all_teachers_at_once)
 
 
 def logit_avg() -> Recipe:
@@ -65,11 +65,23 @@ def mimic_all() -> Recipe:
     L = alpha CE(y, mean_k p_k) + (1 - alpha) T^2 (1/K) sum_k KL(q_k || p_k). The same idea stands in
     Hydra (Tran et al. 2020, arXiv 2001.04694).
     """
-    return PLAIN._replace(name="mimic_all", aim=_each_teacher, num_heads=_head_per_teacher)
+    return PLAIN._replace(name="mimic_all", aim=each_teacher, num_heads=_head_per_teacher)
 
 
-def _each_teacher(context: Context, w: Array) -> Targets:
+def each_teacher(context: Context, w: Array) -> Targets:
+    """K targets, softmax(z_k / T), of mass w_k."""
     return targets_of(_soften(context, context.teacher.logits), w)
+
+
+def _all_teachers_at_once(context: Context, w: Array) -> Targets:
+    """What one head has to match of K targets: sum_k w_k KL(q_k || p) = W (sum_c q_c ln(1 / p_c) - H).
+
+    q and H are the w-weighted means of the q_k and of their entropies: the value is kept, at 1/K of the work.
+    """
+    each, mass = each_teacher(context, w), w.sum(axis=0, keepdims=True)
+    share = w / jnp.maximum(mass, 1e-12)
+    probs = jnp.sum(share[:, :, None] * each.probs, axis=0, keepdims=True)
+    return Targets(probs, mass, entropy=jnp.sum(share * each.entropy, axis=0, keepdims=True))
 
 
 def _mean_logit(context: Context, w: Array) -> Targets:
