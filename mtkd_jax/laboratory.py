@@ -257,9 +257,10 @@ def cost(
     watch: Watch = iter, *, num_members: int, num_examples: int, num_classes: int, calls: int = 7
 ) -> dict:
     """Seconds of every rule that needs no fit, median of `calls` after compilation, and the memory used."""
-    # By NumPy: jax.random holds several times the logits, and would be the peak of memory told below.
-    shape = (num_members, num_examples, num_classes)
-    logits = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+    # Member by member on the device: drawn at once, or by NumPy and copied there, the making of the logits
+    # would be the peak of memory told below (1.0 GB before any rule has run).
+    draw = jax.jit(partial(jax.lax.map, lambda key: jax.random.normal(key, (num_examples, num_classes))))
+    logits = draw(jax.random.split(jax.random.key(0), num_members))
     rules, skipped = [], []
     for name in watch([name for names in families().values() for name in names if name in fusion.RULES]):
         reason = _unfit(name, logits[:, :1])
