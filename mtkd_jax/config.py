@@ -13,6 +13,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from types import ModuleType
@@ -235,8 +236,8 @@ def catalogue(kind: str) -> dict[str, Callable]:
 
 def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, Any]]:
     """The function an address names and its arguments, checked against the function's signature."""
-    name, colon, value = address.partition(":")
-    name, arguments = (name, {}) if colon else _parse(address, field)
+    short = re.fullmatch(r"([\w.]+):([\w.]+)", address)
+    name, arguments = (short[1], {}) if short else _parse(address, field)
     if name not in catalogue(kind):
         raise UserError(f"config.{field}: there is no {kind} {name!r}{_nearest(name, catalogue(kind))}")
     function = catalogue(kind)[name]
@@ -245,10 +246,10 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    if colon and not known:
-        raise UserError(f"config.{field}: {kind} {name} takes no argument, {address!r} gives it {value!r}")
-    if colon:
-        arguments = {next(iter(known)): value}
+    if short and not known:
+        raise UserError(f"config.{field}: {kind} {name} takes no argument, {address!r} gives it {short[2]!r}")
+    if short:
+        arguments = {next(iter(known)): short[2]}
     for argument, value in arguments.items():
         if argument not in known:
             raise UserError(
@@ -328,12 +329,13 @@ def _parse(address: str, field: str) -> tuple[str, dict[str, Any]]:
     right = "write a name, or a call with literal keyword arguments such as mlp(hidden=(32, 32))"
     try:
         node = ast.parse(address, mode="eval").body
-        if isinstance(node, ast.Call) and not node.args:
+        if isinstance(node, ast.Call) and not node.args and all(keyword.arg for keyword in node.keywords):
+            # literal_eval reads numbers, strings, tuples and the like; it runs nothing.
             arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
             return ast.unparse(node.func), arguments
         if isinstance(node, ast.Name | ast.Attribute):
             return ast.unparse(node), {}
-    except (SyntaxError, ValueError, TypeError):
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # as ast documents them
         pass
     raise UserError(f"config.{field}: {address!r} is not an address; {right}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 
@@ -129,9 +130,11 @@ def _one_line(error: Exception) -> str:
 def _run(config: ConfigDict, into: str) -> int:
     from mtkd_jax import experiment, report, workdir
 
+    begun = time.perf_counter()
     workdir.use_compile_cache()
     result = experiment.run(config, into)
     report.show(result, into)
+    print(f"Took {time.perf_counter() - begun:.0f} s.")
     return 0
 
 

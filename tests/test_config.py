@@ -48,6 +48,9 @@ def test_the_default_is_valid():
         ("model.name", "mlp(hidden=3)", "tuple[int, ...]"),
         ("model.name", "mlp(dropout=1.5)", "mlp.dropout"),
         ("model.name", "mlp(__import__('os'))", "not an address"),
+        ("model.name", "mlp(hidden=__import__('os'))", "not an address"),
+        ("model.name", "mlp(**{'hidden': (3,)})", "not an address"),
+        ("model.name", "(" * 500 + ")" * 500, "not an address"),
         ("teachers.models", ("mlp", "cn"), "'cnn'"),
         ("teachers.learning_rates", (0.1, 0.2), "2 values for 3 members"),
         ("fusion.rules", ("mean_prob",), "'mean_probs'"),
@@ -91,6 +94,12 @@ def test_missing_fields_are_named():
     del loose.train.epochs
     with pytest.raises(UserError, match="config.train.epochs is missing"):
         configuration.validate(loose)
+
+
+def test_a_colon_inside_an_argument_is_part_of_it():
+    assert configuration.resolve("source", "tfds(name='mnist:3.0.1')", "data.source")[1] == {
+        "name": "mnist:3.0.1"
+    }
 
 
 def test_a_teacher_has_a_bootstrap_sample_or_a_subset():

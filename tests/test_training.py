@@ -192,17 +192,6 @@ def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monke
     jax.tree.map(np.testing.assert_array_equal, restored.population.variables, whole.population.variables)
 
 
-def test_hyper_parameters_belong_to_members(tmp_path):
-    job = teachers_job(
-        **{"teachers.learning_rates": (1e-2, 0.5, 1e-2), "teachers.weight_decays": (0.0, 0.0, 1.0)}
-    )
-    plain, mixed = fitted(teachers_job(), tmp_path / "plain"), fitted(job, tmp_path / "mixed")
-    kernels = [f.population.variables["params"]["dense1"]["kernel"] for f in (plain, mixed)]
-    np.testing.assert_array_equal(kernels[0][0], kernels[1][0])
-    assert not np.array_equal(kernels[0][1], kernels[1][1])
-    assert not np.array_equal(kernels[0][2], kernels[1][2])
-
-
 def test_sgd_is_nesterov_with_decay_in_the_gradient():
     transform = optimizer("sgd", 0.1, 0.5)
     state, w = transform.init(jnp.float32(2.0)), 2.0

@@ -134,29 +134,15 @@ canonical_conv.defvjp(_canonical_forward, _canonical_backward)
 # --- pooling ------------------------------------------------------------------------------------------
 
 
-def _windows(x: Array, window: int) -> Array:
-    rows, columns = x.shape[1] // window, x.shape[2] // window
-    x = x[:, : rows * window, : columns * window]
-    return x.reshape(x.shape[0], rows, window, columns, window, x.shape[3])
-
-
 def max_pool(x: Array, window: int) -> Array:
     """Largest value of each window x window square, [B,h,w,c] -> [B,h//window,w//window,c].
 
     A maximum over a reshaped axis, because the gradient of `lax.reduce_window` is slow on CPU. Where the
     maximum is reached twice the gradient is shared.
     """
-    return _windows(x, window).max(axis=(2, 4))
-
-
-def mean_pool(x: Array, window: int) -> Array:
-    """Mean of each window x window square, [B,h,w,c] -> [B,h//window,w//window,c]."""
-    return _windows(x, window).mean(axis=(2, 4))
-
-
-def global_mean_pool(x: Array) -> Array:
-    """Mean over all places, [B,h,w,c] -> [B,c]."""
-    return x.mean(axis=(1, 2))
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    whole = x[:, : rows * window, : columns * window]
+    return whole.reshape(x.shape[0], rows, window, columns, window, x.shape[3]).max(axis=(2, 4))
 
 
 # --- modules ------------------------------------------------------------------------------------------
