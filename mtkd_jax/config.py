@@ -12,6 +12,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtkd_jax.population import HOW
+from mtkd_jax.layouts import HOW
 from mtkd_jax.step import OPTIMIZERS, SCHEDULES
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
 
@@ -72,9 +73,10 @@ def default() -> ConfigDict:
 
     config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})
 
-    config.students = ConfigDict()
+    config.students = ConfigDict(convert_dict=False)
     config.students.model = ""  # "" = model.name
     config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
+    config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
     config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
     config.students.temperatures = (1.0,)
     config.students.num_seeds = 5
@@ -84,7 +86,9 @@ def default() -> ConfigDict:
     config.students.eval_every = 0  # 0 = train.eval_every
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
-    config.runtime.how = "auto"  # auto | vmap | map | unroll | loop
+    config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
+    config.runtime.data_shards = 1  # devices that share one batch
+    config.runtime.devices = 0  # virtual devices of a CPU; 0 = one for each core
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     return config
 
@@ -139,6 +143,8 @@ RANGES = {
     "students.epochs": _at_least(0),
     "students.eval_every": _at_least(0),
     "runtime.how": _one_of(("auto", *HOW)),
+    "runtime.data_shards": _at_least(1),
+    "runtime.devices": _at_least(0),
     "runtime.checkpoint_seconds": _at_least(0),
 }
 
@@ -181,11 +187,17 @@ def _check_addresses(config: ConfigDict) -> None:
         for address in addresses:
             build_model(address, task, field)
     num_teachers = config.teachers.num_members * len(teacher_models(config))
-    for address in config.students.modes:
-        recipe = build_recipe(address)
-        if num_teachers < recipe.min_teachers:
+    for address in config.students.arguments:
+        if address not in config.students.modes:
             raise UserError(
-                f"config.students.modes: {address} needs at least {recipe.min_teachers} teachers, "
+                f"config.students.arguments: {address!r} is not among students.modes"
+                f"{_nearest(address, config.students.modes)}"
+            )
+    for address in config.students.modes:
+        least = max(recipe.min_teachers for recipe in build_recipes(config, address))
+        if num_teachers < least:
+            raise UserError(
+                f"config.students.modes: {address} needs at least {least} teachers, "
                 f"config.teachers gives {num_teachers}"
             )
     for field, kind in (("teachers.models", "model"), ("students.modes", "mode"), ("fusion.rules", "rule")):
@@ -241,24 +253,30 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     if name not in catalogue(kind):
         raise UserError(f"config.{field}: there is no {kind} {name!r}{_nearest(name, catalogue(kind))}")
     function = catalogue(kind)[name]
-    known = {
-        parameter.name: parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    known = _arguments(function)
     if short and not known:
         raise UserError(f"config.{field}: {kind} {name} takes no argument, {address!r} gives it {short[2]!r}")
     if short:
         arguments = {next(iter(known)): short[2]}
     for argument, value in arguments.items():
-        if argument not in known:
-            raise UserError(
-                f"config.{field}: {kind} {name} has no argument {argument!r}{_nearest(argument, known)}"
-            )
-        annotation = known[argument].annotation
-        if not _fits(value, annotation):
-            raise UserError(f"config.{field}: {name}({argument}={value!r}) must be of type {annotation}")
+        _check_argument(function, kind, name, argument, value, field)
     return function, arguments
+
+
+def _arguments(function: Callable) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _check_argument(function: Callable, kind: str, name: str, argument: str, value: Any, field: str) -> None:
+    known = _arguments(function)
+    if argument not in known:
+        raise UserError(
+            f"config.{field}: {kind} {name} has no argument {argument!r}{_nearest(argument, known)}"
+        )
+    annotation = known[argument].annotation
+    if not _fits(value, annotation):
+        raise UserError(f"config.{field}: {name}({argument}={value!r}) must be of type {annotation}")
 
 
 def canonical(kind: str, address: str, field: str) -> str:
@@ -282,13 +300,38 @@ def build_model(address: str, task: Task, field: str = "model.name") -> Model:
         raise UserError(f"config.{field}: {error}") from None
 
 
-def build_recipe(address: str, field: str = "students.modes") -> Recipe:
-    """The method an address names; its name is the address."""
+def build_recipe(address: str, field: str = "students.modes", **further: Any) -> Recipe:
+    """The method an address names, with further arguments; its name is the address."""
     function, arguments = resolve("mode", address, field)
     try:
-        return function(**arguments)._replace(name=address)
+        return function(**arguments, **further)._replace(name=address)
     except UserError as error:
         raise UserError(f"config.{field}: {error}") from None
+
+
+def build_recipes(config: ConfigDict, address: str) -> tuple[Recipe, ...]:
+    """A mode of the configuration with every combination of its `students.arguments`.
+
+    A tuple for an argument that takes one value stands for a choice, made by validation like that of alpha.
+    """
+    function, arguments = resolve("mode", address, "students.modes")
+    given = config.students.arguments.get(address, {})
+    field = f"students.arguments[{address!r}]" if given else "students.modes"
+    if not isinstance(given, dict):
+        raise UserError(f"config.{field} is {given!r}; it must be a dict of arguments")
+    choices = []
+    for name, value in given.items():
+        if name in arguments:
+            raise UserError(f"config.{field}: the address gives {name} already")
+        annotation = str(inspect.get_annotations(function).get(name, ""))
+        is_choice = isinstance(value, tuple) and not annotation.startswith("tuple")
+        values = value if is_choice else (value,)
+        if not values:
+            raise UserError(f"config.{field}: no value for {name}")
+        for one in values:
+            _check_argument(function, "mode", address, name, one, field)
+        choices.append([(name, one) for one in values])
+    return tuple(build_recipe(address, field, **dict(chosen)) for chosen in itertools.product(*choices))
 
 
 def source_call(config: ConfigDict) -> Callable[[], DataSet]:
@@ -345,6 +388,7 @@ _TYPES = {
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
     "str": lambda value: isinstance(value, str),
+    "dict": lambda value: isinstance(value, dict),
 }
 
 
@@ -377,7 +421,7 @@ def nearest_field(field: str) -> str:
 
 def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{name}" not in _PLAIN_DICTS:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -393,7 +437,7 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
         if isinstance(value, dict) != isinstance(given[name], dict):
             kind = "a group of fields" if isinstance(value, dict) else f"like {value!r}"
             raise UserError(f"config.{prefix}{name} is {given[name]!r}; it must be {kind}")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{name}" not in _PLAIN_DICTS:
             _check_fields(given[name], value, f"{prefix}{name}.")
         else:
             _check_type(f"{prefix}{name}", given[name])
@@ -406,6 +450,7 @@ _ENTRY_TYPES = {
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",
 }
+_PLAIN_DICTS = ("students.arguments",)  # one value, whatever its keys
 
 
 def _check_type(field: str, value: Any) -> None:

@@ -19,7 +19,7 @@ from mtkd_jax import population, students, teachers
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.plan import Done
 from mtkd_jax.predictions import Group, Predictions
-from mtkd_jax.students import Member
+from mtkd_jax.students import Cell, Member
 from mtkd_jax.training import Fitted
 from mtkd_jax.types import Model, Population, PyTree
 
@@ -72,33 +72,34 @@ def common_alpha(config: ConfigDict) -> float:
     return min(config.students.alphas, key=lambda alpha: (abs(alpha - PREFERRED_ALPHA), alpha))
 
 
-def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[tuple[float, float], list[dict]]:
-    """The (alpha, T) with the lowest mean validation NLL over seeds, and the whole grid.
+def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[Cell, list[dict]]:
+    """The cell with the lowest mean validation NLL over seeds, and the whole grid.
 
     Ties go to the alpha nearest to 0.25, then to the lowest temperature.
     """
-    cells: dict[tuple[float, float], list[float]] = {}  # a lost member is inf: its cell is chosen last
+    cells: dict[Cell, list[float]] = {}  # a lost member is inf: its cell is chosen last
     for member, nll in zip(members, val_nll):
-        cells.setdefault((member.alpha, member.temperature), []).append(float(nll))
+        cells.setdefault(member.cell, []).append(float(nll))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
-    best = min(means, key=lambda cell: (means[cell], abs(cell[0] - PREFERRED_ALPHA), cell[1]))
+    best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
     grid = [
-        {"alpha": alpha, "temperature": temperature, "val_nll": nll if np.isfinite(nll) else None}
-        for (alpha, temperature), nll in means.items()
+        {
+            "alpha": cell.alpha,
+            "temperature": cell.temperature,
+            **dict(cell.arguments),
+            "val_nll": nll if np.isfinite(nll) else None,
+        }
+        for cell, nll in means.items()
     ]
     return best, grid
 
 
-def members_of(
-    family: Sequence[Member], mode: str, alpha: float | None = None, temperature: float | None = None
-) -> list[int]:
-    """Positions in a family of one mode's members, of one (alpha, T) where given."""
+def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
+    """Positions in a family of one mode's students, of one cell where given; peers are no students."""
     return [
         m
         for m, member in enumerate(family)
-        if member.mode == mode
-        and (alpha is None or member.alpha == alpha)
-        and (temperature is None or member.temperature == temperature)
+        if member.mode == mode and member.peer == 0 and (cell is None or member.cell == cell)
     ]
 
 
@@ -121,9 +122,11 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     }
 
 
-def sound_members(fitted: Fitted, family: Sequence[Member], mode: str, *cell: float) -> list[int]:
+def sound_members(
+    fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None
+) -> list[int]:
     """`members_of` without those whose training broke down."""
-    return [m for m in members_of(family, mode, *cell) if fitted.population.names[m] not in fitted.lost]
+    return [m for m in members_of(family, mode, cell) if fitted.population.names[m] not in fitted.lost]
 
 
 def student_of(config: ConfigDict, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
@@ -132,7 +135,8 @@ def student_of(config: ConfigDict, done: Done, group: Group, position: int) -> t
         fitted = done.get(students.stage_name(group.transfer, family))
         if fitted is None:
             continue
-        found = sound_members(fitted, family, group.method, group.alpha, group.temperature)
+        cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
+        found = sound_members(fitted, family, group.method, cell)
         if found:
             return fitted.population.model, population.take(fitted.population.variables, found[position])
     raise ValueError(f"{group.key} is not a student of this run")
@@ -156,10 +160,10 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
 
 def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Group:
     own = members_of(family, mode)
-    (alpha, temperature), grid = choose([family[m] for m in own], fitted.val_nll[own])
-    chosen = sound_members(fitted, family, mode, alpha, temperature)
+    cell, grid = choose([family[m] for m in own], fitted.val_nll[own])
+    chosen = sound_members(fitted, family, mode, cell)
     role = ROLES.get(mode, "student")
-    common = sound_members(fitted, family, mode, common_alpha(config), temperature)
+    common = sound_members(fitted, family, mode, cell._replace(alpha=common_alpha(config)))
     at_common = None
     if role == "student" and common:
         at_common = population.logits(
@@ -171,8 +175,9 @@ def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Gro
         role=role,
         method=mode,
         transfer=transfer,
-        alpha=alpha,
-        temperature=temperature,
+        alpha=cell.alpha,
+        temperature=cell.temperature,
+        arguments=dict(cell.arguments),
         members=tuple(f"seed {family[m].seed}" for m in chosen),
         common_test=at_common,
         grid=tuple(grid),

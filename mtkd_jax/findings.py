@@ -236,7 +236,8 @@ def gradient_difference(predictions: Predictions, transfer: str) -> float:
 
     def loss(logits: Array, recipe: Recipe) -> Array:
         outputs = Outputs(logits=logits, heads=logits[None], embedding=logits, features={})
-        context = Context(batch, teachers, {}, hyper, jax.random.key(0), jnp.int32(0), student=outputs)
+        now = jax.random.key(0), jnp.int32(0), jnp.float32(0.0)
+        context = Context(batch, teachers, {}, hyper, *now, student=outputs)
         context = dataclasses.replace(context, targets=recipe.aim(context, recipe.weigh(context)))
         return recipe.term(context).sum()
 

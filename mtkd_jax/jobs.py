@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.population import choose_how, frozen_parts
+from mtkd_jax import layouts
+from mtkd_jax.population import frozen_parts
 from mtkd_jax.step import Lessons, Program
 from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe
 
@@ -25,7 +26,7 @@ class Job:
     program: Program
     lessons: Lessons
     names: tuple[str, ...]  # [M]
-    hyper: Mapping[str, np.ndarray]  # {name: [M]}
+    hyper: Mapping[str, np.ndarray]  # {name: [M,...]}
     init_keys: Array  # [M] typed keys: initial weights and each member's own randomness
     order: Callable[[int], np.ndarray]  # epoch -> indices [S,B], or [S,M,B] when members have their own
     validation: tuple[Array, Array]  # images [V,h,w,c], labels [V]
@@ -67,11 +68,12 @@ def make(
         schedule=config.train.schedule,
         num_steps=epochs * len(order(0)),
         augmentation=tuple(sorted(config.data.augment.items())) if augment else (),
-        how=choose_how(config.runtime.how, model),
+        layout=layouts.choose(config.runtime.how, config.runtime.data_shards, model, len(members)),
     )
     lessons = Lessons(
         examples=examples,
         teachers=teacher_variables,
+        said=None,
         prepared=dict(prepared or {}),
         temperatures=jnp.asarray(temperatures, jnp.float32),
         key=jax.random.fold_in(key, word("lessons")),

@@ -5,6 +5,7 @@ How the members are walked is a choice, not a rewrite: `over_members` gives the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax.data.loading import scale
-from mtkd_jax.types import Array, Ensemble, Model, Population, PyTree, TeacherOutputs
+from mtkd_jax.types import Array, Ensemble, Model, Outputs, Population, PyTree, TeacherOutputs, UserError
 
-HOW = ("vmap", "map", "unroll", "loop")
+WALKS = ("vmap", "map", "unroll", "loop")
 
 
 def over_members(function: Callable, how: str) -> Callable:
@@ -35,13 +36,11 @@ def over_members(function: Callable, how: str) -> Callable:
         return partial(_one_by_one, function)
     if how == "loop":
         return partial(_one_by_one, jax.jit(function))
-    raise ValueError(f"how is {how!r}; known are {', '.join(HOW)}")
+    raise ValueError(f"how is {how!r}; known are {', '.join(WALKS)}")
 
 
-def choose_how(how: str, model: Model) -> str:
-    """Resolve "auto": `map` for convolutions on a CPU, `vmap` otherwise."""
-    if how != "auto":
-        return how
+def natural_walk(model: Model) -> str:
+    """How members are walked unless somebody has measured: `map` for convolutions on a CPU, else `vmap`."""
     return "map" if model.convolutional and jax.default_backend() == "cpu" else "vmap"
 
 
@@ -77,17 +76,34 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def apply_ensemble(models: tuple[Model, ...], variables: tuple[PyTree, ...], image: Array) -> TeacherOutputs:
-    """Outputs of all frozen teachers, architecture after architecture, for images [B,h,w,c]."""
+def apply_ensemble(
+    models: tuple[Model, ...], variables: tuple[PyTree, ...], image: Array, needs: tuple[str, ...] = ()
+) -> TeacherOutputs:
+    """Outputs of all frozen teachers, architecture after architecture, for images [B,h,w,c].
+
+    Of their features only those that `needs` names; raises UserError where there is none of that name.
+    """
     logits, embedding, features = [], [], []
     for model, stacked in zip(models, variables):
-        outputs = over_members(_evaluate(model), choose_how("auto", model))(stacked, image)
+        outputs = over_members(_evaluate(model, needs), natural_walk(model))(stacked, image)
         logits.append(outputs.logits)
         embedding.extend(outputs.embedding)
         features.extend(
             take(outputs.features, k) if outputs.features else {} for k in range(len(outputs.logits))
         )
     return TeacherOutputs(jnp.concatenate(logits), tuple(embedding), tuple(features))
+
+
+def with_features(outputs: Outputs, needs: tuple[str, ...], model: Model) -> Outputs:
+    """Outputs with those features that are needed; "features" stands for all, "embedding" is always there."""
+    if "features" in needs:
+        return outputs
+    names = [name for name in needs if name != "embedding"]
+    for name in names:
+        if name not in outputs.features:
+            known = ", ".join(outputs.features)
+            raise UserError(f"{model.name} has no feature {name!r}; it has {known}")
+    return dataclasses.replace(outputs, features={name: outputs.features[name] for name in names})
 
 
 def frozen_parts(ensemble: Ensemble) -> tuple[tuple[Model, ...], tuple[PyTree, ...]]:
@@ -120,8 +136,8 @@ def _one_by_one(function: Callable, members: PyTree, shared: PyTree) -> PyTree:
     return stack([function(take(members, m), shared) for m in range(num_members)])
 
 
-def _evaluate(model: Model) -> Callable:
-    return lambda variables, image: model.apply(variables, image)[0]
+def _evaluate(model: Model, needs: tuple[str, ...] = ()) -> Callable:
+    return lambda variables, image: with_features(model.apply(variables, image)[0], needs, model)
 
 
 @lru_cache
@@ -136,7 +152,7 @@ def _init(model: Model, image_shape: tuple[int, ...]) -> Callable:
 @lru_cache
 def _predict(model: Model) -> Callable:
     def predict(variables, image):
-        evaluate = over_members(_evaluate(model), choose_how("auto", model))
+        evaluate = over_members(_evaluate(model), natural_walk(model))
         return jnp.swapaxes(evaluate(variables, scale(image)).logits, 0, 1)
 
     return jax.jit(predict)

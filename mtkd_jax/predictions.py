@@ -37,7 +37,8 @@ class Group:
     val: np.ndarray  # [S,V,C] validation logits
     test: np.ndarray  # [S,N,C] test logits
     common_test: np.ndarray | None = None  # [S,N,C], the same mode at `Predictions.common_alpha`
-    grid: tuple[Mapping[str, float], ...] = ()  # {"alpha", "temperature", "val_nll"}: mean over seeds
+    arguments: Mapping[str, float] = dataclasses.field(default_factory=dict)  # chosen ones of the method
+    grid: tuple[Mapping[str, float], ...] = ()  # {"alpha", "temperature", ..., "val_nll"}: mean over seeds
     params: int = 0  # of one member
     flops: float | None = None  # of one member and one example, forward
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}

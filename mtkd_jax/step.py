@@ -1,8 +1,9 @@
 """The one training step, for a whole population at once, built from a recipe's seven seams.
 
-Two halves. The LESSON (batch, stimulus, teachers, targets) is drawn once for all members when they share
-their batches, or by each member from its own when they do not. The MEMBER half (view, student, terms,
-update, after) runs for every member. Nothing here asks which method is trained.
+Three parts. The LESSON (batch, stimulus, teachers, targets) is drawn once for all members when they share
+their batches, or by each member from its own when they do not. Every member SEES it (view, student) and
+LEARNS from it (teach, weigh, aim, term, update, after); between the two, peers exchange what they say.
+Nothing here asks which method is trained.
 """
 
 from __future__ import annotations
@@ -15,22 +16,42 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtkd_jax import mesh, population
 from mtkd_jax.data import augment, loading
-from mtkd_jax.population import apply_ensemble, over_members
-from mtkd_jax.types import Array, Context, Examples, Model, PyTree, Recipe, Targets, TrainState
+from mtkd_jax.mesh import Layout
+from mtkd_jax.population import apply_ensemble, over_members, with_features
+from mtkd_jax.types import (
+    Array,
+    Context,
+    Examples,
+    Model,
+    Networks,
+    Outputs,
+    Peers,
+    PyTree,
+    Recipe,
+    Targets,
+    TeacherOutputs,
+    TrainState,
+)
 
 
 class Program(NamedTuple):
     """Everything about a step that is compiled into it. Hashable: equal programs are compiled once."""
 
     model: Model
-    recipes: tuple[Recipe, ...]  # one family: they differ in name, weigh, aim and prepare only
+    recipes: tuple[Recipe, ...]  # one family, see `same_family`
     teachers: tuple[Model, ...]
     optimizer: str
     schedule: str
     num_steps: int  # of the whole stage, for the schedule
     augmentation: tuple[tuple[str, float], ...]
-    how: str
+    layout: Layout
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the recipes read of a network beyond its logits."""
+        return tuple(sorted({need for recipe in self.recipes for need in recipe.needs}))
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +61,7 @@ class Lessons:
 
     examples: Examples
     teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]
+    said: Array | None  # [K,N,C] their logits on every example, where they are asked beforehand
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
@@ -49,98 +71,175 @@ class Lessons:
 @dataclasses.dataclass(frozen=True)
 class _Lesson:
     context: Context
-    table: tuple[Targets, ...] | None  # targets of every (recipe, temperature), stacked; see _table
+    table: Targets | None  # targets of every (recipe, temperature), stacked; see _table
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What a member has made of a lesson, on the rows of this device, and the way back to its parameters."""
+
+    outputs: Outputs
+    pull: Callable
+    model_state: PyTree
 
 
 def same_family(a: Recipe, b: Recipe) -> bool:
-    """Whether two recipes can be trained as one population: all but name, weigh, aim, prepare equal.
+    """Whether two recipes can be trained as one population, by one program.
 
-    Targets that depend on the student have no row in the shared table, so there weigh and aim count too.
+    They may differ in name, weigh, aim, prepare, needs and the values of `hyper`. Targets that depend on the
+    student have no row in the shared table, so there weigh and aim count too.
     """
-    if a.reads_student or b.reads_student:
-        return a._replace(name=b.name) == b
-    return a._replace(name=b.name, weigh=b.weigh, aim=b.aim, prepare=b.prepare) == b
+    if tuple(name for name, _ in a.hyper) != tuple(name for name, _ in b.hyper):
+        return False
+    a = a._replace(name=b.name, needs=b.needs, hyper=b.hyper)
+    return a == b if a.reads_student else a._replace(weigh=b.weigh, aim=b.aim, prepare=b.prepare) == b
 
 
-def init_state(program: Program, variables: PyTree, keys: Array) -> TrainState:
+def init_state(program: Program, variables: PyTree, keys: Array, lessons: Lessons) -> TrainState:
     """The first state of every member, stacked, from variables [M,...] and keys [M]."""
     transform = optimizer(program.optimizer, 1.0, 0.0)
     recipe = program.recipes[0]
     params = variables["params"]
+
+    def outputs_of(variables: PyTree, teachers: tuple[PyTree, ...], image: Array):
+        student = program.model.apply(population.take(variables, 0), image)[0]
+        student = with_features(student, program.needs, program.model)
+        if not program.teachers:
+            return student, None
+        return student, apply_ensemble(program.teachers, teachers, image, program.needs)
+
+    image = jax.eval_shape(loading.scale, lessons.examples.image[:2])
+    student, teacher = jax.eval_shape(outputs_of, variables, lessons.teachers, image)
+    aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
     return TrainState(
         params=params,
+        aux=aux,
         model_state={name: value for name, value in variables.items() if name != "params"},
-        opt_state=jax.vmap(transform.init)(params),
-        mem=jax.vmap(recipe.init_mem)(params),
+        opt_state=jax.vmap(transform.init)((params, aux)),
+        mem=jax.vmap(recipe.init_mem)(variables),
         key=keys,
     )
 
 
 def make_step(program: Program) -> Callable:
-    """(states [M], hyper {name: [M]}, indices [B] or [M,B], step [], lessons) -> (states, losses [M])."""
-    recipe = program.recipes[0]
+    """(states [M], hyper {name: [M,...]}, indices [B] or [M,B], step [], lessons) -> (states, losses [M]).
 
-    def frozen_by(lessons: Lessons) -> Callable:
-        return lambda image: apply_ensemble(program.teachers, lessons.teachers, image)
+    Where the layout has several devices this is one device's part, to be called inside `mesh.spread`.
+    """
+    recipe, layout = program.recipes[0], program.layout
 
-    def give_lesson(key: Array, indices: Array, step: Array, lessons: Lessons) -> _Lesson:
-        frozen = frozen_by(lessons)
+    def asked(image: Array, lessons: Lessons) -> TeacherOutputs:
+        return apply_ensemble(program.teachers, lessons.teachers, image, program.needs)
+
+    def networks(lessons: Lessons) -> Networks:
+        return Networks(lambda image: asked(image, lessons), program.model.apply)
+
+    def to_teach(lessons: Lessons, indices: Array) -> Networks:
+        """For the shared lesson: the teachers' work shared out, or done before."""
+        if lessons.said is not None:
+            said = TeacherOutputs(lessons.said[:, indices].astype(jnp.float32), (), ())
+            return Networks(lambda image: said, program.model.apply)
+        return Networks(
+            mesh.shared_out(lambda image: asked(image, lessons), layout), program.model.apply
+        )
+
+    def give_lesson(key: Array, indices: Array, step: Array, lessons: Lessons, shared: bool) -> _Lesson:
         stimulus_key, key = jax.random.split(key)
         batch = loading.gather(lessons.examples, indices)
-        batch = recipe.stimulus(stimulus_key, batch, augmented(program), frozen)
-        context = Context(batch, None, lessons.prepared, {}, key, step)
-        if recipe.reads_student:
-            return jax.lax.stop_gradient(_Lesson(context, None))
-        context = dataclasses.replace(context, teacher=recipe.teach(context, frozen))
-        return jax.lax.stop_gradient(_Lesson(context, _table(program.recipes, context, lessons.temperatures)))
+        batch = recipe.stimulus(stimulus_key, batch, augmented(program), networks(lessons))
+        progress = step.astype(jnp.float32) / program.num_steps
+        context = Context(batch, None, lessons.prepared, {}, key, step, progress)
+        if "teach" not in recipe.reads_student:
+            teach = to_teach(lessons, indices) if shared else networks(lessons)
+            context = dataclasses.replace(context, teacher=recipe.teach(context, teach))
+        table = None if recipe.reads_student else _table(program.recipes, context, lessons.temperatures)
+        return jax.lax.stop_gradient(_Lesson(context, table))
 
     def aimed(lesson: _Lesson, context: Context, lessons: Lessons) -> Context:
+        """The context with teachers and targets, neither of which passes a gradient on."""
         if lesson.table is not None:
             targets = jax.tree.map(lambda leaf: leaf[context.hyper["target"]], lesson.table)
-            return dataclasses.replace(context, teacher=lesson.context.teacher, targets=targets)
+            return dataclasses.replace(context, targets=targets)
         seen = jax.lax.stop_gradient(context)
-        seen = dataclasses.replace(seen, teacher=recipe.teach(seen, frozen_by(lessons)))
-        targets = recipe.aim(seen, recipe.weigh(seen))
-        return dataclasses.replace(
-            context, **jax.lax.stop_gradient({"teacher": seen.teacher, "targets": targets})
-        )
+        if "teach" in recipe.reads_student:
+            seen = dataclasses.replace(seen, teacher=recipe.teach(seen, networks(lessons)))
+        found = seen.teacher, recipe.aim(seen, recipe.weigh(seen))
+        teacher, targets = jax.lax.stop_gradient(found)
+        return dataclasses.replace(context, teacher=teacher, targets=targets)
 
-    def member_step(member, shared):
+    def keys_of(state: TrainState, step: Array) -> Array:
+        return jax.random.split(jax.random.fold_in(state.key, step), 4)
+
+    def see(state: TrainState, lesson: _Lesson, step: Array) -> _Seen:
+        _, view_key, apply_key, _ = keys_of(state, step)
+        image = mesh.own_rows(lesson.context.batch.image, layout)
+        apply_key = mesh.own_key(apply_key, layout)
+
+        def outputs_of(params):
+            variables = {"params": recipe.view(params, state, view_key), **state.model_state}
+            outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
+            return with_features(outputs, program.needs, program.model), model_state
+
+        outputs, pull, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
+        return _Seen(outputs, pull, model_state)
+
+    def learn(state, hyper, lesson: _Lesson, seen: _Seen, peers: Peers | None, step, lessons):
+        *_, seam_key = keys_of(state, step)
+        context = dataclasses.replace(
+            lesson.context, hyper=hyper, peers=peers, state=state, key=seam_key, step=step
+        )
+        whole = mesh.whole_batch(seen.outputs, layout)
+        context = aimed(lesson, dataclasses.replace(context, student=whole), lessons)
+
+        def loss_of(outputs, aux):
+            student = mesh.whole_batch(outputs, layout)
+            said = dataclasses.replace(
+                context, student=student, state=dataclasses.replace(state, aux=aux)
+            )
+            return recipe.term(said).mean()
+
+        loss, (by_outputs, by_aux) = jax.value_and_grad(loss_of, argnums=(0, 1))(seen.outputs, state.aux)
+        (by_params,) = mesh.sum_over_data(seen.pull(by_outputs), layout)
+        state = _updated(program, recipe, hyper, step, (by_params, by_aux), state, seen.model_state)
+        return recipe.after(state, context), loss
+
+    def alone(member, shared):
+        """A member that needs nobody else: it sees and learns in one go."""
         state, hyper, own_indices = member
         lesson, step, lessons = shared
-        keys = jax.random.split(jax.random.fold_in(state.key, step), 4)
-        lesson_key, view_key, apply_key, seam_key = keys
         if lesson is None:
-            lesson = give_lesson(lesson_key, own_indices, step, lessons)
+            lesson = give_lesson(keys_of(state, step)[0], own_indices, step, lessons, shared=False)
+        return learn(state, hyper, lesson, see(state, lesson, step), None, step, lessons)
 
-        def loss_of(params):
-            variables = {"params": recipe.view(params, state, view_key), **state.model_state}
-            student, model_state = program.model.apply(
-                variables, lesson.context.batch.image, train=True, key=apply_key
-            )
-            context = dataclasses.replace(
-                lesson.context, hyper=hyper, student=student, state=state, key=seam_key, step=step
-            )
-            context = aimed(lesson, context, lessons)
-            return recipe.term(context).mean(), (model_state, context)
+    def one_sees(member, shared):
+        lesson, step = shared
+        return see(member, lesson, step)
 
-        (loss, (model_state, context)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        rate = hyper["learning_rate"] * schedule(program.schedule, step / program.num_steps)
-        params, opt_state = _updated(program.optimizer, rate, hyper["weight_decay"], grads, state)
-        params, mem = recipe.after(params, state.mem, context)
-        state = dataclasses.replace(
-            state, params=params, model_state=model_state, opt_state=opt_state, mem=mem
-        )
-        return state, loss
+    def one_learns(member, shared):
+        (state, hyper, seen), (lesson, logits, step, lessons) = member, shared
+        return learn(state, hyper, lesson, seen, _peers(hyper, logits), step, lessons)
 
     def step(states, hyper, indices, step, lessons):
-        if indices.ndim == 1:
-            shared_key = jax.random.fold_in(lessons.key, step)
-            shared = (give_lesson(shared_key, indices, step, lessons), step, lessons)
-            return over_members(member_step, program.how)((states, hyper, None), shared)
-        return over_members(member_step, program.how)((states, hyper, indices), (None, step, lessons))
+        walk = layout.walk
+        if indices.ndim == 2:
+            return over_members(alone, walk)((states, hyper, indices), (None, step, lessons))
+        lesson = give_lesson(jax.random.fold_in(lessons.key, step), indices, step, lessons, shared=True)
+        if recipe.num_peers == 1:
+            return over_members(alone, walk)((states, hyper, None), (lesson, step, lessons))
+        seen = over_members(one_sees, walk)(states, (lesson, step))
+        outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(seen.outputs)
+        logits = jax.lax.stop_gradient(mesh.all_members(outputs.logits, layout))
+        return over_members(one_learns, walk)((states, hyper, seen), (lesson, logits, step, lessons))
 
     return step
+
+
+def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
+    """A member's cohort, from the logits [M,B,C] of all; one that broke down must not take its peers along."""
+    own = logits[hyper["mates"]]
+    sound = jnp.isfinite(own).all(axis=(1, 2))
+    return Peers(jnp.where(sound[:, None, None], own, 0.0), hyper["place"], sound)
 
 
 def augmented(program: Program) -> Callable:
@@ -162,11 +261,32 @@ def optimizer(name: str, learning_rate: Array | float, weight_decay: Array | flo
     raise ValueError(f"optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
 
 
-def _updated(name: str, rate: Array, decay: Array, grads: PyTree, state: TrainState) -> tuple[PyTree, PyTree]:
+def _updated(
+    program: Program,
+    recipe: Recipe,
+    hyper: Mapping[str, Array],
+    step: Array,
+    grads: PyTree,
+    state: TrainState,
+    model_state: PyTree,
+) -> TrainState:
+    """The state after one step of the optimiser; what the recipe does not train stays what it was."""
+    rate = hyper["learning_rate"] * schedule(program.schedule, step / program.num_steps)
+    transform = optimizer(program.optimizer, rate, hyper["weight_decay"])
+    trained = (state.params, state.aux)
     # optax mixes its integer step count into float arithmetic, which a strict session forbids.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer(name, rate, decay).update(grads, state.opt_state, state.params)
-        return optax.apply_updates(state.params, updates), opt_state
+        updates, opt_state = transform.update(grads, state.opt_state, trained)
+        params, aux = optax.apply_updates(trained, updates)
+    before = {"params": state.params, **state.model_state}
+    after = {"params": params, **model_state}
+
+    def kept(path, old: Array, new: Array) -> Array:
+        return new if recipe.trainable(jax.tree_util.keystr(path, simple=True, separator="/")) else old
+
+    after = jax.tree_util.tree_map_with_path(kept, before, after)
+    params = after.pop("params")
+    return dataclasses.replace(state, params=params, aux=aux, model_state=after, opt_state=opt_state)
 
 
 def schedule(name: str, progress: Array) -> Array:
@@ -192,7 +312,8 @@ def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -
     """
 
     def at(recipe: Recipe, temperature: Array) -> Targets:
-        warm = dataclasses.replace(context, hyper={"temperature": temperature})
+        own = {name: jnp.float32(value) for name, value in recipe.hyper}
+        warm = dataclasses.replace(context, hyper={"temperature": temperature, **own})
         return recipe.aim(warm, recipe.weigh(warm))
 
     rows = [jax.vmap(lambda t, r=recipe: at(r, t))(temperatures) for recipe in recipes]

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import jobs, population
-from mtkd_jax.config import build_model, build_recipe, student_model, students_schedule
+from mtkd_jax.config import build_model, build_recipe, build_recipes, student_model, students_schedule
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job
@@ -20,7 +20,16 @@ from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.step import same_family
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs
 
+PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
 BASELINE_OF = "output_avg"  # any one-head mode at alpha = 1 is the network trained without teachers
+
+
+class Cell(NamedTuple):
+    """A point of the grid that validation chooses from."""
+
+    alpha: float
+    temperature: float
+    arguments: tuple[tuple[str, float], ...] = ()  # the mode's own numbers, where there is a choice of them
 
 
 class Member(NamedTuple):
@@ -28,9 +37,9 @@ class Member(NamedTuple):
 
     mode: str  # as asked for, or "baseline", "control"
     recipe: Recipe
-    alpha: float
-    temperature: float
+    cell: Cell
     seed: int
+    peer: int = 0  # place in its cohort; peer 0 is the student, the others are there to learn with
 
 
 def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
@@ -43,23 +52,27 @@ def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
     students = config.students
     if not students.modes:
         return ()
-    modes = [
-        (address, build_recipe(address), students.alphas, students.temperatures) for address in students.modes
-    ]
-    modes.append(("baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
-    many_headed = [recipe for _, recipe, _, _ in modes if recipe.num_heads(2) > 1]
+    modes = []
+    for address in students.modes:
+        recipes = build_recipes(config, address)
+        for recipe in recipes:
+            alphas = students.alphas if recipe.alpha is None else (recipe.alpha,)
+            modes.append((address, recipe, alphas, students.temperatures, len(recipes) > 1))
+    modes.append(("baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,), False))
+    many_headed = [recipe for _, recipe, *_ in modes if recipe.num_heads(2) > 1]
     if many_headed:
-        modes.append(("control", many_headed[0], (1.0,), (1.0,)))
+        modes.append(("control", many_headed[0], (1.0,), (1.0,), False))
     grouped: list[list[Member]] = []
-    for name, recipe, alphas, temperatures in modes:
+    for name, recipe, alphas, temperatures, is_choice in modes:
         family = next((f for f in grouped if same_family(f[0].recipe, recipe)), None)
         if family is None:
             grouped.append(family := [])
         family += [
-            Member(name, recipe, alpha, temperature, seed)
+            Member(name, recipe, Cell(alpha, temperature, recipe.hyper if is_choice else ()), seed, peer)
             for alpha in alphas
             for temperature in temperatures
             for seed in range(students.num_seeds)
+            for peer in range(recipe.num_peers)
         ]
     return tuple(tuple(family) for family in grouped)
 
@@ -77,7 +90,7 @@ def job(
     A seed sets the initial weights (equal bodies in every mode) and dropout only.
     """
     recipes = tuple(dict.fromkeys(member.recipe for member in family))
-    temperatures = tuple(dict.fromkeys(member.temperature for member in family))
+    temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
     num_teachers = sum(p.num_members for p in ensemble)
     num_heads = recipes[0].num_heads(num_teachers)
     mean, std = loading.channel_statistics(split)
@@ -92,18 +105,25 @@ def job(
         stage=stage_name(transfer, family),
         model=build_model(student_model(config), task, "students.model"),
         recipes=recipes,
-        members=[member.seed for member in family],
+        members=[member.seed + member.peer * PEERS_APART for member in family],
         names=tuple(member_name(member) for member in family),
         hyper={
-            "alpha": column(member.alpha for member in family),
-            "temperature": column(member.temperature for member in family),
+            "alpha": column(member.cell.alpha for member in family),
+            "temperature": column(member.cell.temperature for member in family),
             "target": column(
                 (
-                    recipes.index(member.recipe) * len(temperatures) + temperatures.index(member.temperature)
+                    recipes.index(member.recipe) * len(temperatures)
+                    + temperatures.index(member.cell.temperature)
                     for member in family
                 ),
                 np.int32,
             ),
+            "mates": _mates(family),
+            "place": column((member.peer for member in family), np.int32),
+            **{
+                name: column(dict(member.recipe.hyper)[name] for member in family)
+                for name, _ in recipes[0].hyper
+            },
             "learning_rate": column(config.train.learning_rate for _ in family),
             "weight_decay": column(config.train.weight_decay for _ in family),
             "label_smoothing": column(config.train.label_smoothing for _ in family),
@@ -121,14 +141,31 @@ def job(
     )
 
 
+def _mates(family: Sequence[Member]) -> np.ndarray:
+    """[M,P] int32: the rows of every member's cohort, in the order of their places."""
+    rows: dict[Member, list[int]] = {}
+    for row, member in enumerate(family):
+        rows.setdefault(member._replace(peer=0), []).append(row)
+    return np.asarray([rows[member._replace(peer=0)] for member in family], np.int32)
+
+
 def stage_name(transfer: str, family: Sequence[Member]) -> str:
     """The stage, and so the checkpoint folder, of one family on one transfer set."""
     return f"students-{transfer}-{jobs.slug(family[0].mode)}"
 
 
 def member_name(member: Member) -> str:
-    """The name of one student in metrics.jsonl and checkpoints."""
-    return f"{member.mode} a={member.alpha:g} T={member.temperature:g} seed {member.seed}"
+    """The name of one student in metrics.jsonl and checkpoints.
+
+    >>> member_name(Member("mimic_all", None, Cell(0.5, 4.0, (("weight", 2.0),)), seed=1))
+    'mimic_all a=0.5 T=4 weight=2 seed 1'
+    """
+    arguments = "".join(f" {name}={value:g}" for name, value in member.cell.arguments)
+    peer = f" peer {member.peer}" if member.peer else ""
+    return (
+        f"{member.mode} a={member.cell.alpha:g} T={member.cell.temperature:g}{arguments} "
+        f"seed {member.seed}{peer}"
+    )
 
 
 def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], np.ndarray]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax import checkpoint, population
+from mtkd_jax import checkpoint, mesh, population
 from mtkd_jax.data.loading import scale
 from mtkd_jax.jobs import Job
 from mtkd_jax.logbook import Logbook
@@ -71,13 +71,14 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     epoch, progress, seconds = _resumed(job, first, directory, logbook)
     logbook.cut_back(job.stage, epoch)
     chunk_of = _chunk(job.program, job.patience, job.eval_every)
+    lessons, validation = mesh.everywhere((job.lessons, job.validation), job.program.layout)
     epochs_per_chunk = _epochs_per_chunk(job)
     started = saved = time.perf_counter()
     while epoch < job.epochs and not np.asarray(progress.stopped).all():
         order = np.stack([job.order(e) for e in range(epoch, epoch + epochs_per_chunk)])
         first_step = np.int32(epoch * order.shape[1])
         rounds = order.reshape(-1, job.eval_every * order.shape[1], *order.shape[2:])
-        progress, metrics = chunk_of(progress, job.hyper, rounds, first_step, job.lessons, job.validation)
+        progress, metrics = chunk_of(progress, job.hyper, rounds, first_step, lessons, validation)
         for number, values in enumerate(_rows(jax.device_get(metrics)), start=1):
             at = epoch + number * job.eval_every
             logbook.record(job.stage, at, at * order.shape[1], job.names, values)
@@ -87,7 +88,8 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
         if epoch < job.epochs and now - saved >= checkpoint_seconds:
             checkpoint.save(directory, epoch, progress, {"seconds": seconds + now - started})
             saved = now
-    result, seconds = _result(progress), seconds + time.perf_counter() - started
+    result = jax.tree.map(jnp.asarray, jax.device_get(_result(progress)))  # on one device, as if restored
+    seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
     checkpoint.save(directory / "finished", epoch, result, {"seconds": seconds, "members": list(job.names)})
     checkpoint.discard(directory)
@@ -107,9 +109,8 @@ def _first(job: Job) -> Progress:
     num_members = len(job.names)
     image_shape = job.validation[0].shape[1:]
     variables = population.init(job.program.model, job.init_keys, image_shape)
-    train = init_state(
-        job.program, variables, jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
-    )
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
+    train = init_state(job.program, variables, keys, job.lessons)
     first = Progress(
         train=train,
         best=_deployed(job.program, train),
@@ -159,14 +160,14 @@ def _rows(metrics: dict[str, np.ndarray]):
 
 def _deployed(program: Program, train: TrainState) -> PyTree:
     """What is validated, kept as best, and exported: [M,...]."""
-    return jax.vmap(program.recipes[0].deploy)(train.params, train.model_state, train.mem)
+    return jax.vmap(program.recipes[0].deploy)(train)
 
 
 @lru_cache
 def _chunk(program: Program, patience: int, eval_every: int) -> Callable:
     """(progress, hyper, rounds [R,S,...], first step, lessons, val) -> (progress, metrics {name: [R,M]})."""
-    step = make_step(program)
-    scan = _host_scan if program.how == "loop" else jax.lax.scan
+    step, layout = make_step(program), program.layout
+    scan = _host_scan if layout.walk == "loop" else jax.lax.scan
 
     def chunk(progress, hyper, rounds, first_step, lessons, val):
         def one_step(carry, indices):
@@ -184,7 +185,16 @@ def _chunk(program: Program, patience: int, eval_every: int) -> Callable:
         (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
         return progress, metrics
 
-    return chunk if program.how == "loop" else jax.jit(chunk, donate_argnums=0)
+    if layout.walk == "loop":
+        return chunk
+
+    def everywhere(progress, hyper, rounds, *shared):
+        own_batches = 2 if rounds.ndim == 4 else None  # [R,S,M,B], or [R,S,B] for all members
+        return mesh.spread(chunk, layout, (0, 0, own_batches, None, None, None), (0, 1))(
+            progress, hyper, rounds, *shared
+        )
+
+    return jax.jit(everywhere, donate_argnums=0)
 
 
 def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
@@ -202,7 +212,7 @@ def _validated(program, progress: Progress, train: TrainState, loss: Array, val,
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
     """
     deployed = _deployed(program, train)
-    nll, accuracy = population.over_members(_evaluator(program), program.how)(deployed, val)
+    nll, accuracy = population.over_members(_evaluator(program), program.layout.walk)(deployed, val)
     alive = progress.alive & jnp.isfinite(loss) & jnp.isfinite(nll)
     better = (nll < progress.best_nll) & ~progress.stopped & alive
     stale = jnp.where(better, 0, progress.stale + eval_every)

@@ -154,8 +154,9 @@ class TrainState:
     """What one step carries for one member; a population stacks it on a leading axis M."""
 
     params: PyTree
+    aux: PyTree  # parameters of the method, not of the network (regressors, projections); {} by default
     model_state: PyTree  # batch statistics; {} without any
-    opt_state: PyTree
+    opt_state: PyTree  # of (params, aux)
     mem: PyTree  # what `after` remembers (averages, buffers); {} by default
     key: Array  # the member's own; used as fold_in(key, step), never split
 
@@ -178,22 +179,46 @@ class Targets:
 
 @pytree
 @dataclasses.dataclass(frozen=True)
+class Peers:
+    """What the members of one cohort say of the batch they share, the reader among them."""
+
+    logits: Array  # [P,B,C], zeros for one that broke down
+    place: Array  # [] int32, the reader's own row
+    sound: Array  # [P] bool; False once a peer's logits are not finite
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
 class Context:
     """All that a seam may read.
 
     What runs once for all members (teach, weigh, aim, unless the recipe says `reads_student`) sees `student`
-    and `state` as None, and of `hyper` the temperature alone.
+    and `state` as None, and of `hyper` the temperature and the recipe's own alone.
     """
 
     batch: Batch
     teacher: TeacherOutputs | None
     prepared: Mapping[str, PyTree]  # variables the plan fitted before this stage, by name
-    hyper: Mapping[str, Array]  # scalars: alpha, temperature, label_smoothing, learning_rate, weight_decay
+    hyper: Mapping[str, Array]  # scalars: alpha, temperature, ..., and the recipe's own by name
     key: Array
-    step: Array
+    step: Array  # [] int32, counted from 0
+    progress: Array  # [] float32 in [0,1): step / steps of the stage
     student: Outputs | None = None
+    peers: Peers | None = None
     state: TrainState | None = None
     targets: Targets | None = None
+
+    @property
+    def aux(self) -> PyTree:
+        """The method's own parameters."""
+        return self.state.aux
+
+
+class Networks(NamedTuple):
+    """Networks a seam may ask about an image it has made itself."""
+
+    teachers: Callable[[Array], TeacherOutputs]  # the frozen ones, differentiable in the image
+    student: Callable  # (variables, image, *, train=False, key=None) -> (Outputs, new model_state)
 
 
 class Recipe(NamedTuple):
@@ -201,20 +226,27 @@ class Recipe(NamedTuple):
 
     A method overrides one to three seams of `methods.seams.PLAIN` and inherits the rest. The step applies
     `stop_gradient` to stimulus, teach, weigh and aim, so that no method has to remember it. Recipes that
-    differ only in name, weigh, aim and prepare are trained as one population by one compiled program.
+    differ only in name, weigh, aim, prepare, needs and the values of `hyper` are trained as one population
+    by one compiled program. Seams see the whole batch, also where the networks' work is split over devices.
     """
 
     name: str
-    stimulus: Callable  # (key, batch, augment, frozen) -> batch
+    stimulus: Callable  # (key, batch, augment, networks) -> batch
     view: Callable  # (params, state, key) -> params
-    teach: Callable  # (context, frozen) -> TeacherOutputs or None
+    teach: Callable  # (context, networks) -> TeacherOutputs or None
     weigh: Callable  # (context) -> w [K,B]
     aim: Callable  # (context, w) -> Targets
     term: Callable  # (context) -> loss [B]
-    after: Callable  # (params, mem, context) -> (params, mem)
-    init_mem: Callable  # (params) -> mem
-    deploy: Callable  # (params, model_state, mem) -> variables to evaluate and export
+    after: Callable  # (state after the optimiser, context) -> state
+    init_mem: Callable  # (variables) -> mem
+    init_aux: Callable  # (key, student Outputs, TeacherOutputs) -> aux; both as shapes
+    trainable: Callable  # (path, such as "params/conv1/kernel") -> bool; False freezes statistics too
+    deploy: Callable  # (state) -> variables to evaluate and export
     num_heads: Callable[[int], int]  # K -> H
-    reads_student: bool = False  # teach, weigh or aim read context.student or context.state
+    num_peers: int = 1  # members of a cohort that read each other's logits; 1 = none
+    reads_student: tuple[str, ...] = ()  # of teach, weigh, aim: those that read context.student, state or peers
+    needs: tuple[str, ...] = ()  # feature names it reads, of student and teachers; "features" = all
+    hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced
+    alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
     min_teachers: int = 1
     prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"

@@ -25,6 +25,8 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
     },
     {
         "jobs",
+        "layouts",
+        "mesh",
         "training",
         "step",
         "population",

@@ -43,6 +43,7 @@ def context(heads, teachers, labels, alpha=0.0, temperature=1.0, smoothing=0.0, 
         },
         key=jax.random.key(0),
         step=jnp.int32(0),
+        progress=jnp.float32(0.0),
         student=Outputs(logits=logits, heads=heads, embedding=jnp.zeros((num, 1)), features={}),
     )
 

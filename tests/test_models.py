@@ -82,7 +82,7 @@ def test_mlp_equals_numpy():
     for layer in ("dense1", "dense2"):
         hidden = np.maximum(hidden @ p[layer]["kernel"] + p[layer]["bias"][None], 0)
     np.testing.assert_allclose(got.embedding, hidden, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got.features["layer2"][:, 0, 0], hidden, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.features["stage2"][:, 0, 0], hidden, rtol=1e-4, atol=1e-5)
     logits = hidden @ p["heads"]["kernel"][0] + p["heads"]["bias"]
     np.testing.assert_allclose(got.logits, logits, rtol=1e-4, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_shapes_and_float32_outside_the_body(build, dtype):
     gradients, (got, state) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     assert got.logits.shape == (6, 10) and got.heads.shape == (3, 6, 10)
     assert got.embedding.ndim == 2 and all(value.ndim == 4 for value in got.features.values())
-    assert list(got.features) == (["layer1", "layer2"] if build is mlp else ["stage1", "stage2"])
+    assert list(got.features) == ["stage1", "stage2"]
     assert set(state) == {"batch_stats"}
     leaves = jax.tree.leaves((variables, got, state, gradients))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}

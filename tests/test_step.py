@@ -56,9 +56,9 @@ def test_stimulus_is_what_student_and_teachers_see(setting, tmp_path):
     mean = student_job(setting).program.model.module.task.mean[0]  # after normalisation: zeros
     seen = []
 
-    def at_mean(key, batch, augment, frozen):
+    def at_mean(key, batch, augment, networks):
         batch = dataclasses.replace(batch, image=jnp.full_like(batch.image, mean))
-        seen.append(frozen(batch.image).logits.shape)
+        seen.append(networks.teachers(batch.image).logits.shape)
         return batch
 
     job = student_job(setting, stimulus=at_mean)
@@ -74,7 +74,7 @@ def test_view_is_what_the_student_computes_with_and_deploy_what_is_kept(setting,
         view=lambda params, state, key: jax.tree.map(
             lambda p: p + jax.lax.stop_gradient(jnp.sign(p) - p), params
         ),
-        deploy=lambda params, model_state, mem: {"params": sign(params), **model_state},
+        deploy=lambda state: {"params": sign(state.params), **state.model_state},
     )
     kept = trained(job, tmp_path / "signs")
     assert {float(v) for leaf in jax.tree.leaves(kept) for v in np.unique(leaf)} <= {-1.0, 0.0, 1.0}
@@ -86,12 +86,16 @@ def test_view_is_what_the_student_computes_with_and_deploy_what_is_kept(setting,
 def test_after_remembers_and_deploy_can_return_the_memory(setting, tmp_path):
     job = student_job(
         setting,
-        init_mem=lambda params: {"average": params},
-        after=lambda params, mem, context: (
-            params,
-            {"average": jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, mem["average"], params)},
+        init_mem=lambda variables: {"average": variables["params"]},
+        after=lambda state, context: dataclasses.replace(
+            state,
+            mem={
+                "average": jax.tree.map(
+                    lambda old, new: 0.75 * old + 0.25 * new, state.mem["average"], state.params
+                )
+            },
         ),
-        deploy=lambda params, model_state, mem: {"params": mem["average"], **model_state},
+        deploy=lambda state: {"params": state.mem["average"], **state.model_state},
     )
     expected = jax.tree.map(
         lambda before, after: 0.75 * before + 0.25 * after,
@@ -103,7 +107,10 @@ def test_after_remembers_and_deploy_can_return_the_memory(setting, tmp_path):
 
 def test_after_can_change_the_parameters(setting, tmp_path):
     job = student_job(
-        setting, after=lambda params, mem, context: (jax.tree.map(lambda p: p.clip(-0.05, 0.05), params), mem)
+        setting,
+        after=lambda state, context: dataclasses.replace(
+            state, params=jax.tree.map(lambda p: p.clip(-0.05, 0.05), state.params)
+        ),
     )
     clipped = trained(job, tmp_path)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(clipped)) <= np.float32(0.05)
@@ -111,7 +118,7 @@ def test_after_can_change_the_parameters(setting, tmp_path):
 
 def test_targets_drawn_by_each_member_are_those_of_the_shared_table(setting, tmp_path):
     shared = trained(student_job(setting), tmp_path / "shared")
-    own = trained(student_job(setting, reads_student=True), tmp_path / "own")
+    own = trained(student_job(setting, reads_student=("weigh", "aim")), tmp_path / "own")
     close(shared, own)
 
 
@@ -139,7 +146,7 @@ def test_the_step_stops_gradients_through_weigh_and_aim(setting, tmp_path):
     def linear(context):
         return (context.targets.probs[0] * context.student.logits).sum(-1)
 
-    job = student_job(setting, reads_student=True, aim=own_opinion, term=linear)
+    job = student_job(setting, reads_student=("weigh", "aim"), aim=own_opinion, term=linear)
     found = trained(job, tmp_path)
     examples, indices = job.lessons.examples, job.order(0)[0]
     image = examples.image[indices].astype(jnp.float32) / 255

@@ -7,8 +7,12 @@ sure that whatever leaves this file can be trained on, or that the user is told 
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import math
 import os
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 
@@ -130,6 +134,34 @@ def npz(*, path: str) -> DataSet:
     return _checked(DataSet(name=pathlib.Path(file).stem, class_names=class_names, **fields), where=path)
 
 
+def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
+    """A folder of the four IDX files that MNIST and sets of its form come in, such as Fashion-MNIST.
+
+    They are called train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
+    t10k-labels-idx1-ubyte, also with .idx in place of -idx, also gzipped with .gz at the end; of several
+    spellings of one file the first is read, in the order just given. Images are grey, uint8 [N,h,w,1].
+    `class_names` [C] is optional; without it the classes are called by their numbers.
+    A file is read no further than its header promises, whatever it would unpack to.
+    Raises `UserError` naming the folder or the file. Format: LeCun, Cortes and Burges (1998), for MNIST.
+    """
+    if not (isinstance(class_names, tuple) and all(isinstance(name, str) for name in class_names)):
+        raise UserError(f"idx: class_names = {class_names!r}: must be a tuple of text, one name a class")
+    folder = pathlib.Path(os.path.expanduser(path))
+    if not path or not folder.is_dir():
+        raise UserError(f"data.path = {path!r}: no such folder; must hold the four IDX files of a set")
+    arrays = {name: _read_idx(_idx_file(folder, stem), axes) for name, (stem, axes) in _IDX_FILES.items()}
+    for name in ("train_images", "test_images"):
+        arrays[name] = arrays[name][..., None]
+    return _checked(
+        DataSet(
+            name=folder.resolve().name,
+            class_names=class_names or _names_from(arrays["train_labels"], path),
+            **arrays,
+        ),
+        where=path,
+    )
+
+
 def tfds(*, name: str) -> DataSet:
     """A TensorFlow Datasets set by its name, splits train and test, read without TensorFlow.
 
@@ -183,6 +215,12 @@ _ARRAYS = {  # the same under the names of Keras
     "test_labels": "y_test",
 }
 _WANTED = {*_ARRAYS, *_ARRAYS.values(), "class_names"}
+_IDX_FILES = {  # how the name begins, number of axes
+    "train_images": ("train-images", 3),
+    "train_labels": ("train-labels", 1),
+    "test_images": ("t10k-images", 3),
+    "test_labels": ("t10k-labels", 1),
+}
 
 
 def _checked(dataset: DataSet, where: str) -> DataSet:

@@ -6,14 +6,15 @@ A method is `PLAIN._replace(...)`; only what it changes is written down.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.types import Array, Batch, Context, Recipe, Targets, TeacherOutputs
+from mtkd_jax.types import Array, Batch, Context, Recipe, Targets, TeacherOutputs, TrainState
 
 
-def configured_stimulus(key: Array, batch: Batch, augment, frozen) -> Batch:
+def configured_stimulus(key: Array, batch: Batch, augment, networks) -> Batch:
     """The configured augmentation, the same image for teachers and student."""
     return dataclasses.replace(batch, image=augment(key, batch.image))
 
@@ -23,9 +24,9 @@ def identity_view(params, state, key):
     return params
 
 
-def frozen_teachers(context: Context, frozen) -> TeacherOutputs:
+def frozen_teachers(context: Context, networks) -> TeacherOutputs:
     """The outputs of the K frozen teachers on the student's images."""
-    return frozen(context.batch.image)
+    return networks.teachers(context.batch.image)
 
 
 def equal_weights(context: Context) -> Array:
@@ -71,25 +72,43 @@ def soft_loss(context: Context) -> Array:
     return temperature**2 * jnp.sum(jnp.where(targets.mass > 0, targets.mass * kl, 0.0), axis=0)
 
 
-def hard_and_soft(context: Context) -> Array:
-    """alpha * hard_loss + (1 - alpha) * soft_loss [B] (Hinton et al. 2015; alpha as in Zuchniak 2023)."""
-    alpha = context.hyper["alpha"]
-    return alpha * hard_loss(context) + (1.0 - alpha) * soft_loss(context)
+@dataclasses.dataclass(frozen=True)
+class HardAnd:
+    """The term alpha * hard_loss + (1 - alpha) * soft(context) [B]; alpha as in Zuchniak 2023.
+
+    With `soft_loss` it is the loss of Hinton et al. 2015. Comparable by value, as jit keys must be.
+    """
+
+    soft: Callable[[Context], Array]
+
+    def __call__(self, context: Context) -> Array:
+        alpha = context.hyper["alpha"]
+        return alpha * hard_loss(context) + (1.0 - alpha) * self.soft(context)
 
 
-def nothing_after(params, mem, context: Context):
-    """Parameters and memory as the optimiser left them."""
-    return params, mem
+def nothing_after(state: TrainState, context: Context) -> TrainState:
+    """The state as the optimiser left it."""
+    return state
 
 
-def no_mem(params):
+def no_mem(variables):
     """No memory."""
     return {}
 
 
-def deploy_params(params, model_state, mem):
+def no_aux(key, student, teacher):
+    """No parameters but the network's."""
+    return {}
+
+
+def every_leaf(path: str) -> bool:
+    """Every parameter is trained."""
+    return True
+
+
+def deploy_params(state: TrainState):
     """The trained parameters with their batch statistics."""
-    return {"params": params, **model_state}
+    return {"params": state.params, **state.model_state}
 
 
 def one_head(num_teachers: int) -> int:
@@ -104,9 +123,11 @@ PLAIN = Recipe(
     teach=frozen_teachers,
     weigh=equal_weights,
     aim=mean_of_probs,
-    term=hard_and_soft,
+    term=HardAnd(soft_loss),
     after=nothing_after,
     init_mem=no_mem,
+    init_aux=no_aux,
+    trainable=every_leaf,
     deploy=deploy_params,
     num_heads=one_head,
 )
@@ -114,7 +135,7 @@ PLAIN = Recipe(
 # Training without teachers is the same step; nobody teaches, so there is nothing to aim at.
 SUPERVISED = PLAIN._replace(
     name="supervised",
-    teach=lambda context, frozen: None,
+    teach=lambda context, networks: None,
     weigh=lambda context: None,
     aim=lambda context, w: None,
     term=hard_loss,

@@ -34,8 +34,17 @@ Pair = tuple[int, int]
 # --- convolution --------------------------------------------------------------------------------------
 
 
-def conv(x: Array, kernel: Array, strides: Pair = (1, 1), padding: str = "SAME", form: str = "auto") -> Array:
-    """Two-dimensional convolution of x [B,h,w,c] with kernel [kh,kw,c,d] -> [B,h',w',d].
+def conv(
+    x: Array,
+    kernel: Array,
+    strides: Pair = (1, 1),
+    padding: str = "SAME",
+    form: str = "auto",
+    groups: int = 1,
+) -> Array:
+    """Two-dimensional convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d] -> [B,h',w',d].
+
+    With `groups`, channels and features fall into that many equal runs, each convolved alone.
 
     All forms are equal in value and gradient; they differ in speed and in what can differentiate them.
     "plain" is XLA's own; "canonical" writes its backward convolutions in the layout that is fast inside
@@ -46,6 +55,8 @@ def conv(x: Array, kernel: Array, strides: Pair = (1, 1), padding: str = "SAME",
     if form not in FORMS:
         raise UserError(f"conv: form = {form!r}: expected one of {', '.join(FORMS)}")
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+    if groups > 1:
+        return plain_conv(x, kernel, strides, pads, groups)
     if form == "auto":
         form = fastest_form(kernel.shape[:2], jax.default_backend())
     if form == "patches":
@@ -68,9 +79,11 @@ def fastest_form(window: Pair, platform: str) -> str:
     return "patches" if window == (1, 1) else "canonical"
 
 
-def plain_conv(x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
+def plain_conv(x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], groups: int = 1) -> Array:
     """XLA's convolution, pads given as ((top, bottom), (left, right))."""
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=LAYOUT)
+    return lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=LAYOUT, feature_group_count=groups
+    )
 
 
 def patches_conv(x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
@@ -149,7 +162,7 @@ def max_pool(x: Array, window: int) -> Array:
 
 
 class Conv(nn.Module):
-    """`conv` with its kernel [kh,kw,c,d] and, unless a BatchNorm follows, its bias [d]."""
+    """`conv` with its kernel [kh,kw,c/groups,d] and, unless a BatchNorm follows, its bias [d]."""
 
     features: int
     kernel_size: Pair
@@ -157,12 +170,15 @@ class Conv(nn.Module):
     padding: str = "SAME"
     use_bias: bool = True
     dtype: str = "float32"
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (*self.kernel_size, x.shape[-1], self.features)
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        y = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
+        y = conv(
+            x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding, groups=self.groups
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)

@@ -28,7 +28,7 @@ class Mlp(nn.Module):
                 x = layers.batch_norm(x, train, name=f"norm{number}")
             x = nn.relu(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            features[f"layer{number}"] = x[:, None, None, :]
+            features[f"stage{number}"] = x[:, None, None, :]
         heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
         return layers.outputs(x, heads, features)
 
@@ -43,7 +43,7 @@ def mlp(
 ) -> Model:
     """Multilayer perceptron: flattened image, ReLU layers of the given widths, linear heads.
 
-    `hidden=()` is a linear classifier. Features "layer1", "layer2", ... are [B,1,1,width]; the embedding
+    `hidden=()` is a linear classifier. Features "stage1", "stage2", ... are [B,1,1,width]; the embedding
     is the last of them. `dropout` in [0,1) follows every ReLU. Raises UserError for values out of range.
 
     >>> mlp(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), hidden=(32,)).name

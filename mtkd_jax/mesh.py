@@ -1,0 +1,174 @@
+"""Where the work goes: devices as a grid with axes ("member", "data"), both manual inside `shard_map`.
+
+Members spread over "member" never speak to each other: left to the compiler, a vmapped convolution is
+silently gathered and every device computes every member. Over "data" one batch is split: the networks see
+their rows, every seam sees the whole batch, and the gradients of the rows are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtkd_jax.types import Array, Outputs, PyTree, TeacherOutputs
+
+MEMBER, DATA = AXES = ("member", "data")
+
+
+class Layout(NamedTuple):
+    """How a population is walked and over which devices it is spread. Hashable: part of a jit key."""
+
+    walk: str  # of the members on one device: vmap | map | unroll | loop
+    member: int = 1  # devices that share the members
+    data: int = 1  # devices that share one batch
+
+    @property
+    def num_devices(self) -> int:
+        return self.member * self.data
+
+    def __str__(self) -> str:
+        if self.num_devices == 1:
+            return self.walk
+        return f"{self.walk} on {self.member} x {self.data} devices (member x data)"
+
+
+def build(layout: Layout) -> Mesh:
+    """The grid of the first devices, both axes left to `shard_map`."""
+    devices = jax.devices()[: layout.num_devices]
+    return jax.make_mesh(
+        (layout.member, layout.data), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def spread(
+    function: Callable, layout: Layout, in_axes: tuple[int | None, ...], out_axes: tuple[int, ...]
+) -> Callable:
+    """`function` of stacked members, each device running it on its own share of them.
+
+    `in_axes` tells where each argument has its member axis (None: the same for all), `out_axes` each result.
+    A number of members that does not divide is filled up with copies of the first ones, whose results are
+    thrown away.
+    """
+    if layout.num_devices == 1:
+        return function
+
+    def spec(axis: int | None) -> P:
+        return P() if axis is None else P(*(None,) * axis, MEMBER)
+
+    local = jax.shard_map(
+        function,
+        mesh=build(layout),
+        in_specs=tuple(map(spec, in_axes)),
+        out_specs=tuple(map(spec, out_axes)),
+        check_vma=False,  # `whole_batch` says by hand what is summed over "data"
+    )
+
+    def of_all(*arguments):
+        place = next(n for n, axis in enumerate(in_axes) if axis is not None)
+        num_members = jax.tree.leaves(arguments[place])[0].shape[in_axes[place]]
+        if num_members % layout.member == 0:
+            return local(*arguments)
+        filled = jnp.arange(num_members + -num_members % layout.member) % num_members
+        arguments = tuple(
+            argument if axis is None else _take(argument, filled, axis)
+            for argument, axis in zip(arguments, in_axes)
+        )
+        return tuple(
+            _take(result, slice(num_members), axis) for result, axis in zip(local(*arguments), out_axes)
+        )
+
+    return of_all
+
+
+def everywhere(tree: PyTree, layout: Layout) -> PyTree:
+    """The tree on every device of the layout, so that no call has to send it again."""
+    return tree if layout.num_devices == 1 else jax.device_put(tree, NamedSharding(build(layout), P()))
+
+
+def all_members(tree: PyTree, layout: Layout) -> PyTree:
+    """What each device holds of its own members [m,...] brought together [M,...]; called inside `spread`."""
+    if layout.member == 1:
+        return tree
+    return jax.tree.map(lambda leaf: lax.all_gather(leaf, MEMBER, tiled=True), tree)
+
+
+def own_rows(image: Array, layout: Layout) -> Array:
+    """This device's share [B/data,...] of a batch [B,...]; called inside `spread`."""
+    return image if layout.data == 1 else _rows(image, lax.axis_index(DATA), layout.data)
+
+
+def own_key(key: Array, layout: Layout) -> Array:
+    """A key of this device's own rows, so that dropout differs between them; called inside `spread`."""
+    return key if layout.data == 1 else jax.random.fold_in(key, lax.axis_index(DATA))
+
+
+def whole_batch(outputs: Outputs, layout: Layout) -> Outputs:
+    """The whole batch's outputs from every device's rows; called inside `spread`.
+
+    A gradient flows back to the device's own rows alone, so that the sum over "data" of what each device
+    makes of it is the gradient of the whole.
+    """
+    if layout.data == 1:
+        return outputs
+    return _over_rows(lambda leaf, axis: _whole(leaf, axis), outputs)
+
+
+def sum_over_data(tree: PyTree, layout: Layout) -> PyTree:
+    """The sum over the devices that share a batch; called inside `spread`."""
+    return tree if layout.data == 1 else lax.psum(tree, DATA)
+
+
+def shared_out(teachers: Callable[[Array], TeacherOutputs], layout: Layout) -> Callable:
+    """`teachers` on images [B,...], every device asking them about its share; called inside `spread`.
+
+    Rows divide better than K, and need no other device's activations: only what is said is gathered. Not
+    for gradients with respect to the image.
+    """
+    num_devices = layout.num_devices
+    if num_devices == 1:
+        return teachers
+
+    def ask(image: Array) -> TeacherOutputs:
+        num_rows = len(image)
+        filled = image[jnp.arange(num_rows + -num_rows % num_devices) % num_rows]
+        said = teachers(_rows(filled, lax.axis_index(AXES), num_devices))
+        return _over_rows(
+            lambda leaf, axis: lax.slice_in_dim(
+                lax.all_gather(leaf, AXES, axis=axis, tiled=True), 0, num_rows, axis=axis
+            ),
+            said,
+        )
+
+    return ask
+
+
+def _take(tree: PyTree, index, axis: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (index,)], tree)
+
+
+def _rows(image: Array, place: Array, num_parts: int) -> Array:
+    size = len(image) // num_parts
+    return lax.dynamic_slice_in_dim(image, place * size, size)
+
+
+def _whole(rows: Array, axis: int) -> Array:
+    others = lax.stop_gradient(lax.all_gather(rows, DATA, axis=axis, tiled=True))
+    place = lax.axis_index(DATA) * rows.shape[axis]
+    return lax.dynamic_update_slice_in_dim(others, rows, place, axis)
+
+
+def _over_rows(function: Callable, outputs: Outputs | TeacherOutputs) -> Outputs | TeacherOutputs:
+    """`function(leaf, axis of the batch)` of every leaf: the second where heads or teachers are stacked."""
+    stacked = ("heads",) if isinstance(outputs, Outputs) else ("logits",)
+
+    def of_leaf(path, leaf):
+        name = getattr(path[0], "name", None)
+        return function(leaf, 1 if name in stacked else 0)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, outputs)

@@ -1,0 +1,154 @@
+"""Methods that compare the logits of student and teachers in their own way: they change the `term`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.methods.seams import PLAIN, HardAnd, mean_of_probs, soft_loss
+from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
+
+
+def dkd(*, target_weight: float = 1.0, nontarget_weight: float = 8.0, warmup: float = 20 / 240) -> Recipe:
+    """Match the teachers' trust in the true class, and what they say of the others, as two separate losses.
+
+    With q the mean softened teacher [B,C], p the softened student and y the label,
+    soft = ramp T^2 (target_weight KL((q_y, 1-q_y) || (p_y, 1-p_y)) + nontarget_weight KL(q' || p')), where q'
+    and p' are renormalised without y. At weights 1 and 1 - q_y that is KL(q || p). The ramp grows from 0 to 1
+    over the first `warmup` share of the training; 0 switches it off. Examples without a label meet KL(q || p).
+    The paper has one teacher and weighs the hard loss with 1, half of what alpha = 0.5 stands for here.
+
+    Source: Zhao et al. 2022, arXiv 2203.08679 (nontarget_weight 8 for ResNet-32x4, 2 for ResNet-56).
+    """
+    if not 0 <= warmup <= 1:
+        raise UserError(f"dkd(warmup={warmup}): it must be a share of the training, in [0, 1]")
+    weights = (("target_weight", target_weight), ("nontarget_weight", nontarget_weight))
+    return PLAIN._replace(name="dkd", term=HardAnd(_Decoupled(warmup)), hyper=weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoupled:
+    warmup: float
+
+    def __call__(self, context: Context) -> Array:
+        ramp = jnp.minimum(context.progress / self.warmup, 1.0) if self.warmup else 1.0
+        return ramp * jnp.where(context.batch.labelled, _decoupled(context), soft_loss(context))
+
+
+def _decoupled(context: Context) -> Array:
+    temperature, probs = context.hyper["temperature"], context.targets.probs[0]
+    log_student = jax.nn.log_softmax(context.student.logits / temperature)
+    is_label = jax.nn.one_hot(context.batch.label, probs.shape[-1], dtype=bool)
+
+    # Sums over the others, not 1 - p_y: that is 0 in float32 long before the others are.
+    of_others = jnp.where(is_label, 0.0, probs).sum(axis=-1)
+    log_of_others = jax.nn.logsumexp(log_student, axis=-1, where=~is_label)
+    target = jnp.stack([jnp.where(is_label, probs, 0.0).sum(axis=-1), of_others])
+    log_target = jnp.stack([jnp.where(is_label, log_student, 0.0).sum(axis=-1), log_of_others])
+
+    nontarget = jnp.where(is_label, 0.0, probs) / jnp.maximum(of_others, 1e-30)[:, None]
+    log_nontarget = jnp.where(is_label, 0.0, log_student - log_of_others[:, None])
+
+    loss = context.hyper["target_weight"] * _kl(target, log_target, axis=0)
+    loss += context.hyper["nontarget_weight"] * _kl(nontarget, log_nontarget, axis=-1)
+    return temperature**2 * context.targets.mass[0] * loss
+
+
+def _kl(probs: Array, log_student: Array, axis: int) -> Array:
+    return jnp.sum(jax.scipy.special.xlogy(probs, probs) - probs * log_student, axis=axis)
+
+
+def dist(*, inter_weight: float = 1.0, intra_weight: float = 1.0) -> Recipe:
+    """Match correlations instead of values: among the classes of an example, among the examples of a class.
+
+    soft = T^2 (inter_weight (1 - mean_b corr(p_b, q_b)) + intra_weight (1 - mean_c corr(p_:c, q_:c))) with the
+    softened student p and mean teacher q [B,C]. The second part looks down the columns of a batch, so batches
+    must be large enough to say something of every class. A constant row or column correlates with nothing.
+
+    Source: Huang et al. 2022, arXiv 2205.10536. The weights are those of its public loss file.
+    """
+    weights = (("inter_weight", inter_weight), ("intra_weight", intra_weight))
+    return PLAIN._replace(name="dist", term=HardAnd(_correlation_loss), hyper=weights)
+
+
+def _correlation_loss(context: Context) -> Array:
+    temperature, probs = context.hyper["temperature"], context.targets.probs[0]
+    student = jax.nn.softmax(context.student.logits / temperature)
+    inter = 1.0 - _correlation(student, probs, axis=1)
+    intra = 1.0 - _correlation(student, probs, axis=0).mean()
+    loss = context.hyper["inter_weight"] * inter + context.hyper["intra_weight"] * intra
+    return temperature**2 * context.targets.mass[0] * loss
+
+
+def _correlation(a: Array, b: Array, axis: int) -> Array:
+    """Pearson's, along an axis; 0, and without a gradient, where either hardly varies."""
+    a, b = a - a.mean(axis=axis, keepdims=True), b - b.mean(axis=axis, keepdims=True)
+    a_square, b_square = jnp.sum(a**2, axis=axis), jnp.sum(b**2, axis=axis)
+    varies = (a_square > 1e-12) & (b_square > 1e-12)
+    # A root of 0 has no gradient, and `where` around it would not keep the NaN out.
+    norms = jnp.sqrt(jnp.where(varies, a_square, 1.0)) * jnp.sqrt(jnp.where(varies, b_square, 1.0))
+    return jnp.where(varies, jnp.sum(a * b, axis=axis) / norms, 0.0)
+
+
+def regression() -> Recipe:
+    """Regress the teachers' mean logits, without any softmax: 1/2 ||z - mean_k z_k||^2 summed over classes.
+
+    Unlike KL it sees a constant added to all logits. The temperature plays no part.
+
+    Source: Ba and Caruana 2014, arXiv 1312.6184.
+    """
+    return PLAIN._replace(name="regression", term=HardAnd(_squared_distance))
+
+
+def _squared_distance(context: Context) -> Array:
+    return 0.5 * jnp.sum((context.student.logits - context.teacher.logits.mean(axis=0)) ** 2, axis=-1)
+
+
+def lsk() -> Recipe:
+    """Standardise every logit vector, teachers' and student's, before the softmax: only their shape counts.
+
+    soft = T^2 KL(sum_k w_k softmax(n(z_k) / T) || softmax(n(z) / T)), n(z) = (z - mean_c z) / std_c z with the
+    sample deviation (ddof = 1); 0 for a constant z. The paper's T is 2.
+
+    Source: Sun et al. 2024, arXiv 2403.01427.
+    """
+    return PLAIN._replace(name="lsk", aim=_mean_of_standardised, term=HardAnd(_standardised_loss))
+
+
+def _mean_of_standardised(context: Context, w: Array) -> Targets:
+    teacher = context.teacher._replace(logits=_standardised(context.teacher.logits))
+    return mean_of_probs(dataclasses.replace(context, teacher=teacher), w)
+
+
+def _standardised_loss(context: Context) -> Array:
+    student = dataclasses.replace(context.student, heads=_standardised(context.student.heads))
+    return soft_loss(dataclasses.replace(context, student=student))
+
+
+def _standardised(logits: Array) -> Array:
+    centred = logits - logits.mean(axis=-1, keepdims=True)
+    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    varies = variance > 1e-12  # else rounding errors would be blown up to a deviation of 1
+    return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+
+
+def mixed_temperatures(*, teacher_temperature: float = 4.0) -> Recipe:
+    """Soften the teachers at a temperature of their own; `temperature` is the student's alone.
+
+    soft = T_t T KL(mean_k softmax(z_k / T_t) || softmax(z / T)). The papers differ in the factor; T_t T is
+    ours: it is T^2 at equal temperatures, and the gradient keeps its scale when either is raised.
+
+    Source: heterogeneous temperatures, for spiking students, 2021, arXiv 2106.07172.
+    """
+    if teacher_temperature <= 0:
+        raise UserError(f"mixed_temperatures(teacher_temperature={teacher_temperature}): it must be above 0")
+    own = (("teacher_temperature", teacher_temperature),)
+    return PLAIN._replace(name="mixed_temperatures", aim=_mean_at_teacher_temperature, hyper=own)
+
+
+def _mean_at_teacher_temperature(context: Context, w: Array) -> Targets:
+    own, shared = context.hyper["teacher_temperature"], context.hyper["temperature"]
+    targets = mean_of_probs(dataclasses.replace(context, hyper={**context.hyper, "temperature": own}), w)
+    return dataclasses.replace(targets, mass=targets.mass * (own / shared))  # soft_loss multiplies by T^2

@@ -1,0 +1,82 @@
+"""Methods that change the images on which teachers and student meet."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.methods.seams import PLAIN, soft_loss
+from mtkd_jax.types import Array, Batch, Networks, Recipe
+
+
+def funmatch() -> Recipe:
+    """Match the teachers on mixtures of two images, the very same for both sides; no label is used.
+
+    x' = r x_i + (1 - r) x_j, a partner j and r ~ U(0,1) for every example, on top of the configured augmentation;
+    soft loss only. `alpha` plays no part: students that differ in it alone are equal. Meant for long training.
+
+    Source: function matching, the patient and consistent teacher, Beyer et al. 2022, arXiv 2106.05237.
+    """
+    return PLAIN._replace(name="funmatch", stimulus=_mixed_in_pairs, term=soft_loss)
+
+
+def _mixed_in_pairs(key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+    augment_key, partner_key, share_key = jax.random.split(key, 3)
+    image = augment(augment_key, batch.image)
+    partner = jax.random.permutation(partner_key, image)
+    share = jax.random.uniform(share_key, (len(image), 1, 1, 1))
+    # A mixture of two images has no label.
+    return dataclasses.replace(
+        batch, image=share * image + (1.0 - share) * partner, labelled=jnp.zeros_like(batch.labelled)
+    )
+
+
+def ods(*, step_size: float = 1 / 255) -> Recipe:
+    """Move the images to where the teachers' answers differ most: output diversified sampling.
+
+    x' = clip(x + eta sqrt(D) g / ||g||, 0, 1) with g = grad_x r . softmax(z_i(x)), one teacher i for the batch,
+    r ~ U(-1,1)^C for every example, D values an image and eta = `step_size`. Images with a value outside [0,1]
+    are not clipped. Teachers and student see x' alone; the paper keeps the hard loss on x, which is within
+    eta sqrt(D), and matches teacher k with member k of a student ensemble.
+
+    Source: Nam et al. 2021, arXiv 2110.14149, after Tashiro et al. 2020, arXiv 2003.06878.
+    """
+    return PLAIN._replace(name="ods", stimulus=_Diversified(step_size, by_confidence=False))
+
+
+def conf_ods(*, step_size: float = 1 / 255) -> Recipe:
+    """Move the images as `ods` does, but the less so the less sure the teacher is of them.
+
+    The move is multiplied by max_c softmax(z_i(x))_c.
+
+    Source: Nam et al. 2021, arXiv 2110.14149.
+    """
+    return PLAIN._replace(name="conf_ods", stimulus=_Diversified(step_size, by_confidence=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Diversified:
+    step_size: float
+    by_confidence: bool
+
+    def __call__(self, key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+        augment_key, teacher_key, direction_key = jax.random.split(key, 3)
+        image = augment(augment_key, batch.image)
+
+        def answer(image):
+            logits = networks.teachers(image).logits
+            probs = jax.nn.softmax(logits[jax.random.randint(teacher_key, (), 0, len(logits))])
+            direction = jax.random.uniform(direction_key, probs.shape, minval=-1.0, maxval=1.0)
+            return jnp.sum(direction * probs), probs.max(axis=-1)
+
+        gradient, confidence = jax.grad(answer, has_aux=True)(image)
+        square = jnp.sum(gradient**2, axis=(1, 2, 3), keepdims=True)
+        direction = jnp.where(square > 0, gradient / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+        length = self.step_size * image[0].size ** 0.5
+        if self.by_confidence:
+            length = length * confidence[:, None, None, None]
+        moved = image + length * direction
+        unit = jnp.all((image >= 0) & (image <= 1), axis=(1, 2, 3), keepdims=True)
+        return dataclasses.replace(batch, image=jnp.where(unit, moved.clip(0, 1), moved))

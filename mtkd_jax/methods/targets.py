@@ -1,0 +1,71 @@
+"""Methods that change what the student is to match, or keep only part of what a teacher says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.methods.seams import PLAIN, SUPERVISED, HardAnd, hard_loss, mean_of_probs
+from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
+
+
+def dkpp() -> Recipe:
+    """Keep the teachers' top probability in place and shuffle all others: dark knowledge without its order.
+
+    The target is the mean softened teacher with its other C - 1 entries permuted, anew for every example and
+    step. With two classes it changes nothing.
+
+    Source: dark knowledge with permuted predictions, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
+    """
+    return PLAIN._replace(name="dkpp", aim=_others_permuted)
+
+
+def _others_permuted(context: Context, w: Array) -> Targets:
+    targets = mean_of_probs(context, w)
+    probs = targets.probs
+    classes, top = jnp.arange(probs.shape[-1]), probs.argmax(axis=-1, keepdims=True)
+    # The top class first, the others behind it in random order; then back to a place for every class.
+    lots = jnp.where(classes == top, -1.0, jax.random.uniform(context.key, probs.shape))
+    shuffled = jnp.take_along_axis(probs, lots.argsort(axis=-1), axis=-1)
+    places = jnp.where(classes == top, 0, jnp.where(classes < top, classes + 1, classes))
+    return dataclasses.replace(targets, probs=jnp.take_along_axis(shuffled, places, axis=-1))
+
+
+def label_smoothing(*, smoothing: float = 0.1) -> Recipe:
+    """Match the smoothed label, as if it came from a teacher; no teacher is asked.
+
+    soft = CE((1 - smoothing) onehot(y) + smoothing / C, p) at T = 1, over the labelled examples: what a teacher
+    that knows nothing is worth beside the label, a control for methods with teachers that know something.
+
+    Source: Szegedy et al. 2016, arXiv 1512.00567.
+    """
+    if not 0 <= smoothing < 1:
+        raise UserError(f"label_smoothing(smoothing={smoothing}): it must be in [0, 1)")
+    own = (("smoothing", smoothing),)
+    return SUPERVISED._replace(name="label_smoothing", term=HardAnd(_smoothed_loss), hyper=own)
+
+
+def _smoothed_loss(context: Context) -> Array:
+    hyper = {**context.hyper, "label_smoothing": context.hyper["smoothing"]}
+    return hard_loss(dataclasses.replace(context, hyper=hyper))
+
+
+def cwtm() -> Recipe:
+    """Hard labels alone, each weighed by how sure the teachers are of the example: no dark knowledge at all.
+
+    soft = B w_b CE(y_b, p_b), w_b = max_c q_bc / sum_u max_c q_uc with the mean softened teacher q, so that the
+    mean over the batch is the paper's sum. The sum over u, like the loss, leaves unlabelled examples out.
+
+    Source: confidence weighted by teacher max, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
+    """
+    return PLAIN._replace(name="cwtm", term=HardAnd(_confidence_weighted_loss))
+
+
+def _confidence_weighted_loss(context: Context) -> Array:
+    labelled = context.batch.labelled
+    confidence = jnp.where(labelled, context.targets.probs[0].max(axis=-1), 0.0)
+    # hard_loss already multiplies by B / (number of labelled): what is left is confidence over its mean.
+    mean = confidence.sum() / jnp.maximum(labelled.sum(), 1).astype(confidence.dtype)
+    return hard_loss(context) * confidence / jnp.where(mean > 0, mean, 1.0)

@@ -1,0 +1,158 @@
+"""Methods that weigh the teachers, w [K,B], before one mixture of them is matched.
+
+At one shared temperature sum_k w_k KL(q_k || p) and W KL(sum_k w_k q_k / W || p), W = sum_k w_k, have the same
+gradient, so that a choice of w is all that sets these methods apart. W scales the soft loss: it is 1 unless
+the method says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.methods.seams import PLAIN
+from mtkd_jax.types import Array, Context, Recipe, UserError
+
+
+def ebkd(*, normalise: bool = True) -> Recipe:
+    """Trust, on every example, those teachers more whose prediction is the less uncertain.
+
+    w_k = (1 - H_k / sum_j H_j) / (K - 1), with the entropy H_k of softmax(z_k) at T = 1. normalise=False divides
+    by K instead, as public code does: the soft loss is then (K - 1) / K as strong. Equal weights where no
+    teacher has any entropy.
+
+    Source: entropy-based distillation, Kwon et al., ICASSP 2020.
+    """
+    return PLAIN._replace(name="ebkd", weigh=_Certainty(normalise), min_teachers=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Certainty:
+    normalise: bool
+
+    def __call__(self, context: Context) -> Array:
+        probs = jax.nn.softmax(context.teacher.logits)
+        entropy = -jax.scipy.special.xlogy(probs, probs).sum(axis=-1)
+        total, num_teachers = entropy.sum(axis=0, keepdims=True), len(entropy)
+        share = jnp.where(total > 0, entropy / jnp.where(total > 0, total, 1.0), 1.0 / num_teachers)
+        return (1.0 - share) / (num_teachers - 1 if self.normalise else num_teachers)
+
+
+def ca_mkd() -> Recipe:
+    """Trust, on every example, those teachers more that are the less wrong about its label.
+
+    w_k = (1 - softmax_k(CE_k)) / (K - 1), with the cross-entropy CE_k of teacher k at T = 1. Equal weights where
+    there is no label. This is the part of the method that compares logits; the paper adds one that compares
+    features.
+
+    Source: confidence-aware multi-teacher distillation, Zhang et al. 2022, arXiv 2201.00007.
+    """
+    return PLAIN._replace(name="ca_mkd", weigh=_correctness, min_teachers=2)
+
+
+def _correctness(context: Context) -> Array:
+    log_probs, num_teachers = jax.nn.log_softmax(context.teacher.logits), len(context.teacher.logits)
+    cross_entropy = -jnp.take_along_axis(log_probs, context.batch.label[None, :, None], axis=-1)[:, :, 0]
+    w = (1.0 - jax.nn.softmax(cross_entropy, axis=0)) / (num_teachers - 1)
+    return jnp.where(context.batch.labelled[None, :], w, 1.0 / num_teachers)
+
+
+def aekd(*, cap: float = 0.6) -> Recipe:
+    """Find the mixture of teachers whose gradients agree: the common direction of least length.
+
+    w_k = a_k for the whole batch: min_a 1/2 ||sum_k a_k g_k||^2 with sum_k a_k = 1 and 0 <= a_k <= cap, where
+    g_k is the batch mean of the gradient of teacher k's KL by the student's logits. As
+    g_k = T (softmax(z / T) - softmax(z_k / T)), no backward pass is needed: a is the mixture of the teachers'
+    mean softened predictions that comes closest to the student's. cap = 1 ignores the dissenters, 1/K weighs
+    all alike. It is solved for every student and step.
+
+    Source: agree to disagree, Du et al., NeurIPS 2020.
+    """
+    if not 0 < cap <= 1:
+        raise UserError(f"aekd(cap={cap}): it must be in (0, 1]")
+    min_teachers = max(2, math.ceil(1 / cap - 1e-6))
+    return PLAIN._replace(name="aekd", weigh=_Agreement(cap), reads_student=True, min_teachers=min_teachers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Agreement:
+    cap: float
+
+    def __call__(self, context: Context) -> Array:
+        temperature, logits = context.hyper["temperature"], context.teacher.logits
+        teachers = jax.nn.softmax(logits / temperature, axis=-1).mean(axis=1)
+        student = jax.nn.softmax(context.student.logits / temperature, axis=-1).mean(axis=0)
+        a = _least_common_gradient(student[None, :] - teachers, self.cap)
+        return jnp.broadcast_to(a[:, None], logits.shape[:2])
+
+
+def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 400) -> Array:
+    """a [K] that minimises ||a @ gradients||, gradients [K,C], where sum a = 1 and 0 <= a <= cap.
+
+    By projected gradient descent from equal weights, whose fixed point is the minimum. What all gradients
+    have in common moves a only along (1, ..., 1), which the projection undoes; left out, steps can be longer.
+    """
+    apart = gradients - gradients.mean(axis=0, keepdims=True)
+    steepest = jnp.abs(apart @ apart.T).sum(axis=1).max()  # no less than the largest eigenvalue
+    # Teachers closer than float32 can tell apart keep equal weights.
+    size = jnp.where(steepest > 1e-12, 1.0 / jnp.maximum(steepest, 1e-12), 0.0)
+
+    def descend(_, a):
+        return _onto_capped_simplex(a - size * (apart @ (a @ gradients)), cap)
+
+    return jax.lax.fori_loop(0, num_steps, descend, jnp.full(len(gradients), 1.0 / len(gradients)))
+
+
+def _onto_capped_simplex(point: Array, cap: float) -> Array:
+    """The closest a to point [K] with sum a = 1 and 0 <= a <= cap, which is clip(point - shift, 0, cap).
+
+    The sum of that falls with the shift, and is straight between the 2K shifts where an entry meets a bound.
+    """
+    shifts = jnp.sort(jnp.concatenate([point - cap, point]))
+    sums = jnp.clip(point[None, :] - shifts[:, None], 0, cap).sum(axis=1)
+    return jnp.clip(point - jnp.interp(1.0, sums[::-1], shifts[::-1]), 0, cap)
+
+
+def random_drop(*, num_dropped: int = 1) -> Recipe:
+    """Learn from every teacher but `num_dropped`, drawn anew for each batch: noise against overfitting them.
+
+    w_k is 0 for the dropped and 1 for the others, not rescaled: the soft loss is the paper's sum over teachers,
+    K - num_dropped times that of a mean.
+
+    Source: densely guided distillation, Son et al. 2021, arXiv 2009.08825; there the teachers are a chain of
+    ever smaller networks.
+    """
+    if num_dropped < 0:
+        raise UserError(f"random_drop(num_dropped={num_dropped}): it must be at least 0")
+    return PLAIN._replace(
+        name="random_drop", weigh=_RandomlyDropped(num_dropped), min_teachers=max(2, num_dropped + 1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _RandomlyDropped:
+    num_dropped: int
+
+    def __call__(self, context: Context) -> Array:
+        num_teachers, batch_size, _ = context.teacher.logits.shape
+        kept = jax.random.permutation(context.key, num_teachers) >= self.num_dropped
+        return jnp.broadcast_to(kept[:, None], (num_teachers, batch_size)).astype(jnp.float32)
+
+
+def switch() -> Recipe:
+    """Learn from one teacher a batch, each in turn: over K batches all have been heard alike.
+
+    w is 1 for teacher (step mod K) and 0 for the others.
+
+    Source: Fukuda et al., Interspeech 2017, one of its two strategies.
+    """
+    return PLAIN._replace(name="switch", weigh=_whose_turn, min_teachers=2)
+
+
+def _whose_turn(context: Context) -> Array:
+    num_teachers, batch_size, _ = context.teacher.logits.shape
+    turn = jax.nn.one_hot(context.step % num_teachers, num_teachers)
+    return jnp.broadcast_to(turn[:, None], (num_teachers, batch_size))

@@ -1,0 +1,136 @@
+"""Weights that PyTorch programs trained, under the names and axes of this package.
+
+Read are the layouts of RepDistiller (github.com/HobbitLong/RepDistiller), which mdistiller and the programs
+built on them share: their CIFAR ResNets, Wide ResNets and VGGs with BatchNorm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mtkd_jax.models.resnet import ResNet
+from mtkd_jax.models.vgg import Vgg
+from mtkd_jax.models.wide_resnet import WideResNet
+from mtkd_jax.types import Model, PyTree, UserError
+
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
+    """Variables of a one-headed `model` from a PyTorch state dict {name: array}, in float32.
+
+    Every tensor must be there, none may be left over, and each must have the shape that PyTorch gives it;
+    only `num_batches_tracked` is passed over, because nothing here counts batches. A bias before BatchNorm,
+    which the VGGs have, is taken off the running mean: the same function with fewer numbers. The network
+    goes on normalising its images with the mean and std of its task, so these should be the ones the
+    weights were trained with. Raises UserError naming the tensor, or the model when it has no such layout.
+    """
+    named = {ResNet: _resnet, WideResNet: _wide_resnet, Vgg: _vgg}.get(type(model.module))
+    if named is None or model.module.task.num_heads != 1:
+        raise UserError(
+            f"{model.name}: weights of PyTorch can be read into a resnet, wide_resnet or vgg with one head"
+        )
+    tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+    if isinstance(model.module, Vgg):
+        tensors = _without_biases(tensors)
+    wanted = flatten_dict(_shapes(model), sep="/")
+    names = {path: _name(path, named) for path in wanted}
+    for path, name in names.items():
+        _check(name, tensors, _pytorch_shape(path, wanted[path].shape), model)
+    for name in tensors:
+        if name not in names.values():
+            raise UserError(f"tensor {name} is left over: {model.name} has no place for it")
+    leaves = {path: _converted(path, tensors[name]) for path, name in names.items()}
+    return unflatten_dict(leaves, sep="/")
+
+
+def _shapes(model: Model) -> PyTree:
+    """Shapes of the variables; the three families average over the image, so that any size will do."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, len(model.module.task.mean)), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+def _name(path: str, named: Callable[[str], str]) -> str:
+    """layer1.1.conv1.weight, for params/stage1_block2/conv1/kernel of a ResNet."""
+    _, module, leaf = re.fullmatch(r"(\w+)/(.+)/(\w+)", path).groups()
+    return f"{named(module)}.{LEAVES[leaf]}"
+
+
+def _resnet(module: str) -> str:
+    words = {"stem_conv": "conv1", "stem_norm": "bn1", "heads": "fc"}
+    shortcut = {"shortcut_conv": "downsample.0", "shortcut_norm": "downsample.1"}
+    return _in_block(module, "layer{}.{}.", words | shortcut)
+
+
+def _wide_resnet(module: str) -> str:
+    words = {"stem_conv": "conv1", "last_norm": "bn1", "heads": "fc", "shortcut_conv": "convShortcut"}
+    return _in_block(module, "block{}.layer.{}.", words)
+
+
+def _in_block(module: str, prefix: str, words: Mapping[str, str]) -> str:
+    place, _, layer = module.rpartition("/")
+    theirs = words.get(layer, layer.replace("norm", "bn"))
+    if not place:
+        return theirs
+    stage, block = re.fullmatch(r"stage(\d)_block(\d+)", place).groups()
+    return prefix.format(stage, int(block) - 1) + theirs
+
+
+def _vgg(module: str) -> str:
+    if module == "heads":
+        return "classifier"
+    stage, kind, number = re.fullmatch(r"stage(\d)_(conv|norm)(\d)", module).groups()
+    # Convolution, BatchNorm and ReLU take turns in one numbered sequence.
+    return f"block{int(stage) - 1}.{3 * (int(number) - 1) + (kind == 'norm')}"
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+def _pytorch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path.startswith("params/heads/"):
+        return shape[:0:-1]  # [1,D,C] -> [C,D], [1,C] -> [C]
+    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+
+
+def _converted(path: str, value: np.ndarray) -> jax.Array:
+    if path.startswith("params/heads/"):
+        value = value.T[None]
+    elif value.ndim == 4:
+        value = value.transpose(2, 3, 1, 0)
+    return jnp.asarray(value, jnp.float32)
+
+
+def _check(name: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...], model: Model) -> None:
+    if name not in tensors:
+        raise UserError(f"tensor {name} is missing: {model.name} needs it with shape {list(shape)}")
+    if tensors[name].shape != shape:
+        raise UserError(
+            f"tensor {name} has shape {list(tensors[name].shape)}: {model.name} needs {list(shape)}"
+        )
+
+
+def _without_biases(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """BN(x + b) = BN(x) with the running mean lower by b; the BatchNorm follows its convolution by number."""
+    kept = dict(tensors)
+    for name in tensors:
+        found = re.fullmatch(r"(block\d)\.(\d+)\.running_mean", name)
+        bias = found and f"{found[1]}.{int(found[2]) - 1}.bias"
+        if bias in tensors and tensors[bias].shape == tensors[name].shape:
+            kept[name] = tensors[name] - kept.pop(bias)
+    return kept
