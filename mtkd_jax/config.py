@@ -89,6 +89,8 @@ def default() -> ConfigDict:
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
     config.runtime.data_shards = 1  # devices that share one batch
     config.runtime.devices = 0  # virtual devices of a CPU; 0 = one for each core
+    config.runtime.members_at_once = 0  # of a population; 0 = as many as fit into memory
+    config.runtime.teacher_cache = "auto"  # auto | off | float32 | float16
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     return config
 
@@ -145,6 +147,8 @@ RANGES = {
     "runtime.how": _one_of(("auto", *HOW)),
     "runtime.data_shards": _at_least(1),
     "runtime.devices": _at_least(0),
+    "runtime.members_at_once": _at_least(0),
+    "runtime.teacher_cache": _one_of(("auto", "off", "float32", "float16")),
     "runtime.checkpoint_seconds": _at_least(0),
 }
 

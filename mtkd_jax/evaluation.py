@@ -122,9 +122,7 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     }
 
 
-def sound_members(
-    fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None
-) -> list[int]:
+def sound_members(fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
     """`members_of` without those whose training broke down."""
     return [m for m in members_of(family, mode, cell) if fitted.population.names[m] not in fitted.lost]
 

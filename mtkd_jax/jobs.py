@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import layouts
+from mtkd_jax.data import loading
+from mtkd_jax.mesh import Layout
 from mtkd_jax.population import frozen_parts
 from mtkd_jax.step import Lessons, Program
-from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe
+from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,22 @@ class Job:
     epochs: int
     eval_every: int  # epochs between validations
     patience: int  # epochs without a better validation NLL before a member stops; 0 = never
+    candidates: tuple[Layout, ...] = ()  # layouts to choose from by timing; program.layout is the first guess
+    at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
+    teacher_cache: str = "off"  # see teacher_cache.MODES
+
+    @property
+    def num_steps(self) -> int:
+        return self.program.num_steps
+
+    @property
+    def num_peers(self) -> int:
+        return self.program.recipes[0].num_peers
+
+    @property
+    def image(self) -> jax.ShapeDtypeStruct:
+        """One image [1,h,w,c] as the networks see it."""
+        return jax.eval_shape(loading.scale, self.validation[0][:1])
 
 
 def make(
@@ -57,9 +75,15 @@ def make(
     augment: bool = True,
 ) -> Job:
     """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it."""
+    if config.train.batch_size % config.runtime.data_shards:
+        raise UserError(
+            f"config.train.batch_size: {config.train.batch_size} does not divide over "
+            f"config.runtime.data_shards = {config.runtime.data_shards} devices"
+        )
     key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
     members = jnp.asarray(tuple(members), jnp.uint32)
     teacher_models, teacher_variables = frozen_parts(ensemble)
+    candidates = layouts.candidates(config.runtime.how, config.runtime.data_shards, model, len(members))
     program = Program(
         model=model,
         recipes=recipes,
@@ -68,7 +92,7 @@ def make(
         schedule=config.train.schedule,
         num_steps=epochs * len(order(0)),
         augmentation=tuple(sorted(config.data.augment.items())) if augment else (),
-        layout=layouts.choose(config.runtime.how, config.runtime.data_shards, model, len(members)),
+        layout=candidates[0],
     )
     lessons = Lessons(
         examples=examples,
@@ -90,7 +114,44 @@ def make(
         epochs=epochs,
         eval_every=eval_every,
         patience=patience,
+        candidates=candidates,
+        at_once=config.runtime.members_at_once,
+        teacher_cache=config.runtime.teacher_cache,
     )
+
+
+def part(job: Job, rows: Sequence[int]) -> Job:
+    """The job of some members alone; they are the same there, down to their randomness.
+
+    Whole cohorts only: a peer without its mates raises KeyError.
+    """
+    rows = np.asarray(rows)
+    hyper = {name: values[rows] for name, values in job.hyper.items()}
+    if "mates" in hyper:
+        place = {row: place for place, row in reversed(list(enumerate(rows.tolist())))}
+        hyper["mates"] = np.vectorize(place.__getitem__, otypes=[np.int32])(hyper["mates"])
+    own_batches = job.order(0).ndim == 3
+    return dataclasses.replace(
+        job,
+        names=tuple(job.names[row] for row in rows),
+        hyper=hyper,
+        init_keys=job.init_keys[rows],
+        order=(lambda epoch: job.order(epoch)[:, rows]) if own_batches else job.order,
+    )
+
+
+def parts(job: Job, at_once: int) -> list[Job]:
+    """The job in parts of at most `at_once` members, a whole number of cohorts; itself if all fit."""
+    num_members = len(job.names)
+    if at_once >= num_members:
+        return [job]
+    size = max(1, at_once // job.num_peers) * job.num_peers
+    starts = range(0, num_members, size)
+    pieces = [part(job, range(first, min(first + size, num_members))) for first in starts]
+    return [
+        dataclasses.replace(piece, stage=f"{job.stage}/part-{number}")
+        for number, piece in enumerate(pieces, start=1)
+    ]
 
 
 def word(text: str) -> int:

@@ -11,13 +11,13 @@ from mtkd_jax.types import Model, UserError
 HOW = (*WALKS, "shard_map", "pmap")
 
 
-def choose(how: str, data_shards: int, model: Model, num_members: int) -> Layout:
-    """The layout that `runtime.how` and `runtime.data_shards` ask for.
+def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tuple[Layout, ...]:
+    """The layouts that `runtime.how` and `runtime.data_shards` leave to choose from, the likeliest first.
 
     vmap, map, unroll, loop   on one device (for each data shard), see `population.over_members`
     shard_map                 members spread over all devices, on each walked in the natural way
     pmap                      one member a device
-    auto                      shard_map where there is more than one device, else the natural walk
+    auto                      what may be the fastest: spread or not, vmap or map
 
     Raises UserError where there are too few devices.
     """
@@ -25,17 +25,21 @@ def choose(how: str, data_shards: int, model: Model, num_members: int) -> Layout
     if num_devices < data_shards:
         raise UserError(f"config.runtime.data_shards: {data_shards}, but there are {num_devices} devices")
     most = num_devices // data_shards
+    spread = min(most, num_members)
+    natural = natural_walk(model)
     if how == "auto":
-        how = "shard_map" if min(most, num_members) > 1 else natural_walk(model)
+        walks = (natural,) if natural == "map" or num_members == 1 else (natural, "map")
+        widths = dict.fromkeys((spread, 1))
+        return tuple(Layout(walk, width, data_shards) for width in widths for walk in walks)
     if how == "shard_map":
-        return Layout(natural_walk(model), min(most, num_members), data_shards)
+        return (Layout(natural, spread, data_shards),)
+    if how == "pmap" and num_members > most:
+        raise UserError(
+            f"config.runtime.how: pmap trains one member a device; {num_members} members in {data_shards} "
+            f"data shards need {num_members * data_shards} devices, there are {num_devices}"
+        )
     if how == "pmap":
-        if num_members > most:
-            raise UserError(
-                f"config.runtime.how: pmap trains one member a device; {num_members} members in "
-                f"{data_shards} data shards need {num_members * data_shards} devices, there are {num_devices}"
-            )
-        return Layout("unroll", num_members, data_shards)
+        return (Layout("unroll", num_members, data_shards),)
     if how == "loop" and data_shards > 1:
-        raise UserError("config.runtime.how: loop walks members from Python on one device; data_shards must be 1")
-    return Layout(how, 1, data_shards)
+        raise UserError("config.runtime.how: loop is for one device; set config.runtime.data_shards to 1")
+    return (Layout(how, 1, data_shards),)

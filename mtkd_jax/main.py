@@ -128,9 +128,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _run(config: ConfigDict, into: str) -> int:
-    from mtkd_jax import experiment, report, workdir
+    from mtkd_jax import experiment, mesh, report, workdir
 
     begun = time.perf_counter()
+    mesh.use_devices(config.runtime.devices if "runtime" in config and "devices" in config.runtime else 0)
     workdir.use_compile_cache()
     result = experiment.run(config, into)
     report.show(result, into)

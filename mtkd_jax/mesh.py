@@ -7,6 +7,7 @@ their rows, every seam sees the whole batch, and the gradients of the rows are s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,12 +39,20 @@ class Layout(NamedTuple):
         return f"{self.walk} on {self.member} x {self.data} devices (member x data)"
 
 
+def use_devices(num_devices: int = 0) -> None:
+    """Make a CPU appear as that many devices, 0 = as many as this process has cores. Before JAX starts.
+
+    A core for each device is how populations train fastest on a CPU. Accelerators are what they are, and a
+    number in the environment (JAX_NUM_CPU_DEVICES) stands.
+    """
+    if num_devices or "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", num_devices or len(os.sched_getaffinity(0)))
+
+
 def build(layout: Layout) -> Mesh:
     """The grid of the first devices, both axes left to `shard_map`."""
     devices = jax.devices()[: layout.num_devices]
-    return jax.make_mesh(
-        (layout.member, layout.data), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    return jax.make_mesh((layout.member, layout.data), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def spread(
@@ -86,9 +95,24 @@ def spread(
     return of_all
 
 
+def on_all(function: Callable, layout: Layout) -> Callable:
+    """`function` run by every device on the same arguments, so that it may share out its work."""
+    if layout.num_devices == 1:
+        return function
+    return jax.shard_map(function, mesh=build(layout), in_specs=P(), out_specs=P(), check_vma=False)
+
+
 def everywhere(tree: PyTree, layout: Layout) -> PyTree:
     """The tree on every device of the layout, so that no call has to send it again."""
     return tree if layout.num_devices == 1 else jax.device_put(tree, NamedSharding(build(layout), P()))
+
+
+def spread_out(tree: PyTree, layout: Layout) -> PyTree:
+    """Stacked members [M,...] on the devices that train them, where they divide evenly."""
+    num_members = len(jax.tree.leaves(tree)[0])
+    if layout.num_devices == 1 or num_members % layout.member:
+        return tree
+    return jax.device_put(tree, NamedSharding(build(layout), P(MEMBER)))
 
 
 def all_members(tree: PyTree, layout: Layout) -> PyTree:

@@ -13,15 +13,16 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from mtkd_jax import students, teachers
+from mtkd_jax import forecast, students, teacher_cache, teachers, tuning
 from mtkd_jax.config import student_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
-from mtkd_jax.jobs import Job
+from mtkd_jax.jobs import Job, parts
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.population import take
-from mtkd_jax.training import Fitted, fit
+from mtkd_jax.teacher_cache import Cache
+from mtkd_jax.training import Fitted, fit, joined
 from mtkd_jax.types import Ensemble, UserError
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
@@ -100,12 +101,26 @@ def run(
     plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, done: Done | None = None
 ) -> Done:
     """Train every stage, or restore it where it is finished; returns what all of them trained."""
-    done = dict(done or {})
+    done, cache = dict(done or {}), {}
     for stage in plan:
-        done[stage.name] = fit(
-            stage.make(done), workdir / "checkpoints" / stage.name, logbook, checkpoint_seconds
-        )
+        job, directory = stage.make(done), workdir / "checkpoints" / stage.name
+        done[stage.name] = _trained(job, directory, cache, logbook, checkpoint_seconds)
     return done
+
+
+def _trained(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint_seconds: float) -> Fitted:
+    """One stage, in the layout that is fastest and in as many parts as memory asks for."""
+    if (directory / "finished").exists():
+        return fit(job, directory, logbook, checkpoint_seconds)  # only restored
+    job = tuning.settled(job, directory, logbook.say)
+    at_once = forecast.members_at_once(job)
+    pieces = parts(teacher_cache.filled(job, cache), at_once)
+    if len(pieces) == 1:
+        return fit(pieces[0], directory, logbook, checkpoint_seconds)
+    logbook.say(f"{job.stage}: {len(job.names)} members in {len(pieces)} parts of at most {at_once}")
+    return joined(
+        [fit(piece, directory / Path(piece.stage).name, logbook, checkpoint_seconds) for piece in pieces]
+    )
 
 
 def ensemble_of(done: Done) -> Ensemble:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from mtkd_jax.mesh import Layout
 from mtkd_jax.population import apply_ensemble, over_members, with_features
 from mtkd_jax.types import (
     Array,
+    Batch,
     Context,
     Examples,
     Model,
@@ -47,6 +49,7 @@ class Program(NamedTuple):
     num_steps: int  # of the whole stage, for the schedule
     augmentation: tuple[tuple[str, float], ...]
     layout: Layout
+    said_by: str = ""  # how lessons.said is addressed, if there: "example" | "step"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -61,7 +64,7 @@ class Lessons:
 
     examples: Examples
     teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]
-    said: Array | None  # [K,N,C] their logits on every example, where they are asked beforehand
+    said: Array | None  # [K,N,C] or [K,S*B,C], their logits where they were asked before; see teacher_cache
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
@@ -129,29 +132,22 @@ def make_step(program: Program) -> Callable:
     """
     recipe, layout = program.recipes[0], program.layout
 
-    def asked(image: Array, lessons: Lessons) -> TeacherOutputs:
-        return apply_ensemble(program.teachers, lessons.teachers, image, program.needs)
-
-    def networks(lessons: Lessons) -> Networks:
-        return Networks(lambda image: asked(image, lessons), program.model.apply)
-
-    def to_teach(lessons: Lessons, indices: Array) -> Networks:
-        """For the shared lesson: the teachers' work shared out, or done before."""
-        if lessons.said is not None:
-            said = TeacherOutputs(lessons.said[:, indices].astype(jnp.float32), (), ())
-            return Networks(lambda image: said, program.model.apply)
-        return Networks(
-            mesh.shared_out(lambda image: asked(image, lessons), layout), program.model.apply
-        )
-
     def give_lesson(key: Array, indices: Array, step: Array, lessons: Lessons, shared: bool) -> _Lesson:
-        stimulus_key, key = jax.random.split(key)
-        batch = loading.gather(lessons.examples, indices)
-        batch = recipe.stimulus(stimulus_key, batch, augmented(program), networks(lessons))
+        batch, key = _batch(program, key, indices, lessons)
         progress = step.astype(jnp.float32) / program.num_steps
         context = Context(batch, None, lessons.prepared, {}, key, step, progress)
         if "teach" not in recipe.reads_student:
-            teach = to_teach(lessons, indices) if shared else networks(lessons)
+            teach = _networks(program, lessons)
+            if lessons.said is not None:
+                rows = (
+                    indices
+                    if program.said_by == "example"
+                    else step * len(indices) + jnp.arange(len(indices))
+                )
+                said = TeacherOutputs(lessons.said[:, rows].astype(jnp.float32), (), ())
+                teach = teach._replace(teachers=lambda image: said)
+            elif shared:
+                teach = teach._replace(teachers=mesh.shared_out(teach.teachers, layout))
             context = dataclasses.replace(context, teacher=recipe.teach(context, teach))
         table = None if recipe.reads_student else _table(program.recipes, context, lessons.temperatures)
         return jax.lax.stop_gradient(_Lesson(context, table))
@@ -163,7 +159,7 @@ def make_step(program: Program) -> Callable:
             return dataclasses.replace(context, targets=targets)
         seen = jax.lax.stop_gradient(context)
         if "teach" in recipe.reads_student:
-            seen = dataclasses.replace(seen, teacher=recipe.teach(seen, networks(lessons)))
+            seen = dataclasses.replace(seen, teacher=recipe.teach(seen, _networks(program, lessons)))
         found = seen.teacher, recipe.aim(seen, recipe.weigh(seen))
         teacher, targets = jax.lax.stop_gradient(found)
         return dataclasses.replace(context, teacher=teacher, targets=targets)
@@ -194,9 +190,7 @@ def make_step(program: Program) -> Callable:
 
         def loss_of(outputs, aux):
             student = mesh.whole_batch(outputs, layout)
-            said = dataclasses.replace(
-                context, student=student, state=dataclasses.replace(state, aux=aux)
-            )
+            said = dataclasses.replace(context, student=student, state=dataclasses.replace(state, aux=aux))
             return recipe.term(said).mean()
 
         loss, (by_outputs, by_aux) = jax.value_and_grad(loss_of, argnums=(0, 1))(seen.outputs, state.aux)
@@ -235,8 +229,39 @@ def make_step(program: Program) -> Callable:
     return step
 
 
+@lru_cache
+def compiled_asking(program: Program) -> Callable:
+    """(batches [S,B], lessons) -> [S,K,B,C], what the frozen teachers say of a stage's first S lessons."""
+
+    def ask(batches: Array, lessons: Lessons) -> Array:
+        def one(numbered: tuple[Array, Array]) -> Array:
+            step, indices = numbered
+            batch, _ = _batch(program, jax.random.fold_in(lessons.key, step), indices, lessons)
+            ask_about = mesh.shared_out(_networks(program, lessons).teachers, program.layout)
+            return ask_about(batch.image).logits
+
+        return jax.lax.map(one, (jnp.arange(len(batches)), batches))
+
+    return jax.jit(mesh.on_all(ask, program.layout))
+
+
+def _batch(program: Program, key: Array, indices: Array, lessons: Lessons) -> tuple[Batch, Array]:
+    """The batch after the stimulus, and the key for the other seams."""
+    stimulus_key, key = jax.random.split(key)
+    batch = loading.gather(lessons.examples, indices)
+    stimulus = program.recipes[0].stimulus
+    return stimulus(stimulus_key, batch, augmented(program), _networks(program, lessons)), key
+
+
+def _networks(program: Program, lessons: Lessons) -> Networks:
+    def teachers(image: Array) -> TeacherOutputs:
+        return apply_ensemble(program.teachers, lessons.teachers, image, program.needs)
+
+    return Networks(teachers, program.model.apply)
+
+
 def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
-    """A member's cohort, from the logits [M,B,C] of all; one that broke down must not take its peers along."""
+    """A member's cohort, from the logits [M,B,C] of all; who broke down must not take the others along."""
     own = logits[hyper["mates"]]
     sound = jnp.isfinite(own).all(axis=(1, 2))
     return Peers(jnp.where(sound[:, None, None], own, 0.0), hyper["place"], sound)

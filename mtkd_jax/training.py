@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,16 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     Resumes from `directory` by itself, epoch for epoch equal to a run that was never stopped; a finished
     stage is only restored. Raises UserError when no member is left with finite numbers.
     """
-    first = _first(job)
+    first = first_progress(job)
     done = checkpoint.restore(directory / "finished", _result(first), logbook.warn)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
     epoch, progress, seconds = _resumed(job, first, directory, logbook)
     logbook.cut_back(job.stage, epoch)
-    chunk_of = _chunk(job.program, job.patience, job.eval_every)
+    chunk_of = compiled_chunk(job.program, job.patience, job.eval_every)
     lessons, validation = mesh.everywhere((job.lessons, job.validation), job.program.layout)
+    progress = mesh.spread_out(progress, job.program.layout)
     epochs_per_chunk = _epochs_per_chunk(job)
     started = saved = time.perf_counter()
     while epoch < job.epochs and not np.asarray(progress.stopped).all():
@@ -105,10 +106,10 @@ def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tu
     return epoch, progress, info["seconds"]
 
 
-def _first(job: Job) -> Progress:
+def first_progress(job: Job) -> Progress:
+    """What every member starts from."""
     num_members = len(job.names)
-    image_shape = job.validation[0].shape[1:]
-    variables = population.init(job.program.model, job.init_keys, image_shape)
+    variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
     train = init_state(job.program, variables, keys, job.lessons)
     first = Progress(
@@ -144,6 +145,23 @@ def fitted_of(trained: Population, result: dict[str, PyTree], seconds: float) ->
     return Fitted(trained, np.where(alive, result["val_nll"], np.inf), lost, seconds)
 
 
+def joined(parts: Sequence[Fitted]) -> Fitted:
+    """What was trained part by part, as one population."""
+    populations = [part.population for part in parts]
+    concatenate = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
+    return Fitted(
+        Population(
+            populations[0].model,
+            jax.tree.map(concatenate, *(p.variables for p in populations)),
+            {name: np.concatenate([p.hyper[name] for p in populations]) for name in populations[0].hyper},
+            tuple(name for p in populations for name in p.names),
+        ),
+        np.concatenate([part.val_nll for part in parts]),
+        tuple(name for part in parts for name in part.lost),
+        sum(part.seconds for part in parts),
+    )
+
+
 def _epochs_per_chunk(job: Job) -> int:
     """The largest number of rounds that divides the stage evenly, so that one program serves all of it."""
     steps_per_round = job.eval_every * job.order(0).shape[0]
@@ -164,7 +182,7 @@ def _deployed(program: Program, train: TrainState) -> PyTree:
 
 
 @lru_cache
-def _chunk(program: Program, patience: int, eval_every: int) -> Callable:
+def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable:
     """(progress, hyper, rounds [R,S,...], first step, lessons, val) -> (progress, metrics {name: [R,M]})."""
     step, layout = make_step(program), program.layout
     scan = _host_scan if layout.walk == "loop" else jax.lax.scan

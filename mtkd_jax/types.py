@@ -244,7 +244,7 @@ class Recipe(NamedTuple):
     deploy: Callable  # (state) -> variables to evaluate and export
     num_heads: Callable[[int], int]  # K -> H
     num_peers: int = 1  # members of a cohort that read each other's logits; 1 = none
-    reads_student: tuple[str, ...] = ()  # of teach, weigh, aim: those that read context.student, state or peers
+    reads_student: tuple[str, ...] = ()  # of teach, weigh, aim: who reads context.student, state or peers
     needs: tuple[str, ...] = ()  # feature names it reads, of student and teachers; "features" = all
     hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has

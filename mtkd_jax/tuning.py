@@ -1,0 +1,106 @@
+"""`runtime.how = auto`: a short timed trial of the candidate layouts on the real step, answered once.
+
+The answer is kept with the stage's checkpoints, so that a resumed run goes on as it began, and in the cache
+folder for the next run of the same network, batch, number of members, devices and version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from mtkd_jax import forecast
+from mtkd_jax.jobs import Job, part
+from mtkd_jax.mesh import Layout
+from mtkd_jax.predictions import write_atomically
+
+# Below about a minute of training a trial costs more than it can win: the first guess stands.
+WORTH_A_TRIAL = {"cpu": 2e12, "gpu": 1e15, "tpu": 1e15}  # FLOPs of a stage
+FILE = "layout.json"
+
+Answer = dict[str, float]  # {layout as JSON: seconds a step}
+
+
+def settled(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
+    """The job in the layout it is trained in; `directory` is the stage's checkpoint folder."""
+    if len(job.candidates) == 1:
+        return job
+    answer = _usable(_read(directory / FILE).get("seconds"), job)
+    if answer is None:
+        if forecast.flops(job) < WORTH_A_TRIAL[jax.default_backend()]:
+            return job
+        answer = _usable(_read(cache_file()).get(question(job)), job) or timed(job)
+        _remember(cache_file(), {**_read(cache_file()), question(job): answer})
+        directory.mkdir(parents=True, exist_ok=True)
+        _remember(directory / FILE, {"question": question(job), "seconds": answer})
+        say(f"{job.stage}: {_told(answer)}")
+    return in_layout(job, _layout(min(answer, key=answer.get)))
+
+
+def timed(job: Job) -> Answer:
+    """Seconds a step in every candidate layout; each compiles the stage's program and runs a few steps."""
+    job = part(job, range(forecast.members_at_once(job)))
+    return {
+        json.dumps(layout): forecast.seconds_per_step(in_layout(job, layout)) for layout in job.candidates
+    }
+
+
+def in_layout(job: Job, layout: Layout) -> Job:
+    """The same job, its members walked and spread otherwise."""
+    return dataclasses.replace(job, program=job.program._replace(layout=layout))
+
+
+def question(job: Job) -> str:
+    """What an answer depends on."""
+    program, device = job.program, jax.devices()[0]
+    num_teachers = sum(len(jax.tree.leaves(variables)[0]) for variables in job.lessons.teachers)
+    return " | ".join(
+        (
+            program.model.name,
+            f"images {job.image.shape[1:]}",
+            f"batch {job.order(0).shape[-1]}",
+            f"{len(job.names)} members",
+            f"{num_teachers} teachers, said {job.lessons.said is not None}",
+            f"{jax.device_count()} {device.platform} {device.device_kind}",
+            f"data shards {program.layout.data}",
+            f"jax {jax.__version__}",
+        )
+    )
+
+
+def cache_file() -> Path | None:
+    """Beside the compiled programs; None where those are not kept either."""
+    folder = jax.config.jax_compilation_cache_dir
+    return Path(folder).parent / "layouts.json" if folder else None
+
+
+def _usable(answer: Answer | None, job: Job) -> Answer | None:
+    """The answer if it is about these candidates: a resume may find other devices."""
+    return answer if answer and set(answer) == {json.dumps(layout) for layout in job.candidates} else None
+
+
+def _layout(text: str) -> Layout:
+    return Layout(*json.loads(text))
+
+
+def _told(answer: Answer) -> str:
+    ranked = [f"{_layout(text)} {1e3 * answer[text]:.3g} ms" for text in sorted(answer, key=answer.get)]
+    return f"a step takes, {', '.join(ranked)}"
+
+
+def _read(path: Path | None) -> dict:
+    """What was remembered; {} where there is nothing that can be read, for it can be found out again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _remember(path: Path | None, content: dict) -> None:
+    if path is not None:
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

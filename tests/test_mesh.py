@@ -1,0 +1,169 @@
+"""Devices change where the work is done, not what comes out."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment, layouts, mesh, students, teachers, training
+from mtkd_jax.config import build_model
+from mtkd_jax.logbook import Logbook
+from mtkd_jax.mesh import Layout
+from mtkd_jax.tuning import in_layout
+from mtkd_jax.types import Task, UserError
+from tests import small
+
+BATCH_NORM = "mlp(hidden=(8,), batch_norm=True)"
+COLLECTIVES = r"all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter"
+
+
+def teachers_job(**overrides):
+    config = small.config(**{"teachers.num_members": 4, **overrides})
+    return teachers.job(config, experiment.load_split(config), config.model.name)
+
+
+def fitted(job, tmp_path):
+    with Logbook(tmp_path, quiet=True) as logbook:
+        return training.fit(job, tmp_path / "checkpoints", logbook)
+
+
+def close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=0), a, b)
+
+
+@pytest.mark.parametrize("model", ["mlp(hidden=(8,))", "cnn(widths=(4,), dense=8, batch_norm=True)"])
+def test_members_over_devices_are_the_same_members(model, tmp_path):
+    """Four members over one, two, four devices, and over three, where they do not divide."""
+    job = teachers_job(**{"model.name": model})
+    alone = fitted(in_layout(job, Layout("map")), tmp_path / "1")
+    for width in (2, 3, 4):
+        spread = fitted(in_layout(job, Layout("map", width)), tmp_path / str(width))
+        close(spread.population.variables, alone.population.variables, 1e-6)
+        np.testing.assert_allclose(spread.val_nll, alone.val_nll, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["mlp(hidden=(8,))", BATCH_NORM])
+@pytest.mark.parametrize("layout", [Layout("vmap", 1, 2), Layout("map", 2, 2), Layout("vmap", 1, 4)])
+def test_a_batch_split_over_devices_is_the_same_batch(model, layout, tmp_path):
+    """Augmentation, batch statistics, the count of labels: all are of the whole batch."""
+    job = teachers_job(
+        **{
+            "model.name": model,
+            "train.epochs": 5,
+            "data.augment.noise": 0.1,
+            "train.optimizer": "sgd",
+            "train.learning_rate": 0.1,
+        }
+    )
+    whole = fitted(in_layout(job, Layout("vmap")), tmp_path / "whole")
+    split = fitted(in_layout(job, layout), tmp_path / "split")
+    close(split.population.variables, whole.population.variables, 1e-5)
+
+
+def students_job(mode, **overrides):
+    config = small.config(**{"students.modes": (mode,), "students.alphas": (0.5,), **overrides})
+    split = experiment.load_split(config)
+    model = teachers.network(split, config.model.name)
+    variables = jax.vmap(model.init, in_axes=(0, None))(
+        jax.random.split(jax.random.key(5), 3), jnp.zeros((1, 4, 4, 1))
+    )
+    ensemble = (training.Population(model, variables, {}, ("a", "b", "c")),)
+    (family, *_) = students.families(config)
+    return students.job(config, split, "labelled", family, ensemble, {})
+
+
+@pytest.mark.parametrize("mode", ["mimic_all", "output_avg"])
+@pytest.mark.parametrize("layout", [Layout("vmap", 4, 1), Layout("vmap", 2, 2), Layout("map", 1, 4)])
+def test_students_are_the_same_on_every_layout(mode, layout, tmp_path):
+    """The teachers' work is shared out among the devices, three teachers over four of them."""
+    job = students_job(mode, **{"data.augment.noise": 0.1})
+    one = fitted(in_layout(job, Layout("vmap")), tmp_path / "one")
+    many = fitted(in_layout(job, layout), tmp_path / "many")
+    close(many.population.variables, one.population.variables, 1e-5)
+
+
+def compiled_text(job):
+    rounds = job.order(0)[None]
+    chunk = training.compiled_chunk(job.program, job.patience, job.eval_every)
+    lessons, validation = mesh.everywhere((job.lessons, job.validation), job.program.layout)
+    progress = mesh.spread_out(training.first_progress(job), job.program.layout)
+    return chunk.lower(progress, job.hyper, rounds, np.int32(0), lessons, validation).compile().as_text()
+
+
+def test_members_never_speak_to_each_other():
+    """No collective in the compiled text; and the test would see one, for split batches have them."""
+    job = teachers_job(**{"model.name": "cnn(widths=(4, 4), dense=8)"})
+    assert not re.search(COLLECTIVES, compiled_text(in_layout(job, Layout("vmap", 4))))
+    assert re.search("all-reduce", compiled_text(in_layout(job, Layout("vmap", 2, 2))))
+
+
+def test_students_gather_what_teachers_say_and_nothing_larger():
+    job = in_layout(students_job("output_avg"), Layout("vmap", 2))
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", compiled_text(job))
+    assert gathered == ["3,16,4"]  # K teachers, B images, C classes
+
+
+def test_dropout_differs_between_the_rows_of_a_split_batch():
+    layout = Layout("vmap", 1, 4)
+    keys = jax.shard_map(
+        lambda key: jax.random.key_data(mesh.own_key(key, layout))[None],
+        mesh=mesh.build(layout),
+        in_specs=jax.sharding.PartitionSpec(),
+        out_specs=jax.sharding.PartitionSpec("data"),
+        check_vma=False,
+    )(jax.random.key(0))
+    assert len({tuple(row) for row in np.asarray(keys).tolist()}) == 4
+
+
+def test_the_layouts_asked_for():
+    task = Task(num_classes=4, num_heads=1, mean=(0.5,), std=(0.3,))
+    dense, conv = (build_model(name, task) for name in ("mlp", "cnn"))
+    assert layouts.candidates("shard_map", 1, dense, 8) == (Layout("vmap", 4),)
+    assert layouts.candidates("shard_map", 2, conv, 8) == (Layout("map", 2, 2),)
+    assert layouts.candidates("pmap", 1, dense, 3) == (Layout("unroll", 3),)
+    assert layouts.candidates("auto", 1, conv, 8) == (Layout("map", 4), Layout("map", 1))
+    assert layouts.candidates("auto", 1, dense, 1) == (Layout("vmap", 1),)
+    for how, shards, members, right in (
+        ("pmap", 1, 5, "there are 4"),
+        ("vmap", 8, 2, "data_shards"),
+        ("loop", 2, 2, "loop"),
+    ):
+        with pytest.raises(UserError, match=right):
+            layouts.candidates(how, shards, dense, members)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"config\.train\.batch_size: 15"):
+        teachers_job(**{"train.batch_size": 15, "runtime.data_shards": 2})
+
+
+def test_a_part_is_its_members_alone(tmp_path):
+    from mtkd_jax import jobs
+
+    job = in_layout(teachers_job(), Layout("map"))
+    whole = fitted(job, tmp_path / "whole")
+    pieces = jobs.parts(job, 3)
+    assert [len(piece.names) for piece in pieces] == [3, 1]
+    joined = training.joined([fitted(piece, tmp_path / piece.stage.replace("/", "-")) for piece in pieces])
+    assert joined.population.names == whole.population.names
+    jax.tree.map(np.testing.assert_array_equal, joined.population.variables, whole.population.variables)
+    np.testing.assert_array_equal(joined.val_nll, whole.val_nll)
+
+
+def test_cohorts_stay_together():
+    from mtkd_jax import jobs
+
+    job = teachers_job()
+    recipe = job.program.recipes[0]._replace(num_peers=2)
+    mates = np.array([[0, 1], [0, 1], [2, 3], [2, 3]], np.int32)
+    job = dataclasses.replace(
+        job, hyper={**job.hyper, "mates": mates}, program=job.program._replace(recipes=(recipe,))
+    )
+    first, second = jobs.parts(job, 3)
+    np.testing.assert_array_equal(first.hyper["mates"], mates[:2])
+    np.testing.assert_array_equal(second.hyper["mates"], mates[:2])
+    with pytest.raises(KeyError):
+        jobs.part(job, [1, 2])
