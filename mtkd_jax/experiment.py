@@ -14,6 +14,7 @@ from mtkd_jax import (
     analysis,
     evaluation,
     export,
+    forecast,
     intervals,
     metrics,
     plan,
@@ -58,6 +59,18 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
         logbook.say("writing the student and the report")
         save_student(config, split, done, predicted, into)
         return report.write(into)
+
+
+def costs(config: ConfigDict) -> list[forecast.Cost]:
+    """What `run` would cost, stage by stage: FLOPs, bytes and seconds; nothing is trained or written.
+
+    Raises UserError as `run` does.
+    """
+    configuration.validate(config)
+    split = load_split(config)
+    plan.check(config, split)
+    borrowed, _ = teachers.borrowed(config, split)
+    return plan.costs(plan.teachers_then_students(config, split), borrowed)
 
 
 def load_split(config: ConfigDict) -> Split:

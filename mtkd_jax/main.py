@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mtkd_jax.types import UserError
 
-USAGE = "python -m mtkd_jax.main --config=FILE.py[:VARIANT] --workdir=FOLDER [--config.a.b=value ...]"
+USAGE = "python -m mtkd_jax.main --config=FILE.py[:VARIANT] --workdir=FOLDER|--plan [--config.a.b=value ...]"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
 
             print(config.listing())
             return 0
-        return _run(options.config, options.workdir)
+        _prepare(options.config)
+        return _plan(options.config) if options.plan else _run(options.config, options.workdir)
     except UserError as error:
         print(f"mtkd_jax: {error}", file=sys.stderr)
         return 2
@@ -48,6 +49,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     )
     flags.DEFINE_string("workdir", None, "the folder the run lives in", flag_values=values)
     flags.DEFINE_bool("list", False, "print every mode, rule, model and source", flag_values=values)
+    flags.DEFINE_bool("plan", False, "print what every stage would cost, and end", flag_values=values)
     flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=values)
     path = _config_file(argv)
     try:
@@ -101,7 +103,7 @@ def _config_file(argv: Sequence[str]) -> str:
 
 
 def _require(values: flags.FlagValues) -> None:
-    for name in ("config", "workdir"):
+    for name in ("config",) if values.plan else ("config", "workdir"):
         if values[name].value is None:
             raise UserError(f"--{name} is missing; usage: {USAGE}")
     if not isinstance(values.config, ConfigDict):
@@ -127,12 +129,29 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _prepare(config: ConfigDict) -> None:
+    """What has to be settled before JAX looks for devices."""
+    from mtkd_jax import config as configuration
+    from mtkd_jax import mesh, workdir
+
+    configuration.validate(config)
+    mesh.use_devices(config.runtime.devices)
+    workdir.use_compile_cache()
+
+
+def _plan(config: ConfigDict) -> int:
+    from mtkd_jax import experiment, report, tables
+
+    stages = [cost._asdict() for cost in experiment.costs(config)]
+    report.console().print(tables.drawn(*tables.costs(stages)))
+    print("Of training alone, without compiling; evaluation and report come on top.")
+    return 0
+
+
 def _run(config: ConfigDict, into: str) -> int:
-    from mtkd_jax import experiment, mesh, report, workdir
+    from mtkd_jax import experiment, report
 
     begun = time.perf_counter()
-    mesh.use_devices(config.runtime.devices if "runtime" in config and "devices" in config.runtime else 0)
-    workdir.use_compile_cache()
     result = experiment.run(config, into)
     report.show(result, into)
     print(f"Took {time.perf_counter() - begun:.0f} s.")

@@ -36,7 +36,8 @@ class Layout(NamedTuple):
     def __str__(self) -> str:
         if self.num_devices == 1:
             return self.walk
-        return f"{self.walk} on {self.member} x {self.data} devices (member x data)"
+        shards = f", {self.data} data shards" if self.data > 1 else ""
+        return f"{self.walk} on {self.num_devices} devices{shards}"
 
 
 def use_devices(num_devices: int = 0) -> None:

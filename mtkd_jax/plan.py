@@ -22,7 +22,7 @@ from mtkd_jax.jobs import Job, parts
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.population import take
 from mtkd_jax.teacher_cache import Cache
-from mtkd_jax.training import Fitted, fit, joined
+from mtkd_jax.training import Fitted, fit, joined, untrained
 from mtkd_jax.types import Ensemble, UserError
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
@@ -106,6 +106,16 @@ def run(
         job, directory = stage.make(done), workdir / "checkpoints" / stage.name
         done[stage.name] = _trained(job, directory, cache, logbook, checkpoint_seconds)
     return done
+
+
+def costs(plan: Plan, done: Done | None = None) -> list[forecast.Cost]:
+    """What every stage would cost; nothing is trained, later stages are given untrained teachers."""
+    done, cache, found = dict(done or {}), {}, []
+    for stage in plan:
+        job = teacher_cache.filled(stage.make(done), cache)
+        found.append(forecast.cost(job))
+        done[stage.name] = untrained(job)
+    return found
 
 
 def _trained(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint_seconds: float) -> Fitted:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +34,24 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     Raises UserError when the file is of another kind, cannot be read or is damaged.
     """
     path = Path(path)
+    readers = {".safetensors": safetensors.load, ".npz": _read_npz}
+    if path.suffix not in readers:
+        raise UserError(
+            f"{path}: expected a .safetensors or .npz file; PyTorch's other formats can run code when read"
+        )
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.load(path.read_bytes())
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
+        return readers[path.suffix](path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot read the weights: {error.strerror}") from error
-    except (SafetensorError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: damaged, or not arrays of numbers that NumPy knows, such as float32"
         ) from error
-    raise UserError(
-        f"{path}: expected a .safetensors or .npz file; other formats of PyTorch run code when they are read"
-    )
+
+
+def _read_npz(data: bytes) -> dict[str, np.ndarray]:
+    damaged = zipfile.ZipFile(io.BytesIO(data)).testzip()  # checksums first: NumPy parses what it reads
+    if damaged:
+        raise zipfile.BadZipFile(damaged)
+    with np.lib.npyio.NpzFile(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: np.asarray(arrays[name]) for name in arrays.files}

@@ -114,7 +114,7 @@ def show(report: dict, run_dir: str | Path) -> None:
 
 def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: str) -> None:
     """Print a table, paragraphs under a heading, and where there is more, on stdout."""
-    out = _console()
+    out = console()
     out.print(table)
     out.print(f"\n[bold]{heading}[/bold]")
     for paragraph in paragraphs:
@@ -167,7 +167,7 @@ def refuse(message: str) -> None:
 
 def _merge(runs: Sequence[Path], out: Path | None) -> None:
     reports = {str(run): build(predictions.load(run / "predictions.npz")) for run in runs}
-    _console().print(tables.terminal(reports))
+    console().print(tables.terminal(reports))
     if out is not None:
         text = "\n\n".join(f"# {run}\n\n{_main_markdown(report)}" for run, report in reports.items())
         write_files(out, {"report.md": (text + "\n").encode(), "report.json": as_json({"runs": reports})})
@@ -263,7 +263,7 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
     )
 
 
-def _console() -> Console:
+def console() -> Console:
     """As wide as the terminal; into a pipe or a file 100 columns, where rich would take 80."""
     found = Console()
     return found if found.is_terminal else Console(width=100)

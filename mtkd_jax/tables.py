@@ -144,6 +144,27 @@ def teacher_values(study: dict) -> Sheet:
     ]
 
 
+def costs(stages: Sequence[Mapping]) -> Sheet:
+    """(header, cells): what every stage of a run would cost, from the fields of `forecast.Cost`."""
+    header = ["stage", "M", "params", "steps", "FLOPs", "memory", "s", "layout"]
+    total = sum(stage["flops"] for stage in stages), sum(stage["seconds"] for stage in stages)
+    cells = [
+        [
+            stage["stage"],
+            str(stage["num_members"])
+            + (f" by {stage['num_at_once']}" if stage["num_at_once"] < stage["num_members"] else ""),
+            _short_count(stage["num_params"]),
+            str(stage["num_steps"]),
+            _short_count(stage["flops"]),
+            _short_count(stage["num_bytes"]) + "B",
+            f"{stage['seconds']:.1f}",
+            str(stage["layout"]),
+        ]
+        for stage in stages
+    ]
+    return header, [*cells, ["all", *[""] * 3, _short_count(total[0]), "", f"{total[1]:.1f}", ""]]
+
+
 def drawn(header: Sequence[str], cells: Cells) -> Table:
     """One table for the terminal."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
@@ -210,8 +231,9 @@ def _title(row: dict, report: dict) -> str:
 
 def _main_cells(row: dict, kept: dict | None) -> list[str]:
     is_kept = kept is not None and (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
+    arguments = ", ".join(f"{name}={value:g}" for name, value in row.get("arguments", {}).items())
     return [
-        row["name"] + (" *" if is_kept else ""),
+        row["name"] + (f" ({arguments})" if arguments else "") + (" *" if is_kept else ""),
         _short(row["alpha"]),
         _short(row["temperature"]),
         str(row["n"]),

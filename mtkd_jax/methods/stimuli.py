@@ -14,12 +14,12 @@ from mtkd_jax.types import Array, Batch, Networks, Recipe
 def funmatch() -> Recipe:
     """Match the teachers on mixtures of two images, the very same for both sides; no label is used.
 
-    x' = r x_i + (1 - r) x_j, a partner j and r ~ U(0,1) for every example, on top of the configured augmentation;
-    soft loss only. `alpha` plays no part: students that differ in it alone are equal. Meant for long training.
+    x' = r x_i + (1 - r) x_j with a partner j and r ~ U(0,1) for every example i, after the configured
+    augmentation, and the soft loss alone: alpha is 0, whatever the configuration says. For long training.
 
     Source: function matching, the patient and consistent teacher, Beyer et al. 2022, arXiv 2106.05237.
     """
-    return PLAIN._replace(name="funmatch", stimulus=_mixed_in_pairs, term=soft_loss)
+    return PLAIN._replace(name="funmatch", stimulus=_mixed_in_pairs, term=soft_loss, alpha=0.0)
 
 
 def _mixed_in_pairs(key: Array, batch: Batch, augment, networks: Networks) -> Batch:
@@ -36,10 +36,10 @@ def _mixed_in_pairs(key: Array, batch: Batch, augment, networks: Networks) -> Ba
 def ods(*, step_size: float = 1 / 255) -> Recipe:
     """Move the images to where the teachers' answers differ most: output diversified sampling.
 
-    x' = clip(x + eta sqrt(D) g / ||g||, 0, 1) with g = grad_x r . softmax(z_i(x)), one teacher i for the batch,
-    r ~ U(-1,1)^C for every example, D values an image and eta = `step_size`. Images with a value outside [0,1]
-    are not clipped. Teachers and student see x' alone; the paper keeps the hard loss on x, which is within
-    eta sqrt(D), and matches teacher k with member k of a student ensemble.
+    x' = clip(x + step_size sqrt(D) g / ||g||, 0, 1) with g = grad_x r . softmax(z_i(x)), D values an image,
+    one teacher i for the batch and r ~ U(-1,1)^C for every example. Images with a value outside [0,1] are
+    not clipped. Teachers and student see x' alone: the paper keeps the hard loss on x, which is no further
+    than step_size sqrt(D) away, and matches teacher k with member k of a student ensemble.
 
     Source: Nam et al. 2021, arXiv 2110.14149, after Tashiro et al. 2020, arXiv 2003.06878.
     """

@@ -25,7 +25,7 @@ def dkpp() -> Recipe:
 def _others_permuted(context: Context, w: Array) -> Targets:
     targets = mean_of_probs(context, w)
     probs = targets.probs
-    classes, top = jnp.arange(probs.shape[-1]), probs.argmax(axis=-1, keepdims=True)
+    classes, top = jnp.arange(probs.shape[-1])[None, None, :], probs.argmax(axis=-1, keepdims=True)
     # The top class first, the others behind it in random order; then back to a place for every class.
     lots = jnp.where(classes == top, -1.0, jax.random.uniform(context.key, probs.shape))
     shuffled = jnp.take_along_axis(probs, lots.argsort(axis=-1), axis=-1)
@@ -36,8 +36,8 @@ def _others_permuted(context: Context, w: Array) -> Targets:
 def label_smoothing(*, smoothing: float = 0.1) -> Recipe:
     """Match the smoothed label, as if it came from a teacher; no teacher is asked.
 
-    soft = CE((1 - smoothing) onehot(y) + smoothing / C, p) at T = 1, over the labelled examples: what a teacher
-    that knows nothing is worth beside the label, a control for methods with teachers that know something.
+    soft = CE((1 - smoothing) onehot(y) + smoothing / C, p) at T = 1, over the labelled examples: a teacher
+    who knows nothing, hence a control for those who know something.
 
     Source: Szegedy et al. 2016, arXiv 1512.00567.
     """
@@ -55,8 +55,8 @@ def _smoothed_loss(context: Context) -> Array:
 def cwtm() -> Recipe:
     """Hard labels alone, each weighed by how sure the teachers are of the example: no dark knowledge at all.
 
-    soft = B w_b CE(y_b, p_b), w_b = max_c q_bc / sum_u max_c q_uc with the mean softened teacher q, so that the
-    mean over the batch is the paper's sum. The sum over u, like the loss, leaves unlabelled examples out.
+    soft = B w_b CE(y_b, p_b) with w_b = max_c q_bc / sum_u max_c q_uc and the mean softened teacher q: the
+    mean over the batch is the paper's sum. Loss and weights leave unlabelled examples out.
 
     Source: confidence weighted by teacher max, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
     """

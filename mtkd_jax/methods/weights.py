@@ -1,8 +1,7 @@
 """Methods that weigh the teachers, w [K,B], before one mixture of them is matched.
 
-At one shared temperature sum_k w_k KL(q_k || p) and W KL(sum_k w_k q_k / W || p), W = sum_k w_k, have the same
-gradient, so that a choice of w is all that sets these methods apart. W scales the soft loss: it is 1 unless
-the method says otherwise.
+At one shared temperature sum_k w_k KL(q_k || p) has the gradient of W KL(sum_k w_k q_k / W || p), where
+W = sum_k w_k, so the choice of w is all that sets these methods apart. W is 1 unless a method says otherwise.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from mtkd_jax.types import Array, Context, Recipe, UserError
 def ebkd(*, normalise: bool = True) -> Recipe:
     """Trust, on every example, those teachers more whose prediction is the less uncertain.
 
-    w_k = (1 - H_k / sum_j H_j) / (K - 1), with the entropy H_k of softmax(z_k) at T = 1. normalise=False divides
-    by K instead, as public code does: the soft loss is then (K - 1) / K as strong. Equal weights where no
-    teacher has any entropy.
+    w_k = (1 - H_k / sum_j H_j) / (K - 1) with the entropy H_k of softmax(z_k); equal weights where no teacher
+    has any. `normalise=False` divides by K instead, as public code does, so that W = (K - 1) / K.
 
     Source: entropy-based distillation, Kwon et al., ICASSP 2020.
     """
@@ -44,9 +42,8 @@ class _Certainty:
 def ca_mkd() -> Recipe:
     """Trust, on every example, those teachers more that are the less wrong about its label.
 
-    w_k = (1 - softmax_k(CE_k)) / (K - 1), with the cross-entropy CE_k of teacher k at T = 1. Equal weights where
-    there is no label. This is the part of the method that compares logits; the paper adds one that compares
-    features.
+    w_k = (1 - softmax_k(CE_k)) / (K - 1) with the cross-entropy CE_k of teacher k; equal weights where there
+    is no label. This is the half of the method that compares logits; the other compares features.
 
     Source: confidence-aware multi-teacher distillation, Zhang et al. 2022, arXiv 2201.00007.
     """
@@ -73,8 +70,12 @@ def aekd(*, cap: float = 0.6) -> Recipe:
     """
     if not 0 < cap <= 1:
         raise UserError(f"aekd(cap={cap}): it must be in (0, 1]")
-    min_teachers = max(2, math.ceil(1 / cap - 1e-6))
-    return PLAIN._replace(name="aekd", weigh=_Agreement(cap), reads_student=True, min_teachers=min_teachers)
+    return PLAIN._replace(
+        name="aekd",
+        weigh=_Agreement(cap),
+        reads_student=("weigh",),
+        min_teachers=max(2, math.ceil(1 / cap - 1e-6)),  # fewer could not add up to 1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +90,24 @@ class _Agreement:
         return jnp.broadcast_to(a[:, None], logits.shape[:2])
 
 
-def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 400) -> Array:
+def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 500) -> Array:
     """a [K] that minimises ||a @ gradients||, gradients [K,C], where sum a = 1 and 0 <= a <= cap.
 
-    By projected gradient descent from equal weights, whose fixed point is the minimum. What all gradients
-    have in common moves a only along (1, ..., 1), which the projection undoes; left out, steps can be longer.
+    By projected gradient descent with Nesterov's momentum from equal weights. What all gradients have in
+    common moves a only along (1, ..., 1), which the projection undoes; left out, steps can be longer.
     """
     apart = gradients - gradients.mean(axis=0, keepdims=True)
     steepest = jnp.abs(apart @ apart.T).sum(axis=1).max()  # no less than the largest eigenvalue
     # Teachers closer than float32 can tell apart keep equal weights.
     size = jnp.where(steepest > 1e-12, 1.0 / jnp.maximum(steepest, 1e-12), 0.0)
 
-    def descend(_, a):
-        return _onto_capped_simplex(a - size * (apart @ (a @ gradients)), cap)
+    def descend(step, last_two):
+        before, a = last_two
+        ahead = a + step / (step + 3.0) * (a - before)
+        return a, _onto_capped_simplex(ahead - size * (apart @ (ahead @ gradients)), cap)
 
-    return jax.lax.fori_loop(0, num_steps, descend, jnp.full(len(gradients), 1.0 / len(gradients)))
+    equal = jnp.full(len(gradients), 1.0 / len(gradients))
+    return jax.lax.fori_loop(0, num_steps, descend, (equal, equal))[1]
 
 
 def _onto_capped_simplex(point: Array, cap: float) -> Array:
@@ -119,8 +123,7 @@ def _onto_capped_simplex(point: Array, cap: float) -> Array:
 def random_drop(*, num_dropped: int = 1) -> Recipe:
     """Learn from every teacher but `num_dropped`, drawn anew for each batch: noise against overfitting them.
 
-    w_k is 0 for the dropped and 1 for the others, not rescaled: the soft loss is the paper's sum over teachers,
-    K - num_dropped times that of a mean.
+    w_k is 0 for the dropped and 1 for the others, a sum over teachers as in the paper: W = K - num_dropped.
 
     Source: densely guided distillation, Son et al. 2021, arXiv 2009.08825; there the teachers are a chain of
     ever smaller networks.

@@ -43,16 +43,17 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
             f"{model.name}: weights of PyTorch can be read into a resnet, wide_resnet or vgg with one head"
         )
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-    if isinstance(model.module, Vgg):
-        tensors = _without_biases(tensors)
-    wanted = flatten_dict(_shapes(model), sep="/")
-    names = {path: _name(path, named) for path in wanted}
-    for path, name in names.items():
-        _check(name, tensors, _pytorch_shape(path, wanted[path].shape), model)
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(_shapes(model), sep="/").items()}
+    names = {path: _name(path, named) for path in shapes}
+    biases = {path: _bias_before(path) for path in shapes if named is _vgg and path.endswith("/mean")}
+    for path, name in [*names.items(), *biases.items()]:
+        _check(name, tensors, _pytorch_shape(path, shapes[path]), model)
     for name in tensors:
-        if name not in names.values():
+        if name not in {*names.values(), *biases.values()}:
             raise UserError(f"tensor {name} is left over: {model.name} has no place for it")
     leaves = {path: _converted(path, tensors[name]) for path, name in names.items()}
+    for path, name in biases.items():
+        leaves[path] -= _converted(name, tensors[name])
     return unflatten_dict(leaves, sep="/")
 
 
@@ -99,6 +100,11 @@ def _vgg(module: str) -> str:
     return f"block{int(stage) - 1}.{3 * (int(number) - 1) + (kind == 'norm')}"
 
 
+def _bias_before(path: str) -> str:
+    """block1.0.bias, of the convolution before BatchNorm, for batch_stats/stage2_norm1/mean of a VGG."""
+    return _vgg(path.split("/")[1].replace("norm", "conv")) + ".bias"
+
+
 # --- values -------------------------------------------------------------------------------------------
 
 
@@ -123,14 +129,3 @@ def _check(name: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...],
         raise UserError(
             f"tensor {name} has shape {list(tensors[name].shape)}: {model.name} needs {list(shape)}"
         )
-
-
-def _without_biases(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """BN(x + b) = BN(x) with the running mean lower by b; the BatchNorm follows its convolution by number."""
-    kept = dict(tensors)
-    for name in tensors:
-        found = re.fullmatch(r"(block\d)\.(\d+)\.running_mean", name)
-        bias = found and f"{found[1]}.{int(found[2]) - 1}.bias"
-        if bias in tensors and tensors[bias].shape == tensors[name].shape:
-            kept[name] = tensors[name] - kept.pop(bias)
-    return kept

@@ -97,7 +97,8 @@ def shufflenet_v2(task: Task, *, width: float = 1.0, dtype: str = "float32") -> 
     >>> shufflenet_v2(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=0.5).name
     'shufflenet_v2(width=0.5)'
     """
-    layers.check_argument("shufflenet_v2.width", width, width in CHANNELS, "0.5, 1.0, 1.5 or 2.0")
+    valid = isinstance(width, int | float) and width in CHANNELS
+    layers.check_argument("shufflenet_v2.width", width, valid, "0.5, 1.0, 1.5 or 2.0")
     layers.check_dtype("shufflenet_v2.dtype", dtype)
     arguments = dict(width=width, dtype=dtype)
     return Model(

@@ -37,7 +37,7 @@ class WideResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """x + conv dropout relu BN conv a with a = relu BN x; where channels change, x there is a 1x1 conv of a."""
+    """x + conv dropout relu BN conv a with a = relu BN x; where channels change, 1x1 conv of a replaces x."""
 
     channels: int
     stride: int

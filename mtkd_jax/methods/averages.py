@@ -1,0 +1,92 @@
+"""Methods whose teacher is an average of the student itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.methods.seams import SUPERVISED, hard_loss
+from mtkd_jax.types import (
+    Array,
+    Batch,
+    Context,
+    Networks,
+    PyTree,
+    Recipe,
+    TeacherOutputs,
+    TrainState,
+    UserError,
+)
+
+
+def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40 / 150) -> Recipe:
+    """Agree, on another view of the image, with the running average of one's own weights; no label is needed.
+
+    L = hard + weight ramp(s) mean_c (softmax(z)_c - softmax(z')_c)^2, with z' from the average network: after
+    step t = 1, 2, ... it is a' <- d a' + (1 - d) a, d = min(1 - 1/(t+1), decay), of parameters and batch
+    statistics a alike. ramp(s) = exp(-5 (1 - s)^2), where s grows from 0 to 1 over the first `ramp` of the
+    training, a share; 0 switches it off. Both networks run as in training, each on its own draw of the
+    configured augmentation (data.augment), which should not be empty; the average is what is deployed. Hard
+    labels weigh 1 wherever there are any: alpha and temperature play no part. Public code averages no batch
+    statistics, and takes a weight between C and C^2. Raises UserError for a decay or ramp out of range.
+
+    Source: Tarvainen and Valpola 2017, arXiv 1703.01780: weight 100 and decay 0.97 to 0.999 for CIFAR-10.
+    """
+    if not 0 <= decay < 1:
+        raise UserError(f"mean_teacher(decay={decay}): it must be in [0, 1)")
+    if not 0 <= ramp <= 1:
+        raise UserError(f"mean_teacher(ramp={ramp}): it must be a share of the training, in [0, 1]")
+    return SUPERVISED._replace(
+        name="mean_teacher",
+        stimulus=_two_views,
+        teach=_averaged_network,
+        term=_HardAndConsistent(ramp),
+        after=_average_moved,
+        init_mem=_as_it_starts,
+        deploy=_average,
+        reads_student=("teach",),
+        hyper=(("weight", weight), ("decay", decay)),
+        alpha=1.0,
+    )
+
+
+def _two_views(key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+    of_student, of_teacher = jax.random.split(key)
+    views = {"teacher": augment(of_teacher, batch.image)}
+    return dataclasses.replace(batch, image=augment(of_student, batch.image), views=views)
+
+
+def _averaged_network(context: Context, networks: Networks) -> TeacherOutputs:
+    # In training the statistics are the batch's own: those of the average lag behind its weights at first.
+    view = context.batch.views["teacher"]
+    outputs, _ = networks.student(context.state.mem, view, train=True, key=context.key)
+    return TeacherOutputs(outputs.logits[None], (), ())
+
+
+@dataclasses.dataclass(frozen=True)
+class _HardAndConsistent:
+    ramp: float
+
+    def __call__(self, context: Context) -> Array:
+        share = jnp.minimum(context.progress / self.ramp, 1.0) if self.ramp else 1.0
+        student, teacher = map(jax.nn.softmax, (context.student.logits, context.teacher.logits[0]))
+        distance = jnp.mean((student - teacher) ** 2, axis=-1)
+        return hard_loss(context) + context.hyper["weight"] * jnp.exp(-5.0 * (1.0 - share) ** 2) * distance
+
+
+def _average_moved(state: TrainState, context: Context) -> TrainState:
+    num_steps = context.step.astype(jnp.float32) + 1.0
+    decay = jnp.minimum(1.0 - 1.0 / (num_steps + 1.0), context.hyper["decay"])
+    now = {"params": state.params, **state.model_state}
+    mem = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.mem, now)
+    return dataclasses.replace(state, mem=mem)
+
+
+def _as_it_starts(variables: PyTree) -> PyTree:
+    return variables
+
+
+def _average(state: TrainState) -> PyTree:
+    return state.mem

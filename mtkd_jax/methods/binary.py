@@ -1,0 +1,64 @@
+"""Methods whose student computes with weights of one bit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.methods.seams import PLAIN
+from mtkd_jax.types import Array, Context, PyTree, Recipe, TrainState, UserError
+
+
+def xnor() -> Recipe:
+    """Distil into binary weights: each kernel is its signs times one number for every output channel.
+
+    w -> sign(w) mean|w|, the mean over all axes but the last, sign(0) = 1, in every leaf named "kernel" but
+    those of the last layer ("heads") and of the first: of modules whose name starts with "stem" or, where
+    there is none, the first kernel by name ("conv1", "dense1", "stage1_conv1"). In the gradient
+    d sign(w) / dw = 1 where |w| <= 1, else 0. Real weights are trained, and clipped to [-1,1] after every
+    step; binary ones are validated, reported and exported. Activations stay real: the paper's BWN. The loss
+    is that of `output_avg`; with alpha = 1 it is a binary network without teachers. Raises UserError for a
+    network that has no kernel in between.
+
+    Source: XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279.
+    """
+    return PLAIN._replace(name="xnor", view=_binary_view, after=_clipped, deploy=_binary_deployed)
+
+
+def _binary_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
+    return _of_inner_kernels(_binary, params)
+
+
+def _clipped(state: TrainState, context: Context) -> TrainState:
+    params = _of_inner_kernels(lambda kernel: kernel.clip(-1.0, 1.0), state.params)
+    return dataclasses.replace(state, params=params)
+
+
+def _binary_deployed(state: TrainState) -> PyTree:
+    return {"params": _of_inner_kernels(_binary, state.params), **state.model_state}
+
+
+def _binary(kernel: Array) -> Array:
+    size = jnp.abs(kernel)
+    passing = jnp.where(size <= 1.0, kernel, jax.lax.stop_gradient(kernel))
+    # The difference is exactly 0 and has the gradient of `passing`.
+    sign = jnp.where(kernel >= 0.0, 1.0, -1.0) + (passing - jax.lax.stop_gradient(passing))
+    return sign * size.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
+
+
+def _of_inner_kernels(function, params: PyTree) -> PyTree:
+    """The parameters with `function` of every kernel between the first layer and the last."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    kernels = sorted(p for p in paths if p.endswith("/kernel") and not p.startswith("heads/"))
+    first = [path for path in kernels if path.startswith("stem")] or kernels[:1]
+    inner = set(kernels) - set(first)
+    if not inner:
+        raise UserError(
+            "binary.xnor: the network has no layer between the first and the last, which stay real; "
+            "it must have one, such as mlp(hidden=(64, 64))"
+        )
+    changed = [function(leaf) if path in inner else leaf for path, (_, leaf) in zip(paths, leaves)]
+    return jax.tree.unflatten(structure, changed)

@@ -1,0 +1,84 @@
+"""Methods whose teachers learn beside the student: peers of one cohort, which start from different weights.
+
+All peers step at once, each from what the others say of the same batch. Peer 0 is the student that is
+evaluated and exported; the others are there to learn with. A peer whose logits are not finite is left out of
+the mean over peers, and where no other is left that mean is 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from mtkd_jax.methods.modes import each_teacher
+from mtkd_jax.methods.seams import PLAIN, equal_weights
+from mtkd_jax.types import Array, Context, Networks, Recipe, Targets, TeacherOutputs, UserError
+
+
+def dml(*, num_peers: int = 2) -> Recipe:
+    """Match the other members of a cohort of `num_peers` >= 2 that learn together, and no trained teacher.
+
+    soft_i = T^2 1/(P-1) sum_{j != i} KL(softmax(z_j / T) || softmax(z_i / T)). The paper has T = 1, lets the
+    peers step in turn, and its loss is hard + soft: twice that of alpha = 0.5. Raises UserError for one peer.
+
+    Source: deep mutual learning, Zhang et al. 2018, arXiv 1706.00384.
+    """
+    return PLAIN._replace(
+        name="dml",
+        teach=_peers,
+        weigh=_the_others,
+        aim=each_teacher,
+        num_peers=_checked("dml", num_peers),
+        reads_student=("teach", "weigh"),
+        min_teachers=0,
+    )
+
+
+def kd_ml(*, num_peers: int = 2, teacher_weight: float = 1.0, peer_weight: float = 1.0) -> Recipe:
+    """Match the teachers, and at the same time the other members of a cohort of `num_peers` >= 2.
+
+    soft_i = T^2 (teacher_weight mean_k KL(q_k || p_i) + peer_weight 1/(P-1) sum_{j != i} KL(p_j || p_i)) with
+    softened teachers q and peers p: `output_avg` and `dml` in one. Raises UserError for one peer.
+
+    Source: Niyaz and Bathula 2021, arXiv 2110.11023, for one teacher; both weights are ours.
+    """
+    return PLAIN._replace(
+        name="kd_ml",
+        weigh=_teachers_and_the_others,
+        aim=_teachers_and_peers,
+        num_peers=_checked("kd_ml", num_peers),
+        reads_student=("weigh", "aim"),
+        hyper=(("teacher_weight", teacher_weight), ("peer_weight", peer_weight)),
+    )
+
+
+def _checked(name: str, num_peers: int) -> int:
+    if num_peers < 2:
+        raise UserError(f"{name}(num_peers={num_peers}): a cohort has at least 2")
+    return num_peers
+
+
+def _peers(context: Context, networks: Networks) -> TeacherOutputs:
+    return TeacherOutputs(context.peers.logits, (), ())
+
+
+def _the_others(context: Context) -> Array:
+    """w [P,B]: alike for every sound peer but the reader, 0 for the rest."""
+    peers = context.peers
+    others = (peers.sound & (jnp.arange(len(peers.sound)) != peers.place)).astype(jnp.float32)
+    share = others / jnp.maximum(others.sum(), 1.0)
+    return jnp.broadcast_to(share[:, None], peers.logits.shape[:2])
+
+
+def _teachers_and_the_others(context: Context) -> Array:
+    """w [K+P,B]."""
+    teachers, others = equal_weights(context), _the_others(context)
+    hyper = context.hyper
+    return jnp.concatenate([hyper["teacher_weight"] * teachers, hyper["peer_weight"] * others])
+
+
+def _teachers_and_peers(context: Context, w: Array) -> Targets:
+    # Not in `teach`, which would ask the frozen teachers once for every member instead of once a batch.
+    both = jnp.concatenate([context.teacher.logits, context.peers.logits])
+    return each_teacher(dataclasses.replace(context, teacher=TeacherOutputs(both, (), ())), w)

@@ -1,0 +1,118 @@
+"""Methods of the catalogue in float64 NumPy, example by example, straight from the papers' equations."""
+
+import numpy as np
+from scipy.optimize import minimize
+
+
+def softmax(logits, temperature=1.0):
+    exps = np.exp((logits - logits.max()) / temperature)
+    return exps / exps.sum()
+
+
+def kl(p, q):
+    return sum(a * (np.log(a) - np.log(b)) for a, b in zip(p, q) if a > 0)
+
+
+def entropy(p):
+    return -sum(a * np.log(a) for a in p if a > 0)
+
+
+def mixture(teachers, temperature, w=None):
+    """Mean softened teacher of one example; teachers [K,C]."""
+    w = np.full(len(teachers), 1 / len(teachers)) if w is None else w
+    return sum(a * softmax(z, temperature) for a, z in zip(w, teachers)) / sum(w)
+
+
+# --- logits: losses of one example, student [C], teachers [K,C] ------------------------------------------
+
+
+def dkd(student, teachers, label, temperature, target_weight, nontarget_weight):
+    q, p = mixture(teachers, temperature), softmax(student, temperature)
+    target = kl([q[label], 1 - q[label]], [p[label], 1 - p[label]])
+    q_others, p_others = np.delete(q, label), np.delete(p, label)
+    nontarget = kl(q_others / q_others.sum(), p_others / p_others.sum())
+    return temperature**2 * (target_weight * target + nontarget_weight * nontarget)
+
+
+def dist(students, teachers, temperature, inter_weight, intra_weight):
+    """The loss of a whole batch; students [B,C], teachers [K,B,C]."""
+    p = np.array([softmax(z, temperature) for z in students])
+    q = np.array([mixture(teachers[:, b], temperature) for b in range(len(students))])
+    inter = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q)])
+    intra = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T)])
+    return temperature**2 * (inter_weight * inter + intra_weight * intra)
+
+
+def regression(student, teachers):
+    return sum((a - b) ** 2 for a, b in zip(student, teachers.mean(axis=0))) / 2
+
+
+def standardised(logits):
+    return (logits - logits.mean()) / (logits.std(ddof=1) + 1e-7)
+
+
+def lsk(student, teachers, temperature):
+    q = mixture(np.array([standardised(z) for z in teachers]), temperature)
+    return temperature**2 * kl(q, softmax(standardised(student), temperature))
+
+
+def mixed_temperatures(student, teachers, teacher_temperature, temperature):
+    q = mixture(teachers, teacher_temperature)
+    return teacher_temperature * temperature * kl(q, softmax(student, temperature))
+
+
+# --- targets ---------------------------------------------------------------------------------------------
+
+
+def smoothed_cross_entropy(student, label, smoothing):
+    q = np.full(len(student), smoothing / len(student))
+    q[label] += 1 - smoothing
+    return -float(q @ np.log(softmax(student)))
+
+
+def cwtm(students, teachers, labels, labelled, temperature):
+    """The loss of a whole batch; students [B,C], teachers [K,B,C]."""
+    rows = [b for b in range(len(students)) if labelled[b]]
+    confidence = {b: mixture(teachers[:, b], temperature).max() for b in rows}
+    return sum(
+        confidence[b] / sum(confidence.values()) * -np.log(softmax(students[b])[labels[b]]) for b in rows
+    )
+
+
+# --- weights of one example, teachers [K,C] --------------------------------------------------------------
+
+
+def ebkd(teachers, normalise):
+    entropies = np.array([entropy(softmax(z)) for z in teachers])
+    return (1 - entropies / entropies.sum()) / (len(teachers) - 1 if normalise else len(teachers))
+
+
+def ca_mkd(teachers, label):
+    inverse = np.array([1 / softmax(z)[label] for z in teachers])  # exp of the cross-entropy
+    return (1 - inverse / inverse.sum()) / (len(teachers) - 1)
+
+
+def logit_gradients(students, teachers, temperature):
+    """g [K,C]: batch means of d(T^2 KL_k)/d(student's logits), by central differences."""
+    step, gradients = 1e-5, np.zeros((len(teachers), students.shape[1]))
+    for k, c in np.ndindex(*gradients.shape):
+        for z, z_k in zip(students, teachers[k]):
+            q, moved = softmax(z_k, temperature), np.eye(len(z))[c] * step
+            rise = kl(q, softmax(z + moved, temperature)) - kl(q, softmax(z - moved, temperature))
+            gradients[k, c] += temperature**2 * rise / (2 * step) / len(students)
+    return gradients
+
+
+def least_common_gradient(gradients, cap):
+    """a [K] of least ||a @ gradients||, sum a = 1, 0 <= a <= cap, by sequential least squares."""
+    scaled = gradients / np.abs(gradients).max()
+    found = minimize(
+        lambda a: 0.5 * ((a @ scaled) ** 2).sum(),
+        np.full(len(gradients), 1 / len(gradients)),
+        jac=lambda a: scaled @ (a @ scaled),
+        bounds=[(0, cap)] * len(gradients),
+        constraints={"type": "eq", "fun": lambda a: a.sum() - 1, "jac": np.ones_like},
+        options={"ftol": 1e-16, "maxiter": 1000},
+        method="SLSQP",
+    )
+    return found.x

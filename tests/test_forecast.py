@@ -1,0 +1,82 @@
+"""What a stage will cost, against what is known of it."""
+
+import jax
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment, forecast, jobs, teachers
+from mtkd_jax.mesh import Layout
+from mtkd_jax.tuning import in_layout
+from tests import small
+
+
+def job(**overrides):
+    config = small.config(**{"runtime.how": "vmap", **overrides})
+    return teachers.job(config, experiment.load_split(config), config.model.name)
+
+
+def test_flops_are_three_forward_passes_of_every_member():
+    found = job(**{"model.name": "mlp(hidden=(8,))", "teachers.num_members": 3})
+    products = 2 * (16 * 8 + 8 * 4)  # images of 16 pixels, 4 classes
+    forward = forecast.forward_flops(found.program.model, found.image.shape)
+    assert products < forward < 1.5 * products + 100  # biases, normalisation and ReLU come on top
+    batch_size, num_steps = found.order(0).shape[-1], found.num_steps
+    assert forecast.flops(found) == 3 * 3 * forward * batch_size * num_steps
+
+
+@pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 2)])
+def test_the_bytes_of_many_members_follow_from_those_of_few(layout):
+    found = in_layout(job(**{"teachers.num_members": 32, "model.name": "mlp(hidden=(64,))"}), layout)
+    assert forecast.peak_bytes(found) == pytest.approx(forecast.program_bytes(found), rel=0.05)
+
+
+def test_as_many_members_at_once_as_fit(monkeypatch):
+    found = job(**{"teachers.num_members": 10, "model.name": "mlp(hidden=(64,))"})
+    assert forecast.members_at_once(found) == 10
+    fixed, each = forecast.bytes_of_members(found)
+    monkeypatch.setattr(forecast, "memory_limit", lambda: int(fixed + 4.5 * each))
+    assert forecast.members_at_once(found) == 4
+    monkeypatch.setattr(forecast, "memory_limit", lambda: 1)
+    assert forecast.members_at_once(found) == 1
+    asked = job(**{"teachers.num_members": 10, "runtime.members_at_once": 3})
+    assert forecast.members_at_once(asked) == 3
+
+
+def test_a_run_in_parts_is_the_same_run(tmp_path):
+    whole = small.train(small.config(**{"runtime.how": "map"}), tmp_path / "whole")
+    parts = small.train(
+        small.config(**{"runtime.how": "map", "runtime.members_at_once": 2}), tmp_path / "parts"
+    )
+    for stage in whole:
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            whole[stage].population.variables,
+            parts[stage].population.variables,
+        )
+        assert whole[stage].population.names == parts[stage].population.names
+
+
+def test_a_timed_step_leaves_the_job_as_it_was():
+    found = job()
+    before = jax.device_get(jax.random.key_data(found.init_keys))
+    assert forecast.seconds_per_step(found, num_steps=2, num_rounds=1) > 0
+    np.testing.assert_array_equal(jax.random.key_data(found.init_keys), before)
+
+
+def test_the_card_covers_every_stage():
+    config = small.config(**{"students.modes": ("output_avg", "supernet"), "train.epochs": 1})
+    costs = experiment.costs(config)
+    assert [cost.stage for cost in costs] == [
+        "teachers-mlp-hidden-8",
+        "fuser-logits",
+        "students-labelled-output-avg",
+    ]
+    assert costs[0].num_members == 3 and costs[0].num_params == 16 * 8 + 8 + 8 * 4 + 4
+    assert all(cost.flops > 0 and cost.num_bytes > 0 and cost.seconds > 0 for cost in costs)
+
+
+def test_a_part_keeps_every_second_batch_order():
+    found = job(**{"teachers.num_members": 4})
+    part = jobs.part(found, [1, 3])
+    np.testing.assert_array_equal(part.order(0), found.order(0)[:, [1, 3]])
+    assert part.names == ("teacher 1", "teacher 3")
