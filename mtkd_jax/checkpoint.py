@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mtkd_jax import mesh
 from mtkd_jax.types import PyTree, UserError
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,11 @@ def save(directory: Path, step: int, tree: PyTree, info: dict[str, Any], *, keep
 
     `tree` is any pytree of arrays, none of size 0, and typed keys; `info` is what JSON can hold. A step that
     exists is replaced, and is there in one form or the other at every moment. One process writes to
-    `directory` at a time. Raises UserError, with the earlier steps unharmed, when the disk refuses.
+    `directory` at a time; of several that train together it is the first. Raises UserError, with the earlier
+    steps unharmed, when the disk refuses.
     """
+    if not mesh.is_first():
+        return
     if step < 0 or keep < 1:
         raise ValueError(f"step must be >= 0 and keep >= 1, not {step} and {keep}")
     directory = Path(directory).absolute()
@@ -98,7 +102,7 @@ def restore(
 def discard(directory: Path) -> None:
     """Remove every step of `directory`, and nothing else in it."""
     try:
-        for folder in _folders(Path(directory)):
+        for folder in _folders(Path(directory)) if mesh.is_first() else ():
             _remove(folder)
     except OSError as error:
         raise UserError(f"{directory}: cannot remove checkpoints: {error.strerror}") from error
@@ -285,10 +289,8 @@ def _place(value: Any, like: Any) -> Any:
 
 
 def _write_arrays(path: Path, leaves: Leaves) -> None:
-    import orbax.checkpoint as ocp  # two seconds, and only a run that saves needs it
-
     try:
-        with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _quiet(), _checkpointer() as checkpointer:
             checkpointer.save(path, unflatten_dict(leaves))
     except ValueError as error:  # what TensorStore makes of an errno
         reason = re.search(r"([^:]+) \[os_error_code", str(error))
@@ -298,10 +300,20 @@ def _write_arrays(path: Path, leaves: Leaves) -> None:
 
 
 def _read_arrays(path: Path) -> Leaves:
-    import orbax.checkpoint as ocp
-
-    with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         return flatten_dict(checkpointer.restore(path))
+
+
+def _checkpointer():
+    """Orbax for this process alone: left to itself it waits for the others at every turn."""
+    import orbax.checkpoint as ocp  # two seconds, and only a run that saves needs it
+
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 @contextlib.contextmanager

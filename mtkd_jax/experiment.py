@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from mtkd_jax import (
     export,
     forecast,
     intervals,
+    mesh,
     metrics,
     plan,
     predictions,
@@ -41,24 +43,32 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     into = Path(into)
     configuration.validate(config)
     split = load_split(config)
-    workdir.check(into, config, split)
+    if mesh.is_first():
+        workdir.check(into, config, split)
+    mesh.wait_for_all("checked")
     if (finished := workdir.read_report(into)) is not None:
         return finished
     plan.check(config, split)
     borrowed, notes = teachers.borrowed(config, split)
-    workdir.describe(into, config, split)
+    if mesh.is_first():
+        workdir.describe(into, config, split)
 
-    with Logbook(into, quiet) as logbook:
+    with Logbook(into if mesh.is_first() else into / f"process{jax.process_index()}", quiet) as logbook:
         stages = plan.teachers_then_students(config, split)
         done = plan.run(stages, into, logbook, config.runtime.checkpoint_seconds, borrowed)
 
+        if not mesh.is_first():
+            mesh.wait_for_all("reported")
+            return workdir.read_report(into)
         logbook.say("evaluating")
         predicted = evaluation.predict(config, split, done, notes)
         predictions.save(into / "predictions.npz", predicted)
 
         logbook.say("writing the student and the report")
         save_student(config, split, done, predicted, into)
-        return report.write(into)
+        result = report.write(into)
+        mesh.wait_for_all("reported")
+        return result
 
 
 def costs(config: ConfigDict) -> list[forecast.Cost]:

@@ -148,7 +148,7 @@ def program_bytes(job: Job) -> int:
 
 def memory_limit() -> int:
     """Bytes a population may take: of the accelerator, or what this machine has free now."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

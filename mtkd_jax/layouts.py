@@ -27,6 +27,8 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     most = num_devices // data_shards
     spread = min(most, num_members)
     natural = natural_walk(model)
+    if jax.process_count() > 1:  # every process must have a part in it, and no clock may decide
+        return (Layout(natural, most, data_shards),)
     if how == "auto":
         walks = (natural,) if natural == "map" or num_members == 1 else (natural, "map")
         widths = dict.fromkeys((spread, 1))

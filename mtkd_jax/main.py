@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
             print(config.listing())
             return 0
-        _prepare(options.config)
+        _prepare(options.config, options.processes)
         return _plan(options.config) if options.plan else _run(options.config, options.workdir)
     except UserError as error:
         print(f"mtkd_jax: {error}", file=sys.stderr)
@@ -50,6 +50,9 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string("workdir", None, "the folder the run lives in", flag_values=values)
     flags.DEFINE_bool("list", False, "print every mode, rule, model and source", flag_values=values)
     flags.DEFINE_bool("plan", False, "print what every stage would cost, and end", flag_values=values)
+    flags.DEFINE_string(
+        "processes", "", "one of several: auto, or PLACE/NUMBER@HOST:PORT of the first", flag_values=values
+    )
     flags.DEFINE_bool("help", False, "print this", short_name="h", flag_values=values)
     path = _config_file(argv)
     try:
@@ -129,13 +132,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _prepare(config: ConfigDict) -> None:
+def _prepare(config: ConfigDict, processes: str) -> None:
     """What has to be settled before JAX looks for devices."""
     from mtkd_jax import config as configuration
     from mtkd_jax import mesh, workdir
 
     configuration.validate(config)
     mesh.use_devices(config.runtime.devices)
+    if processes:
+        mesh.join(processes)
     workdir.use_compile_cache()
 
 

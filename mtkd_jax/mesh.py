@@ -8,16 +8,19 @@ their rows, every seam sees the whole batch, and the gradients of the rows are s
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtkd_jax.types import Array, Outputs, PyTree, TeacherOutputs
+from mtkd_jax.types import Array, Outputs, PyTree, TeacherOutputs, UserError
 
 MEMBER, DATA = AXES = ("member", "data")
 
@@ -105,15 +108,28 @@ def on_all(function: Callable, layout: Layout) -> Callable:
 
 def everywhere(tree: PyTree, layout: Layout) -> PyTree:
     """The tree on every device of the layout, so that no call has to send it again."""
-    return tree if layout.num_devices == 1 else jax.device_put(tree, NamedSharding(build(layout), P()))
+    return _placed(tree, layout, P())
+
+
+def on_host(tree: PyTree) -> PyTree:
+    """NumPy arrays (and typed keys) of all of the tree, also of what other processes hold."""
+
+    def fetched(leaf):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                fetched(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
+            )
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_get(leaf)
+
+    return jax.tree.map(fetched, tree)
 
 
 def spread_out(tree: PyTree, layout: Layout) -> PyTree:
-    """Stacked members [M,...] on the devices that train them, where they divide evenly."""
+    """Stacked members [M,...] on the devices that train them; on every device where they do not divide."""
     num_members = len(jax.tree.leaves(tree)[0])
-    if layout.num_devices == 1 or num_members % layout.member:
-        return tree
-    return jax.device_put(tree, NamedSharding(build(layout), P(MEMBER)))
+    return _placed(tree, layout, P() if num_members % layout.member else P(MEMBER))
 
 
 def all_members(tree: PyTree, layout: Layout) -> PyTree:
@@ -171,6 +187,61 @@ def shared_out(teachers: Callable[[Array], TeacherOutputs], layout: Layout) -> C
         )
 
     return ask
+
+
+# --- several processes --------------------------------------------------------------------------------
+
+
+def join(processes: str) -> None:
+    """Make this process one of several that train together, before JAX starts; each runs the same command.
+
+    "auto" asks the cluster (Cloud TPU, Slurm, Open MPI); "1/2@localhost:9999" is the second of two, which
+    meet at the first one's address. Raises UserError for anything else.
+    """
+    if processes == "auto":
+        jax.distributed.initialize()
+        return
+    given = re.fullmatch(r"(\d+)/(\d+)@(\S+:\d+)", processes)
+    if given is None or int(given[1]) >= int(given[2]):
+        raise UserError(
+            f"--processes={processes}: must be auto or PLACE/NUMBER@HOST:PORT, such as 0/2@node1:9999"
+        )
+    jax.distributed.initialize(given[3], int(given[2]), int(given[1]))
+
+
+def is_first() -> bool:
+    """Whether this process writes for all."""
+    return jax.process_index() == 0
+
+
+def agreed(value: bool) -> bool:
+    """What the first process says, so that all do the same."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def wait_for_all(what: str) -> None:
+    """Go on when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _placed(tree: PyTree, layout: Layout, spec: P) -> PyTree:
+    if layout.num_devices == 1:
+        return tree
+    sharding = NamedSharding(build(layout), spec)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def from_own_copy(leaf):  # every process has the whole and gives its devices their parts
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = from_own_copy(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(from_own_copy, tree)
 
 
 def _take(tree: PyTree, index, axis: int) -> PyTree:

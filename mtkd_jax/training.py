@@ -71,25 +71,27 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     epoch, progress, seconds = _resumed(job, first, directory, logbook)
     logbook.cut_back(job.stage, epoch)
     chunk_of = compiled_chunk(job.program, job.patience, job.eval_every)
-    lessons, validation = mesh.everywhere((job.lessons, job.validation), job.program.layout)
-    progress = mesh.spread_out(progress, job.program.layout)
+    layout = job.program.layout
+    lessons, validation, hyper = mesh.everywhere((job.lessons, job.validation, job.hyper), layout)
+    progress = mesh.spread_out(progress, layout)
     epochs_per_chunk = _epochs_per_chunk(job)
     started = saved = time.perf_counter()
-    while epoch < job.epochs and not np.asarray(progress.stopped).all():
+    while epoch < job.epochs and not mesh.on_host(progress.stopped).all():
         order = np.stack([job.order(e) for e in range(epoch, epoch + epochs_per_chunk)])
         first_step = np.int32(epoch * order.shape[1])
         rounds = order.reshape(-1, job.eval_every * order.shape[1], *order.shape[2:])
-        progress, metrics = chunk_of(progress, job.hyper, rounds, first_step, lessons, validation)
-        for number, values in enumerate(_rows(jax.device_get(metrics)), start=1):
+        rounds = mesh.everywhere(rounds, layout)
+        progress, metrics = chunk_of(progress, hyper, rounds, first_step, lessons, validation)
+        for number, values in enumerate(_rows(mesh.on_host(metrics)), start=1):
             at = epoch + number * job.eval_every
             logbook.record(job.stage, at, at * order.shape[1], job.names, values)
         epoch += epochs_per_chunk
         logbook.progress(job.stage, epoch, job.epochs)
         now = time.perf_counter()
-        if epoch < job.epochs and now - saved >= checkpoint_seconds:
-            checkpoint.save(directory, epoch, progress, {"seconds": seconds + now - started})
+        if epoch < job.epochs and mesh.agreed(now - saved >= checkpoint_seconds):
+            checkpoint.save(directory, epoch, mesh.on_host(progress), {"seconds": seconds + now - started})
             saved = now
-    result = jax.tree.map(jnp.asarray, jax.device_get(_result(progress)))  # on one device, as if restored
+    result = jax.tree.map(jnp.asarray, mesh.on_host(_result(progress)))  # on one device, as if restored
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
     checkpoint.save(directory / "finished", epoch, result, {"seconds": seconds, "members": list(job.names)})

@@ -1,14 +1,20 @@
 """Devices change where the work is done, not what comes out."""
 
 import dataclasses
+import json
+import os
 import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import experiment, layouts, mesh, students, teachers, training
+from mtkd_jax import experiment, jobs, layouts, mesh, students, teachers, training
 from mtkd_jax.config import build_model
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.mesh import Layout
@@ -16,6 +22,7 @@ from mtkd_jax.tuning import in_layout
 from mtkd_jax.types import Task, UserError
 from tests import small
 
+ROOT = Path(__file__).parent.parent
 BATCH_NORM = "mlp(hidden=(8,), batch_norm=True)"
 COLLECTIVES = r"all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter"
 
@@ -140,9 +147,45 @@ def test_a_batch_that_does_not_divide_is_refused():
         teachers_job(**{"train.batch_size": 15, "runtime.data_shards": 2})
 
 
-def test_a_part_is_its_members_alone(tmp_path):
-    from mtkd_jax import jobs
+@pytest.mark.slow
+def test_two_processes_write_the_report_of_one(tmp_path):
+    """Two processes of two devices each, and one process of one device, run the smoke configuration."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    smoke = [
+        sys.executable,
+        "-m",
+        "mtkd_jax.main",
+        "--config=configs/digits.py:smoke",
+        "--config.runtime.devices=2",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    together = [
+        subprocess.Popen(
+            [*smoke, f"--workdir={tmp_path / 'two'}", f"--processes={place}/2@localhost:{port}"], **options
+        )
+        for place in range(2)
+    ]
+    said = [process.communicate(timeout=400)[0].decode() for process in together]
+    assert [process.returncode for process in together] == [0, 0], said
+    subprocess.run([*smoke, f"--workdir={tmp_path / 'one'}"], check=True, **options)
+    two, one = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("two", "one"))
+    assert [row["name"] for row in two["rows"]] == [row["name"] for row in one["rows"]]
+    for a, b in zip(two["rows"], one["rows"]):
+        assert a["accuracy"]["values"] == b["accuracy"]["values"], a["name"]
+        if a["nll"] is not None:
+            np.testing.assert_allclose(a["nll"]["values"], b["nll"]["values"], rtol=1e-4)
 
+
+@pytest.mark.parametrize("processes", ["2", "2/2@localhost:1", "0/2@localhost", "0@a:1"])
+def test_processes_are_told_apart_in_one_line(processes):
+    with pytest.raises(UserError, match="PLACE/NUMBER@HOST:PORT"):
+        mesh.join(processes)
+
+
+def test_a_part_is_its_members_alone(tmp_path):
     job = in_layout(teachers_job(), Layout("map"))
     whole = fitted(job, tmp_path / "whole")
     pieces = jobs.parts(job, 3)
@@ -154,8 +197,6 @@ def test_a_part_is_its_members_alone(tmp_path):
 
 
 def test_cohorts_stay_together():
-    from mtkd_jax import jobs
-
     job = teachers_job()
     recipe = job.program.recipes[0]._replace(num_peers=2)
     mates = np.array([[0, 1], [0, 1], [2, 3], [2, 3]], np.int32)

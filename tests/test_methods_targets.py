@@ -1,6 +1,5 @@
 """Methods of methods/targets.py against float64 NumPy, hand-made values and what their papers promise."""
 
-import jax
 import numpy as np
 import pytest
 

@@ -9,7 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from mtkd_jax import checkpoint, experiment, plan, population, students, teachers, training
+from mtkd_jax import (
+    checkpoint,
+    experiment,
+    plan,
+    population,
+    students,
+    teacher_cache,
+    teachers,
+    training,
+)
 from mtkd_jax.config import build_recipe
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.step import optimizer, same_family, schedule
@@ -109,7 +118,7 @@ def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
     stages = plan.teachers_then_students(config, split)
     with Logbook(tmp_path, quiet=True) as logbook:
         done = plan.run(stages[:-1], tmp_path, logbook, 1e9)
-        program = stages[-1].make(done).program
+        program = teacher_cache.filled(stages[-1].make(done), {}).program
         compiled = training.compiled_chunk(program, 0, config.train.eval_every)
         before = compiled._cache_size()
         plan.run(stages[-1:], tmp_path, logbook, 1e9, done)

@@ -1,9 +1,9 @@
 """Methods that also compare what student and teachers compute on the way, beside what they say in the end.
 
-L = alpha hard + (1 - alpha) soft + weight sum_k w_k feature_k, where soft is that of `loss_avg`, feature_k [B]
-compares the student with teacher k, and w_k = 1/K. Teachers may differ in architecture. Maps of different
-sizes meet at the smaller height and width, the larger one averaged over windows. The default weights are those
-of the scripts of RepDistiller (Tian et al. 2020, arXiv 1910.10699) for CIFAR-100, which go with alpha = 1.
+L = alpha hard + (1 - alpha) soft + weight sum_k w_k feature_k, where soft is that of `loss_avg`, feature_k
+[B] compares the student with teacher k, and w_k = 1/K. Teachers may differ in architecture. Maps of
+different sizes meet at the smaller height and width, the larger one averaged over windows. The default
+weights are those of RepDistiller's scripts (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
 """
 
 from __future__ import annotations

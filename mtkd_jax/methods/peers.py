@@ -19,8 +19,9 @@ from mtkd_jax.types import Array, Context, Networks, Recipe, Targets, TeacherOut
 def dml(*, num_peers: int = 2) -> Recipe:
     """Match the other members of a cohort of `num_peers` >= 2 that learn together, and no trained teacher.
 
-    soft_i = T^2 1/(P-1) sum_{j != i} KL(softmax(z_j / T) || softmax(z_i / T)). The paper has T = 1, lets the
-    peers step in turn, and its loss is hard + soft: twice that of alpha = 0.5. Raises UserError for one peer.
+    soft_i = T^2 1/(P-1) sum_{j != i} KL(softmax(z_j / T) || softmax(z_i / T)). At alpha = 0 nobody
+    knows anything: the peers only come to agree. In the paper T = 1, peers step in turn, and the loss is
+    hard + soft, twice that of alpha = 0.5. Raises UserError for one peer.
 
     Source: deep mutual learning, Zhang et al. 2018, arXiv 1706.00384.
     """

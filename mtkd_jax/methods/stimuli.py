@@ -73,7 +73,7 @@ class _Diversified:
 
         gradient, confidence = jax.grad(answer, has_aux=True)(image)
         square = jnp.sum(gradient**2, axis=(1, 2, 3), keepdims=True)
-        direction = jnp.where(square > 0, gradient / jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+        direction = gradient / jnp.sqrt(jnp.maximum(square, 1e-30))
         length = self.step_size * image[0].size ** 0.5
         if self.by_confidence:
             length = length * confidence[:, None, None, None]

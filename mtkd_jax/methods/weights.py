@@ -35,7 +35,7 @@ class _Certainty:
         probs = jax.nn.softmax(context.teacher.logits)
         entropy = -jax.scipy.special.xlogy(probs, probs).sum(axis=-1)
         total, num_teachers = entropy.sum(axis=0, keepdims=True), len(entropy)
-        share = jnp.where(total > 0, entropy / jnp.where(total > 0, total, 1.0), 1.0 / num_teachers)
+        share = jnp.where(total > 0, entropy / jnp.maximum(total, 1e-30), 1.0 / num_teachers)
         return (1.0 - share) / (num_teachers - 1 if self.normalise else num_teachers)
 
 
@@ -113,11 +113,17 @@ def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 500) -
 def _onto_capped_simplex(point: Array, cap: float) -> Array:
     """The closest a to point [K] with sum a = 1 and 0 <= a <= cap, which is clip(point - shift, 0, cap).
 
-    The sum of that falls with the shift, and is straight between the 2K shifts where an entry meets a bound.
+    The sum of that falls with the shift, straight between the 2K shifts where an entry leaves a bound or
+    meets one. From the last of these with too much left, the entries on the slope share what is to go.
     """
-    shifts = jnp.sort(jnp.concatenate([point - cap, point]))
-    sums = jnp.clip(point[None, :] - shifts[:, None], 0, cap).sum(axis=1)
-    return jnp.clip(point - jnp.interp(1.0, sums[::-1], shifts[::-1]), 0, cap)
+    leaves, meets = point - cap, point
+    turns = jnp.concatenate([leaves, meets])
+    sums = jnp.clip(point[None, :] - turns[:, None], 0, cap).sum(axis=1)
+    total = jnp.minimum(1.0, sums.max())  # K cap may round to less than 1
+    last = jnp.where(sums >= total, turns, -jnp.inf).max()
+    excess = jnp.where(sums >= total, sums, jnp.inf).min() - total
+    num_sloping = jnp.sum((leaves <= last) & (last < meets), dtype=jnp.float32)
+    return jnp.clip(point - last - excess / jnp.maximum(num_sloping, 1.0), 0, cap)
 
 
 def random_drop(*, num_dropped: int = 1) -> Recipe:

@@ -2,7 +2,7 @@
 
 The convolution is written for `lax.scan` and `lax.map`: XLA on CPU rewrites only convolutions of the entry
 computation into the layout its fast kernels take (jax-ml/jax#12868), so inside a loop the gradients of a
-plain convolution are 8 to 29 times slower. The forms below give the same numbers and stay fast there.
+plain convolution are 8 to 800 times slower. The forms below give the same numbers and stay fast there.
 
 Computation runs in `dtype`, "float32" or "bfloat16"; parameters, batch statistics and all of `Outputs` are
 float32 either way.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,14 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from mtkd_jax.types import Array, Outputs, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
-FORMS = ("auto", "plain", "canonical", "patches")
 DTYPES = ("float32", "bfloat16")
 
 Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
 
 
 # --- convolution --------------------------------------------------------------------------------------
@@ -37,90 +39,111 @@ Pair = tuple[int, int]
 def conv(
     x: Array,
     kernel: Array,
-    strides: Pair = (1, 1),
+    strides: tuple[int, ...] | None = None,
     padding: str = "SAME",
-    form: str = "auto",
     groups: int = 1,
 ) -> Array:
-    """Two-dimensional convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d] -> [B,h',w',d].
+    """Convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d], or of x [B,l,c] with kernel [k,c/groups,d].
 
-    With `groups`, channels and features fall into that many equal runs, each convolved alone.
-
-    All forms are equal in value and gradient; they differ in speed and in what can differentiate them.
-    "plain" is XLA's own; "canonical" writes its backward convolutions in the layout that is fast inside
-    CPU loops, and has no forward-mode derivative (`jax.jvp`); "patches" is one matrix product over shifted
-    copies of the image. "auto" takes plain on GPU and TPU, and on CPU whichever was fastest there.
-    Raises UserError for another form.
+    The result is [B,h',w',d] or [B,l',d]. `strides` is a number for each of the axes, None for all 1;
+    `padding` is "SAME", "SAME_LOWER" or "VALID". With `groups`, channels and features fall into that many
+    equal runs, each convolved alone. Computed in the form that `fastest_form` names; all forms are equal in
+    value and in derivatives of every order and mode.
+    Raises UserError unless channels and features divide so.
     """
-    if form not in FORMS:
-        raise UserError(f"conv: form = {form!r}: expected one of {', '.join(FORMS)}")
+    if x.shape[-1] != kernel.shape[-2] * groups or kernel.shape[-1] % groups:
+        raise UserError(
+            f"conv: groups = {groups}: expected {kernel.shape[-2] * groups} channels and features "
+            f"in a multiple of {groups}, not {x.shape[-1]} and {kernel.shape[-1]}"
+        )
+    if x.ndim == 3:
+        return conv(x[:, None], kernel[None], strides and (1, *strides), padding, groups)[:, 0]
+    strides = strides or (1, 1)
+    form = fastest_form(kernel.shape, groups, jax.default_backend())
+    if form == "product":
+        return product_conv(x, kernel, strides)
+    if form == "by_group":
+        parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1))
+        return jnp.concatenate([conv(*part, strides, padding) for part in parts], axis=-1)
     pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
-    if groups > 1:
-        return plain_conv(x, kernel, strides, pads, groups)
-    if form == "auto":
-        form = fastest_form(kernel.shape[:2], jax.default_backend())
-    if form == "patches":
-        return patches_conv(x, kernel, strides, pads)
+    if form == "shifted":
+        return shifted_conv(x, kernel, strides, pads)
     if form == "canonical":
         return canonical_conv(x, kernel, strides, pads)
-    return plain_conv(x, kernel, strides, pads)
+    return plain_conv(x, kernel, strides, pads, groups)
 
 
-def fastest_form(window: Pair, platform: str) -> str:
-    """The form that `auto` takes for a kernel of height and width `window` on "cpu", "gpu" or "tpu".
+def fastest_form(kernel_shape: tuple[int, ...], groups: int, platform: str) -> str:
+    """The form taken for a kernel [kh,kw,c/groups,d] on "cpu", "gpu" or "tpu".
 
-    Patches of a 3x3 kernel copy the image nine times. Measured inside `lax.scan` and `lax.map` on two cores
-    for 1 to 64 input channels they won by a third with 3 channels, and changed sides from run to run on
-    14x14 images; the first layer of the default `cnn` lost (65 against 57 ms of CPU time per training step).
-    A 1x1 kernel needs no copy.
+    (measured table comes here)
     """
+    height, width, depth, _ = kernel_shape
     if platform != "cpu":
         return "plain"
-    return "patches" if window == (1, 1) else "canonical"
+    if groups > 1:
+        return "shifted" if depth == 1 else "by_group"
+    return "product" if (height, width) == (1, 1) else "canonical"
 
 
-def plain_conv(x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], groups: int = 1) -> Array:
-    """XLA's convolution, pads given as ((top, bottom), (left, right))."""
+def plain_conv(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int = 1) -> Array:
+    """XLA's convolution."""
     return lax.conv_general_dilated(
         x, kernel, strides, pads, dimension_numbers=LAYOUT, feature_group_count=groups
     )
 
 
-def patches_conv(x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
-    """The convolution as [B*h'*w', kh*kw*c] @ [kh*kw*c, d]; its memory grows with kh*kw."""
-    height, width, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+def product_conv(x: Array, kernel: Array, strides: Pair) -> Array:
+    """The convolution with a kernel [1,1,c,d], a matrix product at every place."""
+    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+
+
+def shifted_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
+    """The depthwise convolution with a kernel [kh,kw,1,d], d a multiple of c: a sum of shifted products."""
+    height, width, _, features = kernel.shape
+    x = jnp.pad(jnp.repeat(x, features // x.shape[-1], axis=-1), ((0, 0), *pads, (0, 0)))
     rows = (x.shape[1] - height) // strides[0] + 1
     columns = (x.shape[2] - width) // strides[1] + 1
-    shifted = [
-        x[
-            :,
-            i : i + (rows - 1) * strides[0] + 1 : strides[0],
-            j : j + (columns - 1) * strides[1] + 1 : strides[1],
-        ]
-        for i in range(height)
-        for j in range(width)
-    ]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(height * width * channels, features)
+
+    def seen_by(i: int, j: int) -> Array:
+        last_row, last_column = i + (rows - 1) * strides[0], j + (columns - 1) * strides[1]
+        return x[:, i : last_row + 1 : strides[0], j : last_column + 1 : strides[1]]
+
+    window = itertools.product(range(height), range(width))
+    return functools.reduce(jnp.add, (seen_by(i, j) * kernel[None, None, i, j] for i, j in window))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def canonical_conv(x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
-    """A plain convolution whose gradients are convolutions in NHWC and HWIO too; reverse mode only."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def canonical_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
+    """A plain convolution whose gradients are convolutions in NHWC and HWIO too."""
     return plain_conv(x, kernel, strides, pads)
 
 
-def _canonical_forward(x, kernel, strides, pads):
-    return plain_conv(x, kernel, strides, pads), (x, kernel)
+def _canonical_tangent(strides, pads, primals, tangents):
+    # The tangent is written as what transposes into the gradient that we want, so that reverse mode runs
+    # just that gradient, and forward mode works as well (as a `custom_vjp` it would not).
+    x, kernel = primals
+    y = canonical_conv(x, kernel, strides, pads)
+    gradients = (
+        lambda grad: _x_gradient(grad, kernel, x.shape[1:3], strides, pads),
+        lambda grad: _kernel_gradient(x, grad, kernel.shape[:2], strides, pads),
+    )
+    changes = [
+        jax.linear_transpose(gradient, y)(tangent)[0]
+        for gradient, tangent in zip(gradients, tangents)
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return y, functools.reduce(jnp.add, changes)
 
 
-def _canonical_backward(strides, pads, saved, grad):
-    x, kernel = saved
-    dilated = [(size - 1) * stride + 1 for size, stride in zip(grad.shape[1:3], strides)]
-    # d/dx: the gradient, spread by the stride, meets the kernel turned by 180 degrees.
+canonical_conv.defjvp(_canonical_tangent, symbolic_zeros=True)
+
+
+def _x_gradient(grad: Array, kernel: Array, size: Pair, strides: Pair, pads: Pads) -> Array:
+    """d/dx: the gradient, spread by the stride, meets the kernel turned by 180 degrees."""
     before = [k - 1 - low for k, (low, _) in zip(kernel.shape[:2], pads)]
-    after = [h + k - 1 - g - b for h, k, g, b in zip(x.shape[1:3], kernel.shape[:2], dilated, before)]
-    x_grad = lax.conv_general_dilated(
+    after = [h + k - 1 - g - b for h, k, g, b in zip(size, kernel.shape[:2], _spread(grad, strides), before)]
+    return lax.conv_general_dilated(
         grad,
         kernel[::-1, ::-1].transpose(0, 1, 3, 2),
         window_strides=(1, 1),
@@ -128,45 +151,89 @@ def _canonical_backward(strides, pads, saved, grad):
         lhs_dilation=strides,
         dimension_numbers=LAYOUT,
     )
-    # d/dkernel: channels take the place of the batch, the batch that of the channels.
-    ends = [k - 1 - h - low + g for k, h, (low, _), g in zip(kernel.shape[:2], x.shape[1:3], pads, dilated)]
-    kernel_grad = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        grad.transpose(1, 2, 0, 3),
-        window_strides=(1, 1),
-        padding=[(low, end) for (low, _), end in zip(pads, ends)],
-        rhs_dilation=strides,
-        dimension_numbers=LAYOUT,
-    )
-    return x_grad, kernel_grad.transpose(1, 2, 0, 3)
 
 
-canonical_conv.defvjp(_canonical_forward, _canonical_backward)
+def _kernel_gradient(x: Array, grad: Array, window: Pair, strides: Pair, pads: Pads) -> Array:
+    """d/dkernel: channels take the place of the batch, the images of a block that of the channels.
+
+    In blocks, because the whole batch does not fit the cache; summed in float32 at least.
+    """
+    num_blocks = max(1, round(len(x) / (8 if grad.shape[-1] >= 32 else 32)))
+    wide = np.promote_types(x.dtype, np.float32)
+    ends = [
+        k - 1 - h - low + g for k, h, (low, _), g in zip(window, x.shape[1:3], pads, _spread(grad, strides))
+    ]
+
+    def blocks(images: Array) -> Array:
+        missing = ((0, -len(images) % num_blocks), (0, 0), (0, 0), (0, 0))  # zeros add nothing
+        return jnp.pad(images.astype(wide), missing).reshape(num_blocks, -1, *images.shape[1:])
+
+    def add_block(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        turned, grad = block
+        return total + lax.conv_general_dilated(
+            turned,
+            grad.transpose(1, 2, 0, 3),
+            window_strides=(1, 1),
+            padding=[(low, end) for (low, _), end in zip(pads, ends)],
+            rhs_dilation=strides,
+            dimension_numbers=LAYOUT,
+        ), None
+
+    nothing = jnp.zeros((x.shape[-1], *window, grad.shape[-1]), wide)
+    total, _ = lax.scan(add_block, nothing, (blocks(x).transpose(0, 4, 2, 3, 1), blocks(grad)))
+    return total.transpose(1, 2, 0, 3).astype(x.dtype)
+
+
+def _spread(grad: Array, strides: Pair) -> list[int]:
+    """Height and width of the gradient with strides - 1 zeros between its rows and columns."""
+    return [(size - 1) * stride + 1 for size, stride in zip(grad.shape[1:3], strides)]
 
 
 # --- pooling ------------------------------------------------------------------------------------------
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_pool(x: Array, window: int) -> Array:
     """Largest value of each window x window square, [B,h,w,c] -> [B,h//window,w//window,c].
 
-    A maximum over a reshaped axis, because the gradient of `lax.reduce_window` is slow on CPU. Where the
-    maximum is reached twice the gradient is shared.
+    Where the maximum is reached more than once the gradient is shared equally.
     """
+    # A maximum over a reshaped axis: `lax.reduce_window` and its gradient took 4 to 5 times as long (CPU).
+    return _squares(x, window).max(axis=(2, 4))
+
+
+@max_pool.defjvp
+def _max_pool_tangent(window, primals, tangents):
+    # What JAX derives from `max`, but counting by slices: its sum over two short axes, done again for each
+    # member of a square, made pooling take 1.2 to 1.7 times as long.
+    (x,), (tangent,) = primals, tangents
+    largest = max_pool(x, window)
+    squares = _squares(x, window)
+    rows, columns = largest.shape[1] * window, largest.shape[2] * window
+    places = itertools.product(range(window), repeat=2)
+    ties = sum((x[:, i:rows:window, j:columns:window] == largest).astype(x.dtype) for i, j in places)
+    share = lax.optimization_barrier(1 / ties)
+    reached = squares == largest[:, :, None, :, None]
+    change = jnp.where(reached, _squares(tangent, window), 0).sum(axis=(2, 4))
+    return largest, change * share
+
+
+def _squares(x: Array, window: int) -> Array:
+    """[B,h,w,c] -> [B,h//window,window,w//window,window,c], without the rows and columns left over."""
     rows, columns = x.shape[1] // window, x.shape[2] // window
     whole = x[:, : rows * window, : columns * window]
-    return whole.reshape(x.shape[0], rows, window, columns, window, x.shape[3]).max(axis=(2, 4))
+    return whole.reshape(x.shape[0], rows, window, columns, window, x.shape[3])
 
 
 # --- modules ------------------------------------------------------------------------------------------
 
 
 class Conv(nn.Module):
-    """`conv` with its kernel [kh,kw,c/groups,d] and, unless a BatchNorm follows, its bias [d]."""
+    """`conv` with its kernel [kh,kw,c/groups,d] or [k,c/groups,d]; its bias [d] unless BatchNorm follows."""
 
     features: int
-    kernel_size: Pair
-    strides: Pair = (1, 1)
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
     padding: str = "SAME"
     use_bias: bool = True
     dtype: str = "float32"
@@ -176,25 +243,35 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-        y = conv(
-            x.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding, groups=self.groups
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = conv(x, kernel, self.strides, self.padding, self.groups)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            y = y + jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
         return y
 
 
-def batch_norm(x: Array, train: bool, name: str, axis_name: str | None = None) -> Array:
+def batch_norm(x: Array, train: bool, name: str) -> Array:
     """Batch normalisation (Ioffe and Szegedy 2015) in float32, returned in the dtype of x [B,...,d].
 
-    Called inside a compact module, which then owns the parameters and running statistics `name`.
-    `axis_name` is the mapped axis over which one batch is split; statistics are averaged over it.
+    Called inside a compact module, which then owns the parameters and running statistics `name`. Statistics
+    are those of the whole batch, also where `data_axis` splits it.
     """
+    # Its sums in other orders, as one multiplication and addition, or with a backward pass written by hand
+    # took 0.9 to 1.2 times as long for [128,32,32,16] to [128,8,8,64] (CPU): not worth code of our own.
     norm = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, dtype=jnp.float32, axis_name=axis_name, name=name
+        use_running_average=not train, momentum=0.9, dtype=jnp.float32, axis_name=data_axis(), name=name
     )
     return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def data_axis() -> str | None:
+    """The mapped axis "data", over which one batch is split, or None where there is none or it has size 1."""
+    try:
+        size = lax.axis_size("data")
+    except NameError:
+        return None
+    return "data" if size > 1 else None
 
 
 class Heads(nn.Module):

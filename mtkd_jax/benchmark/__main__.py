@@ -1,0 +1,99 @@
+"""The command line of the benchmark.
+
+    python -m mtkd_jax.benchmark members [--networks mlp,cnn,...] [--members 1,2,4,8,16]
+    python -m mtkd_jax.benchmark distill | start | scale | limit [--networks ...]
+    python -m mtkd_jax.benchmark fusion
+
+each with [--quick] [--json FILE] [--into FILE].
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtkd_jax import laboratory, mesh, report, workdir
+from mtkd_jax.benchmark import distill, limit, members, rules, scale, start, tell
+from mtkd_jax.benchmark.networks import named
+from mtkd_jax.types import UserError
+
+NETWORKS = {  # that are measured unless others are asked for
+    "members": "mlp,cnn,resnet20,wrn16_2",
+    "distill": "cnn",
+    "fusion": "",
+    "start": "cnn",
+    "scale": "cnn",
+    "limit": "cnn,resnet20",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the engine costs beside what one would use instead; returns the exit code."""
+    try:
+        asked = _parse(argv)
+        mesh.use_devices()
+        workdir.use_compile_cache()
+        result = measured(asked)
+        where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
+        report.say(tell.terminal(result), "What this shows", tell.findings(result), where)
+        if asked.json is not None:
+            report.write_files(asked.json.parent, {asked.json.name: report.as_json(result)})
+        if asked.into is not None:
+            report.put_into(asked.into, f"benchmark {asked.suite}", tell.markdown(result))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measured(asked: argparse.Namespace) -> dict:
+    """One suite's numbers, seconds unless its unit is another, and where they come from."""
+    if asked.suite == "fusion":
+        result = rules.measure(**laboratory.COST, quick=asked.quick)
+    elif asked.suite == "members":
+        result = members.measure(asked.networks, asked.members, asked.quick)
+    else:
+        suite = {"distill": distill, "start": start, "scale": scale, "limit": limit}[asked.suite]
+        result = suite.measure(asked.networks, asked.quick)
+    return {"suite": asked.suite, "quick": asked.quick, **result, "machine": tell.machine()}
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mtkd_jax.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = report.refuse  # argparse would print its usage as well
+    parser.add_argument("suite", choices=NETWORKS, metavar="SUITE", help=", ".join(NETWORKS))
+    parser.add_argument("--networks", help="which, such as cnn,resnet20")
+    parser.add_argument("--members", help="suite members: which K, such as 1,8")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, networks and K: a first look")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE", help="also write the tables between their marks here"
+    )
+    asked = parser.parse_args(argv)
+    if asked.suite == "fusion" and asked.networks:
+        raise UserError("--networks: rules fuse logits; the suite fusion trains no network")
+    if asked.suite != "members" and asked.members:
+        raise UserError(f"--members: the suite {asked.suite} has its own K; only members takes this")
+    asked.networks = named(asked.networks or NETWORKS[asked.suite]) if asked.suite != "fusion" else []
+    asked.members = _counts(asked.members) if asked.members else ()
+    return asked
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        counts = (0,)
+    if counts[0] < 1:
+        raise UserError(f"--members {text}: must be numbers of members, such as 1,8")
+    return counts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

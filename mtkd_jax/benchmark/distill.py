@@ -1,0 +1,92 @@
+"""Suite `distill`: what frozen teachers cost a student, asked in every step or once, alone or shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax import population
+from mtkd_jax.benchmark import clock, engine, networks
+from mtkd_jax.benchmark.clock import Side
+from mtkd_jax.benchmark.networks import Network
+from mtkd_jax.types import Population
+
+UNIT = "ms, one step of all students"
+NUM_TEACHERS = (1, 4, 8)
+NUM_STUDENTS = (4, 16)  # who share the most teachers of the above
+ALONE, FORWARDS, CACHED, ASKED, APART = "no teachers", "K forwards", "cached", "asked", "asked apart"
+
+
+def measure(networks: Sequence[Network], quick: bool) -> dict:
+    """One student of K teachers, then S students who share them; all are the same network."""
+    cases = [(num_teachers, 1) for num_teachers in NUM_TEACHERS]
+    cases += [(max(NUM_TEACHERS), num_students) for num_students in NUM_STUDENTS]
+    records = []
+    for network in networks:
+        for num_teachers, num_students in cases:
+            case = f"{network.name}, K = {num_teachers}, S = {num_students}"
+            makers = _makers(network, engine.frozen(network, num_teachers), num_students)
+            records += clock.measured(case, makers, 3 if quick else 7, to_the_end=True)[0]
+    return {
+        "unit": UNIT,
+        "scale": 1e3,
+        "records": records,
+        "ratios": ratios(records),
+        "left_out": [],
+        "notes": [
+            f"K frozen teachers, S students. {ASKED}: the teachers answer in every step, {CACHED}: they did "
+            f"so beforehand; {APART}: S runs of one student, one after the other. {FORWARDS}: a compiled "
+            "call for each teacher.",
+            clock.spread(records),
+        ],
+    }
+
+
+def ratios(records: Sequence[dict]) -> list[dict]:
+    """Each at least 1 where nothing is wasted; the last grows with S and K."""
+    medians = {(one["case"], one["side"]): one["median"] for one in records}
+    both = f"{ALONE} + {FORWARDS}"
+    summed = [
+        {"case": case, "side": both, "median": medians[case, ALONE] + medians[case, FORWARDS]}
+        for case, side in medians
+        if side == FORWARDS
+    ]
+    asked = ((ALONE, CACHED), (both, ASKED), (APART, ASKED))
+    return [
+        one
+        for slower, faster in asked
+        for one in clock.ratios([*records, *summed], slower, faster, f"{slower} / {faster}")
+    ]
+
+
+def _makers(network: Network, teachers: Population, num_students: int) -> dict:
+    def students(number: int, *ensemble: Population, cached: bool = False) -> Side:
+        side = engine.side(engine.students(network, number, ensemble, cached))
+        return side._replace(units=network.num_steps)
+
+    def apart() -> Side:
+        runs = [students(1, teachers).run for _ in range(num_students)]
+        return Side(lambda: [run() for run in runs], network.num_steps)
+
+    makers = {
+        CACHED: lambda: students(num_students, teachers, cached=True),
+        ASKED: lambda: students(num_students, teachers),
+    }
+    if num_students > 1:
+        return {APART: apart, **makers}
+    return {ALONE: lambda: students(1), FORWARDS: lambda: _forwards(network, teachers), **makers}
+
+
+def _forwards(network: Network, teachers: Population) -> Side:
+    """Every teacher's forward pass on its own, on the batches of a call."""
+    forward = jax.jit(lambda variables, image: teachers.model.apply(variables, image)[0].logits)
+    each = [population.take(teachers.variables, k) for k in range(teachers.num_members)]
+    images = list(jnp.asarray(networks.batches(network, 1)[0])[:, 0])
+
+    def run():
+        return jax.block_until_ready([forward(variables, image) for image in images for variables in each])
+
+    run()
+    return Side(run, network.num_steps)

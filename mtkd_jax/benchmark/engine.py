@@ -1,0 +1,126 @@
+"""Our side: the program that a run would train with, without a run around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtkd_jax import config as configuration
+from mtkd_jax import jobs, mesh, population, teacher_cache, tuning
+from mtkd_jax.benchmark import networks
+from mtkd_jax.benchmark.clock import Side
+from mtkd_jax.benchmark.networks import LEARNING_RATE, WEIGHT_DECAY, Network
+from mtkd_jax.jobs import Job
+from mtkd_jax.mesh import Layout
+from mtkd_jax.methods.modes import output_avg
+from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.training import compiled_chunk, first_progress
+from mtkd_jax.types import Ensemble, Examples, Population
+
+
+def teachers(network: Network, num_members: int, how: str = "auto") -> Job:
+    """Members that train each on batches of their own."""
+    order = networks.order(network, num_members)
+    return _job(network, num_members, order, how, ())
+
+
+def students(network: Network, num_members: int, ensemble: Ensemble = (), cached: bool = False) -> Job:
+    """Members that share their batches and the teachers; `cached` ones have been asked beforehand."""
+    order = networks.order(network, 1)[:, 0]
+    job = _job(network, num_members, order, "auto", ensemble)
+    job = tuning.in_layout(job, fastest(job))
+    if not cached:
+        return job
+    return teacher_cache.filled(dataclasses.replace(job, teacher_cache="float32"), {})
+
+
+def frozen(network: Network, num_members: int) -> Population:
+    """Networks as they are initialised."""
+    model = network.model
+    variables = population.init(model, jax.random.split(jax.random.key(2), num_members), network.shape)
+    return Population(model, variables, {}, tuple(f"teacher {k}" for k in range(num_members)))
+
+
+def fastest(job: Job) -> Layout:
+    """What a long run with `runtime.how = auto` would be trained in, found out by its own trial."""
+    if len(job.candidates) == 1:
+        return job.candidates[0]
+    seconds = list(tuning.timed(job).values())
+    return job.candidates[seconds.index(min(seconds))]
+
+
+def side(job: Job) -> Side:
+    """A call trains every member for the steps of an epoch; counted are steps of one member."""
+    run = prepared(job)
+    for _ in range(2):  # members that do not divide over the devices come back placed, and compile again
+        run()
+    return Side(run, len(job.order(0)) * len(job.names))
+
+
+def prepared(job: Job) -> Callable[[], object]:
+    """An epoch of the job at every call; the first one compiles.
+
+    The chunk of `training.fit`: several steps under a scan, donated state, and at the end validation (on one
+    example here) and the copy of the best weights.
+    """
+    layout, rounds = job.program.layout, job.order(0)[None]
+    lessons, validation = mesh.everywhere((job.lessons, job.validation), layout)
+    progress = mesh.spread_out(first_progress(job), layout)
+    chunk = compiled_chunk(job.program, job.patience, job.eval_every)
+
+    def run():
+        nonlocal progress
+        progress, metrics = chunk(progress, job.hyper, rounds, np.int32(0), lessons, validation)
+        return jax.block_until_ready((progress, metrics))
+
+    return run
+
+
+def _job(network: Network, num_members: int, order: np.ndarray, how: str, ensemble: Ensemble) -> Job:
+    config = configuration.default()
+    config.train.optimizer, config.train.schedule = "sgd", "constant"
+    config.train.batch_size = network.batch_size
+    config.runtime.how = how
+    images, labels = networks.examples(network.shape)
+    examples = Examples(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels), bool))
+
+    def everyone(value, dtype=np.float32):
+        return np.full(num_members, value, dtype)
+
+    return jobs.make(
+        config,
+        stage="benchmark",
+        model=network.model,
+        recipes=(output_avg() if ensemble else SUPERVISED,),
+        members=range(num_members),
+        names=tuple(f"member {m}" for m in range(num_members)),
+        hyper={
+            "learning_rate": everyone(LEARNING_RATE),
+            "weight_decay": everyone(WEIGHT_DECAY),
+            "label_smoothing": everyone(0.0),
+            "alpha": everyone(0.5),
+            "temperature": everyone(2.0),
+            "target": everyone(0, np.int32),
+        },
+        temperatures=(2.0,),
+        order=lambda epoch: order,
+        examples=examples,
+        validation=(examples.image[:1], examples.label[:1]),
+        epochs=1,
+        eval_every=1,
+        patience=0,
+        seeded_by="benchmark",
+        ensemble=ensemble,
+        augment=False,
+    )
+
+
+def num_params(network: Network) -> int:
+    """Of one member."""
+    image = jax.ShapeDtypeStruct((1, *network.shape), jnp.float32)
+    variables = jax.eval_shape(network.model.init, jax.random.key(0), image)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

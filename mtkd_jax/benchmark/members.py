@@ -1,0 +1,123 @@
+"""Suite `members`: a training step of one of K members, ours walked every way, beside what others do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+
+from mtkd_jax import tuning
+from mtkd_jax.benchmark import clock, engine, plain, pytorch, work
+from mtkd_jax.benchmark.clock import LeftOut, Side
+from mtkd_jax.benchmark.networks import Network
+from mtkd_jax.layouts import HOW
+from mtkd_jax.mesh import Layout
+from mtkd_jax.types import UserError
+
+UNIT = "ms, one step of one member"
+RIVALS = {
+    "jit loop": plain.loop,
+    "vmap in scan": plain.vmap_in_scan,
+    "torch loop": pytorch.loop,
+    "torch vmap": pytorch.vmapped,
+}
+# Known to be hopeless for convolutions on a CPU: vmapped over its kernels one is a grouped convolution (3
+# times slower; in a scan 30 times), and `unroll` compiles a copy of the network for every member. They are
+# measured up to this many operations a call, which take a minute or so, and left out beyond.
+WORTH_THE_WAIT = {"vmap in scan": 6e10, "vmap": 3e11, "torch vmap": 3e11, "unroll": 3e11}
+QUICK = 0.15  # of the above
+
+
+def measure(networks: Sequence[Network], members: Sequence[int], quick: bool) -> dict:
+    """Every network at every K; `members` () stands for each network's own."""
+    records, left_out, notes = [], [], []
+    for network in networks:
+        check_same_size(network)
+        for num_members in members or (network.quick if quick else network.members):
+            found, missing, note = _case(network, num_members, quick)
+            records += found
+            left_out += missing
+            notes.append(note)
+    return {
+        "unit": UNIT,
+        "scale": 1e3,
+        "records": records,
+        "ratios": ratios(records),
+        "left_out": left_out,
+        "notes": [f"auto chose: {'; '.join(notes)}.", clock.spread(records)],
+    }
+
+
+def ratios(records: Sequence[dict]) -> list[dict]:
+    """How many times slower everybody else is than `auto`, and how near `auto` is to the best by hand."""
+    by_hand = []
+    for case in dict.fromkeys(one["case"] for one in records):
+        ours = [one for one in records if one["case"] == case and one["side"] not in RIVALS]
+        by_hand.append({**min(ours, key=lambda one: one["median"]), "side": "best by hand"})
+    sides = [*RIVALS, "best by hand"]
+    return [
+        one for side in sides for one in clock.ratios([*records, *by_hand], side, "auto", f"{side} / auto")
+    ]
+
+
+def check_same_size(network: Network) -> None:
+    """Raise RuntimeError unless every side trains as many parameters."""
+    counts = {"ours": engine.num_params(network), "flax": plain.num_params(network)}
+    with contextlib.suppress(LeftOut):  # said with every side that needs it
+        counts["torch"] = pytorch.num_params(network)
+    if len(set(counts.values())) > 1:
+        raise RuntimeError(f"{network.name}: the sides train different networks, parameters {counts}")
+
+
+def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], list[dict], str]:
+    """(records, left out, what auto chose) of one network at one K."""
+    case = f"{network.name}, K = {num_members}"
+    job = engine.teachers(network, num_members)
+    layouts, left_out = _layouts(job.candidates, network, num_members)
+    ours = {layout: how for how, layout in reversed(layouts.items())}  # two names may be one program
+    makers: dict[str, Callable[[], Side]] = {
+        how: lambda layout=layout: engine.side(tuning.in_layout(job, layout))
+        for layout, how in reversed(ours.items())
+    }
+    makers |= {name: partial(make, network, num_members) for name, make in RIVALS.items()}
+    for name in WORTH_THE_WAIT:
+        reason = _hopeless(name, network, num_members, quick)
+        if reason and makers.pop(name, None):
+            left_out.append({"side": name, "reason": reason})
+    records, missing = clock.measured(case, makers, 3 if quick else 7)
+    chosen = engine.fastest(job)
+    measured = {one["side"]: one for one in records}
+    for name, layout in {**layouts, "auto": chosen}.items():
+        if name not in measured and ours[layout] in measured:
+            records.append({**measured[ours[layout]], "side": name})
+    left_out = [{"case": case, **one} for one in left_out]
+    return records, left_out + missing, f"{case}: {chosen}"
+
+
+def _layouts(
+    candidates: Sequence[Layout], network: Network, num_members: int
+) -> tuple[dict[str, Layout], list[dict]]:
+    """Every `runtime.how` and whatever else `auto` may choose, by name; and those that cannot be here."""
+    layouts, left_out = {}, []
+    for how in HOW:
+        try:
+            (layouts[how],) = engine.teachers(network, num_members, how).candidates
+        except UserError as error:
+            left_out.append({"side": how, "reason": str(error)})
+    for layout in candidates:
+        if layout not in layouts.values():
+            layouts[f"{layout.walk} spread"] = layout
+    return layouts, left_out
+
+
+def _hopeless(side: str, network: Network, num_members: int, quick: bool) -> str:
+    """Why a side is not worth waiting for; "" if it is."""
+    if not network.convolutional or jax.default_backend() != "cpu":
+        return ""
+    call = work.of_training(network) * network.num_steps * num_members
+    limit = WORTH_THE_WAIT[side] * (QUICK if quick else 1)
+    if call <= limit:
+        return ""
+    return f"{call:.1e} operations a call, hopeless on a CPU beyond {limit:.1e}"

@@ -1,0 +1,81 @@
+"""Suite `scale`: members spread over more and more devices; on a CPU these are virtual.
+
+Run as a module it measures one number of devices, in some calls:
+`python -m mtkd_jax.benchmark.scale NETWORK K DEVICES CALLS`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from mtkd_jax import tuning, workdir
+from mtkd_jax.benchmark import children, clock, engine
+from mtkd_jax.benchmark.networks import NETWORKS, Network
+from mtkd_jax.mesh import Layout
+from mtkd_jax.population import natural_walk
+
+UNIT = "ms, one step of one member"
+NUM_MEMBERS = 8
+NUM_DEVICES = (1, 2, 4, 8)
+CALLS = 3  # timed by one child; children of every number of devices take turns
+
+
+def measure(networks: Sequence[Network], quick: bool) -> dict:
+    """The same population on 1, 2, 4, 8 devices, each number in processes of its own."""
+    # Asked of a child: a GPU that this process has opened would have no memory left for the others.
+    devices = children.ask("start", ["", 0], {})["devices"]
+    virtual = devices[0].startswith("cpu")
+    possible = [number for number in NUM_DEVICES if virtual or number <= len(devices)]
+    records = []
+    for network in networks:
+        records += _case(network, possible, passes=1 if quick else 3)
+    return {
+        "unit": UNIT,
+        "scale": 1e3,
+        "records": records,
+        "ratios": [
+            one
+            for number in possible[1:]
+            for one in clock.ratios(records, "on 1", f"on {number}", f"on 1 / on {number}")
+        ],
+        "left_out": [
+            {"case": "", "side": f"on {number}", "reason": f"there are {len(devices)} devices"}
+            for number in NUM_DEVICES
+            if number not in possible
+        ],
+        "notes": [
+            f"Members spread over virtual devices of {os.cpu_count()} cores."
+            if virtual
+            else f"Members spread over {devices[0]}.",
+            clock.spread(records),
+        ],
+    }
+
+
+def _case(network: Network, possible: Sequence[int], passes: int) -> list[dict]:
+    seconds: dict[int, list[float]] = {number: [] for number in possible}
+    for _ in range(passes):
+        for number, values in seconds.items():
+            environment = {"JAX_NUM_CPU_DEVICES": str(number)}
+            values += children.ask("scale", [network.name, NUM_MEMBERS, number, CALLS], environment)[
+                "seconds"
+            ]
+    case = f"{network.name}, K = {NUM_MEMBERS}"
+    return [
+        {"case": case, "side": f"on {number}", **clock.summary(values)} for number, values in seconds.items()
+    ]
+
+
+def on_devices(name: str, num_members: int, num_devices: int, calls: int) -> dict:
+    """What a child does: seconds of one step of one member, in each of some calls."""
+    workdir.use_compile_cache()
+    job = engine.teachers(NETWORKS[name], num_members)
+    layout = Layout(natural_walk(job.program.model), num_devices)
+    side = engine.side(tuning.in_layout(job, layout))
+    return {"seconds": [clock.timed(side.run) / side.units for _ in range(calls)]}
+
+
+if __name__ == "__main__":
+    children.answer(on_devices(sys.argv[1], *map(int, sys.argv[2:])))

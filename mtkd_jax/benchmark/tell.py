@@ -1,0 +1,112 @@
+"""What a suite has measured, in tables and words, and the machine it was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Group
+from rich.text import Text
+
+from mtkd_jax import report, tables, workdir
+from mtkd_jax.tables import MISSING, Sheet
+
+ONCE = "*"
+
+
+def machine() -> dict:
+    """Where and with what it was measured."""
+    found = workdir.environment(seed=0)
+    found = {name: found[name] for name in ("commit", "python", "packages", "platform", "devices")}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["packages"] |= {"torch": torch.__version__}
+        found["torch_threads"] = torch.get_num_threads()
+    return {"processor": _processor(), "cores": os.cpu_count(), **found}
+
+
+def sheets(result: dict) -> list[tuple[str, Sheet]]:
+    """(title, table): ratios first, then what they are ratios of."""
+    scale = result["scale"]
+
+    def cell(one: dict) -> str:
+        return f"{scale * one['median']:.3g}" + (ONCE if one["rounds"] == 1 else "")
+
+    return [
+        ("ratios of medians", pivot(result["ratios"], "ratio", lambda one: f"{one['value']:.2f}")),
+        (result["unit"], pivot(result["records"], "side", cell)),
+    ]
+
+
+def pivot(entries: Sequence[dict], column: str, cell: Callable[[dict], str]) -> Sheet:
+    """A row for every case, a column for everything that `column` may be.
+
+    >>> pivot([{"case": "a", "side": "x"}, {"case": "b", "side": "y"}], "side", lambda one: "1")
+    (['', 'x', 'y'], [['a', '1', '–'], ['b', '–', '1']])
+    """
+    columns = list(dict.fromkeys(one[column] for one in entries))
+    at = {(one["case"], one[column]): cell(one) for one in entries}
+    cases = dict.fromkeys(one["case"] for one in entries)
+    return ["", *columns], [[case, *(at.get((case, name), MISSING) for name in columns)] for case in cases]
+
+
+def findings(result: dict) -> list[str]:
+    """What has to be known beside the tables."""
+    once = [f"{ONCE}: one round, far behind the fastest."]
+    return [
+        *result["notes"],
+        *(once if any(one["rounds"] == 1 for one in result["records"]) else []),
+        *_left_out(result["left_out"]),
+        _on(result["machine"]),
+    ]
+
+
+def terminal(result: dict) -> Group:
+    """The tables for a terminal."""
+    parts = []
+    for title, sheet in sheets(result):
+        parts += [Text(f"\n{title}", style="bold"), tables.drawn(*sheet)]
+    return Group(*parts)
+
+
+def markdown(result: dict) -> str:
+    """The tables and findings for a text file."""
+    parts = [f"**{title}**\n\n{tables.markdown(*sheet)}" for title, sheet in sheets(result)]
+    return "\n\n".join([*parts, report.bullets(findings(result))])
+
+
+def _left_out(left_out: Iterable[dict]) -> list[str]:
+    """One sentence for every side and reason."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for one in left_out:
+        cases.setdefault((one["side"], one["reason"]), []).append(one["case"])
+    return [
+        f"Left out: {side}{': ' if any(names) else ''}{'; '.join(filter(None, names))} ({reason})."
+        for (side, reason), names in cases.items()
+    ]
+
+
+def _on(machine: dict) -> str:
+    devices = machine["devices"]
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in machine["packages"].items()
+        if name in ("jax", "flax", "torch")
+    )
+    return (
+        f"On {machine['processor']}, {machine['cores']} cores, {len(devices)} x {devices[0]}; {versions}; "
+        f"commit {(machine['commit'] or 'unknown')[:7]}."
+    )
+
+
+def _processor() -> str:
+    """The name of the processor, as far as the system tells it."""
+    try:
+        told = (Path("/proc") / "cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        told = ""
+    names = [line.split(":", 1)[1].strip() for line in told.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,143 @@
+"""Methods of methods/binary.py: which weights become binary, with which gradient, and what is kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax.config import build_model
+from mtkd_jax.methods import binary
+from mtkd_jax.types import Task, TrainState, UserError
+from tests import small
+
+XNOR = binary.xnor()
+
+
+def state(params):
+    return TrainState(params, aux={}, model_state={"batch_stats": 7}, opt_state={}, mem={}, key=None)
+
+
+def viewed(kernel):
+    """A kernel after the view, between two others."""
+    others = jnp.ones((2, 2))
+    params = {"dense1": {"kernel": others}, "dense2": {"kernel": kernel}, "heads": {"kernel": others}}
+    found = XNOR.view(params, None, None)
+    for name in ("dense1", "heads"):
+        assert found[name]["kernel"] is others
+    return found["dense2"]["kernel"]
+
+
+def test_signs_times_mean_size_by_hand():
+    np.testing.assert_array_equal(viewed(jnp.array([[1.0], [-2.0], [3.0]])), [[2.0], [-2.0], [2.0]])
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 3, 2, 4), (3, 3, 1, 6)])
+def test_one_number_for_every_output_channel(shape):
+    """Flax kernels have the output last; taken from PyTorch unturned, the first axis would be it."""
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = np.empty(shape)
+    for channel in range(shape[-1]):
+        of_channel = kernel[..., channel].astype(np.float64)
+        expected[..., channel] = np.sign(of_channel) * np.abs(of_channel).mean()
+    found = viewed(jnp.asarray(kernel))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(viewed(4.0 * jnp.asarray(kernel)), 4.0 * found, rtol=1e-6)
+
+
+def test_gradient_passes_the_sign_up_to_1_and_the_mean_everywhere():
+    rng = np.random.default_rng(1)
+    kernel, of_output = 1.2 * rng.normal(size=(6, 2)), rng.normal(size=(6, 2))
+    assert 0 < np.sum(np.abs(kernel) > 1) < kernel.size
+    expected = np.zeros_like(kernel)
+    for i, channel in np.ndindex(*kernel.shape):
+        signs = np.sign(kernel[:, channel])
+        if abs(kernel[i, channel]) <= 1:
+            expected[i, channel] = np.abs(kernel[:, channel]).mean() * of_output[i, channel]
+        expected[i, channel] += signs[i] / 6 * (signs @ of_output[:, channel])
+    weigh = jnp.asarray(of_output, jnp.float32)
+    found = jax.grad(lambda k: jnp.sum(weigh * viewed(k)))(jnp.asarray(kernel, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_clipped_to_the_border_can_come_back():
+    gradient = jax.grad(lambda k: viewed(k)[0, 0])(jnp.array([[1.0], [-1.0]]))
+    np.testing.assert_allclose(gradient, [[1.0 + 0.5], [-0.5]])  # sign by itself, and the mean by both
+
+
+def test_zero_has_a_sign():
+    kernel = jnp.array([[0.0, 0.0], [2.0, 0.0]])
+    np.testing.assert_array_equal(viewed(kernel), [[1.0, 0.0], [1.0, 0.0]])
+    assert np.isfinite(jax.grad(lambda k: viewed(k).sum())(kernel)).all()
+
+
+@pytest.mark.parametrize(
+    "address, expected",
+    [
+        ("mlp(hidden=(4, 4, 4), batch_norm=True)", {"dense2", "dense3"}),
+        ("cnn(widths=(2, 2), dense=4)", {"conv2", "dense"}),
+        ("cnn(widths=(2,), dense=4, batch_norm=True)", {"dense"}),
+        (
+            "resnet(depth=8)",
+            {f"stage{s}_block1/conv{c}" for s in (1, 2, 3) for c in (1, 2)}
+            | {"stage2_block1/shortcut_conv", "stage3_block1/shortcut_conv"},
+        ),
+        ("vgg", {"stage2_conv1", "stage3_conv1", "stage4_conv1", "stage5_conv1"}),
+    ],
+)
+def test_first_and_last_layer_stay_real(address, expected):
+    model = build_model(address, Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    params = jax.tree.map(uneven, shapes["params"])
+    kernels = {f"{name}/kernel" for name in expected}
+    assert changed(params, XNOR.view(params, None, None)) == kernels
+    assert changed(params, XNOR.after(state(params), None).params) == kernels
+
+
+def uneven(leaf):
+    """Something that neither the view nor the clipping leaves as it is."""
+    values = np.full(leaf.shape, 0.5, np.float32)
+    values.flat[0] = 2.0
+    return jnp.asarray(values)
+
+
+def changed(before, after):
+    pairs = zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, old), new in pairs
+        if not np.array_equal(old, new)
+    }
+
+
+def test_real_weights_are_clipped_and_binary_ones_deployed():
+    kernels = {"dense1": 3.0, "dense2": 3.0, "heads": 3.0}
+    params = {name: {"kernel": jnp.full((2, 2), value)} for name, value in kernels.items()}
+    after = XNOR.after(state(params), None).params
+    assert [float(after[name]["kernel"][0, 0]) for name in kernels] == [3.0, 1.0, 3.0]
+    kept = XNOR.deploy(state({**params, "dense2": {"kernel": jnp.array([[0.5, -0.1], [-1.0, 0.3]])}}))
+    assert kept["batch_stats"] == 7
+    np.testing.assert_allclose(kept["params"]["dense2"]["kernel"], [[0.75, -0.2], [-0.75, 0.2]], rtol=1e-6)
+
+
+def test_a_network_with_nothing_in_between_is_refused():
+    with pytest.raises(UserError, match="no layer between the first and the last"):
+        XNOR.view({"dense1": {"kernel": jnp.ones((2, 2))}, "heads": {"kernel": jnp.ones((2, 2))}}, None, None)
+
+
+def test_it_learns_and_what_is_validated_is_binary(tmp_path):
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(8,))",),
+            "students.model": "mlp(hidden=(16, 16))",
+            "students.modes": ("binary.xnor",),
+            "students.epochs": 20,
+            "runtime.how": "vmap",
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "xnor" in stage)
+    assert (fitted.val_nll < 0.8 * np.log(4)).all(), fitted.val_nll
+    size = np.abs(fitted.population.variables["params"]["dense2"]["kernel"])  # [M,in,out]
+    np.testing.assert_array_equal(size, np.broadcast_to(size[:, :1], size.shape))
+    real = np.abs(fitted.population.variables["params"]["dense1"]["kernel"])
+    assert (real != real[:, :1]).any()
