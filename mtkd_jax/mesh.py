@@ -92,9 +92,11 @@ def spread(
             argument if axis is None else _take(argument, filled, axis)
             for argument, axis in zip(arguments, in_axes)
         )
-        return tuple(
+        results = tuple(
             _take(result, slice(num_members), axis) for result, axis in zip(local(*arguments), out_axes)
         )
+        # Placed like `spread_out` places them: what comes back is handed in again, as the same program.
+        return jax.lax.with_sharding_constraint(results, NamedSharding(build(layout), P()))
 
     return of_all
 

@@ -42,14 +42,17 @@ def close(a, b, atol):
 
 
 @pytest.mark.parametrize("model", ["mlp(hidden=(8,))", "cnn(widths=(4,), dense=8, batch_norm=True)"])
-def test_members_over_devices_are_the_same_members(model, tmp_path):
-    """Four members over one, two, four devices, and over three, where they do not divide."""
+def test_members_over_devices_are_the_same_members(model, tmp_path, monkeypatch):
+    """Four members over two and four devices, and over three, where they do not divide; compiled once."""
+    monkeypatch.setattr(training, "STEPS_PER_CHUNK", 1)  # several chunks, one handed on to the next
     job = teachers_job(**{"model.name": model})
     alone = fitted(in_layout(job, Layout("map")), tmp_path / "1")
     for width in (2, 3, 4):
         spread = fitted(in_layout(job, Layout("map", width)), tmp_path / str(width))
         close(spread.population.variables, alone.population.variables, 1e-6)
         np.testing.assert_allclose(spread.val_nll, alone.val_nll, atol=1e-6)
+        program = in_layout(job, Layout("map", width)).program
+        assert training.compiled_chunk(program, job.patience, job.eval_every)._cache_size() == 1
 
 
 @pytest.mark.parametrize("model", ["mlp(hidden=(8,))", BATCH_NORM])

@@ -14,6 +14,13 @@ class LeftOut(Exception):
     """A side that is not measured, and why."""
 
 
+class Case(NamedTuple):
+    """What the sides of a comparison have in common: a table and a column in it."""
+
+    of: str  # such as a network
+    case: str = ""  # such as a number of members
+
+
 class Side(NamedTuple):
     """Something to time."""
 
@@ -22,21 +29,22 @@ class Side(NamedTuple):
 
 
 def measured(
-    case: str, makers: Mapping[str, Callable[[], Side]], rounds: int, to_the_end: bool = False
+    of: Case, makers: Mapping[str, Callable[[], Side]], rounds: int, to_the_end: bool = False
 ) -> tuple[list[dict], list[dict]]:
     """(records, left out) of the sides of one case; a side is made, and compiled, only here.
 
-    A record holds seconds for one unit of work: {"case", "side", "median", "min", "max", "rounds"}. Unless
-    `to_the_end`, sides far behind the fastest leave the race after the first round.
+    A record holds seconds for one unit of work: {"of", "case", "side", "median", "min", "max", "rounds"}.
+    Unless `to_the_end`, sides far behind the fastest leave the race after the first round.
     """
     sides, left_out = {}, []
     for name, make in makers.items():
         try:
             sides[name] = make()
         except LeftOut as reason:
-            left_out.append({"case": case, "side": name, "reason": str(reason)})
+            left_out.append({**of._asdict(), "side": name, "reason": str(reason)})
     seconds = take_turns(sides, rounds, float("inf") if to_the_end else OUT_OF_THE_RACE)
-    return [{"case": case, "side": name, **summary(values)} for name, values in seconds.items()], left_out
+    records = [{**of._asdict(), "side": name, **summary(values)} for name, values in seconds.items()]
+    return records, left_out
 
 
 def take_turns(sides: Mapping[str, Side], rounds: int, behind: float) -> dict[str, list[float]]:
@@ -70,25 +78,29 @@ def summary(values: Sequence[float]) -> dict:
     }
 
 
-def ratios(records: Iterable[dict], slower: str, faster: str, name: str) -> list[dict]:
-    """Median of one side over that of another, of every case that has both: {"case", "ratio", "value"}."""
-    median = {(one["case"], one["side"]): one["median"] for one in records}
+def ratios(records: Iterable[dict], slower: str, faster: str) -> list[dict]:
+    """Median of one side over that of another, of every case that has both: {"of", "case", "side", "value"}."""
+    median = {(one["of"], one["case"], one["side"]): one["median"] for one in records}
     return [
-        {"case": case, "ratio": name, "value": median[case, slower] / median[case, faster]}
-        for case in dict.fromkeys(case for case, _ in median)
-        if (case, slower) in median and (case, faster) in median
+        {"of": of, "case": case, "side": f"{slower} / {faster}", "value": median[of, case, slower] / value}
+        for (of, case, side), value in median.items()
+        if side == faster and (of, case, slower) in median
     ]
 
 
-def spread(records: Iterable[dict]) -> str:
+def spread(records: Sequence[dict]) -> str:
     """How far apart the rounds of one side were, in words."""
-    apart = [(50 * (one["max"] - one["min"]) / one["median"], one) for one in records if one["rounds"] > 1]
+    apart = [
+        (50 * (one["max"] - one["min"]) / one["median"], f"{one['of']} {one['case']}, {one['side']}")
+        for one in records
+        if one["rounds"] > 1
+    ]
     if not apart:
-        return "Spread: one round of each."
-    worst, one = max(apart, key=lambda pair: pair[0])
+        return "One round of each."
+    worst, where = max(apart)
     usual = statistics.median(percent for percent, _ in apart)
     return (
-        f"Medians of {max(one['rounds'] for _, one in apart)} rounds, the sides taking turns. From the "
-        f"median to the ends, half the range: {usual:.0f} % in the middle case, {worst:.0f} % at worst "
-        f"({one['case']}, {one['side']})."
+        f"Medians of up to {max(one['rounds'] for one in records)} rounds, the sides taking turns. Half the "
+        f"range of the rounds is {usual:.0f} % of the median in the middle case, {worst:.0f} % at worst "
+        f"({where.strip(' ,')})."
     )

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from mtkd_jax import population
 from mtkd_jax.benchmark import clock, engine, networks
-from mtkd_jax.benchmark.clock import Side
+from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import Network
 from mtkd_jax.types import Population
 
 UNIT = "ms, one step of all students"
 NUM_TEACHERS = (1, 4, 8)
 NUM_STUDENTS = (4, 16)  # who share the most teachers of the above
-ALONE, FORWARDS, CACHED, ASKED, APART = "no teachers", "K forwards", "cached", "asked", "asked apart"
+ALONE, FORWARDS, BOTH = "no teachers", "K forwards", "(no teachers + K forwards)"
+CACHED, ASKED, APART = "cached", "asked", "asked apart"
 
 
 def measure(networks: Sequence[Network], quick: bool) -> dict:
@@ -26,7 +27,7 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
     records = []
     for network in networks:
         for num_teachers, num_students in cases:
-            case = f"{network.name}, K = {num_teachers}, S = {num_students}"
+            case = Case(network.name, f"K = {num_teachers}, S = {num_students}")
             makers = _makers(network, engine.frozen(network, num_teachers), num_students)
             records += clock.measured(case, makers, 3 if quick else 7, to_the_end=True)[0]
     return {
@@ -45,20 +46,15 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
 
 
 def ratios(records: Sequence[dict]) -> list[dict]:
-    """Each at least 1 where nothing is wasted; the last grows with S and K."""
-    medians = {(one["case"], one["side"]): one["median"] for one in records}
-    both = f"{ALONE} + {FORWARDS}"
+    """The first two are 1 where nothing is wasted; the last grows with S and K."""
+    median = {(one["of"], one["case"], one["side"]): one["median"] for one in records}
     summed = [
-        {"case": case, "side": both, "median": medians[case, ALONE] + medians[case, FORWARDS]}
-        for case, side in medians
-        if side == FORWARDS
+        {**one, "side": BOTH, "median": one["median"] + median[one["of"], one["case"], ALONE]}
+        for one in records
+        if one["side"] == FORWARDS
     ]
-    asked = ((ALONE, CACHED), (both, ASKED), (APART, ASKED))
-    return [
-        one
-        for slower, faster in asked
-        for one in clock.ratios([*records, *summed], slower, faster, f"{slower} / {faster}")
-    ]
+    asked = ((ALONE, CACHED), (BOTH, ASKED), (APART, ASKED))
+    return [one for pair in asked for one in clock.ratios([*records, *summed], *pair)]
 
 
 def _makers(network: Network, teachers: Population, num_students: int) -> dict:

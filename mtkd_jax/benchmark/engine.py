@@ -56,7 +56,8 @@ def fastest(job: Job) -> Layout:
 def side(job: Job) -> Side:
     """A call trains every member for the steps of an epoch; counted are steps of one member."""
     run = prepared(job)
-    for _ in range(2):  # members that do not divide over the devices come back placed, and compile again
+    run()
+    if len(job.names) % job.program.layout.member:  # only now are they placed, which compiles again
         run()
     return Side(run, len(job.order(0)) * len(job.names))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mtkd_jax import mesh, tuning
 from mtkd_jax.benchmark import clock, engine, work
-from mtkd_jax.benchmark.clock import Side
+from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import Network
 from mtkd_jax.mesh import Layout
 from mtkd_jax.types import Array
@@ -26,17 +26,17 @@ def measure(networks: Sequence[Network], quick: bool, sizes: Sequence[int] = SIZ
     makers |= {f"products of {size}": lambda size=size: product_on_each_device(size) for size in sizes}
     trained = [f"{network.name}, K = {NUM_MEMBERS}" for network in networks]
     makers |= {case: lambda network=network: training(network) for case, network in zip(trained, networks)}
-    seconds, _ = clock.measured("", makers, 3 if quick else 7, to_the_end=True)
-    records = [{**one, **rates(one), "case": one["side"], "side": "rate"} for one in seconds]
-    best = max(one["median"] for one in records if one["case"] not in trained)
+    seconds, _ = clock.measured(Case("rate"), makers, 3 if quick else 7, to_the_end=True)
+    records = [{**one, **rates(one)} for one in seconds]
+    best = max(one["median"] for one in records if one["side"] not in trained)
     return {
         "unit": UNIT,
         "scale": 1.0,
         "records": records,
         "ratios": [
-            {"case": one["case"], "ratio": "share of the best product", "value": one["median"] / best}
+            {"of": "rate", "case": "", "side": f"{one['side']} / best product", "value": one["median"] / best}
             for one in records
-            if one["case"] in trained
+            if one["side"] in trained
         ],
         "left_out": [],
         "notes": [

@@ -27,7 +27,7 @@ class Network(NamedTuple):
     batch_size: int
     num_steps: int  # that are timed as one: many where a step is short
     members: tuple[int, ...]  # the K that are measured unless others are asked for
-    quick: tuple[int, ...]  # and those with --quick
+    quick: tuple[int, ...]  # and with --quick
 
     @property
     def model(self) -> Model:
@@ -47,11 +47,11 @@ EVERY_K = (1, 2, 4, 8, 16)
 NETWORKS = {
     network.name: network
     for network in (
-        Network("mlp", "mlp", {"hidden": (256, 256)}, SMALL, 64, 32, EVERY_K, (1, 8)),
+        Network("mlp", "mlp", {"hidden": (256, 256)}, SMALL, 64, 32, EVERY_K, (8,)),
         Network("cnn", "cnn", {}, SMALL, 128, 2, EVERY_K, (1, 8)),
         Network("resnet20", "resnet", {"depth": 20}, COLOUR, 128, 2, (1, 4, 8), (4,)),
-        Network("wrn16_2", "wide_resnet", {"depth": 16, "width": 2}, COLOUR, 128, 2, (4,), (1,)),
-        Network("wrn28_10", "wide_resnet", {"depth": 28, "width": 10}, COLOUR, 128, 2, (4,), (1,)),
+        Network("wrn16_2", "wide_resnet", {"depth": 16, "width": 2}, COLOUR, 128, 2, (4,), ()),
+        Network("wrn28_10", "wide_resnet", {"depth": 28, "width": 10}, COLOUR, 128, 2, (4,), ()),
     )
 }
 

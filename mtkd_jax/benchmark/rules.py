@@ -8,7 +8,7 @@ import jax
 
 from mtkd_jax import fusion, laboratory
 from mtkd_jax.benchmark import clock
-from mtkd_jax.benchmark.clock import LeftOut, Side
+from mtkd_jax.benchmark.clock import Case, LeftOut, Side
 from mtkd_jax.types import Array, UserError
 
 UNIT = "ms, all examples"
@@ -19,28 +19,16 @@ def measure(num_members: int, num_examples: int, num_classes: int, quick: bool) 
     logits = jax.random.normal(jax.random.key(0), (num_members, num_examples, num_classes))
     rules = [name for names in laboratory.families().values() for name in names if name in fusion.RULES]
     makers = {name: partial(_side, name, logits) for name in rules}
-    by_rule, left_out = clock.measured("", makers, 3 if quick else 7, to_the_end=True)
-    records = [{**one, "case": one["side"], "side": "time"} for one in by_rule]
+    case = Case(f"{num_members} members, {num_examples:,} examples, {num_classes} classes")
+    records, left_out = clock.measured(case, makers, 3 if quick else 7, to_the_end=True)
     return {
         "unit": UNIT,
         "scale": 1e3,
         "records": records,
-        "ratios": ratios(by_rule),
+        "ratios": [one for name in rules for one in clock.ratios(records, name, laboratory.REFERENCE)],
         "left_out": left_out,
-        "notes": [
-            f"Logits of {num_members} members, {num_examples:,} examples, {num_classes} classes.",
-            clock.spread(records),
-        ],
+        "notes": [clock.spread(records)],
     }
-
-
-def ratios(by_rule: list[dict]) -> list[dict]:
-    """Every rule against the plain ensemble."""
-    return [
-        {**one, "case": rule["side"]}
-        for rule in by_rule
-        for one in clock.ratios(by_rule, rule["side"], laboratory.REFERENCE, f"/ {laboratory.REFERENCE}")
-    ]
 
 
 def _side(name: str, logits: Array) -> Side:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from mtkd_jax import tuning, workdir
 from mtkd_jax.benchmark import children, clock, engine
+from mtkd_jax.benchmark.clock import Case
 from mtkd_jax.benchmark.networks import NETWORKS, Network
 from mtkd_jax.mesh import Layout
 from mtkd_jax.population import natural_walk
@@ -35,13 +36,9 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
         "unit": UNIT,
         "scale": 1e3,
         "records": records,
-        "ratios": [
-            one
-            for number in possible[1:]
-            for one in clock.ratios(records, "on 1", f"on {number}", f"on 1 / on {number}")
-        ],
+        "ratios": [one for number in possible[1:] for one in clock.ratios(records, "on 1", f"on {number}")],
         "left_out": [
-            {"case": "", "side": f"on {number}", "reason": f"there are {len(devices)} devices"}
+            {"of": "", "case": "", "side": f"on {number}", "reason": f"there are {len(devices)} devices"}
             for number in NUM_DEVICES
             if number not in possible
         ],
@@ -62,9 +59,10 @@ def _case(network: Network, possible: Sequence[int], passes: int) -> list[dict]:
             values += children.ask("scale", [network.name, NUM_MEMBERS, number, CALLS], environment)[
                 "seconds"
             ]
-    case = f"{network.name}, K = {NUM_MEMBERS}"
+    case = Case(network.name, f"K = {NUM_MEMBERS}")
     return [
-        {"case": case, "side": f"on {number}", **clock.summary(values)} for number, values in seconds.items()
+        {**case._asdict(), "side": f"on {number}", **clock.summary(values)}
+        for number, values in seconds.items()
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mtkd_jax import mesh, workdir
 from mtkd_jax.benchmark import children, clock, engine
-from mtkd_jax.benchmark.clock import Side
+from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import NETWORKS, Network
 
 UNIT = "s, from the command to the end of the first steps"
@@ -28,7 +28,7 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
         "unit": UNIT,
         "scale": 1.0,
         "records": records,
-        "ratios": clock.ratios(records, "cold", "warm", "cold / warm"),
+        "ratios": clock.ratios(records, "cold", "warm"),
         "left_out": [],
         "notes": [
             "cold: with an empty folder for compiled programs, warm: with one an earlier start has filled. "
@@ -52,7 +52,7 @@ def _case(network: Network, cache: str, rounds: int) -> list[dict]:
         "warm": lambda: Side(warm),
         "imports": lambda: Side(lambda: _start("", cache)),
     }
-    case = f"{network.name}, K = {NUM_MEMBERS}"
+    case = Case(network.name, f"K = {NUM_MEMBERS}")
     return clock.measured(case, makers, rounds, to_the_end=True)[0]
 
 

@@ -29,28 +29,33 @@ def machine() -> dict:
 
 
 def sheets(result: dict) -> list[tuple[str, Sheet]]:
-    """(title, table): ratios first, then what they are ratios of."""
-    scale = result["scale"]
+    """(title, table) of everything that was measured: first all ratios, then what they are ratios of."""
 
-    def cell(one: dict) -> str:
-        return f"{scale * one['median']:.3g}" + (ONCE if one["rounds"] == 1 else "")
+    def ratio(one: dict) -> str:
+        return f"{one['value']:.2f}"
+
+    def median(one: dict) -> str:
+        return f"{result['scale'] * one['median']:.3g}" + (ONCE if one["rounds"] == 1 else "")
 
     return [
-        ("ratios of medians", pivot(result["ratios"], "ratio", lambda one: f"{one['value']:.2f}")),
-        (result["unit"], pivot(result["records"], "side", cell)),
+        (f"{of}: {title}", table([one for one in entries if one["of"] == of], cell))
+        for title, entries, cell in (
+            ("ratios of medians", result["ratios"], ratio),
+            (result["unit"], result["records"], median),
+        )
+        for of in dict.fromkeys(one["of"] for one in entries)
     ]
 
 
-def pivot(entries: Sequence[dict], column: str, cell: Callable[[dict], str]) -> Sheet:
-    """A row for every case, a column for everything that `column` may be.
+def table(entries: Sequence[dict], cell: Callable[[dict], str]) -> Sheet:
+    """A row for every side, a column for every case.
 
-    >>> pivot([{"case": "a", "side": "x"}, {"case": "b", "side": "y"}], "side", lambda one: "1")
+    >>> table([{"side": "a", "case": "x"}, {"side": "b", "case": "y"}], lambda one: "1")
     (['', 'x', 'y'], [['a', '1', '–'], ['b', '–', '1']])
     """
-    columns = list(dict.fromkeys(one[column] for one in entries))
-    at = {(one["case"], one[column]): cell(one) for one in entries}
-    cases = dict.fromkeys(one["case"] for one in entries)
-    return ["", *columns], [[case, *(at.get((case, name), MISSING) for name in columns)] for case in cases]
+    at = {(one["side"], one["case"]): cell(one) for one in entries}
+    sides, cases = (list(dict.fromkeys(names)) for names in zip(*at))
+    return ["", *cases], [[side, *(at.get((side, case), MISSING) for case in cases)] for side in sides]
 
 
 def findings(result: dict) -> list[str]:
@@ -80,12 +85,13 @@ def markdown(result: dict) -> str:
 
 def _left_out(left_out: Iterable[dict]) -> list[str]:
     """One sentence for every side and reason."""
-    cases: dict[tuple[str, str], list[str]] = {}
+    where: dict[tuple[str, str], list[str]] = {}
     for one in left_out:
-        cases.setdefault((one["side"], one["reason"]), []).append(one["case"])
+        name = f"{one['of']}, {one['case']}" if one["case"] else one["of"]
+        where.setdefault((one["side"], one["reason"]), []).append(name)
     return [
-        f"Left out: {side}{': ' if any(names) else ''}{'; '.join(filter(None, names))} ({reason})."
-        for (side, reason), names in cases.items()
+        f"Left out: {side}{' at ' if any(names) else ''}{'; '.join(filter(None, names))} ({reason})."
+        for (side, reason), names in where.items()
     ]
 
 
