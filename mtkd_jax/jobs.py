@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from mtkd_jax import layouts
 from mtkd_jax.data import loading
 from mtkd_jax.mesh import Layout
-from mtkd_jax.population import frozen_parts
+from mtkd_jax.population import frozen_parts, take
 from mtkd_jax.step import Lessons, Program
-from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, UserError
+from mtkd_jax.types import Array, Ensemble, Examples, Model, PyTree, Recipe, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Job:
     candidates: tuple[Layout, ...] = ()  # layouts to choose from by timing; program.layout is the first guess
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
     teacher_cache: str = "off"  # see teacher_cache.MODES
+    start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
 
     @property
     def num_steps(self) -> int:
@@ -136,6 +137,7 @@ def part(job: Job, rows: Sequence[int]) -> Job:
         names=tuple(job.names[row] for row in rows),
         hyper=hyper,
         init_keys=job.init_keys[rows],
+        start=None if job.start is None else take(job.start, rows),
         order=(lambda epoch: job.order(epoch)[:, rows]) if own_batches else job.order,
     )
 

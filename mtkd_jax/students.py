@@ -18,8 +18,10 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.step import same_family
+from mtkd_jax.training import Fitted
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs
 
+PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
 PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
 BASELINE_OF = "output_avg"  # any one-head mode at alpha = 1 is the network trained without teachers
 
@@ -42,39 +44,100 @@ class Member(NamedTuple):
     peer: int = 0  # place in its cohort; peer 0 is the student, the others are there to learn with
 
 
-def families(config: ConfigDict) -> tuple[tuple[Member, ...], ...]:
+Family = tuple[Member, ...]  # what one program can train
+
+
+def families(config: ConfigDict) -> tuple[Family, ...]:
     """All students that are trained, grouped into what one program can train.
 
     The baseline is always among them, and the control where a mode has more than one head: the same heads
     at alpha = 1, the added capacity without the teachers. Without any mode there are no students: a run of
     teachers and fusion alone.
     """
-    students = config.students
-    if not students.modes:
+    if not config.students.modes:
         return ()
-    modes = []
-    for address in students.modes:
+    grids = []
+    for address in config.students.modes:
         recipes = build_recipes(config, address)
         for recipe in recipes:
-            alphas = students.alphas if recipe.alpha is None else (recipe.alpha,)
-            modes.append((address, recipe, alphas, students.temperatures, len(recipes) > 1))
-    modes.append(("baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,), False))
-    many_headed = [recipe for _, recipe, *_ in modes if recipe.num_heads(2) > 1]
+            grids.append(grid(config, address, recipe, arguments=recipe.hyper if len(recipes) > 1 else ()))
+    grids.append(grid(config, "baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
+    many_headed = [members[0].recipe for members in grids if members[0].recipe.num_heads(2) > 1]
     if many_headed:
-        modes.append(("control", many_headed[0], (1.0,), (1.0,), False))
-    grouped: list[list[Member]] = []
-    for name, recipe, alphas, temperatures, is_choice in modes:
-        family = next((f for f in grouped if same_family(f[0].recipe, recipe)), None)
-        if family is None:
-            grouped.append(family := [])
-        family += [
-            Member(name, recipe, Cell(alpha, temperature, recipe.hyper if is_choice else ()), seed, peer)
-            for alpha in alphas
-            for temperature in temperatures
-            for seed in range(students.num_seeds)
-            for peer in range(recipe.num_peers)
-        ]
-    return tuple(tuple(family) for family in grouped)
+        grids.append(grid(config, "control", many_headed[0], (1.0,), (1.0,)))
+    grouped: list[Family] = []
+    for members in grids:
+        found = next((n for n, f in enumerate(grouped) if same_family(f[0].recipe, members[0].recipe)), None)
+        if found is None:
+            grouped.append(members)
+        else:
+            grouped[found] += members
+    return tuple(grouped)
+
+
+def grid(
+    config: ConfigDict,
+    mode: str,
+    recipe: Recipe,
+    alphas: tuple[float, ...] = (),
+    temperatures: tuple[float, ...] = (),
+    arguments: tuple[tuple[str, float], ...] = (),
+) -> Family:
+    """Every seed (and peer) of one recipe at every alpha and temperature, those of `students` unless given.
+
+    Of a recipe that weighs the hard labels itself there is its own alpha alone.
+    """
+    students = config.students
+    alphas = alphas or (students.alphas if recipe.alpha is None else (recipe.alpha,))
+    return tuple(
+        Member(mode, recipe, Cell(alpha, temperature, arguments), seed, peer)
+        for alpha in alphas
+        for temperature in temperatures or students.temperatures
+        for seed in range(students.num_seeds)
+        for peer in range(recipe.num_peers)
+    )
+
+
+# --- choice -------------------------------------------------------------------------------------------
+
+
+def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[Cell, list[dict]]:
+    """The cell with the lowest mean validation NLL over seeds, and the whole grid.
+
+    Ties go to the alpha nearest to 0.25, then to the lowest temperature.
+    """
+    cells: dict[Cell, list[float]] = {}  # a lost member is inf: its cell is chosen last
+    for member, nll in zip(members, val_nll):
+        cells.setdefault(member.cell, []).append(float(nll))
+    means = {cell: float(np.mean(values)) for cell, values in cells.items()}
+    best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
+    grid = [
+        {
+            "alpha": cell.alpha,
+            "temperature": cell.temperature,
+            **dict(cell.arguments),
+            "val_nll": nll if np.isfinite(nll) else None,
+        }
+        for cell, nll in means.items()
+    ]
+    return best, grid
+
+
+def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
+    """Positions in a family of one mode's students, of one cell where given; peers are no students."""
+    return [
+        m
+        for m, member in enumerate(family)
+        if member.mode == mode and member.peer == 0 and (cell is None or member.cell == cell)
+    ]
+
+
+def sound_members(fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
+    """`members_of` without those whose training broke down."""
+    return [m for m in members_of(family, mode, cell) if fitted.population.names[m] not in fitted.lost]
+
+
+# --- training -----------------------------------------------------------------------------------------
 
 
 def job(
@@ -84,10 +147,12 @@ def job(
     family: Sequence[Member],
     ensemble: Ensemble,
     prepared: Mapping[str, Callable],
+    model: str = "",
 ) -> Job:
     """Training one family on one transfer set, all members on the same batches and augmentations.
 
-    A seed sets the initial weights (equal bodies in every mode) and dropout only.
+    A seed sets the initial weights (equal bodies in every mode) and dropout only. The network is that of
+    `students.model` unless another address is given.
     """
     recipes = tuple(dict.fromkeys(member.recipe for member in family))
     temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
@@ -103,7 +168,7 @@ def job(
     return jobs.make(
         config,
         stage=stage_name(transfer, family),
-        model=build_model(student_model(config), task, "students.model"),
+        model=build_model(model or student_model(config), task, "students.model"),
         recipes=recipes,
         members=[member.seed + member.peer * PEERS_APART for member in family],
         names=tuple(member_name(member) for member in family),

@@ -63,12 +63,12 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     Resumes from `directory` by itself, epoch for epoch equal to a run that was never stopped; a finished
     stage is only restored. Raises UserError when no member is left with finite numbers.
     """
-    first = first_progress(job)
-    done = checkpoint.restore(directory / "finished", _result(first), logbook.warn)
+    progress = first_progress(job)
+    done = checkpoint.restore(directory / "finished", _result(progress), logbook.warn)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
-    epoch, progress, seconds = _resumed(job, first, directory, logbook)
+    epoch, progress, seconds = _resumed(job, progress, directory, logbook)
     logbook.cut_back(job.stage, epoch)
     chunk_of = compiled_chunk(job.program, job.patience, job.eval_every)
     layout = job.program.layout
@@ -111,18 +111,22 @@ def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tu
 def first_progress(job: Job) -> Progress:
     """What every member starts from."""
     num_members = len(job.names)
-    variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+    if job.start is None:
+        variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+    else:
+        variables = jax.tree.map(jnp.copy, job.start)  # somebody else's, and what begins is donated
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
     train = init_state(job.program, variables, keys, job.lessons)
-    first = Progress(
+    # All of it is donated, so no buffer may stand in it twice: memory and best weights begin as copies.
+    train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
+    return Progress(
         train=train,
-        best=_deployed(job.program, train),
+        best=jax.tree.map(jnp.copy, _deployed(job.program, train)),
         best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
         stale=jnp.zeros(num_members, jnp.int32),
         stopped=jnp.zeros(num_members, bool),
         alive=jnp.ones(num_members, bool),
     )
-    return jax.tree.map(jnp.copy, first)  # everything is donated, so no buffer may stand in it twice
 
 
 def _result(progress: Progress) -> dict[str, PyTree]:
@@ -214,13 +218,13 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
     if layout.walk == "loop":
         return chunk
 
-    def everywhere(progress, hyper, rounds, *shared):
+    def training_chunk(progress, hyper, rounds, *shared):
         own_batches = 2 if rounds.ndim == 4 else None  # [R,S,M,B], or [R,S,B] for all members
         return mesh.spread(chunk, layout, (0, 0, own_batches, None, None, None), (0, 1))(
             progress, hyper, rounds, *shared
         )
 
-    return jax.jit(everywhere, donate_argnums=0)
+    return jax.jit(training_chunk, donate_argnums=0)
 
 
 def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:

@@ -1,7 +1,11 @@
 """The smallest run that still has everything: K = 3 teachers, two seeds, made-up images."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
@@ -40,3 +44,22 @@ def train(small: ConfigDict, workdir: Path) -> plan.Done:
     stages = plan.teachers_then_students(small, split)
     with Logbook(workdir, quiet=True) as logbook:
         return plan.run(stages, workdir, logbook, checkpoint_seconds=1e9)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """What JAX says it compiles meanwhile, a line a program: "Compiling jit(chunk) with ..."."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if record.getMessage().startswith("Compiling "):
+                said.append(record.getMessage())
+
+    log, listener = logging.getLogger("jax"), Listener()
+    log.addHandler(listener)
+    try:
+        with jax.log_compiles():
+            yield said
+    finally:
+        log.removeHandler(listener)

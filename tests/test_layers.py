@@ -9,19 +9,27 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from mtkd_jax.models import layers
-from mtkd_jax.types import UserError
+from mtkd_jax import mesh
+from mtkd_jax.models import cnn, layers, resnet
+from mtkd_jax.types import Task, UserError
 
-SHAPES = [  # image [B,h,w,c], kernel [kh,kw,c,d], strides
-    ((2, 6, 6, 3), (3, 3, 3, 4), (1, 1)),
-    ((2, 7, 5, 1), (3, 3, 1, 4), (1, 1)),
-    ((2, 7, 6, 3), (3, 3, 3, 2), (2, 2)),
-    ((1, 8, 9, 2), (5, 5, 2, 3), (2, 2)),
-    ((3, 9, 8, 2), (5, 3, 2, 3), (1, 2)),
-    ((2, 5, 5, 4), (1, 1, 4, 3), (1, 1)),
-    ((2, 6, 5, 4), (1, 1, 4, 3), (2, 2)),
-    ((2, 7, 7, 2), (3, 3, 2, 2), (3, 3)),
-    ((2, 6, 7, 2), (2, 2, 2, 3), (2, 1)),
+SHAPES = [  # image [B,h,w,c], kernel [kh,kw,c/groups,d], strides, groups
+    ((2, 6, 6, 3), (3, 3, 3, 4), (1, 1), 1),
+    ((2, 7, 5, 1), (3, 3, 1, 4), (1, 1), 1),
+    ((2, 7, 6, 3), (3, 3, 3, 2), (2, 2), 1),
+    ((1, 8, 9, 2), (5, 5, 2, 3), (2, 2), 1),
+    ((3, 9, 8, 2), (5, 3, 2, 3), (1, 2), 1),
+    ((2, 7, 7, 2), (3, 3, 2, 2), (3, 3), 1),
+    ((2, 6, 7, 2), (2, 2, 2, 3), (2, 1), 1),
+    ((21, 4, 5, 2), (3, 3, 2, 33), (2, 2), 1),  # d/dkernel in blocks, the last one not full
+    ((71, 4, 4, 2), (3, 3, 2, 3), (1, 1), 1),
+    ((2, 5, 5, 4), (1, 1, 4, 3), (1, 1), 1),
+    ((2, 6, 5, 4), (1, 1, 4, 3), (2, 2), 1),
+    ((2, 6, 7, 4), (3, 3, 1, 4), (1, 1), 4),  # depthwise
+    ((2, 6, 7, 3), (3, 3, 1, 6), (2, 2), 3),
+    ((2, 7, 6, 3), (5, 5, 1, 3), (1, 2), 3),
+    ((2, 6, 7, 6), (3, 3, 2, 3), (2, 2), 3),  # grouped
+    ((2, 5, 5, 6), (1, 1, 3, 4), (1, 1), 2),
 ]
 
 
@@ -29,100 +37,167 @@ def drawn(shape, seed, dtype=jnp.float64):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-def value_and_gradients(x, kernel, strides, padding, form):
-    y, pull = jax.vjp(lambda x, kernel: layers.conv(x, kernel, strides, padding, form), x, kernel)
-    return y, *pull(drawn(y.shape, 2, y.dtype))
+def plain(x, kernel, strides=(1, 1), padding="SAME", groups=1):
+    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return layers.plain_conv(x, kernel, strides, tuple(pads), groups)
+
+
+def value_and_derivatives(function, x, kernel):
+    """Value, gradients and the change of the value along a direction."""
+    y, pull = jax.vjp(function, x, kernel)
+    _, change = jax.jvp(function, (x, kernel), (drawn(x.shape, 3, x.dtype), drawn(kernel.shape, 4, x.dtype)))
+    return y, *pull(drawn(y.shape, 2, y.dtype)), change
+
+
+def convolutions(jaxpr):
+    """Parameters of all convolutions of a program, those in its inner programs too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            yield equation.params
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from convolutions(inner)
 
 
 # --- convolution --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("image,kernel,strides", SHAPES)
-def test_every_form_equals_the_plain_convolution_and_its_gradients(image, kernel, strides, padding):
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "SAME_LOWER"])
+@pytest.mark.parametrize("image,window,strides,groups", SHAPES)
+def test_convolution_equals_the_plain_one_in_value_and_derivatives(image, window, strides, groups, padding):
     with jax.enable_x64(True):
-        x, weights = drawn(image, 0), drawn(kernel, 1)
-        results = jax.jit(
-            lambda x, weights: {
-                form: value_and_gradients(x, weights, strides, padding, form) for form in layers.FORMS
-            }
-        )(x, weights)
-        for form, result in results.items():
-            for got, want in zip(result, results["plain"]):
-                assert got.dtype == jnp.float64
-                np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12, err_msg=form)
+        x, kernel = drawn(image, 0), drawn(window, 1)
+        fast, reference = jax.jit(
+            lambda x, kernel: [
+                value_and_derivatives(lambda x, kernel: form(x, kernel, strides, padding, groups), x, kernel)
+                for form in (layers.conv, plain)
+            ]
+        )(x, kernel)
+        for got, want in zip(fast, reference):
+            assert got.dtype == jnp.float64
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
 def test_plain_convolution_is_the_sum_over_the_window():
     x, kernel = np.arange(12.0).reshape(1, 3, 4, 1), np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 2, 1, 1)
     by_hand = [[x[0, i : i + 2, j : j + 2, 0].ravel() @ [1, 2, 3, 4] for j in range(3)] for i in range(2)]
-    with jax.enable_x64(True):
-        got = layers.conv(jnp.asarray(x), jnp.asarray(kernel), padding="VALID", form="plain")
+    got = plain(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), padding="VALID")
     np.testing.assert_array_equal(got[0, :, :, 0], by_hand)
 
 
-@pytest.mark.parametrize("form", ["canonical", "patches"])
-def test_forms_agree_under_vmap_over_kernels_and_map(form):
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(
+    "line,window,stride,groups",
+    [((2, 9, 3), (3, 3, 4), 1, 1), ((2, 8, 4), (5, 1, 8), 2, 4), ((3, 7, 2), (1, 2, 3), 2, 1)],
+)
+def test_convolution_of_a_line_equals_that_of_xla(line, window, stride, groups, padding):
+    def reference(x, kernel):
+        layout = ("NWC", "WIO", "NWC")
+        return lax.conv_general_dilated(
+            x, kernel, (stride,), padding, dimension_numbers=layout, feature_group_count=groups
+        )
+
+    def fast(x, kernel):
+        return layers.conv(x, kernel, (stride,), padding, groups)
+
     with jax.enable_x64(True):
-        x, kernels = drawn((3, 2, 7, 6, 2), 0), drawn((3, 3, 3, 2, 4), 1)
+        x, kernel = drawn(line, 0), drawn(window, 1)
+        results = (value_and_derivatives(function, x, kernel) for function in (fast, reference))
+        for got, want in zip(*results):
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
-        def gradients(pair):
-            return value_and_gradients(*pair, (2, 2), "SAME", form)
 
-        one = jax.jit(gradients)
+@pytest.mark.parametrize("window,groups", [((3, 3, 2, 4), 1), ((3, 3, 1, 4), 2), ((1, 1, 2, 4), 1)])
+def test_convolution_is_the_same_under_vmap_over_kernels_and_under_map(window, groups):
+    with jax.enable_x64(True):
+        x, kernels = drawn((3, 2, 7, 6, 2), 0), drawn((3, *window), 1)
+
+        def derivatives(pair):
+            return value_and_derivatives(lambda x, k: layers.conv(x, k, (2, 2), groups=groups), *pair)
+
+        one = jax.jit(derivatives)
         alone = [one((x[m], kernels[m])) for m in range(3)]
-        for got in (jax.jit(jax.vmap(gradients))((x, kernels)), lax.map(gradients, (x, kernels))):
+        for got in (jax.jit(jax.vmap(derivatives))((x, kernels)), lax.map(derivatives, (x, kernels))):
             for m in range(3):
                 for stacked, expected in zip(got, alone[m]):
                     np.testing.assert_allclose(stacked[m], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_second_derivatives_of_the_canonical_form_equal_those_of_the_plain_one():
+@pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
+def test_second_derivatives_equal_those_of_the_plain_form(mode):
     with jax.enable_x64(True):
         x, kernel = drawn((2, 5, 5, 2), 0), drawn((3, 3, 2, 2), 1)
 
         def gradient_norm(kernel, form):
-            loss = jax.grad(lambda x: jnp.sum(jnp.sin(layers.conv(x, kernel, form=form))))
+            loss = jax.grad(lambda x: jnp.sum(jnp.sin(form(x, kernel))))
             return jnp.sum(loss(x) ** 2)
 
-        curvature = jax.jit(jax.grad(gradient_norm), static_argnums=1)
-        got, want = (curvature(kernel, form) for form in ("canonical", "plain"))
+        got, want = (jax.jit(mode(gradient_norm), static_argnums=1)(kernel, f) for f in (layers.conv, plain))
         np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
-@pytest.mark.parametrize("form", ["plain", "patches"])
-def test_forward_mode_works_except_for_the_canonical_form(form):
-    x, kernel = drawn((1, 4, 4, 1), 0, jnp.float32), drawn((3, 3, 1, 2), 1, jnp.float32)
-    _, tangent = jax.jvp(lambda x: layers.conv(x, kernel, form=form), (x,), (x,))
-    np.testing.assert_allclose(tangent, layers.conv(x, kernel), rtol=1e-5, atol=1e-5)  # linear in x
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(lambda x: layers.conv(x, kernel, form="canonical"), (x,), (x,))
+@pytest.mark.parametrize("model", [cnn.cnn, resnet.resnet])
+def test_whole_networks_have_forward_mode_derivatives(model):
+    task = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,))
+    image = drawn((4, 8, 8, 1), 0, jnp.float32)
+    network = model(task, widths=(3,)) if model is cnn.cnn else model(task, depth=8, width=2)
+    variables = network.init(jax.random.key(0), image)
+
+    def loss(params):
+        outputs, _ = network.apply({**variables, "params": params}, image, train=True, key=jax.random.key(1))
+        return jnp.sum(outputs.logits * drawn(outputs.logits.shape, 1, jnp.float32))
+
+    params = variables["params"]
+    direction = jax.tree.map(lambda leaf: drawn(leaf.shape, 2, jnp.float32), params)
+    _, change = jax.jit(lambda: jax.jvp(loss, (params,), (direction,)))()
+    gradient = jax.jit(jax.grad(loss))(params)
+    along = sum(jnp.vdot(*pair) for pair in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+    assert abs(change) > 0.1
+    np.testing.assert_allclose(change, along, rtol=1e-4)
 
 
-def test_auto_form_follows_platform_and_kernel():
-    assert [layers.fastest_form((3, 3), platform) for platform in ("gpu", "tpu", "cpu")] == [
-        "plain",
-        "plain",
-        "canonical",
-    ]
-    assert layers.fastest_form((1, 1), "cpu") == "patches"
-    with pytest.raises(UserError, match="form = 'winograd': expected one of auto"):
-        layers.conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), form="winograd")
+def test_form_follows_platform_and_kernel():
+    for platform in ("gpu", "tpu"):
+        assert layers.fastest_form((3, 3, 1, 8), 4, platform) == "plain"
+    forms = {
+        ((3, 3, 16, 8), 1): "canonical",
+        ((1, 3, 16, 8), 1): "canonical",
+        ((1, 1, 16, 8), 1): "product",
+        ((3, 3, 1, 8), 4): "shifted",
+        ((3, 3, 2, 8), 4): "by_group",
+    }
+    for (window, groups), form in forms.items():
+        assert layers.fastest_form(window, groups, "cpu") == form
 
 
-def test_backward_convolutions_of_the_canonical_form_stay_in_the_fast_layout():
+@pytest.mark.parametrize("channels,features", [(10, 8), (8, 6)])
+def test_channels_and_features_that_do_not_fall_into_groups_are_refused(channels, features):
+    with pytest.raises(UserError, match="groups = 4: expected 8 channels and features in a multiple of 4"):
+        layers.conv(jnp.zeros((1, 4, 4, channels)), jnp.zeros((3, 3, 2, features)), groups=4)
+
+
+@pytest.mark.parametrize("wanted,count", [((0, 1), 3), ((1,), 2), ((0,), 2)])
+def test_the_wanted_gradients_alone_are_computed_and_in_the_fast_layout(wanted, count):
     def loss(x, kernel):
-        return jnp.sum(layers.conv(x, kernel, form="canonical") ** 2)
+        return jnp.sum(layers.conv(x, kernel) ** 2)
 
-    program = jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4)))
-    layouts = [
-        equation.params["dimension_numbers"]
-        for equation in program.eqns
-        if equation.primitive.name == "conv_general_dilated"
-    ]
-    assert len(layouts) == 3  # forward, d/dx, d/dkernel
-    nhwc = lax.conv_dimension_numbers((2, 5, 5, 3), (3, 3, 3, 4), layers.LAYOUT)
-    assert all(layout == nhwc for layout in layouts)
+    program = jax.make_jaxpr(jax.grad(loss, wanted))(jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4)))
+    found = [parameters["dimension_numbers"] for parameters in convolutions(program.jaxpr)]
+    assert len(found) == count  # forward and a gradient each
+    assert set(found) == {lax.conv_dimension_numbers((2, 5, 5, 3), (3, 3, 3, 4), layers.LAYOUT)}
+
+
+def test_kernel_gradient_in_bfloat16_is_summed_in_float32():
+    x, kernel = drawn((128, 4, 4, 1), 0, jnp.bfloat16), drawn((3, 3, 1, 32), 1, jnp.bfloat16)
+    weights = jnp.abs(drawn((128, 4, 4, 32), 2, jnp.bfloat16))
+    x = jnp.abs(x)
+
+    def gradient(dtype):
+        cast = [value.astype(dtype) for value in (x, kernel, weights)]
+        return jax.vjp(lambda kernel: layers.conv(cast[0], kernel), cast[1])[1](cast[2])[0]
+
+    assert gradient(jnp.bfloat16).dtype == jnp.bfloat16
+    # One rounding to 8 bits; summed in bfloat16 the 16 blocks would be off by several times that.
+    np.testing.assert_allclose(gradient(jnp.bfloat16).astype(jnp.float32), gradient(jnp.float32), rtol=2**-8)
 
 
 # --- pooling ------------------------------------------------------------------------------------------
@@ -144,6 +219,16 @@ def test_pooling_equals_reduce_window(shape, window):
         np.testing.assert_allclose(pull(weights)[0], reference_pull(weights)[0], rtol=1e-13, atol=1e-14)
 
 
+def test_pooling_shares_the_gradient_among_equals():
+    x = jnp.array([[3.0, 1.0, 2.0, 2.0], [0.0, 3.0, 2.0, 2.0]]).reshape(1, 2, 4, 1)
+    _, pull = jax.vjp(lambda x: layers.max_pool(x, 2), x)
+    gradient = pull(jnp.array([8.0, 8.0]).reshape(1, 1, 2, 1))[0]
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[4, 0, 2, 2], [0, 4, 2, 2]])
+    direction = jnp.arange(8.0).reshape(x.shape)
+    _, change = jax.jvp(lambda x: layers.max_pool(x, 2), (x,), (direction,))
+    np.testing.assert_array_equal(change.ravel(), [(0 + 5) / 2, (2 + 3 + 6 + 7) / 4])
+
+
 # --- modules ------------------------------------------------------------------------------------------
 
 
@@ -153,7 +238,7 @@ def test_conv_module_adds_its_bias_and_computes_in_its_dtype():
     params = module.init(jax.random.key(0), x)["params"]
     assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 3, 3, 5), "bias": (5,)}
     shifted = {"params": {"kernel": params["kernel"], "bias": jnp.arange(5.0)}}
-    expected = layers.conv(x, params["kernel"], (2, 2), "VALID", "plain") + np.arange(5.0).reshape(1, 1, 1, 5)
+    expected = plain(x, params["kernel"], (2, 2), "VALID") + np.arange(5.0).reshape(1, 1, 1, 5)
     np.testing.assert_allclose(module.apply(shifted, x), expected, rtol=1e-5, atol=1e-5)
 
     half = layers.Conv(5, (3, 3), use_bias=False, dtype="bfloat16")
@@ -161,6 +246,15 @@ def test_conv_module_adds_its_bias_and_computes_in_its_dtype():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert set(variables["params"]) == {"kernel"}
     assert half.apply(variables, x).dtype == jnp.bfloat16
+
+
+def test_conv_module_takes_groups_and_lines():
+    x = drawn((2, 6, 6, 4), 0, jnp.float32)
+    variables = layers.Conv(6, (3, 3), groups=2).init(jax.random.key(0), x)
+    assert variables["params"]["kernel"].shape == (3, 3, 2, 6)
+    y, variables = layers.Conv(6, (3,), strides=(2,)).init_with_output(jax.random.key(0), x[0])
+    assert variables["params"]["kernel"].shape == (3, 4, 6)
+    assert y.shape == (6, 3, 6)
 
 
 @pytest.mark.parametrize("num_heads", [1, 8, 64])
@@ -224,22 +318,40 @@ def test_batch_norm_keeps_bfloat16_activations_and_float32_statistics():
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, state))} == {jnp.dtype("float32")}
 
 
-def test_batch_norm_over_a_named_axis_equals_the_whole_batch():
-    class Split(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return layers.batch_norm(x, True, name="norm", axis_name="data")
-
+def test_batch_norm_of_a_split_batch_equals_that_of_the_whole():
     x = drawn((12, 3), 0, jnp.float32)
     variables = Normed().init(jax.random.key(0), x, False)
-    whole, state = Normed().apply(variables, x, True, mutable=["batch_stats"])
-    parts, states = jax.vmap(
-        lambda part: Split().apply(variables, part, mutable=["batch_stats"]), axis_name="data"
-    )(x.reshape(3, 4, 3))
-    np.testing.assert_allclose(parts.reshape(12, 3), whole, rtol=1e-4, atol=1e-5)
-    for name, value in state["batch_stats"]["norm"].items():
-        for part in states["batch_stats"]["norm"][name]:
+    weights = drawn((12, 3), 1, jnp.float32)
+
+    def normed(x, weights):
+        def loss(x):
+            y, state = Normed().apply(variables, x, True, mutable=["batch_stats"])
+            return jnp.sum(y * weights), (y, state)
+
+        gradient, (y, state) = jax.grad(loss, has_aux=True)(x)
+        return y, gradient, state["batch_stats"]["norm"]
+
+    whole, whole_gradient, statistics = normed(x, weights)
+    split = jax.vmap(normed, axis_name=mesh.DATA)(x.reshape(3, 4, 3), weights.reshape(3, 4, 3))
+    np.testing.assert_allclose(split[0].reshape(12, 3), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(split[1].reshape(12, 3), whole_gradient, rtol=1e-4, atol=1e-5)
+    for name, value in statistics.items():
+        for part in split[2][name]:
             np.testing.assert_allclose(part, value, rtol=1e-5, atol=1e-6)
+
+
+def test_data_axis_is_named_where_it_splits_something():
+    seen = []
+
+    def look(x):
+        seen.append(layers.data_axis())
+        return x
+
+    look(jnp.zeros(2))
+    jax.vmap(look, axis_name=mesh.DATA)(jnp.zeros(1))
+    jax.vmap(look, axis_name="member")(jnp.zeros(2))
+    jax.vmap(look, axis_name=mesh.DATA)(jnp.zeros(2))
+    assert seen == [None, None, None, mesh.DATA]
 
 
 # --- outputs ------------------------------------------------------------------------------------------

@@ -88,6 +88,23 @@ def test_aekd_is_as_short_as_can_be_with_many_teachers_of_few_classes(cap):
         assert (found >= 0).all() and (found <= cap + 1e-6).all()
 
 
+def test_aekd_is_not_slowed_by_what_all_gradients_share():
+    gradients = np.float32(0.1 * np.random.default_rng(10).normal(size=(5, 8)))
+    shared = np.full((5, 1), 10.0, np.float32)
+    alone, beside = (
+        weights._least_common_gradient(jax.numpy.asarray(g), 0.6)
+        for g in (gradients, np.concatenate([gradients, shared], axis=1))
+    )
+    np.testing.assert_allclose(beside, alone, atol=1e-4)
+
+
+def test_the_smallest_cap_leaves_equal_weights_however_it_rounds():
+    """K times the float32 nearest to 1 / K may be less than 1, out of reach of the sum."""
+    for num in range(2, 33):
+        point = jax.numpy.linspace(-1.0, 1.0, num)
+        np.testing.assert_allclose(weights._onto_capped_simplex(point, 1 / num), 1 / num, rtol=1e-5)
+
+
 OTHER, P4 = np.log([0.25, 0.6, 0.15]), np.log([0.7, 0.2, 0.1])
 
 
