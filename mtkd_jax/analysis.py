@@ -114,7 +114,7 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
     val = [metrics.summary(logits, predictions.val_labels) for logits in group.val]
     found = {name: _over_members(name, test, over) for name in METRICS}
     share = None
-    if gap is not None and gap["larger_than_noise"] and group.role in ("student", "control"):
+    if gap is not None and gap["larger_than_noise"] and group.role in ("student", "average", "control"):
         share = (found["accuracy"]["mean"] - gap["baseline"]) / gap["difference"]
     return {
         "name": group.name,
@@ -285,7 +285,8 @@ def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]
 
 
 def _modes(predictions: Predictions, transfer: str) -> list[Group]:
-    return [group for group in predictions.groups if group.transfer == transfer and group.role == "student"]
+    compared = ("student", "average")
+    return [group for group in predictions.groups if group.transfer == transfer and group.role in compared]
 
 
 def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int) -> dict:

@@ -32,6 +32,7 @@ KINDS = {
     "rule": ("fusion", ("Scores", "Places", "FittedRule")),
     "model": ("models", ("Model",)),
     "source": ("data.sources", ("DataSet",)),
+    "plan": ("schemes", ("Plan",)),
 }
 TRANSFERS = ("labelled", "unlabelled")
 
@@ -40,6 +41,7 @@ def default() -> ConfigDict:
     """Every key there is, with the value it has when a configuration file does not set it."""
     config = ConfigDict()
     config.seed = 0
+    config.plan = "teachers_then_students"  # what is trained after what
 
     config.data = ConfigDict()
     config.data.source = "digits"
@@ -212,6 +214,7 @@ def _check_addresses(config: ConfigDict) -> None:
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
     source_call(config)
+    resolve("plan", config.plan, "plan")
 
 
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
@@ -235,7 +238,7 @@ def students_schedule(config: ConfigDict) -> tuple[int, int]:
 
 @lru_cache
 def catalogue(kind: str) -> dict[str, Callable]:
-    """{address: function} of every mode, rule, model or source there is.
+    """{address: function} of every mode, rule, model, source or plan there is.
 
     Functions of methods/modes.py go by their bare name, other methods by "file.name".
     """
@@ -353,7 +356,7 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
 
 
 def listing() -> str:
-    """Every mode, rule, model and source with the first line of its docstring."""
+    """Every mode, rule, model, source and plan with the first line of its docstring."""
     lines = []
     for kind in KINDS:
         found = catalogue(kind)

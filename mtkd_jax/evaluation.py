@@ -15,20 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import population, students, teachers
+from mtkd_jax import population, teachers
 from mtkd_jax.data.loading import Split, scale
-from mtkd_jax.plan import Done
+from mtkd_jax.plan import Done, Plan, Stage
 from mtkd_jax.predictions import Group, Predictions
-from mtkd_jax.students import Cell, Member
+from mtkd_jax.students import PREFERRED_ALPHA, Cell, choose, members_of, sound_members
 from mtkd_jax.training import Fitted
 from mtkd_jax.types import Model, Population, PyTree
 
-PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
 LATENCY_BATCHES = (1, 256)
-ROLES = {"baseline": "baseline", "control": "control"}  # every other mode is a student
+ROLES = {"baseline": "baseline", "control": "control"}  # every other mode has the role of its stage
 
 
-def predict(config: ConfigDict, split: Split, done: Done, notes: Sequence[str] = ()) -> Predictions:
+def predict(
+    config: ConfigDict, split: Split, stages: Plan, done: Done, notes: Sequence[str] = ()
+) -> Predictions:
     """Validation and test logits of every teacher and of the chosen (alpha, T) of every mode, with costs."""
     dataset = split.dataset
     groups = [
@@ -36,14 +37,11 @@ def predict(config: ConfigDict, split: Split, done: Done, notes: Sequence[str] =
         for name, fitted in done.items()
         if name.startswith(teachers.STAGE_PREFIX)
     ]
-    for transfer in config.students.transfer:
-        for family in students.families(config):
-            fitted = done.get(students.stage_name(transfer, family))
-            if fitted is None:
-                continue
-            for mode in dict.fromkeys(member.mode for member in family):
-                if sound_members(fitted, family, mode):
-                    groups.append(_student_group(config, split, transfer, family, mode, fitted))
+    for stage in stages:
+        for mode in dict.fromkeys(member.mode for member in stage.family):
+            if sound_members(done[stage.name], stage.family, mode):
+                groups.append(_student_group(config, split, stage, mode, done[stage.name]))
+    groups += _averages(stages, groups)
     lost = [
         f"{name}: {', '.join(f.lost)} left out, the loss was not finite" for name, f in done.items() if f.lost
     ]
@@ -63,44 +61,13 @@ def predict(config: ConfigDict, split: Split, done: Done, notes: Sequence[str] =
         rules=tuple(config.fusion.rules),
         groups=tuple(groups),
         common_alpha=common_alpha(config),
-        notes=(*notes, *lost),
+        notes=(*notes, *dict.fromkeys(stage.note for stage in stages if stage.note), *lost),
     )
 
 
 def common_alpha(config: ConfigDict) -> float:
     """The grid's alpha nearest to 0.25, at which all modes are shown beside their own choice."""
     return min(config.students.alphas, key=lambda alpha: (abs(alpha - PREFERRED_ALPHA), alpha))
-
-
-def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[Cell, list[dict]]:
-    """The cell with the lowest mean validation NLL over seeds, and the whole grid.
-
-    Ties go to the alpha nearest to 0.25, then to the lowest temperature.
-    """
-    cells: dict[Cell, list[float]] = {}  # a lost member is inf: its cell is chosen last
-    for member, nll in zip(members, val_nll):
-        cells.setdefault(member.cell, []).append(float(nll))
-    means = {cell: float(np.mean(values)) for cell, values in cells.items()}
-    best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
-    grid = [
-        {
-            "alpha": cell.alpha,
-            "temperature": cell.temperature,
-            **dict(cell.arguments),
-            "val_nll": nll if np.isfinite(nll) else None,
-        }
-        for cell, nll in means.items()
-    ]
-    return best, grid
-
-
-def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
-    """Positions in a family of one mode's students, of one cell where given; peers are no students."""
-    return [
-        m
-        for m, member in enumerate(family)
-        if member.mode == mode and member.peer == 0 and (cell is None or member.cell == cell)
-    ]
 
 
 @lru_cache
@@ -122,21 +89,15 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     }
 
 
-def sound_members(fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
-    """`members_of` without those whose training broke down."""
-    return [m for m in members_of(family, mode, cell) if fitted.population.names[m] not in fitted.lost]
-
-
-def student_of(config: ConfigDict, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
+def student_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
     """Network and variables of one member of a student group."""
-    for family in students.families(config):
-        fitted = done.get(students.stage_name(group.transfer, family))
-        if fitted is None:
-            continue
-        cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
-        found = sound_members(fitted, family, group.method, cell)
-        if found:
-            return fitted.population.model, population.take(fitted.population.variables, found[position])
+    cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
+    for stage in stages:
+        if stage.transfer == group.transfer and stage.family:
+            fitted = done[stage.name]
+            found = sound_members(fitted, stage.family, group.method, cell)
+            if found:
+                return fitted.population.model, population.take(fitted.population.variables, found[position])
     raise ValueError(f"{group.key} is not a student of this run")
 
 
@@ -156,11 +117,12 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
     )
 
 
-def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Group:
+def _student_group(config: ConfigDict, split: Split, stage: Stage, mode: str, fitted: Fitted) -> Group:
+    family = stage.family
     own = members_of(family, mode)
     cell, grid = choose([family[m] for m in own], fitted.val_nll[own])
     chosen = sound_members(fitted, family, mode, cell)
-    role = ROLES.get(mode, "student")
+    role = ROLES.get(mode, stage.role)
     common = sound_members(fitted, family, mode, cell._replace(alpha=common_alpha(config)))
     at_common = None
     if role == "student" and common:
@@ -168,11 +130,11 @@ def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Gro
             population.members(fitted.population, common), split.dataset.test_images
         )
     return Group(
-        key=group_key(transfer, mode),
+        key=group_key(stage.transfer, mode),
         name=mode,
         role=role,
         method=mode,
-        transfer=transfer,
+        transfer=stage.transfer,
         alpha=cell.alpha,
         temperature=cell.temperature,
         arguments=dict(cell.arguments),
@@ -181,6 +143,54 @@ def _student_group(config, split, transfer, family, mode, fitted: Fitted) -> Gro
         grid=tuple(grid),
         train_seconds=fitted.seconds * len(own) / len(family),
         **_outputs(population.members(fitted.population, chosen), split),
+    )
+
+
+def _averages(stages: Plan, groups: Sequence[Group]) -> list[Group]:
+    """The rows that several stages make together: their students' mean probabilities, seed by seed."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for stage in stages:
+        if stage.averaged:
+            modes = dict.fromkeys(member.mode for member in stage.family)
+            named.setdefault((stage.transfer, stage.averaged), []).extend(
+                group_key(stage.transfer, mode) for mode in modes
+            )
+    return [
+        average([group for group in groups if group.key in keys], transfer, name)
+        for (transfer, name), keys in named.items()
+    ]
+
+
+def average(groups: Sequence[Group], transfer: str, name: str) -> Group:
+    """The row of log mean_g softmax(z_g) over groups g, of the members that all have; costs are sums."""
+    shared = [member for member in groups[0].members if all(member in group.members for group in groups)]
+
+    def mean(split: str) -> np.ndarray:
+        each = [getattr(group, split)[[group.members.index(one) for one in shared]] for group in groups]
+        log_probs = [logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in each]
+        return np.logaddexp.reduce(log_probs, axis=0) - np.float32(np.log(len(groups)))
+
+    def total(values: Sequence[float | None]) -> float | None:
+        return None if None in values else sum(values)
+
+    return Group(
+        key=group_key(transfer, name),
+        name=name,
+        role="average",
+        architecture=" + ".join(dict.fromkeys(group.architecture for group in groups)),
+        method=name,
+        transfer=transfer,
+        alpha=None,
+        temperature=None,
+        members=tuple(shared),
+        val=mean("val"),
+        test=mean("test"),
+        params=sum(group.params for group in groups),
+        flops=total([group.flops for group in groups]),
+        latency_ms={
+            size: total([group.latency_ms[size] for group in groups]) for size in groups[0].latency_ms
+        },
+        train_seconds=total([group.train_seconds for group in groups]),
     )
 
 

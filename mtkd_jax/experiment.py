@@ -49,23 +49,23 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     if (finished := workdir.read_report(into)) is not None:
         return finished
     plan.check(config, split)
+    stages = plan.named(config, split)
     borrowed, notes = teachers.borrowed(config, split)
     if mesh.is_first():
         workdir.describe(into, config, split)
 
     with Logbook(into if mesh.is_first() else into / f"process{jax.process_index()}", quiet) as logbook:
-        stages = plan.teachers_then_students(config, split)
         done = plan.run(stages, into, logbook, config.runtime.checkpoint_seconds, borrowed)
 
         if not mesh.is_first():
             mesh.wait_for_all("reported")
             return workdir.read_report(into)
         logbook.say("evaluating")
-        predicted = evaluation.predict(config, split, done, notes)
+        predicted = evaluation.predict(config, split, stages, done, notes)
         predictions.save(into / "predictions.npz", predicted)
 
         logbook.say("writing the student and the report")
-        save_student(config, split, done, predicted, into)
+        save_student(config, split, stages, done, predicted, into)
         result = report.write(into)
         mesh.wait_for_all("reported")
         return result
@@ -79,8 +79,9 @@ def costs(config: ConfigDict) -> list[forecast.Cost]:
     configuration.validate(config)
     split = load_split(config)
     plan.check(config, split)
+    stages = plan.named(config, split)
     borrowed, _ = teachers.borrowed(config, split)
-    return plan.costs(plan.teachers_then_students(config, split), borrowed)
+    return plan.costs(stages, borrowed)
 
 
 def load_split(config: ConfigDict) -> Split:
@@ -95,19 +96,24 @@ def load_split(config: ConfigDict) -> Split:
 
 
 def save_student(
-    config: ConfigDict, split: Split, done: plan.Done, predicted: Predictions, into: Path
+    config: ConfigDict,
+    split: Split,
+    stages: plan.Plan,
+    done: plan.Done,
+    predicted: Predictions,
+    into: Path,
 ) -> None:
     """Write the chosen student to `into`/student, load it again and check that it says the same."""
     chosen = analysis.chosen_student(predicted)
     if chosen is None:
         return
     group, position = chosen
+    model, variables = evaluation.student_of(stages, done, group, position)
     num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
-    model, variables = evaluation.student_of(config, done, group, position)
     dataset, logits = split.dataset, group.test[position]
     measured = metrics.per_example(logits, dataset.test_labels)
     card = {
-        "name": f"{group.name} student of {num_teachers} teachers",
+        "name": f"{dataset.name}: student by {group.name}",
         "model": configuration.student_model(config),
         "task": model.module.task,
         "class_names": list(dataset.class_names),
@@ -118,7 +124,8 @@ def save_student(
             if dataset.train_images.dtype == np.uint8
             else "as in the data",
         },
-        "training": f"{group.method}, alpha {group.alpha:g} (weight of the hard labels), "
+        "training": f"{num_teachers} teachers, {config.plan}: {group.method}, "
+        f"alpha {group.alpha:g} (weight of the hard labels), "
         f"T {group.temperature:g}, {group.transfer} transfer set, {group.members[position]}; "
         "chosen by validation NLL",
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",

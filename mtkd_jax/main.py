@@ -48,7 +48,7 @@ def parse(argv: Sequence[str]) -> flags.FlagValues:
         "config", None, "FILE.py or FILE.py:VARIANT", lock_config=True, flag_values=values
     )
     flags.DEFINE_string("workdir", None, "the folder the run lives in", flag_values=values)
-    flags.DEFINE_bool("list", False, "print every mode, rule, model and source", flag_values=values)
+    flags.DEFINE_bool("list", False, "print every mode, rule, model, source and plan", flag_values=values)
     flags.DEFINE_bool("plan", False, "print what every stage would cost, and end", flag_values=values)
     flags.DEFINE_string(
         "processes", "", "one of several: auto, or PLACE/NUMBER@HOST:PORT of the first", flag_values=values

@@ -1,7 +1,7 @@
 """A plan: the list of stages a run trains, one after the other.
 
 A stage is made from what earlier stages trained: as its teachers, as fitted helpers, or as its start.
-Generations, assistant chains and hint-then-distil are longer lists, not other loops.
+Generations, assistant chains and hint-then-distil (schemes.py) are longer lists, not other loops.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import jax
 from ml_collections import ConfigDict
 
 from mtkd_jax import forecast, students, teacher_cache, teachers, tuning
-from mtkd_jax.config import student_model, teacher_models
+from mtkd_jax.config import resolve, student_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job, parts
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.population import take
+from mtkd_jax.students import Family
 from mtkd_jax.teacher_cache import Cache
 from mtkd_jax.training import Fitted, fit, joined, untrained
 from mtkd_jax.types import Ensemble, UserError
@@ -33,14 +34,20 @@ class Stage(NamedTuple):
 
     name: str
     make: Callable[[Done], Job]
+    family: Family = ()  # the students it trains, each mode of which is a row of the report
+    transfer: str = ""  # the transfer set they are trained on
+    role: str = "student"  # of these rows, see predictions.Group
+    averaged: str = ""  # the row that their probabilities make with those of other stages, if any
+    note: str = ""  # what a reader of the report must know
 
 
 Plan = tuple[Stage, ...]
 
 
-def teachers_then_students(config: ConfigDict, split: Split) -> Plan:
-    """Teachers of every architecture, the fused networks some modes need, then the students."""
-    return (*train_teachers(config, split), *train_students(config, split))
+def named(config: ConfigDict, split: Split) -> Plan:
+    """The plan that `config.plan` names, one of schemes.py; raises UserError where it cannot be."""
+    function, arguments = resolve("plan", config.plan, "plan")
+    return function(config, split, **arguments)
 
 
 def train_teachers(config: ConfigDict, split: Split) -> Plan:
@@ -72,6 +79,8 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
             lambda done, transfer=transfer, family=family: students.job(
                 config, split, transfer, family, ensemble_of(done), _fused_networks(done, family)
             ),
+            family,
+            transfer,
         )
         for transfer in config.students.transfer
         for family in families
@@ -138,7 +147,7 @@ def ensemble_of(done: Done) -> Ensemble:
     return tuple(fitted.sound for stage, fitted in done.items() if stage.startswith(teachers.STAGE_PREFIX))
 
 
-def _fused_networks(done: Done, family) -> dict[str, Callable]:
+def _fused_networks(done: Done, family: Family) -> dict[str, Callable]:
     networks = {}
     for tap in students.fused_networks(family):
         fitted = done[students.fuser_stage(tap)].population

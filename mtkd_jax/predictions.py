@@ -27,11 +27,11 @@ class Group:
 
     key: str  # "teachers/mlp", "students/unlabelled/mimic_all"
     name: str  # the row: "mlp", "mimic_all"
-    role: str  # teacher | student | baseline | control
+    role: str  # teacher | student | baseline | control | average (of students) | assistant (teaches students)
     architecture: str
     method: str  # the recipe; "" for teachers
     transfer: str  # "" for teachers | "labelled" | "unlabelled"
-    alpha: float | None  # weight of the hard labels; None for teachers
+    alpha: float | None  # weight of the hard labels; None for teachers and averages
     temperature: float | None
     members: tuple[str, ...]  # S names; equal names in two groups of one transfer are pairs ("seed 0")
     val: np.ndarray  # [S,V,C] validation logits

@@ -73,7 +73,7 @@ def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
     for group in found.groups:
         if group.role == "teacher":
             place_of[group.key.replace("/", "-", 1), ""] = ("teachers", group.name)
-        else:
+        elif group.alpha is not None:
             cell = f"{group.name} a={group.alpha:g} T={group.temperature:g}"
             place_of[f"students-{group.transfer}", cell] = (f"students, {group.transfer}", group.name)
     placed = []

@@ -111,7 +111,7 @@ def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[Cell, list[d
         cells.setdefault(member.cell, []).append(float(nll))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
     best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
-    grid = [
+    points = [
         {
             "alpha": cell.alpha,
             "temperature": cell.temperature,
@@ -120,7 +120,7 @@ def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[Cell, list[d
         }
         for cell, nll in means.items()
     ]
-    return best, grid
+    return best, points
 
 
 def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:

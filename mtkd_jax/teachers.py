@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import checkpoint, jobs, workdir
+from mtkd_jax import checkpoint, jobs, population, workdir
 from mtkd_jax.config import build_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job, per_member
+from mtkd_jax.methods.peers import UNIFIED
 from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.training import Fitted, fitted_of
 from mtkd_jax.types import Model, Population, Task, UserError
 
@@ -27,8 +31,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     k alone), its own Bernoulli(p) subset (Zuchniak 2023) or bootstrap sample, and its own learning rate,
     weight decay and label smoothing. Smaller subsets are wrapped to the steps of the largest one.
     """
-    teachers, train = config.teachers, config.train
-    num_members, stage = teachers.num_members, stage_name(address)
+    train, num_members, stage = config.train, config.teachers.num_members, stage_name(address)
     seen = [examples_of(config, split, (config.seed, jobs.word(stage), k)) for k in range(num_members)]
     num_steps = max(1, max(map(len, seen)) // train.batch_size)
 
@@ -51,21 +54,80 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         recipes=(SUPERVISED,),
         members=range(num_members),
         names=tuple(f"teacher {k}" for k in range(num_members)),
-        hyper={
-            "learning_rate": per_member(teachers.learning_rates, train.learning_rate, num_members),
-            "weight_decay": per_member(teachers.weight_decays, train.weight_decay, num_members),
-            "label_smoothing": per_member(teachers.label_smoothings, train.label_smoothing, num_members),
-            "target": np.zeros(num_members, np.int32),
-        },
+        hyper=_hyper(config),
         temperatures=(1.0,),
         order=order,
         examples=loading.examples(split),
         validation=loading.holdout(split, "val"),
         epochs=train.epochs,
         eval_every=train.eval_every,
-        patience=teachers.patience,
+        patience=config.teachers.patience,
         seeded_by=stage,
     )
+
+
+def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
+    """Training K members of one architecture as one network, of which each answers for its classes alone.
+
+    Member m's logits are multiplied by K/2 where it covers the class and by 0 elsewhere. With two
+    specialists a class, the plain mean over the K is then the mean over these two, z_c: the unified
+    teacher's logits, whose cross-entropy all are trained on, on the same batches. What one says alone means
+    little, so there are no best weights to choose by validation: those of the last step are kept.
+    """
+    train, num_members, stage = config.train, config.teachers.num_members, specialists_stage(address)
+    num_steps = max(1, len(split.train) // train.batch_size)
+    inner = network(split, address)
+    model = Model(f"specialist {inner.name}", Specialist(inner.module), inner.convolutional)
+    places = np.arange(num_members, dtype=np.int32)
+    job = jobs.make(
+        config,
+        stage=stage,
+        model=model,
+        recipes=(UNIFIED._replace(num_peers=num_members),),
+        members=range(num_members),
+        names=tuple(f"specialist {k}" for k in range(num_members)),
+        hyper={**_hyper(config), "mates": np.tile(places, (num_members, 1)), "place": places},
+        temperatures=(1.0,),
+        order=lambda epoch: loading.epoch_order(
+            split.train,
+            num_steps=num_steps,
+            batch_size=train.batch_size,
+            key=(config.seed, jobs.word(stage), epoch),
+        ),
+        examples=loading.examples(split),
+        validation=loading.holdout(split, "val"),
+        epochs=train.epochs,
+        eval_every=train.epochs,
+        patience=0,
+        seeded_by=stage,
+    )
+    variables = population.init(model, job.init_keys, job.image.shape[1:])
+    share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)
+    return dataclasses.replace(job, start={**variables, "coverage": {"share": jnp.asarray(share)}})
+
+
+def coverage(num_specialists: int, num_classes: int) -> np.ndarray:
+    """[K,C] bool: which specialist covers which class; two for every class, C >= K >= 3.
+
+    The classes fall into K runs of one size, give or take a class; specialist m covers runs m and m + 1, the
+    last one also the first. For ten classes and five specialists 0-3, 2-5, 4-7, 6-9 and 8, 9, 0, 1; the
+    released code has 0-3, 1-4, 4-7, 6-9 and 5, 8, 9, 0 there: as many each, but one pair shares three.
+
+    >>> coverage(3, 4).astype(int).tolist()
+    [[1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 1]]
+    """
+    run_of_class = np.arange(num_classes) * num_specialists // num_classes
+    return (run_of_class[None, :] - np.arange(num_specialists)[:, None]) % num_specialists <= 1
+
+
+def _hyper(config: ConfigDict) -> dict[str, np.ndarray]:
+    teachers, train, num_members = config.teachers, config.train, config.teachers.num_members
+    return {
+        "learning_rate": per_member(teachers.learning_rates, train.learning_rate, num_members),
+        "weight_decay": per_member(teachers.weight_decays, train.weight_decay, num_members),
+        "label_smoothing": per_member(teachers.label_smoothings, train.label_smoothing, num_members),
+        "target": np.zeros(num_members, np.int32),
+    }
 
 
 def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
@@ -139,6 +201,11 @@ def network(split: Split, address: str) -> Model:
 def stage_name(address: str) -> str:
     """The stage, and so the checkpoint folder, of one architecture's teachers."""
     return f"{STAGE_PREFIX}{jobs.slug(address)}"
+
+
+def specialists_stage(address: str) -> str:
+    """The same for specialists."""
+    return f"{STAGE_PREFIX}specialists-{jobs.slug(address)}"
 
 
 def examples_of(config: ConfigDict, split: Split, key: tuple[int, ...]) -> np.ndarray:

@@ -109,17 +109,19 @@ def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tu
 
 
 def first_progress(job: Job) -> Progress:
-    """What every member starts from."""
-    num_members = len(job.names)
+    """What every member starts from, where it is trained."""
+    num_members, layout = len(job.names), job.program.layout
     if job.start is None:
         variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     else:
         variables = jax.tree.map(jnp.copy, job.start)  # somebody else's, and what begins is donated
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
+    # Spread before there is more of it: moved as a whole, all of the state would stand there twice.
+    variables, keys = mesh.spread_out((variables, keys), layout)
     train = init_state(job.program, variables, keys, job.lessons)
     # All of it is donated, so no buffer may stand in it twice: memory and best weights begin as copies.
     train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
-    return Progress(
+    first = Progress(
         train=train,
         best=jax.tree.map(jnp.copy, _deployed(job.program, train)),
         best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
@@ -127,6 +129,7 @@ def first_progress(job: Job) -> Progress:
         stopped=jnp.zeros(num_members, bool),
         alive=jnp.ones(num_members, bool),
     )
+    return mesh.spread_out(first, layout)
 
 
 def _result(progress: Progress) -> dict[str, PyTree]:

@@ -2,29 +2,42 @@
 
 import inspect
 import json
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, fusion, plan, population
+from mtkd_jax import experiment, fusion, plan, population, students
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.types import DataSet, Task
 from tests import small
 
-MODES, RULES, MODELS, SOURCES = (tuple(configuration.catalogue(kind)) for kind in configuration.KINDS)
-ARCHITECTURES = ("mlp(hidden=(16,), batch_norm=True)", "cnn(widths=(4,), dense=16)")
+MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in configuration.KINDS)
+ARCHITECTURES = ("cnn(widths=(4,), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
 
 
 # --- modes --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Every mode on digits: two architectures of teachers, a BatchNorm student, alphas, temperatures."""
-    workdir = tmp_path_factory.mktemp("modes")
+class Trained(NamedTuple):
+    """A run of some modes: what it trained, its training losses, and how often it compiled a stage."""
+
+    config: ConfigDict
+    done: plan.Done
+    losses: dict[str, list[float]]
+    num_compilations: int
+
+
+@lru_cache
+def trained(methods: bool) -> Trained:
+    """Modes, or further methods, on digits: teachers of two architectures, a BatchNorm student."""
     config = small.config(
         **{
             "data.source": "digits",
@@ -34,36 +47,38 @@ def trained(tmp_path_factory):
             "model.name": ARCHITECTURES[0],
             "train.batch_size": 50,
             "train.epochs": 10,
-            "students.modes": MODES,
+            "students.modes": tuple(mode for mode in MODES if ("." in mode) == methods),
             "students.temperatures": (1.0, 4.0),
         }
     )
     split = experiment.load_split(config)
-    stages = plan.teachers_then_students(config, split)
-    with Logbook(workdir, quiet=True) as logbook, small.compilations() as said:
-        done = plan.run(stages, workdir, logbook, 1e9)
-    return config, done, workdir, [line for line in said if "training_chunk" in line]
+    with tempfile.TemporaryDirectory() as folder, small.compilations() as said:
+        with Logbook(Path(folder), quiet=True) as logbook:
+            done = plan.run(plan.named(config, split), Path(folder), logbook, 1e9)
+        records = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        losses = {}
+        for record in records:
+            if record["name"] == "train_loss":
+                losses.setdefault(record["member"], []).append(record["value"])
+    return Trained(config, done, losses, len([line for line in said if "training_chunk" in line]))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_learns_with_every_alpha_and_temperature(mode, trained):
-    config, done, workdir, _ = trained
-    text = (workdir / "metrics.jsonl").read_text()
-    losses = {}
-    for line in text.splitlines():
-        record = json.loads(line)
-        if record["member"].startswith(f"{mode} ") and record["name"] == "train_loss":
-            losses.setdefault(record["member"], []).append(record["value"])
-    students = config.students
-    assert len(losses) == len(students.alphas) * len(students.temperatures) * students.num_seeds
-    for member, values in losses.items():
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.slow] if "." in mode else []) for mode in MODES]
+)
+def test_every_mode_learns_with_every_alpha_and_temperature(mode):
+    run = trained("." in mode)
+    members = [member for family in students.families(run.config) for member in family if member.mode == mode]
+    assert len(members) >= len(run.config.students.temperatures) * run.config.students.num_seeds
+    for member in members:
+        values = run.losses[students.member_name(member)]
         assert values[-1] < 0.9 * values[0], (member, values)
-    assert all(not fitted.lost for fitted in done.values())
+    assert all(not fitted.lost for fitted in run.done.values())
 
 
-def test_every_stage_is_compiled_once(trained):
-    _, done, _, compilations = trained
-    assert len(compilations) == len(done)
+@pytest.mark.parametrize("methods", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_stage_is_compiled_once(methods):
+    assert 0 < trained(methods).num_compilations <= len(trained(methods).done)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from mtkd_jax import mesh
-from mtkd_jax.models import cnn, layers, resnet
+from mtkd_jax.models import cnn, layers
 from mtkd_jax.types import Task, UserError
 
 SHAPES = [  # image [B,h,w,c], kernel [kh,kw,c/groups,d], strides, groups
@@ -42,11 +45,28 @@ def plain(x, kernel, strides=(1, 1), padding="SAME", groups=1):
     return layers.plain_conv(x, kernel, strides, tuple(pads), groups)
 
 
-def value_and_derivatives(function, x, kernel):
-    """Value, gradients and the change of the value along a direction."""
-    y, pull = jax.vjp(function, x, kernel)
-    _, change = jax.jvp(function, (x, kernel), (drawn(x.shape, 3, x.dtype), drawn(kernel.shape, 4, x.dtype)))
-    return y, *pull(drawn(y.shape, 2, y.dtype)), change
+def quick_jit(function):
+    """Compiled without optimising: these programs run once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def derivatives(function):
+    """(x, kernel) -> value, gradients and the change of the value along a direction."""
+
+    def evaluate(x, kernel):
+        y, pull = jax.vjp(function, x, kernel)
+        directions = drawn(x.shape, 3, x.dtype), drawn(kernel.shape, 4, x.dtype)
+        _, change = jax.jvp(function, (x, kernel), directions)
+        return y, *pull(drawn(y.shape, 2, y.dtype)), change
+
+    return evaluate
+
+
+def assert_same_derivatives(function, reference, x, kernel):
+    both = quick_jit(lambda *inputs: (derivatives(function)(*inputs), derivatives(reference)(*inputs)))
+    for got, want in zip(*both(x, kernel)):
+        assert got.dtype == jnp.float64
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
 def convolutions(jaxpr):
@@ -54,27 +74,24 @@ def convolutions(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":
             yield equation.params
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from convolutions(inner)
 
 
 # --- convolution --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", "SAME_LOWER"])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("image,window,strides,groups", SHAPES)
 def test_convolution_equals_the_plain_one_in_value_and_derivatives(image, window, strides, groups, padding):
+    rest = (strides, padding, groups)
     with jax.enable_x64(True):
-        x, kernel = drawn(image, 0), drawn(window, 1)
-        fast, reference = jax.jit(
-            lambda x, kernel: [
-                value_and_derivatives(lambda x, kernel: form(x, kernel, strides, padding, groups), x, kernel)
-                for form in (layers.conv, plain)
-            ]
-        )(x, kernel)
-        for got, want in zip(fast, reference):
-            assert got.dtype == jnp.float64
-            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+        assert_same_derivatives(
+            lambda x, kernel: layers.conv(x, kernel, *rest),
+            lambda x, kernel: plain(x, kernel, *rest),
+            drawn(image, 0),
+            drawn(window, 1),
+        )
 
 
 def test_plain_convolution_is_the_sum_over_the_window():
@@ -100,10 +117,7 @@ def test_convolution_of_a_line_equals_that_of_xla(line, window, stride, groups, 
         return layers.conv(x, kernel, (stride,), padding, groups)
 
     with jax.enable_x64(True):
-        x, kernel = drawn(line, 0), drawn(window, 1)
-        results = (value_and_derivatives(function, x, kernel) for function in (fast, reference))
-        for got, want in zip(*results):
-            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+        assert_same_derivatives(fast, reference, drawn(line, 0), drawn(window, 1))
 
 
 @pytest.mark.parametrize("window,groups", [((3, 3, 2, 4), 1), ((3, 3, 1, 4), 2), ((1, 1, 2, 4), 1)])
@@ -111,12 +125,11 @@ def test_convolution_is_the_same_under_vmap_over_kernels_and_under_map(window, g
     with jax.enable_x64(True):
         x, kernels = drawn((3, 2, 7, 6, 2), 0), drawn((3, *window), 1)
 
-        def derivatives(pair):
-            return value_and_derivatives(lambda x, k: layers.conv(x, k, (2, 2), groups=groups), *pair)
-
-        one = jax.jit(derivatives)
-        alone = [one((x[m], kernels[m])) for m in range(3)]
-        for got in (jax.jit(jax.vmap(derivatives))((x, kernels)), lax.map(derivatives, (x, kernels))):
+        one = derivatives(lambda x, kernel: layers.conv(x, kernel, (2, 2), groups=groups))
+        alone = [quick_jit(one)(x[m], kernels[m]) for m in range(3)]
+        together = quick_jit(jax.vmap(one))(x, kernels)
+        walked = quick_jit(lambda *members: lax.map(lambda member: one(*member), members))(x, kernels)
+        for got in (together, walked):
             for m in range(3):
                 for stacked, expected in zip(got, alone[m]):
                     np.testing.assert_allclose(stacked[m], expected, rtol=1e-12, atol=1e-12)
@@ -131,16 +144,17 @@ def test_second_derivatives_equal_those_of_the_plain_form(mode):
             loss = jax.grad(lambda x: jnp.sum(jnp.sin(form(x, kernel))))
             return jnp.sum(loss(x) ** 2)
 
-        got, want = (jax.jit(mode(gradient_norm), static_argnums=1)(kernel, f) for f in (layers.conv, plain))
+        got, want = (
+            quick_jit(mode(functools.partial(gradient_norm, form=form)))(kernel)
+            for form in (layers.conv, plain)
+        )
         np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
-@pytest.mark.parametrize("model", [cnn.cnn, resnet.resnet])
-def test_whole_networks_have_forward_mode_derivatives(model):
-    task = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,))
+def test_a_whole_network_has_forward_mode_derivatives():
     image = drawn((4, 8, 8, 1), 0, jnp.float32)
-    network = model(task, widths=(3,)) if model is cnn.cnn else model(task, depth=8, width=2)
-    variables = network.init(jax.random.key(0), image)
+    network = cnn.cnn(Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,)), widths=(3,), batch_norm=True)
+    variables = quick_jit(network.init)(jax.random.key(0), image)
 
     def loss(params):
         outputs, _ = network.apply({**variables, "params": params}, image, train=True, key=jax.random.key(1))
@@ -148,8 +162,8 @@ def test_whole_networks_have_forward_mode_derivatives(model):
 
     params = variables["params"]
     direction = jax.tree.map(lambda leaf: drawn(leaf.shape, 2, jnp.float32), params)
-    _, change = jax.jit(lambda: jax.jvp(loss, (params,), (direction,)))()
-    gradient = jax.jit(jax.grad(loss))(params)
+    _, change = quick_jit(lambda *pair: jax.jvp(loss, pair[:1], pair[1:]))(params, direction)
+    gradient = quick_jit(jax.grad(loss))(params)
     along = sum(jnp.vdot(*pair) for pair in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction)))
     assert abs(change) > 0.1
     np.testing.assert_allclose(change, along, rtol=1e-4)
@@ -331,8 +345,9 @@ def test_batch_norm_of_a_split_batch_equals_that_of_the_whole():
         gradient, (y, state) = jax.grad(loss, has_aux=True)(x)
         return y, gradient, state["batch_stats"]["norm"]
 
-    whole, whole_gradient, statistics = normed(x, weights)
-    split = jax.vmap(normed, axis_name=mesh.DATA)(x.reshape(3, 4, 3), weights.reshape(3, 4, 3))
+    whole, whole_gradient, statistics = quick_jit(normed)(x, weights)
+    in_parts = jax.vmap(normed, axis_name=mesh.DATA)
+    split = quick_jit(in_parts)(x.reshape(3, 4, 3), weights.reshape(3, 4, 3))
     np.testing.assert_allclose(split[0].reshape(12, 3), whole, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(split[1].reshape(12, 3), whole_gradient, rtol=1e-4, atol=1e-5)
     for name, value in statistics.items():

@@ -17,6 +17,7 @@ from mtkd_jax import (
     experiment,
     export,
     main,
+    plan,
     population,
     predictions,
     report,
@@ -165,8 +166,8 @@ def test_a_student_that_breaks_down_has_no_part_in_its_row():
     trained = Population(model, variables, {}, names)
     alive = np.array([not (member.mode == "baseline" and member.seed == 1) for member in family])
     fitted = training.fitted_of(trained, {"alive": alive, "val_nll": np.ones(len(family))}, 0.0)
-    stage = students.stage_name("labelled", family)
-    predicted = evaluation.predict(config, split, {stage: fitted})
+    stage = plan.Stage("students", None, family, "labelled")
+    predicted = evaluation.predict(config, split, (stage,), {"students": fitted})
     rows = {group.name: group for group in predicted.groups}
     assert rows["baseline"].members == ("seed 0",) and len(rows["baseline"].test) == 1
     assert rows["output_avg"].members == ("seed 0", "seed 1")

@@ -1,6 +1,7 @@
 """Methods of methods/features.py against float64 NumPy, hand-made values and what their papers promise."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -13,10 +14,12 @@ from mtkd_jax.logbook import Logbook
 from mtkd_jax.methods import features, modes
 from mtkd_jax.types import Population, TrainState, UserError
 from tests import small
-from tests.contexts import aimed, context, loss
+from tests.contexts import aimed, context
+from tests.contexts import loss as eager_loss
 from tests.references import features as reference
 
 B = 3
+loss = jax.jit(eager_loss, static_argnums=0)
 WEIGHTED = (features.hints(weight=2.0), features.attention_transfer(weight=2.0), features.pkt(weight=2.0))
 EVERY = (*WEIGHTED, features.hints_only())
 
@@ -109,6 +112,7 @@ def test_it_is_added_to_hard_and_soft_loss(recipe):
     np.testing.assert_allclose(loss(recipe, of), whole, rtol=1e-4)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def by_features(recipe, of):
     """Gradients of the summed loss by the student's features, its embedding and the method's parameters."""
     fixed = aimed(recipe, of)

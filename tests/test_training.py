@@ -114,7 +114,7 @@ def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
     )
     config.data.num_train = 48
     split = experiment.load_split(config)
-    stages = plan.teachers_then_students(config, split)
+    stages = plan.named(config, split)
     with Logbook(tmp_path, quiet=True) as logbook:
         with small.compilations() as first:
             done = plan.run(stages[:-1], tmp_path, logbook, 1e9)

@@ -10,7 +10,9 @@ each with [--quick] [--json FILE] [--into FILE].
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = _parse(argv)
         mesh.use_devices()
         workdir.use_compile_cache()
+        begun, others = time.perf_counter(), tell.seconds_of_others()
         result = measured(asked)
+        result["machine"] = tell.machine(_share(others, begun))
         where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
         report.say(tell.terminal(result), "What this shows", tell.findings(result), where)
         if asked.json is not None:
@@ -49,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(asked: argparse.Namespace) -> dict:
-    """One suite's numbers, seconds unless its unit is another, and where they come from."""
+    """One suite's numbers; medians are in seconds, multiplied by `scale` in its unit."""
     if asked.suite == "fusion":
         result = rules.measure(**laboratory.COST, quick=asked.quick)
     elif asked.suite == "members":
@@ -57,7 +61,15 @@ def measured(asked: argparse.Namespace) -> dict:
     else:
         suite = {"distill": distill, "start": start, "scale": scale, "limit": limit}[asked.suite]
         result = suite.measure(asked.networks, asked.quick)
-    return {"suite": asked.suite, "quick": asked.quick, **result, "machine": tell.machine()}
+    return {"suite": asked.suite, "quick": asked.quick, **result}
+
+
+def _share(others: float | None, begun: float) -> float | None:
+    """Of the processors, taken by other programs since `begun`, when they had taken so many seconds."""
+    now = tell.seconds_of_others()
+    if others is None or now is None:
+        return None
+    return (now - others) / (time.perf_counter() - begun) / os.cpu_count()
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

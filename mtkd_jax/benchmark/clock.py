@@ -79,7 +79,7 @@ def summary(values: Sequence[float]) -> dict:
 
 
 def ratios(records: Iterable[dict], slower: str, faster: str) -> list[dict]:
-    """Median of one side over that of another, of every case that has both: {"of", "case", "side", "value"}."""
+    """Median of one side over that of another, wherever both are: {"of", "case", "side", "value"}."""
     median = {(one["of"], one["case"], one["side"]): one["median"] for one in records}
     return [
         {"of": of, "case": case, "side": f"{slower} / {faster}", "value": median[of, case, slower] / value}
@@ -91,7 +91,7 @@ def ratios(records: Iterable[dict], slower: str, faster: str) -> list[dict]:
 def spread(records: Sequence[dict]) -> str:
     """How far apart the rounds of one side were, in words."""
     apart = [
-        (50 * (one["max"] - one["min"]) / one["median"], f"{one['of']} {one['case']}, {one['side']}")
+        (50 * (one["max"] - one["min"]) / one["median"], f"{one['of']}, {one['case']}, {one['side']}")
         for one in records
         if one["rounds"] > 1
     ]
@@ -102,5 +102,5 @@ def spread(records: Sequence[dict]) -> str:
     return (
         f"Medians of up to {max(one['rounds'] for one in records)} rounds, the sides taking turns. Half the "
         f"range of the rounds is {usual:.0f} % of the median in the middle case, {worst:.0f} % at worst "
-        f"({where.strip(' ,')})."
+        f"({where.replace(', , ', ', ')})."
     )

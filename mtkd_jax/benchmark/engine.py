@@ -57,8 +57,6 @@ def side(job: Job) -> Side:
     """A call trains every member for the steps of an epoch; counted are steps of one member."""
     run = prepared(job)
     run()
-    if len(job.names) % job.program.layout.member:  # only now are they placed, which compiles again
-        run()
     return Side(run, len(job.order(0)) * len(job.names))
 
 

@@ -27,7 +27,7 @@ RIVALS = {
 # times slower; in a scan 30 times), `unroll` compiles a copy of the network for every member, and `loop` is
 # the reference, not made to be fast. They are measured up to this many operations a call, which take a
 # minute or so, and left out beyond.
-WORTH_THE_WAIT = {"vmap in scan": 6e10, "vmap": 3e11, "torch vmap": 3e11, "unroll": 3e11, "loop": 3e11}
+WORTH_THE_WAIT = {"vmap in scan": 6e10, "vmap": 2e11, "torch vmap": 2e11, "unroll": 2e11, "loop": 2e11}
 QUICK = 0.15  # of the above
 
 

@@ -48,9 +48,9 @@ NETWORKS = {
     network.name: network
     for network in (
         Network("mlp", "mlp", {"hidden": (256, 256)}, SMALL, 64, 32, EVERY_K, (8,)),
-        Network("cnn", "cnn", {}, SMALL, 128, 2, EVERY_K, (1, 8)),
-        Network("resnet20", "resnet", {"depth": 20}, COLOUR, 128, 2, (1, 4, 8), (4,)),
-        Network("wrn16_2", "wide_resnet", {"depth": 16, "width": 2}, COLOUR, 128, 2, (4,), ()),
+        Network("cnn", "cnn", {}, SMALL, 128, 2, EVERY_K, (8,)),
+        Network("resnet20", "resnet", {"depth": 20}, COLOUR, 128, 2, (4, 8), (2,)),
+        Network("wrn16_2", "wide_resnet", {"depth": 16, "width": 2}, COLOUR, 128, 2, (2,), ()),
         Network("wrn28_10", "wide_resnet", {"depth": 28, "width": 10}, COLOUR, 128, 2, (4,), ()),
     )
 }

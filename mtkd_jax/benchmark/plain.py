@@ -27,8 +27,8 @@ AT_A_TIME = 2  # members a loop trains in one call, in turn: its time for one do
 
 def loop(network: Network, num_members: int) -> Side:
     """One compiled step, called from Python for one member after the other."""
-    module, transform = build(network), _transform()
-    step = jax.jit(_step(module, transform), donate_argnums=0)
+    module, transform = build(network), optimizer()
+    step = jax.jit(one_step(module, transform), donate_argnums=0)
     members = [_first(module, transform, network, m) for m in range(num_members)]
     images, labels = map(jnp.asarray, networks.batches(network, num_members))
     batches = [[(images[s, m], labels[s, m]) for s in range(len(images))] for m in range(num_members)]
@@ -47,8 +47,8 @@ def loop(network: Network, num_members: int) -> Side:
 
 def vmap_in_scan(network: Network, num_members: int) -> Side:
     """The step vmapped over members, the steps scanned: the obvious way to train them all at once."""
-    module, transform = build(network), _transform()
-    step = jax.vmap(_step(module, transform))
+    module, transform = build(network), optimizer()
+    step = jax.vmap(one_step(module, transform))
 
     def chunk(members: PyTree, images: Array, labels: Array) -> PyTree:
         return jax.lax.scan(lambda members, batch: (step(members, *batch), None), members, (images, labels))[
@@ -81,7 +81,8 @@ def build(network: Network) -> nn.Module:
     return family(**network.arguments)
 
 
-def _transform() -> optax.GradientTransformation:
+def optimizer() -> optax.GradientTransformation:
+    """SGD with Nesterov momentum and weight decay."""
     decay = optax.add_decayed_weights(WEIGHT_DECAY)
     return optax.chain(decay, optax.sgd(LEARNING_RATE, momentum=MOMENTUM, nesterov=True))
 
@@ -91,7 +92,9 @@ def _first(module: nn.Module, transform, network: Network, seed: int) -> tuple[P
     return variables, transform.init(variables["params"])
 
 
-def _step(module: nn.Module, transform: optax.GradientTransformation) -> Callable:
+def one_step(module: nn.Module, transform: optax.GradientTransformation) -> Callable:
+    """(member, image, label) -> member, which is variables and the optimiser's state."""
+
     def step(member: tuple[PyTree, PyTree], image: Array, label: Array) -> tuple[PyTree, PyTree]:
         variables, opt_state = member
         statistics = {name: value for name, value in variables.items() if name != "params"}

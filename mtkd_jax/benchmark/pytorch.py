@@ -23,7 +23,7 @@ def loop(network: Network, num_members: int) -> Side:
     """One member after the other."""
     torch, device = _torch()
     members = [_member(network, device) for _ in range(num_members)]
-    optimizers = [_optimizer(member.parameters()) for member in members]
+    optimizers = [optimizer(member.parameters()) for member in members]
     images, labels = _batches(network, num_members, device)
     if network.convolutional:
         members = [member.to(memory_format=torch.channels_last) for member in members]
@@ -60,14 +60,14 @@ def vmapped(network: Network, num_members: int) -> Side:
         return torch.nn.functional.cross_entropy(logits, label)
 
     grads_of = torch.func.vmap(torch.func.grad(loss_of))
-    optimizer = _optimizer(params.values())
+    own_optimizer = optimizer(params.values())
     batches = list(zip(*_batches(network, num_members, device)))
 
     def run():
         for image, label in batches:
             for name, grad in grads_of(params, buffers, image, label).items():
                 params[name].grad = grad
-            optimizer.step()
+            own_optimizer.step()
         _finish(device)
 
     run()
@@ -111,7 +111,8 @@ def _member(network: Network, device: str) -> Any:
     return build(network).to(device).train()
 
 
-def _optimizer(params: Any) -> Any:
+def optimizer(params: Any) -> Any:
+    """SGD with Nesterov momentum and weight decay."""
     import torch
 
     return torch.optim.SGD(

@@ -32,7 +32,7 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
         "left_out": [],
         "notes": [
             "cold: with an empty folder for compiled programs, warm: with one an earlier start has filled. "
-            "imports: the same process up to JAX's first array.",
+            "imports: the same process until JAX knows its devices.",
             clock.spread(records),
         ],
     }

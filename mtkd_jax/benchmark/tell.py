@@ -15,17 +15,19 @@ from mtkd_jax import report, tables, workdir
 from mtkd_jax.tables import MISSING, Sheet
 
 ONCE = "*"
+MUCH = 0.1  # of the processors; where others took more, a measurement is spoilt
+PROC = Path("/proc")  # where Linux tells of itself
 
 
-def machine() -> dict:
-    """Where and with what it was measured."""
+def machine(of_others: float | None) -> dict:
+    """Where and with what it was measured; `of_others` is the share of the processors they took meanwhile."""
     found = workdir.environment(seed=0)
     found = {name: found[name] for name in ("commit", "python", "packages", "platform", "devices")}
     torch = sys.modules.get("torch")
     if torch is not None:
         found["packages"] |= {"torch": torch.__version__}
         found["torch_threads"] = torch.get_num_threads()
-    return {"processor": _processor(), "cores": os.cpu_count(), **found}
+    return {"processor": _processor(), "cores": os.cpu_count(), "taken_by_others": of_others, **found}
 
 
 def sheets(result: dict) -> list[tuple[str, Sheet]]:
@@ -35,7 +37,8 @@ def sheets(result: dict) -> list[tuple[str, Sheet]]:
         return f"{one['value']:.2f}"
 
     def median(one: dict) -> str:
-        return f"{result['scale'] * one['median']:.3g}" + (ONCE if one["rounds"] == 1 else "")
+        value = result["scale"] * one["median"]
+        return (f"{value:.3g}" if value < 100 else f"{value:,.0f}") + (ONCE if one["rounds"] == 1 else "")
 
     return [
         (f"{of}: {title}", table([one for one in entries if one["of"] == of], cell))
@@ -83,6 +86,20 @@ def markdown(result: dict) -> str:
     return "\n\n".join([*parts, report.bullets(findings(result))])
 
 
+def seconds_of_others() -> float | None:
+    """Processor time of everything but this process and its children, since the machine was started.
+
+    None where the system does not tell.
+    """
+    try:
+        first = (PROC / "stat").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, *stolen = map(int, first.split()[1:9])
+    everybody = (user + nice + system + sum(stolen)) / os.sysconf("SC_CLK_TCK")
+    return everybody - sum(os.times()[:4])
+
+
 def _left_out(left_out: Iterable[dict]) -> list[str]:
     """One sentence for every side and reason."""
     where: dict[tuple[str, str], list[str]] = {}
@@ -96,7 +113,7 @@ def _left_out(left_out: Iterable[dict]) -> list[str]:
 
 
 def _on(machine: dict) -> str:
-    devices = machine["devices"]
+    devices, taken = machine["devices"], machine["taken_by_others"] or 0.0
     versions = ", ".join(
         f"{name} {version}"
         for name, version in machine["packages"].items()
@@ -105,13 +122,14 @@ def _on(machine: dict) -> str:
     return (
         f"On {machine['processor']}, {machine['cores']} cores, {len(devices)} x {devices[0]}; {versions}; "
         f"commit {(machine['commit'] or 'unknown')[:7]}."
+        + (f" Other programs took {taken:.0%} of the processors: not to be trusted." if taken > MUCH else "")
     )
 
 
 def _processor() -> str:
     """The name of the processor, as far as the system tells it."""
     try:
-        told = (Path("/proc") / "cpuinfo").read_text(encoding="utf-8")
+        told = (PROC / "cpuinfo").read_text(encoding="utf-8")
     except OSError:
         told = ""
     names = [line.split(":", 1)[1].strip() for line in told.splitlines() if line.startswith("model name")]

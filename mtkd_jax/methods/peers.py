@@ -12,15 +12,15 @@ import dataclasses
 import jax.numpy as jnp
 
 from mtkd_jax.methods.modes import each_teacher
-from mtkd_jax.methods.seams import PLAIN, equal_weights
+from mtkd_jax.methods.seams import PLAIN, SUPERVISED, equal_weights, hard_loss
 from mtkd_jax.types import Array, Context, Networks, Recipe, Targets, TeacherOutputs, UserError
 
 
 def dml(*, num_peers: int = 2) -> Recipe:
     """Match the other members of a cohort of `num_peers` >= 2 that learn together, and no trained teacher.
 
-    soft_i = T^2 1/(P-1) sum_{j != i} KL(softmax(z_j / T) || softmax(z_i / T)). At alpha = 0 nobody
-    knows anything: the peers only come to agree. In the paper T = 1, peers step in turn, and the loss is
+    soft_i = T^2 1/(P-1) sum_{j != i} KL(softmax(z_j / T) || softmax(z_i / T)). At alpha = 0 nobody knows
+    anything: the peers only come to agree. In the paper T = 1, the peers step in turn, and the loss is
     hard + soft, twice that of alpha = 0.5. Raises UserError for one peer.
 
     Source: deep mutual learning, Zhang et al. 2018, arXiv 1706.00384.
@@ -58,6 +58,21 @@ def _checked(name: str, num_peers: int) -> int:
     if num_peers < 2:
         raise UserError(f"{name}(num_peers={num_peers}): a cohort has at least 2")
     return num_peers
+
+
+def _loss_of_mean(context: Context) -> Array:
+    peers = context.peers
+    cohort = peers.logits.at[peers.place].set(context.student.logits)
+    # Together they are one network: where one peer breaks down, so does the whole.
+    logits = jnp.where(peers.sound.all(), cohort, jnp.nan).mean(axis=0)
+    return hard_loss(
+        dataclasses.replace(context, student=dataclasses.replace(context.student, logits=logits))
+    )
+
+
+# A cohort trained as one network, whose logits are the mean over the peers: every peer has the whole loss,
+# CE(y, softmax(1/P sum_j z_j)), and of its gradient the part that is its own; together that is all of it.
+UNIFIED = SUPERVISED._replace(name="unified", term=_loss_of_mean)
 
 
 def _peers(context: Context, networks: Networks) -> TeacherOutputs:

@@ -1,0 +1,45 @@
+"""Any method made one of a lineage: of all frozen teachers a member has its own, and no other.
+
+The teachers are then a whole generation, asked once for all members; member m is taught by the row
+hyper["own_teacher"] of them. A seam wrapped here sees that one, as K = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.types import Array, Context, Outputs, PyTree, TeacherOutputs
+
+
+@dataclasses.dataclass(frozen=True)
+class OfOwnTeacher:
+    """A seam (weigh, aim or term) that sees its reader's own teacher alone."""
+
+    seam: Callable
+
+    def __call__(self, context: Context, *more: Array):
+        own = only(context.teacher, context.hyper["own_teacher"])
+        return self.seam(dataclasses.replace(context, teacher=own), *more)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForOneTeacher:
+    """An `init_aux` that is given one of the teachers, which are all of one architecture."""
+
+    init_aux: Callable
+
+    def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
+        return self.init_aux(key, student, jax.eval_shape(lambda teacher: only(teacher, 0), teacher))
+
+
+def only(teacher: TeacherOutputs, row: Array | int) -> TeacherOutputs:
+    """Teacher `row` of teachers of one architecture, as K = 1."""
+
+    def picked(each: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        return (jax.tree.map(lambda *leaves: jnp.stack(leaves)[row], *each),) if each else ()
+
+    return TeacherOutputs(teacher.logits[row][None], picked(teacher.embedding), picked(teacher.features))
