@@ -51,8 +51,12 @@ def init(model: Model, keys: Array, image_shape: Sequence[int]) -> PyTree:
     five members of a small MLP, 4.7 s for a hundred) and had to be compiled again for every M.
     """
     of_one = _init(model, tuple(image_shape))
-    members = [jax.device_get(of_one(keys[m])) for m in range(len(keys))]
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *members)
+    stacked = jax.tree.map(
+        lambda leaf: np.empty((len(keys), *leaf.shape), leaf.dtype), jax.eval_shape(of_one, keys[0])
+    )
+    for m in range(len(keys)):  # each at its place at once: a list of all of them would be a second copy
+        jax.tree.map(lambda all_of_them, own: np.copyto(all_of_them[m, ...], own), stacked, of_one(keys[m]))
+    return jax.tree.map(jnp.asarray, stacked)
 
 
 def take(tree: PyTree, members: int | Sequence[int] | np.ndarray) -> PyTree:

@@ -38,9 +38,6 @@ TINY = Network("tiny", "mlp", {"hidden": (6, 5)}, (4, 4, 1), 8, 3, (1, 2), (2,))
 TINY_CNN = Network("tiny_cnn", "cnn", {"widths": (3, 4), "dense": 5}, (4, 4, 1), 8, 2, (1, 2), (2,))
 TINY_RESNET = Network("tiny_resnet", "resnet", {"depth": 8}, (8, 8, 3), 4, 2, (1,), (1,))
 TINY_WIDE = Network("tiny_wide", "wide_resnet", {"depth": 10, "width": 2}, (7, 8, 3), 4, 2, (1,), (1,))
-EVERY_FAMILY = pytest.mark.parametrize(
-    "network", (TINY, TINY_CNN, TINY_RESNET, TINY_WIDE), ids=lambda n: n.name
-)
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -54,7 +51,10 @@ def quickly_compiled():
 
 @pytest.fixture(scope="module")
 def of_rules():
-    return rules.measure(num_members=3, num_examples=20, num_classes=9, quick=True)
+    few = {"probabilities": [laboratory.REFERENCE], "ranks": ["borda", "kemeny"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laboratory, "families", lambda: few)
+        return rules.measure(num_members=3, num_examples=20, num_classes=9, quick=True)
 
 
 def check_schema(result):
@@ -102,14 +102,6 @@ def test_another_network_on_one_side_is_refused(monkeypatch):
     monkeypatch.setattr(plain, "num_params", lambda network: 1)
     with pytest.raises(RuntimeError, match="tiny: the sides train different networks"):
         members.check_same_size(TINY)
-
-
-def for_plain(variables):
-    """Our variables of one network under the shapes of a plain one: a head is a dense layer."""
-    flat = flatten_dict(variables, sep="/")
-    return unflatten_dict(
-        {path: leaf[0] if path.startswith("params/heads") else leaf for path, leaf in flat.items()}, sep="/"
-    )
 
 
 @pytest.mark.parametrize("network", (TINY, TINY_CNN), ids=lambda network: network.name)
