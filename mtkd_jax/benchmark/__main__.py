@@ -2,7 +2,7 @@
 
     python -m mtkd_jax.benchmark members [--networks mlp,cnn,...] [--members 1,2,4,8,16]
     python -m mtkd_jax.benchmark distill | start | scale | limit [--networks ...]
-    python -m mtkd_jax.benchmark fusion
+    python -m mtkd_jax.benchmark fusion | memory
 
 each with [--quick] [--json FILE] [--into FILE].
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtkd_jax import laboratory, mesh, report, workdir
-from mtkd_jax.benchmark import distill, limit, members, rules, scale, start, tell
+from mtkd_jax.benchmark import distill, limit, members, memory, rules, scale, start, tell
 from mtkd_jax.benchmark.networks import named
 from mtkd_jax.types import UserError
 
@@ -28,7 +28,9 @@ NETWORKS = {  # that are measured unless others are asked for
     "start": "cnn",
     "scale": "cnn",
     "limit": "cnn,resnet20",
+    "memory": "",
 }
+WITHOUT_NETWORKS = ("fusion", "memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +58,8 @@ def measured(asked: argparse.Namespace) -> dict:
     """One suite's numbers; medians are in seconds, multiplied by `scale` in its unit."""
     if asked.suite == "fusion":
         result = rules.measure(**laboratory.COST, quick=asked.quick)
+    elif asked.suite == "memory":
+        result = memory.measure(quick=asked.quick)
     elif asked.suite == "members":
         result = members.measure(asked.networks, asked.members, asked.quick)
     else:
@@ -88,11 +92,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--into", type=Path, metavar="FILE", help="also write the tables between their marks here"
     )
     asked = parser.parse_args(argv)
-    if asked.suite == "fusion" and asked.networks:
-        raise UserError("--networks: rules fuse logits; the suite fusion trains no network")
+    if asked.suite in WITHOUT_NETWORKS and asked.networks:
+        raise UserError(f"--networks: the suite {asked.suite} has no choice of networks")
     if asked.suite != "members" and asked.members:
         raise UserError(f"--members: the suite {asked.suite} has its own K; only members takes this")
-    asked.networks = named(asked.networks or NETWORKS[asked.suite]) if asked.suite != "fusion" else []
+    names = asked.networks or NETWORKS[asked.suite]
+    asked.networks = named(names) if names else []
     asked.members = _counts(asked.members) if asked.members else ()
     return asked
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ from mtkd_jax import population
 from mtkd_jax.benchmark import clock, engine, networks
 from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import Network
+from mtkd_jax.jobs import Job
 from mtkd_jax.types import Population
 
 UNIT = "ms, one step of all students"
 NUM_TEACHERS = (1, 4, 8)
 NUM_STUDENTS = (4, 16)  # who share the most teachers of the above
-ALONE, FORWARDS, BOTH = "no teachers", "K forwards", "(no teachers + K forwards)"
+ALONE, FORWARDS, BOTH = "no teachers", "forwards", "(no teachers + forwards)"
 CACHED, ASKED, APART = "cached", "asked", "asked apart"
 
 
@@ -27,7 +28,7 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
     records = []
     for network in networks:
         for num_teachers, num_students in cases:
-            case = Case(network.name, f"K = {num_teachers}, S = {num_students}")
+            case = Case(network.name, f"K={num_teachers} S={num_students}")
             makers = _makers(network, engine.frozen(network, num_teachers), num_students)
             records += clock.measured(case, makers, 3 if quick else 7, to_the_end=True)[0]
     return {
@@ -57,22 +58,20 @@ def ratios(records: Sequence[dict]) -> list[dict]:
     return [one for pair in asked for one in clock.ratios([*records, *summed], *pair)]
 
 
-def _makers(network: Network, teachers: Population, num_students: int) -> dict:
-    def students(number: int, *ensemble: Population, cached: bool = False) -> Side:
-        side = engine.side(engine.students(network, number, ensemble, cached))
-        return side._replace(units=network.num_steps)
+def _makers(network: Network, teachers: Population, num_students: int) -> dict[str, Callable[[], Side]]:
+    def steps(job: Job) -> Side:
+        return engine.side(job)._replace(units=network.num_steps)
 
     def apart() -> Side:
-        runs = [students(1, teachers).run for _ in range(num_students)]
+        runs = [steps(engine.students(network, 1, (teachers,))).run for _ in range(num_students)]
         return Side(lambda: [run() for run in runs], network.num_steps)
 
-    makers = {
-        CACHED: lambda: students(num_students, teachers, cached=True),
-        ASKED: lambda: students(num_students, teachers),
-    }
+    job = engine.students(network, num_students, (teachers,))
+    makers = {CACHED: lambda: steps(engine.cached(job)), ASKED: lambda: steps(job)}
     if num_students > 1:
         return {APART: apart, **makers}
-    return {ALONE: lambda: students(1), FORWARDS: lambda: _forwards(network, teachers), **makers}
+    alone = engine.students(network, 1, ())
+    return {ALONE: lambda: steps(alone), FORWARDS: lambda: _forwards(network, teachers), **makers}
 
 
 def _forwards(network: Network, teachers: Population) -> Side:

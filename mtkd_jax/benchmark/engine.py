@@ -28,13 +28,15 @@ def teachers(network: Network, num_members: int, how: str = "auto") -> Job:
     return _job(network, num_members, order, how, ())
 
 
-def students(network: Network, num_members: int, ensemble: Ensemble = (), cached: bool = False) -> Job:
-    """Members that share their batches and the teachers; `cached` ones have been asked beforehand."""
+def students(network: Network, num_members: int, ensemble: Ensemble) -> Job:
+    """Members that share their batches and the teachers, if there are any."""
     order = networks.order(network, 1)[:, 0]
     job = _job(network, num_members, order, "auto", ensemble)
-    job = tuning.in_layout(job, fastest(job))
-    if not cached:
-        return job
+    return tuning.in_layout(job, fastest(job))
+
+
+def cached(job: Job) -> Job:
+    """The same students, whose teachers have been asked beforehand."""
     return teacher_cache.filled(dataclasses.replace(job, teacher_cache="float32"), {})
 
 

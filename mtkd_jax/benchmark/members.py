@@ -78,10 +78,12 @@ def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], 
     case = Case(network.name, f"K = {num_members}")
     job = engine.teachers(network, num_members)
     layouts, left_out = _layouts(job.candidates, network, num_members)
-    ours = {layout: how for how, layout in reversed(layouts.items())}  # two names may be one program
+    name_of: dict[Layout, str] = {}  # two of them may be one program
+    for how, layout in layouts.items():
+        name_of.setdefault(layout, how)
     makers: dict[str, Callable[[], Side]] = {
         how: lambda layout=layout: engine.side(tuning.in_layout(job, layout))
-        for layout, how in reversed(ours.items())
+        for layout, how in name_of.items()
     }
     makers |= {name: partial(make, network, num_members) for name, make in RIVALS.items()}
     for name in WORTH_THE_WAIT:
@@ -92,8 +94,8 @@ def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], 
     chosen = engine.fastest(job)
     measured = {one["side"]: one for one in records}
     for name, layout in {**layouts, "auto": chosen}.items():
-        if name not in measured and ours[layout] in measured:
-            records.append({**measured[ours[layout]], "side": name})
+        if name not in measured and name_of[layout] in measured:
+            records.append({**measured[name_of[layout]], "side": name})
     left_out = [{**case._asdict(), **one} for one in left_out]
     return records, left_out + missing, f"{case.of}, {case.case}: {chosen}"
 

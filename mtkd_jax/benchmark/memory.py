@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from mtkd_jax import forecast, mesh, workdir
 from mtkd_jax.benchmark import children, clock, engine
 from mtkd_jax.benchmark.clock import Case
-from mtkd_jax.benchmark.networks import NETWORKS, Network
+from mtkd_jax.benchmark.networks import NETWORKS
 
 UNIT = "GB"
 WIDTH = 1024  # of the two hidden layers: 7.4 MB of parameters a member
-NUM_MEMBERS = (16, 64)
+NUM_MEMBERS = (64, 128)
 
 
-def measure(networks: Sequence[Network], quick: bool) -> dict:
+def measure(quick: bool) -> dict:
     """A dense network whose state is most of it; each number of members in a process of its own."""
     records = []
     for num_members in NUM_MEMBERS[: 1 if quick else None]:

@@ -32,13 +32,14 @@ class Cnn(nn.Module):
         features = {}
         for number, channels in enumerate(self.widths, start=1):
             kernel_size = (self.kernel_size, self.kernel_size)
-            x = layers.Conv(
-                channels, kernel_size, use_bias=not self.batch_norm, dtype=self.dtype, name=f"conv{number}"
-            )(x)
+            name = f"conv{number}"
             if self.batch_norm:
-                x = layers.batch_norm(x, train, name=f"norm{number}")
+                x = layers.Conv(channels, kernel_size, use_bias=False, dtype=self.dtype, name=name)(x)
+                x = layers.max_pool(layers.batch_norm(x, train, name=f"norm{number}"), 2)
+            else:
+                x = layers.Conv(channels, kernel_size, dtype=self.dtype, pool=2, name=name)(x)
             # ReLU after pooling: the same numbers from a quarter of the work, and no ties between zeros.
-            x = nn.relu(layers.max_pool(x, 2))
+            x = nn.relu(x)
             features[f"stage{number}"] = x
         x = nn.relu(nn.Dense(self.dense, dtype=self.dtype, name="dense")(x.reshape(len(x), -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

