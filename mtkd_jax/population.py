@@ -54,8 +54,9 @@ def init(model: Model, keys: Array, image_shape: Sequence[int]) -> PyTree:
     stacked = jax.tree.map(
         lambda leaf: np.empty((len(keys), *leaf.shape), leaf.dtype), jax.eval_shape(of_one, keys[0])
     )
-    for m in range(len(keys)):  # each at its place at once: a list of all of them would be a second copy
-        jax.tree.map(lambda all_of_them, own: np.copyto(all_of_them[m, ...], own), stacked, of_one(keys[m]))
+    for m, key in enumerate(keys):  # each at its place at once: a list of all of them would be a second copy
+        for all_of_them, own in zip(jax.tree.leaves(stacked), jax.tree.leaves(of_one(key))):
+            all_of_them[m] = own
     return jax.tree.map(jnp.asarray, stacked)
 
 

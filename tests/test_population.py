@@ -42,7 +42,7 @@ def test_every_how_trains_the_same_teachers(model, tmp_path):
 
 @pytest.mark.parametrize("mode, hows", [("mimic_all", HOW), ("supernet2", ("map", "vmap"))])
 def test_every_how_trains_the_same_students(mode, hows, tmp_path):
-    few = {"students.modes": (mode,), "students.alphas": (0.5,), "train.epochs": 2}
+    few = {"students.modes": (mode,), "students.alphas": (0.5,), "train.epochs": 1}
     found = {how: small.train(small.config(**few, **{"runtime.how": how}), tmp_path / how) for how in hows}
     for stage in found["map"]:
         for how in hows:
