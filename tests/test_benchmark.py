@@ -452,7 +452,7 @@ def test_the_command_writes_json_and_the_table_between_its_marks(tmp_path, monke
         (["members", "--members", "1,0"], "--members 1,0"),
         (["members", "--members", "many"], "--members many"),
         (["distill", "--members", "2"], "--members: the suite distill has its own K"),
-        (["fusion", "--networks", "cnn"], "--networks: rules fuse logits"),
+        (["fusion", "--networks", "cnn"], "--networks: the suite fusion has no choice"),
     ),
 )
 def test_what_the_user_can_mend_is_one_line(arguments, said, capsys):
