@@ -47,7 +47,11 @@ def default() -> ConfigDict:
     config.data.source = "digits"
     config.data.path = ""  # for sources that read a file or folder
     config.data.num_train = 0  # labelled training examples; 0 = all that validation leaves
-    config.data.val_fraction = 0.2  # cut from the training set first, stratified
+    config.data.val_fraction = (
+        0.2  # cut from the training set first, stratified; not where the data brings one
+    )
+    config.data.split = "grouped"  # groups (aircraft, camera) that the data names stay whole; or "random"
+    config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
 
     config.model = ConfigDict({"name": "mlp"})
@@ -61,6 +65,7 @@ def default() -> ConfigDict:
     config.teachers.weight_decays = ()
     config.teachers.label_smoothings = ()
     config.teachers.patience = 0  # epochs without a better validation NLL; 0 = train to the end
+    config.teachers.init_from = ()  # files of PyTorch weights to begin with, a file each or one for all
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
 
     config.train = ConfigDict()
@@ -72,11 +77,13 @@ def default() -> ConfigDict:
     config.train.schedule = "constant"
     config.train.weight_decay = 0.0
     config.train.label_smoothing = 0.0
+    config.train.class_weights = "none"  # or "balanced": the hard labels of rare classes count more
 
     config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})
 
     config.students = ConfigDict(convert_dict=False)
     config.students.model = ""  # "" = model.name
+    config.students.init_from = ""  # a file of PyTorch weights to begin with
     config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
     config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
     config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
@@ -87,6 +94,10 @@ def default() -> ConfigDict:
     config.students.epochs = 0  # 0 = train.epochs
     config.students.eval_every = 0  # 0 = train.eval_every
 
+    config.report = ConfigDict()  # of data with two classes, where one is to be detected
+    config.report.positive = ""  # the class whose misses count; "" = the last one
+    config.report.false_alarm_rate = 0.05  # at which recall is told
+
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
     config.runtime.data_shards = 1  # devices that share one batch
@@ -94,6 +105,7 @@ def default() -> ConfigDict:
     config.runtime.members_at_once = 0  # of a population; 0 = as many as fit into memory
     config.runtime.teacher_cache = "auto"  # auto | off | float32 | float16
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
+    config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
     return config
 
 
@@ -122,6 +134,8 @@ RANGES = {
     "seed": (lambda value: 0 <= value < 2**31, "in [0, 2**31)"),
     "data.num_train": _at_least(0),
     "data.val_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "data.split": _one_of(("grouped", "random")),
+    "data.sampling": _one_of(("natural", "balanced")),
     "data.augment.shift": _at_least(0),
     "data.augment.cutout": _at_least(0),
     "data.augment.noise": _at_least(0),
@@ -139,6 +153,7 @@ RANGES = {
     "train.schedule": _one_of(SCHEDULES),
     "train.weight_decay": _at_least(0),
     "train.label_smoothing": _SHARE,
+    "train.class_weights": _one_of(("none", "balanced")),
     "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
     "students.temperatures": _POSITIVE,
     "students.num_seeds": _at_least(1),
@@ -146,12 +161,14 @@ RANGES = {
     "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "students.epochs": _at_least(0),
     "students.eval_every": _at_least(0),
+    "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "runtime.how": _one_of(("auto", *HOW)),
     "runtime.data_shards": _at_least(1),
     "runtime.devices": _at_least(0),
     "runtime.members_at_once": _at_least(0),
     "runtime.teacher_cache": _one_of(("auto", "off", "float32", "float16")),
     "runtime.checkpoint_seconds": _at_least(0),
+    "runtime.stream_mb": _at_least(1),
 }
 
 
@@ -453,6 +470,7 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
 # Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
 _ENTRY_TYPES = {
     "teachers.models": "str",
+    "teachers.init_from": "str",
     "teachers.learning_rates": "float",
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -29,16 +29,40 @@ pytree = jax.tree_util.register_dataclass  # a frozen dataclass that jax can wal
 # --- data ---------------------------------------------------------------------------------------------
 
 
+class Images(Protocol):
+    """Images [N,h,w,c] that are read when they are asked for, as far as they are used like an array.
+
+    What has these is taken wherever an array of images is; `data.streams` reads them from files.
+    """
+
+    shape: tuple[int, ...]  # (N, h, w, c)
+    dtype: np.dtype
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The rows as an array [n,h,w,c]."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSet:
     """What a source returns, on the host. Images are uint8 (0..255) or float32 (used as they are)."""
 
     name: str
-    train_images: np.ndarray  # [N,h,w,c]
+    train_images: np.ndarray | Images  # [N,h,w,c]; arrays, or read when they are asked for
     train_labels: np.ndarray  # [N] int32
-    test_images: np.ndarray
+    test_images: np.ndarray | Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]
+    train_groups: np.ndarray | None = (
+        None  # [N] int32, such as one number for each aircraft or camera sequence
+    )
+    test_groups: np.ndarray | None = (
+        None  # the same numbers mean the same groups; None with train_groups None
+    )
+    val_rows: np.ndarray | None = None  # [v] rows of train_images that the publisher set aside to validate on
+    notes: tuple[str, ...] = ()  # what a reader of the report must know, such as images that were skipped
 
     @property
     def num_classes(self) -> int:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from mtkd_jax.data import sources
+from mtkd_jax.data.sources.arrays import idx, npz
+from mtkd_jax.data.sources.embedded import digits, synthetic
+from mtkd_jax.data.sources.prepared import tfds
 from mtkd_jax.types import UserError
 
 
@@ -28,7 +30,7 @@ def good_arrays(num_train=12, num_test=6):
 
 def load(tmp_path, arrays):
     np.savez(tmp_path / "made.npz", **arrays)
-    return sources.npz(path=str(tmp_path / "made.npz"))
+    return npz(path=str(tmp_path / "made.npz"))
 
 
 def refused(tmp_path, arrays):
@@ -44,7 +46,7 @@ def refused(tmp_path, arrays):
 
 
 def test_digits_are_all_of_scikit_learns_and_the_test_part_is_stratified():
-    dataset = sources.digits()
+    dataset = digits()
     bunch = load_digits()
     assert dataset.train_images.shape == (1437, 8, 8, 1)
     assert dataset.test_images.shape == (360, 8, 8, 1)
@@ -60,12 +62,12 @@ def test_digits_are_all_of_scikit_learns_and_the_test_part_is_stratified():
 
     share = np.bincount(dataset.test_labels) / np.bincount(bunch.target)
     assert np.all(np.abs(share - 0.2) < 0.01)
-    np.testing.assert_array_equal(dataset.test_images, sources.digits().test_images)
+    np.testing.assert_array_equal(dataset.test_images, digits().test_images)
 
 
 def test_synthetic_can_be_learnt_and_noise_makes_it_harder():
     def nearest_mean_accuracy(noise):
-        dataset = sources.synthetic(noise=noise)
+        dataset = synthetic(noise=noise)
         flat = dataset.train_images.reshape(600, -1).astype(np.float64)
         means = np.stack([flat[dataset.train_labels == c].mean(0) for c in range(10)])
         test = dataset.test_images.reshape(200, 1, -1)
@@ -77,13 +79,13 @@ def test_synthetic_can_be_learnt_and_noise_makes_it_harder():
 
 
 def test_synthetic_has_the_shapes_asked_for_and_balanced_classes():
-    dataset = sources.synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=4)
+    dataset = synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=4)
     assert dataset.train_images.shape == (10, 5, 5, 2)
     assert dataset.test_images.shape == (7, 5, 5, 2)
     assert sorted(np.bincount(dataset.train_labels)) == [3, 3, 4]
     assert dataset.class_names == ("0", "1", "2")
-    again = sources.synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=4)
-    other = sources.synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=5)
+    again = synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=4)
+    other = synthetic(num_classes=3, num_train=10, num_test=7, size=5, channels=2, seed=5)
     np.testing.assert_array_equal(dataset.train_images, again.train_images)
     assert not np.array_equal(dataset.train_images, other.train_images)
 
@@ -104,7 +106,7 @@ def test_synthetic_has_the_shapes_asked_for_and_balanced_classes():
 def test_synthetic_names_the_argument_that_makes_no_problem(arguments):
     (name,) = arguments
     with pytest.raises(UserError, match=f"^synthetic: {name} = .*: must be at least "):
-        sources.synthetic(**arguments)
+        synthetic(**arguments)
 
 
 # --- npz ----------------------------------------------------------------------------------------------
@@ -218,14 +220,14 @@ def test_npz_names_the_missing_array_and_lists_what_is_there(tmp_path, name):
 def test_npz_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "nowhere.npz", tmp_path, ""):
         with pytest.raises(UserError, match=r"^data.path = '.*': no such file; must be an .npz archive"):
-            sources.npz(path=str(path))
+            npz(path=str(path))
 
 
 def test_npz_damaged_files(tmp_path):
     """Cut short or with a byte changed: the data as written, or one line. Never something else."""
     file = tmp_path / "made.npz"
     np.savez_compressed(file, **good_arrays())
-    whole, want = file.read_bytes(), sources.npz(path=str(file))
+    whole, want = file.read_bytes(), npz(path=str(file))
     rng = np.random.default_rng(0)
     damaged = [whole[: int(n)] for n in rng.integers(0, len(whole), 10)]
     for _ in range(40):
@@ -237,7 +239,7 @@ def test_npz_damaged_files(tmp_path):
     for content in damaged:
         file.write_bytes(content)
         try:
-            got = sources.npz(path=str(file))
+            got = npz(path=str(file))
         except UserError as error:
             assert "\n" not in str(error)
             assert "made.npz" in str(error)
@@ -251,7 +253,7 @@ def test_npz_damaged_files(tmp_path):
 def test_npz_is_not_an_npy(tmp_path):
     np.save(tmp_path / "one.npy", np.arange(3))
     with pytest.raises(UserError, match=r"one.npy: cannot read the list of its arrays \("):
-        sources.npz(path=str(tmp_path / "one.npy"))
+        npz(path=str(tmp_path / "one.npy"))
 
 
 # --- idx ----------------------------------------------------------------------------------------------
@@ -290,7 +292,7 @@ def idx_folder(tmp_path, rename=lambda name: name, **changed):
 
 def idx_refused(folder, **arguments):
     with pytest.raises(UserError) as caught:
-        sources.idx(path=folder, **arguments)
+        idx(path=folder, **arguments)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -299,7 +301,7 @@ def idx_refused(folder, **arguments):
 @pytest.mark.parametrize("packed", ["", ".gz"])
 @pytest.mark.parametrize("mark", ["-", "."])
 def test_idx_reads_every_spelling_and_keeps_what_it_reads(tmp_path, packed, mark):
-    dataset = sources.idx(path=idx_folder(tmp_path, lambda name: name.replace("-idx", f"{mark}idx") + packed))
+    dataset = idx(path=idx_folder(tmp_path, lambda name: name.replace("-idx", f"{mark}idx") + packed))
     train_images, train_labels, test_images, test_labels = IDX_ARRAYS.values()
     np.testing.assert_array_equal(dataset.train_images, train_images[..., None])
     np.testing.assert_array_equal(dataset.train_labels, train_labels)
@@ -313,13 +315,13 @@ def test_idx_reads_every_spelling_and_keeps_what_it_reads(tmp_path, packed, mark
 def test_idx_of_two_spellings_reads_the_first_named(tmp_path):
     other = IDX_ARRAYS[TRAIN_LABELS][::-1]
     extra = {f"{TRAIN_LABELS}.gz": gzip.compress(idx_file(other)), "train-labels.idx1-ubyte": b"unread"}
-    dataset = sources.idx(path=idx_folder(tmp_path, **extra))
+    dataset = idx(path=idx_folder(tmp_path, **extra))
     np.testing.assert_array_equal(dataset.train_labels, IDX_ARRAYS[TRAIN_LABELS])
 
 
 def test_idx_with_names_of_classes(tmp_path):
     folder = idx_folder(tmp_path)
-    assert sources.idx(path=folder, class_names=("bag", "boot", "coat")).class_names == (
+    assert idx(path=folder, class_names=("bag", "boot", "coat")).class_names == (
         "bag",
         "boot",
         "coat",
@@ -426,7 +428,7 @@ def test_idx_reserves_no_memory_for_what_is_not_there_and_unpacks_no_bomb(tmp_pa
 def test_idx_damaged_packed_files(tmp_path):
     """Cut short or with a byte changed: the data as written, or one line that names the file."""
     folder = idx_folder(tmp_path, lambda name: f"{name}.gz")
-    file, want = tmp_path / "mine" / f"{TRAIN_IMAGES}.gz", sources.idx(path=folder)
+    file, want = tmp_path / "mine" / f"{TRAIN_IMAGES}.gz", idx(path=folder)
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     damaged = [whole[:length] for length in rng.integers(0, len(whole), 30)]
     for _ in range(100):
@@ -438,7 +440,7 @@ def test_idx_damaged_packed_files(tmp_path):
     for content in damaged:
         file.write_bytes(content)
         try:
-            got = sources.idx(path=folder)
+            got = idx(path=folder)
         except UserError as error:
             assert "\n" not in str(error) and str(error).startswith(f"{file}: ")
             num_refused += 1
@@ -458,7 +460,7 @@ def tensorflow_datasets():
 def test_tfds_reads_a_set_without_tensorflow(tensorflow_datasets):
     before = "tensorflow" in sys.modules
     with tensorflow_datasets.testing.mock_data(num_examples=120):
-        dataset = sources.tfds(name="mnist")
+        dataset = tfds(name="mnist")
     assert dataset.name == "mnist"
     assert dataset.train_images.shape == dataset.test_images.shape == (120, 28, 28, 1)
     assert dataset.train_images.dtype == np.uint8
@@ -479,7 +481,7 @@ def test_tfds_reads_a_set_without_tensorflow(tensorflow_datasets):
 )
 def test_tfds_says_in_one_line_how_to_prepare_a_set(tensorflow_datasets, name, said):
     with pytest.raises(UserError) as caught:
-        sources.tfds(name=name)
+        tfds(name=name)
     message = str(caught.value)
     assert message.startswith(f"tfds: name = {name!r}: ")
     assert said in message
@@ -489,6 +491,6 @@ def test_tfds_says_in_one_line_how_to_prepare_a_set(tensorflow_datasets, name, s
 def test_tfds_refuses_what_is_no_set_of_labelled_images_of_one_size(tensorflow_datasets):
     with tensorflow_datasets.testing.mock_data(num_examples=20):
         with pytest.raises(UserError, match="must have the features image and label .* has description, "):
-            sources.tfds(name="ag_news_subset")
+            tfds(name="ag_news_subset")
         with pytest.raises(UserError, match="different sizes: must share one"):
-            sources.tfds(name="imagenette")
+            tfds(name="imagenette")

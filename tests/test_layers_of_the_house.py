@@ -40,6 +40,7 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "predictions",
         "pretrained",
         "workdir",
+        "data.checks",
         "data.loading",
         "data.sources",
     },
