@@ -6,6 +6,7 @@ What the user can mend ends with one line on stderr and exit code 2.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import warnings
@@ -14,13 +15,17 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mtkd_jax import interrupts
 from mtkd_jax.types import UserError
 
 USAGE = "python -m mtkd_jax.main --config=FILE.py[:VARIANT] --workdir=FOLDER|--plan [--config.a.b=value ...]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run what the command line asks for; returns the exit code."""
+    """Run what the command line asks for; returns the exit code.
+
+    0: done; 2: something the user can mend; 128 + signal: asked to stop, saved, and to be gone on with.
+    """
     try:
         options = parse(argv)
         if options.list:
@@ -29,7 +34,12 @@ def main(argv: Sequence[str]) -> int:
             print(config.listing())
             return 0
         _prepare(options.config, options.processes)
-        return _plan(options.config) if options.plan else _run(options.config, options.workdir)
+        with interrupts.listening():
+            return _plan(options.config) if options.plan else _run(options.config, options.workdir)
+    except interrupts.Interrupted as stopped:
+        name = signal.Signals(stopped.signal).name
+        print(f"mtkd_jax: stopped by {name}; {stopped}; the same command goes on from there", file=sys.stderr)
+        return 128 + stopped.signal
     except UserError as error:
         print(f"mtkd_jax: {error}", file=sys.stderr)
         return 2
@@ -38,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:
         print("mtkd_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
 
 
 def parse(argv: Sequence[str]) -> flags.FlagValues:

@@ -1,0 +1,100 @@
+"""SIGTERM and Ctrl-C as a request: finish this piece of work, save it, and end.
+
+A signal is only noted; the work asks between its pieces (`asked`, `check`) and stops there itself, so that
+nothing has to survive being stopped anywhere. Orbax would notice SIGTERM under jax.distributed alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_TO_UNWIND = 2.0  # after a second Ctrl-C, until the process is ended from outside of what it computes
+
+_noted = 0
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has; its text says up to where it is saved."""
+
+    def __init__(self, where: str):
+        super().__init__(where)
+        # Of several processes that train together, one that nobody told stops with the first.
+        self.signal = _noted or int(signal.SIGTERM)
+
+
+def asked() -> int:
+    """The number of the signal that asked this process to stop; 0 if none has."""
+    return _noted
+
+
+def check(where: str) -> None:
+    """Raise Interrupted if this process was asked to stop; `where` says up to where the run is saved."""
+    if _noted:
+        raise Interrupted(where)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Within it SIGTERM and SIGINT are noted, and a second SIGINT raises KeyboardInterrupt at once.
+
+    Python calls its handlers between two of its own instructions, never during a compilation. A thread
+    hears every signal when it comes: it tells the user, and ends the process where a second SIGINT finds
+    the main thread unable to. All that is written is written atomically, so nothing is harmed. Does nothing
+    outside the main thread, such as in a notebook's worker, where no signal arrives.
+    """
+    global _noted
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _noted = 0
+    hears, tells = os.pipe()
+    os.set_blocking(tells, False)
+    left = threading.Event()
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    wakeup_before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_hear, args=(hears, left), daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(wakeup_before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(tells)  # the listener reads the end of the pipe and is done
+        listener.join()
+        os.close(hears)
+        _noted = 0
+
+
+def _note(number: int, _) -> None:
+    global _noted
+    if _noted and number == signal.SIGINT:
+        raise KeyboardInterrupt
+    _noted = _noted or number
+
+
+def _hear(hears: int, left: threading.Event) -> None:
+    """Read the signals' numbers, a byte each, until the pipe is closed."""
+    heard = False
+    while byte := os.read(hears, 1):
+        if byte[0] not in SIGNALS:  # another one that somebody handles in Python
+            continue
+        if not heard:
+            _tell("stopping after this piece of work; a second Ctrl-C stops at once")
+        elif byte[0] == signal.SIGINT and not left.wait(SECONDS_TO_UNWIND):
+            _tell("stopped; the same command goes on from the last checkpoint")
+            os._exit(128 + signal.SIGINT)
+        heard = True
+
+
+def _tell(line: str) -> None:
+    """One line on stderr, below a progress line that may stand there."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        print(f"\nmtkd_jax: {line}", file=sys.stderr, flush=True)
