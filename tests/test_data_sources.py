@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import shutil
 import struct
 import sys
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -248,6 +250,135 @@ def test_npz_damaged_files(tmp_path):
             for name in good_arrays():
                 np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
     assert num_refused > 30
+
+
+def test_npz_val_images_become_the_last_training_rows(tmp_path):
+    arrays = good_arrays()
+    arrays |= {"x_val": arrays["test_images"][::-1], "y_val": arrays["test_labels"][::-1].astype(np.uint8)}
+    dataset = load(tmp_path, arrays)
+    np.testing.assert_array_equal(dataset.val_rows, np.arange(12, 18))
+    np.testing.assert_array_equal(dataset.train_images[dataset.val_rows], arrays["x_val"])
+    np.testing.assert_array_equal(dataset.train_labels[dataset.val_rows], arrays["y_val"])
+    np.testing.assert_array_equal(dataset.train_images[:12], arrays["train_images"])
+    np.testing.assert_array_equal(dataset.test_images, arrays["test_images"])
+    assert load(tmp_path, good_arrays()).val_rows is None
+
+
+def test_npz_groups_of_text_and_numbers_have_one_code_in_all_parts(tmp_path):
+    arrays = good_arrays()
+    names = {
+        part: np.array(list(letters)) for part, letters in (("train", "bbbaaacccddd"), ("test", "deeade"))
+    }
+    numbers = {part: np.array([ord(letter) for letter in letters]) for part, letters in names.items()}
+    for groups in (names, numbers):
+        dataset = load(tmp_path, arrays | {f"{part}_groups": groups[part] for part in groups})
+        assert "".join("abcde"[code] for code in dataset.train_groups) == "bbbaaacccddd"
+        assert "".join("abcde"[code] for code in dataset.test_groups) == "deeade"
+        assert dataset.train_groups.dtype == dataset.test_groups.dtype == np.int32
+
+
+def test_npz_val_images_bring_their_groups(tmp_path):
+    arrays = good_arrays()
+    arrays |= {"val_images": arrays["test_images"], "val_labels": arrays["test_labels"]}
+    arrays |= {"train_groups": np.arange(12), "val_groups": np.full(6, 20), "test_groups": np.full(6, 5)}
+    dataset = load(tmp_path, arrays)
+    np.testing.assert_array_equal(dataset.train_groups, [*range(12), *[12] * 6])
+    np.testing.assert_array_equal(dataset.test_groups, [5] * 6)
+    del arrays["val_groups"]
+    assert "no array val_groups; must hold" in refused(tmp_path, arrays)
+
+
+BAD_PARTS = {
+    "val images alone": ({"val_images": lambda a: a["test_images"]}, "no array val_labels (or y_val)"),
+    "val of another size": (
+        {"val_images": lambda a: a["test_images"][:, 1:], "val_labels": lambda a: a["test_labels"]},
+        "val_images: uint8 (6, 4, 4, 3): must be as in train_images, uint8 (12, 5, 4, 3)",
+    ),
+    "val of another scale": (
+        {"val_images": lambda a: a["test_images"] / 255, "val_labels": lambda a: a["test_labels"]},
+        "val_images: float64 (6, 5, 4, 3): must be as in train_images, uint8",
+    ),
+    "fewer val labels": (
+        {"val_images": lambda a: a["test_images"], "val_labels": lambda a: a["test_labels"][1:]},
+        "val_labels: int64 (5,): must be as in train_labels, int64 (12,), and as many as val_images",
+    ),
+    "val labels a number": (
+        {"val_images": lambda a: a["test_images"], "val_labels": lambda a: np.int64(1)},
+        "val_labels: int64 (): must be as in train_labels",
+    ),
+    "groups of one part": ({"train_groups": lambda a: a["train_labels"]}, "no array test_groups; must hold"),
+    "groups of both kinds": (
+        {"train_groups": lambda a: a["train_labels"], "test_groups": lambda a: a["test_labels"].astype(str)},
+        "test_groups: <U21 (6,): must be [N] whole numbers or [N] text, the same kind in all parts",
+    ),
+    "groups of measurements": (
+        {"train_groups": lambda a: a["train_labels"] / 2, "test_groups": lambda a: a["test_labels"] / 2},
+        "train_groups: float64 (12,): must be [N] whole numbers",
+    ),
+    "fewer groups": (
+        {"train_groups": lambda a: a["train_labels"][1:], "test_groups": lambda a: a["test_labels"]},
+        "train_groups: int64 (11,): must be whole numbers [12], one an image",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PARTS)
+def test_npz_says_what_is_wrong_with_validation_and_groups(tmp_path, case):
+    more, said = BAD_PARTS[case]
+    arrays = good_arrays()
+    assert said in refused(tmp_path, arrays | {name: make(arrays) for name, make in more.items()})
+
+
+def test_npz_that_unpacks_to_far_more_than_its_size_is_not_unpacked(tmp_path):
+    """65 MiB out of 66 kB are refused; so are they in several arrays; what nobody reads does not count."""
+    file = tmp_path / "made.npz"
+    zeros = np.zeros((65, 1024, 1024, 1), np.uint8)
+    np.savez_compressed(file, **good_arrays() | {"train_images": zeros})
+    assert file.stat().st_size < 2**17
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"cannot read .* bytes that would unpack to 681\d\d\d\d\d"):
+            npz(path=str(file))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    np.savez_compressed(file, **good_arrays() | {"train_images": zeros[:33], "test_images": zeros[:33]})
+    with pytest.raises(UserError, match="would unpack to 692"):
+        npz(path=str(file))
+    np.savez_compressed(file, **good_arrays() | {"something_else": zeros})
+    assert len(npz(path=str(file)).train_images) == 12
+
+
+@pytest.mark.parametrize(
+    "shape, dtype", [((2**40, 1, 1, 1), "|u1"), ((1, 5, 4, 3), "|u1"), ((2**50,), "<U0"), ((0,), "|u1")]
+)
+@pytest.mark.parametrize("name", ["train_images", "class_names"])
+def test_npz_reserves_nothing_for_a_header_that_promises_more_or_less_than_follows(
+    tmp_path, name, shape, dtype
+):
+    np.savez(tmp_path / "made.npz", **{k: v for k, v in good_arrays().items() if k != name})
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "made.npz", "a") as archive:
+        archive.writestr(f"{name}.npy", header.getvalue() + bytes(720))
+    with pytest.raises(
+        UserError, match=rf"cannot read {name} \(its header promises \d+ bytes and 720 follow\)"
+    ):
+        npz(path=str(tmp_path / "made.npz"))
+
+
+def test_npz_names_that_lead_out_of_the_archive_lead_nowhere(tmp_path):
+    """Nothing is unpacked to disk, so a member's name is only a word."""
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    np.savez(folder / "made.npz", **good_arrays())
+    with zipfile.ZipFile(folder / "made.npz", "a") as archive:
+        for name in ("../train_images.npy", "../../escaped.npy", str(tmp_path / "absolute.npy")):
+            archive.writestr(name, b"anything")
+    np.testing.assert_array_equal(
+        npz(path=str(folder / "made.npz")).train_images, good_arrays()["train_images"]
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["inner", "made.npz"]
 
 
 def test_npz_is_not_an_npy(tmp_path):

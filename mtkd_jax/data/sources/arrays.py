@@ -7,20 +7,26 @@ import math
 import os
 import pathlib
 import struct
+import zipfile
 import zlib
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from mtkd_jax.data.checks import checked, first_line, names_from
 from mtkd_jax.types import DataSet, UserError
 
-_ARRAYS = {  # the same under the names of Keras
+_KERAS = {  # the same under the names of Keras
     "train_images": "x_train",
     "train_labels": "y_train",
+    "val_images": "x_val",
+    "val_labels": "y_val",
     "test_images": "x_test",
     "test_labels": "y_test",
 }
-_WANTED = {*_ARRAYS, *_ARRAYS.values(), "class_names"}
+_GROUPS = ("train_groups", "val_groups", "test_groups")
+# Bytes that any archive may unpack to, and for each byte of a larger one: images are 1 to 20 times as large.
+_LEAST, _RATIO = 2**26, 100
 _IDX_FILES = {  # how the name begins, number of axes
     "train_images": ("train-images", 3),
     "train_labels": ("train-labels", 1),
@@ -33,43 +39,40 @@ def npz(*, path: str) -> DataSet:
     """A NumPy archive with train_images, train_labels, test_images, test_labels (or x_train, y_train, ...).
 
     Images are [N,h,w,c] or, when grey, [N,h,w]; uint8, or floats that are used as they are. Labels are [N]
-    integers 0..C-1. `class_names` [C] is optional; other arrays are ignored. Nothing is unpickled.
+    integers 0..C-1. May be there as well: `class_names` [C]; val_images and val_labels (or x_val, y_val),
+    which are validated on; train_groups and test_groups [N] (and val_groups), whole numbers or text, equal
+    where the group is. Other arrays are ignored. Nothing is unpickled or written to disk, and an archive
+    that would unpack to more than 64 MiB and 100 times its size is refused.
     Raises `UserError` naming the file and the array.
     """
-    file = os.path.expanduser(path)
-    if not os.path.isfile(file):
-        raise UserError(f"data.path = {path!r}: no such file; must be an .npz archive of images and labels")
-    arrays, reading = {}, "the list of its arrays"
-    try:
-        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            names = set(archive.files)
-            for reading in sorted(_WANTED & names):
-                arrays[reading] = archive[reading]
-    # A damaged archive can raise almost anything: zip, zlib, header and memory errors, TypeError, ...
-    except Exception as error:
-        raise UserError(
-            f"{path}: cannot read {reading} ({first_line(error)}); "
-            "must be an archive that numpy.savez wrote, without object arrays"
-        ) from error
-
-    fields = {}
-    for name, other in _ARRAYS.items():
-        if name not in arrays and other not in arrays:
+    found, names = read_npz(path, {*_KERAS, *_KERAS.values(), *_GROUPS, "class_names"})
+    arrays = {ours: found[theirs] for ours, theirs in _KERAS.items() if theirs in found} | found
+    parts = ("train", "val", "test") if {"val_images", "val_labels"} & set(arrays) else ("train", "test")
+    grouped = any(f"{part}_groups" in arrays for part in parts)
+    kinds = ("images", "labels", "groups") if grouped else ("images", "labels")
+    wanted = [f"{part}_{kind}" for part in parts for kind in kinds]
+    for name in wanted:
+        if name not in arrays:
             raise UserError(
-                f"{path}: no array {name} (or {other}); must hold {', '.join(_ARRAYS)}, "
-                f"and holds {', '.join(sorted(names)) or 'nothing'}"
+                f"{path}: no array {name}{f' (or {_KERAS[name]})' if name in _KERAS else ''}; "
+                f"must hold {', '.join(wanted)}, and holds {', '.join(sorted(names)) or 'nothing'}"
             )
-        fields[name] = arrays[name if name in arrays else other]
-    for name in ("train_images", "test_images"):
+
+    fields = {name: arrays[name] for name in wanted}
+    for name in (f"{part}_images" for part in parts):
         if fields[name].ndim == 3:
             fields[name] = fields[name][..., None]
+    if "val" in parts:
+        fields = _with_val_rows(fields, kinds, path)
+    if grouped:
+        fields |= _coded_groups(fields["train_groups"], fields["test_groups"], path)
     if "class_names" in arrays:
         if arrays["class_names"].dtype.kind != "U" or arrays["class_names"].ndim != 1:
             raise UserError(f"{path}: class_names: must be a one-dimensional array of text, one name a class")
         class_names = tuple(arrays["class_names"].tolist())
     else:
         class_names = names_from(fields["train_labels"], path)
-    return checked(DataSet(name=pathlib.Path(file).stem, class_names=class_names, **fields), where=path)
+    return checked(DataSet(name=pathlib.Path(path).stem, class_names=class_names, **fields), where=path)
 
 
 def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
@@ -100,6 +103,88 @@ def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
         ),
         where=path,
     )
+
+
+# --- NumPy archives -----------------------------------------------------------------------------------
+
+
+def read_npz(path: str, wanted: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Those of the wanted arrays that are in an archive, and the names of all that are.
+
+    Nothing is unpickled, nothing is written to disk, and no more memory is reserved than the file is good
+    for: see `npz`. Raises `UserError` naming the file and the array.
+    """
+    file = os.path.expanduser(path)
+    if not os.path.isfile(file):
+        raise UserError(f"data.path = {path!r}: no such file; must be an .npz archive of images and labels")
+    arrays, reading = {}, "the list of its arrays"
+    try:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            names = set(archive.files)
+            members = {
+                name: archive.zip.getinfo(name if name in archive.zip.namelist() else f"{name}.npy")
+                for name in sorted(names & set(wanted))
+            }
+            size, unpacked = os.path.getsize(file), sum(member.file_size for member in members.values())
+            if unpacked > max(_LEAST, _RATIO * size):
+                raise ValueError(f"{size} bytes that would unpack to {unpacked}")
+            for reading, member in members.items():
+                _check_header(archive.zip, member)
+                arrays[reading] = archive[reading]
+    # A damaged archive can raise almost anything: zip, zlib, header and memory errors, TypeError, ...
+    except Exception as error:
+        raise UserError(
+            f"{path}: cannot read {reading} ({first_line(error)}); "
+            "must be an archive that numpy.savez wrote, without object arrays"
+        ) from error
+    return arrays, names
+
+
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError unless the header promises what follows: numpy would reserve what it promises."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in headers:
+            raise ValueError(f"version {version} of the format, which plain arrays do not need")
+        shape, _, dtype = headers[version](stream)
+        # An entry may have no bytes at all, as text of no length has: it is counted as one.
+        promised, follow = math.prod(shape) * max(dtype.itemsize, 1), member.file_size - stream.tell()
+    if promised != follow and not dtype.hasobject:  # what holds objects, numpy refuses itself
+        raise ValueError(f"its header promises {promised} bytes and {follow} follow")
+
+
+def _with_val_rows(fields: dict[str, np.ndarray], kinds: Sequence[str], path: str) -> dict[str, np.ndarray]:
+    """The fields of a data set whose validation set is made the last rows of the training set."""
+    joined = {name: array for name, array in fields.items() if name.startswith("test")}
+    for kind in kinds:
+        train, val = fields[f"train_{kind}"], fields[f"val_{kind}"]
+        alike = train.shape[1:] == val.shape[1:] and _kind(train) == _kind(val)
+        if not (train.ndim and val.ndim and alike and len(val) == len(fields["val_images"])):
+            raise UserError(
+                f"{path}: val_{kind}: {val.dtype} {val.shape}: must be as in train_{kind}, "
+                f"{train.dtype} {train.shape}, and as many as val_images"
+            )
+        joined[f"train_{kind}"] = np.concatenate([train, val])
+    total = len(joined["train_images"])
+    return joined | {"val_rows": np.arange(total - len(fields["val_images"]), total)}
+
+
+def _kind(array: np.ndarray) -> str:
+    """NumPy's letter for the kind of entries; whole numbers are of one kind, with and without a sign."""
+    return array.dtype.kind.replace("u", "i")
+
+
+def _coded_groups(train: np.ndarray, test: np.ndarray, path: str) -> dict[str, np.ndarray]:
+    """Whole numbers or text as numbers 0, 1, ..., equal in both parts where the group is."""
+    for part, groups in (("train", train), ("test", test)):
+        if groups.ndim != 1 or _kind(groups) not in "iU" or _kind(groups) != _kind(train):
+            raise UserError(
+                f"{path}: {part}_groups: {groups.dtype} {groups.shape}: "
+                "must be [N] whole numbers or [N] text, the same kind in all parts"
+            )
+    codes = np.unique(np.concatenate([train, test]), return_inverse=True)[1]
+    return {"train_groups": codes[: len(train)], "test_groups": codes[len(train) :]}
 
 
 # --- IDX ----------------------------------------------------------------------------------------------
