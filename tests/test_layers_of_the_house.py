@@ -42,6 +42,7 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "pretrained",
         "workdir",
         "data.checks",
+        "data.images",
         "data.loading",
         "data.sources",
     },

@@ -1,0 +1,129 @@
+"""Images from files: whatever a camera, a scanner or a web page wrote, as uint8 of one shape.
+
+How an image is read is part of what a network has learnt: every reader in this package calls `read`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from mtkd_jax.data.checks import first_line
+from mtkd_jax.types import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MOST_PIXELS = 80_000_000  # 240 MB in colour; below the number from which Pillow warns of a bomb
+# No others are tried: Pillow would hand PostScript to an interpreter, whatever the file is called.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+
+def read(path: str | os.PathLike, *, shape: tuple[int, int, int], fit: str = "crop") -> np.ndarray:
+    """The image of a file as uint8 [h,w,c] of this shape, c = 1 (grey) or 3 (colour).
+
+    The image is turned as its EXIF tag says; of several frames the first is read; what is transparent is
+    laid on white; 16 bits keep their upper 8, as Pillow keeps them in colour; colour becomes grey as the
+    luma of ITU-R 601. Colour profiles are not applied. Then `fit` brings it to size, always antialiased:
+    "crop" fills the shape and cuts what stands over, half at each end; "pad" shows the whole image on a
+    border of its mean colour; "stretch" ignores its proportions.
+    Raises `UserError` naming the file when it is missing, no image, damaged or larger than `MOST_PIXELS`.
+    """
+    height, width, channels = shape
+    if channels not in (1, 3):
+        raise UserError(f"images: {channels} channels: must be 1 (grey) or 3 (colour)")
+    bring_to_size = fitting(fit)
+    with _opened(path) as image:
+        # A JPEG is decoded at an eighth, a quarter or half of its size where twice the shape remains.
+        image.draft(None, (2 * max(height, width),) * 2)
+        plain = _plain(ImageOps.exif_transpose(image), path)
+        coloured = plain.convert("L" if channels == 1 else "RGB")
+        return np.asarray(bring_to_size(coloured, (width, height))).reshape(shape)
+
+
+def shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Height and width as `read` turns the image and c = 1 (grey) or 3, from the head of its file alone.
+
+    Raises `UserError` as `read` does, but cannot see that the rest of a file is damaged.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        # Pillow gives the size of a TIFF as it is turned, of all others as they are stored.
+        if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
+            width, height = height, width
+        return height, width, 1 if image.mode in _GREY_MODES else 3
+
+
+def fitting(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
+    """The function of this name that brings an image to a size (width, height)."""
+    if fit not in _FITS:
+        near = difflib.get_close_matches(str(fit), _FITS, n=1, cutoff=0)[0]
+        raise UserError(f"images: fit = {fit!r}: must be one of {', '.join(_FITS)}; did you mean {near!r}?")
+    return _FITS[fit]
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """The image of a file, its pixels not yet decoded; whatever goes wrong with it names the file."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; must be an image") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: not an image; must be one of {', '.join(_FORMATS)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path}: more than {MOST_PIXELS:_} pixels; must be a smaller image") from error
+    # A damaged file can raise almost anything: SyntaxError, struct.error, zlib.error, MemoryError, ...
+    except Exception as error:
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); must be a whole, readable image"
+        ) from error
+
+
+# --- pixels -------------------------------------------------------------------------------------------
+
+
+def _plain(image: Image.Image, path: str | os.PathLike) -> Image.Image:
+    """Eight bits a channel, nothing transparent."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"{path}: pixels of 32 bits; must be of 8 or 16, whose range is known")
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
+    return image
+
+
+def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+
+
+def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The whole image in the middle of a canvas of its mean colour."""
+    scale = min(whole / part for whole, part in zip(size, image.size))
+    inner = image.resize(tuple(max(1, round(part * scale)) for part in image.size), Image.Resampling.BILINEAR)
+    mean = np.asarray(inner).reshape(-1, len(inner.getbands())).mean(axis=0)
+    canvas = Image.new(inner.mode, size, tuple(np.round(mean).astype(int).tolist()))
+    canvas.paste(inner, tuple((whole - part) // 2 for whole, part in zip(size, inner.size)))
+    return canvas
+
+
+def _stretched(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+_FITS = {"crop": _cropped, "pad": _padded, "stretch": _stretched}
