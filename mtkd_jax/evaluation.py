@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import population, teachers
+from mtkd_jax import interrupts, population, teachers
 from mtkd_jax.data.loading import Split, scale
-from mtkd_jax.plan import Done, Plan, Stage
+from mtkd_jax.plan import Done, Plan, Stage, left_out
 from mtkd_jax.predictions import Group, Predictions
 from mtkd_jax.students import PREFERRED_ALPHA, Cell, choose, members_of, sound_members
 from mtkd_jax.training import Fitted
 from mtkd_jax.types import Model, Population, PyTree
 
+SAVED = "all training is saved"  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
 ROLES = {"baseline": "baseline", "control": "control"}  # every other mode has the role of its stage
 
@@ -42,9 +43,7 @@ def predict(
             if sound_members(done[stage.name], stage.family, mode):
                 groups.append(_student_group(config, split, stage, mode, done[stage.name]))
     groups += _averages(stages, groups)
-    lost = [
-        f"{name}: {', '.join(f.lost)} left out, the loss was not finite" for name, f in done.items() if f.lost
-    ]
+    lost = [left_out(name, fitted) for name, fitted in done.items() if fitted.lost]
     return Predictions(
         dataset=dataset.name,
         class_names=dataset.class_names,
@@ -200,7 +199,8 @@ def group_key(transfer: str, mode: str) -> str:
 
 
 def _outputs(own: Population, split: Split) -> dict:
-    """Logits and costs, as fields of a Group."""
+    """Logits and costs, as fields of a Group; Interrupted where the process has been asked to stop."""
+    interrupts.check(SAVED)
     images = split.dataset.test_images
     return {
         "architecture": own.model.name,

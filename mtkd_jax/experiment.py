@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mtkd_jax import (
     evaluation,
     export,
     forecast,
+    interrupts,
     intervals,
     mesh,
     metrics,
@@ -38,16 +40,22 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     """Do what `config` says in the folder `into` and return its report.
 
     Goes on where an interrupted run of the same configuration stopped; of a finished one it returns the
-    report. Raises UserError, one line, for whatever the user can mend.
+    report, which takes no lock. Raises UserError, one line, for whatever the user can mend, and Interrupted,
+    with all training saved, when the process is asked to stop (interrupts.py).
     """
     into = Path(into)
     configuration.validate(config)
     split = load_split(config)
-    if mesh.is_first():
-        workdir.check(into, config, split)
-    mesh.wait_for_all("checked")
-    if (finished := workdir.read_report(into)) is not None:
-        return finished
+    finished = workdir.read_report(into)
+    writes = finished is None and mesh.is_first()
+    with workdir.locked(into) if writes else contextlib.nullcontext():
+        if mesh.is_first():
+            workdir.check(into, config, split)
+        mesh.wait_for_all("checked")
+        return _run(config, split, into, quiet) if finished is None else finished
+
+
+def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
     plan.check(config, split)
     stages = plan.named(config, split)
     borrowed, notes = teachers.borrowed(config, split)
@@ -64,6 +72,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
         predicted = evaluation.predict(config, split, stages, done, notes)
         predictions.save(into / "predictions.npz", predicted)
 
+        interrupts.check(evaluation.SAVED)
         logbook.say("writing the student and the report")
         save_student(config, split, stages, done, predicted, into)
         result = report.write(into)

@@ -22,10 +22,9 @@ _noted = 0
 class Interrupted(Exception):
     """The run was asked to stop and has; its text says up to where it is saved."""
 
-    def __init__(self, where: str):
+    def __init__(self, signal: int, where: str):
         super().__init__(where)
-        # Of several processes that train together, one that nobody told stops with the first.
-        self.signal = _noted or int(signal.SIGTERM)
+        self.signal = signal
 
 
 def asked() -> int:
@@ -36,7 +35,7 @@ def asked() -> int:
 def check(where: str) -> None:
     """Raise Interrupted if this process was asked to stop; `where` says up to where the run is saved."""
     if _noted:
-        raise Interrupted(where)
+        raise Interrupted(_noted, where)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,8 @@ metrics.jsonl is the record of truth, one line a record; the rest is for looking
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mtkd_jax.predictions import write_atomically
+from mtkd_jax.types import UserError
+
 SECONDS_BETWEEN_LINES = 5.0
+FIELDS = {"stage", "epoch", "step", "member", "name", "value", "wall"}  # of a record
 MOST_MEMBERS_IN_TENSORBOARD = 16  # beyond that only the mean over members is drawn
 
 
@@ -24,12 +28,18 @@ class Logbook:
     """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere."""
 
     def __init__(self, workdir: Path, quiet: bool = False):
-        from tensorboardX import SummaryWriter  # slow to import, and only a run needs it
+        # Slow to import, and only a run needs it. The writer itself: tensorboardX's queue around it waits
+        # for ever once the thread behind it has died of a full disk.
+        from tensorboardX.event_file_writer import EventsWriter
 
         self._path = workdir / "metrics.jsonl"
         self._begun = self._spoken = time.perf_counter()
         self._console = Console(stderr=True, quiet=quiet, soft_wrap=True)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), flush_secs=30)
+        try:
+            (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+        except OSError as error:
+            raise _refused(workdir / "tensorboard", error) from error
         self._bar: Progress | None = None
         self._tasks: dict[str, int] = {}
 
@@ -39,7 +49,8 @@ class Logbook:
     def __exit__(self, *_) -> None:
         if self._bar is not None:
             self._bar.stop()
-        self._events.close()
+        with contextlib.suppress(OSError):  # a disk that is full has been spoken of, and these are to look at
+            self._events.close()
 
     def say(self, line: str) -> None:
         """One plain line, at once."""
@@ -52,7 +63,10 @@ class Logbook:
     def record(
         self, stage: str, epoch: int, step: int, names: Sequence[str], values: dict[str, np.ndarray]
     ) -> None:
-        """Append {name: [M]} of one validation, a line for every member and name."""
+        """Append {name: [M]} of one validation, a line for every member and name.
+
+        Raises UserError when the disk refuses.
+        """
         wall = round(time.time(), 3)
         lines = [
             json.dumps(
@@ -69,32 +83,49 @@ class Logbook:
             for name, of_members in values.items()
             for m, member in enumerate(names)
         ]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+            self._draw_points(stage, epoch, names, values)
+        except OSError as error:
+            raise _refused(self._path, error) from error
+
+    def cut_back(self, stage: str, epoch: int) -> None:
+        """Drop what an interrupted run wrote of `stage` after `epoch`, so that nothing stands twice.
+
+        Says so: a stage that was further than its newest checkpoint must not start again in silence.
+        """
+        if not self._path.exists():
+            return
+        lines = lines_of(self._path)
+        found = [record for record in map(record_of, lines) if record is not None]
+        if len(found) < len(lines):  # such as the half line of a run that was killed while it wrote
+            self.say(f"{self._path}: {len(lines) - len(found)} lines are no records and are dropped")
+        of_stage = [record["epoch"] for record in found if record["stage"] == stage]
+        if max(of_stage, default=0) > epoch:
+            self.say(f"{stage}: had come to epoch {max(of_stage)}, saved up to {epoch}; goes on from there")
+        kept = [record for record in found if record["stage"] != stage or record["epoch"] <= epoch]
+        write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def _draw_points(
+        self, stage: str, epoch: int, names: Sequence[str], values: dict[str, np.ndarray]
+    ) -> None:
         for name, of_members in values.items():
             finite = of_members[np.isfinite(of_members)]
             if len(finite):
-                self._events.add_scalar(f"{stage}/{name}", float(finite.mean()), epoch)
+                self._draw_point(f"{stage}/{name}", finite.mean(), epoch)
             if len(names) <= MOST_MEMBERS_IN_TENSORBOARD:
                 for member, value in zip(names, of_members):
                     if np.isfinite(value):
-                        self._events.add_scalar(f"{stage}/{name}/{member}", float(value), epoch)
+                        self._draw_point(f"{stage}/{name}/{member}", value, epoch)
+        self._events.flush()
 
-    def cut_back(self, stage: str, epoch: int) -> None:
-        """Drop what an interrupted run wrote of `stage` after `epoch`, so that nothing stands twice."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:  # the half line of a run that was killed while it wrote
-                continue
-            if record["stage"] != stage or record["epoch"] <= epoch:
-                kept.append(line + "\n")
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+    def _draw_point(self, tag: str, value: float, epoch: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        point = scalar(tag, float(value))
+        self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=point))
 
     def progress(self, stage: str, epoch: int, epochs: int) -> None:
         """How far `stage` is: a bar with the time left on a terminal, else a line now and then."""
@@ -114,6 +145,27 @@ class Logbook:
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=epochs)
         self._bar.update(self._tasks[stage], completed=epoch)
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a metrics.jsonl, also of a damaged one; UserError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def record_of(line: str) -> dict | None:
+    """The record that stands in a line of metrics.jsonl; None where none does."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.keys() == FIELDS else None
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def _finite(value: float) -> float | None:

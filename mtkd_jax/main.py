@@ -34,8 +34,10 @@ def main(argv: Sequence[str]) -> int:
             print(config.listing())
             return 0
         _prepare(options.config, options.processes)
+        if options.plan:
+            return _plan(options.config)
         with interrupts.listening():
-            return _plan(options.config) if options.plan else _run(options.config, options.workdir)
+            return _run(options.config, options.workdir)
     except interrupts.Interrupted as stopped:
         name = signal.Signals(stopped.signal).name
         print(f"mtkd_jax: stopped by {name}; {stopped}; the same command goes on from there", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from mtkd_jax import forecast, students, teacher_cache, teachers, tuning
+from mtkd_jax import checkpoint, forecast, interrupts, mesh, students, teacher_cache, teachers, tuning
 from mtkd_jax.config import resolve, student_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
@@ -109,12 +109,24 @@ def check(config: ConfigDict, split: Split) -> None:
 def run(
     plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, done: Done | None = None
 ) -> Done:
-    """Train every stage, or restore it where it is finished; returns what all of them trained."""
+    """Train every stage, or restore it where it is finished; returns what all of them trained.
+
+    Raises Interrupted, with all that was trained saved, when the process has been asked to stop.
+    """
     done, cache = dict(done or {}), {}
     for stage in plan:
+        if number := mesh.agreed(interrupts.asked()):
+            raise interrupts.Interrupted(number, f"all before {stage.name} is saved")
         job, directory = stage.make(done), workdir / "checkpoints" / stage.name
         done[stage.name] = _trained(job, directory, cache, logbook, checkpoint_seconds)
+        if done[stage.name].lost:
+            logbook.warn(left_out(stage.name, done[stage.name]))
     return done
+
+
+def left_out(name: str, fitted: Fitted) -> str:
+    """What log and report say of the members of a stage that broke down."""
+    return f"{name}: {', '.join(fitted.lost)} left out, the loss was not finite"
 
 
 def costs(plan: Plan, done: Done | None = None) -> list[forecast.Cost]:
@@ -129,10 +141,10 @@ def costs(plan: Plan, done: Done | None = None) -> list[forecast.Cost]:
 
 def _trained(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint_seconds: float) -> Fitted:
     """One stage, in the layout that is fastest and in as many parts as memory asks for."""
-    if (directory / "finished").exists():
+    if checkpoint.latest(directory / "finished"):
         return fit(job, directory, logbook, checkpoint_seconds)  # only restored
     job = tuning.settled(job, directory, logbook.say)
-    at_once = forecast.members_at_once(job)
+    at_once = tuning.members_at_once(job, directory)
     pieces = parts(teacher_cache.filled(job, cache), at_once)
     if len(pieces) == 1:
         return fit(pieces[0], directory, logbook, checkpoint_seconds)

@@ -5,6 +5,7 @@ The report is computed from this file alone, so a new question costs no training
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -60,6 +61,8 @@ class Predictions:
     groups: tuple[Group, ...]
     common_alpha: float | None = None
     notes: tuple[str, ...] = ()
+    positive: str = ""  # the class to be detected, where there are two; "" = the last one
+    false_alarm_rate: float = 0.05  # at which its recall is told
 
 
 def save(path: str | os.PathLike, predictions: Predictions) -> None:
@@ -94,14 +97,22 @@ def load(path: str | os.PathLike) -> Predictions:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes | memoryview) -> None:
-    """Replace the file at `path`, so that a reader sees the old bytes or the new ones, never a part."""
+    """Replace the file at `path`, so that a reader sees the old bytes or the new ones, never a part.
+
+    Raises UserError, with the old bytes unharmed, when the disk refuses.
+    """
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what it holds may be what filled the disk
+            part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _split(record: Group | Predictions) -> tuple[dict, dict[str, np.ndarray]]:

@@ -19,7 +19,7 @@ import jinja2
 from matplotlib.figure import Figure
 from rich.console import Console, Group, RenderableType
 
-from mtkd_jax import analysis, findings, plots, predictions, tables
+from mtkd_jax import analysis, findings, logbook, plots, predictions, tables
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError
 
@@ -180,11 +180,10 @@ def _read_curves(path: Path) -> list[dict]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON; remove the line") from error
+    for number, line in enumerate(logbook.lines_of(path), start=1):
+        records.append(logbook.record_of(line))
+        if records[-1] is None:
+            raise UserError(f"{path}, line {number}: no record of a run; remove the line")
     return records
 
 

@@ -6,6 +6,7 @@ folder for the next run of the same network, batch, number of members, devices a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -17,10 +18,12 @@ from mtkd_jax import forecast
 from mtkd_jax.jobs import Job, part
 from mtkd_jax.mesh import Layout
 from mtkd_jax.predictions import write_atomically
+from mtkd_jax.types import UserError
 
 # Below about a minute of training a trial costs more than it can win: the first guess stands.
 WORTH_A_TRIAL = {"cpu": 2e12, "gpu": 1e15, "tpu": 1e15}  # FLOPs of a stage
 FILE = "layout.json"
+PARTS = "parts.json"
 
 Answer = dict[str, float]  # {layout as JSON: seconds a step}
 
@@ -29,16 +32,36 @@ def settled(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
     """The job in the layout it is trained in; `directory` is the stage's checkpoint folder."""
     if len(job.candidates) == 1:
         return job
-    answer = _usable(_read(directory / FILE).get("seconds"), job)
+    answer = _usable(_chosen(directory / FILE).get("seconds"), job)
     if answer is None:
         if forecast.flops(job) < WORTH_A_TRIAL[jax.default_backend()]:
             return job
         answer = _usable(_read(cache_file()).get(question(job)), job) or timed(job)
-        _remember(cache_file(), {**_read(cache_file()), question(job): answer})
-        directory.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
+            _remember(cache_file(), {**_read(cache_file()), question(job): answer})
         _remember(directory / FILE, {"question": question(job), "seconds": answer})
         say(f"{job.stage}: {_told(answer)}")
     return in_layout(job, _layout(min(answer, key=answer.get)))
+
+
+def members_at_once(job: Job, directory: Path) -> int:
+    """How many members of a stage are trained at the same time.
+
+    As many as when it was begun, whatever memory is free now: its checkpoints are of these parts. Raises
+    UserError where the configuration asks for another number meanwhile.
+    """
+    begun = any(directory.glob("**/manifest.json"))
+    before = _chosen(directory / PARTS).get("members_at_once") if begun else None
+    if before is None:
+        now = forecast.members_at_once(job)
+        _remember(directory / PARTS, {"members_at_once": now})
+        return now
+    if job.at_once and min(job.at_once, len(job.names)) != before:
+        raise UserError(
+            f"config.runtime.members_at_once: {job.at_once}, but {job.stage} was begun with {before}; "
+            f"go on with {before}, or remove {directory} to train it again"
+        )
+    return before
 
 
 def timed(job: Job) -> Answer:
@@ -101,6 +124,15 @@ def _read(path: Path | None) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def _chosen(path: Path) -> dict:
+    """What was chosen when the stage began; {} where nothing was. Another choice would be another run."""
+    found = _read(path)
+    if path.exists() and not found:
+        raise UserError(f"{path}: damaged; restore it, or remove it to have it chosen again")
+    return found
+
+
 def _remember(path: Path | None, content: dict) -> None:
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -9,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,21 @@ from mtkd_jax.predictions import write_atomically
 from mtkd_jax.types import UserError
 
 PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+LOCK = ".lock"  # held by whoever writes into the folder, and left lying there
 REPORT = "report.json"  # written last: where it stands, the run is finished
 
 
 def check(workdir: Path, config: ConfigDict, split: Split) -> None:
-    """Raise UserError unless `workdir` can be written and is free, or has this configuration and this data.
+    """Raise UserError unless `workdir` is free, or has this configuration and this data.
 
     `runtime.*` may differ: it says how, not what.
     """
-    check_writable(workdir)
     before = read_config(workdir)
     if before is None:
+        if any(workdir.glob("checkpoints/*")):
+            raise UserError(
+                f"{workdir} holds checkpoints and no config.json that says of what; choose another --workdir"
+            )
         return
     differing = [
         *_differences(before, _plain(config.to_dict())),
@@ -50,17 +56,36 @@ def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
     _write(workdir / "config.json", {"config": described, "sha256": config_hash(described)})
 
 
-def check_writable(workdir: Path) -> None:
-    """Raise UserError when `workdir` is a file or cannot be written; makes it where it is missing."""
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep `workdir`, made where it is missing, from every other run; UserError where one has it already.
+
+    The lock is of the open file, so that the system takes it from a run that died, however it died. A
+    finished run's report is read without it. On a network file system of several machines it holds as far
+    as that passes `flock` on (NFS since Linux 2.6.12 does, unless mounted with local_lock).
+    """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
+    lock = workdir / LOCK
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.touch()
-        probe.unlink()
+        lock.touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from None
+    with lock.open("r+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate()
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        except BlockingIOError:
+            owner = file.read() or "which has just begun"
+            raise UserError(
+                f"--workdir={workdir} is in use by another run, {owner}; wait for it, or choose another"
+            ) from None
+        except OSError as error:
+            raise UserError(f"--workdir={workdir} cannot be locked: {error.strerror or error}") from None
+        yield
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:

@@ -397,7 +397,7 @@ def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
     [
         (lambda run: (run / "predictions.npz").unlink(), "no such file"),
         (lambda run: (run / "predictions.npz").write_bytes(b"PK"), "damaged"),
-        (lambda run: (run / "metrics.jsonl").write_text('{"stage": 1}\n{"sta'), "line 2"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"stage": 1}\n{"sta'), "line 1"),
         (lambda run: (run / "config.json").write_text("{"), "config.json"),
         (lambda run: (run / "plots").write_text("a file"), "cannot be written"),
     ],
