@@ -45,6 +45,7 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "data.images",
         "data.loading",
         "data.sources",
+        "data.streams",
     },
     {"data.augment", "models", "methods", "fusion", "metrics", "intervals"},
     {"types"},

@@ -1,0 +1,87 @@
+"""Images that are read when they are asked for, and ahead of when they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from mtkd_jax.data import images as image_files
+from mtkd_jax.types import Images
+
+# Decoding leaves Python's lock, so more threads than one help; past the cores they only hold memory.
+NUM_THREADS = min(16, os.cpu_count() or 1)
+_HANDED_OUT = 1024  # pieces of work that wait for a thread
+
+
+class Files:
+    """`Images` [N,h,w,c] uint8 in one file each, decoded whenever they are asked for."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, paths: Sequence[str], shape: tuple[int, int, int], fit: str = "crop"):
+        """Every image is brought to `shape` [h,w,c] as `images.read` does it."""
+        self.paths = tuple(paths)
+        self.shape = (len(self.paths), *shape)
+        self.fit = fit
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """The rows [n,h,w,c]; raises the `UserError` of the first that cannot be read."""
+        rows = np.arange(len(self))[rows]
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+
+        def decode(place: int) -> None:
+            found[place] = self.read(rows[place])
+
+        for _ in in_threads(decode, range(len(rows))):
+            pass
+        return found
+
+    def read(self, row: int) -> np.ndarray:
+        """One image [h,w,c]."""
+        return image_files.read(self.paths[row], shape=self.shape[1:], fit=self.fit)
+
+
+def in_threads(work: Callable[[Any], Any], things: Sequence) -> Iterator:
+    """`work` of every thing in order, done by `NUM_THREADS` threads; they end when this does.
+
+    What `work` raises is raised here, of several the first in order; what waits is then not begun.
+    """
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for start in range(0, len(things), _HANDED_OUT):
+            yield from pool.map(work, things[start : start + _HANDED_OUT])
+
+
+def read_ahead(images: np.ndarray | Images, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """`images[rows]` for the rows of every window in turn; while one is used, the next are being read.
+
+    At most two windows are held beside the one in use. The iterator keeps nothing between windows, so a run
+    that goes on starts it with the windows that are left. What reading raises is raised here in its turn.
+    Closing the iterator ends its thread, after the window that is being read.
+    """
+    from grain.experimental import ThreadPrefetchDatasetIterator
+
+    reader = ThreadPrefetchDatasetIterator(_InTurn(images, windows), prefetch_buffer_size=1)
+    try:
+        yield from reader
+    finally:
+        reader.close()
+
+
+class _InTurn:
+    """An iterator over windows in the form that grain reads from."""
+
+    def __init__(self, images: np.ndarray | Images, windows: Iterable[np.ndarray]):
+        self.images, self.windows = images, iter(windows)
+
+    def __next__(self) -> np.ndarray:
+        return self.images[next(self.windows)]
+
+    def get_state(self) -> dict:
+        return {}  # asked for after every window; where to go on is known to who gives the windows
