@@ -56,9 +56,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
 
 
 def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
-    plan.check(config, split)
-    stages = plan.named(config, split)
-    borrowed, notes = teachers.borrowed(config, split)
+    stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
         workdir.describe(into, config, split)
 
@@ -87,10 +85,20 @@ def costs(config: ConfigDict) -> list[forecast.Cost]:
     """
     configuration.validate(config)
     split = load_split(config)
+    stages, borrowed, _ = planned(config, split)
+    return plan.costs(stages, borrowed)
+
+
+def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tuple[str, ...]]:
+    """What is trained, what an earlier run has trained already, and notes on that; all of it fits together.
+
+    Raises UserError where it does not, as far as can be told without computing.
+    """
     plan.check(config, split)
     stages = plan.named(config, split)
-    borrowed, _ = teachers.borrowed(config, split)
-    return plan.costs(stages, borrowed)
+    borrowed, notes = teachers.borrowed(config, split)
+    plan.rehearse(stages, config, borrowed)
+    return stages, borrowed, notes
 
 
 def load_split(config: ConfigDict) -> Split:

@@ -11,20 +11,32 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import checkpoint, forecast, interrupts, mesh, students, teacher_cache, teachers, tuning
+from mtkd_jax import (
+    checkpoint,
+    forecast,
+    interrupts,
+    mesh,
+    population,
+    step,
+    students,
+    teacher_cache,
+    teachers,
+    tuning,
+)
 from mtkd_jax.config import resolve, student_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job, parts
 from mtkd_jax.logbook import Logbook
-from mtkd_jax.population import take
+from mtkd_jax.mesh import Layout
 from mtkd_jax.students import Family
 from mtkd_jax.teacher_cache import Cache
 from mtkd_jax.training import Fitted, fit, joined, untrained
-from mtkd_jax.types import Ensemble, UserError
+from mtkd_jax.types import Ensemble, Population, UserError
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
 
@@ -39,6 +51,7 @@ class Stage(NamedTuple):
     role: str = "student"  # of these rows, see predictions.Group
     averaged: str = ""  # the row that their probabilities make with those of other stages, if any
     note: str = ""  # what a reader of the report must know
+    outline: Callable[[Done], Job] | None = None  # work of the same shapes, where `make` computes much
 
 
 Plan = tuple[Stage, ...]
@@ -70,6 +83,9 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
         Stage(
             students.fuser_stage(tap),
             lambda done, tap=tap: students.fuser_job(config, split, tap, ensemble_of(done)),
+            outline=lambda done, tap=tap: students.fuser_job(
+                config, split, tap, ensemble_of(done), population.blanks
+            ),
         )
         for tap in taps
     ]
@@ -91,7 +107,7 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
 def check(config: ConfigDict, split: Split) -> None:
     """Raise UserError for networks, augmentation, batches and transfer sets that do not fit the data.
 
-    Everything is traced and nothing computed, so that no run begins that must end at its first step.
+    Everything is traced and nothing computed.
     """
     if config.train.batch_size > len(split.train):
         raise UserError(
@@ -104,6 +120,39 @@ def check(config: ConfigDict, split: Split) -> None:
     jax.eval_shape(lambda key, images: augment(key, images, **config.data.augment), jax.random.key(0), image)
     for transfer in config.students.transfer:
         students.batches(config, split, transfer)(0)
+
+
+def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
+    """What all stages would train, as zeros; raises UserError for what a stage's first step would reveal.
+
+    That step is traced and nothing computed, so that no run ends where its students begin.
+    """
+    done = dict(done)
+    for stage in plan:
+        job = (stage.outline or stage.make)(done)
+        try:
+            done[stage.name] = _traced(job)
+        except UserError as error:
+            modes = tuple(dict.fromkeys(member.mode for member in stage.family))
+            field = "students.modes" if {*modes} & {*config.students.modes} else "plan"
+            raise UserError(f"config.{field}: {', '.join(modes or (stage.name,))}: {error}") from None
+    return done
+
+
+def _traced(job: Job) -> Fitted:
+    """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
+    program, num_members = job.program._replace(layout=Layout("map")), len(job.names)
+
+    def first_step(variables, keys, *arguments):
+        states = step.init_state(program, variables, keys, job.lessons)
+        return step.make_step(program)(states, *arguments, job.lessons)
+
+    of_one = jax.eval_shape(program.model.init, job.init_keys[0], job.image)
+    zeros = jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
+    jax.eval_shape(first_step, zeros, job.init_keys, job.hyper, job.order(0)[0], np.int32(0))
+    return Fitted(
+        Population(program.model, zeros, job.hyper, job.names), np.zeros(num_members, np.float32), (), 0.0
+    )
 
 
 def run(
@@ -164,5 +213,5 @@ def _fused_networks(done: Done, family: Family) -> dict[str, Callable]:
     for tap in students.fused_networks(family):
         fitted = done[students.fuser_stage(tap)].population
         fuser = students.Fuser(fitted.model, tap)
-        networks[tap] = jax.tree_util.Partial(fuser, take(fitted.variables, 0))
+        networks[tap] = jax.tree_util.Partial(fuser, population.take(fitted.variables, 0))
     return networks

@@ -136,6 +136,12 @@ def in_blocks(function: Callable, images: np.ndarray, size: int = 512) -> np.nda
     return np.concatenate(parts)
 
 
+def blanks(function: Callable, images: np.ndarray) -> np.ndarray:
+    """Zeros in the shape of what `in_blocks` returns; nothing is computed."""
+    of_one = jax.eval_shape(function, images[:1])
+    return np.zeros((len(images), *of_one.shape[1:]), of_one.dtype)
+
+
 def _one_by_one(function: Callable, members: PyTree, shared: PyTree) -> PyTree:
     num_members = len(jax.tree.leaves(members)[0])
     return stack([function(take(members, m), shared) for m in range(num_members)])

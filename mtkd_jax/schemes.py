@@ -11,19 +11,17 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import population, students, teachers
 from mtkd_jax.config import build_model, build_recipe, student_model, teacher_models
-from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job
 from mtkd_jax.methods.lineage import ForOneTeacher, OfOwnTeacher
 from mtkd_jax.methods.seams import frozen_teachers
 from mtkd_jax.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
-from mtkd_jax.types import Outputs, Population, Recipe, Task, TeacherOutputs, UserError
+from mtkd_jax.types import Population, Recipe, Task, UserError
 
 
 def teachers_then_students(config: ConfigDict, split: Split) -> Plan:
@@ -45,8 +43,6 @@ def born_again(config: ConfigDict, split: Split, *, generations: int = 3, mode: 
     if generations < 1:
         raise UserError(f"config.plan: born_again(generations={generations}): must be at least 1")
     recipe = _recipe("born_again", mode, num_teachers=1)
-    network = student_model(config)
-    _check_features(split, recipe, network, [network])
     direct = _with_baseline("born_again", config, split)
     averaged, note = "", ""
     if generations > 1:
@@ -85,8 +81,6 @@ def assistants(
         build_model(address, Task(split.dataset.num_classes, 1, (0.0,), (1.0,)), "plan")
     recipe = _recipe("assistants", mode, num_teachers=1)
     chain = (*models, student_model(config))
-    for taught_by, network in zip((teacher_models(config), *((model,) for model in models)), chain):
-        _check_features(split, recipe, network, taught_by)
     note = f"Assistants, from first to last: {', '.join(models)}; they are there to teach, and not compared."
     direct = _with_baseline("assistants", config, split)
     stages = []
@@ -118,15 +112,13 @@ def hints_then_distil(
 
     Every seed is trained by `hints` for as many epochs as in the second stage, keeps the weights of the last
     step (its heads know nothing yet, so validation has nothing to choose by), and begins with them, without
-    regressors, at every alpha and temperature of `mode`: the row "hints_then_distil". Raises UserError where
-    a network lacks the feature, and for a mode with more than one head.
+    regressors, at every alpha and temperature of `mode`: the row "hints_then_distil". Raises UserError for
+    a mode with more than one head.
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
     num_teachers = config.teachers.num_members * len(teacher_models(config))
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
-    _check_features(split, first, student_model(config), teacher_models(config))
-    _check_features(split, second, student_model(config), teacher_models(config))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []
     for transfer in config.students.transfer:
@@ -269,29 +261,6 @@ def _recipe(name: str, address: str, num_teachers: int) -> Recipe:
             "such as 'output_avg'"
         )
     return recipe
-
-
-def _check_features(split: Split, recipe: Recipe, student: str, taught_by: Sequence[str]) -> None:
-    """Raise UserError where the method's own parameters cannot be made for these networks."""
-    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
-
-    def outputs_of(address: str) -> Outputs:
-        model = teachers.network(split, address)
-        return model.apply(model.init(jax.random.key(0), jnp.zeros(image.shape)), jnp.zeros(image.shape))[0]
-
-    def aux():
-        said = [outputs_of(address) for address in taught_by]
-        teacher = TeacherOutputs(
-            jnp.stack([one.logits for one in said]),
-            tuple(one.embedding for one in said),
-            tuple(one.features for one in said),
-        )
-        return recipe.init_aux(jax.random.key(0), outputs_of(student), teacher)
-
-    try:
-        jax.eval_shape(aux)
-    except UserError as error:
-        raise UserError(f"config.plan: {error}") from None
 
 
 def _check_specialists(config: ConfigDict, split: Split) -> None:

@@ -282,8 +282,13 @@ def fuser_stage(tap: str) -> str:
     return f"fuser-{tap}"
 
 
-def fuser_job(config: ConfigDict, split: Split, tap: str, ensemble: Ensemble) -> Job:
-    """Fitting the Dense layer on the labelled images, as the paper does: <= 50 epochs, patience 5."""
+def fuser_job(
+    config: ConfigDict, split: Split, tap: str, ensemble: Ensemble, ask: Callable = population.in_blocks
+) -> Job:
+    """Fitting the Dense layer on the labelled images, as the paper does: <= 50 epochs, patience 5.
+
+    With `population.blanks` no teacher is asked: only the shapes are right.
+    """
     models, variables = population.frozen_parts(ensemble)
     taps = jax.jit(
         lambda variables, image: concatenated(
@@ -292,7 +297,7 @@ def fuser_job(config: ConfigDict, split: Split, tap: str, ensemble: Ensemble) ->
     )
     dataset = split.dataset
     seen = loading.examples(split)
-    images = population.in_blocks(lambda part: taps(variables, part), dataset.train_images)
+    images = ask(lambda part: taps(variables, part), dataset.train_images)
     num_classes, width = dataset.num_classes, images.shape[-1]
     model = build_model("mlp(hidden=())", Task(num_classes, 1, (0.0,) * width, (1.0,) * width))
     stage = fuser_stage(tap)

@@ -53,6 +53,8 @@ class Fitted:
     @property
     def sound(self) -> Population:
         """The population without its lost members."""
+        if not self.lost:
+            return self.population
         names = self.population.names
         return population.members(self.population, [m for m, n in enumerate(names) if n not in self.lost])
 
