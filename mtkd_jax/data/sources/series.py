@@ -1,0 +1,204 @@
+"""Time series of the UCR and UEA archives: T steps of C channels are an image [T,1,C]."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mtkd_jax.data.checks import checked, first_line
+from mtkd_jax.data.sources.arrays import read_npz
+from mtkd_jax.types import DataSet, UserError
+
+
+def ucr(*, path: str, name: str = "") -> DataSet:
+    """A time-series set of the UCR or UEA archive as float32 images [T,1,C], the values as they are.
+
+    `path` is a folder, of one set or of folders of sets, with NAME_TRAIN.tsv and NAME_TEST.tsv (the class
+    and T values, between tabs) or NAME_TRAIN.ts and NAME_TEST.ts (lines with @, then the channels between
+    colons, each T values between commas, and the class); where both are, .tsv is read. Or it is an .npz
+    archive with NAME/train_x [N,T,C], NAME/train_y [N], NAME/test_x and NAME/test_y, and the names of
+    classes 0..C-1 in NAME/classes if they have any. `name` says which set, where there are several.
+    Classes are in sorted order, by value where all of them are numbers.
+    Raises `UserError` naming file and line where values are missing, series are not of one length, or times
+    stand beside the values. Sources: Dau et al. 2019, arXiv 1810.07758 (UCR); Bagnall et al. 2018, arXiv
+    1811.00075 (UEA).
+    """
+    place = pathlib.Path(os.path.expanduser(path))
+    if not path or not place.exists():
+        raise UserError(
+            f"data.path = {path!r}: no such file or folder; must be a folder of series or an .npz archive"
+        )
+    name, train, test = _from_folder(place, name) if place.is_dir() else _from_archive(path, name)
+    class_names, train_labels, test_labels = _coded(train.classes, test.classes)
+    return checked(
+        DataSet(
+            name=name,
+            train_images=train.values[:, :, None],
+            train_labels=train_labels,
+            test_images=test.values[:, :, None],
+            test_labels=test_labels,
+            class_names=class_names,
+        ),
+        where=f"{path}: {name}",
+    )
+
+
+class _Part(NamedTuple):
+    """The series of one part of a set, and what the file calls their classes."""
+
+    values: np.ndarray  # [N,T,C]
+    classes: np.ndarray  # [N] text
+
+
+Row = tuple[int, list[list[str]], str]  # number of the line, values of each channel, class
+
+
+def _coded(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names of the classes, sorted, and the classes of both parts as 0..C-1."""
+    classes = np.concatenate([train, test])
+    try:
+        numbers = classes.astype(np.float64)
+    except ValueError:
+        names, codes = np.unique(classes, return_inverse=True)
+    else:
+        values, codes = np.unique(numbers, return_inverse=True)
+        names = [f"{value:.15g}" for value in values]  # "1.0000000e+00", as some files have it, is 1
+    return tuple(map(str, names)), codes[: len(train)], codes[len(train) :]
+
+
+def _chosen(name: str, known: Collection[str], where: str) -> str:
+    """The set that is asked for, or the only one there is."""
+    if not known:
+        raise UserError(f"{where}: no set; must hold NAME_TRAIN.tsv or NAME_TRAIN.ts, or arrays NAME/train_x")
+    if name in known:
+        return name
+    if not name and len(known) == 1:
+        return next(iter(known))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"must be one of {', '.join(sorted(known))}"
+    raise UserError(f"{where}: ucr: name = {name!r}: {hint}")
+
+
+# --- text files ---------------------------------------------------------------------------------------
+
+
+def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, _Part, _Part]:
+    found: dict[str, pathlib.Path] = {}
+    for ending in ("_TRAIN.tsv", "_TRAIN.ts"):
+        for file in sorted([*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")]):
+            found.setdefault(file.name.removesuffix(ending), file)
+    name = _chosen(name, found, str(folder))
+    train = found[name]
+    return name, _read(train), _read(train.with_name(f"{name}_TEST{train.suffix}"))
+
+
+def _read(file: pathlib.Path) -> _Part:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            filled = ((n, line.rstrip("\r\n")) for n, line in enumerate(lines, start=1) if line.strip())
+            return _stacked(file, (_tsv_rows if file.suffix == ".tsv" else _ts_rows)(file, filled))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({first_line(error)}); must be a text file of series"
+        ) from error
+
+
+def _tsv_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+    for number, line in lines:
+        class_name, *values = line.split("\t")
+        yield number, [values], class_name
+
+
+def _ts_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+    """The rows after the header, which must promise classes and no times."""
+    said = {}
+    for _, line in lines:
+        key, *values = line.lower().split()
+        if key == "@data":
+            break
+        said[key] = values
+    else:
+        raise UserError(f"{file}: no line @data: must stand between the header and the series")
+    if said.get("@timestamps", ["false"])[:1] != ["false"]:
+        raise UserError(f"{file}: @timeStamps true: must be series with even steps, without times")
+    if said.get("@classlabel", [])[:1] != ["true"]:
+        raise UserError(f"{file}: no @classLabel true: must be a set to classify")
+    for number, line in lines:
+        *channels, class_name = line.split(":")
+        yield number, [channel.split(",") for channel in channels], class_name
+
+
+def _stacked(file: pathlib.Path, rows: Iterable[Row]) -> _Part:
+    """All series of a file; each must be as long as the first and have as many channels."""
+    series, classes = [], []
+    for number, channels, class_name in rows:
+        where = f"{file}, line {number}"
+        try:
+            values = [np.array([_spelt(value) for value in channel], np.float64) for channel in channels]
+        except ValueError as error:
+            raise UserError(f"{where}: {first_line(error)}; must be values and a class") from error
+        if missing := sum(np.count_nonzero(np.isnan(channel)) for channel in values):
+            raise UserError(f"{where}: {missing} values are missing: must all be there, up to one length")
+        if not class_name.strip():
+            raise UserError(f"{where}: no class: must name the class of the series")
+        lengths = tuple(map(len, values))
+        first = tuple(map(len, series[0])) if series else lengths[:1] * len(lengths)
+        if lengths != first or not any(lengths):
+            raise UserError(
+                f"{where}: channels of {lengths} values: must be one length in all series, here {first}"
+            )
+        series.append(values)
+        classes.append(class_name.strip())
+    if not series:
+        raise UserError(f"{file}: holds no series: must hold one a line")
+    return _Part(np.array(series).transpose(0, 2, 1), np.array(classes))
+
+
+def _spelt(value: str) -> str:
+    return "nan" if value.strip() == "?" else value
+
+
+# --- NumPy archives -----------------------------------------------------------------------------------
+
+
+def _from_archive(path: str, name: str) -> tuple[str, _Part, _Part]:
+    _, there = read_npz(path, ())
+    known = {array.removesuffix("/train_x") for array in there if array.endswith("/train_x")}
+    name = _chosen(name, known, path)
+    wanted = [f"{name}/{part}_{axis}" for part in ("train", "test") for axis in "xy"]
+    arrays, _ = read_npz(path, {*wanted, f"{name}/classes"})
+    for array in wanted:
+        if array not in arrays:
+            raise UserError(f"{path}: no array {array}: must hold {', '.join(wanted)}")
+    train_x, train_y, test_x, test_y = (arrays[array] for array in wanted)
+    names = arrays.get(f"{name}/classes")
+    return (
+        name,
+        _Part(_values(train_x, wanted[0], path), _named(train_y, names, wanted[1], path)),
+        _Part(_values(test_x, wanted[2], path), _named(test_y, names, wanted[3], path)),
+    )
+
+
+def _values(array: np.ndarray, name: str, path: str) -> np.ndarray:
+    if array.ndim != 3 or array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: {name}: {array.dtype} {array.shape}: must be numbers [N,T,C]")
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
+
+
+def _named(labels: np.ndarray, names: np.ndarray | None, array: str, path: str) -> np.ndarray:
+    """The labels as text [N]; where the archive names classes 0..C-1, by these names."""
+    if labels.ndim != 1 or labels.dtype.kind not in "fiuU":
+        raise UserError(f"{path}: {array}: {labels.dtype} {labels.shape}: must be one class a series, [N]")
+    if names is None:
+        return labels.astype(str)
+    in_range = labels.dtype.kind in "iu" and (
+        labels.size == 0 or 0 <= labels.min() <= labels.max() < names.size
+    )
+    if names.ndim != 1 or not in_range:
+        raise UserError(f"{path}: {array}: must be whole numbers 0..C-1, with C = {names.size} classes")
+    return names[labels].astype(str)

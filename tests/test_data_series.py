@@ -1,0 +1,173 @@
+"""Time series from every form of file: the values that were written, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtkd_jax.data.sources.series import ucr
+from mtkd_jax.types import UserError
+
+HEADER = """# a comment
+@problemName Mine
+@timeStamps false
+@univariate false
+@classLabel true b a c
+@data
+"""
+TRAIN, TEST = "2\t1.5\t-2\t3e1\n10\t0\t0.25\t7\n1\t4\t5\t6\n", "10\t1\t2\t3\n\n2\t-1\t-2\t-3\n"
+TS_TRAIN = HEADER + "1,2,3:4,5,6:b\n7,8,9:10,11,12:a\n0.5,0,0:0,0,1:c\n"
+TS_TEST = HEADER + "3,2,1:6,5,4:c\n"
+
+
+def folder_of(tmp_path, ending, train, test, name="Mine"):
+    (tmp_path / f"{name}_TRAIN{ending}").write_text(train)
+    if test is not None:
+        (tmp_path / f"{name}_TEST{ending}").write_text(test)
+    return str(tmp_path)
+
+
+def refused(path, **arguments):
+    with pytest.raises(UserError) as caught:
+        ucr(path=str(path), **arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_tsv_numbers_are_classes_in_the_order_of_their_values(tmp_path):
+    dataset = ucr(path=folder_of(tmp_path, ".tsv", TRAIN, TEST))
+    assert dataset.train_images.shape == (3, 3, 1, 1) and dataset.train_images.dtype == np.float32
+    np.testing.assert_array_equal(dataset.train_images[..., 0, 0], [[1.5, -2, 30], [0, 0.25, 7], [4, 5, 6]])
+    np.testing.assert_array_equal(dataset.test_images[..., 0, 0], [[1, 2, 3], [-1, -2, -3]])
+    np.testing.assert_array_equal(dataset.train_labels, [1, 2, 0])
+    np.testing.assert_array_equal(dataset.test_labels, [2, 1])
+    assert (dataset.name, dataset.class_names) == ("Mine", ("1", "2", "10"))
+
+
+def test_ts_channels_are_channels_and_words_are_classes(tmp_path):
+    dataset = ucr(path=folder_of(tmp_path, ".ts", TS_TRAIN, TS_TEST))
+    assert dataset.train_images.shape == (3, 3, 1, 2)
+    np.testing.assert_array_equal(dataset.train_images[0, :, 0], [[1, 4], [2, 5], [3, 6]])
+    np.testing.assert_array_equal(dataset.test_images[0, :, 0], [[3, 6], [2, 5], [1, 4]])
+    assert dataset.class_names == ("a", "b", "c")
+    np.testing.assert_array_equal(dataset.train_labels, [1, 0, 2])
+    np.testing.assert_array_equal(dataset.test_labels, [2])
+
+
+def test_one_spelling_of_a_number_is_one_class(tmp_path):
+    dataset = ucr(path=folder_of(tmp_path, ".tsv", "1.0000e+00\t1\n-1\t2\n", "1\t3\n-1.0\t4\n"))
+    assert dataset.class_names == ("-1", "1")
+    np.testing.assert_array_equal(dataset.test_labels, [1, 0])
+
+
+def test_an_archive_of_folders_is_asked_by_name(tmp_path):
+    for name, train in (("Mine", TRAIN), ("Yours", "7\t1\n8\t2\n")):
+        (tmp_path / name).mkdir()
+        folder_of(tmp_path / name, ".tsv", train, TEST if name == "Mine" else "8\t3\n", name)
+    (tmp_path / "Mine" / "Mine_TRAIN.ts").write_text(TS_TRAIN)
+    assert ucr(path=str(tmp_path), name="Yours").class_names == ("7", "8")
+    assert ucr(path=str(tmp_path), name="Mine").class_names == ("1", "2", "10")  # .tsv comes first
+    assert ucr(path=str(tmp_path / "Yours")).name == "Yours"
+    assert "name = 'Your': did you mean 'Yours'?" in refused(tmp_path, name="Your")
+    assert "name = '': must be one of Mine, Yours" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ending, train, said",
+    [
+        (".tsv", "1\t1\t2\n2\t1\tNaN\n", "Mine_TRAIN.tsv, line 2: 1 values are missing"),
+        (
+            ".tsv",
+            "1\t1\t2\n2\t1\n",
+            "line 2: channels of (1,) values: must be one length in all series, here (2,)",
+        ),
+        (".tsv", "1\t1\tx\n", "line 1: could not convert string to float: 'x'; must be values and a class"),
+        (".tsv", "1 1 2\n", "line 1: channels of (0,) values"),
+        (".tsv", "\t1\t2\n", "line 1: no class"),
+        (".tsv", "\n", "Mine_TRAIN.tsv: holds no series"),
+        (".tsv", "1\t1\n1\t2\n", "train_labels: 1 class: must be at least 2"),
+        (".tsv", "1\t1\t2\t5\n2\t1\t2\t1e60\n", "1 images hold NaN or infinite pixels"),
+        (".ts", HEADER + "1,?,3:4,5,?:b\n", "Mine_TRAIN.ts, line 7: 2 values are missing"),
+        (".ts", HEADER + "1,2:4,5,6:b\n", "line 7: channels of (2, 3) values: must be one length"),
+        (".ts", HEADER + "1,2:3,4:b\n1,2:b\n", "line 8: channels of (2,) values: must be one length"),
+        (".ts", HEADER + "1,2,3\n", "line 7: channels of () values"),
+        (".ts", HEADER + "1,2,3:\n", "line 7: no class"),
+        (".ts", HEADER.replace("@data", "") + "1:a\n", "no line @data"),
+        (".ts", HEADER.replace("Stamps false", "Stamps true") + "(0,1):a\n", "@timeStamps true: must be"),
+        (".ts", HEADER.replace("@classLabel true", "@targetLabel true") + "1:2\n", "no @classLabel true"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path, ending, train, said):
+    test = "1\t1\n" if ending == ".tsv" else HEADER + "1,2:3,4:b\n"
+    assert said in refused(folder_of(tmp_path, ending, train, test))
+
+
+def test_files_that_are_not_there_or_not_text(tmp_path):
+    for path in ("", tmp_path / "nowhere"):
+        assert "no such file or folder; must be a folder of series or an .npz" in refused(path)
+    assert "no set; must hold NAME_TRAIN.tsv" in refused(tmp_path)
+    assert "Mine_TEST.tsv: cannot be read (" in refused(folder_of(tmp_path, ".tsv", TRAIN, None))
+    (tmp_path / "Mine_TEST.tsv").write_bytes(b"1\t\xff\n")
+    assert "Mine_TEST.tsv: cannot be read ('utf-8' codec" in refused(tmp_path)
+
+
+def archive(tmp_path, **changed):
+    """An .npz of one set "a/b"; `changed` gives other arrays, None leaves one out."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_x": rng.standard_normal((6, 5, 2)),
+        "train_y": np.arange(6) % 3,
+        "test_x": rng.standard_normal((3, 5, 2)).astype(np.float32),
+        "test_y": np.array([2, 0, 1], np.uint8),
+        "classes": np.array(["sit", "run", "walk"]),
+    } | changed
+    arrays = {f"a/b/{name}": array for name, array in arrays.items() if array is not None}
+    np.savez(tmp_path / "sets.npz", **arrays)
+    return str(tmp_path / "sets.npz"), arrays
+
+
+def test_npz_series_and_classes_in_sorted_order(tmp_path):
+    path, arrays = archive(tmp_path)
+    dataset = ucr(path=path)
+    np.testing.assert_array_equal(dataset.train_images[:, :, 0], arrays["a/b/train_x"].astype(np.float32))
+    np.testing.assert_array_equal(dataset.test_images[:, :, 0], arrays["a/b/test_x"])
+    assert dataset.test_images.dtype == np.float32
+    assert (dataset.name, dataset.class_names) == ("a/b", ("run", "sit", "walk"))
+    np.testing.assert_array_equal(dataset.test_labels, [2, 1, 0])
+    np.testing.assert_array_equal(dataset.train_labels, [1, 0, 2, 1, 0, 2])
+
+
+def test_npz_without_names_of_classes_and_with_whole_numbers(tmp_path):
+    steps = np.arange(30).reshape(6, 5, 1)
+    path, _ = archive(
+        tmp_path,
+        classes=None,
+        train_x=steps,
+        test_x=steps[:3],
+        test_y=np.array([0, 7, -1]),
+        train_y=np.array([7, -1, 0, 7, 0, -1]),
+    )
+    dataset = ucr(path=path)
+    assert dataset.train_images.dtype == np.float32  # not pixels 0..255
+    np.testing.assert_array_equal(dataset.train_images[:, :, 0], steps)
+    assert dataset.class_names == ("-1", "0", "7")
+    np.testing.assert_array_equal(dataset.train_labels, [2, 0, 1, 2, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"test_x": None}, "no array a/b/test_x: must hold a/b/train_x"),
+        ({"train_x": np.zeros((6, 5))}, "a/b/train_x: float64 (6, 5): must be numbers [N,T,C]"),
+        ({"train_x": np.zeros((6, 5, 2), "U1")}, "a/b/train_x: <U1 (6, 5, 2): must be numbers"),
+        ({"train_y": np.arange(6)}, "a/b/train_y: must be whole numbers 0..C-1, with C = 3 classes"),
+        ({"train_y": np.arange(6.0)}, "a/b/train_y: must be whole numbers 0..C-1"),
+        ({"test_y": np.zeros((3, 1), int)}, "a/b/test_y: int64 (3, 1): must be one class a series, [N]"),
+        ({"train_y": np.arange(5) % 3}, "5 labels for 6 images"),
+        ({"test_x": np.zeros((3, 4, 2))}, "test_images: float32 (4, 1, 2): must be as in train_images"),
+        ({"train_x": np.full((6, 5, 2), np.nan)}, "6 images hold NaN"),
+        ({"train_x": np.array([{}])}, "cannot read a/b/train_x (Object arrays"),
+    ],
+)
+def test_what_is_wrong_with_an_npz_is_one_line(tmp_path, changed, said):
+    assert said in refused(archive(tmp_path, **changed)[0])
