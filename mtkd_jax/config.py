@@ -66,6 +66,7 @@ def default() -> ConfigDict:
     config.teachers.label_smoothings = ()
     config.teachers.patience = 0  # epochs without a better validation NLL; 0 = train to the end
     config.teachers.init_from = ()  # files of PyTorch weights to begin with, a file each or one for all
+    config.teachers.trained = False  # True: those of init_from, a file each, teach as they are
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
 
     config.train = ConfigDict()
@@ -182,7 +183,7 @@ def validate(config: ConfigDict) -> None:
                 raise UserError(f"config.{field}: {value!r} is not possible; it must be {right}")
     _check_rounds("train", config.train.epochs, config.train.eval_every)
     _check_rounds("students", *students_schedule(config))
-    for name in ("learning_rates", "weight_decays", "label_smoothings"):
+    for name in ("learning_rates", "weight_decays", "label_smoothings", "init_from"):
         values = config.teachers[name]
         if len(values) not in (0, 1, config.teachers.num_members):
             raise UserError(
@@ -197,7 +198,25 @@ def validate(config: ConfigDict) -> None:
                 f"config.{field} is empty; name at least one, such as {dict(fields(default()))[field]!r}"
             )
         _check_distinct(field, flat[field], flat[field])
+    _check_weights(config)
     _check_addresses(config)
+
+
+def _check_weights(config: ConfigDict) -> None:
+    """Whose weights come from files."""
+    teachers = config.teachers
+    if teachers.init_from and len(teacher_models(config)) > 1:
+        raise UserError(
+            "config.teachers.init_from: files are of one architecture, teachers.models has "
+            f"{len(teachers.models)}; name one, or none of the files"
+        )
+    if teachers.init_from and teachers.from_run:
+        raise UserError("config.teachers.init_from and from_run: teachers come from one or the other")
+    if teachers.trained and len(teachers.init_from) != teachers.num_members:
+        raise UserError(
+            f"config.teachers.trained: teachers.init_from names {len(teachers.init_from)} files for "
+            f"{teachers.num_members} members; give one for each member"
+        )
 
 
 def _check_addresses(config: ConfigDict) -> None:

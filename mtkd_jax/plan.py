@@ -64,12 +64,14 @@ def named(config: ConfigDict, split: Split) -> Plan:
 
 
 def train_teachers(config: ConfigDict, split: Split) -> Plan:
-    """A stage for each architecture; none when the teachers come from an earlier run."""
-    if config.teachers.from_run:
+    """A stage for each architecture; none when the teachers come trained, from an earlier run or files."""
+    if config.teachers.from_run or config.teachers.trained:
         return ()
     return tuple(
         Stage(
-            teachers.stage_name(address), lambda done, address=address: teachers.job(config, split, address)
+            teachers.stage_name(address),
+            lambda done, address=address: teachers.job(config, split, address),
+            note=teachers.beginning(config, split, address),
         )
         for address in teacher_models(config)
     )
@@ -89,6 +91,8 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
         )
         for tap in taps
     ]
+    file = config.students.init_from
+    note = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
     stages = [
         Stage(
             students.stage_name(transfer, family),
@@ -97,6 +101,7 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
             ),
             family,
             transfer,
+            note=note,
         )
         for transfer in config.students.transfer
         for family in families

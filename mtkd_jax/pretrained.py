@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
-from mtkd_jax.models.pytorch import from_state_dict
+from mtkd_jax import population
+from mtkd_jax.jobs import Job
+from mtkd_jax.models.pytorch import as_in, from_state_dict
 from mtkd_jax.types import Model, PyTree, UserError
 
 
-def from_pytorch(path: Path, model: Model) -> PyTree:
+def begun(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
+    """The job with members that begin with the weights of files, each with its own or all with the only one.
+
+    Heads for another number of classes are drawn as ever; without `heads`, all of them are. No files leave
+    the job as it is. Raises UserError that names the field of the configuration and the file.
+    """
+    if not files:
+        return job
+    drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+    read = variables(files, job.program.model, field, any_classes=True)
+
+    def of_members(drawn, *read):
+        pairs = zip(read, np.asarray(drawn))
+        return jnp.asarray(np.stack([own if own.shape == new.shape else new for own, new in pairs]))
+
+    start = jax.tree.map(of_members, drawn, *read * (len(job.names) // len(read)))
+    if not heads:
+        start["params"]["heads"] = drawn["params"]["heads"]
+    return dataclasses.replace(job, start=start)
+
+
+def variables(files: Sequence[str], model: Model, field: str, any_classes: bool = False) -> list[PyTree]:
+    """Those of every file, see `from_pytorch`; a UserError names the field of the configuration as well."""
+    try:
+        return [from_pytorch(Path(file), model, any_classes) for file in files]
+    except UserError as error:
+        raise UserError(f"config.{field}: {error}") from None
+
+
+def from_pytorch(path: Path, model: Model, any_classes: bool = False) -> PyTree:
     """Variables of `model` from a PyTorch state dict, see `models.pytorch.from_state_dict`.
 
     In PyTorch: `safetensors.torch.save_file(network.state_dict(), "network.safetensors")`, or `numpy.savez`
-    of the same names. Raises UserError, one line that begins with the file.
+    of the same names. With `any_classes` they are those of `model` with one head for as many classes as the
+    file has. Raises UserError, one line that begins with the file.
     """
     tensors = read_state_dict(path)
     try:
-        return from_state_dict(tensors, model)
+        return from_state_dict(tensors, as_in(tensors, model) if any_classes else model)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -199,12 +198,9 @@ def _taught_by_own(
 
     def make(done: Done) -> Job:
         ensemble = (_chosen(before, taught_by, done),)
-        job = students.job(config, split, transfer, family, ensemble, {}, network)
+        job = students.job(config, split, transfer, family, ensemble, {}, network, born_anew)
         own = np.asarray([member.seed for member in family], np.int32)
-        keys = job.init_keys
-        if born_anew:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(keys)
-        return dataclasses.replace(job, hyper={**job.hyper, "own_teacher": own}, init_keys=keys)
+        return dataclasses.replace(job, hyper={**job.hyper, "own_teacher": own})
 
     return Stage(students.stage_name(transfer, family), make, family, transfer)
 
@@ -272,6 +268,7 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
         )
     unfit = {
         "from_run": options.from_run,
+        "init_from": options.init_from,
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,

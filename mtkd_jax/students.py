@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import jobs, population
+from mtkd_jax import jobs, population, pretrained
 from mtkd_jax.config import build_model, build_recipe, build_recipes, student_model, students_schedule
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
@@ -148,11 +148,14 @@ def job(
     ensemble: Ensemble,
     prepared: Mapping[str, Callable],
     model: str = "",
+    born_anew: int = 0,
 ) -> Job:
     """Training one family on one transfer set, all members on the same batches and augmentations.
 
-    A seed sets the initial weights (equal bodies in every mode) and dropout only. The network is that of
-    `students.model` unless another address is given.
+    A seed sets dropout and the initial weights only: equal bodies in every mode, others for every `born_anew`
+    above 0. The network is that of `students.model` unless another address is given. With
+    `students.init_from` the bodies of that network begin with the weights of a file. Heads remain the seed's:
+    with those of the file seeds would be copies of each other, and many heads begin elsewhere than one.
     """
     recipes = tuple(dict.fromkeys(member.recipe for member in family))
     temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
@@ -161,14 +164,15 @@ def job(
     mean, std = loading.channel_statistics(split)
     task = Task(split.dataset.num_classes, num_heads, mean, std)
     epochs, eval_every = students_schedule(config)
+    address = model or student_model(config)
 
     def column(values, dtype=np.float32) -> np.ndarray:
         return np.asarray(list(values), dtype)
 
-    return jobs.make(
+    job = jobs.make(
         config,
         stage=stage_name(transfer, family),
-        model=build_model(model or student_model(config), task, "students.model"),
+        model=build_model(address, task, "students.model"),
         recipes=recipes,
         members=[member.seed + member.peer * PEERS_APART for member in family],
         names=tuple(member_name(member) for member in family),
@@ -204,6 +208,12 @@ def job(
         ensemble=ensemble,
         prepared=prepared,
     )
+    if born_anew:
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(job.init_keys)
+        job = dataclasses.replace(job, init_keys=keys)
+    is_own = config.students.init_from and address == student_model(config)
+    files = (config.students.init_from,) if is_own else ()
+    return pretrained.begun(job, files, "students.init_from", heads=False)
 
 
 def _mates(family: Sequence[Member]) -> np.ndarray:

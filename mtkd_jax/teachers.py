@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import checkpoint, jobs, population, workdir
+from mtkd_jax import checkpoint, jobs, population, pretrained, workdir
 from mtkd_jax.config import build_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
@@ -29,7 +29,8 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
 
     Member k has its own initial weights, data order and augmentation (from the seed, the architecture and
     k alone), its own Bernoulli(p) subset (Zuchniak 2023) or bootstrap sample, and its own learning rate,
-    weight decay and label smoothing. Smaller subsets are wrapped to the steps of the largest one.
+    weight decay and label smoothing. Smaller subsets are wrapped to the steps of the largest one. With
+    `teachers.init_from` it begins with the weights of a file.
     """
     train, num_members, stage = config.train, config.teachers.num_members, stage_name(address)
     seen = [examples_of(config, split, (config.seed, jobs.word(stage), k)) for k in range(num_members)]
@@ -47,7 +48,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         ]
         return np.stack(orders, axis=1)
 
-    return jobs.make(
+    job = jobs.make(
         config,
         stage=stage,
         model=network(split, address),
@@ -64,6 +65,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         patience=config.teachers.patience,
         seeded_by=stage,
     )
+    return pretrained.begun(job, config.teachers.init_from, "teachers.init_from", heads=True)
 
 
 def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
@@ -130,12 +132,29 @@ def _hyper(config: ConfigDict) -> dict[str, np.ndarray]:
     }
 
 
-def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
-    """Finished teachers of the run `teachers.from_run` by stage, and a note for the report; ({}, ()) without.
+def beginning(config: ConfigDict, split: Split, address: str) -> str:
+    """For the report: the files whose weights the teachers began with, and whether their heads did not."""
+    files = config.teachers.init_from
+    if not files:
+        return ""
+    read = pretrained.variables(files, network(split, address), "teachers.init_from", any_classes=True)
+    num_classes = split.dataset.num_classes
+    anew = any(own["params"]["heads"]["bias"].shape[-1] != num_classes for own in read)
+    return f"The teachers began with the weights of {', '.join(files)}" + (
+        f"; heads for another number of classes than {num_classes} began anew." if anew else "."
+    )
 
-    Raises UserError unless that run had the same data and the same split: a teacher that has seen what is
-    validation here would make every choice of this run worthless.
+
+def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+    """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
+
+    Those of the finished run `teachers.from_run`, or with `teachers.trained` those of the files
+    `teachers.init_from`. Raises UserError unless that run had the same data and the same split: a teacher
+    that has seen what is validation here would make every choice of this run worthless. Of files only the
+    user can know that.
     """
+    if config.teachers.trained:
+        return _from_files(config, split)
     if not config.teachers.from_run:
         return {}, ()
     source = Path(config.teachers.from_run)
@@ -162,6 +181,16 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
     }
     count = sum(fitted.population.num_members for fitted in found.values())
     return found, (f"The {count} teachers were trained by an earlier run, {source}.",)
+
+
+def _from_files(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+    files, (address,) = config.teachers.init_from, teacher_models(config)
+    model = network(split, address)
+    read = population.stack(pretrained.variables(files, model, "teachers.init_from"))
+    names = tuple(f"teacher {k}" for k in range(len(files)))
+    unknown = np.full(len(files), np.nan, np.float32)  # no validation has chosen these weights
+    found = Fitted(Population(model, read, {}, names), unknown, (), 0.0)
+    return {stage_name(address): found}, (f"The teachers are those of {', '.join(files)}, as they are.",)
 
 
 def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:

@@ -41,7 +41,7 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
         return
     differing = [
         *_differences(before, _plain(config.to_dict())),
-        *_differences(read_data_identity(workdir), _plain(data_identity(split))),
+        *_differences(read_data_identity(workdir), _plain(_identity(config, split))),
     ]
     if differing:
         listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in differing)
@@ -51,7 +51,7 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
 def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
     """Write config.json, data.json and environment.json; from here on `workdir` is this run's."""
     described = _plain(config.to_dict())
-    _write(workdir / "data.json", data_identity(split))
+    _write(workdir / "data.json", _identity(config, split))
     _write(workdir / "environment.json", environment(config.seed))
     _write(workdir / "config.json", {"config": described, "sha256": config_hash(described)})
 
@@ -130,6 +130,23 @@ def data_identity(split: Split) -> dict[str, Any]:
         "data_sha256": _digest(arrays),
         "split_sha256": _digest((split.train, split.val)),
     }
+
+
+def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
+    """`data_identity` and, where weights come from files, what these are."""
+    files = {
+        "teachers.init_from": config.teachers.init_from,
+        "students.init_from": (config.students.init_from,) if config.students.init_from else (),
+    }
+    weights = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
+    return data_identity(split) | ({"weights_sha256": weights} if weights else {})
+
+
+def _digest_of_file(path: str, field: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"config.{field}: {path}: cannot read the weights: {error.strerror}") from None
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ built on them share: their CIFAR ResNets, Wide ResNets and VGGs with BatchNorm.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
@@ -37,11 +38,9 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
     goes on normalising its images with the mean and std of its task, so these should be the ones the
     weights were trained with. Raises UserError naming the tensor, or the model when it has no such layout.
     """
-    named = {ResNet: _resnet, WideResNet: _wide_resnet, Vgg: _vgg}.get(type(model.module))
-    if named is None or model.module.task.num_heads != 1:
-        raise UserError(
-            f"{model.name}: weights of PyTorch can be read into a resnet, wide_resnet or vgg with one head"
-        )
+    named = _layout(model)
+    if model.module.task.num_heads != 1:
+        raise UserError(f"{model.name}: weights of PyTorch are read into a network with one head")
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     shapes = {path: leaf.shape for path, leaf in flatten_dict(_shapes(model), sep="/").items()}
     names = {path: _name(path, named) for path in shapes}
@@ -55,6 +54,22 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
     for path, name in biases.items():
         leaves[path] -= _converted(name, tensors[name])
     return unflatten_dict(leaves, sep="/")
+
+
+def as_in(tensors: Mapping[str, np.ndarray], model: Model) -> Model:
+    """`model` with one head, for as many classes as a state dict has, so that it can be read."""
+    task, bias = model.module.task, _name("params/heads/bias", _layout(model))
+    num_classes = tensors[bias].size if bias in tensors else task.num_classes
+    task = task._replace(num_classes=num_classes, num_heads=1)
+    return dataclasses.replace(model, module=model.module.clone(task=task))
+
+
+def _layout(model: Model) -> Callable[[str], str]:
+    """What PyTorch calls the modules of such a network."""
+    named = {ResNet: _resnet, WideResNet: _wide_resnet, Vgg: _vgg}.get(type(model.module))
+    if named is None:
+        raise UserError(f"{model.name}: weights of PyTorch can be read into a resnet, wide_resnet or vgg")
+    return named
 
 
 def _shapes(model: Model) -> PyTree:
