@@ -109,6 +109,7 @@ def load_split(config: ConfigDict) -> Split:
         num_train=config.data.num_train,
         val_fraction=config.data.val_fraction,
         seed=config.seed,
+        how=config.data.split,
     )
 
 

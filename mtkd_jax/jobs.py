@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import layouts
 from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
 from mtkd_jax.mesh import Layout
 from mtkd_jax.population import frozen_parts, take
 from mtkd_jax.step import Lessons, Program
-from mtkd_jax.types import Array, Ensemble, Examples, Model, PyTree, Recipe, UserError
+from mtkd_jax.types import Array, Ensemble, Examples, Images, Model, PyTree, Recipe, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +39,22 @@ class Job:
     candidates: tuple[Layout, ...] = ()  # layouts to choose from by timing; program.layout is the first guess
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
     teacher_cache: str = "off"  # see teacher_cache.MODES
+    images: Images | None = None  # read when they are asked for; lessons.examples then holds no image
+    stream_bytes: int = 2**28  # of them held at once
+    steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
 
     @property
     def num_steps(self) -> int:
         return self.program.num_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_steps // self.epochs
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.steps_per_epoch * self.eval_every
 
     @property
     def num_peers(self) -> int:
@@ -74,6 +86,7 @@ def make(
     ensemble: Ensemble = (),
     prepared: Mapping[str, Callable] | None = None,
     augment: bool = True,
+    images: Images | None = None,
 ) -> Job:
     """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it."""
     if config.train.batch_size % config.runtime.data_shards:
@@ -118,7 +131,19 @@ def make(
         candidates=candidates,
         at_once=config.runtime.members_at_once,
         teacher_cache=config.runtime.teacher_cache,
+        images=images,
+        stream_bytes=config.runtime.stream_mb * 2**20,
     )
+
+
+def examples(config: ConfigDict, split: Split) -> Examples:
+    """The training examples with the weights that `train.class_weights` asks for."""
+    return loading.examples(split, weighted=config.train.class_weights == "balanced")
+
+
+def balanced_by(config: ConfigDict, split: Split) -> np.ndarray | None:
+    """The labels [N] by which orders draw every class equally often; None for `data.sampling` natural."""
+    return split.dataset.train_labels if config.data.sampling == "balanced" else None
 
 
 def part(job: Job, rows: Sequence[int]) -> Job:

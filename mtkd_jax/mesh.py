@@ -216,11 +216,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(value: bool) -> bool:
-    """What the first process says, so that all do the same."""
+def agreed(value: int) -> int:
+    """What the first process says, so that all do the same; also for a bool."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
 def wait_for_all(what: str) -> None:

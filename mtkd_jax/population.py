@@ -14,7 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax.data.loading import scale
-from mtkd_jax.types import Array, Ensemble, Model, Outputs, Population, PyTree, TeacherOutputs, UserError
+from mtkd_jax.types import (
+    Array,
+    Ensemble,
+    Images,
+    Model,
+    Outputs,
+    Population,
+    PyTree,
+    TeacherOutputs,
+    UserError,
+)
 
 WALKS = ("vmap", "map", "unroll", "loop")
 
@@ -116,18 +126,18 @@ def frozen_parts(ensemble: Ensemble) -> tuple[tuple[Model, ...], tuple[PyTree, .
     return tuple(p.model for p in ensemble), tuple(p.variables for p in ensemble)
 
 
-def logits(population: Population, images: np.ndarray) -> np.ndarray:
+def logits(population: Population, images: np.ndarray | Images) -> np.ndarray:
     """Logits [M,N,C] of every member on images [N,h,w,c] (uint8 or float32), on the host."""
     predict = _predict(population.model)
     return np.swapaxes(in_blocks(lambda part: predict(population.variables, part), images), 0, 1)
 
 
-def in_blocks(function: Callable, images: np.ndarray, size: int = 512) -> np.ndarray:
+def in_blocks(function: Callable, images: np.ndarray | Images, size: int = 512) -> np.ndarray:
     """`function` of images [N,...], a block at a time; its results [N,...] side by side on the host.
 
     The last block is filled up, so that one compiled program serves all of them.
     """
-    images, size = np.asarray(images), min(size, len(images))
+    size = min(size, len(images))
     parts = []
     for start in range(0, len(images), size):
         part = images[start : start + size]

@@ -199,7 +199,8 @@ def job(
         },
         temperatures=temperatures,
         order=batches(config, split, transfer),
-        examples=loading.examples(split),
+        examples=jobs.examples(config, split),
+        images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
         epochs=epochs,
         eval_every=eval_every,
@@ -252,10 +253,10 @@ def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], 
     batch_size = config.train.batch_size
     num_images = len(split.train) + (len(split.pool) if "unlabelled" in config.students.transfer else 0)
     num_steps = max(1, num_images // batch_size)
-    key = (config.seed, jobs.word("students"))
+    key, labels = (config.seed, jobs.word("students")), jobs.balanced_by(config, split)
     if transfer == "labelled":
         return lambda epoch: loading.epoch_order(
-            split.train, num_steps=num_steps, batch_size=batch_size, key=(*key, epoch)
+            split.train, num_steps=num_steps, batch_size=batch_size, key=(*key, epoch), labels=labels
         )
     labelled_per_batch = min(batch_size - 1, max(1, round(batch_size * config.students.labelled_fraction)))
     return lambda epoch: loading.mixed_order(
@@ -265,6 +266,7 @@ def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], 
         batch_size=batch_size,
         labelled_per_batch=labelled_per_batch,
         key=(*key, epoch),
+        labels=labels,
     )
 
 
@@ -306,7 +308,7 @@ def fuser_job(
         )
     )
     dataset = split.dataset
-    seen = loading.examples(split)
+    seen = jobs.examples(config, split)
     images = ask(lambda part: taps(variables, part), dataset.train_images)
     num_classes, width = dataset.num_classes, images.shape[-1]
     model = build_model("mlp(hidden=())", Task(num_classes, 1, (0.0,) * width, (1.0,) * width))
@@ -331,6 +333,7 @@ def fuser_job(
             num_steps=num_steps,
             batch_size=config.train.batch_size,
             key=(config.seed, jobs.word(stage), epoch),
+            labels=jobs.balanced_by(config, split),
         ),
         examples=dataclasses.replace(seen, image=jnp.asarray(images)),
         validation=(jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),

@@ -63,6 +63,8 @@ def _why_not(job: Job, by: str, dtype: np.dtype) -> str:
     more = [r.name for r in recipes if r.needs or r.prepare == "embedding" or r.teach is not frozen_teachers]
     if more:
         return f"{more[0]} reads more of the teachers than the logits of the frozen ones"
+    if job.images is not None:
+        return "the images are read when they are asked for"
     num_rows = len(job.lessons.examples.label) if by == "example" else job.num_steps * job.order(0).shape[-1]
     num_classes = program.model.module.task.num_classes
     needed = _num_teachers(job) * num_rows * num_classes * dtype.itemsize

@@ -43,6 +43,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
                 num_steps=num_steps,
                 batch_size=train.batch_size,
                 key=(config.seed, jobs.word(stage), k, epoch),
+                labels=jobs.balanced_by(config, split),
             )
             for k, indices in enumerate(seen)
         ]
@@ -58,7 +59,8 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         hyper=_hyper(config),
         temperatures=(1.0,),
         order=order,
-        examples=loading.examples(split),
+        examples=jobs.examples(config, split),
+        images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
         epochs=train.epochs,
         eval_every=train.eval_every,
@@ -95,8 +97,10 @@ def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
             num_steps=num_steps,
             batch_size=train.batch_size,
             key=(config.seed, jobs.word(stage), epoch),
+            labels=jobs.balanced_by(config, split),
         ),
-        examples=loading.examples(split),
+        examples=jobs.examples(config, split),
+        images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
         epochs=train.epochs,
         eval_every=train.epochs,

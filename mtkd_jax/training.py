@@ -1,39 +1,41 @@
 """The one training loop: a `Job` in, a trained `Population` out.
 
-An epoch is a `lax.scan` of steps, a chunk is a scan of rounds (some epochs, then validation); the host
-sees only chunks. Early stopping and best weights are kept per member inside the program, without a
-branch: a member that has stopped goes on moving, but its `best` no longer changes.
+A round is some epochs of steps, then validation. The device works a PIECE at a time: several whole rounds
+where they are short, a part of one where it is long. Between pieces the host records, saves, reads the next
+images and looks whether it is asked to stop. Early stopping and best weights are kept per member inside the
+program, without a branch: a member that has stopped goes on moving, but its `best` no longer changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax import checkpoint, mesh, population
+from mtkd_jax import checkpoint, interrupts, mesh, population
+from mtkd_jax.data import loading, streams
 from mtkd_jax.data.loading import scale
 from mtkd_jax.jobs import Job
 from mtkd_jax.logbook import Logbook
-from mtkd_jax.step import Program, init_state, make_step
+from mtkd_jax.step import Lessons, Program, init_state, make_step
 from mtkd_jax.types import Array, Population, PyTree, TrainState, UserError
-
-STEPS_PER_CHUNK = 256  # enough to hide the host; few enough for the progress line and for stopping early
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a chunk carries, and what a checkpoint holds."""
+    """What one piece hands to the next, and what a checkpoint holds."""
 
     train: TrainState  # [M]
+    loss: Array  # [M] summed over the steps of this round so far
     best: PyTree  # variables [M] at the lowest validation NLL
     best_nll: Array  # [M]
     stale: Array  # [M] epochs since then
@@ -62,41 +64,42 @@ class Fitted:
 def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float = 30.0) -> Fitted:
     """Train every member of `job` and return its best weights.
 
-    Resumes from `directory` by itself, epoch for epoch equal to a run that was never stopped; a finished
-    stage is only restored. Raises UserError when no member is left with finite numbers.
+    Resumes from `directory` by itself, step for step equal to a run that was never stopped; a finished
+    stage is only restored. Raises UserError when no member is left with finite numbers, and Interrupted, once
+    all is saved, when the process has been asked to stop.
     """
     progress = first_progress(job)
     done = checkpoint.restore(directory / "finished", _result(progress), logbook.warn)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
-    epoch, progress, seconds = _resumed(job, progress, directory, logbook)
-    logbook.cut_back(job.stage, epoch)
-    chunk_of = compiled_chunk(job.program, job.patience, job.eval_every)
+    step, progress, seconds = _resumed(job, progress, directory, logbook)
+    logbook.cut_back(job.stage, step // job.steps_per_epoch)
     layout = job.program.layout
-    lessons, validation, hyper = mesh.everywhere((job.lessons, job.validation, job.hyper), layout)
+    validation, hyper = mesh.everywhere((job.validation, job.hyper), layout)
     progress = mesh.spread_out(progress, layout)
-    epochs_per_chunk = _epochs_per_chunk(job)
     started = saved = time.perf_counter()
-    while epoch < job.epochs and not mesh.on_host(progress.stopped).all():
-        order = np.stack([job.order(e) for e in range(epoch, epoch + epochs_per_chunk)])
-        first_step = np.int32(epoch * order.shape[1])
-        rounds = order.reshape(-1, job.eval_every * order.shape[1], *order.shape[2:])
-        rounds = mesh.everywhere(rounds, layout)
-        progress, metrics = chunk_of(progress, hyper, rounds, first_step, lessons, validation)
-        for number, values in enumerate(_rows(mesh.on_host(metrics)), start=1):
-            at = epoch + number * job.eval_every
-            logbook.record(job.stage, at, at * order.shape[1], job.names, values)
-        epoch += epochs_per_chunk
-        logbook.progress(job.stage, epoch, job.epochs)
-        now = time.perf_counter()
-        if epoch < job.epochs and mesh.agreed(now - saved >= checkpoint_seconds):
-            checkpoint.save(directory, epoch, mesh.on_host(progress), {"seconds": seconds + now - started})
-            saved = now
+    with contextlib.closing(_given(job, pieces(job, step))) as given:
+        for piece, indices, lessons in given:
+            progress, metrics = _advanced(job, piece, progress, hyper, indices, lessons, validation)
+            for number, values in enumerate(_rows(mesh.on_host(metrics)), start=1):
+                at = (piece.first // job.steps_per_round + number) * job.steps_per_round
+                logbook.record(job.stage, at // job.steps_per_epoch, at, job.names, values)
+            step = piece.first + piece.num_steps
+            logbook.progress(job.stage, step // job.steps_per_epoch, job.epochs)
+            if step == job.num_steps or mesh.on_host(progress.stopped).all():
+                break
+            now = time.perf_counter()
+            stop = mesh.agreed(interrupts.asked())
+            if stop or mesh.agreed(now - saved >= checkpoint_seconds):
+                checkpoint.save(directory, step, mesh.on_host(progress), {"seconds": seconds + now - started})
+                saved = now
+            if stop:
+                raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
     result = jax.tree.map(jnp.asarray, mesh.on_host(_result(progress)))  # on one device, as if restored
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
-    checkpoint.save(directory / "finished", epoch, result, {"seconds": seconds, "members": list(job.names)})
+    checkpoint.save(directory / "finished", step, result, {"seconds": seconds, "members": list(job.names)})
     checkpoint.discard(directory)
     return fitted
 
@@ -105,9 +108,9 @@ def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tu
     found = checkpoint.restore(directory, first, logbook.warn)
     if found is None:
         return 0, first, 0.0
-    epoch, progress, info = found
-    logbook.say(f"{job.stage}: resumed at epoch {epoch} of {job.epochs}")
-    return epoch, progress, info["seconds"]
+    step, progress, info = found
+    logbook.say(f"{job.stage}: resumed at step {step} of {job.num_steps}")
+    return step, progress, info["seconds"]
 
 
 def first_progress(job: Job) -> Progress:
@@ -125,6 +128,7 @@ def first_progress(job: Job) -> Progress:
     train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
     first = Progress(
         train=train,
+        loss=jnp.zeros(num_members, jnp.float32),
         best=jax.tree.map(jnp.copy, _deployed(job.program, train)),
         best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
         stale=jnp.zeros(num_members, jnp.int32),
@@ -179,17 +183,86 @@ def joined(parts: Sequence[Fitted]) -> Fitted:
     )
 
 
-def _epochs_per_chunk(job: Job) -> int:
-    """The largest number of rounds that divides the stage evenly, so that one program serves all of it."""
-    steps_per_round = job.eval_every * job.order(0).shape[0]
-    num_rounds = job.epochs // job.eval_every
-    most = max(1, STEPS_PER_CHUNK // steps_per_round)
-    return job.eval_every * max(n for n in range(1, most + 1) if num_rounds % n == 0)
+# --- pieces -------------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """Steps that run without the host: whole rounds, or a part of one."""
+
+    first: int  # step, counted from 0
+    num_steps: int
+
+    def whole_rounds(self, job: Job) -> bool:
+        return self.first % job.steps_per_round == 0 and self.num_steps % job.steps_per_round == 0
+
+
+def pieces(job: Job, step: int = 0) -> list[Piece]:
+    """What is left of a stage from `step` on, in pieces of at most `job.steps_at_once` steps.
+
+    As many as possible are of one size, so that few programs serve them all.
+    """
+    of_round, num_rounds = job.steps_per_round, job.num_steps // job.steps_per_round
+    even = (n for n in range(1, num_rounds + 1) if num_rounds % n == 0)
+    rounds_at_once = max((n for n in even if n * of_round <= job.steps_at_once), default=1)
+    part = -(-of_round // -(-of_round // job.steps_at_once))  # equal parts, the last one perhaps shorter
+    found = []
+    while step < job.num_steps:
+        into = step % of_round
+        if into == 0 and of_round <= job.steps_at_once:
+            num_steps = min(rounds_at_once * of_round, job.num_steps - step)
+        else:
+            num_steps = min(part, of_round - into)
+        found.append(Piece(step, num_steps))
+        step += num_steps
+    return found
+
+
+def indices_of(job: Job, piece: Piece) -> np.ndarray:
+    """The examples of a piece's steps, [S,B], or [S,M,B] when members have their own."""
+    of_epoch, end = job.steps_per_epoch, piece.first + piece.num_steps
+    epochs = range(piece.first // of_epoch, -(-end // of_epoch))
+    orders = np.concatenate([job.order(epoch) for epoch in epochs])
+    begin = piece.first % of_epoch
+    return orders[begin : begin + piece.num_steps]
+
+
+def _given(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray, Lessons]]:
+    """Every piece with its indices, and with lessons that hold the examples these point to."""
+    if job.images is None:
+        lessons = mesh.everywhere(job.lessons, job.program.layout)
+        yield from ((piece, indices_of(job, piece), lessons) for piece in ahead)
+        return
+    # The reader is some pieces ahead, so what it asks for is thought up twice rather than kept.
+    rows = (loading.rows_of(indices_of(job, piece)) for piece in ahead)
+    with contextlib.closing(streams.read_ahead(job.images, rows)) as read:
+        for piece, images in zip(ahead, read):
+            indices = indices_of(job, piece)
+            window, local = loading.window(job.lessons.examples, images, indices)
+            lessons = dataclasses.replace(job.lessons, examples=window)
+            yield piece, local, mesh.everywhere(lessons, job.program.layout)
+
+
+def _advanced(
+    job: Job, piece: Piece, progress: Progress, hyper: dict, indices: np.ndarray, lessons: Lessons, validation
+) -> tuple[Progress, dict[str, Array]]:
+    """Progress after a piece, and {name: [R,M]} of the R rounds that end in it."""
+    program, layout = job.program, job.program.layout
+    first = np.int32(piece.first)
+    if piece.whole_rounds(job):
+        rounds = mesh.everywhere(indices.reshape(-1, job.steps_per_round, *indices.shape[1:]), layout)
+        chunk = compiled_chunk(program, job.patience, job.eval_every)
+        return chunk(progress, hyper, rounds, first, lessons, validation)
+    progress = compiled_part(program)(progress, hyper, mesh.everywhere(indices, layout), first, lessons)
+    if (piece.first + piece.num_steps) % job.steps_per_round:
+        return progress, {}
+    return compiled_validation(program, job.patience, job.eval_every)(
+        progress, np.float32(job.steps_per_round), validation
+    )
 
 
 def _rows(metrics: dict[str, np.ndarray]):
     """One {name: [M]} for every round of {name: [R,M]}."""
-    for number in range(len(next(iter(metrics.values())))):
+    for number in range(len(next(iter(metrics.values()), ()))):
         yield {name: values[number] for name, values in metrics.items()}
 
 
@@ -198,14 +271,72 @@ def _deployed(program: Program, train: TrainState) -> PyTree:
     return jax.vmap(program.recipes[0].deploy)(train)
 
 
+# --- programs -----------------------------------------------------------------------------------------
+
+
 @lru_cache
 def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable:
     """(progress, hyper, rounds [R,S,...], first step, lessons, val) -> (progress, metrics {name: [R,M]})."""
+    steps, layout = _steps(program), program.layout
+    scan = _host_scan if layout.walk == "loop" else jax.lax.scan
+
+    def chunk(progress, hyper, rounds, first_step, lessons, val):
+        def one_round(carry, indices):
+            progress, first = carry
+            progress = steps(progress, hyper, indices, first, lessons)
+            progress, metrics = _validated(program, progress, len(indices), val, patience, eval_every)
+            return (progress, first + len(indices)), metrics
+
+        (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
+        return progress, metrics
+
+    if layout.walk == "loop":
+        return chunk
+
+    def training_chunk(progress, hyper, rounds, *shared):
+        own_batches = 2 if rounds.ndim == 4 else None  # [R,S,M,B], or [R,S,B] for all members
+        in_axes = (0, 0, own_batches, None, None, None)
+        return mesh.spread(chunk, layout, in_axes, (0, 1))(progress, hyper, rounds, *shared)
+
+    return jax.jit(training_chunk, donate_argnums=0)
+
+
+@lru_cache
+def compiled_part(program: Program) -> Callable:
+    """(progress, hyper, indices [S,...], first step, lessons) -> progress: steps without their validation."""
+    steps, layout = _steps(program), program.layout
+    if layout.walk == "loop":
+        return steps
+
+    def training_part(progress, hyper, indices, *shared):
+        in_axes = (0, 0, 1 if indices.ndim == 3 else None, None, None)
+        of_all = lambda *arguments: (steps(*arguments),)  # noqa: E731
+        return mesh.spread(of_all, layout, in_axes, (0,))(progress, hyper, indices, *shared)[0]
+
+    return jax.jit(training_part, donate_argnums=0)
+
+
+@lru_cache
+def compiled_validation(program: Program, patience: int, eval_every: int) -> Callable:
+    """(progress, steps of the round, val) -> (progress, metrics {name: [1,M]}), to end a round in parts."""
+    layout = program.layout
+
+    def validated(progress, num_steps, val):
+        progress, metrics = _validated(program, progress, num_steps, val, patience, eval_every)
+        return progress, {name: values[None] for name, values in metrics.items()}
+
+    if layout.walk == "loop":
+        return validated
+    return jax.jit(mesh.spread(validated, layout, (0, None, None), (0, 1)), donate_argnums=0)
+
+
+def _steps(program: Program) -> Callable:
+    """(progress, hyper, indices [S,B] or [S,M,B], first step, lessons) -> progress after S steps."""
     step, layout = make_step(program), program.layout
     alone = make_step(program._replace(layout=layout._replace(walk="unroll")))
     scan = _host_scan if layout.walk == "loop" else jax.lax.scan
 
-    def chunk(progress, hyper, rounds, first_step, lessons, val):
+    def steps(progress, hyper, indices, first_step, lessons):
         def one_step(carry, indices):
             train, number = carry
             train, losses = step(train, hyper, indices, number, lessons)
@@ -223,33 +354,17 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
             (train, _), losses = jax.lax.scan(one_step, (train, number), indices[0])
             return jax.tree.map(lambda leaf: leaf[0], train), losses[:, 0]
 
-        def one_round(carry, indices):
-            progress, number = carry
-            if layout.walk == "map" and indices.ndim == 3:
-                # Nobody shares anything: a member goes through the round before the next one begins, and its
-                # weights stay in the cache: 784-256-256-10 took 28 % less. The same numbers as step by step.
-                members = (progress.train, hyper, jnp.moveaxis(indices, 1, 0))
-                train, losses = population.over_members(steps_of_one, "map")(members, (number, lessons))
-                losses, number = losses.T, number + len(indices)
-            else:
-                (train, number), losses = scan(one_step, (progress.train, number), indices)
-            loss = losses.mean(axis=0)
-            progress, metrics = _validated(program, progress, train, loss, val, patience, eval_every)
-            return (progress, number), {"train_loss": loss, **metrics}
+        if layout.walk == "map" and indices.ndim == 3:
+            # Nobody shares anything: a member goes through all steps before the next one begins, and its
+            # weights stay in the cache: 784-256-256-10 took 28 % less. The same numbers as step by step.
+            members = (progress.train, hyper, jnp.moveaxis(indices, 1, 0))
+            train, losses = population.over_members(steps_of_one, "map")(members, (first_step, lessons))
+            losses = losses.T
+        else:
+            (train, _), losses = scan(one_step, (progress.train, first_step), indices)
+        return dataclasses.replace(progress, train=train, loss=progress.loss + losses.sum(axis=0))
 
-        (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
-        return progress, metrics
-
-    if layout.walk == "loop":
-        return chunk
-
-    def training_chunk(progress, hyper, rounds, *shared):
-        own_batches = 2 if rounds.ndim == 4 else None  # [R,S,M,B], or [R,S,B] for all members
-        return mesh.spread(chunk, layout, (0, 0, own_batches, None, None, None), (0, 1))(
-            progress, hyper, rounds, *shared
-        )
-
-    return jax.jit(training_chunk, donate_argnums=0)
+    return steps
 
 
 def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
@@ -261,11 +376,12 @@ def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _validated(program, progress: Progress, train: TrainState, loss: Array, val, patience, eval_every):
-    """Progress after a round of mean loss [M], with every member's best weights brought up to date.
+def _validated(program, progress: Progress, num_steps, val, patience, eval_every):
+    """Progress at the end of a round of `num_steps`, every member's best weights brought up to date.
 
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
     """
+    train, loss = progress.train, progress.loss / num_steps
     deployed = _deployed(program, train)
     nll, accuracy = population.over_members(_evaluator(program), program.layout.walk)(deployed, val)
     alive = progress.alive & jnp.isfinite(loss) & jnp.isfinite(nll)
@@ -280,7 +396,8 @@ def _validated(program, progress: Progress, train: TrainState, loss: Array, val,
         progress.best,
     )
     best_nll = jnp.where(better, nll, progress.best_nll)
-    return Progress(train, best, best_nll, stale, stopped, alive), {"val_nll": nll, "val_accuracy": accuracy}
+    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, alive)
+    return after, {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
 
 
 def _evaluator(program: Program, block: int = 512) -> Callable:

@@ -42,10 +42,12 @@ def close(a, b, atol):
 
 
 @pytest.mark.parametrize("model", ["mlp(hidden=(8,))", "cnn(widths=(4,), dense=8, batch_norm=True)"])
-def test_members_over_devices_are_the_same_members(model, tmp_path, monkeypatch):
+def test_members_over_devices_are_the_same_members(model, tmp_path):
     """Four members over two and four devices, and over three, where they do not divide; compiled once."""
-    monkeypatch.setattr(training, "STEPS_PER_CHUNK", 1)  # several chunks, one handed on to the next
     job = teachers_job(**{"model.name": model})
+    job = dataclasses.replace(
+        job, steps_at_once=job.steps_per_round
+    )  # several pieces, one handed to the next
     alone = fitted(in_layout(job, Layout("map")), tmp_path / "1")
     for width in (2, 3, 4):
         with small.compilations() as said:

@@ -131,9 +131,14 @@ def curves(workdir):
     return np.array(values, np.float64).reshape(-1, 3)
 
 
-def test_stopped_members_keep_their_best_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "STEPS_PER_CHUNK", 1)
-    job = teachers_job(**{"train.epochs": 40, "train.learning_rate": 0.3, "teachers.patience": 2})
+def a_round_at_once(job):
+    return dataclasses.replace(job, steps_at_once=job.steps_per_round)
+
+
+def test_stopped_members_keep_their_best_and_the_others_go_on(tmp_path):
+    job = a_round_at_once(
+        teachers_job(**{"train.epochs": 40, "train.learning_rate": 0.3, "teachers.patience": 2})
+    )
     patient = fitted(job, tmp_path / "a")
     to_the_end = fitted(dataclasses.replace(job, patience=0), tmp_path / "b")
     nlls = curves(tmp_path / "b")  # of the run to the end: [E,M]
@@ -167,9 +172,10 @@ def test_when_every_member_breaks_down_it_says_what_to_lower(tmp_path):
         fitted(teachers_job(**{"train.learning_rate": 1e30}), tmp_path)
 
 
-def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "STEPS_PER_CHUNK", 1)
-    job = teachers_job(**{"train.epochs": 6})
+@pytest.mark.parametrize("steps_at_once", [2, 3, 6])  # of 3 a round: its parts, a round, two rounds
+def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monkeypatch, steps_at_once):
+    job = dataclasses.replace(teachers_job(**{"train.epochs": 6}), steps_at_once=steps_at_once)
+    assert job.steps_per_round == 3
     whole = fitted(job, tmp_path / "whole")
 
     class Stopped(Exception):
@@ -179,7 +185,7 @@ def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monke
         def save(directory, step, tree, info, **arguments):
             checkpoint_save(directory, step, tree, info, **arguments)
             saves.append(step)
-            if len(saves) == 3:
+            if len(saves) == 2:
                 raise Stopped
 
         return save
@@ -188,7 +194,7 @@ def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monke
     monkeypatch.setattr(checkpoint, "save", stop_after(saves := []))
     with pytest.raises(Stopped):
         fitted(job, tmp_path / "cut", checkpoint_seconds=0.0)
-    assert saves == [1, 2, 3]
+    assert saves == [{2: 2, 3: 3, 6: 6}[steps_at_once], {2: 3, 3: 6, 6: 12}[steps_at_once]]
     resumed = fitted(job, tmp_path / "cut", checkpoint_seconds=0.0)
     jax.tree.map(np.testing.assert_array_equal, resumed.population.variables, whole.population.variables)
     records = lambda at: [  # noqa: E731
@@ -197,6 +203,33 @@ def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monke
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
     restored = fitted(job, tmp_path / "cut")
     jax.tree.map(np.testing.assert_array_equal, restored.population.variables, whole.population.variables)
+
+
+@pytest.mark.parametrize("how", ["map", "vmap", "loop", "shard_map"])
+def test_a_round_in_parts_is_the_round(tmp_path, how):
+    job = teachers_job(**{"train.epochs": 4, "train.eval_every": 2, "runtime.how": how})
+    whole = fitted(job, tmp_path / "whole")
+    in_parts = fitted(dataclasses.replace(job, steps_at_once=4), tmp_path / "parts")  # 3 and 3 of each 6
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        in_parts.population.variables,
+        whole.population.variables,
+    )
+    np.testing.assert_allclose(curves(tmp_path / "parts"), curves(tmp_path / "whole"), rtol=1e-4)
+
+
+def test_pieces_cover_a_stage_once_and_have_few_sizes():
+    job = teachers_job(**{"train.epochs": 12, "train.eval_every": 2})  # rounds of 6 steps
+    for at_once, sizes in {1: {1}, 4: {3}, 5: {3}, 6: {6}, 13: {12}, 10**6: {36}}.items():
+        job = dataclasses.replace(job, steps_at_once=at_once)
+        found = training.pieces(job)
+        assert {piece.num_steps for piece in found} == sizes
+        steps = [piece.first + n for piece in found for n in range(piece.num_steps)]
+        assert steps == list(range(job.num_steps))
+    resumed = training.pieces(dataclasses.replace(job, steps_at_once=12), step=4)  # saved by other pieces
+    assert [tuple(piece) for piece in resumed] == [(4, 2), (6, 12), (18, 12), (30, 6)]
+    orders = np.concatenate([job.order(epoch) for epoch in range(12)])
+    np.testing.assert_array_equal(training.indices_of(job, training.Piece(4, 9)), orders[4:13])
 
 
 def test_sgd_is_nesterov_with_decay_in_the_gradient():

@@ -7,18 +7,22 @@ Everything is a pure function of its arguments. A `key` on the host is a tuple o
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.types import Array, Batch, DataSet, Examples, UserError
+from mtkd_jax.types import Array, Batch, DataSet, Examples, Images, UserError
 
 Key = tuple[int, ...]
+MOST_LOOKED_AT = 10_000  # images that are read for the channels' mean and deviation
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Split:
     """Rows of `dataset.train_images`, sorted: three disjoint lists that hold every row between them."""
 
@@ -31,36 +35,94 @@ class Split:
 # --- splits -------------------------------------------------------------------------------------------
 
 
-def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int) -> Split:
+def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, how: str = "grouped") -> Split:
     """Cut the training set into validation, labelled training examples and the pool of hidden labels.
 
-    Validation comes first, so it does not depend on `num_train`; then `num_train` examples (0 = all that are
-    left); the rest is the pool. Both cuts are stratified and hold every class. With one seed, a smaller
-    `num_train` gives a subset of a larger one. Raises `UserError` where that cannot be.
+    Validation comes first, so it does not depend on `num_train`: the rows the data itself sets aside, or
+    about `val_fraction` of all. Where the data names groups and `how` is "grouped", no group is in both
+    validation and training, as none may be in both test and training; "random" draws images one by one and
+    leaves a note. Then come `num_train` examples (0 = all that are left); the rest is the pool. All cuts are
+    stratified and hold every class. With one seed, a smaller `num_train` gives a subset of a larger one.
+    Raises `UserError` where that cannot be.
     """
-    labels = dataset.train_labels
+    labels, groups = dataset.train_labels, dataset.train_groups
     num_classes, total = dataset.num_classes, len(labels)
     if not 0 < val_fraction < 1:
         raise UserError(f"data.val_fraction = {val_fraction}: must lie strictly between 0 and 1")
-    num_val = round(val_fraction * total)
-    if num_val < num_classes:
-        raise UserError(
-            f"data.val_fraction = {val_fraction}: gives {num_val} validation examples of {total}, "
-            f"must be at least one for each of {num_classes} classes"
-        )
-    val, rest = _cut(np.arange(total), labels, num_val, _rng((seed, 0)))
-    if lost := sorted(set(range(num_classes)) - set(labels[rest].tolist())):
-        raise UserError(
-            f"data.val_fraction = {val_fraction}: validation takes all {np.sum(labels == lost[0])} examples "
-            f"of class {lost[0]} ({dataset.class_names[lost[0]]}), must leave one to train on"
-        )
+    if dataset.val_rows is not None:
+        val = dataset.val_rows
+    elif groups is not None and how == "grouped":
+        val = _cut_groups(labels, groups, val_fraction, seed)
+    else:
+        val = _cut_val(dataset, val_fraction, seed)
+    rest = np.setdiff1d(np.arange(total), val).astype(np.int32)
+    for rows, part in ((val, "validation"), (rest, "training")):
+        if lost := sorted(set(range(num_classes)) - set(labels[rows].tolist())):
+            raise UserError(
+                f"data.val_fraction = {val_fraction}: leaves no example of class {lost[0]} "
+                f"({dataset.class_names[lost[0]]}) for {part}, of {np.sum(labels == lost[0])}; "
+                "must leave one for each"
+            )
     if num_train != 0 and not num_classes <= num_train <= len(rest):
         raise UserError(
             f"data.num_train = {num_train}: must be 0 (all) or {num_classes} (one a class) to {len(rest)} "
-            f"({total} training examples less {num_val} for validation)"
+            f"({total} training examples less {len(val)} for validation)"
         )
     train, pool = _cut(rest, labels, num_train or len(rest), _rng((seed, 1)))
-    return Split(dataset, train=train, pool=pool, val=val)
+    notes = _shared_groups(dataset, val, rest, how)
+    return Split(
+        dataclasses.replace(dataset, notes=(*dataset.notes, *notes)), train=train, pool=pool, val=val
+    )
+
+
+def _cut_val(dataset: DataSet, val_fraction: float, seed: int) -> np.ndarray:
+    """Validation rows drawn one by one, each class in proportion."""
+    labels, num_classes = dataset.train_labels, dataset.num_classes
+    num_val = round(val_fraction * len(labels))
+    if num_val < num_classes:
+        raise UserError(
+            f"data.val_fraction = {val_fraction}: gives {num_val} validation examples of {len(labels)}, "
+            f"must be at least one for each of {num_classes} classes"
+        )
+    return _cut(np.arange(len(labels)), labels, num_val, _rng((seed, 0)))[0]
+
+
+def _cut_groups(labels: np.ndarray, groups: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
+    """Validation rows of whole groups: one of n folds, classes in proportion as far as groups allow."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    num_folds, num_groups = max(2, round(1 / val_fraction)), len(np.unique(groups))
+    if num_groups < num_folds:
+        raise UserError(
+            f"data.val_fraction = {val_fraction}: takes one of {num_folds} parts of whole groups, and there "
+            f"are {num_groups} groups; must be at least {1 / num_groups:.2g}, or data.split random"
+        )
+    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(
+        action="ignore", category=UserWarning
+    ):  # of rare classes: looked at by split
+        _, val = next(folds.split(labels, labels, groups))
+    return np.sort(val).astype(np.int32)
+
+
+def _shared_groups(dataset: DataSet, val: np.ndarray, rest: np.ndarray, how: str) -> tuple[str, ...]:
+    """Notes on groups that stand on both sides of a cut; UserError where they must not."""
+    groups, notes = dataset.train_groups, []
+    if groups is None:
+        return ()
+    for part, theirs in (("validation", groups[val]), ("test", dataset.test_groups)):
+        shared = np.intersect1d(groups[rest], theirs)
+        if len(shared) and how == "grouped":
+            raise UserError(
+                f"{dataset.name}: {len(shared)} groups are in both training and {part}, the first is group "
+                f"{shared[0]}; move each to one side, or set data.split to random"
+            )
+        if len(shared):
+            notes.append(
+                f"{len(shared)} groups have images in both training and {part} (data.split is random): the "
+                f"numbers on {part} say little about groups that were never seen."
+            )
+    return tuple(notes)
 
 
 def _cut(rows, labels, num, rng):
@@ -127,15 +189,21 @@ def _complete(
 # --- orders -------------------------------------------------------------------------------------------
 
 
-def epoch_order(indices: np.ndarray, *, num_steps: int, batch_size: int, key: Key) -> np.ndarray:
+def epoch_order(
+    indices: np.ndarray, *, num_steps: int, batch_size: int, key: Key, labels: np.ndarray | None = None
+) -> np.ndarray:
     """Full batches [num_steps,B] int32 in a shuffled order, each index floor or ceil of its share of times.
 
-    Where the steps ask for more than there is, the order goes on with a fresh permutation.
+    Where the steps ask for more than there is, the order goes on with a fresh permutation. With `labels`, [N]
+    of all rows, every class is drawn floor or ceil of num_steps * B / C times, whatever it has, and each of
+    its indices floor or ceil of its share of these.
 
     >>> sorted(epoch_order(np.arange(6), num_steps=3, batch_size=2, key=(0,)).ravel().tolist())
     [0, 1, 2, 3, 4, 5]
     """
-    return _shuffled(indices, num_steps * batch_size, _rng(key)).reshape(num_steps, batch_size)
+    num, rng = num_steps * batch_size, _rng(key)
+    order = _shuffled(indices, num, rng) if labels is None else _balanced(indices, labels, num, rng)
+    return order.reshape(num_steps, batch_size)
 
 
 def mixed_order(
@@ -146,11 +214,13 @@ def mixed_order(
     batch_size: int,
     labelled_per_batch: int,
     key: Key,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
     """Batches [num_steps,B] int32 with `labelled_per_batch` labelled indices each, the others unlabelled.
 
-    Each of the two lists is walked as in `epoch_order`, at its own pace. Labelled indices come first in a
-    batch. Raises `UserError` when there is nothing unlabelled or a batch has no place for both.
+    Each of the two lists is walked as in `epoch_order`, at its own pace; `labels` balances the labelled ones
+    alone, for the others have none to go by. Labelled indices come first in a batch. Raises `UserError` when
+    there is nothing unlabelled or a batch has no place for both.
     """
     if len(unlabelled) == 0:
         raise UserError(
@@ -164,7 +234,9 @@ def mixed_order(
     rest = batch_size - labelled_per_batch
     return np.concatenate(
         [
-            epoch_order(labelled, num_steps=num_steps, batch_size=labelled_per_batch, key=(*key, 0)),
+            epoch_order(
+                labelled, num_steps=num_steps, batch_size=labelled_per_batch, key=(*key, 0), labels=labels
+            ),
             epoch_order(unlabelled, num_steps=num_steps, batch_size=rest, key=(*key, 1)),
         ],
         axis=1,
@@ -172,8 +244,16 @@ def mixed_order(
 
 
 def _shuffled(indices: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
-    rounds = -(-num // len(indices))
+    rounds = max(1, -(-num // len(indices)))
     return np.concatenate([rng.permutation(indices) for _ in range(rounds)])[:num].astype(np.int32)
+
+
+def _balanced(indices: np.ndarray, labels: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    kinds = labels[indices]
+    classes = rng.permutation(np.unique(kinds))  # by lot, who is drawn once more than the others
+    shares = num // len(classes) + (np.arange(len(classes)) < num % len(classes))
+    drawn = [_shuffled(indices[kinds == one], share, rng) for one, share in zip(classes, shares)]
+    return rng.permutation(np.concatenate(drawn))
 
 
 def _rng(key: Key) -> np.random.Generator:
@@ -184,18 +264,62 @@ def _rng(key: Key) -> np.random.Generator:
 # --- arrays for the device ----------------------------------------------------------------------------
 
 
-def examples(split: Split) -> Examples:
+def class_weights(split: Split) -> np.ndarray:
+    """[N] float32: n / (C n_c) for the n_c labelled training examples of class c, 0 for all other rows.
+
+    Their mean over the n labelled examples is 1, and every class has the same sum, n / C.
+    """
+    own = split.dataset.train_labels[split.train]
+    of_class = len(own) / (split.dataset.num_classes * np.bincount(own))
+    weights = np.zeros(len(split.dataset.train_labels), np.float32)
+    weights[split.train] = of_class[own]
+    return weights
+
+
+def examples(split: Split, *, weighted: bool = False) -> Examples:
     """All training images as device arrays; only `split.train` is labelled, every other label reads 0.
 
     The labels of validation and pool are overwritten, not only masked: no mistake further on can leak them.
+    Of images that are read when they are asked for there are two blank ones, to tell their shape: see
+    `window`. `weighted` gives the hard labels their `class_weights`.
     """
     labelled = np.zeros(len(split.dataset.train_labels), bool)
     labelled[split.train] = True
+    images = split.dataset.train_images
+    if streamed(split) is not None:
+        images = np.zeros((2, *images.shape[1:]), images.dtype)
     return Examples(
-        image=jnp.asarray(split.dataset.train_images),
+        image=jnp.asarray(images),
         label=jnp.asarray(np.where(labelled, split.dataset.train_labels, np.int32(0))),
         labelled=jnp.asarray(labelled),
+        weight=jnp.asarray(class_weights(split)) if weighted else None,
     )
+
+
+def streamed(split: Split) -> Images | None:
+    """The training images if they are read when they are asked for; None if they are an array."""
+    images = split.dataset.train_images
+    return None if isinstance(images, np.ndarray) else images
+
+
+def rows_of(indices: np.ndarray) -> np.ndarray:
+    """The rows that indices of any shape point to, sorted, each once."""
+    return np.unique(indices)
+
+
+def window(examples: Examples, images: np.ndarray, indices: np.ndarray) -> tuple[Examples, np.ndarray]:
+    """Examples of `rows_of(indices)` alone, whose `images` these are, and the indices within them.
+
+    Filled up to one size for all indices of one shape, so that one compiled program serves them.
+    """
+    rows, local = np.unique(indices, return_inverse=True)
+    missing = min(indices.size, len(examples.label)) - len(rows)
+    of_rows = jax.tree.map(
+        lambda leaf: np.asarray(leaf)[np.pad(rows, (0, missing))], dataclasses.replace(examples, image=None)
+    )
+    filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    found = dataclasses.replace(of_rows, image=filled)
+    return jax.tree.map(jnp.asarray, found), local.reshape(indices.shape).astype(np.int32)
 
 
 def holdout(split: Split, part: Literal["val", "test"]) -> tuple[Array, Array]:
@@ -219,16 +343,22 @@ def gather(examples: Examples, indices: Array) -> Batch:
         label=examples.label[indices],
         index=indices,
         labelled=examples.labelled[indices],
+        weight=None if examples.weight is None else examples.weight[indices],
     )
 
 
+@lru_cache(maxsize=4)
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of the labelled training images, scaled as in `Batch`.
 
-    The deviation is at least 1/255 of the channel's range, and 1 for a channel that never varies, so that
-    dividing by it is always safe.
+    Of images that are read when they are asked for 10 000 are looked at, evenly spaced. The deviation is at
+    least 1/255 of the channel's range, and 1 for a channel that never varies, so that dividing by it is
+    always safe.
     """
-    images = split.dataset.train_images[split.train]
+    rows = split.train
+    if streamed(split) is not None:
+        rows = rows[:: -(-len(rows) // MOST_LOOKED_AT)]
+    images = split.dataset.train_images[rows]
     unit = 255.0 if images.dtype == np.uint8 else 1.0
     pixels = images.size / images.shape[-1]
     # einsum sums in float64 without a float64 copy of the images.
