@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment, fusion, plan, population, students
 from mtkd_jax.logbook import Logbook
-from mtkd_jax.types import DataSet, Task
+from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
 
 MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in configuration.KINDS)
@@ -111,12 +111,24 @@ def test_every_rule_decides_and_is_jitable(name):
 # --- models -------------------------------------------------------------------------------------------
 
 
+def shape_for(model: Model) -> tuple[int, int, int]:
+    """The first of a picture and a time series that a network takes."""
+    for shape in ((8, 8, 1), (8, 1, 1)):
+        try:
+            jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            return shape
+    raise AssertionError(f"{model.name} takes neither")
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("num_heads, dtype", [(1, "float32"), (3, "bfloat16")])
 def test_every_model_speaks_float32_and_learns_everywhere(name, num_heads, dtype):
     task = Task(num_classes=4, num_heads=num_heads, mean=(0.4,), std=(0.3,))
     model = configuration.build_model(f"{name}(dtype='{dtype}')", task)
-    image = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
+    image = jax.random.uniform(jax.random.key(1), (6, *shape_for(model)))
     variables = population.take(population.init(model, jax.random.key(0)[None], image.shape[1:]), 0)
 
     def loss_of(params):

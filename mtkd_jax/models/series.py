@@ -1,0 +1,144 @@
+"""Networks for time series: images [h,w,c] of width 1, which are h steps of c channels.
+
+Their convolutions are one-dimensional, over [B,h,c]: a kernel [k,c,d] took a quarter of the CPU time of a
+kernel [k,1,c,d] (value and both gradients inside `lax.scan`; 150 steps, k = 5, 8 and 40).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtkd_jax.models import layers
+from mtkd_jax.types import Array, Model, Outputs, Task, UserError
+
+FCN_KERNELS = (8, 5, 3)
+INCEPTION_KERNELS = (40, 20, 10)
+MODULES_A_BLOCK = 3  # inception modules that one shortcut bridges
+
+
+def _steps(image: Array, task: Task, name: str) -> Array:
+    """The normalised series [B,h,c] in an image [B,h,1,c]."""
+    _, height, width, _ = image.shape
+    if width != 1:
+        raise UserError(f"{name}: images of {height}x{width}: expected time series, images of width 1")
+    return layers.normalise(image, task.mean, task.std)[:, :, 0]
+
+
+def _outputs(task: Task, x: Array, features: dict[str, Array]) -> Outputs:
+    """Heads on the mean over time of x [B,h,d]; features [B,h,d] become images [B,h,1,d]."""
+    embedding = x.mean(axis=1, dtype=jnp.float32)
+    heads = layers.Heads(task.num_heads, task.num_classes, name="heads")(embedding)
+    return layers.outputs(embedding, heads, {name: value[:, :, None] for name, value in features.items()})
+
+
+class Fcn(nn.Module):
+    """See `fcn`."""
+
+    task: Task
+    widths: tuple[int, ...]
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Outputs:
+        x = _steps(image, self.task, "fcn")
+        features = {}
+        for stage, (width, kernel) in enumerate(zip(self.widths, FCN_KERNELS), start=1):
+            x = layers.Conv(width, (kernel,), use_bias=False, dtype=self.dtype, name=f"conv{stage}")(x)
+            x = nn.relu(layers.batch_norm(x, train, name=f"norm{stage}"))
+            features[f"stage{stage}"] = x
+        return _outputs(self.task, x, features)
+
+
+class InceptionTime(nn.Module):
+    """See `inception_time`."""
+
+    task: Task
+    depth: int
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Outputs:
+        x = _steps(image, self.task, "inception_time")
+        features = {}
+        for block in range(1, self.depth // MODULES_A_BLOCK + 1):
+            before = x
+            for module in range(1, MODULES_A_BLOCK + 1):
+                x = Inception(self.width, self.dtype, name=f"stage{block}_module{module}")(x, train)
+            shortcut = _pointwise(4 * self.width, self.dtype, f"stage{block}_shortcut_conv")(before)
+            x = nn.relu(x + layers.batch_norm(shortcut, train, name=f"stage{block}_shortcut_norm"))
+            features[f"stage{block}"] = x
+        return _outputs(self.task, x, features)
+
+
+class Inception(nn.Module):
+    """relu(BN(convolutions of three lengths and a maximum of three steps, side by side)): [B,h,4*width].
+
+    The three convolutions read `width` channels, into which one of length 1 brings more than one.
+    """
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        narrow = _pointwise(self.width, self.dtype, "bottleneck")(x) if x.shape[-1] > 1 else x
+        branches = [
+            layers.Conv(self.width, (kernel,), use_bias=False, dtype=self.dtype, name=f"conv{kernel}")(narrow)
+            for kernel in INCEPTION_KERNELS
+        ]
+        largest = _pointwise(self.width, self.dtype, "pool_conv")(_largest_of_three(x))
+        joined = jnp.concatenate([*branches, largest], axis=-1)
+        return nn.relu(layers.batch_norm(joined, train, name="norm"))
+
+
+def _pointwise(features: int, dtype: str, name: str) -> layers.Conv:
+    """Convolution of length 1 without bias."""
+    return layers.Conv(features, (1,), use_bias=False, dtype=dtype, name=name)
+
+
+def _largest_of_three(x: Array) -> Array:
+    """The largest of a step of x [B,h,c] and its neighbours."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0)), mode="edge")  # a step beside itself changes no maximum
+    return jnp.maximum(jnp.maximum(x[:, :-2], x[:, 1:-1]), x[:, 2:])
+
+
+def fcn(task: Task, *, widths: tuple[int, ...] = (128, 256, 128), dtype: str = "float32") -> Model:
+    """Fully convolutional network for time series: three convolutions, and the mean over time.
+
+    The convolutions are 8, 5 and 3 steps long, each with BatchNorm, and so without bias, and ReLU. Features
+    "stage1" to "stage3" are [B,h,1,d], after their ReLU. For one channel and two classes 264 450 parameters.
+    Raises UserError unless there are three `widths` and, once it sees an image, for a width other than 1.
+    Source: Wang, Yan and Oates 2017, arXiv 1611.06455.
+
+    >>> fcn(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(16, 32, 16)).name
+    'fcn(widths=(16, 32, 16))'
+    """
+    layers.check_widths("fcn.widths", widths)
+    layers.check_argument("fcn.widths", widths, len(widths) == len(FCN_KERNELS), "three of them")
+    layers.check_dtype("fcn.dtype", dtype)
+    arguments = dict(widths=widths, dtype=dtype)
+    return Model(layers.described(fcn, **arguments), Fcn(task, **arguments), convolutional=True)
+
+
+def inception_time(task: Task, *, depth: int = 6, width: int = 32, dtype: str = "float32") -> Model:
+    """One network of InceptionTime, which is an ensemble of five: inception modules, mean over time.
+
+    A module joins convolutions of 40, 20 and 10 steps and a maximum over three steps, `width` features
+    each; every third module ends in a residual block, whose shortcut is a convolution of length 1 and
+    BatchNorm. Features "stage1", "stage2", ..., one a block, are [B,h,1,4*width], after their ReLU. For one
+    channel and two classes 420 450 parameters. Raises UserError unless `depth` is a multiple of 3 and, once
+    it sees an image, for a width other than 1. Source: Ismail Fawaz et al. 2020, arXiv 1909.04939.
+
+    >>> inception_time(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), width=8).name
+    'inception_time(width=8)'
+    """
+    valid = isinstance(depth, int) and depth > 0 and depth % MODULES_A_BLOCK == 0
+    layers.check_argument("inception_time.depth", depth, valid, "a multiple of 3, such as 6")
+    layers.check_count("inception_time.width", width)
+    layers.check_dtype("inception_time.dtype", dtype)
+    arguments = dict(depth=depth, width=width, dtype=dtype)
+    return Model(
+        layers.described(inception_time, **arguments), InceptionTime(task, **arguments), convolutional=True
+    )

@@ -1,0 +1,195 @@
+"""Networks for time series: sizes by hand, an independent forward pass, one-line errors."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax.models.series import fcn, inception_time
+from mtkd_jax.types import Task, UserError
+
+ONE = Task(num_classes=2, num_heads=1, mean=(0.4,), std=(0.3,))
+SIX = Task(num_classes=4, num_heads=1, mean=(0.1,) * 6, std=(0.5,) * 6)
+SMALL = {fcn: dict(widths=(3, 5, 4)), inception_time: dict(width=3)}
+
+
+def series(task=ONE, batch=4, steps=13):
+    return jax.random.uniform(jax.random.key(7), (batch, steps, 1, len(task.mean)))
+
+
+def shapes(model, x):
+    return jax.eval_shape(model.init, jax.random.key(0), x)
+
+
+def drawn(model, x):
+    """Variables with every entry drawn by NumPy, nothing to compile; statistics are positive."""
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), shapes(model, x)
+    )
+    return variables | {"batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
+
+
+# --- sizes --------------------------------------------------------------------------------------------
+
+FCN = (8 * 128 + 2 * 128) + (5 * 128 * 256 + 2 * 256) + (3 * 256 * 128 + 2 * 128) + (128 * 2 + 2)
+FCN_OF_SIX = FCN + 8 * 5 * 128 + 129 * 2  # five channels and two classes more
+
+CONVOLUTIONS = 32 * (40 + 20 + 10)  # for each channel that they read
+FIRST = CONVOLUTIONS + 32 + 2 * 128  # one channel: no bottleneck
+FIRST_OF_SIX = 6 * 32 + 32 * CONVOLUTIONS + 6 * 32 + 2 * 128
+FURTHER = 128 * 32 + 32 * CONVOLUTIONS + 128 * 32 + 2 * 128
+SHORTCUTS = (128 + 2 * 128) + (128 * 128 + 2 * 128)
+INCEPTION = FIRST + 5 * FURTHER + SHORTCUTS + (128 * 2 + 2)
+INCEPTION_OF_SIX = FIRST_OF_SIX + 5 * FURTHER + SHORTCUTS + 5 * 128 + (128 * 4 + 4)
+
+
+@pytest.mark.parametrize(
+    "build, task, by_hand, stated",
+    [
+        (fcn, ONE, FCN, 264_450),
+        (fcn, SIX, FCN_OF_SIX, 269_828),
+        (inception_time, ONE, INCEPTION, 420_450),
+        (inception_time, SIX, INCEPTION_OF_SIX, 491_140),
+    ],
+)
+def test_parameter_counts_by_hand(build, task, by_hand, stated):
+    model = build(task)
+    found = sum(leaf.size for leaf in jax.tree.leaves(shapes(model, series(task))["params"]))
+    assert found == by_hand == stated
+    if task is ONE:
+        assert f"{found:,}".replace(",", " ") in build.__doc__
+
+
+@pytest.mark.parametrize("steps", [1, 24])
+@pytest.mark.parametrize("build", [fcn, inception_time])
+def test_features_of_every_length(build, steps):
+    task = SIX._replace(num_heads=3)
+    model, x = build(task), series(task, steps=steps)
+    got = jax.eval_shape(lambda v: model.apply(v, x)[0], shapes(model, x))
+    assert got.logits.shape == (4, 4) and got.heads.shape == (3, 4, 4) and got.embedding.shape == (4, 128)
+    widths = {"stage1": 128, "stage2": 256, "stage3": 128} if build is fcn else {"stage1": 128, "stage2": 128}
+    assert {name: value.shape for name, value in got.features.items()} == {
+        name: (4, steps, 1, width) for name, width in widths.items()
+    }
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def convolved(x, kernel):
+    """[B,h,c] by [k,c,d] in float64, padded with zeros: (k-1)//2 before and the others after."""
+    steps, before = x.shape[1], (len(kernel) - 1) // 2
+    padded = np.pad(x, ((0, 0), (before, len(kernel) - 1 - before), (0, 0)))
+    return sum(padded[:, k : k + steps] @ tap for k, tap in enumerate(kernel))
+
+
+class Reference:
+    """The layers of drawn variables by their names, in float64."""
+
+    def __init__(self, variables):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+        self.params, self.stats = wide["params"], wide["batch_stats"]
+
+    def conv(self, x, *names):
+        leaf = self.params
+        for name in names:
+            leaf = leaf[name]
+        return convolved(x, leaf["kernel"])
+
+    def norm(self, x, *names):
+        params, stats = self.params, self.stats
+        for name in names:
+            params, stats = params[name], stats[name]
+        return (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * params["scale"] + params["bias"]
+
+    def heads(self, embedding):
+        return embedding @ self.params["heads"]["kernel"][0] + self.params["heads"]["bias"][0]
+
+
+def fcn_reference(own, x):
+    features = {}
+    for stage in (1, 2, 3):
+        x = np.maximum(own.norm(own.conv(x, f"conv{stage}"), f"norm{stage}"), 0)
+        features[f"stage{stage}"] = x
+    return features
+
+
+def inception_reference(own, x):
+    features = {}
+    for block in (1, 2):
+        before = x
+        for module in (1, 2, 3):
+            name = f"stage{block}_module{module}"
+            narrow = x if x.shape[-1] == 1 else own.conv(x, name, "bottleneck")
+            around = np.stack(
+                [x[:, [max(0, t - 1), t, min(x.shape[1] - 1, t + 1)]].max(1) for t in range(x.shape[1])], 1
+            )
+            branches = [own.conv(narrow, name, f"conv{steps}") for steps in (40, 20, 10)]
+            joined = np.concatenate([*branches, own.conv(around, name, "pool_conv")], -1)
+            x = np.maximum(own.norm(joined, name, "norm"), 0)
+        shortcut = own.norm(own.conv(before, f"stage{block}_shortcut_conv"), f"stage{block}_shortcut_norm")
+        x = np.maximum(x + shortcut, 0)
+        features[f"stage{block}"] = x
+    return features
+
+
+@pytest.mark.parametrize("task", [ONE, SIX], ids=["one channel", "six"])
+@pytest.mark.parametrize("build, reference", [(fcn, fcn_reference), (inception_time, inception_reference)])
+def test_equal_to_numpy(build, reference, task):
+    model, x = build(task, **SMALL[build]), series(task)
+    variables = drawn(model, x)
+    got = jax.jit(lambda v: model.apply(v, x)[0])(variables)
+    own = Reference(variables)
+    steps = (np.asarray(x[:, :, 0], np.float64) - task.mean) / task.std
+    features = reference(own, steps)
+    embedding = list(features.values())[-1].mean(axis=1)
+    for name, expected in features.items():
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(got.features[name][:, :, 0], expected, atol=1e-5 * scale, err_msg=name)
+    np.testing.assert_allclose(got.embedding, embedding, rtol=1e-4, atol=1e-4 * np.abs(embedding).max())
+    logits = own.heads(embedding)
+    np.testing.assert_allclose(got.logits, logits, atol=1e-4 * np.abs(logits).max())
+    assert list(got.features) == list(features)
+
+
+@pytest.mark.parametrize("build", [fcn, inception_time])
+def test_all_convolutions_are_of_the_dtype(build):
+    x = series()
+    variables = drawn(build(ONE, **SMALL[build]), x)
+    for dtype, short in (("float32", "f32"), ("bfloat16", "bf16")):
+        model = build(ONE, dtype=dtype, **SMALL[build])
+        text = str(jax.make_jaxpr(lambda v, model=model: model.apply(v, x)[0])(variables))
+        assert set(re.findall(r"(\w+)\[[\d,]+\] = conv_general_dilated", text)) == {short}
+
+
+# --- errors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [fcn, inception_time])
+def test_a_picture_is_one_line(build):
+    with pytest.raises(UserError, match="images of 8x9: expected time series, images of width 1") as caught:
+        shapes(build(ONE), jnp.zeros((1, 8, 9, 1)))
+    assert "\n" not in str(caught.value) and str(caught.value).startswith(build.__name__)
+
+
+@pytest.mark.parametrize(
+    "build, arguments, message",
+    [
+        (fcn, {"widths": (8, 8)}, r"fcn.widths = \(8, 8\): expected three of them"),
+        (fcn, {"widths": 8}, "fcn.widths = 8: expected a tuple of whole numbers"),
+        (fcn, {"dtype": "float16"}, "fcn.dtype = 'float16': expected float32 or bfloat16"),
+        (inception_time, {"depth": 4}, "inception_time.depth = 4: expected a multiple of 3, such as 6"),
+        (inception_time, {"depth": 0}, "inception_time.depth = 0: expected a multiple of 3"),
+        (inception_time, {"width": 0}, "inception_time.width = 0: expected a whole number >= 1"),
+        (inception_time, {"dtype": None}, "inception_time.dtype = None"),
+    ],
+)
+def test_arguments_out_of_range_are_one_line(build, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build(ONE, **arguments)
+    assert "\n" not in str(caught.value)
