@@ -1,0 +1,464 @@
+"""Folders and tables of image files give the data that their arrays would, or one line that names a file."""
+
+from __future__ import annotations
+
+import csv as tables
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mtkd_jax.config import default, source_call
+from mtkd_jax.data import images as image_files
+from mtkd_jax.data.sources import folders
+from mtkd_jax.data.sources.arrays import npz
+from mtkd_jax.data.sources.folders import csv, folder
+from mtkd_jax.data.streams import Files
+from mtkd_jax.types import UserError
+
+CLASSES = ("bee", "cat", "dog")
+
+
+def pixels(number, size=(6, 5), channels=3):
+    shape = size if channels == 1 else (*size, channels)
+    return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+
+
+def put(root, path, number, **form):
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(number, **form)).save(file)
+
+
+def flat(root, num=10, **form):
+    """Classes of `num` images each, numbered through."""
+    for label, name in enumerate(CLASSES):
+        for n in range(num):
+            put(root, f"{name}/{n:02d}.png", label * num + n, **form)
+    return root
+
+
+def split_up(root, parts=("train", "test"), num=2):
+    """{part: numbers of its images in the order of their paths}."""
+    numbers = {}
+    for p, part in enumerate(parts):
+        numbers[part] = [100 * p + n for n in range(num * len(CLASSES))]
+        for n in numbers[part]:
+            put(root, f"{part}/{CLASSES[n % 100 // num]}/{n:03d}.png", n)
+    return numbers
+
+
+def table(file, rows, columns=("path", "label"), delimiter=","):
+    with open(file, "w", encoding="utf-8", newline="") as stream:
+        writer = tables.writer(stream, delimiter=delimiter)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    return str(file)
+
+
+def refused(source, path, **arguments):
+    with pytest.raises(UserError) as caught:
+        source(path=str(path), **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def same(one, other):
+    """Whether two data sets hold the same; images that are streamed are read."""
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(one, name)[:], getattr(other, name)[:])
+        assert getattr(one, name).dtype == getattr(other, name).dtype
+    for name in ("train_groups", "test_groups", "val_rows"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.class_names == other.class_names
+
+
+# --- what is read -------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_the_archive_of_its_images(tmp_path):
+    numbers = split_up(tmp_path / "set", parts=("train", "validation", "test"))
+    labels = np.arange(6) // 2
+    arrays = {"class_names": np.array(CLASSES)}
+    for part, name in (("train", "train"), ("validation", "val"), ("test", "test")):
+        arrays[f"{name}_images"] = np.stack([pixels(n) for n in numbers[part]])
+        arrays[f"{name}_labels"] = labels
+    np.savez(tmp_path / "set.npz", **arrays)
+    dataset = folder(path=str(tmp_path / "set"))
+    same(dataset, npz(path=str(tmp_path / "set.npz")))
+    np.testing.assert_array_equal(dataset.val_rows, np.arange(6, 12))
+    assert (dataset.name, dataset.notes) == ("set", ())
+
+
+def test_streamed_images_are_those_held_in_memory(tmp_path, monkeypatch):
+    flat(tmp_path, num=5)
+    held, streamed = (folder(path=str(tmp_path), stream=stream) for stream in ("never", "always"))
+    assert isinstance(held.train_images, np.ndarray) and isinstance(held.test_images, np.ndarray)
+    assert isinstance(streamed.train_images, Files) and isinstance(streamed.test_images, Files)
+    same(held, streamed)
+    num_bytes = 15 * 6 * 5 * 3
+    for limit, kind in ((num_bytes, np.ndarray), (num_bytes - 1, Files)):
+        monkeypatch.setattr(folders, "MOST_HELD", limit)
+        assert isinstance(folder(path=str(tmp_path)).train_images, kind)
+
+
+def test_without_splits_a_stratified_test_set_is_drawn_that_only_the_seed_decides(tmp_path):
+    flat(tmp_path)
+    first, again, other = (folder(path=str(tmp_path), seed=seed) for seed in (0, 0, 1))
+    same(first, again)
+    np.testing.assert_array_equal(np.bincount(first.test_labels), [2, 2, 2])
+    assert (first.test_images != other.test_images).any()
+    images = np.concatenate([first.train_images, first.test_images])
+    labels = np.concatenate([first.train_labels, first.test_labels])
+    got = sorted((label, image.tobytes()) for label, image in zip(labels.tolist(), images))
+    assert got == sorted((n // 10, pixels(n).tobytes()) for n in range(30))
+    assert len(folder(path=str(tmp_path), test_fraction=0.5).test_labels) == 15
+
+
+def test_images_are_in_the_order_of_their_paths(tmp_path):
+    for path, number in (("cat/b/0.png", 3), ("cat/b.png", 2), ("cat/a.PNG", 1), ("bee/z.jpg.png", 0)):
+        put(tmp_path / "train", path, number)
+    for name in ("bee", "cat"):
+        put(tmp_path / "test", f"{name}/0.png", 9)
+    dataset = folder(path=str(tmp_path))
+    np.testing.assert_array_equal(dataset.train_images, np.stack([pixels(n) for n in range(4)]))
+    np.testing.assert_array_equal(dataset.train_labels, [0, 1, 1, 1])
+
+
+def test_hidden_files_and_other_files_are_not_looked_at(tmp_path):
+    want = folder(path=str(flat(tmp_path)))
+    for path in ("bee/.00.png", ".git/cat.png", "bee/.thumbs/0.png", ".hidden.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"no image")
+    for path in ("README.md", "bee/labels.csv", "bee/png"):
+        (tmp_path / path).write_text("no image")
+    same(folder(path=str(tmp_path)), want)
+
+
+def test_images_are_brought_to_one_size_and_one_kind(tmp_path):
+    flat(tmp_path)
+    put(tmp_path, "bee/00.png", 0, size=(9, 12), channels=1)
+    message = refused(folder, tmp_path)
+    assert message.startswith(f"{tmp_path}: images of 2 sizes, such as bee/00.png of 9 x 12 and ")
+    assert message.endswith(" of 6 x 5: must share one, or be brought to image_size=(h, w)")
+    for fit in ("crop", "pad", "stretch"):
+        dataset = folder(path=str(tmp_path), image_size=(4, 3), channels=1, fit=fit, test_fraction=0.1)
+        files = sorted(tmp_path.rglob("*.png"))
+        want = {image_files.read(file, shape=(4, 3, 1), fit=fit).tobytes() for file in files}
+        both = np.concatenate([dataset.train_images, dataset.test_images])
+        assert {image.tobytes() for image in both} == want
+    assert folder(path=str(tmp_path), image_size=4).train_images.shape[1:] == (4, 4, 3)
+
+
+def test_grey_images_stay_grey(tmp_path):
+    flat(tmp_path, channels=1)
+    assert folder(path=str(tmp_path)).train_images.shape[1:] == (6, 5, 1)
+    assert folder(path=str(tmp_path), channels=3).train_images.shape[1:] == (6, 5, 3)
+    put(tmp_path, "bee/00.png", 0)
+    assert folder(path=str(tmp_path)).train_images.shape[1:] == (6, 5, 3)
+
+
+def test_a_table_is_the_folder_of_its_files(tmp_path):
+    split_up(tmp_path, parts=("train", "val", "test"))
+    rows = []
+    for file in sorted(tmp_path.rglob("*.png"))[::-1]:
+        part, label, name = file.relative_to(tmp_path).parts
+        rows.append((name, f"{part}/{label}/{name}", label, part.upper()))
+    columns = ("remark", "path", "label", "split")
+    want = folder(path=str(tmp_path))
+    dataset = csv(path=table(tmp_path / "list.csv", rows, columns))
+    same(dataset, want)
+    assert dataset.name == "list"
+    same(csv(path=table(tmp_path / "list.tsv", rows, columns, delimiter="\t")), want)
+    same(csv(path=str(tmp_path / "list.csv"), stream="always"), want)
+
+
+def test_a_table_without_splits_is_cut_like_a_folder(tmp_path):
+    flat(tmp_path)
+    rows = [(f"./{name}//{n:02d}.png", name) for n in range(10) for name in CLASSES]
+    same(
+        csv(path=table(tmp_path / "list.csv", rows), seed=3, test_fraction=0.3),
+        folder(path=str(tmp_path), seed=3, test_fraction=0.3),
+    )
+
+
+def test_the_configuration_names_them(tmp_path):
+    flat(tmp_path)
+    config = default()
+    config.data.source, config.data.path = "folder(image_size=(4, 4), channels=1)", str(tmp_path)
+    assert source_call(config)().train_images.shape == (24, 4, 4, 1)
+    config.data.source = "csv(image_size=3)"
+    config.data.path = table(
+        tmp_path / "list.csv", [(f"{c}/{n:02d}.png", c) for c in CLASSES for n in range(5)]
+    )
+    assert source_call(config)().train_images.shape == (12, 3, 3, 3)
+
+
+# --- groups -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grouped_root(tmp_path_factory):
+    return flat(tmp_path_factory.mktemp("grouped"), num=12, size=(2, 2), channels=1)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    groups=st.lists(st.integers(0, 9), min_size=36, max_size=36),
+    seed=st.integers(0, 5),
+    test_fraction=st.sampled_from([0.1, 0.2, 0.5]),
+)
+def test_a_test_set_that_is_drawn_shares_no_group_with_training(grouped_root, groups, seed, test_fraction):
+    paths = [f"{name}/{n:02d}.png" for name in CLASSES for n in range(12)]
+    names = [f"camera {group}" for group in groups]
+    listed = table(
+        grouped_root / "groups.csv", zip(paths, names, paths), columns=("path", "group", "further")
+    )
+    try:
+        dataset = folder(path=str(grouped_root), groups="groups.csv", seed=seed, test_fraction=test_fraction)
+    except UserError as error:
+        too_few = f"{len(set(groups))} groups for {round(1 / test_fraction)} parts" in str(error)
+        assert too_few or "1 of 3 classes without an example" in str(error)  # all of it in the test groups
+        return
+    assert len(set(groups)) >= round(1 / test_fraction)
+    assert not set(dataset.train_groups.tolist()) & set(dataset.test_groups.tolist())
+    of_image = {pixels(n, size=(2, 2), channels=1).tobytes(): group for n, group in enumerate(groups)}
+    number = {name: n for n, name in enumerate(sorted(set(names)))}
+    for part in ("train", "test"):
+        images = getattr(dataset, f"{part}_images")
+        want = [number[f"camera {of_image[image.tobytes()]}"] for image in images]
+        np.testing.assert_array_equal(getattr(dataset, f"{part}_groups"), want)
+    table(
+        listed.replace("groups", "table"),
+        zip(paths, names, [p[:3] for p in paths]),
+        ("path", "group", "label"),
+    )
+    same(csv(path=str(grouped_root / "table.csv"), seed=seed, test_fraction=test_fraction), dataset)
+
+
+def test_groups_of_published_splits_are_told(tmp_path):
+    split_up(tmp_path)
+    rows = [
+        (file.relative_to(tmp_path).as_posix(), "left" if "train" in str(file) else "right")
+        for file in tmp_path.rglob("*.png")
+    ]
+    table(tmp_path / "groups.tsv", rows, ("path", "group"), delimiter="\t")
+    dataset = folder(path=str(tmp_path), groups="groups.tsv")
+    np.testing.assert_array_equal(dataset.train_groups, np.zeros(6))
+    np.testing.assert_array_equal(dataset.test_groups, np.ones(6))
+
+
+def test_group_tables_that_do_not_fit(tmp_path):
+    flat(tmp_path, num=2)
+    rows = [(f"{name}/{n:02d}.png", "one") for name in CLASSES for n in range(2)]
+    table(tmp_path / "g.csv", rows[1:], ("path", "group"))
+    message = refused(folder, tmp_path, groups="g.csv")
+    assert message == f"{tmp_path / 'g.csv'}: has no line for bee/00.png; must give every image a group"
+    table(tmp_path / "g.csv", rows, ("path", "camera"))
+    assert "g.csv: has no column group; the first line" in refused(folder, tmp_path, groups="g.csv")
+    table(tmp_path / "g.csv", rows, ("path", "group"))
+    message = refused(folder, tmp_path, groups="g.csv")
+    assert message.startswith(f"{tmp_path}: test_fraction = 0.2: no test set can be drawn (")
+    assert "none.csv: cannot be read (" in refused(folder, tmp_path, groups="none.csv")
+    assert "leads out of this folder" in refused(folder, tmp_path, groups="../g.csv")
+
+
+# --- corrupt files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+@pytest.mark.parametrize("image_size", [0, 4])
+@pytest.mark.parametrize("harm", ["text", "truncated"])
+def test_a_corrupt_file_ends_the_run_or_is_left_out_and_noted(tmp_path, harm, image_size, stream):
+    numbers = split_up(tmp_path, num=3)
+    arguments = {"image_size": image_size, "channels": image_size and 3, "stream": stream}
+    whole = folder(path=str(tmp_path), **arguments | {"stream": "never"})
+    for file in (
+        tmp_path / "train/cat/004.png",
+        tmp_path / "train/dog/007.png",
+        tmp_path / "test/bee/101.png",
+    ):
+        content = file.read_bytes()
+        file.write_bytes(b"text" if harm == "text" else content[: len(content) // 2])
+    message = refused(folder, tmp_path, **arguments)
+    first = ("train/cat/004.png", "test/bee/101.png")  # in what is read first
+    assert message.startswith(tuple(f"{tmp_path / path}: " for path in first))
+    assert message.endswith("; skip_corrupt=True leaves such files out")
+    dataset = folder(path=str(tmp_path), skip_corrupt=True, **arguments)
+    kept = [n for n in numbers["train"] if n not in (4, 7)]
+    np.testing.assert_array_equal(dataset.train_images[:], whole.train_images[kept])
+    np.testing.assert_array_equal(dataset.train_labels, whole.train_labels[kept])
+    np.testing.assert_array_equal(dataset.test_images[:], whole.test_images[[0, 2, 3, 4, 5, 6, 7, 8]])
+    [note] = dataset.notes
+    assert note.startswith(f"3 of 18 images were left out, the first: {tmp_path / 'train/cat/004.png'}: ")
+
+
+def test_rows_to_validate_on_move_up_when_a_file_is_left_out(tmp_path):
+    split_up(tmp_path, parts=("train", "val", "test"))
+    (tmp_path / "train/bee/000.png").write_bytes(b"text")
+    dataset = folder(path=str(tmp_path), skip_corrupt=True)
+    np.testing.assert_array_equal(dataset.val_rows, np.arange(5, 11))
+
+
+def test_a_class_or_a_set_without_a_sound_image(tmp_path):
+    split_up(tmp_path, num=1)
+    for file in (tmp_path / "train/cat").iterdir():
+        file.write_bytes(b"text")
+    message = refused(folder, tmp_path, skip_corrupt=True)
+    assert "1 of 3 classes without an example, the first is class 1 (cat)" in message
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"text")
+    message = refused(folder, tmp_path, skip_corrupt=True)
+    assert message.startswith(f"{tmp_path}: none of 6 images can be read, the first: ")
+    message = refused(folder, tmp_path, skip_corrupt=True, image_size=3, channels=1)
+    assert message.startswith(f"{tmp_path}: train_images: is empty")
+
+
+# --- what is refused ----------------------------------------------------------------------------------
+
+
+def test_folders_that_are_no_data_set(tmp_path):
+    for path in ("", tmp_path / "none", __file__):
+        assert refused(folder, path).startswith(f"data.path = {str(path)!r}: no such folder; must hold a ")
+    assert (
+        refused(folder, tmp_path)
+        == f"{tmp_path}: holds no folder; must hold a folder of images for every class"
+    )
+    flat(tmp_path, num=3)
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant/notes.txt").write_text("none yet")
+    assert refused(folder, tmp_path).startswith(
+        f"{tmp_path / 'ant'}: holds no image; must hold files that end"
+    )
+    shutil.rmtree(tmp_path / "ant")
+    put(tmp_path, "train/bee/0.png", 0)
+    message = refused(folder, tmp_path)
+    assert message.startswith(
+        f"{tmp_path}: holds the folders train and bee: must hold splits (train, val, test)"
+    )
+
+
+def test_splits_that_do_not_belong_together(tmp_path):
+    split_up(tmp_path, parts=("train", "val", "test"))
+    shutil.rmtree(tmp_path / "val/dog")
+    message = refused(folder, tmp_path)
+    assert message == f"{tmp_path}: class dog is in train and not in val; must be in every split"
+    shutil.rmtree(tmp_path / "val")
+    put(tmp_path, "test/emu/0.png", 0)
+    message = refused(folder, tmp_path)
+    assert message == f"{tmp_path}: class emu is in test and not in train; must be in every split"
+    shutil.rmtree(tmp_path / "test")
+    assert refused(folder, tmp_path) == f"{tmp_path}: has splits, but none is test; must have train and test"
+
+
+def test_too_few_images_to_draw_a_test_set(tmp_path):
+    message = refused(folder, flat(tmp_path, num=1))
+    assert message.startswith(f"{tmp_path}: test_fraction = 0.2: no test set can be drawn (")
+
+
+def test_links_that_lead_out_of_the_folder(tmp_path):
+    root = flat(tmp_path / "set", num=5)
+    put(tmp_path, "secret/0.png", 50)
+    link = root / "bee/linked.png"
+    link.symlink_to(tmp_path / "secret/0.png")
+    message = refused(folder, root)
+    assert message == f"{root}: 'bee/linked.png' leads out of this folder; must be a path to a file in it"
+    rows = [(f"{name}/{n:02d}.png", name) for name in CLASSES for n in range(3)]
+    message = refused(csv, table(root / "list.csv", [*rows, ("bee/linked.png", "bee")]))
+    assert "'bee/linked.png' leads out of this folder" in message
+    link.unlink()
+    link.symlink_to("linked.png")
+    assert "'bee/linked.png' leads out" in refused(folder, root)
+    link.unlink()
+    link.symlink_to(root / "bee/00.png")  # a link that stays inside is the file
+    assert len(folder(path=str(root)).train_labels) == 12
+    link.unlink()
+    for place in ("emu", "bee/more"):
+        (root / place).symlink_to(tmp_path / "secret")
+        assert refused(folder, root) == f"{root / place}: is a link to a folder; must be a folder itself"
+        (root / place).unlink()
+
+
+@pytest.mark.parametrize("path", ["../secret/0.png", "bee/../bee/00.png", "{root}/bee/00.png", "bee/\0.png"])
+def test_tables_cannot_lead_out_of_their_folder(tmp_path, path):
+    root = flat(tmp_path / "set", num=3)
+    put(tmp_path, "secret/0.png", 50)
+    message = refused(csv, table(root / "list.csv", [(path.format(root=root), "bee")]))
+    assert (
+        "leads out of this folder; must be a path to a file in it" in message or "cannot be read" in message
+    )
+
+
+ROWS = [(f"{name}/{n:02d}.png", name) for name in CLASSES for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "said"),
+    [
+        ([], ("path", "label"), ": lists no image; must have a line for each"),
+        (
+            ROWS,
+            ("file", "label"),
+            ": has no column path; the first line must name the columns, with path and",
+        ),
+        (
+            ROWS,
+            ("path", "class"),
+            ": has no column label; the first line must name the columns, with path and",
+        ),
+        ([*ROWS, ("bee/00.png",)], ("path", "label"), ": line 11: must have an entry in each of the columns"),
+        ([*ROWS, ("bee/00.png", "")], ("path", "label"), ": line 11: must have an entry in each of"),
+        ([*ROWS, ("a.png", "bee", "x")], ("path", "label"), ": line 11: must have an entry in each of"),
+        ([*ROWS, ROWS[0]], ("path", "label"), ": line 11: bee/00.png stands in an earlier line too; must be"),
+        (
+            [(*row, "dev") for row in ROWS],
+            ("path", "label", "split"),
+            ": line 2: split 'dev': must be train, ",
+        ),
+        (
+            [(*row, "train") for row in ROWS],
+            ("path", "label", "split"),
+            ": has splits, but none is test; must",
+        ),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path, rows, columns, said):
+    file = table(flat(tmp_path, num=3) / "list.csv", rows, columns)
+    assert refused(csv, file).startswith(file + said)
+
+
+def test_tables_that_are_none(tmp_path):
+    for path in ("", tmp_path, tmp_path / "none.csv"):
+        assert refused(csv, path).startswith(f"data.path = {str(path)!r}: no such file; must be a table")
+    (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,bee\n")
+    assert "list.csv: cannot be read (" in refused(csv, tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_bytes(b"")
+    assert "list.csv: has no column path" in refused(csv, tmp_path / "list.csv")
+    file = table(tmp_path / "list.csv", ROWS)
+    assert refused(csv, file, test_fraction=0.5).startswith(
+        f"{tmp_path / 'bee/00.png'}: no such file; must be an image; skip"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"image_size": -1}, "image_size = -1: must be s or (h, w) in pixels, or 0 for that of the files"),
+        ({"image_size": (3, 0)}, "image_size = (3, 0): must be s or"),
+        ({"image_size": (3, 3, 3)}, "image_size = (3, 3, 3): must be s or"),
+        ({"image_size": 2.5}, "image_size = 2.5: must be s or"),
+        ({"channels": 2}, "channels = 2: must be 1 (grey), 3 (colour), or 0 for those of the files"),
+        ({"fit": "padd"}, "images: fit = 'padd': must be one of crop, pad, stretch; did you mean 'pad'?"),
+        ({"stream": "sometimes"}, "stream = 'sometimes': must be auto, always or never"),
+        ({"test_fraction": 0.0}, "test_fraction = 0.0: must lie above 0 and be at most 0.5"),
+        ({"test_fraction": 0.6}, "test_fraction = 0.6: must lie above 0"),
+    ],
+)
+def test_arguments_that_cannot_be(tmp_path, arguments, said):
+    flat(tmp_path, num=3)
+    assert refused(folder, tmp_path, **arguments).startswith(said)
+    assert refused(csv, table(tmp_path / "list.csv", ROWS), **arguments).startswith(said)
