@@ -1,6 +1,8 @@
 """The numbers of the report: rows, gaps, paired comparisons, the student to keep. Pure; plain Python out.
 
-A row's metric is {"mean", "std", "ci95", "ci_over", "values"}; whatever is not defined is None.
+A row's metric is {"mean", "std", "ci95", "ci_over", "values"}; whatever is not defined is None. Where one
+class of two is to be detected a row also has "auroc", "recall_at_false_alarm_rate" (the threshold is that of
+the test ROC) and "operating_point" (the threshold is validation's), a dict of such metrics.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import numpy as np
 from mtkd_jax import fusion, intervals, metrics
 from mtkd_jax.predictions import Group, Predictions
 
-LARGEST = {"accuracy": 1.0, "nll": np.inf, "ece": 1.0, "brier": 2.0}  # every metric begins at 0
-METRICS = tuple(LARGEST)
+METRICS = ("accuracy", "nll", "ece", "brier", "balanced_accuracy")
+DETECTION = ("auroc", "recall_at_false_alarm_rate", "operating_point")
+LARGEST = {"nll": np.inf, "brier": 2.0, "misses": np.inf, "false_alarms": np.inf}  # all others end at 1
 TESTED = ("accuracy", "nll")
 BLOCK = 2048  # examples fused at a time, so that memory does not grow with their number
 CROSS_FAMILY = "unlabelled against labelled"
+IMBALANCED = 1.5  # times the examples of the smallest class in the largest one, and accuracy misleads
 
 
 def teachers(predictions: Predictions) -> list[Group]:
@@ -42,6 +46,14 @@ def find(predictions: Predictions, transfer: str, *, role: str = "", name: str =
     """The first group of `transfer` with that role or name; None where the run has none."""
     of_transfer = (group for group in predictions.groups if group.transfer == transfer)
     return next((group for group in of_transfer if role == group.role or name == group.name), None)
+
+
+def detected(predictions: Predictions) -> int | None:
+    """The class to be detected; None unless there are two classes, both in validation and in test."""
+    present = [np.unique(labels).tolist() for labels in (predictions.val_labels, predictions.test_labels)]
+    if len(predictions.class_names) != 2 or present != [[0, 1], [0, 1]]:
+        return None
+    return predictions.class_names.index(predictions.positive) if predictions.positive else 1
 
 
 def teacher_logits(predictions: Predictions, split: str = "test") -> np.ndarray:
@@ -128,6 +140,7 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         "arguments": dict(group.arguments),
         "n": len(group.members),
         **found,
+        **_detection_of_members(predictions, group, over),
         "val": {name: float(np.mean([one[name] for one in val])) for name in ("accuracy", "nll")},
         "grid": [dict(point) for point in group.grid],
         "gap_share": share,
@@ -144,19 +157,18 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
     on_test = metrics.per_example(decided["test"], predictions.test_labels)
     on_val = metrics.summary(decided["val"], predictions.val_labels)
     found = {name: _over_examples(values) for name, values in on_test.items()}
+    matrix = metrics.confusion(decided["test"], predictions.test_labels)
+    present = matrix.sum(axis=1) > 0
+    found["balanced_accuracy"] = _of_ensemble(
+        metrics.balanced_accuracy(decided["test"], predictions.test_labels),
+        intervals.bootstrap_shares(np.diagonal(matrix)[present], matrix.sum(axis=1)[present]),
+    )
     ranks = rule in fusion.RANK_RULES  # places are no probabilities
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}
     else:
         # Resampling adds noise to the gap of every bin and so moves ECE up: no honest interval here.
-        value = metrics.ece(decided["test"], predictions.test_labels)
-        found["ece"] = {
-            "mean": value,
-            "std": None,
-            "ci95": None,
-            "ci_over": "test_examples",
-            "values": [value],
-        }
+        found["ece"] = _of_ensemble(metrics.ece(decided["test"], predictions.test_labels), None)
     return {
         "name": rule,
         "transfer": "",
@@ -169,6 +181,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         "arguments": {},
         "n": 1,
         **{name: found[name] for name in METRICS},
+        **(dict.fromkeys(DETECTION) if ranks else _detection_of_ensemble(predictions, decided)),
         "val": {"accuracy": on_val["accuracy"], "nll": None if ranks else on_val["nll"]},
         "grid": [],
         "gap_share": None,
@@ -188,13 +201,69 @@ def _over_members(name: str, summaries: list[dict], over: str) -> dict:
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     found = intervals.t_interval(values)
     if found is not None:
-        found = tuple(float(x) for x in np.clip(found, 0.0, LARGEST[name]))
+        found = tuple(float(x) for x in np.clip(found, 0.0, LARGEST.get(name, 1.0)))
     return {"mean": float(np.mean(values)), "std": std, "ci95": found, "ci_over": over, "values": values}
 
 
 def _over_examples(values: np.ndarray) -> dict:
-    mean, interval = float(values.mean()), intervals.bootstrap_interval(values)
-    return {"mean": mean, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [mean]}
+    return _of_ensemble(float(values.mean()), intervals.bootstrap_interval(values))
+
+
+def _of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
+    return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
+
+
+def _detection_of_members(predictions: Predictions, group: Group, over: str) -> dict:
+    """The DETECTION of a row of networks; None each where there is no class to be detected."""
+    positive = detected(predictions)
+    if positive is None:
+        return dict.fromkeys(DETECTION)
+    each = [_detector(predictions, positive, val, test) for val, test in zip(group.val, group.test)]
+    found = {name: _over_members(name, each, over) for name in each[0]}
+    return _with_operating_point(found)
+
+
+def _detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarray]) -> dict:
+    """The same of one fused decision, with bootstrap intervals; validation's threshold is held fixed."""
+    positive = detected(predictions)
+    if positive is None:
+        return dict.fromkeys(DETECTION)
+    one = _detector(predictions, positive, decided["val"], decided["test"])
+    scores = metrics.log_odds(decided["test"], positive)
+    order = np.argsort(scores)  # so that no resample has to be sorted again
+    scores, is_positive = scores[order], predictions.test_labels[order] == positive
+
+    def statistics(times: np.ndarray) -> tuple[float, float]:
+        curve = metrics.roc(scores, is_positive, times)
+        return metrics.auroc(curve), metrics.recall_at(curve, predictions.false_alarm_rate)
+
+    num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
+    interval_of = dict(zip(DETECTION, intervals.bootstrap_statistics(statistics, is_positive)))
+    interval_of["recall"] = intervals.bootstrap_shares([num_positive - one["misses"]], [num_positive])
+    interval_of["false_alarm_rate"] = intervals.bootstrap_shares([one["false_alarms"]], [num_negative])
+    return _with_operating_point(
+        {name: _of_ensemble(value, interval_of.get(name)) for name, value in one.items()}
+    )
+
+
+def _with_operating_point(found: dict) -> dict:
+    own = {name: found[name] for name in DETECTION[:2]}
+    return {**own, "operating_point": {name: found[name] for name in found if name not in own}}
+
+
+def _detector(predictions: Predictions, positive: int, val: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """What one network, of logits [V,2] and [N,2], is worth as a detector: all DETECTION is made of."""
+    rate = predictions.false_alarm_rate
+    on_val, on_test = (
+        (metrics.log_odds(logits, positive), labels == positive)
+        for logits, labels in ((val, predictions.val_labels), (test, predictions.test_labels))
+    )
+    curve = metrics.roc(*on_test)
+    return {
+        "auroc": metrics.auroc(curve),
+        "recall_at_false_alarm_rate": metrics.recall_at(curve, rate),
+        **metrics.operating_point(on_val, on_test, rate),
+    }
 
 
 def _total(parts: Iterable[tuple[float | None, int]]) -> float | None:
@@ -360,12 +429,19 @@ def confusions(predictions: Predictions) -> list[dict]:
 def numbers(predictions: Predictions) -> dict:
     """All numbers of report.json, under its keys. No NaN: what does not exist is None."""
     logits, labels = teacher_logits(predictions), predictions.test_labels
+    class_counts = {
+        split: np.bincount(of_split, minlength=len(predictions.class_names)).tolist()
+        for split, of_split in (("val", predictions.val_labels), ("test", labels))
+    }
     return plain(
         {
             "dataset": predictions.dataset,
             "num_classes": len(predictions.class_names),
             "class_names": predictions.class_names,
             "sizes": dict(predictions.sizes),
+            "class_counts": class_counts,
+            "imbalanced": max(class_counts["test"]) > IMBALANCED * min(class_counts["test"]),
+            "detection": _detection(predictions, class_counts["test"]),
             "selection": "val",
             "gap_share_of": "ensemble - baseline",
             "rows": rows(predictions),
@@ -383,6 +459,19 @@ def numbers(predictions: Predictions) -> dict:
     )
 
 
+def _detection(predictions: Predictions, test_counts: list[int]) -> dict | None:
+    positive = detected(predictions)
+    if positive is None:
+        return None
+    return {
+        "positive": predictions.class_names[positive],
+        "negative": predictions.class_names[1 - positive],
+        "false_alarm_rate": predictions.false_alarm_rate,
+        "num_positive": test_counts[positive],
+        "num_negative": test_counts[1 - positive],
+    }
+
+
 def diversity(predictions: Predictions) -> dict:
     """How the teachers differ on the test examples, with the names of those whose pairs were looked at."""
     names = teacher_names(predictions)
@@ -398,10 +487,15 @@ def _kept(predictions: Predictions) -> dict | None:
     if chosen is None:
         return None
     group, member = chosen
+    positive = detected(predictions)
+    detector = None
+    if positive is not None:
+        detector = _detector(predictions, positive, group.val[member], group.test[member])
     return {
         "name": group.name,
         "transfer": group.transfer,
         "member": group.members[member],
+        "detector": detector,
         "val_nll": metrics.nll(group.val[member], predictions.val_labels),
         **metrics.summary(group.test[member], predictions.test_labels),
     }

@@ -36,7 +36,7 @@ def better_or_worse(comparison: dict) -> str:
 
 def shown(report: dict) -> list[str]:
     """Paragraphs in plain language, from the numbers of report.json alone."""
-    found = [_ensemble(report), *map(_gap, report["gaps"])]
+    found = [_ensemble(report), *map(_gap, report["gaps"]), *_detection(report)]
     for family in dict.fromkeys(one["family"] for one in report["comparisons"]):
         of_family = [one for one in report["comparisons"] if one["family"] == family]
         for b in dict.fromkeys(one["b"] for one in of_family):
@@ -127,6 +127,105 @@ def _could_have_been_seen(unclear: list[dict]) -> str:
     return f"; with {num_seeds} seeds a true difference of about {size} would have been seen"
 
 
+def _detection(report: dict) -> list[str]:
+    """How many of the positives are missed at validation's threshold: by whom, and at which false alarms."""
+    asked, kept = report["detection"], report["chosen_student"]
+    if asked is None:
+        return []
+    rate, num_positive = asked["false_alarm_rate"], count(asked["num_positive"])
+    who = {
+        (row["role"], row["transfer"]): row
+        for row in report["rows"]
+        if row["name"] in ("mean_probs", "baseline") and row["auroc"] is not None
+    }
+    missed = []
+    if kept is not None:
+        own = kept["detector"]
+        missed.append(
+            f"the student kept misses {count(own['misses'])} of {num_positive} "
+            f"({percent(own['false_alarm_rate'])} false alarms)"
+        )
+        if ("baseline", kept["transfer"]) in who:
+            missed.append(f"its baseline {_misses(who['baseline', kept['transfer']])}")
+    if ("ensemble", "") in who:
+        missed.append(f"the ensemble {_misses(who['ensemble', ''])}")
+    if not missed:
+        missed = [f"{row['name']} misses {_misses(row)} of {num_positive}" for row in report["rows"][:1]]
+    found = (
+        f"Detection of {asked['positive']}: At the threshold that allows {100 * rate:g} % false alarms on "
+        f"validation, {', '.join(missed)}."
+    )
+    over = [
+        row
+        for row in who.values()
+        if (row["operating_point"]["false_alarm_rate"]["ci95"] or (0.0,))[0] > rate
+    ]
+    if over:
+        found += (
+            " On test there are more false alarms than that: validation's images are not like test's, or too "
+            "few to set a threshold by."
+        )
+    return [found]
+
+
+def _misses(row: dict) -> str:
+    point = row["operating_point"]
+    on_average = " on average" if row["n"] > 1 else ""
+    return f"{count(point['misses']['mean'])}{on_average} ({percent(point['false_alarm_rate']['mean'])})"
+
+
+def in_one_line(report: dict) -> str:
+    """What a run shows, as short as it can be said: who beats the baseline, and which student is kept."""
+    parts = []
+    for gap in report["gaps"]:
+        tested = [
+            one
+            for one in report["comparisons"]
+            if (one["family"], one["b"], one["metric"]) == (gap["transfer"], "baseline", "accuracy")
+        ]
+        parts.append(
+            f"{gap['transfer']}: ensemble - baseline {points(gap['difference'])} "
+            f"{interval(gap['ci95'], 'accuracy')}; {_told_apart(tested)}"
+        )
+    if (kept := report["chosen_student"]) is not None:
+        accuracy, likelihood = percent(kept["accuracy"]), f"NLL {kept['nll']:.3f}"
+        parts.append(f"kept: {kept['name']} ({kept['transfer']}, {kept['member']}), {accuracy}, {likelihood}")
+    return ". ".join([*parts, ""]).strip() or _ensemble(report)
+
+
+def _told_apart(tested: list[dict]) -> str:
+    said = {"better": "better than the baseline", "worse": "worse", "": "not told apart"}
+    names = {
+        words: ", ".join(one["a"] for one in tested if better_or_worse(one) == verdict)
+        for verdict, words in said.items()
+    }
+    return "; ".join(f"{words}: {which}" for words, which in names.items() if which)
+
+
+def conditions(report: dict) -> str:
+    """What a run had and tried, in one line: images, teachers, students, seeds and grid."""
+    sizes = report["sizes"]
+    words = {"train": "labelled", "unlabelled": "unlabelled", "val": "validation", "test": "test"}
+    images = ", ".join(f"{sizes[name]:,} {word}" for name, word in words.items() if sizes[name])
+    teachers = ", ".join(
+        f"{row['n']} {row['architecture']}" for row in report["rows"] if row["role"] == "teacher"
+    )
+    said = f"{report['dataset']}, {images} images; teachers: {teachers}"
+    students = [row for row in report["rows"] if row["role"] == "student"]
+    if not students:
+        return said
+    networks = ", ".join(dict.fromkeys(row["architecture"] for row in students))
+    points_of = [point for row in students for point in row["grid"]]
+    grid = "; ".join(
+        f"{name} {', '.join(f'{value:g}' for value in sorted({point[name] for point in points_of}))}"
+        for name in ("alpha", "temperature")
+        if points_of
+    )
+    return f"{said}; students: {networks}, {max(row['n'] for row in students)} seeds; {grid}".removesuffix(
+        "; "
+    )
+
+
 def _kept(report: dict) -> list[str]:
     kept = report["chosen_student"]
     if kept is None:
@@ -150,6 +249,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
     return [
         *predictions.notes,
         *_transfer_sets(predictions),
+        *_unequal_classes(report),
         "Intervals (95 %) and tests are conditional on this set of teachers, this data order and this split. "
         "Over seeds and members they are Student's t, of ensembles a bootstrap over test examples: their "
         "widths do not compare. Neither says what other teachers would have brought.",
@@ -172,6 +272,19 @@ def _transfer_sets(predictions: Predictions) -> list[str]:
         "unlabelled": f"{train:,} labelled images and {unlabelled:,} whose labels are hidden from every loss",
     }
     return [f"Transfer set '{name}': students see {seen[name]}." for name in analysis.transfers(predictions)]
+
+
+def _unequal_classes(report: dict) -> list[str]:
+    if not report["imbalanced"]:
+        return []
+    counts = report["class_counts"]["test"]
+    most, least = int(np.argmax(counts)), int(np.argmin(counts))
+    names = report["class_names"]
+    return [
+        f"The test set has {counts[most]:,} images of {names[most]} and {counts[least]:,} of {names[least]}: "
+        f"who always says {names[most]} is right in {percent(counts[most] / sum(counts))}, with a balanced "
+        f"accuracy (the mean recall of the classes) of {percent(1 / len(counts))}."
+    ]
 
 
 def _selection(predictions: Predictions) -> str:
@@ -306,6 +419,14 @@ def points(difference: float) -> str:
     '+1.25 points'
     """
     return f"{100 * difference:+.2f} points"
+
+
+def count(number: float) -> str:
+    """
+    >>> count(1234), count(12.4)
+    ('1,234', '12.4')
+    """
+    return f"{number:,.1f}".removesuffix(".0")
 
 
 def interval(bounds: Sequence[float], metric: str) -> str:

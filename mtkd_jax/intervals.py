@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -41,6 +41,38 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, num_resamples: int = 1
         means[i] = (rows @ values)[rng.integers(num_examples, size=num_examples)].mean()
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def bootstrap_shares(found: np.ndarray, of: np.ndarray, seed: int = 0, num_resamples: int = 1000) -> Interval:
+    """Percentile interval of mean_c found_c / of_c [C], by resampling the examples of every class alone.
+
+    How many of a class's n examples a resample finds is a binomial number, so that none has to be drawn.
+    """
+    found, of = np.asarray(found), np.asarray(of)
+    shares = np.random.default_rng(seed).binomial(of, found / of, size=(num_resamples, len(of))) / of
+    low, high = np.quantile(shares.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_statistics(
+    statistics: Callable[[np.ndarray], Sequence[float]],
+    strata: np.ndarray,
+    seed: int = 0,
+    num_resamples: int = 1000,
+) -> list[Interval]:
+    """Percentile intervals of numbers that are no means, by resampling the examples of every stratum alone.
+
+    `statistics` takes how often each example was drawn, [N] int, and returns the numbers; strata: [N], such
+    as the labels. An interval is that of the resamples: it is not corrected for what resampling moves.
+    """
+    rng = np.random.default_rng(seed)
+    rows = [np.flatnonzero(strata == one) for one in np.unique(strata)]
+    found = []
+    for _ in range(num_resamples):
+        drawn = np.concatenate([own[rng.integers(len(own), size=len(own))] for own in rows])
+        found.append(statistics(np.bincount(drawn, minlength=len(strata))))
+    bounds = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return [(float(low), float(high)) for low, high in bounds.T]
 
 
 def paired_t(a: Sequence[float], b: Sequence[float]) -> dict:

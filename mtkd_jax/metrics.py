@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import NamedTuple
 
 import chex
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 
 NUM_BINS = 15
 MOST_IN_PAIRS = 32  # teachers whose pairs are looked at: a matrix of more is neither read nor cheap
@@ -100,10 +101,119 @@ def per_class_recall(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return _ratio(np.diagonal(matrix), matrix.sum(axis=1))
 
 
+def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean recall of the classes there are, in [0,1]; 1/C for a guess, however many a class has.
+
+    >>> balanced_accuracy(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+    0.75
+    """
+    return float(np.nanmean(per_class_recall(logits, labels)))
+
+
 def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """{"accuracy", "nll", "ece", "brier"} of one network."""
+    """{"accuracy", "nll", "ece", "brier", "balanced_accuracy"} of one network."""
     means = {name: float(values.mean()) for name, values in per_example(logits, labels).items()}
-    return {**means, "ece": ece(logits, labels)}
+    return {
+        **means,
+        "ece": ece(logits, labels),
+        "balanced_accuracy": balanced_accuracy(logits, labels),
+    }
+
+
+# --- detection: one class of two ----------------------------------------------------------------------
+
+
+class Roc(NamedTuple):
+    """What every threshold brings, from the lowest to the highest: the receiver operating characteristic.
+
+    There are U + 1 thresholds: -inf and the U distinct scores. What scores ABOVE a threshold is an alarm, so
+    the first point is (1, 1), the last one (0, 0), and equal scores are alarms together or not at all.
+    """
+
+    threshold: np.ndarray  # [U+1] log-odds
+    false_alarm_rate: np.ndarray  # [U+1] share of the negatives that are alarms
+    recall: np.ndarray  # [U+1] share of the positives that are
+
+
+def log_odds(logits: np.ndarray, positive: int) -> np.ndarray:
+    """ln p(positive) - ln p(the other class) [N] float64 of logits [N,2]: the score of a detector.
+
+    It orders images as p(positive) does, which is its logistic function, and still tells apart those where
+    p is so near 1 that it is rounded to it.
+    """
+    chex.assert_shape(logits, (None, 2))
+    z = np.asarray(logits, np.float64)
+    return z[:, positive] - z[:, 1 - positive]
+
+
+def roc(scores: np.ndarray, is_positive: np.ndarray, times: np.ndarray | None = None) -> Roc:
+    """The ROC of scores [N], of which there are some of each kind; example i counts `times[i]` times (once).
+
+    is_positive: [N] bool; times: [N] int, how often a bootstrap has drawn each example.
+    """
+    times = np.ones(len(scores), np.int64) if times is None else times
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    last = np.append(ordered[1:] != ordered[:-1], True)  # of equal scores
+
+    def share_above(kind: np.ndarray) -> np.ndarray:
+        up_to = np.cumsum((times * kind)[order])
+        return (up_to[-1] - np.append(0, up_to[last])) / up_to[-1]
+
+    return Roc(np.append(-np.inf, ordered[last]), share_above(~is_positive), share_above(is_positive))
+
+
+def auroc(curve: Roc) -> float:
+    """Area under the ROC: the chance that a positive scores above a negative, ties counted as a half.
+
+    0.5 for scores that say nothing (Mann and Whitney, 1947; Hanley and McNeil, 1982).
+
+    >>> auroc(roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])))
+    0.875
+    """
+    return float(-np.trapezoid(curve.recall, curve.false_alarm_rate))
+
+
+def lowest_allowed(curve: Roc, rate: float) -> int:
+    """The place in a ROC of the lowest threshold with at most `rate` in [0,1) false alarms: the most recall.
+
+    A step and no mixture of two: where the next lower threshold would overstep the rate, the rate that is
+    reached stays below it.
+    """
+    return int(np.argmax(curve.false_alarm_rate <= rate))
+
+
+def recall_at(curve: Roc, rate: float) -> float:
+    """Recall at the lowest threshold with at most `rate` in [0,1) false alarms on these very examples.
+
+    >>> curve = roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True]))
+    >>> recall_at(curve, 0.4), recall_at(curve, 0.5)
+    (0.5, 1.0)
+    """
+    return float(curve.recall[lowest_allowed(curve, rate)])
+
+
+def operating_point(
+    val: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], rate: float
+) -> dict[str, float]:
+    """What the threshold that VALIDATION allows does on test; each a pair (scores, is_positive).
+
+    {"threshold": p(positive) that an alarm must exceed, the lowest with at most `rate` false alarms on
+    validation; "recall", "false_alarm_rate": shares of the test positives and negatives that are alarms;
+    "misses", "false_alarms": how many}. Nothing holds the test's false alarms below `rate`.
+    """
+    curve = roc(*val)
+    threshold = curve.threshold[lowest_allowed(curve, rate)]
+    scores, is_positive = test
+    alarm = scores > threshold
+    misses, false_alarms = int(np.sum(~alarm & is_positive)), int(np.sum(alarm & ~is_positive))
+    return {
+        "threshold": float(expit(threshold)),
+        "recall": float(alarm[is_positive].mean()),
+        "false_alarm_rate": float(alarm[~is_positive].mean()),
+        "misses": misses,
+        "false_alarms": false_alarms,
+    }
 
 
 # --- several teachers ---------------------------------------------------------------------------------

@@ -208,6 +208,33 @@ def reliability(networks: Mapping[str, tuple[str, np.ndarray]], labels: np.ndarr
     return figure
 
 
+def roc(
+    networks: Mapping[str, tuple[str, np.ndarray]],
+    is_positive: np.ndarray,
+    positive: int,
+    title: str,
+    rate: float,
+) -> Figure:
+    """Recall against false alarms of one network of each kind; dotted: the share of false alarms asked for.
+
+    networks: {role: (name, test logits [N,2])}; is_positive [N] bool, of the class `positive`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 4.6)
+        axes.plot([0, 100], [0, 100], color="#AAAAAA", linewidth=1, linestyle="--")
+        axes.axvline(100 * rate, color=BLACK, linewidth=1, linestyle=":")
+        for role, (name, logits) in networks.items():
+            curve = metrics.roc(metrics.log_odds(logits, positive), is_positive)
+            label = f"{name}: AUROC {metrics.auroc(curve):.3f}"
+            at = 100 * curve.false_alarm_rate
+            axes.plot(at, 100 * curve.recall, color=COLOUR_OF[role], linewidth=1.4, label=label)
+        ticks = [0, 25, 50, 75, 100]
+        axes.set(xlabel="false alarms, % of the others", ylabel="recall, %", xticks=ticks, yticks=ticks)
+        axes.set_title(title)
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
 def agreement(disagreement: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
     """How often two teachers decide alike, in per cent of the test examples."""
     agree = 100 * (1 - np.array(disagreement))

@@ -1,9 +1,9 @@
 """The report of a finished run: report.json, report.md, report.html and plots/, from predictions.npz alone.
 
     python -m mtkd_jax.report RUN [--into FILE]
-    python -m mtkd_jax.report RUN RUN ... [--out DIR]
+    python -m mtkd_jax.report RUN RUN ... [--out DIR] [--into FILE]
 
-One RUN rebuilds its report without training anything; several make one merged table.
+One RUN rebuilds its report without training anything; several make one table, a row for what they share.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PLOTS = {
     "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
     "agreement": "How often two teachers decide alike.",
     "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
+    "roc": "Recall and false alarms of one network of each kind at all thresholds. Dotted: what is allowed.",
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
 }
 
@@ -59,9 +60,19 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
         "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
         "learning_curves": plots.learning_curves(lines) if lines else None,
+        "roc": _roc(found, report),
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _roc(found: Predictions, report: dict) -> Figure | None:
+    positive = analysis.detected(found)
+    if positive is None:
+        return None
+    is_positive = found.test_labels == positive
+    title = tables.detection_title(report)
+    return plots.roc(analysis.one_of_each(found), is_positive, positive, title, found.false_alarm_rate)
 
 
 def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
@@ -103,7 +114,7 @@ def write(run_dir: str | Path) -> dict:
 
 def table(report: dict) -> Group:
     """The main table for a terminal."""
-    return tables.terminal({"": report})
+    return tables.terminal(report)
 
 
 def show(report: dict, run_dir: str | Path) -> None:
@@ -130,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--into",
         type=Path,
-        help="one run: write table and findings between <!-- report RUN --> and <!-- end --> of this file",
+        help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file",
     )
     parser.error = refuse  # argparse would print its usage as well
     try:
@@ -138,11 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(asked.runs) == 1:
             report = write(asked.runs[0])
             show(report, asked.runs[0])
-            if asked.into is not None:
-                text = f"{_main_markdown(report)}\n\n{bullets(report['findings'])}"
-                put_into(asked.into, f"report {asked.runs[0]}", text)
+            text = f"{_main_markdown(report)}\n\n{bullets(report['findings'])}"
         else:
-            _merge(asked.runs, asked.out)
+            text = _merge(asked.runs, asked.out)
+        if asked.into is not None:
+            put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -165,12 +176,29 @@ def refuse(message: str) -> None:
     raise UserError(message)
 
 
-def _merge(runs: Sequence[Path], out: Path | None) -> None:
-    reports = {str(run): build(predictions.load(run / "predictions.npz")) for run in runs}
-    console().print(tables.terminal(reports))
+def _merge(runs: Sequence[Path], out: Path | None) -> str:
+    """Show the table of several runs, write it where `out` is given, and return it as Markdown."""
+    reports = {name: build(predictions.load(run / "predictions.npz")) for name, run in _names(runs).items()}
+    lines = [f"{name}: {findings.conditions(report)}." for name, report in reports.items()]
+    shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
+    more = "" if out is None else f"Every number: {out / 'report.json'}"
+    say(
+        tables.merged_terminal(reports, console().width),
+        "The runs, and what each shows",
+        [*lines, *shown],
+        more,
+    )
+    header, sections = tables.merged(reports)
+    text = "\n\n".join([_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)])
     if out is not None:
-        text = "\n\n".join(f"# {run}\n\n{_main_markdown(report)}" for run, report in reports.items())
         write_files(out, {"report.md": (text + "\n").encode(), "report.json": as_json({"runs": reports})})
+    return text
+
+
+def _names(runs: Sequence[Path]) -> dict[str, Path]:
+    """The runs by the names of their folders, or by their whole paths where two folders have one name."""
+    names = [run.resolve().name for run in runs]
+    return dict(zip(names if len(set(names)) == len(runs) else map(str, runs), runs))
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -233,7 +261,20 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
 
 
 def _main_markdown(report: dict) -> str:
-    return _sectioned(tables.MAIN_HEADER, tables.main_sections(report)) + f"\n\n{tables.CAPTION}"
+    """The main table, and the detector's below it where there is one."""
+    text = (
+        _sectioned(tables.main_header(report), tables.main_sections(report)) + f"\n\n{tables.caption(report)}"
+    )
+    if report["detection"] is None:
+        return text
+    detection = f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
+    return f"{text}\n\n### {tables.detection_title(report)}\n\n{detection}"
+
+
+def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
+    """All sections as one Markdown table, each under a row that holds its title alone."""
+    rows = [row for title, cells in sections for row in ([f"**{title}**", *[""] * (len(header) - 1)], *cells)]
+    return tables.markdown(header, rows)
 
 
 def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:

@@ -14,26 +14,96 @@ from mtkd_jax import findings
 Cells = list[list[str]]
 Sheet = tuple[list[str], Cells]  # header and cells
 MISSING = "–"
+NAME = 18  # columns of a terminal that are enough for names, folded
+SIGN = {"better": " +", "worse": " -", "": ""}
 
 MAIN_HEADER = ["", "alpha", "T", "n", "accuracy %", "NLL", "ECE %", "Brier", "gap", "params", "FLOPs", "ms"]
+BALANCED = "balanced %"  # in the place of the Brier score, where accuracy alone misleads
 COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p (Holm)", "", "n"]
 CAPTION = (
     "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
     "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
     "*: the student kept, by validation NLL."
 )
+BALANCED_CAPTION = " balanced %: accuracy, if every class were as large: the mean recall of the classes."
 COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05; "
     "noise: not told apart."
 )
+DETECTION_CAPTION = (
+    "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
+    "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
+    "validation; means over seeds or members."
+)
+MERGED_TITLES = {
+    "teacher": "Teachers, alone",
+    "ensemble": "All teachers, fused",
+    "labelled": "Students on labelled images",
+    "unlabelled": "Students on labelled and unlabelled images",
+}
+MERGED_CAPTION = (
+    "%: accuracy [95 % interval], over seeds and members, of ensembles over test examples. +, -: better, "
+    "worse than the baseline of that run on the same images, Holm p below 0.05. "
+    "gap: share of (ensemble - baseline) kept."
+)
+
+
+def main_header(report: dict) -> list[str]:
+    """MAIN_HEADER, with the balanced accuracy where the classes of the test set are of unequal size."""
+    return [BALANCED if name == "Brier" and report["imbalanced"] else name for name in MAIN_HEADER]
+
+
+def caption(report: dict) -> str:
+    """What has to be known to read the main table."""
+    return CAPTION + (BALANCED_CAPTION if report["imbalanced"] else "")
 
 
 def main_sections(report: dict) -> list[tuple[str, Cells]]:
-    """(title, cells under MAIN_HEADER) of teachers, ensembles, and the students of each transfer set."""
+    """(title, cells under `main_header`) of teachers, ensembles, and the students of each transfer set."""
     sections: dict[str, Cells] = {}
     for row in report["rows"]:
-        sections.setdefault(_title(row, report), []).append(_main_cells(row, report["chosen_student"]))
+        sections.setdefault(_title(row, report), []).append(_main_cells(row, report))
     return list(sections.items())
+
+
+def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """(header, sections as in `main_sections`): what rows with probabilities are worth as detectors."""
+    asked = report["detection"]
+    at = f"recall at {100 * asked['false_alarm_rate']:g} %"
+    header = ["", "AUROC", at, "recall %", "false alarms %", f"misses of {asked['num_positive']}"]
+    sections: dict[str, Cells] = {}
+    for row in report["rows"]:
+        if row["auroc"] is not None:
+            sections.setdefault(_title(row, report), []).append(_detection_cells(row, report))
+    return header, list(sections.items())
+
+
+def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """(header, sections) of several runs by name: a row for all that share a name, columns for each run."""
+    with_gap = {
+        run for run, report in reports.items() if any(row["gap_share"] is not None for row in report["rows"])
+    }
+    header = [""]
+    for run in reports:
+        header += [f"{run}, %", "NLL", *(["gap"] if run in with_gap else [])]
+    sections = []
+    for place, title in MERGED_TITLES.items():
+        names = dict.fromkeys(
+            row["name"] for report in reports.values() for row in report["rows"] if _place(row) == place
+        )
+        rows = [
+            [
+                name,
+                *(
+                    cell
+                    for run in reports
+                    for cell in _merged_cells(reports[run], place, name, run in with_gap)
+                ),
+            ]
+            for name in sorted(names, key=lambda name: name in ("baseline", "control"))  # below the modes
+        ]
+        sections += [(title, rows)] if rows else []
+    return header, sections
 
 
 def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
@@ -108,16 +178,12 @@ def fusion_rules(study: dict) -> Sheet:
 
 def fusion_sizes(study: dict) -> Sheet:
     """Mean accuracy in per cent of every rule at every size; + and -: better and worse than mean_probs."""
-    sign = {"better": " +", "worse": " -", "": ""}
 
     def cell(rule: str, point: dict | None) -> str:
         if point is None:
             return MISSING
-        low_high = (
-            "" if point["ci95"] is None else " [{:.1f}, {:.1f}]".format(*(100 * x for x in point["ci95"]))
-        )
         verdict = "" if rule == "mean_probs" else findings.better_or_worse(point["against"])
-        return f"{100 * point['mean']:.1f}{low_high}{sign[verdict]}"
+        return _in_percent(point) + SIGN[verdict]
 
     header = ["rule", *(f"N = {size}" for size in study["sizes"])]
     return header, [[one["rule"], *(cell(one["rule"], p) for p in one["points"])] for one in study["rules"]]
@@ -175,29 +241,54 @@ def drawn(header: Sequence[str], cells: Cells) -> Table:
     return table
 
 
-def terminal(reports: Mapping[str, dict]) -> Group:
-    """The main table for a terminal of 100 columns; several runs stand below one another, by name.
+def terminal(report: dict) -> Group:
+    """The main table for a terminal of 100 columns, and the detector's below it where there is one."""
+    parts = [*_drawn_sections(main_header(report), main_sections(report)), Text(caption(report), style="dim")]
+    if report["detection"] is not None:
+        parts += [
+            Text(f"\n{detection_title(report)}", style="bold"),
+            *_drawn_sections(*detection(report)),
+            Text(DETECTION_CAPTION, style="dim"),
+        ]
+    return Group(*parts)
 
-    rich has no cell that spans columns, so every section is a table of its own with the same widths.
-    """
-    sections = [
-        (title if len(reports) == 1 else f"{run}: {title}", cells)
-        for run, report in reports.items()
-        for title, cells in main_sections(report)
-    ]
-    every_row = [MAIN_HEADER, *(row for _, cells in sections for row in cells)]
-    widths = [max(map(len, column)) for column in zip(*every_row)]
+
+def detection_title(report: dict) -> str:
+    """The heading of the detector's table."""
+    return f"Detection of {report['detection']['positive']}"
+
+
+def merged_terminal(reports: Mapping[str, dict], width: int) -> Group:
+    """The table of several runs for a terminal of `width` columns; what is too wide goes on below."""
+    left, parts = dict(reports), []
+    while left:
+        at_once = [dict(list(left.items())[:num]) for num in range(1, len(left) + 1)]
+        fit = [some for some in at_once if NAME + sum(_widths(*merged(some))[1:]) <= width] or at_once[:1]
+        parts += _drawn_sections(*merged(fit[-1]))
+        left = {run: report for run, report in left.items() if run not in fit[-1]}
+    return Group(*parts, Text(MERGED_CAPTION, style="dim"))
+
+
+def _drawn_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
+    """rich has no cell that spans columns: every section is a table of its own with the same widths."""
+    widths = [width - 2 for width in _widths(header, sections)]
     widths[0] = min(widths[0], 99 - sum(width + 2 for width in widths[1:]))  # a long name is folded
-    drawn = []
+    found = []
     for i, (title, cells) in enumerate(sections):
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
-        for name, width in zip(MAIN_HEADER, widths):
+        for name, width in zip(header, widths):
             justify = "right" if name else "left"
             table.add_column(name, justify=justify, width=width, overflow="fold", no_wrap=bool(name))
         for row in cells:
             table.add_row(*row)
-        drawn += [Text(f"\n{title}", style="bold"), table]
-    return Group(*drawn, Text(CAPTION, style="dim"))
+        found += [Text(f"\n{title}", style="bold"), table]
+    return found
+
+
+def _widths(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list[int]:
+    """Columns of the terminal that every column of a table takes, with the two beside it."""
+    every_row = [header, *(row for _, cells in sections for row in cells)]
+    return [max(map(len, column)) + 2 for column in zip(*every_row)]
 
 
 def markdown(header: Sequence[str], rows: Cells) -> str:
@@ -229,28 +320,79 @@ def _title(row: dict, report: dict) -> str:
     return f"Students on {images} (interval over seeds)"
 
 
-def _main_cells(row: dict, kept: dict | None) -> list[str]:
+def _name(row: dict, report: dict) -> str:
+    kept = report["chosen_student"]
     is_kept = kept is not None and (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
     arguments = ", ".join(f"{name}={value:g}" for name, value in row.get("arguments", {}).items())
+    return row["name"] + (f" ({arguments})" if arguments else "") + (" *" if is_kept else "")
+
+
+def _main_cells(row: dict, report: dict) -> list[str]:
     return [
-        row["name"] + (f" ({arguments})" if arguments else "") + (" *" if is_kept else ""),
+        _name(row, report),
         _short(row["alpha"]),
         _short(row["temperature"]),
         str(row["n"]),
         _with_interval(row["accuracy"]),
         _mean(row, "nll"),
         _mean(row, "ece", 100),
-        _mean(row, "brier"),
-        MISSING if row["gap_share"] is None else f"{row['gap_share']:.0%}",
+        _mean(row, "balanced_accuracy", 100) if report["imbalanced"] else _mean(row, "brier"),
+        _share_kept(row),
         _short_count(row["params"]),
         _short_count(row["flops"]),
         _short(row["latency_ms"]["1"]),
     ]
 
 
+def _detection_cells(row: dict, report: dict) -> list[str]:
+    auroc, recall, point = row["auroc"], row["recall_at_false_alarm_rate"], row["operating_point"]
+    return [
+        _name(row, report),
+        f"{auroc['mean']:.3f}"
+        + ("" if auroc["ci95"] is None else " [{:.3f}, {:.3f}]".format(*auroc["ci95"])),
+        _in_percent(recall),
+        _scaled(point["recall"]["mean"], 100),
+        _scaled(point["false_alarm_rate"]["mean"], 100),
+        findings.count(point["misses"]["mean"]),
+    ]
+
+
+def _place(row: dict) -> str:
+    """The section of the merged table, a key of MERGED_TITLES."""
+    return row["transfer"] or row["role"]
+
+
+def _merged_cells(report: dict, place: str, name: str, with_gap: bool) -> list[str]:
+    row = next((row for row in report["rows"] if (_place(row), row["name"]) == (place, name)), None)
+    if row is None:
+        return [MISSING] * (2 + with_gap)
+    against = {
+        one["metric"]: SIGN[findings.better_or_worse(one)]
+        for one in report["comparisons"]
+        if (one["family"], one["a"], one["b"]) == (place, name, "baseline")
+    }
+    cells = [_with_interval(row["accuracy"]), _mean(row, "nll")]
+    cells = [cell + against.get(metric, "") for cell, metric in zip(cells, ("accuracy", "nll"))]
+    return cells + ([_share_kept(row)] if with_gap else [])
+
+
+def _share_kept(row: dict) -> str:
+    return MISSING if row["gap_share"] is None else f"{row['gap_share']:.0%}"
+
+
 def _with_interval(metric: dict) -> str:
     mean = f"{100 * metric['mean']:.2f}"
     return mean if metric["ci95"] is None else f"{mean} {findings.interval(metric['ci95'], 'accuracy')}"
+
+
+def _in_percent(metric: dict) -> str:
+    """The same with one digit."""
+    mean = f"{100 * metric['mean']:.1f}"
+    return (
+        mean
+        if metric["ci95"] is None
+        else mean + " [{:.1f}, {:.1f}]".format(*(100 * x for x in metric["ci95"]))
+    )
 
 
 def _mean(row: dict, name: str, scale: float = 1) -> str:

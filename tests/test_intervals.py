@@ -96,3 +96,30 @@ def test_detectable_difference_is_found_four_times_in_five():
     assert size > intervals.detectable_difference(noise, np.zeros(n))
     assert intervals.detectable_difference([1.0], [0.0]) is None
     assert intervals.detectable_difference([1.0, 2.0], [0.0, 1.0]) is None
+
+
+def test_bootstrap_of_shares_is_that_of_the_examples_written_out():
+    """Resampling zeros and ones many times is drawing a binomial number as often, for each class alone."""
+    found, of = np.array([45, 12]), np.array([60, 15])
+    right = np.concatenate([np.arange(n) < k for k, n in zip(found, of)]).astype(float)
+    strata = np.repeat([0, 1], of)
+    weight = np.repeat(1 / (2 * of), of)
+    ((low, high),) = intervals.bootstrap_statistics(
+        lambda times: [(times * weight * right).sum()], strata, num_resamples=4000
+    )
+    assert intervals.bootstrap_shares(found, of, num_resamples=4000) == pytest.approx((low, high), abs=0.01)
+    assert intervals.bootstrap_shares(np.array([0]), np.array([9])) == (0, 0)
+
+
+def test_bootstrap_of_statistics_keeps_the_size_of_every_stratum():
+    strata = np.array([3, 1, 1, 3, 1])
+    seen = []
+    found = intervals.bootstrap_statistics(
+        lambda times: seen.append(times.tolist()) or (times @ np.arange(5), 7.0), strata, num_resamples=50
+    )
+    assert {(sum(np.array(times)[strata == 1]), sum(np.array(times)[strata == 3])) for times in seen} == {
+        (3, 2)
+    }
+    assert len({tuple(times) for times in seen}) > 20
+    sums = [np.dot(times, np.arange(5)) for times in seen]
+    assert found[0] == pytest.approx(tuple(np.quantile(sums, [0.025, 0.975]))) and found[1] == (7, 7)

@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from mtkd_jax import metrics
 from tests.references import metrics as reference
@@ -23,7 +26,7 @@ def several():
     return (2 * np.eye(4)[labels] + 1.5 * rng.normal(size=(5, 53, 4))).astype(np.float32), labels
 
 
-@pytest.mark.parametrize("name", ["accuracy", "nll", "brier", "ece"])
+@pytest.mark.parametrize("name", ["accuracy", "nll", "brier", "ece", "balanced_accuracy"])
 def test_agrees_with_the_reference(one, name):
     expected = getattr(reference, name)(one[0].astype(np.float64).tolist(), one[1])
     assert getattr(metrics, name)(*one) == pytest.approx(expected, rel=1e-12)
@@ -39,9 +42,9 @@ def test_uniform_guess():
 
 def test_sure_networks_stay_finite():
     logits = np.array([[1e4, 0.0], [1e4, 0.0]], np.float32)
-    assert metrics.summary(logits, np.array([0, 0])) == {"accuracy": 1, "nll": 0, "brier": 0, "ece": 0}
-    wrong = metrics.summary(logits, np.array([1, 1]))
-    assert wrong == {"accuracy": 0, "nll": 1e4, "brier": 2, "ece": 1}
+    names = ("accuracy", "nll", "brier", "ece", "balanced_accuracy")
+    assert metrics.summary(logits, np.array([0, 0])) == dict(zip(names, (1, 0, 0, 0, 1)))
+    assert metrics.summary(logits, np.array([1, 1])) == dict(zip(names, (0, 1e4, 2, 1, 0)))
 
 
 def test_ece_by_hand():
@@ -67,6 +70,103 @@ def test_confusion_and_recall(one):
     assert recall @ matrix.sum(axis=1) / 101 == pytest.approx(metrics.accuracy(*one))
     without_class_3 = one[1] != 3
     assert np.isnan(metrics.per_class_recall(one[0][without_class_3], one[1][without_class_3])[3])
+
+
+def test_balanced_accuracy_of_one_answer_is_that_of_a_guess():
+    labels = np.repeat([0, 1, 2], (90, 9, 1))
+    assert metrics.balanced_accuracy(np.tile([1.0, 0.0, 0.0], (100, 1)), labels) == pytest.approx(1 / 3)
+    assert metrics.balanced_accuracy(np.tile([1.0, 0.0, 0.0], (99, 1)), labels[:99]) == pytest.approx(1 / 2)
+
+
+# --- detection ----------------------------------------------------------------------------------------
+
+
+@st.composite
+def scored(draw):
+    """Scores of few distinct values, so that many are equal, and at least one example of each kind."""
+    pairs = draw(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=0, max_size=30))
+    pairs = draw(
+        st.permutations([*pairs, (draw(st.integers(-4, 4)), True), (draw(st.integers(-4, 4)), False)])
+    )
+    scores, is_positive = zip(*pairs)
+    return np.array(scores, np.float64), np.array(is_positive)
+
+
+few = settings(max_examples=60, deadline=None)
+rates = st.fractions(0, 1).filter(lambda rate: rate < 1).map(float)
+
+
+@few
+@given(scored())
+def test_auroc_is_the_share_of_pairs_and_what_scikit_learn_says(made):
+    found = metrics.auroc(metrics.roc(*made))
+    assert found == pytest.approx(reference.auroc(*made), abs=1e-12)
+    assert found == pytest.approx(roc_auc_score(made[1], made[0]), abs=1e-12)
+
+
+@few
+@given(scored(), rates)
+def test_recall_at_a_rate_is_the_best_of_all_thresholds(made, rate):
+    assert metrics.recall_at(metrics.roc(*made), rate) == reference.recall_at(*made, rate)
+
+
+@few
+@given(scored(), rates, st.integers(0, 99))
+def test_detection_knows_neither_the_scale_of_scores_nor_the_order_of_examples(made, rate, seed):
+    scores, is_positive = made
+    curve = metrics.roc(scores, is_positive)
+    order = np.random.default_rng(seed).permutation(len(scores))
+    other = metrics.roc(np.exp(scores[order]) - 7, is_positive[order])
+    np.testing.assert_array_equal(curve.recall, other.recall)
+    np.testing.assert_array_equal(curve.false_alarm_rate, other.false_alarm_rate)
+    swapped = metrics.roc(-scores, ~is_positive)
+    assert metrics.auroc(swapped) == pytest.approx(metrics.auroc(curve), abs=1e-12)
+    assert metrics.auroc(metrics.roc(-scores, is_positive)) == pytest.approx(
+        1 - metrics.auroc(curve), abs=1e-12
+    )
+    assert 0 <= metrics.recall_at(curve, rate) <= 1
+
+
+@few
+@given(scored(), st.integers(0, 99))
+def test_an_example_that_counts_twice_is_there_twice(made, seed):
+    scores, is_positive = made
+    times = np.random.default_rng(seed).integers(1, 4, size=len(scores))
+    found = metrics.roc(scores, is_positive, times)
+    written_out = metrics.roc(np.repeat(scores, times), np.repeat(is_positive, times))
+    for a, b in zip(found, written_out):
+        np.testing.assert_array_equal(a, b)
+
+
+@few
+@given(scored(), scored(), rates)
+def test_operating_point_by_brute_force_and_within_the_rate_on_validation(val, test, rate):
+    found = metrics.operating_point(val, test, rate)
+    assert found == pytest.approx(reference.operating_point(*val, *test, rate))
+    assert metrics.operating_point(val, val, rate)["false_alarm_rate"] <= rate
+    assert metrics.operating_point(val, val, rate)["recall"] == metrics.recall_at(metrics.roc(*val), rate)
+
+
+def test_detection_by_hand():
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    is_positive = np.array([True, False, True, True, False, False])
+    curve = metrics.roc(scores, is_positive)
+    assert metrics.auroc(curve) == pytest.approx(7 / 9)
+    assert metrics.recall_at(curve, 0.3) == pytest.approx(1 / 3)  # no false alarm is allowed of three
+    assert metrics.recall_at(curve, 1 / 3) == 1
+    point = metrics.operating_point((scores, is_positive), (scores - 0.15, is_positive), 1 / 3)
+    assert (point["misses"], point["false_alarms"], point["recall"]) == (1, 1, pytest.approx(2 / 3))
+    assert point["threshold"] == pytest.approx(1 / (1 + np.exp(-0.5)))
+
+
+def test_log_odds_are_those_of_the_softmax_and_do_not_saturate():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(9, 2)).astype(np.float32)
+    p = reference.probabilities(logits)
+    np.testing.assert_allclose(metrics.log_odds(logits, 1), np.log(p[:, 1] / p[:, 0]), rtol=1e-6, atol=1e-9)
+    sure = np.array([[0.0, 50.0], [0.0, 60.0]], np.float32)
+    assert np.ptp(metrics.log_odds(sure, 1)) == 10
+    np.testing.assert_array_equal(metrics.log_odds(logits, 0), -metrics.log_odds(logits, 1))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mtkd_jax import analysis, findings, fusion, intervals, predictions, report
+from mtkd_jax import analysis, findings, fusion, intervals, metrics, predictions, report, tables
 from mtkd_jax.methods import modes
 from tests.references import metrics as reference
 from tests.references.predictions import curves, make
@@ -18,7 +18,7 @@ from tests.references.predictions import curves, make
 ROW_KEYS = {
     *("name", "transfer", "role", "architecture", "method", "rule", "alpha", "temperature", "arguments", "n"),
     *("accuracy", "nll", "ece", "brier", "val", "grid", "gap_share", "params", "flops", "latency_ms"),
-    "train_seconds",
+    *("train_seconds", "balanced_accuracy", "auroc", "recall_at_false_alarm_rate", "operating_point"),
 }
 COMPARISON_KEYS = {
     *(
@@ -129,7 +129,7 @@ def test_a_run_without_students(made):
 
 def test_accuracy_and_nll_of_rows_against_the_reference(made, built):
     for group in made.groups[:4]:
-        for name in ("accuracy", "nll", "brier", "ece"):
+        for name in ("accuracy", "nll", "brier", "ece", "balanced_accuracy"):
             slow = [
                 getattr(reference, name)(one.astype(np.float64).tolist(), made.test_labels)
                 for one in group.test
@@ -333,7 +333,7 @@ def test_write(run, built):
     assert "<script>" not in html and "&lt;script&gt;" in html
     assert not re.findall(r"(?:src|href)=\"(?!data:)", html)  # self-contained
     plots = sorted(path.name for path in (run / "plots").iterdir())
-    assert plots == sorted(f"{name}.png" for name in report.PLOTS)
+    assert plots == sorted(f"{name}.png" for name in report.PLOTS if name != "roc")  # of ten classes
     images = re.findall(r"base64,([^\"]+)", html)
     assert {base64.b64decode(image) for image in images} == {
         (run / "plots" / name).read_bytes() for name in plots
@@ -380,16 +380,215 @@ def test_command_line_with_one_run(run, capsys):
 
 def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
     other = tmp_path_factory.mktemp("other")
-    predictions.save(other / "predictions.npz", make(seed=5))
-    assert report.main([str(run), str(other)]) == 0
+    predictions.save(other / "predictions.npz", make(seed=5, num_seeds=4, transfers=("labelled",)))
+    out, text = tmp_path_factory.mktemp("out") / "merged", tmp_path_factory.mktemp("text") / "README.md"
+    text.write_text(f"# before\n<!-- report {run} {other} -->\nold\n<!-- end -->\nafter")
+    assert report.main([str(run), str(other), "--out", str(out), "--into", str(text)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("mean_logits") == 2 and other.name in printed
+    assert "The runs, and what each shows" in printed and "mean_logits" in printed
     assert not (run / "report.json").exists()
-    out = tmp_path_factory.mktemp("out") / "merged"
-    assert report.main([str(run), str(other), "--out", str(out)]) == 0
     merged = json.loads((out / "report.json").read_text())["runs"]
-    assert set(merged) == {str(run), str(other)} and "rows" in merged[str(run)]
-    assert f"# {other}" in (out / "report.md").read_text()
+    assert list(merged) == [run.name, other.name] and "rows" in merged[run.name]
+    written = (out / "report.md").read_text()
+    assert text.read_text() == (
+        f"# before\n<!-- report {run} {other} -->\n\n{written.strip()}\n\n<!-- end -->\nafter"
+    )
+    assert written.count("\n|---|") == 1  # one table
+    for name, sizes in ((run.name, "100 labelled, 1,100 unlabelled"), (other.name, "100 labelled")):
+        (conditions,) = re.findall(rf"- {name}: digits, (.*)", written)
+        assert conditions.startswith(sizes) and "teachers: 5 mlp" in conditions
+        assert "alpha 0, 0.25" in conditions and ("4 seeds" in conditions) == (name == other.name)
+
+
+def test_the_merged_table_has_a_row_for_what_runs_share_and_columns_for_each(built):
+    second = report.build(make(seed=5, transfers=("labelled",), students=NOTHING_GAINED))
+    header, sections = tables.merged({"a": built, "b": second})
+    assert header == ["", "a, %", "NLL", "gap", "b, %", "NLL", "gap"]
+    cells = {(title, row[0]): row[1:] for title, rows in sections for row in rows}
+    assert len(cells) == len(built["rows"])  # the second run has no row that the first has not
+    labelled, unlabelled = tables.MERGED_TITLES["labelled"], tables.MERGED_TITLES["unlabelled"]
+    for (title, name), row in cells.items():
+        transfer = {labelled: "labelled", unlabelled: "unlabelled"}.get(title, "")
+        both = [
+            next((one for one in of["rows"] if (one["name"], one["transfer"]) == (name, transfer)), None)
+            for of in (built, second)
+        ]
+        for one, accuracy, nll, gap, of in zip(both, row[::3], row[1::3], row[2::3], (built, second)):
+            if one is None:
+                assert (accuracy, nll, gap) == ("–", "–", "–")
+                continue
+            mean, low_high, *mark = re.fullmatch(r"(\S+) (\[.*\])( [+-])?", accuracy).groups()
+            assert float(mean) == round(100 * one["accuracy"]["mean"], 2)
+            verdicts = {
+                c["metric"]: findings.better_or_worse(c)
+                for c in of["comparisons"]
+                if (c["a"], c["b"], c["family"]) == (name, "baseline", transfer)
+            }
+            assert mark == [{"better": " +", "worse": " -"}.get(verdicts.get("accuracy"))]
+            assert nll.endswith(" +") == (verdicts.get("nll") == "better")
+            assert (gap == "–") == (one["gap_share"] is None)
+    assert cells[unlabelled, "mimic_all"][0].endswith(" +") and cells[labelled, "vote"][1].endswith(" -")
+    names = [row[0] for title, rows in sections if title == labelled for row in rows]
+    assert names[-2:] == ["baseline", "control"]
+
+
+def test_runs_that_do_not_fit_a_terminal_stand_below_one_another(built):
+    console = Console(width=100, file=io.StringIO())
+    console.print(tables.merged_terminal({name: built for name in ("a", "b", "c")}, 100))
+    printed = console.file.getvalue()
+    assert [printed.count(f" {name}, % ") for name in "abc"] == [1, 1, 1]
+    assert printed.count("91.67 [88.33, 94.67]") == 2 * 3 and "…" not in printed  # mean_probs and mean_logits
+    assert printed.index("a, %") < printed.index("b, %") < printed.index("vote") < printed.index("c, %")
+
+
+def test_runs_whose_folders_share_a_name_go_by_their_paths(made, tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "run").mkdir(parents=True)
+        predictions.save(tmp_path / folder / "run" / "predictions.npz", made)
+    paths = [tmp_path / folder / "run" for folder in "ab"]
+    assert list(report._names(paths)) == [str(path) for path in paths]
+    assert list(report._names([paths[0], tmp_path])) == ["run", tmp_path.name]
+
+
+# --- detection ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """Two classes, one three times as large; the run's first class is the one to be detected."""
+    even = make(num_classes=2, num_val=200, num_test=400, transfers=("labelled",))
+    fewer = {}
+    for split, labels in (("val", even.val_labels), ("test", even.test_labels)):
+        rare = np.flatnonzero(labels == 0)
+        fewer[split] = np.sort(np.concatenate([rare[: len(rare) // 3], np.flatnonzero(labels == 1)]))
+    groups = tuple(
+        dataclasses.replace(
+            group,
+            val=group.val[:, fewer["val"]]
+            + 2.0 * np.random.default_rng(0).normal(size=(1, len(fewer["val"]), 2)),
+            test=group.test[:, fewer["test"]]
+            + 2.0 * np.random.default_rng(1).normal(size=(1, len(fewer["test"]), 2)),
+            common_test=None,
+        )
+        for group in even.groups
+    )
+    return dataclasses.replace(
+        even,
+        class_names=("smoke", "no smoke"),
+        val_labels=even.val_labels[fewer["val"]],
+        test_labels=even.test_labels[fewer["test"]],
+        groups=groups,
+        positive="smoke",
+        false_alarm_rate=0.1,
+    )
+
+
+@pytest.fixture(scope="module")
+def detected(detector):
+    return report.build(detector)
+
+
+def test_what_is_to_be_detected_is_told(detector, detected):
+    counts = np.bincount(detector.test_labels).tolist()
+    assert detected["detection"] == {
+        "positive": "smoke",
+        "negative": "no smoke",
+        "false_alarm_rate": 0.1,
+        "num_positive": counts[0],
+        "num_negative": counts[1],
+    }
+    assert detected["class_counts"]["test"] == counts and detected["imbalanced"]
+    assert json.loads(json.dumps(detected, allow_nan=False)) == detected
+
+
+def test_every_detector_against_the_reference(detector, detected):
+    for group in detector.groups[:2]:
+        found = row(detected, group.name, group.transfer)
+        for member in (0, 4):
+            scores, val_scores = (
+                (one[:, 0].astype(np.float64) - one[:, 1]).tolist()
+                for one in (group.test[member], group.val[member])
+            )
+            positive, val_positive = detector.test_labels == 0, detector.val_labels == 0
+            assert found["auroc"]["values"][member] == pytest.approx(reference.auroc(scores, positive))
+            assert found["recall_at_false_alarm_rate"]["values"][member] == pytest.approx(
+                reference.recall_at(scores, positive, 0.1)
+            )
+            expected = reference.operating_point(val_scores, val_positive, scores, positive, 0.1)
+            point = found["operating_point"]
+            assert {name: point[name]["values"][member] for name in point} == pytest.approx(expected)
+        assert found["auroc"]["ci_over"] == ("members" if group.role == "teacher" else "seeds")
+
+
+def test_ensembles_detect_with_bootstrap_intervals_and_rank_rules_do_not_detect(detector, detected):
+    one = row(detected, "mean_probs")
+    scores = metrics.log_odds(analysis.fused(detector, "mean_probs")["test"], 0)
+    assert one["auroc"]["mean"] == pytest.approx(reference.auroc(scores.tolist(), detector.test_labels == 0))
+    for metric in (one["auroc"], one["recall_at_false_alarm_rate"], one["operating_point"]["recall"]):
+        assert metric["ci_over"] == "test_examples"
+        assert metric["ci95"][0] <= metric["mean"] <= metric["ci95"][1]
+    for rule in ("plurality", "borda"):
+        assert {row(detected, rule)[name] for name in analysis.DETECTION} == {None}
+        assert row(detected, rule)["balanced_accuracy"]["ci95"] is not None
+
+
+def test_the_operating_point_is_chosen_on_validation_alone(detector):
+    relabelled = dataclasses.replace(detector, test_labels=np.roll(detector.test_labels, 7))
+    points = [analysis.rows(one)[0]["operating_point"] for one in (detector, relabelled)]
+    assert points[0]["threshold"] == points[1]["threshold"] and points[0]["misses"] != points[1]["misses"]
+
+
+def test_more_classes_or_a_class_that_is_missing_have_nothing_to_detect(made, built, detector):
+    assert built["detection"] is None and {one["auroc"] for one in built["rows"]} == {None}
+    assert built["chosen_student"]["detector"] is None
+    all_alike = dataclasses.replace(detector, val_labels=np.ones_like(detector.val_labels))
+    assert analysis.detected(all_alike) is None
+    assert analysis.detected(dataclasses.replace(detector, positive="")) == 1
+
+
+def test_findings_tell_who_misses_how_many(detected):
+    (text,) = [text for text in detected["findings"] if text.startswith("Detection of smoke: ")]
+    kept, num_positive = detected["chosen_student"]["detector"], detected["detection"]["num_positive"]
+    assert f"the student kept misses {kept['misses']} of {num_positive} (" in text
+    misses = row(detected, "baseline", "labelled")["operating_point"]["misses"]["mean"]
+    assert f"its baseline {findings.count(misses)} on average" in text
+    assert "allows 10 % false alarms on validation" in text
+    most = max(detected["class_counts"]["test"])
+    notes = " ".join(detected["notes"])
+    assert (
+        f"always says no smoke is right in {100 * most / sum(detected['class_counts']['test']):.2f} %"
+        in notes
+    )
+
+
+def test_a_detector_is_shown_everywhere(detector, tmp_path, capsys):
+    predictions.save(tmp_path / "predictions.npz", detector)
+    assert report.main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Detection of smoke" in printed and "misses of" in printed and "…" not in printed
+    assert "balanced %" in printed and "Brier" not in printed
+    assert max(map(len, printed.splitlines())) <= 100
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "Detection of smoke" in text and "misses of" in text and "balanced %" in text
+    assert (tmp_path / "plots" / "roc.png").exists()
+
+
+def test_runs_from_before_there_was_detection_are_read(detector, tmp_path):
+    """Their file has neither the class nor the rate: the last class, at 5 %."""
+    path = tmp_path / "predictions.npz"
+    predictions.save(path, detector)
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    meta = json.loads(str(arrays.pop("meta")))
+    del meta["positive"], meta["false_alarm_rate"]
+    np.savez(path, meta=np.array(json.dumps(meta)), **arrays)
+    found = predictions.load(path)
+    assert (found.positive, found.false_alarm_rate) == ("", 0.05)
+    assert analysis.detected(found) == 1
+
+
+# --- errors -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,51 @@ def confusion(logits, labels):
     return matrix
 
 
+def balanced_accuracy(logits, labels):
+    """Accuracy of every class that there is, by itself."""
+    decisions = [list(row).index(max(row)) for row in logits]
+    of_class = [
+        [decision == c for decision, label in zip(decisions, labels) if label == c]
+        for c in sorted(set(labels))
+    ]
+    return sum(sum(right) / len(right) for right in of_class) / len(of_class)
+
+
+def auroc(scores, is_positive):
+    """Over all pairs of a positive and a negative: 1 where the positive scores more, a half where alike."""
+    positives = [s for s, yes in zip(scores, is_positive) if yes]
+    negatives = [s for s, yes in zip(scores, is_positive) if not yes]
+    won = sum((p > n) + 0.5 * (p == n) for p in positives for n in negatives)
+    return won / (len(positives) * len(negatives))
+
+
+def rates(scores, is_positive, threshold):
+    """(recall, false-alarm rate) of what scores above the threshold."""
+    alarms = [s > threshold for s in scores]
+    of = [[alarm for alarm, yes in zip(alarms, is_positive) if yes == kind] for kind in (True, False)]
+    return tuple(sum(one) / len(one) for one in of)
+
+
+def recall_at(scores, is_positive, rate):
+    """The best recall of any threshold there could be whose false alarms are few enough."""
+    found = [rates(scores, is_positive, threshold) for threshold in [-math.inf, *scores]]
+    return max(recall for recall, false_alarms in found if false_alarms <= rate)
+
+
+def operating_point(val_scores, val_positive, scores, is_positive, rate):
+    """The lowest validation score that may be a threshold, and what it does to the other examples."""
+    allowed = [t for t in sorted(val_scores) if rates(val_scores, val_positive, t)[1] <= rate]
+    recall, false_alarm_rate = rates(scores, is_positive, allowed[0])
+    num_positive, num_negative = sum(is_positive), len(scores) - sum(is_positive)
+    return {
+        "threshold": 1 / (1 + math.exp(-allowed[0])),
+        "recall": recall,
+        "false_alarm_rate": false_alarm_rate,
+        "misses": round((1 - recall) * num_positive),
+        "false_alarms": round(false_alarm_rate * num_negative),
+    }
+
+
 def pair_counts(a, b, labels):
     """(both right, only a, only b, neither)."""
     right = [[list(row).index(max(row)) == label for row, label in zip(one, labels)] for one in (a, b)]
