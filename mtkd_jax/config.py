@@ -192,6 +192,11 @@ def validate(config: ConfigDict) -> None:
             )
     if config.teachers.bootstrap and config.teachers.subset_fraction < 1:
         raise UserError("config.teachers.bootstrap and subset_fraction < 1: a teacher has one or the other")
+    if config.data.sampling == config.train.class_weights == "balanced":
+        raise UserError(
+            "config.data.sampling and train.class_weights are both balanced: rare classes count double; "
+            "one of them is enough"
+        )
     for field in ("students.alphas", "students.temperatures", "students.transfer"):
         if not flat[field]:
             raise UserError(
@@ -389,6 +394,22 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
     if required:
         raise UserError(f"config.data.source: {config.data.source} needs {required[0]}=...")
     return lambda: function(**arguments)
+
+
+def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
+    """The class to be detected, of data with two: `report.positive` or the last one; "" for more classes.
+
+    Raises UserError where the data has no such class, or has more than two.
+    """
+    positive, names = config.report.positive, list(class_names)
+    if positive and len(names) != 2:
+        raise UserError(
+            f"config.report.positive: {positive!r}, but the data has {len(names)} classes; it must be empty "
+            "unless there are two"
+        )
+    if positive and positive not in names:
+        raise UserError(f"config.report.positive: there is no class {positive!r}{_nearest(positive, names)}")
+    return (positive or names[-1]) if len(names) == 2 else ""
 
 
 def listing() -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import interrupts, population, teachers
+from mtkd_jax.config import positive_class
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.plan import Done, Plan, Stage, left_out
 from mtkd_jax.predictions import Group, Predictions
@@ -60,8 +61,30 @@ def predict(
         rules=tuple(config.fusion.rules),
         groups=tuple(groups),
         common_alpha=common_alpha(config),
-        notes=(*notes, *dict.fromkeys(stage.note for stage in stages if stage.note), *lost),
+        notes=(
+            *dataset.notes,
+            *notes,
+            *_balancing(config),
+            *dict.fromkeys(stage.note for stage in stages if stage.note),
+            *lost,
+        ),
+        positive=positive_class(config, dataset.class_names),
+        false_alarm_rate=config.report.false_alarm_rate,
     )
+
+
+def _balancing(config: ConfigDict) -> list[str]:
+    """What a reader must know of a training that made up for rare classes."""
+    found = []
+    if config.data.sampling == "balanced":
+        found.append("Training draws every class equally often (data.sampling).")
+    if config.train.class_weights == "balanced":
+        found.append("The hard labels of class c weigh n / (C n_c) in training (train.class_weights).")
+    if found:
+        # One yardstick, the images as they are, for every run and choice; what a detector is worth at the
+        # price its false alarms have is told by its operating point, not by the mix of classes.
+        found.append("Every choice is by the validation NLL of the images as they are: no class weighs more.")
+    return found
 
 
 def common_alpha(config: ConfigDict) -> float:

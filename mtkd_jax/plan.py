@@ -26,7 +26,7 @@ from mtkd_jax import (
     teachers,
     tuning,
 )
-from mtkd_jax.config import resolve, student_model, teacher_models
+from mtkd_jax.config import positive_class, resolve, student_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
@@ -114,6 +114,7 @@ def check(config: ConfigDict, split: Split) -> None:
 
     Everything is traced and nothing computed.
     """
+    positive_class(config, split.dataset.class_names)
     if config.train.batch_size > len(split.train):
         raise UserError(
             f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "

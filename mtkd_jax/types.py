@@ -77,6 +77,7 @@ class Examples:
     image: Array  # [N,h,w,c] uint8 or float32
     label: Array  # [N] int32
     labelled: Array  # [N] bool; False hides the label from every loss
+    weight: Array | None = None  # [N] float32, how much the hard label counts; None: all alike
 
 
 @pytree
@@ -88,6 +89,7 @@ class Batch:
     label: Array  # [B] int32
     index: Array  # [B] int32, the row in Examples
     labelled: Array  # [B] bool
+    weight: Array | None = None  # [B] float32, of the hard label; None: all alike
     views: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # further images, by name
 
 

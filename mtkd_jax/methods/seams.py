@@ -52,12 +52,16 @@ def hard_loss(context: Context) -> Array:
     """Cross-entropy [B] of the student's prediction (T = 1) with the smoothed label, 0 where unlabelled.
 
     Smoothing is (1 - e) onehot(y) + e / C. The sum over the batch is divided by the number of labelled
-    examples, not by B: what few labels a batch has count as much as a batch full of them.
+    examples, not by B: what few labels a batch has count as much as a batch full of them. Where examples
+    have weights w (see `loading.class_weights`), the mean over the labelled of a batch is that of w_i CE_i:
+    it is not divided by the sum of w, so that a class counts the same in every batch.
     """
     batch, smoothing = context.batch, context.hyper["label_smoothing"]
     log_probs = jax.nn.log_softmax(context.student.logits)
     of_label = jnp.take_along_axis(log_probs, batch.label[:, None], axis=-1)[:, 0]
     loss = -(1.0 - smoothing) * of_label - smoothing * log_probs.mean(axis=-1)
+    if batch.weight is not None:
+        loss = batch.weight * loss
     num_labelled = jnp.maximum(batch.labelled.sum(), 1).astype(loss.dtype)
     return jnp.where(batch.labelled, loss, 0.0) * (batch.label.shape[0] / num_labelled)
 
