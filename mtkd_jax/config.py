@@ -180,7 +180,7 @@ def validate(config: ConfigDict) -> None:
     for field, (is_right, right) in RANGES.items():
         for value in flat[field] if isinstance(flat[field], tuple) else (flat[field],):
             if not is_right(value):
-                raise UserError(f"config.{field}: {value!r} is not possible; it must be {right}")
+                raise UserError(f"config.{field}: {_quoted(value)} is not possible; it must be {right}")
     _check_rounds("train", config.train.epochs, config.train.eval_every)
     _check_rounds("students", *students_schedule(config))
     for name in ("learning_rates", "weight_decays", "label_smoothings", "init_from"):
@@ -299,7 +299,9 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     short = re.fullmatch(r"([\w.]+):([\w.]+)", address)
     name, arguments = (short[1], {}) if short else _parse(address, field)
     if name not in catalogue(kind):
-        raise UserError(f"config.{field}: there is no {kind} {name!r}{_nearest(name, catalogue(kind))}")
+        raise UserError(
+            f"config.{field}: there is no {kind} {_quoted(name)}{_nearest(name, catalogue(kind))}"
+        )
     function = catalogue(kind)[name]
     known = _arguments(function)
     if short and not known:
@@ -324,7 +326,7 @@ def _check_argument(function: Callable, kind: str, name: str, argument: str, val
         )
     annotation = known[argument].annotation
     if not _fits(value, annotation):
-        raise UserError(f"config.{field}: {name}({argument}={value!r}) must be of type {annotation}")
+        raise UserError(f"config.{field}: {name}({argument}={_quoted(value)}) must be of type {annotation}")
 
 
 def canonical(kind: str, address: str, field: str) -> str:
@@ -366,7 +368,7 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[Recipe, ...]:
     given = config.students.arguments.get(address, {})
     field = f"students.arguments[{address!r}]" if given else "students.modes"
     if not isinstance(given, dict):
-        raise UserError(f"config.{field} is {given!r}; it must be a dict of arguments")
+        raise UserError(f"config.{field} is {_quoted(given)}; it must be a dict of arguments")
     choices = []
     for name, value in given.items():
         if name in arguments:
@@ -444,16 +446,33 @@ def _parse(address: str, field: str) -> tuple[str, dict[str, Any]]:
             return ast.unparse(node), {}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # as ast documents them
         pass
-    raise UserError(f"config.{field}: {address!r} is not an address; {right}")
+    raise UserError(f"config.{field}: {_quoted(address)} is not an address; {right}")
 
 
 _TYPES = {
     "bool": lambda value: isinstance(value, bool),
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31,
+    "float": lambda value: (
+        isinstance(value, int | float) and not isinstance(value, bool) and _in_float32(value)
+    ),
     "str": lambda value: isinstance(value, str),
     "dict": lambda value: isinstance(value, dict),
 }
+_SIZES = {"int": ", below 2**31", "float": ", of a size that float32 holds"}
+
+
+def _in_float32(value: float) -> bool:
+    """Whether the number is one where it is used: neither NaN nor infinite there, nor 0 for being tiny."""
+    return value == 0 or 2.0**-126 <= abs(value) < 2.0**128
+
+
+def _quoted(value: Any) -> str:
+    """A value as Python would write it, on one line of bearable length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]} ... ({len(text)} characters)"
 
 
 def _fits(value: Any, annotation: str) -> bool:
@@ -494,17 +513,17 @@ def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _check_fields(given: dict, right: dict, prefix: str) -> None:
     for name in given:
         if name not in right:
-            raise UserError(f"config.{prefix}{name} does not exist{nearest_field(prefix + name)}")
+            raise UserError(f"config.{prefix}{name} does not exist{nearest_field(f'{prefix}{name}')}")
     for name, value in right.items():
         if name not in given:
             raise UserError(f"config.{prefix}{name} is missing; start from mtkd_jax.config.default()")
         if isinstance(value, dict) != isinstance(given[name], dict):
             kind = "a group of fields" if isinstance(value, dict) else f"like {value!r}"
-            raise UserError(f"config.{prefix}{name} is {given[name]!r}; it must be {kind}")
+            raise UserError(f"config.{prefix}{name} is {_quoted(given[name])}; it must be {kind}")
         if isinstance(value, dict) and f"{prefix}{name}" not in _PLAIN_DICTS:
             _check_fields(given[name], value, f"{prefix}{name}.")
         else:
-            _check_type(f"{prefix}{name}", given[name])
+            _check_type(f"{prefix}{name}", given[name], value)
 
 
 # Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
@@ -518,18 +537,16 @@ _ENTRY_TYPES = {
 _PLAIN_DICTS = ("students.arguments",)  # one value, whatever its keys
 
 
-def _check_type(field: str, value: Any) -> None:
-    expected = dict(fields(default()))[field]
+def _check_type(field: str, value: Any, expected: Any) -> None:
     if isinstance(expected, tuple):
         entry = _ENTRY_TYPES.get(field) or type(expected[0]).__name__
         if not isinstance(value, tuple) or not all(_TYPES[entry](v) for v in value):
             raise UserError(
-                f"config.{field} is {value!r}; it must be a tuple of {entry}, such as {expected!r}"
+                f"config.{field} is {_quoted(value)}; it must be a tuple of {entry}, such as {expected!r}"
             )
-    elif not _TYPES[type(expected).__name__](value) or value != value:
-        raise UserError(
-            f"config.{field} is {value!r}; it must be a {type(expected).__name__} like {expected!r}"
-        )
+    elif not _TYPES[type(expected).__name__](value):
+        right = f"{type(expected).__name__} like {expected!r}{_SIZES.get(type(expected).__name__, '')}"
+        raise UserError(f"config.{field} is {_quoted(value)}; it must be a {right}")
 
 
 def _check_rounds(group: str, epochs: int, eval_every: int) -> None:

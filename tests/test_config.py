@@ -51,7 +51,7 @@ def test_the_default_is_valid():
         ("model.name", "mlp(hidden=__import__('os'))", "not an address"),
         ("model.name", "mlp(**{'hidden': (3,)})", "not an address"),
         ("model.name", "(" * 500 + ")" * 500, "not an address"),
-        ("teachers.models", ("mlp", "cn"), "'cnn'"),
+        ("teachers.models", ("mlp", "cnnn"), "'cnn'"),
         ("teachers.learning_rates", (0.1, 0.2), "2 values for 3 members"),
         ("fusion.rules", ("mean_prob",), "'mean_probs'"),
         ("data.source", "digit", "'digits'"),

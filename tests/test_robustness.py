@@ -1,0 +1,391 @@
+"""What must not lose a run: kills, a second run, a full disk, damage, a member that breaks down."""
+
+import ast
+import dataclasses
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mtkd_jax
+from mtkd_jax import experiment, logbook, main, plan, tuning, workdir
+from mtkd_jax.types import UserError
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The small run as a command line that saves after every piece."""
+    file = tmp_path_factory.mktemp("config") / "small.py"
+    file.write_text("from tests import small\n\ndef get_config():\n    return small.config()\n")
+    return ["main", f"--config={file}", "--config.runtime.checkpoint_seconds=0"]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The folder of the run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert main.main([*command, f"--workdir={folder}"]) == 0
+    return folder
+
+
+def refusal(command, capsys) -> str:
+    """The one line a command ends with."""
+    capsys.readouterr()
+    assert main.main(command) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mtkd_jax: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------
+
+# Importing takes longer than the run itself: a kill is to hit what comes after.
+IMPORTED_FIRST = """
+import sys
+from mtkd_jax import experiment, main, report
+print("imported", flush=True)
+sys.exit(main.main(sys.argv))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_moments_the_report_is_the_same(command, tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_NUM_CPU_DEVICES": "1"}
+
+    def started(folder: Path) -> tuple[subprocess.Popen, float]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", IMPORTED_FIRST, *command[1:], f"--workdir={folder}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "imported\n"
+        return process, time.monotonic()
+
+    for name in ("cold", "whole"):  # the second one with every program compiled
+        process, begun = started(tmp_path / name)
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    seconds = time.monotonic() - begun
+    drawn, kills, finished = random.Random(0), 0, 0
+    while kills < 20:
+        folder = tmp_path / str(finished)
+        process, _ = started(folder)
+        try:
+            process.wait(drawn.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        _, said = process.communicate()
+        assert process.returncode in (0, -9), said
+        finished += process.returncode == 0
+    process, _ = started(folder)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    for number in range(finished + 1):
+        if (tmp_path / str(number)).exists():
+            assert small.numbers(tmp_path / str(number)) == small.numbers(tmp_path / "whole")
+
+
+def test_a_folder_with_half_a_beginning_is_begun_again(command, whole, tmp_path):
+    """Killed while its description was written: config.json comes last and is written whole."""
+    (tmp_path / "data.json").write_bytes((whole / "data.json").read_bytes())
+    (tmp_path / "config.json.part").write_text('{"config": {"see')
+    assert main.main([*command, f"--workdir={tmp_path}"]) == 0
+    assert small.numbers(tmp_path) == small.numbers(whole)
+
+
+# --- the lock -----------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from mtkd_jax import workdir
+with workdir.locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_one_is_dead(command, whole, tmp_path, capsys):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    command = [*command, f"--workdir={tmp_path}"]
+    line = refusal(command, capsys)
+    assert f"{tmp_path} is in use by another run, process {holder.pid} on " in line
+    assert not (tmp_path / "config.json").exists()
+    holder.kill()
+    holder.communicate()
+    assert main.main(command) == 0
+    assert small.numbers(tmp_path) == small.numbers(whole)
+
+
+def test_a_lock_is_given_back_and_a_finished_report_needs_none(whole, tmp_path):
+    for _ in range(2):
+        with workdir.locked(tmp_path), pytest.raises(UserError, match="in use"), workdir.locked(tmp_path):
+            pass
+    with workdir.locked(whole):
+        assert experiment.run(small.config(), whole, quiet=True) == workdir.read_report(whole)
+
+
+# --- the disk -----------------------------------------------------------------------------------------
+
+
+def largest_files(folder: Path) -> dict[str, int]:
+    return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refuse_file(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Let every file be written but the one of this name."""
+    original = os.replace
+
+    def replace(source, target):
+        if Path(target).name == name:
+            raise NO_SPACE
+        original(source, target)
+
+    patch.setattr(os, "replace", replace)
+
+
+def refuse_weights(patch: pytest.MonkeyPatch, _) -> None:
+    def write_bytes(self, data):
+        raise NO_SPACE
+
+    patch.setattr(Path, "write_bytes", write_bytes)
+
+
+def refuse_space(patch: pytest.MonkeyPatch, _) -> None:
+    usage = shutil.disk_usage(".")
+    patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+
+
+def refuse_growth(patch: pytest.MonkeyPatch, _) -> None:
+    """A limit on the size of a file, as far as files are written that grow: the system itself refuses."""
+    original = logbook.Logbook.record
+
+    def record(*arguments):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+        try:
+            original(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    patch.setattr(logbook.Logbook, "record", record)
+
+
+def test_whatever_the_disk_refuses_it_is_one_line_and_the_same_command_goes_on(
+    command, whole, tmp_path, capsys
+):
+    command = [*command, f"--workdir={tmp_path}"]
+    for refuse, name in (
+        (refuse_file, "data.json"),
+        (refuse_file, "config.json"),
+        (refuse_growth, "metrics.jsonl"),
+        (refuse_space, "checkpoints"),
+        (refuse_file, "predictions.npz"),
+        (refuse_weights, "student"),
+        (refuse_file, "rows.png"),
+        (refuse_file, "report.json"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            refuse(patch, name)
+            line = refusal(command, capsys)
+        assert str(tmp_path) in line and name in line
+        assert any(word in line for word in ("No space left on device", "File too large", "MiB are free"))
+        assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob(".writing*"))
+    assert main.main(command) == 0
+    assert small.numbers(tmp_path) == small.numbers(whole)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(command, tmp_path, monkeypatch, capsys):
+    def refuse(self):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    assert "cannot be written: Read-only file system" in refusal([*command, f"--workdir={tmp_path}"], capsys)
+
+
+# --- damage -------------------------------------------------------------------------------------------
+
+
+def copied(whole: Path, to: Path) -> Path:
+    """The folder of a run that was killed before its report."""
+    for path in whole.rglob("*"):
+        if path.is_file() and path.name != "report.json":
+            target = to / path.relative_to(whole)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    return to
+
+
+def test_damage_that_costs_nothing_is_mended(command, whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    (folder / "predictions.npz").write_bytes(b"PK")
+    (folder / "student" / "model.json").write_text("{")
+    (folder / "tensorboard").rename(folder / "gone")
+    assert main.main([*command, f"--workdir={folder}"]) == 0
+    assert small.numbers(folder) == small.numbers(whole)
+
+
+@pytest.mark.parametrize(
+    "break_it, said",
+    [
+        (lambda folder: (folder / "config.json").write_text('{"conf'), "config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "data.json").write_bytes(b"\xff"), "data.json"),
+        (
+            lambda folder: next(folder.glob("checkpoints/teachers*/finished/*/info.json")).unlink(),
+            "info.json",
+        ),
+        (
+            lambda folder: next(folder.glob("checkpoints/teachers*/finished/*/manifest.json")).write_text(
+                "{}"
+            ),
+            "not in the manifest",
+        ),
+    ],
+)
+def test_damage_to_what_was_trained_is_an_error_that_names_it(
+    command, whole, tmp_path, capsys, break_it, said
+):
+    folder = copied(whole, tmp_path)
+    break_it(folder)
+    before = largest_files(folder / "checkpoints")
+    assert said in refusal([*command, f"--workdir={folder}"], capsys)
+    assert largest_files(folder / "checkpoints") == before
+
+
+def test_a_stage_that_starts_again_says_so(command, whole, tmp_path, capsys):
+    """Its checkpoints are gone: only the log tells that from a run killed before its first save."""
+    folder = copied(whole, tmp_path)
+    (next(folder.glob("checkpoints/students*/finished/*"))).rename(folder / "gone")
+    assert main.main([*command, f"--workdir={folder}"]) == 0
+    assert "had come to epoch 4, saved up to 0; goes on from there" in capsys.readouterr().err
+    assert small.numbers(folder) == small.numbers(whole)
+
+
+def test_what_the_log_cannot_use_is_dropped_and_said(tmp_path, capsys):
+    record = {
+        "stage": "a",
+        "epoch": 2,
+        "step": 4,
+        "member": "m",
+        "name": "val_nll",
+        "value": 0.5,
+        "wall": 1.0,
+    }
+    path = tmp_path / "metrics.jsonl"
+    good = [json.dumps(record), json.dumps({**record, "epoch": 4}), json.dumps({**record, "stage": "b"})]
+    path.write_bytes(
+        "\n".join([good[0], "3", '{"stage": "a"}', *good[1:], '{"stage": "a", "epo']).encode() + b"\xff"
+    )
+    with logbook.Logbook(tmp_path) as book:
+        book.cut_back("a", 2)
+    assert path.read_text().splitlines() == [good[0], good[2]]
+    said = capsys.readouterr().err
+    assert "3 lines are no records" in said and "a: had come to epoch 4, saved up to 2" in said
+
+
+def test_a_stage_goes_on_in_the_parts_it_was_begun_in(tmp_path, monkeypatch):
+    """Whatever memory is free: checkpoints of other parts would not be found."""
+    config = small.config(**{"teachers.num_members": 4, "students.modes": ()})
+    split = experiment.load_split(config)
+    (stage,) = plan.train_teachers(config, split)
+    job, directory = stage.make({}), tmp_path / stage.name
+    monkeypatch.setattr(tuning.forecast, "members_at_once", lambda job: 2)
+    assert tuning.members_at_once(job, directory) == 2
+    monkeypatch.setattr(tuning.forecast, "members_at_once", lambda job: 3)
+    assert tuning.members_at_once(job, directory) == 3  # nothing is saved yet
+    (directory / "part-1" / "7").mkdir(parents=True)
+    (directory / "part-1" / "7" / "manifest.json").touch()
+    monkeypatch.setattr(tuning.forecast, "members_at_once", lambda job: 4)
+    assert tuning.members_at_once(job, directory) == 3
+    with pytest.raises(UserError, match="members_at_once: 2, but .* was begun with 3"):
+        tuning.members_at_once(dataclasses.replace(job, at_once=2), directory)
+    (directory / "parts.json").write_text("{")
+    with pytest.raises(UserError, match="parts.json: damaged"):
+        tuning.members_at_once(job, directory)
+
+
+# --- members that break down --------------------------------------------------------------------------
+
+
+def test_a_member_that_breaks_down_is_named_in_log_and_report_and_left_out_of_fusion(tmp_path, capsys):
+    rates = {"teachers.learning_rates": (1e-2, 1e30, 1e-2)}
+    result = experiment.run(small.config(**rates), tmp_path)
+    line = "teachers-mlp-hidden-8: teacher 1 left out, the loss was not finite"
+    assert f"warning: {line}" in capsys.readouterr().err
+    assert line in result["notes"]
+    (teachers,) = (row for row in result["rows"] if row["role"] == "teacher")
+    assert teachers["n"] == 2
+    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as stored:
+        assert stored["group0_test"].shape[0] == 2 and np.isfinite(stored["group0_test"]).all()
+
+
+# --- nothing executes what it loads -------------------------------------------------------------------
+
+FORBIDDEN_IMPORTS = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "yaml",
+    "runpy",
+}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "extractall",
+    "extract",
+    "unpack_archive",
+    "fromfile",
+}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(mtkd_jax.__file__).parent.rglob("*.py")), ids=lambda path: path.stem
+)
+def test_nothing_executes_what_it_loads(path):
+    """The configuration file is the one exception: it is the user's own code, and ml_collections runs it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    }
+    assert imported & FORBIDDEN_IMPORTS == set()
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert name not in FORBIDDEN_CALLS and name.rpartition(".")[2] not in FORBIDDEN_CALLS - {"compile"}, (
+            name
+        )
+        if name in ("np.load", "numpy.load"):
+            assert given.get("allow_pickle") == "False", ast.unparse(call)
+        if name == "torch.load":
+            assert given.get("weights_only") == "True", ast.unparse(call)
+        if name.startswith("subprocess.") or name == "os.system":
+            assert "shell" not in given and name != "os.system", ast.unparse(call)
