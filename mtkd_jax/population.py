@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtkd_jax import interrupts
 from mtkd_jax.data.loading import scale
 from mtkd_jax.types import (
     Array,
@@ -135,11 +136,14 @@ def logits(population: Population, images: np.ndarray | Images) -> np.ndarray:
 def in_blocks(function: Callable, images: np.ndarray | Images, size: int = 512) -> np.ndarray:
     """`function` of images [N,...], a block at a time; its results [N,...] side by side on the host.
 
-    The last block is filled up, so that one compiled program serves all of them.
+    The last block is filled up, so that one compiled program serves all of them. Raises Interrupted between
+    two blocks where the process has been asked to stop; of several that train together none does so alone.
     """
     size = min(size, len(images))
     parts = []
     for start in range(0, len(images), size):
+        if jax.process_count() == 1:
+            interrupts.check("all that was trained before is saved")
         part = images[start : start + size]
         filled = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
         parts.append(np.asarray(function(filled))[: len(part)])
