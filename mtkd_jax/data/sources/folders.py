@@ -230,7 +230,10 @@ def _in_parts(files: list[_File], where: pathlib.Path, test_fraction: float, see
 
 
 def _drawn_test(files: list[_File], where: pathlib.Path, test_fraction: float, seed: int) -> Sequence[int]:
-    """Rows of the test set: of every class in proportion, and of whole groups where there are any."""
+    """Rows of the test set: of every class in proportion, and of whole groups where there are any.
+
+    Groups are dealt into 1 / test_fraction parts; the first that leaves every class to training is drawn.
+    """
     from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
     labels, groups = [file.label for file in files], [file.group for file in files]
@@ -243,7 +246,10 @@ def _drawn_test(files: list[_File], where: pathlib.Path, test_fraction: float, s
             raise ValueError(f"{num_groups} groups for {num_parts} parts")
         parts = StratifiedGroupKFold(num_parts, shuffle=True, random_state=seed)
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes with few groups
-            return next(parts.split(labels, labels, groups))[1].tolist()
+            for train, test in parts.split(labels, labels, groups):
+                if {labels[row] for row in train} == set(labels):
+                    return test.tolist()
+        raise ValueError("every part of the groups takes a class away from training")
     except ValueError as error:
         raise UserError(
             f"{where}: test_fraction = {test_fraction}: no test set can be drawn ({first_line(error)}); "
