@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from functools import lru_cache
@@ -18,6 +19,9 @@ from mtkd_jax.types import Model, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
 FORWARDS_PER_STEP = 3
+# A run that is asked to stop does so between two pieces of training: some seconds even on a busy machine.
+SECONDS_OF_A_PIECE = 4
+BUSY = {"cpu": 2e10, "gpu": 1e12, "tpu": 1e12}  # FLOPs a second
 
 
 class Cost(NamedTuple):
@@ -59,6 +63,16 @@ def flops(job: Job) -> float:
         for model, variables in zip(program.teachers, job.lessons.teachers):
             of_one += len(jax.tree.leaves(variables)[0]) * forward_flops(model, shape)
     return of_one * batch_size * job.num_steps
+
+
+def in_pieces(job: Job) -> Job:
+    """The job in pieces of some seconds each, with no more images than may be held where these are read."""
+    of_step = flops(job) / job.num_steps
+    most = min(job.steps_at_once, SECONDS_OF_A_PIECE * BUSY[jax.default_backend()] / max(of_step, 1))
+    if job.images is not None:
+        image = np.dtype(job.images.dtype).itemsize * np.prod(job.images.shape[1:])
+        most = min(most, job.stream_bytes / (image * job.order(0)[0].size))
+    return dataclasses.replace(job, steps_at_once=max(1, int(most)))
 
 
 @lru_cache

@@ -200,12 +200,12 @@ def _trained(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoi
         return fit(job, directory, logbook, checkpoint_seconds)  # only restored
     job = tuning.settled(job, directory, logbook.say)
     at_once = tuning.members_at_once(job, directory)
-    pieces = parts(teacher_cache.filled(job, cache), at_once)
-    if len(pieces) == 1:
-        return fit(pieces[0], directory, logbook, checkpoint_seconds)
-    logbook.say(f"{job.stage}: {len(job.names)} members in {len(pieces)} parts of at most {at_once}")
+    several = [forecast.in_pieces(one) for one in parts(teacher_cache.filled(job, cache), at_once)]
+    if len(several) == 1:
+        return fit(several[0], directory, logbook, checkpoint_seconds)
+    logbook.say(f"{job.stage}: {len(job.names)} members in {len(several)} parts of at most {at_once}")
     return joined(
-        [fit(piece, directory / Path(piece.stage).name, logbook, checkpoint_seconds) for piece in pieces]
+        [fit(one, directory / Path(one.stage).name, logbook, checkpoint_seconds) for one in several]
     )
 
 

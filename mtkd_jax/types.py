@@ -44,6 +44,10 @@ class Images(Protocol):
         """The rows as an array [n,h,w,c]."""
         ...
 
+    def identity(self) -> bytes:
+        """What differs where the images differ, found out without reading all of them."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:

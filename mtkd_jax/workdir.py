@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax.data.loading import Split
@@ -199,7 +200,7 @@ def _digest(arrays: Iterable) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(array.tobytes() if isinstance(array, np.ndarray) else array.identity())
     return digest.hexdigest()
 
 

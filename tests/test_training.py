@@ -12,6 +12,7 @@ import pytest
 from mtkd_jax import (
     checkpoint,
     experiment,
+    forecast,
     plan,
     population,
     students,
@@ -19,6 +20,7 @@ from mtkd_jax import (
     training,
 )
 from mtkd_jax.config import build_recipe
+from mtkd_jax.data import loading
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.step import optimizer, same_family, schedule
 from mtkd_jax.types import UserError
@@ -230,6 +232,61 @@ def test_pieces_cover_a_stage_once_and_have_few_sizes():
     assert [tuple(piece) for piece in resumed] == [(4, 2), (6, 12), (18, 12), (30, 6)]
     orders = np.concatenate([job.order(epoch) for epoch in range(12)])
     np.testing.assert_array_equal(training.indices_of(job, training.Piece(4, 9)), orders[4:13])
+
+
+class Lazy:
+    """Images that remember how many of them were asked for at a time."""
+
+    def __init__(self, images):
+        self.images, self.asked = images, []
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, rows):
+        found = self.images[rows]
+        self.asked.append(len(found))
+        return found
+
+    def identity(self):
+        return self.images.tobytes()
+
+
+def test_images_that_are_read_when_asked_for_train_the_same_members(tmp_path, monkeypatch):
+    """Teachers in orders of their own and students that share one, a few images held at a time."""
+    monkeypatch.setattr(loading, "MOST_LOOKED_AT", 60)
+    config = small.config(**{"train.epochs": 2, "train.eval_every": 2})
+    held = experiment.load_split(config)
+    lazy = Lazy(held.dataset.train_images)
+    read = dataclasses.replace(held, dataset=dataclasses.replace(held.dataset, train_images=lazy))
+    trained = {}
+    for name, split in (("held", held), ("read", read)):
+        job = teachers.job(config, split, config.model.name)
+        trained[name] = [fitted(dataclasses.replace(job, steps_at_once=1), tmp_path / name)]
+        ensemble = (trained[name][0].population,)
+        for family in students.families(config):
+            job = students.job(config, split, "labelled", family, ensemble, {})
+            job = dataclasses.replace(job, steps_at_once=1)
+            trained[name].append(fitted(job, tmp_path / name / job.stage))
+    for a, b in zip(trained["held"], trained["read"]):
+        jax.tree.map(np.testing.assert_array_equal, a.population.variables, b.population.variables)
+    whole, *windows = lazy.asked  # the first are those that mean and deviation are taken of
+    assert whole == 60 and windows and max(windows) <= 48  # three members, sixteen images each
+
+
+def test_pieces_hold_no_more_images_than_they_may_and_take_some_seconds(monkeypatch):
+    config = small.config()
+    split = experiment.load_split(config)
+    lazy = Lazy(split.dataset.train_images)  # 4x4 bytes each
+    split = dataclasses.replace(split, dataset=dataclasses.replace(split.dataset, train_images=lazy))
+    job = teachers.job(config, split, config.model.name)  # 3 x 16 images a step
+    for stream_bytes, steps in ((16 * 48 * 2, 2), (16 * 48 * 3 - 1, 2), (1, 1), (10**9, 256)):
+        assert forecast.in_pieces(dataclasses.replace(job, stream_bytes=stream_bytes)).steps_at_once == steps
+    job = dataclasses.replace(job, images=None)
+    monkeypatch.setitem(forecast.BUSY, "cpu", 3.5 * forecast.flops(job) / job.num_steps)
+    monkeypatch.setattr(forecast, "SECONDS_OF_A_PIECE", 2)
+    assert forecast.in_pieces(job).steps_at_once == 7
 
 
 def test_sgd_is_nesterov_with_decay_in_the_gradient():
