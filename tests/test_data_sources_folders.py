@@ -13,10 +13,10 @@ from PIL import Image
 
 from mtkd_jax.config import default, source_call
 from mtkd_jax.data import images as image_files
-from mtkd_jax.data.sources import folders
+from mtkd_jax.data import streams
 from mtkd_jax.data.sources.arrays import npz
 from mtkd_jax.data.sources.folders import csv, folder
-from mtkd_jax.data.streams import Files
+from mtkd_jax.data.streams import OneByOne
 from mtkd_jax.types import UserError
 
 CLASSES = ("bee", "cat", "dog")
@@ -98,11 +98,11 @@ def test_streamed_images_are_those_held_in_memory(tmp_path, monkeypatch):
     flat(tmp_path, num=5)
     held, streamed = (folder(path=str(tmp_path), stream=stream) for stream in ("never", "always"))
     assert isinstance(held.train_images, np.ndarray) and isinstance(held.test_images, np.ndarray)
-    assert isinstance(streamed.train_images, Files) and isinstance(streamed.test_images, Files)
+    assert isinstance(streamed.train_images, OneByOne) and isinstance(streamed.test_images, OneByOne)
     same(held, streamed)
     num_bytes = 15 * 6 * 5 * 3
-    for limit, kind in ((num_bytes, np.ndarray), (num_bytes - 1, Files)):
-        monkeypatch.setattr(folders, "MOST_HELD", limit)
+    for limit, kind in ((num_bytes, np.ndarray), (num_bytes - 1, OneByOne)):
+        monkeypatch.setattr(streams, "MOST_HELD", limit)
         assert isinstance(folder(path=str(tmp_path)).train_images, kind)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.streams import Files, in_threads, read_ahead
+from mtkd_jax.data.streams import in_threads, read_ahead
 from mtkd_jax.types import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 4, 3), dtype=np.uint8)
@@ -21,7 +21,7 @@ def files(tmp_path):
     paths = [str(tmp_path / f"{n}.png") for n in range(len(PIXELS))]
     for path, pixels in zip(paths, PIXELS):
         Image.fromarray(pixels).save(path)
-    return Files(paths, (5, 4, 3))
+    return streams.files(paths, (5, 4, 3))
 
 
 @pytest.fixture
@@ -44,9 +44,10 @@ def test_files_are_used_like_the_array_of_their_images(files, no_thread_left):
         np.testing.assert_array_equal(files[rows], PIXELS[rows])
 
 
-def test_files_bring_images_to_their_shape(files):
-    small = Files(files.paths, (2, 2, 1), "stretch")
-    want = [image_files.read(path, shape=(2, 2, 1), fit="stretch") for path in files.paths]
+def test_files_bring_images_to_their_shape(files, tmp_path):
+    paths = [str(tmp_path / f"{n}.png") for n in range(len(files))]
+    small = streams.files(paths, (2, 2, 1), "stretch")
+    want = [image_files.read(path, shape=(2, 2, 1), fit="stretch") for path in paths]
     np.testing.assert_array_equal(small[:], np.stack(want))
 
 

@@ -9,43 +9,41 @@ from typing import Any
 
 import numpy as np
 
-from mtkd_jax.data import images as image_files
+from mtkd_jax.data import images
 from mtkd_jax.types import Images
 
 # Decoding leaves Python's lock, so more threads than one help; past the cores they only hold memory.
 NUM_THREADS = min(16, os.cpu_count() or 1)
+MOST_HELD = 2_000_000_000  # bytes of images that a source holds in memory before it streams them
 _HANDED_OUT = 1024  # pieces of work that wait for a thread
 
 
-class Files:
-    """`Images` [N,h,w,c] uint8 in one file each, decoded whenever they are asked for."""
+class OneByOne:
+    """`Images` [N,h,w,c] that are read one by one, by several threads, whenever they are asked for."""
 
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, paths: Sequence[str], shape: tuple[int, int, int], fit: str = "crop"):
-        """Every image is brought to `shape` [h,w,c] as `images.read` does it."""
-        self.paths = tuple(paths)
-        self.shape = (len(self.paths), *shape)
-        self.fit = fit
+    def __init__(self, read: Callable[[int], np.ndarray], shape: tuple[int, ...], dtype: np.dtype):
+        """`read(row)` gives the image [h,w,c] of a row; it is called from several threads at once."""
+        self.read, self.shape, self.dtype = read, shape, np.dtype(dtype)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self.shape[0]
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """The rows [n,h,w,c]; raises the `UserError` of the first that cannot be read."""
-        rows = np.arange(len(self))[rows]
+        """The rows [n,h,w,c]; raises what `read` raises of the first that cannot be read."""
+        rows = np.arange(len(self))[rows].tolist()
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
 
-        def decode(place: int) -> None:
+        def put(place: int) -> None:
             found[place] = self.read(rows[place])
 
-        for _ in in_threads(decode, range(len(rows))):
+        for _ in in_threads(put, range(len(rows))):
             pass
         return found
 
-    def read(self, row: int) -> np.ndarray:
-        """One image [h,w,c]."""
-        return image_files.read(self.paths[row], shape=self.shape[1:], fit=self.fit)
+
+def files(paths: Sequence[str], shape: tuple[int, int, int], fit: str = "crop") -> OneByOne:
+    """Images of one file each, uint8 [N,h,w,c], brought to `shape` [h,w,c] as `images.read` does it."""
+    return OneByOne(lambda row: images.read(paths[row], shape=shape, fit=fit), (len(paths), *shape), np.uint8)
 
 
 def in_threads(work: Callable[[Any], Any], things: Sequence) -> Iterator:
@@ -58,8 +56,8 @@ def in_threads(work: Callable[[Any], Any], things: Sequence) -> Iterator:
             yield from pool.map(work, things[start : start + _HANDED_OUT])
 
 
-def read_ahead(images: np.ndarray | Images, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """`images[rows]` for the rows of every window in turn; while one is used, the next are being read.
+def read_ahead(source: np.ndarray | Images, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """`source[rows]` for the rows of every window in turn; while one is used, the next are being read.
 
     At most two windows are held beside the one in use. The iterator keeps nothing between windows, so a run
     that goes on starts it with the windows that are left. What reading raises is raised here in its turn.
@@ -67,7 +65,7 @@ def read_ahead(images: np.ndarray | Images, windows: Iterable[np.ndarray]) -> It
     """
     from grain.experimental import ThreadPrefetchDatasetIterator
 
-    reader = ThreadPrefetchDatasetIterator(_InTurn(images, windows), prefetch_buffer_size=1)
+    reader = ThreadPrefetchDatasetIterator(_InTurn(source, windows), prefetch_buffer_size=1)
     try:
         yield from reader
     finally:
@@ -77,11 +75,11 @@ def read_ahead(images: np.ndarray | Images, windows: Iterable[np.ndarray]) -> It
 class _InTurn:
     """An iterator over windows in the form that grain reads from."""
 
-    def __init__(self, images: np.ndarray | Images, windows: Iterable[np.ndarray]):
-        self.images, self.windows = images, iter(windows)
+    def __init__(self, source: np.ndarray | Images, windows: Iterable[np.ndarray]):
+        self.source, self.windows = source, iter(windows)
 
     def __next__(self) -> np.ndarray:
-        return self.images[next(self.windows)]
+        return self.source[next(self.windows)]
 
     def get_state(self) -> dict:
         return {}  # asked for after every window; where to go on is known to who gives the windows

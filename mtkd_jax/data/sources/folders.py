@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtkd_jax.data import images as image_files
+from mtkd_jax.data import streams
 from mtkd_jax.data.checks import checked, first_line
-from mtkd_jax.data.streams import Files, in_threads
 from mtkd_jax.types import DataSet, Images, UserError
 
-MOST_HELD = 2_000_000_000  # bytes of images that stream="auto" holds in memory
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -290,7 +289,7 @@ def _dataset(name: str, files: list[_File], root: pathlib.Path, reading: _Readin
     """The data of these files; all of them have a part, and all or none a group."""
     shape = _common_shape(files, root, reading)
     num_bytes = len(files) * int(np.prod(shape))
-    held = {"never": True, "always": False, "auto": num_bytes <= MOST_HELD}[reading.stream]
+    held = {"never": True, "always": False, "auto": num_bytes <= streams.MOST_HELD}[reading.stream]
     labels, groups = (_numbers(names) for names in zip(*((f.label, f.group) for f in files)))
     fields, errors, sound = {}, [], {}
     for part, parts in (("train", ("train", "val")), ("test", ("test",))):
@@ -343,7 +342,7 @@ def _read(
     paths: list[str], shape: tuple[int, int, int], reading: _Reading, held: bool
 ) -> tuple[np.ndarray | Images, list[UserError | None]]:
     """The images that can be read, each decoded once; and for every file what is wrong with it, or None."""
-    files = Files(paths, shape, reading.fit)
+    files = streams.files(paths, shape, reading.fit)
     images = np.empty(files.shape, files.dtype) if held else None
 
     def decode(row: int) -> None:
@@ -355,7 +354,7 @@ def _read(
     sound = [row for row, error in enumerate(errors) if error is None]
     if held:
         return images if len(sound) == len(files) else images[sound], errors
-    return Files([paths[row] for row in sound], shape, reading.fit), errors
+    return streams.files([paths[row] for row in sound], shape, reading.fit), errors
 
 
 def _attempted(work: Callable[[Any], Any], things: Sequence, skip_corrupt: bool) -> list:
@@ -369,4 +368,4 @@ def _attempted(work: Callable[[Any], Any], things: Sequence, skip_corrupt: bool)
                 return error
             raise UserError(f"{error}; skip_corrupt=True leaves such files out") from error
 
-    return list(in_threads(attempt, things))
+    return list(streams.in_threads(attempt, things))
