@@ -12,8 +12,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
+from mtkd_jax.data import streams
 from mtkd_jax.data.sources.arrays import idx, npz
 from mtkd_jax.data.sources.embedded import digits, synthetic
 from mtkd_jax.data.sources.prepared import tfds
@@ -623,5 +625,88 @@ def test_tfds_refuses_what_is_no_set_of_labelled_images_of_one_size(tensorflow_d
     with tensorflow_datasets.testing.mock_data(num_examples=20):
         with pytest.raises(UserError, match="must have the features image and label .* has description, "):
             tfds(name="ag_news_subset")
-        with pytest.raises(UserError, match="different sizes: must share one"):
+        with pytest.raises(UserError, match="image: sizes .*: must share one"):
             tfds(name="imagenette")
+
+
+TINY = np.random.default_rng(3).integers(0, 256, (12, 4, 5, 3), dtype=np.uint8)
+TINY_SPLITS = {"train": range(6), "validation": range(6, 9), "test": range(9, 12)}
+
+
+@pytest.fixture(scope="module")
+def tiny_builder():
+    """What prepares a set of 12 images, and makes its name known, as a set of the catalogue does."""
+    tensorflow_datasets = pytest.importorskip("tensorflow_datasets")
+    core, features = tensorflow_datasets.core, tensorflow_datasets.features
+
+    class MtkdTinyPhotos(core.GeneratorBasedBuilder):
+        VERSION = core.Version("1.0.0")
+        code_path = None  # TFDS would look beside it for a description
+
+        def _info(self):
+            image, label = features.Image(shape=(4, 5, 3)), features.ClassLabel(names=["bee", "cat", "dog"])
+            return core.DatasetInfo(
+                builder=self, features=features.FeaturesDict({"image": image, "label": label})
+            )
+
+        def _split_generators(self, _):
+            return {split: self._generate_examples(rows) for split, rows in TINY_SPLITS.items()}
+
+        def _generate_examples(self, rows):
+            for row in rows:
+                file = io.BytesIO()
+                Image.fromarray(TINY[row]).save(file, "png")
+                yield row, {"image": file.getvalue(), "label": row % 3}
+
+    return MtkdTinyPhotos
+
+
+def prepare(builder, folder, file_format, monkeypatch):
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(folder))
+    builder(data_dir=str(folder), file_format=file_format).download_and_prepare()
+
+
+def check_is_tiny(dataset):
+    """TFDS shuffles what it prepares, within a split: every image is looked up among those it was given."""
+
+    def rows(images):
+        return [int(np.flatnonzero((image == TINY).all(axis=(1, 2, 3)))[0]) for image in images[:]]
+
+    train, test = rows(dataset.train_images), rows(dataset.test_images)
+    assert (sorted(train[:6]), sorted(train[6:])) == ([*TINY_SPLITS["train"]], [*TINY_SPLITS["validation"]])
+    assert sorted(test) == [*TINY_SPLITS["test"]]
+    np.testing.assert_array_equal(dataset.val_rows, [6, 7, 8])
+    np.testing.assert_array_equal(dataset.train_labels, np.array(train) % 3)
+    np.testing.assert_array_equal(dataset.test_labels, np.array(test) % 3)
+    assert dataset.class_names == ("bee", "cat", "dog")
+
+
+def test_tfds_reads_records_held_or_streamed_and_validates_on_the_sets_own_split(
+    tiny_builder, tmp_path, monkeypatch
+):
+    prepare(tiny_builder, tmp_path, "array_record", monkeypatch)
+    held = tfds(name="mtkd_tiny_photos")
+    assert isinstance(held.train_images, np.ndarray) and isinstance(held.test_images, np.ndarray)
+    check_is_tiny(held)
+    monkeypatch.setattr(streams, "MOST_HELD", TINY[:9].nbytes - 1)
+    streamed = tfds(name="mtkd_tiny_photos")
+    assert isinstance(streamed.train_images, streams.OneByOne) and isinstance(
+        streamed.test_images, np.ndarray
+    )
+    check_is_tiny(streamed)
+    np.testing.assert_array_equal(streamed.train_images[np.array([8, 0, 3])], held.train_images[[8, 0, 3]])
+
+
+def test_tfds_reads_what_is_prepared_for_tensorflow_alone_by_tensorflow(tiny_builder, tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow")
+    prepare(tiny_builder, tmp_path, "tfrecord", monkeypatch)
+    check_is_tiny(tfds(name="mtkd_tiny_photos"))
+
+
+def test_tfds_without_tensorflow_says_what_is_prepared_for_it_alone(tiny_builder, tmp_path, monkeypatch):
+    prepare(tiny_builder, tmp_path, "array_record", monkeypatch)
+    info = next(tmp_path.rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="mtkd_tiny_photos': cannot be read .*; prepare it once, with"):
+        tfds(name="mtkd_tiny_photos")
