@@ -697,6 +697,7 @@ def test_tfds_reads_records_held_or_streamed_and_validates_on_the_sets_own_split
     np.testing.assert_array_equal(streamed.train_images[np.array([8, 0, 3])], held.train_images[[8, 0, 3]])
 
 
+@pytest.mark.slow
 def test_tfds_reads_what_is_prepared_for_tensorflow_alone_by_tensorflow(tiny_builder, tmp_path, monkeypatch):
     pytest.importorskip("tensorflow")
     prepare(tiny_builder, tmp_path, "tfrecord", monkeypatch)
