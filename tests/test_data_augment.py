@@ -48,6 +48,17 @@ def test_shift_by_almost_the_whole_image_and_no_further():
         shift(image, jax.random.key(0), pixels=4)
 
 
+def test_time_series_are_not_moved_or_mirrored_but_cut_out_and_noisy():
+    series = image_of((9, 1, 2))[None]
+    for name, value, said in (
+        ("flip", True, r"^flip: images 9x1 have no left and right"),
+        ("shift", 1, r"^shift = 1: must be less than 1, for images 9x1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            augment(jax.random.key(0), series, **{name: value})
+    assert augment(jax.random.key(0), series, cutout=3, noise=0.1).shape == series.shape
+
+
 def test_flip_mirrors_half_of_the_time():
     image = image_of()
     mirrored = 0

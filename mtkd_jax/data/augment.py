@@ -17,7 +17,9 @@ from mtkd_jax.types import Array, UserError
 
 
 def flip(image: Array, key: Array) -> Array:
-    """Mirror left and right with probability 1/2."""
+    """Mirror left and right with probability 1/2. Raises `UserError` for images of width 1: time series."""
+    if image.shape[1] == 1:
+        raise UserError(f"flip: images {image.shape[0]}x1 have no left and right: must be off for them")
     # 32x32x3: 0.1 ms a batch, where choosing between the image and its reverse takes 0.7.
     columns = jnp.arange(image.shape[1])
     return image[:, jnp.where(jax.random.bernoulli(key), columns[::-1], columns)]
