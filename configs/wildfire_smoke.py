@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.learning_rate = 2e-3
     config.train.schedule = "cosine"
 
-    config.students.model = "cnn(widths=(8, 16, 32), dense=32, batch_norm=True)"
+    config.students.model = "cnn(widths=(8, 16, 32), dense=32)"
     config.students.modes = (
         "mimic_all",
         "output_avg",
