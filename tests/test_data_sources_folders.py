@@ -100,6 +100,14 @@ def test_streamed_images_are_those_held_in_memory(tmp_path, monkeypatch):
     assert isinstance(held.train_images, np.ndarray) and isinstance(held.test_images, np.ndarray)
     assert isinstance(streamed.train_images, OneByOne) and isinstance(streamed.test_images, OneByOne)
     same(held, streamed)
+    identities = [streamed.train_images.identity()]
+    for number in (0, 77):  # the same pixels, then others
+        put(tmp_path, "bee/00.png", number)
+        again = folder(path=str(tmp_path), stream="always")
+        identities.append(again.train_images.identity() + again.test_images.identity())
+    identities[0] += streamed.test_images.identity()
+    assert identities[0] == identities[1] != identities[2]
+    put(tmp_path, "bee/00.png", 0)
     num_bytes = 15 * 6 * 5 * 3
     for limit, kind in ((num_bytes, np.ndarray), (num_bytes - 1, OneByOne)):
         monkeypatch.setattr(streams, "MOST_HELD", limit)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.streams import in_threads, read_ahead
+from mtkd_jax.data.streams import OneByOne, digest, in_threads, read_ahead
 from mtkd_jax.types import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 4, 3), dtype=np.uint8)
@@ -21,7 +21,11 @@ def files(tmp_path):
     paths = [str(tmp_path / f"{n}.png") for n in range(len(PIXELS))]
     for path, pixels in zip(paths, PIXELS):
         Image.fromarray(pixels).save(path)
-    return streams.files(paths, (5, 4, 3))
+
+    def read(row):
+        return image_files.read(paths[row], shape=(5, 4, 3))
+
+    return OneByOne(read, PIXELS.shape, np.uint8, [digest(image) for image in PIXELS])
 
 
 @pytest.fixture
@@ -44,11 +48,14 @@ def test_files_are_used_like_the_array_of_their_images(files, no_thread_left):
         np.testing.assert_array_equal(files[rows], PIXELS[rows])
 
 
-def test_files_bring_images_to_their_shape(files, tmp_path):
-    paths = [str(tmp_path / f"{n}.png") for n in range(len(files))]
-    small = streams.files(paths, (2, 2, 1), "stretch")
-    want = [image_files.read(path, shape=(2, 2, 1), fit="stretch") for path in paths]
-    np.testing.assert_array_equal(small[:], np.stack(want))
+def test_the_identity_differs_where_an_image_differs_or_stands_elsewhere():
+    def identity(images):
+        return OneByOne(images.__getitem__, images.shape, images.dtype, map(digest, images)).identity()
+
+    changed = PIXELS.copy()
+    changed[5, 2, 1, 0] ^= 1
+    assert identity(PIXELS) == identity(PIXELS.copy())
+    assert len({identity(images) for images in (PIXELS, changed, PIXELS[::-1], PIXELS[:-1])}) == 4
 
 
 def test_of_files_that_cannot_be_read_the_first_in_order_is_named(files, tmp_path, no_thread_left):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mtkd_jax.data import images
 from mtkd_jax.types import Images
 
 # Decoding leaves Python's lock, so more threads than one help; past the cores they only hold memory.
@@ -21,9 +21,16 @@ _HANDED_OUT = 1024  # pieces of work that wait for a thread
 class OneByOne:
     """`Images` [N,h,w,c] that are read one by one, by several threads, whenever they are asked for."""
 
-    def __init__(self, read: Callable[[int], np.ndarray], shape: tuple[int, ...], dtype: np.dtype):
-        """`read(row)` gives the image [h,w,c] of a row; it is called from several threads at once."""
+    def __init__(
+        self,
+        read: Callable[[int], np.ndarray],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        digests: Iterable[bytes],
+    ):
+        """`read(row)` gives the image [h,w,c] of a row, to several threads at once; `digests` are of all."""
         self.read, self.shape, self.dtype = read, shape, np.dtype(dtype)
+        self._identity = hashlib.sha256(b"".join(digests)).digest()
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -40,10 +47,14 @@ class OneByOne:
             pass
         return found
 
+    def identity(self) -> bytes:
+        """What differs where the images differ, from the digests of when each was read first."""
+        return self._identity
 
-def files(paths: Sequence[str], shape: tuple[int, int, int], fit: str = "crop") -> OneByOne:
-    """Images of one file each, uint8 [N,h,w,c], brought to `shape` [h,w,c] as `images.read` does it."""
-    return OneByOne(lambda row: images.read(paths[row], shape=shape, fit=fit), (len(paths), *shape), np.uint8)
+
+def digest(image: np.ndarray) -> bytes:
+    """The SHA-256 of an image's pixels."""
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 def in_threads(work: Callable[[Any], Any], things: Sequence) -> Iterator:

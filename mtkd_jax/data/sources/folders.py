@@ -342,19 +342,25 @@ def _read(
     paths: list[str], shape: tuple[int, int, int], reading: _Reading, held: bool
 ) -> tuple[np.ndarray | Images, list[UserError | None]]:
     """The images that can be read, each decoded once; and for every file what is wrong with it, or None."""
-    files = streams.files(paths, shape, reading.fit)
-    images = np.empty(files.shape, files.dtype) if held else None
+    images = np.empty((len(paths), *shape), np.uint8) if held else None
 
-    def decode(row: int) -> None:
-        image = files.read(row)
+    def decode(row: int) -> bytes:
+        image = image_files.read(paths[row], shape=shape, fit=reading.fit)
         if held:
             images[row] = image
+        return streams.digest(image)
 
-    errors = _attempted(decode, range(len(files)), reading.skip_corrupt)
+    found = _attempted(decode, range(len(paths)), reading.skip_corrupt)
+    errors = [result if isinstance(result, UserError) else None for result in found]
     sound = [row for row, error in enumerate(errors) if error is None]
     if held:
-        return images if len(sound) == len(files) else images[sound], errors
-    return streams.files([paths[row] for row in sound], shape, reading.fit), errors
+        return images if len(sound) == len(paths) else images[sound], errors
+
+    def read(row: int) -> np.ndarray:
+        return image_files.read(paths[sound[row]], shape=shape, fit=reading.fit)
+
+    digests = (found[row] for row in sound)
+    return streams.OneByOne(read, (len(sound), *shape), np.uint8, digests), errors
 
 
 def _attempted(work: Callable[[Any], Any], things: Sequence, skip_corrupt: bool) -> list:

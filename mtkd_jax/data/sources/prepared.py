@@ -84,7 +84,7 @@ def _images_and_labels(records: _Records, where: str) -> tuple[np.ndarray | Imag
     shape, dtype = records[0]["image"].shape, records[0]["image"].dtype
     num_bytes = len(records) * int(np.prod(shape)) * dtype.itemsize
     held = np.empty((len(records), *shape), dtype) if num_bytes <= streams.MOST_HELD else None
-    labels = np.empty(len(records), np.int64)
+    labels, digests = np.empty(len(records), np.int64), [b""] * len(records)
 
     def put(row: int) -> None:
         record = records[row]
@@ -92,7 +92,7 @@ def _images_and_labels(records: _Records, where: str) -> tuple[np.ndarray | Imag
             raise UserError(
                 f"{where}: image: sizes {shape} and {record['image'].shape}: must share one [h,w,c]"
             )
-        labels[row] = record["label"]
+        labels[row], digests[row] = record["label"], streams.digest(record["image"])
         if held is not None:
             held[row] = record["image"]
 
@@ -100,4 +100,4 @@ def _images_and_labels(records: _Records, where: str) -> tuple[np.ndarray | Imag
         pass
     if held is not None:
         return held, labels
-    return streams.OneByOne(lambda row: records[row]["image"], (len(records), *shape), dtype), labels
+    return streams.OneByOne(lambda row: records[row]["image"], (len(records), *shape), dtype, digests), labels
