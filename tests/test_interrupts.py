@@ -71,13 +71,15 @@ def test_a_second_ctrl_c_ends_a_process_that_is_not_in_python():
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout.readline() == "busy\n"
-    process.send_signal(signal.SIGINT)
-    while "a second Ctrl-C stops at once" not in process.stderr.readline():
-        pass
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        while "a second Ctrl-C stops at once" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in said and said.strip().count("\n") == 0
 
 
@@ -149,11 +151,14 @@ def test_a_process_that_trains_ends_within_20_seconds(number, command, tmp_path)
         stderr=subprocess.PIPE,
         text=True,
     )
-    while "epoch" not in process.stderr.readline():
-        assert process.poll() is None
-    asked = time.monotonic()
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    try:
+        while "epoch" not in process.stderr.readline():
+            assert process.poll() is None
+        asked = time.monotonic()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == EXIT_CODES[number]
     assert time.monotonic() - asked < 20
     assert f"stopped by {number.name}; teachers-mlp-hidden-8 is saved at " in said
