@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import (
     analysis,
+    deployed,
     evaluation,
     export,
     forecast,
@@ -138,9 +139,7 @@ def save_student(
         "input": {
             "shape": list(dataset.train_images.shape[1:]),
             "dtype": "float32",
-            "range": "uint8 pixels divided by 255"
-            if dataset.train_images.dtype == np.uint8
-            else "as in the data",
+            "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
         },
         "training": f"{num_teachers} teachers, {config.plan}: {group.method}, "
         f"alpha {group.alpha:g} (weight of the hard labels), "
@@ -159,5 +158,5 @@ def save_student(
     }
     images = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
     said = export.logits_of(model, variables, images)
-    export.save_student(into / "student", variables, card, (images, said))
+    export.save_student(into / "student", model, variables, card, (images, said))
     export.verify_student(into / "student", configuration.build_model, images, said)

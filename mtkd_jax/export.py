@@ -1,5 +1,6 @@
 """The chosen student as a folder that needs no run: weights, what they are, and a check that they work.
 
+model.stablehlo     the network with its weights as a program that needs no mtkd_jax: see deployed.py
 model.safetensors   {"params/Dense_0/kernel": array, ...}: no pickle, nothing is executed on loading
 model.json          the card: what `load_student` needs and what a reader asks
 check.safetensors   {"images", "logits"}: a few inputs and what the student said of them when it was saved
@@ -8,10 +9,9 @@ README.md           the card in words
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export as jax_export
 from safetensors import flax as safetensors
 
+from mtkd_jax.deployed import PIXELS, PROGRAM, card_digest, load_program, read, read_card, sha256
+from mtkd_jax.models import layers
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
 TOLERANCE = 1e-5
+PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def save_student(
-    directory: Path, variables: PyTree, card: Mapping[str, Any], check: tuple[Array, Array]
+    directory: Path, model: Model, variables: PyTree, card: Mapping[str, Any], check: tuple[Array, Array]
 ) -> None:
     """Write the student's folder, whole or not at all; one that is there is replaced.
 
@@ -47,14 +51,22 @@ def save_student(
     directory = Path(directory).absolute()
     temporary, old = (directory.with_name(f".{directory.name}.{word}") for word in ("writing", "old"))
     weights = safetensors.save(flatten_dict(_contiguous(variables), sep="/"))
-    card = {**card, "task": card["task"]._asdict(), "weights_sha256": _sha256(weights)}
-    card["card_sha256"] = _card_digest(card)
+    program = program_of(model, variables, card["input"]["shape"])
+    card = {
+        **card,
+        "task": card["task"]._asdict(),
+        "weights_sha256": sha256(weights),
+        "program_sha256": sha256(program),
+        "jax": jax.__version__,
+    }
+    card["card_sha256"] = card_digest(card)
     images, logits = check
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         (temporary / "model.safetensors").write_bytes(weights)
+        (temporary / PROGRAM).write_bytes(program)
         checked = safetensors.save(_contiguous({"images": images, "logits": logits}))
         (temporary / "check.safetensors").write_bytes(checked)
         (temporary / "model.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
@@ -77,9 +89,9 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
     another network of the card's address than the one whose weights these are.
     """
     directory = Path(directory)
-    card = _read_card(directory / "model.json")
+    card = read_card(directory / "model.json")
     path = directory / "model.safetensors"
-    if _sha256(_read(path)) != card["weights_sha256"]:
+    if sha256(read(path)) != card["weights_sha256"]:
         raise UserError(
             f"{path}: damaged, its SHA-256 is not the one in model.json; export the student again"
         )
@@ -95,19 +107,46 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
 
 def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
     """Logits [n,C] of one network, compiled alone: the same program before saving and after loading."""
-    return jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)(variables, images)
+    with jax.default_matmul_precision("highest"):  # as in the exported program
+        return jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)(variables, images)
 
 
 def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:
-    """Load the student again and return max |its logits - logits|; RuntimeError above 1e-5."""
+    """Load the student again, as weights and as program, and return the largest difference from `logits`.
+
+    The program is asked for all images at once and for the first alone. Raises RuntimeError where the weights
+    differ by more than 1e-5, or the program, which is compiled otherwise, by more than 1e-5 of the largest
+    logit (and of 1); of a network that computes in bfloat16, whose own rounding is 400 times that, by 5e-2.
+    """
     model, variables, _ = load_student(directory, build)
-    found = logits_of(model, variables, images)
-    difference = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(logits, np.float64))))
-    if not difference <= TOLERANCE:  # NaN is a failure too
+    program, _ = load_program(directory)
+    largest = max(1.0, float(np.max(np.abs(logits))))
+    rounding = 5e-2 if getattr(model.module, "dtype", "float32") == "bfloat16" else TOLERANCE
+    return max(
+        _difference(logits_of(model, variables, images), logits, TOLERANCE, directory),
+        _difference(program(images), logits, rounding * largest, directory / PROGRAM),
+        _difference(program(images[:1]), logits[:1], rounding * largest, directory / PROGRAM),
+    )
+
+
+def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> float:
+    difference = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64))))
+    if not difference <= tolerance:  # NaN is a failure too
         raise RuntimeError(
-            f"{directory}: reloaded, the student's logits differ by {difference:g}, more than {TOLERANCE:g}"
+            f"{path}: reloaded, the student's logits differ by {difference:g}, more than {tolerance:g}"
         )
     return difference
+
+
+def program_of(model: Model, variables: PyTree, shape: Sequence[int]) -> bytes:
+    """The network with its weights as StableHLO, float32 images [b,h,w,c] -> logits [b,C] for any b."""
+    images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *shape), jnp.float32)
+    variables = jax.tree.map(np.asarray, variables)
+    logits = jax.jit(lambda images: model.apply(variables, images)[0].logits)
+    # A CPU runs the forms of other platforms up to 25 times slower, so all get those of a CPU. In the highest
+    # precision, because a GPU or TPU that rounds factors in its own way would not say what was measured.
+    with layers.forms_of("cpu"), jax.default_matmul_precision("highest"):
+        return bytes(jax_export.export(logits, platforms=PLATFORMS)(images).serialize())
 
 
 def _contiguous(tree: PyTree) -> PyTree:
@@ -117,35 +156,6 @@ def _contiguous(tree: PyTree) -> PyTree:
 
 def _shapes(variables: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
     return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in flatten_dict(variables, sep="/").items()}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _card_digest(card: Mapping[str, Any]) -> str:
-    """Over all but itself: a changed `task` would change the predictions without touching the weights."""
-    rest = {name: value for name, value in card.items() if name != "card_sha256"}
-    return _sha256(json.dumps(rest, sort_keys=True).encode())
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the student: {error.strerror}") from error
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    data = _read(path)
-    try:
-        card = json.loads(data)
-        intact = card["card_sha256"] == _card_digest(card)
-    except (ValueError, TypeError, KeyError):
-        intact = False
-    if not intact:
-        raise UserError(f"{path}: damaged or edited, its SHA-256 does not fit; export the student again")
-    return card
 
 
 # --- the card in words --------------------------------------------------------------------------------
@@ -179,7 +189,29 @@ another scale or a class that is not in the list; it always answers with one of 
 |---|---|---|---|
 {metrics}
 
-## How to load it
+## How to predict with it
+
+{_command(card, folder)}From Python without `mtkd_jax`, but with JAX, flatbuffers and safetensors, from the
+folder that holds `{folder}/`:
+
+```python
+from pathlib import Path
+
+import jax
+from jax import export
+from safetensors.numpy import load_file
+
+program = export.deserialize(bytearray(Path("{folder}/{PROGRAM}").read_bytes()))
+# [b,h,w,c] {card["input"]["dtype"]}, {card["input"]["range"]}; these are the ones it was checked with
+images = load_file("{folder}/check.safetensors")["images"]
+logits = jax.jit(program.call)(images)  # [b,C]
+print(jax.nn.softmax(logits).argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1))
+```
+
+The program takes any number of images and runs on a CPU, on CUDA and on a TPU. JAX {card["jax"]} wrote it;
+releases up to six months newer or three weeks older promise to run it. The weights have no such limit.
+
+## How to load its weights
 
 With `mtkd_jax` installed, from the folder that holds `{folder}/`:
 
@@ -200,7 +232,21 @@ for row in jax.nn.softmax(outputs.logits):
 print("largest difference from the saved logits:", abs(outputs.logits - check["logits"]).max())
 ```
 
-`model.json` is this page for programs; SHA-256 of the weights: `{card["weights_sha256"]}`.
+`model.json` is this page for programs. SHA-256 of the weights: `{card["weights_sha256"]}`;
+of the program: `{card["program_sha256"]}`.
+"""
+
+
+def _command(card: Mapping[str, Any], folder: str) -> str:
+    """How to ask about image files; nothing for a student of other arrays."""
+    if card["input"]["range"] != PIXELS:
+        return ""
+    return f"""Of image files, or of folders of them, with `mtkd_jax` installed:
+
+```
+python -m mtkd_jax.predict --student {folder} photos/
+```
+
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, fusion, plan, population, students
+from mtkd_jax import experiment, export, fusion, plan, population, students
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
@@ -147,6 +147,20 @@ def test_every_model_speaks_float32_and_learns_everywhere(name, num_heads, dtype
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert grad.dtype == jnp.float32
         assert float(jnp.abs(grad).max()) > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_exported_for_any_batch_and_every_platform(name):
+    task = Task(num_classes=4, num_heads=2, mean=(0.4,), std=(0.3,))
+    model = configuration.build_model(name, task)
+    shape = shape_for(model)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
+    program = jax.export.deserialize(bytearray(export.program_of(model, zeros, shape)))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    (images,), (logits,) = program.in_avals, program.out_avals
+    assert (str(images.shape[0]), images.shape[1:], images.dtype) == ("b", shape, jnp.float32)
+    assert (str(logits.shape[0]), logits.shape[1:], logits.dtype) == ("b", (4,), jnp.float32)
 
 
 # --- sources ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -16,7 +17,9 @@ import pytest
 from flax import linen as nn
 from safetensors import safe_open
 
-from mtkd_jax.export import load_student, save_student, verify_student
+from mtkd_jax.deployed import PIXELS, card_digest, load_program
+from mtkd_jax.export import load_student, program_of, save_student, verify_student
+from mtkd_jax.models import layers
 from mtkd_jax.types import Model, Outputs, Task, UserError
 
 TASK = Task(num_classes=3, num_heads=1, mean=(0.25, 0.5), std=(0.125, 0.1))
@@ -26,7 +29,7 @@ CARD = {
     "model": "tiny(width=6)",
     "task": TASK,
     "class_names": ["nought", "één", "two"],
-    "input": {"shape": [4, 4, 2], "dtype": "float32", "range": "uint8 / 255"},
+    "input": {"shape": [4, 4, 2], "dtype": "float32", "range": PIXELS},
     "training": "output_avg, alpha 0.25 (weight of the hard labels), temperature 1",
     "data": "digits, 100 labelled and 1100 unlabelled images",
     "source": "runs/digits",
@@ -44,7 +47,7 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, image, train):
         mean, std = (jnp.asarray(value)[None, None, None] for value in (self.task.mean, self.task.std))
-        hidden = nn.Dense(self.width)(((image - mean) / std).reshape(len(image), -1))
+        hidden = nn.Dense(self.width)(((image - mean) / std).reshape(image.shape[0], -1))
         hidden = nn.relu(nn.BatchNorm(use_running_average=not train)(hidden))
         logits = nn.Dense(self.task.num_classes, param_dtype=jnp.bfloat16, dtype=jnp.float32)(hidden)
         return Outputs(logits=logits, heads=logits[None], embedding=hidden, features={})
@@ -54,23 +57,25 @@ def build(address: str, task: Task) -> Model:
     return Model(address, Tiny(int(re.fullmatch(r"tiny\(width=(\d+)\)", address)[1]), task))
 
 
+MODEL = build(CARD["model"], TASK)
+
+
 def student() -> tuple[dict, jax.Array]:
-    model = build(CARD["model"], TASK)
-    variables = model.init(jax.random.key(1), IMAGES)
-    return variables, model.apply(variables, IMAGES)[0].logits
+    variables = MODEL.init(jax.random.key(1), IMAGES)
+    return variables, MODEL.apply(variables, IMAGES)[0].logits
 
 
 @pytest.fixture
 def folder(tmp_path):
     variables, logits = student()
-    save_student(tmp_path / "run" / "student", variables, CARD, (IMAGES, logits))
+    save_student(tmp_path / "run" / "student", MODEL, variables, CARD, (IMAGES, logits))
     return tmp_path / "run" / "student"
 
 
 def test_it_comes_back_bit_for_bit(folder):
     variables, logits = student()
     model, loaded, card = load_student(folder, build)
-    assert model == build(CARD["model"], TASK)  # the task has come back as it was, tuples and all
+    assert model == MODEL  # the task has come back as it was, tuples and all
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     for got, want in zip(jax.tree.leaves(loaded), jax.tree.leaves(variables)):
         assert got.dtype == want.dtype
@@ -90,7 +95,7 @@ def test_arrays_in_any_memory_order_are_saved_as_they_read(tmp_path):
     variables, logits = student()
     kernel = np.asarray(variables["params"]["Dense_0"]["kernel"])
     variables["params"]["Dense_0"]["kernel"] = np.asfortranarray(kernel)
-    save_student(tmp_path / "student", variables, CARD, (IMAGES, logits))
+    save_student(tmp_path / "student", MODEL, variables, CARD, (IMAGES, logits))
     verify_student(tmp_path / "student", build, IMAGES, logits)
 
 
@@ -105,9 +110,9 @@ def test_it_is_replaced_whole(folder):
     variables, logits = student()
     (folder / "of the old one").touch()
     other = jax.tree.map(lambda leaf: leaf * 0, variables)
-    save_student(folder, other, CARD, (IMAGES, logits * 0))
+    save_student(folder, MODEL, other, CARD, (IMAGES, logits * 0))
     assert {path.name for path in folder.parent.iterdir()} == {"student"}
-    names = {"model.safetensors", "model.json", "check.safetensors", "README.md"}
+    names = {"model.safetensors", "model.stablehlo", "model.json", "check.safetensors", "README.md"}
     assert {path.name for path in folder.iterdir()} == names
     assert verify_student(folder, build, IMAGES, logits * 0) == 0
 
@@ -118,7 +123,7 @@ def test_a_save_that_fails_leaves_the_old_one(folder, monkeypatch):
         "mtkd_jax.export._readme", lambda card, name: (_ for _ in ()).throw(OSError(28, "full"))
     )
     with pytest.raises(UserError, match=f"{folder}: cannot save the student: full"):
-        save_student(folder, variables, CARD, (IMAGES, logits))
+        save_student(folder, MODEL, variables, CARD, (IMAGES, logits))
     verify_student(folder, build, IMAGES, logits)
     assert {path.name for path in folder.parent.iterdir()} == {"student"}
 
@@ -174,16 +179,99 @@ def test_the_readme_says_what_the_card_holds(folder):
         assert words in readme
 
 
-def test_the_readmes_code_runs_as_printed(folder, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
+def run_readme(folder, number: int) -> list[str]:
+    """What a block of Python code of the README prints."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(blocks[number], "README.md", "exec"), {})
+    return printed.getvalue().splitlines()
+
+
+def test_the_readmes_code_without_us_runs_as_printed(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mtkd_jax"]:
+        monkeypatch.setitem(sys.modules, name, None)  # importing it would raise
+    found = [float(word) for word in re.findall(r"[\d.]+(?:e-\d+)?", " ".join(run_readme(folder, 0)))]
+    _, logits = student()
+    assert found[:5] == logits.argmax(-1).tolist()
+    np.testing.assert_allclose(found[5:], jax.nn.softmax(logits).max(-1), rtol=1e-6)
+
+
+def test_the_readmes_code_with_us_runs_as_printed(folder, monkeypatch):
     config = types.ModuleType("mtkd_jax.config")
     config.build_model = build  # the stand-in network has no address of its own
     monkeypatch.setitem(sys.modules, "mtkd_jax.config", config)
     monkeypatch.chdir(folder.parent)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    lines = printed.getvalue().splitlines()
+    lines = run_readme(folder, 1)
     _, logits = student()
     assert [line.split()[0] for line in lines[:-1]] == [CARD["class_names"][i] for i in logits.argmax(-1)]
     assert float(lines[-1].rsplit(":", 1)[1]) <= 1e-6
+
+
+# --- the program --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num", [1, 3, 5])
+def test_the_program_says_the_same_of_any_number_of_images(folder, num):
+    program, card = load_program(folder)
+    np.testing.assert_allclose(program(IMAGES[:num]), student()[1][:num], atol=1e-6)
+    assert card == load_student(folder, build)[2]
+
+
+def test_a_program_of_other_weights_is_found(folder):
+    variables, logits = student()
+    other = program_of(MODEL, jax.tree.map(lambda leaf: leaf * 2, variables), (4, 4, 2))
+    (folder / "model.stablehlo").write_bytes(other)
+    card = json.loads((folder / "model.json").read_text())
+    card["program_sha256"] = hashlib.sha256(other).hexdigest()
+    card["card_sha256"] = card_digest(card)
+    (folder / "model.json").write_text(json.dumps(card))
+    with pytest.raises(RuntimeError, match="model.stablehlo: reloaded, the student's logits differ by"):
+        verify_student(folder, build, IMAGES, logits)
+
+
+@pytest.mark.parametrize("position", [0, 1000, -1])
+def test_a_changed_byte_of_the_program_is_refused(folder, position):
+    changed = bytearray((folder / "model.stablehlo").read_bytes())
+    changed[position] ^= 1
+    (folder / "model.stablehlo").write_bytes(changed)
+    with pytest.raises(UserError, match="model.stablehlo: damaged, its SHA-256 is not the one in model.json"):
+        load_program(folder)
+
+
+def test_a_program_that_jax_cannot_read_names_the_jax_that_wrote_it(folder, monkeypatch):
+    def expired(data):
+        raise ValueError("beyond the window")
+
+    monkeypatch.setattr("jax.export.deserialize", expired)
+    with pytest.raises(UserError, match=f"what JAX {re.escape(jax.__version__)} wrote; use that one, or the"):
+        load_program(folder)
+
+
+def test_a_student_from_before_there_were_programs_is_loaded_by_its_weights(folder):
+    (folder / "model.stablehlo").unlink()
+    card = json.loads((folder / "model.json").read_text())
+    del card["program_sha256"], card["jax"]
+    card["card_sha256"] = card_digest(card)
+    (folder / "model.json").write_text(json.dumps(card))
+    model, variables, _ = load_student(folder, build)
+    np.testing.assert_array_equal(model.apply(variables, IMAGES)[0].logits, student()[1])
+    with pytest.raises(UserError, match="from before there was model.stablehlo; export it again"):
+        load_program(folder)
+
+
+def test_a_program_written_on_a_gpu_has_the_forms_that_a_cpu_runs_fast(monkeypatch):
+    class Depthwise(nn.Module):
+        @nn.compact
+        def __call__(self, image, train):
+            logits = layers.Conv(4, (3, 3), groups=4)(image).mean(axis=(1, 2))
+            return Outputs(logits=logits, heads=logits[None], embedding=logits, features={})
+
+    model = Model("depthwise", Depthwise())
+    image = jnp.zeros((1, 6, 6, 4))
+    variables = model.init(jax.random.key(0), image)
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x: model.apply(variables, x)[0].logits)(image))
+    program = jax.export.deserialize(bytearray(program_of(model, variables, (6, 6, 4))))
+    assert "stablehlo.convolution" not in program.mlir_module()

@@ -8,7 +8,7 @@ import mtkd_jax
 
 ROOT = Path(mtkd_jax.__file__).parent
 LAYERS = [  # from the top; a module may import its own layer's and lower ones
-    {"main", "fusion.__main__", "data.__main__", "data.overview", "benchmark"},
+    {"main", "predict", "fusion.__main__", "data.__main__", "data.overview", "benchmark"},
     {"experiment"},
     {
         "teachers",
@@ -25,6 +25,7 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "export",
     },
     {
+        "deployed",
         "forecast",
         "interrupts",
         "jobs",

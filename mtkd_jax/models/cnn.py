@@ -41,7 +41,7 @@ class Cnn(nn.Module):
             # ReLU after pooling: the same numbers from a quarter of the work, and no ties between zeros.
             x = nn.relu(x)
             features[f"stage{number}"] = x
-        x = nn.relu(nn.Dense(self.dense, dtype=self.dtype, name="dense")(x.reshape(len(x), -1)))
+        x = nn.relu(nn.Dense(self.dense, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
         return layers.outputs(x, heads, features)

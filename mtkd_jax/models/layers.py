@@ -10,11 +10,13 @@ float32 either way.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -28,6 +30,7 @@ from mtkd_jax.types import Array, Outputs, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 DTYPES = ("float32", "bfloat16")
+_forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
@@ -59,7 +62,7 @@ def conv(
     if x.ndim == 3:
         return conv(x[:, None], kernel[None], strides and (1, *strides), padding, groups)[:, 0]
     strides = strides or (1, 1)
-    form = fastest_form(kernel.shape, groups, jax.default_backend())
+    form = fastest_form(kernel.shape, groups, _forms_of.get() or jax.default_backend())
     if form == "product":
         return product_conv(x, kernel, strides)
     if form == "by_group":
@@ -71,6 +74,16 @@ def conv(
     if form == "canonical":
         return canonical_conv(x, kernel, strides, pads)
     return plain_conv(x, kernel, strides, pads, groups)
+
+
+@contextlib.contextmanager
+def forms_of(platform: str) -> Iterator[None]:
+    """What is traced inside takes this platform's forms, wherever it is: for a program that travels."""
+    token = _forms_of.set(platform)
+    try:
+        yield
+    finally:
+        _forms_of.reset(token)
 
 
 def fastest_form(kernel_shape: tuple[int, ...], groups: int, platform: str) -> str:

@@ -20,7 +20,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
         x = layers.normalise(image, self.task.mean, self.task.std)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         features = {}
         for number, width in enumerate(self.hidden, start=1):
             x = nn.Dense(width, use_bias=not self.batch_norm, dtype=self.dtype, name=f"dense{number}")(x)

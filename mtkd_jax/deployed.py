@@ -1,0 +1,80 @@
+"""The student's folder as it is read without the code that trained it: the card and the program.
+
+model.stablehlo     images -> logits for any batch on CPU, CUDA and TPU, weights inside, by `jax.export`
+
+Nothing is executed on loading; the program is checked before it is read, and compiled when it is called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import export as jax_export
+
+from mtkd_jax.types import Array, UserError
+
+PROGRAM = "model.stablehlo"
+PIXELS = "uint8 pixels divided by 255"  # the range, in a card's "input", of a student that reads image files
+
+
+def load_program(directory: Path) -> tuple[Callable[[Array], Array], dict[str, Any]]:
+    """The student as (program, card): `program(images)` returns logits [b,C].
+
+    Images are float32 [b,h,w,c] in the range that the card's "input" says. Raises UserError naming the file
+    when one is missing or is not what was saved, or when this version of JAX does not read the program.
+    """
+    directory = Path(directory)
+    card = read_card(directory / "model.json")
+    path = directory / PROGRAM
+    if "program_sha256" not in card:
+        raise UserError(f"{directory}: a student from before there was {PROGRAM}; export it again")
+    data = read(path)
+    if sha256(data) != card["program_sha256"]:
+        raise UserError(
+            f"{path}: damaged, its SHA-256 is not the one in model.json; export the student again"
+        )
+    try:
+        exported = jax_export.deserialize(bytearray(data))
+    except Exception as error:  # what an unknown version raises differs from version to version
+        raise UserError(
+            f"{path}: JAX {jax.__version__} cannot read what JAX {card['jax']} wrote; "
+            "use that one, or the weights in model.safetensors"
+        ) from error
+    return jax.jit(exported.call), card
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card model.json; UserError unless it is as it was written."""
+    data = read(path)
+    try:
+        card = json.loads(data)
+        intact = card["card_sha256"] == card_digest(card)
+    except (ValueError, TypeError, KeyError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path}: damaged or edited, its SHA-256 does not fit; export the student again")
+    return card
+
+
+def read(path: Path) -> bytes:
+    """A file of the folder; UserError naming it when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the student: {error.strerror}") from error
+
+
+def card_digest(card: Mapping[str, Any]) -> str:
+    """Over all but itself: a changed `task` would change the predictions without touching the weights."""
+    rest = {name: value for name, value in card.items() if name != "card_sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode())
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal, as the card holds it."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,190 @@
+"""`python -m mtkd_jax.predict --student runs/digits/student photos/`: the class of every image.
+
+Only the student's folder is read; networks and training are not imported. A line for every image, in a table
+or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
+when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
+Exit code 0: every image was read; 2: some were not, or something else that the user can mend, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mtkd_jax.data import images
+from mtkd_jax.deployed import PIXELS, load_program
+from mtkd_jax.types import UserError
+
+
+class Prediction(NamedTuple):
+    """What the student says of one file, the most likely class first; or why it was not asked."""
+
+    path: Path
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict the class of images by an exported student; returns the exit code."""
+    try:
+        asked = _parse(argv)
+        program, card = load_program(asked.student)
+        paths = files(asked.images)
+        found = predictions(program, card, paths, top=asked.top, fit=asked.fit, batch=asked.batch)
+        told = list(_tell_as_json(found) if asked.json else _tell(found))
+        if unread := sum(bool(one.error) for one in told):
+            raise UserError(f"{unread} of {len(told)} images could not be read")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that may not be read, a pipe that was closed
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def files(given: Iterable[Path]) -> list[Path]:
+    """The files as they are given, and in the place of a folder the images in it, sorted by name.
+
+    Raises UserError for a folder without any.
+    """
+    found: list[Path] = []
+    for path in given:
+        inside = sorted(one for one in path.iterdir() if _is_image(one)) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: holds no image; must hold {', '.join(images.SUFFIXES)} files")
+        found += inside
+    return found
+
+
+def predictions(
+    program: Callable, card: dict[str, Any], paths: Sequence[Path], *, top: int, fit: str, batch: int
+) -> Iterator[Prediction]:
+    """What the student says of every file, in order, with the `top` most likely classes.
+
+    `program` and `card` are those of `load_program`; `fit` brings images to size, as in `images.read`. Raises
+    UserError when the student reads no image files.
+    """
+    shape = tuple(card["input"]["shape"])
+    if card["input"]["range"] != PIXELS or shape[-1] not in (1, 3):
+        raise UserError(
+            f"{card['name']}: reads arrays {list(shape)} ({card['input']['range']}), not image files; "
+            "must be asked from Python, as its README.md shows"
+        )
+    images.fitting(fit)
+    size = min(batch, len(paths))
+    for start in range(0, len(paths), size):
+        yield from _of_batch(program, card["class_names"], paths[start : start + size], shape, top, fit, size)
+
+
+def _of_batch(
+    program: Callable,
+    class_names: Sequence[str],
+    paths: Sequence[Path],
+    shape: tuple[int, int, int],
+    top: int,
+    fit: str,
+    size: int,
+) -> Iterator[Prediction]:
+    """At most `size` files; the program always sees as many images, so that it is compiled once."""
+    pixels, errors = np.zeros((size, *shape), np.uint8), [""] * len(paths)
+    for place, path in enumerate(paths):
+        try:
+            pixels[place] = images.read(path, shape=shape, fit=fit)
+        except UserError as error:
+            errors[place] = str(error)
+    logits = np.asarray(program(pixels.astype(np.float32) / 255), np.float64)
+    for path, error, row in zip(paths, errors, _softmax(logits)):
+        best = np.argsort(-row, kind="stable")[:top]
+        if error:
+            yield Prediction(path, error=error)
+        else:
+            yield Prediction(path, tuple(class_names[i] for i in best), tuple(row[best].tolist()))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in images.SUFFIXES and path.is_file()
+
+
+# --- telling ------------------------------------------------------------------------------------------
+
+
+def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Each as a line as soon as it is known."""
+    for one in found:
+        print(json.dumps(_as_json(one), ensure_ascii=False), flush=True)
+        yield one
+
+
+def _as_json(one: Prediction) -> dict[str, Any]:
+    if one.error:
+        return {"image": str(one.path), "error": one.error}
+    said = {"image": str(one.path), "class": one.classes[0], "probability": one.probabilities[0]}
+    several = {"probabilities": dict(zip(one.classes, one.probabilities))} if len(one.classes) > 1 else {}
+    return said | several
+
+
+def _tell(found: Iterable[Prediction]) -> list[Prediction]:
+    """All as a table of the terminal's width; into a pipe or a file 100 columns."""
+    told = list(found)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right", no_wrap=True)
+    for one in told:
+        if one.error:
+            table.add_row(Text(str(one.path)), Text(one.error.removeprefix(f"{one.path}: "), style="red"))
+        for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
+            table.add_row(Text("" if place else str(one.path)), Text(name), f"{probability:.4f}")
+    console = Console()
+    (console if console.is_terminal else Console(width=100)).print(table)
+    return told
+
+
+# --- the command line ---------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mtkd_jax.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = _refuse  # argparse would print its usage as well
+    parser.add_argument("images", nargs="+", metavar="IMAGES", type=Path, help="files, or folders of them")
+    parser.add_argument("--student", required=True, type=Path, metavar="DIR", help="student/ of a run")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="tell the K most likely classes")
+    parser.add_argument(
+        "--fit", default="crop", help="crop, pad or stretch; choose what the training images had"
+    )
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images computed at once")
+    asked = parser.parse_args(argv)
+    for name in ("top", "batch"):
+        if getattr(asked, name) < 1:
+            raise UserError(f"--{name} {getattr(asked, name)}: must be at least 1")
+    return asked
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
