@@ -127,24 +127,24 @@ class Logbook:
         point = scalar(tag, float(value))
         self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=point))
 
-    def progress(self, stage: str, epoch: int, epochs: int) -> None:
+    def progress(self, stage: str, step: int, num_steps: int) -> None:
         """How far `stage` is: a bar with the time left on a terminal, else a line now and then."""
         if sys.stderr.isatty() and not self._console.quiet:
-            self._draw(stage, epoch, epochs)
+            self._draw(stage, step, num_steps)
             return
         now = time.perf_counter()
         if now - self._spoken >= SECONDS_BETWEEN_LINES:
             self._spoken = now
-            self.say(f"[{now - self._begun:5.0f} s] {stage}: epoch {epoch} of {epochs}")
+            self.say(f"[{now - self._begun:5.0f} s] {stage}: step {step} of {num_steps}")
 
-    def _draw(self, stage: str, epoch: int, epochs: int) -> None:
+    def _draw(self, stage: str, step: int, num_steps: int) -> None:
         if self._bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(*columns, TextColumn("epochs"), TimeRemainingColumn(), console=self._console)
+            self._bar = Progress(*columns, TextColumn("steps"), TimeRemainingColumn(), console=self._console)
             self._bar.start()
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=epochs)
-        self._bar.update(self._tasks[stage], completed=epoch)
+            self._tasks[stage] = self._bar.add_task(stage, total=num_steps)
+        self._bar.update(self._tasks[stage], completed=step)
 
 
 def lines_of(path: Path) -> list[str]:

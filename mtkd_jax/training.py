@@ -86,7 +86,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
                 at = (piece.first // job.steps_per_round + number) * job.steps_per_round
                 logbook.record(job.stage, at // job.steps_per_epoch, at, job.names, values)
             step = piece.first + piece.num_steps
-            logbook.progress(job.stage, step // job.steps_per_epoch, job.epochs)
+            logbook.progress(job.stage, step, job.num_steps)
             if step == job.num_steps or mesh.on_host(progress.stopped).all():
                 break
             now = time.perf_counter()
