@@ -82,6 +82,8 @@ def _few(config: ConfigDict) -> None:
     config.data.augment.flip = False
     config.train.epochs = 120  # 7 steps each
     config.train.eval_every = 10
+    config.students.modes = ("mimic_all", "output_avg", "logit_avg")
+    config.students.epochs = 1  # 898 steps
 
 
 def _smoke(config: ConfigDict) -> None:
