@@ -18,14 +18,14 @@ NAME = 18  # columns of a terminal that are enough for names, folded
 SIGN = {"better": " +", "worse": " -", "": ""}
 
 MAIN_HEADER = ["", "alpha", "T", "n", "accuracy %", "NLL", "ECE %", "Brier", "gap", "params", "FLOPs", "ms"]
-BALANCED = "balanced %"  # in the place of the Brier score, where accuracy alone misleads
+BALANCED = "balanced"  # in the place of the Brier score, where accuracy alone misleads
 COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p (Holm)", "", "n"]
 CAPTION = (
     "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
     "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
     "*: the student kept, by validation NLL."
 )
-BALANCED_CAPTION = " balanced %: accuracy, if every class were as large: the mean recall of the classes."
+BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05; "
     "noise: not told apart."
