@@ -79,14 +79,10 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     validation, hyper = mesh.everywhere((job.validation, job.hyper), layout)
     progress = mesh.spread_out(progress, layout)
     started = saved = time.perf_counter()
-    with contextlib.closing(_given(job, pieces(job, step))) as given:
-        for piece, indices, lessons in given:
-            progress, metrics = _advanced(job, piece, progress, hyper, indices, lessons, validation)
-            for number, values in enumerate(_rows(mesh.on_host(metrics)), start=1):
-                at = (piece.first // job.steps_per_round + number) * job.steps_per_round
-                logbook.record(job.stage, at // job.steps_per_epoch, at, job.names, values)
-            step = piece.first + piece.num_steps
-            logbook.progress(job.stage, step, job.num_steps)
+    with contextlib.closing(given(job, pieces(job, step))) as ahead:
+        for piece, indices, lessons in ahead:
+            progress, metrics = advanced(job, piece, progress, hyper, indices, lessons, validation)
+            step = recorded(job, piece, metrics, logbook)
             if step == job.num_steps or mesh.on_host(progress.stopped).all():
                 break
             now = time.perf_counter()
@@ -226,7 +222,7 @@ def indices_of(job: Job, piece: Piece) -> np.ndarray:
     return orders[begin : begin + piece.num_steps]
 
 
-def _given(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray, Lessons]]:
+def given(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray, Lessons]]:
     """Every piece with its indices, and with lessons that hold the examples these point to."""
     if job.images is None:
         lessons = mesh.everywhere(job.lessons, job.program.layout)
@@ -242,7 +238,7 @@ def _given(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray
             yield piece, local, mesh.everywhere(lessons, job.program.layout)
 
 
-def _advanced(
+def advanced(
     job: Job, piece: Piece, progress: Progress, hyper: dict, indices: np.ndarray, lessons: Lessons, validation
 ) -> tuple[Progress, dict[str, Array]]:
     """Progress after a piece, and {name: [R,M]} of the R rounds that end in it."""
@@ -258,6 +254,16 @@ def _advanced(
     return compiled_validation(program, job.patience, job.eval_every)(
         progress, np.float32(job.steps_per_round), validation
     )
+
+
+def recorded(job: Job, piece: Piece, metrics: dict[str, Array], logbook: Logbook) -> int:
+    """Wait for a piece and write its rounds into the logbook; returns the step that training has come to."""
+    for number, values in enumerate(_rows(mesh.on_host(metrics)), start=1):
+        at = (piece.first // job.steps_per_round + number) * job.steps_per_round
+        logbook.record(job.stage, at // job.steps_per_epoch, at, job.names, values)
+    step = piece.first + piece.num_steps
+    logbook.progress(job.stage, step, job.num_steps)
+    return step
 
 
 def _rows(metrics: dict[str, np.ndarray]):

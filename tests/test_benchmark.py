@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtkd_jax import laboratory, population
+from mtkd_jax import laboratory, population, training
 from mtkd_jax.benchmark import (
     __main__,
     children,
     clock,
     distill,
     engine,
+    host,
     limit,
     members,
     networks,
@@ -31,6 +32,7 @@ from mtkd_jax.benchmark import (
 )
 from mtkd_jax.benchmark.clock import Case, LeftOut, Side
 from mtkd_jax.benchmark.networks import Network
+from mtkd_jax.logbook import Logbook
 from mtkd_jax.models import layers
 from mtkd_jax.training import first_progress
 
@@ -341,6 +343,35 @@ def test_what_is_hopeless_on_a_cpu_is_not_waited_for():
     assert "hopeless" in members._hopeless("vmap in scan", cnn, 16, quick=False)
     assert "hopeless" in members._hopeless("vmap in scan", cnn, 8, quick=True)
     assert members._hopeless("vmap in scan", mlp, 16, quick=True) == ""
+
+
+def test_host(monkeypatch):
+    monkeypatch.setattr(host, "stages", lambda: {"tiny": engine.teachers(TINY, 2)})
+    result = host.measure(quick=True)
+    check_schema(result)
+    assert {one["side"] for one in result["records"]} == {host.RUN, host.DEVICE, host.HOST}
+    assert median_of(result, host.HOST) < median_of(result, host.RUN)
+    share = median_of(result, host.HOST) / median_of(result, host.RUN)
+    assert f"{share:.1%} of it" in result["notes"][1]
+
+
+def test_what_the_host_is_timed_at_is_what_it_does_in_a_run(tmp_path):
+    job, waits = engine.teachers(TINY, 2), []
+    for name in ("timed", "run"):
+        (tmp_path / name).mkdir()
+    with Logbook(tmp_path / "timed", quiet=True) as logbook:
+        host.in_a_run(job, logbook, waits)
+    with Logbook(tmp_path / "run", quiet=True) as logbook:
+        training.fit(job, tmp_path / "checkpoints", logbook)
+    timed, run = (
+        [
+            {**json.loads(line), "wall": None}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("timed", "run")
+    )
+    assert timed == run and timed
+    assert len(waits) == 1
 
 
 def first_guess(job):

@@ -2,7 +2,7 @@
 
     python -m mtkd_jax.benchmark members [--networks mlp,cnn,...] [--members 1,2,4,8,16]
     python -m mtkd_jax.benchmark distill | start | scale | limit [--networks ...]
-    python -m mtkd_jax.benchmark fusion | memory
+    python -m mtkd_jax.benchmark fusion | host | memory
 
 each with [--quick] [--json FILE] [--into FILE].
 """
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtkd_jax import laboratory, mesh, report, workdir
-from mtkd_jax.benchmark import distill, limit, members, memory, rules, scale, start, tell
+from mtkd_jax.benchmark import distill, host, limit, members, memory, rules, scale, start, tell
 from mtkd_jax.benchmark.networks import named
 from mtkd_jax.types import UserError
 
@@ -28,9 +28,10 @@ NETWORKS = {  # that are measured unless others are asked for
     "start": "cnn",
     "scale": "cnn",
     "limit": "cnn,resnet20",
+    "host": "",
     "memory": "",
 }
-WITHOUT_NETWORKS = ("fusion", "memory")
+WITHOUT_NETWORKS = ("fusion", "host", "memory")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +59,8 @@ def measured(asked: argparse.Namespace) -> dict:
     """One suite's numbers; medians are in seconds, multiplied by `scale` in its unit."""
     if asked.suite == "fusion":
         result = rules.measure(**laboratory.COST, quick=asked.quick)
-    elif asked.suite == "memory":
-        result = memory.measure(quick=asked.quick)
+    elif asked.suite in ("host", "memory"):
+        result = {"host": host, "memory": memory}[asked.suite].measure(asked.quick)
     elif asked.suite == "members":
         result = members.measure(asked.networks, asked.members, asked.quick)
     else:
