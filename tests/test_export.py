@@ -43,6 +43,7 @@ CARD = {
 class Tiny(nn.Module):
     width: int
     task: Task
+    dtype: str = "float32"  # said, not done
 
     @nn.compact
     def __call__(self, image, train):
@@ -229,6 +230,24 @@ def test_a_program_of_other_weights_is_found(folder):
     (folder / "model.json").write_text(json.dumps(card))
     with pytest.raises(RuntimeError, match="model.stablehlo: reloaded, the student's logits differ by"):
         verify_student(folder, build, IMAGES, logits)
+
+
+@pytest.mark.parametrize("dtype, allowed", [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_a_program_may_differ_by_the_rounding_of_what_it_computes_in(folder, monkeypatch, dtype, allowed):
+    images, logits = IMAGES[:1], student()[1][:1]
+    largest = max(1.0, float(abs(logits).max()))
+
+    def build_in_dtype(address, task):
+        return Model(address, Tiny(6, task, dtype))
+
+    def verify_with_error(error):
+        said = logits + error
+        monkeypatch.setattr("mtkd_jax.export.load_program", lambda _: (lambda images: said, {}))
+        return verify_student(folder, build_in_dtype, images, logits)
+
+    assert verify_with_error(0.9 * allowed * largest) == pytest.approx(0.9 * allowed * largest, rel=0.1)
+    with pytest.raises(RuntimeError, match="model.stablehlo: reloaded, the student's logits differ by"):
+        verify_with_error(1.1 * allowed * largest)
 
 
 @pytest.mark.parametrize("position", [0, 1000, -1])

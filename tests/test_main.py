@@ -61,6 +61,7 @@ def test_a_run_leaves_what_the_design_promises(finished):
         "report.md",
         "report.html",
         "student/model.safetensors",
+        "student/model.stablehlo",
         "student/README.md",
     ):
         assert (workdir / name).stat().st_size > 0, name
