@@ -1,97 +1,26 @@
-"""CIFAR-100 by the founding recipe of simultaneous mimicry, and by the usual recipe of distillation.
+"""CIFAR-100 by the recipes of cifar10.py.
 
     python -m mtkd_jax.main --config=configs/cifar100.py --workdir=runs/cifar100
     python -m mtkd_jax.main --config=configs/cifar100.py:kd --workdir=runs/cifar100_kd
 
 Data      The archive as published, data/cifar-100-python.tar.gz; the variants "small" and "kd_small" want
           data/cifar100_small.npz, 10 000 training and 5 000 test images of it.
-Recipes   "": Zuchniak 2023, Adam at 1e-3, batches of 128, up to 300 epochs with patience 30, five teachers of
-          the student's architecture, alpha in 0, 0.25, 0.5, 0.75. Shifts, flips and cutout stand for its
-          RandAugment, and resnet(depth=20) for its ResNet50V2, whose stem was made for larger images.
-          "kd": Tian et al. 2020 (CRD), as most tables of CIFAR-100 have it: resnet32x4 into resnet8x4.
+Compares  what cifar10.py compares; "kd" is the recipe that most tables of CIFAR-100 are made by.
 Needs     a GPU for both; "small" and "kd_small" take some minutes on two cores, with a network to match, and
           say nothing of the published numbers.
 """
 
-import os
+import runpy
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtkd_jax import config as configuration
+CIFAR10 = runpy.run_path(str(Path(__file__).with_name("cifar10.py")))
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "" and "kd", the two recipes on the full set; "small", "kd_small" and "smoke"."""
-    config = configuration.default()
-    config.data.source = "cifar100"
-    config.data.path = "data/cifar-100-python.tar.gz"
-    config.data.augment.shift = 4
-    config.data.augment.flip = True
-    config.data.augment.cutout = 8
-    config.model.name = "resnet(depth=20)"
-
-    config.teachers.num_members = 5
-    config.teachers.patience = 30
-
-    config.train.batch_size = 128
-    config.train.epochs = 300
-    config.train.learning_rate = 1e-3
-
-    config.students.modes = ("mimic_all", "output_avg", "loss_avg", "supernet", "supernet2")
-    config.students.alphas = (0.0, 0.25, 0.5, 0.75)
-    config.students.num_seeds = 5
-    variants = dict(kd=_kd, small=_small, kd_small=_kd_small, smoke=_smoke)
-    return configuration.variant(config, variant, **variants)
-
-
-def _kd(config: ConfigDict) -> None:
-    """240 epochs of SGD, a tenth at 150, 180 and 210; T = 4, 0.1 hard and 0.9 soft labels."""
-    config.data.augment.cutout = 0
-    config.model.name = "resnet(depth=32, width=4)"
-    config.teachers.num_members = 3
-    config.teachers.patience = 0
-    config.train.optimizer = "sgd"
-    config.train.batch_size = 64
-    config.train.epochs = 240
-    config.train.learning_rate = 0.05
-    config.train.weight_decay = 5e-4
-    config.train.schedule = "steps"
-    config.students.model = "resnet(depth=8, width=4)"
-    config.students.modes = ("output_avg", "logits.dkd", "logits.dist", "weights.aekd", "weights.ca_mkd")
-    config.students.alphas = (0.1,)
-    config.students.temperatures = (4.0,)
-
-
-def _small(config: ConfigDict) -> None:
-    _on_the_small_set(config)
-    config.teachers.num_members = 3
-    config.teachers.patience = 0
-    config.train.epochs = 10  # 62 steps each
-    config.train.eval_every = 2
-    config.students.modes = ("mimic_all", "output_avg")
-    config.students.alphas = (0.0, 0.25)
-    config.students.num_seeds = 3
-
-
-def _kd_small(config: ConfigDict) -> None:
-    _kd(config)
-    _on_the_small_set(config)
-    config.train.epochs = 8  # 125 steps each
-    config.train.eval_every = 2
-    config.students.num_seeds = 3
-
-
-def _on_the_small_set(config: ConfigDict) -> None:
-    config.data.source = "npz"
-    config.data.path = "data/cifar100_small.npz"
-    config.model.name = "cnn(widths=(16, 32), dense=64, batch_norm=True)"
-    config.students.model = ""
-
-
-def _smoke(config: ConfigDict) -> None:
-    _small(config)
-    if not os.path.isfile(config.data.path):
-        config.data.source = "synthetic(num_classes=20, num_train=600, num_test=100, size=12, channels=3)"
-    config.data.num_train = 256
-    config.train.epochs = 2
-    config.students.num_seeds = 2
+    """Variants: those of cifar10.py."""
+    config = CIFAR10["get_config"](variant)
+    config.data.source = config.data.source.replace("cifar10", "cifar100")
+    config.data.path = config.data.path.replace("cifar10", "cifar100").replace("cifar-10", "cifar-100")
+    return config
