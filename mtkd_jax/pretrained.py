@@ -17,7 +17,7 @@ from safetensors import numpy as safetensors
 
 from mtkd_jax import population
 from mtkd_jax.jobs import Job
-from mtkd_jax.models.pytorch import as_in, from_state_dict
+from mtkd_jax.models.pytorch import from_state_dict, task_of
 from mtkd_jax.types import Model, PyTree, UserError
 
 
@@ -59,7 +59,10 @@ def from_pytorch(path: Path, model: Model, any_classes: bool = False) -> PyTree:
     """
     tensors = read_state_dict(path)
     try:
-        return from_state_dict(tensors, as_in(tensors, model) if any_classes else model)
+        if any_classes:
+            module = model.module.clone(task=task_of(tensors, model))
+            model = dataclasses.replace(model, module=module)
+        return from_state_dict(tensors, model)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

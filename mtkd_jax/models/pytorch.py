@@ -6,7 +6,6 @@ built on them share: their CIFAR ResNets, Wide ResNets and VGGs with BatchNorm.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
@@ -18,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mtkd_jax.models.resnet import ResNet
 from mtkd_jax.models.vgg import Vgg
 from mtkd_jax.models.wide_resnet import WideResNet
-from mtkd_jax.types import Model, PyTree, UserError
+from mtkd_jax.types import Model, PyTree, Task, UserError
 
 LEAVES = {
     "kernel": "weight",
@@ -56,12 +55,11 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
     return unflatten_dict(leaves, sep="/")
 
 
-def as_in(tensors: Mapping[str, np.ndarray], model: Model) -> Model:
-    """`model` with one head, for as many classes as a state dict has, so that it can be read."""
+def task_of(tensors: Mapping[str, np.ndarray], model: Model) -> Task:
+    """The task of `model` with one head, and as many classes as a state dict has."""
     task, bias = model.module.task, _name("params/heads/bias", _layout(model))
     num_classes = tensors[bias].size if bias in tensors else task.num_classes
-    task = task._replace(num_classes=num_classes, num_heads=1)
-    return dataclasses.replace(model, module=model.module.clone(task=task))
+    return task._replace(num_classes=num_classes, num_heads=1)
 
 
 def _layout(model: Model) -> Callable[[str], str]:
