@@ -1,14 +1,16 @@
-"""Wildfire smoke on cameras that were never seen: four ResNets into a network that a camera can carry.
+"""Wildfire smoke on cameras that were never seen: four ResNets into a network of a quarter of one's work.
 
     python -m mtkd_jax.main --config=configs/wildfire_smoke.py --workdir=runs/wildfire_smoke
 
 Data      Crops of 64x64 pixels from the HPWREN cameras (AI For Mankind) in data/wildfire_smoke64.npz: 2 180
           for training and 788 for the test, half of them with smoke. No camera sequence is in two of
           training, validation and test. About one in twenty crops without smoke shows some faintly.
-Compares  every student mode at alpha = 0.25 over three seeds, with baseline and capacity control. Students
-          are a fraction of a teacher in parameters and work.
+Compares  every student mode at alpha = 0.25 over three seeds, with baseline and capacity control.
 Reports   recall of smoke at 5 % false alarms, and at the threshold that validation gives: what is missed is
           what counts.
+Expected  nothing that is ready for a camera: training has twelve sequences, and what is learnt of them does
+          not carry over to seven others. No student is told apart from its baseline.
+Takes     16 minutes on two CPU cores that had other work as well.
 """
 
 import os

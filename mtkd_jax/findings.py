@@ -19,6 +19,7 @@ from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
 SIGNIFICANT = 0.05
+MOST_TO_TELL = 0.2  # in accuracy: who can see nothing smaller sees next to nothing
 FEWEST_SEEDS = 3  # with two, a t interval spans 12.7 standard errors to each side
 
 
@@ -121,10 +122,10 @@ def _could_have_been_seen(unclear: list[dict]) -> str:
     sizes = [one["detectable"] for one in unclear if one["detectable"] is not None]
     if not sizes:
         return ""
-    num_seeds, size = unclear[0]["n"], f"{100 * median(sizes):.1f} points"
-    if num_seeds < FEWEST_SEEDS:
+    num_seeds, size = unclear[0]["n"], median(sizes)
+    if num_seeds < FEWEST_SEEDS or size > MOST_TO_TELL:
         return f"; {num_seeds} seeds are too few to see much"
-    return f"; with {num_seeds} seeds a true difference of about {size} would have been seen"
+    return f"; with {num_seeds} seeds a true difference of about {100 * size:.1f} points would have been seen"
 
 
 def _detection(report: dict) -> list[str]:
