@@ -14,7 +14,7 @@ import numpy as np
 from mtkd_jax import mesh
 from mtkd_jax.jobs import Job, part, parts
 from mtkd_jax.mesh import Layout
-from mtkd_jax.training import compiled_chunk, first_progress
+from mtkd_jax.training import compiled_chunk, compiled_part, first_progress
 from mtkd_jax.types import Model, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
@@ -86,24 +86,15 @@ def forward_flops(model: Model, shape: tuple[int, ...]) -> float:
 
 def seconds_per_step(job: Job, num_steps: int = 4, num_rounds: int = 3) -> float:
     """Wall time of one training step of all members, the best of a few rounds; nothing is kept."""
-    rounds = job.order(0)[:num_steps][None]
-    num_steps = rounds.shape[1]
-    layout = job.program.layout
-    lessons, validation = mesh.everywhere((job.lessons, few(job.validation)), layout)
-    progress = first_progress(job)
-    chunk = compiled_chunk(job.program, job.patience, job.eval_every)
+    indices = job.order(0)[:num_steps]
+    lessons = mesh.everywhere(job.lessons, job.program.layout)
+    progress, steps = first_progress(job), compiled_part(job.program)
     seconds = []
     for _ in range(num_rounds + 1):  # the first one compiles
         begun = time.perf_counter()
-        progress, metrics = chunk(progress, job.hyper, rounds, np.int32(0), lessons, validation)
-        jax.block_until_ready((progress, metrics))
+        progress = jax.block_until_ready(steps(progress, job.hyper, indices, np.int32(0), lessons))
         seconds.append(time.perf_counter() - begun)
-    return min(seconds[1:]) / num_steps
-
-
-def few(validation: tuple) -> tuple:
-    """A validation set so small that it does not count."""
-    return tuple(leaf[:1] for leaf in validation)
+    return min(seconds[1:]) / len(indices)
 
 
 # --- memory -------------------------------------------------------------------------------------------
