@@ -80,8 +80,15 @@ def learning_curves(records: Sequence[Mapping]) -> Figure:
         axes[0, 0].yaxis.set_major_formatter("{x:g}")
         axes[0, 0].yaxis.set_minor_locator(NullLocator())
         drawn = {line.get_label(): line for axis in axes[1] for line in axis.get_lines()}
-        figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=min(len(drawn), 10))
+        columns = _legend_columns(figure, list(drawn))
+        figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=columns)
     return figure
+
+
+def _legend_columns(figure: Figure, labels: Sequence[str]) -> int:
+    """How many entries of a legend stand side by side, so that the longest rows end within the figure."""
+    inches = 0.6 + 0.07 * max(map(len, labels))  # the line, and letters of 8 points
+    return min(len(labels), max(1, int(figure.get_figwidth() / inches)))
 
 
 def _looks(lines: Sequence[str]) -> dict[str, dict[str, str]]:
