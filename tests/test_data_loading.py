@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtkd_jax.data import loading
-from mtkd_jax.types import DataSet, UserError
+from mtkd_jax.types import DataSet, Examples, UserError
 
 few = settings(max_examples=40, deadline=None)
 
@@ -116,7 +118,7 @@ def test_split_seed_decides_and_validation_does_not_depend_on_num_train():
             0.03,
             r"data.val_fraction = 0.03: gives 3 validation examples of 100, must be at least one for each",
         ),
-        (0, 0.99, r"data.val_fraction = 0.99: validation takes all 25 examples of class \d"),
+        (0, 0.99, r"data.val_fraction = 0.99: leaves no example of class \d \(\d\) for training, of 25"),
     ],
 )
 def test_split_refuses_the_impossible_in_one_line(num_train, val_fraction, said):
@@ -126,7 +128,7 @@ def test_split_refuses_the_impossible_in_one_line(num_train, val_fraction, said)
 
 
 def test_split_refuses_a_class_with_a_single_example():
-    with pytest.raises(UserError, match=r"validation takes all 1 examples of class 1 \(1\)"):
+    with pytest.raises(UserError, match=r"no example of class 1 \(1\) for training, of 1"):
         loading.split(dataset_of([0] * 20 + [1]), num_train=0, val_fraction=0.2, seed=0)
 
 
@@ -327,3 +329,69 @@ def test_channel_statistics_never_invite_a_division_by_nothing():
     )
     np.testing.assert_allclose(mean[:2], [3.3, 3.3 + 51 / num], rtol=1e-6)
     assert std == (1.0, pytest.approx(51 / 255), pytest.approx(1e-6 / np.sqrt(3), rel=1e-4))
+
+
+# --- groups -------------------------------------------------------------------------------------------
+
+
+def grouped(num_groups=12, per_group=6, test_groups=(90, 91)):
+    """A data set whose groups hold every class alike."""
+    total = num_groups * per_group
+    blank = lambda num: np.zeros((num, 2, 2, 1), np.uint8)  # noqa: E731
+    return DataSet(
+        name="grouped",
+        train_images=blank(total),
+        train_labels=(np.arange(total) % 3).astype(np.int32),
+        test_images=blank(6),
+        test_labels=(np.arange(6) % 3).astype(np.int32),
+        class_names=("a", "b", "c"),
+        train_groups=np.repeat(np.arange(num_groups), per_group).astype(np.int32),
+        test_groups=np.resize(test_groups, 6).astype(np.int32),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("val_fraction, num_val", [(0.25, 18), (1 / 3, 24), (0.5, 36)])
+def test_no_group_is_both_validated_and_trained_on(seed, val_fraction, num_val):
+    dataset = grouped()
+    cut = loading.split(dataset, num_train=12, val_fraction=val_fraction, seed=seed)
+    assert len(cut.val) == num_val and cut.dataset.notes == ()
+    seen = np.concatenate([cut.train, cut.pool])
+    assert sorted([*cut.val, *seen]) == list(range(72))
+    assert not set(dataset.train_groups[cut.val]) & set(dataset.train_groups[seen])
+
+
+def test_a_random_cut_through_groups_is_told_and_a_shared_test_group_refused():
+    cut = loading.split(grouped(), num_train=0, val_fraction=0.25, seed=0, how="random")
+    (note,) = cut.dataset.notes
+    assert "groups have images in both training and validation" in note
+    shared = grouped(test_groups=(3, 90))
+    with pytest.raises(
+        UserError, match="grouped: 1 groups are in both training and test, the first"
+    ):
+        for seed in range(20):  # until group 3 is not validated on
+            loading.split(shared, num_train=0, val_fraction=0.25, seed=seed)
+    with pytest.raises(UserError, match="one of 20 parts of whole groups, and there are 12 groups"):
+        loading.split(grouped(), num_train=0, val_fraction=0.05, seed=0)
+
+
+def test_the_publishers_validation_rows_are_validated_on():
+    rows = np.arange(60, 72, dtype=np.int32)  # groups 10 and 11
+    cut = loading.split(dataclasses.replace(grouped(), val_rows=rows), num_train=0, val_fraction=0.2, seed=3)
+    np.testing.assert_array_equal(cut.val, rows)
+    np.testing.assert_array_equal(cut.train, np.arange(60))
+
+
+def test_a_window_holds_the_rows_of_its_indices_and_has_one_size():
+    total = 10
+    examples = Examples(
+        image=np.zeros((2, 1, 1, 1), np.uint8), label=np.arange(total), labelled=np.arange(total) % 2 == 0
+    )
+    images = np.arange(total, dtype=np.uint8).reshape(total, 1, 1, 1)
+    for indices in ([[7, 3], [3, 9]], [[1, 1], [1, 1]]):
+        indices = np.asarray(indices)
+        found, local = loading.window(examples, images[loading.rows_of(indices)], indices)
+        assert found.image.shape == (4, 1, 1, 1)
+        np.testing.assert_array_equal(found.image[local].squeeze(), indices)
+        np.testing.assert_array_equal(found.label[local], indices)
+        np.testing.assert_array_equal(found.labelled[local], indices % 2 == 0)
