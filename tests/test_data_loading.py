@@ -366,9 +366,7 @@ def test_a_random_cut_through_groups_is_told_and_a_shared_test_group_refused():
     (note,) = cut.dataset.notes
     assert "groups have images in both training and validation" in note
     shared = grouped(test_groups=(3, 90))
-    with pytest.raises(
-        UserError, match="grouped: 1 groups are in both training and test, the first"
-    ):
+    with pytest.raises(UserError, match="grouped: 1 groups are in both training and test, the first"):
         for seed in range(20):  # until group 3 is not validated on
             loading.split(shared, num_train=0, val_fraction=0.25, seed=seed)
     with pytest.raises(UserError, match="one of 20 parts of whole groups, and there are 12 groups"):
