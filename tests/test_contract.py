@@ -20,6 +20,7 @@ from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
 
 MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in configuration.KINDS)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ARCHITECTURES = ("cnn(widths=(4,), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
 
 
