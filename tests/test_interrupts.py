@@ -152,7 +152,7 @@ def test_a_process_that_trains_ends_within_20_seconds(number, command, tmp_path)
         text=True,
     )
     try:
-        while "epoch" not in process.stderr.readline():
+        while ": step " not in process.stderr.readline():
             assert process.poll() is None
         asked = time.monotonic()
         process.send_signal(number)
