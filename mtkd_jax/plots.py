@@ -86,9 +86,10 @@ def learning_curves(records: Sequence[Mapping]) -> Figure:
 
 
 def _legend_columns(figure: Figure, labels: Sequence[str]) -> int:
-    """How many entries of a legend stand side by side, so that the longest rows end within the figure."""
+    """How many entries of a legend stand side by side: rows that fit, as few and as even as can be."""
     inches = 0.6 + 0.07 * max(map(len, labels))  # the line, and letters of 8 points
-    return min(len(labels), max(1, int(figure.get_figwidth() / inches)))
+    num_rows = -(-len(labels) // max(1, int(figure.get_figwidth() / inches)))
+    return -(-len(labels) // num_rows)
 
 
 def _looks(lines: Sequence[str]) -> dict[str, dict[str, str]]:
