@@ -369,8 +369,21 @@ def test_a_random_cut_through_groups_is_told_and_a_shared_test_group_refused():
     with pytest.raises(UserError, match="grouped: 1 groups are in both training and test, the first"):
         for seed in range(20):  # until group 3 is not validated on
             loading.split(shared, num_train=0, val_fraction=0.25, seed=seed)
-    with pytest.raises(UserError, match="one of 20 parts of whole groups, and there are 12 groups"):
+    with pytest.raises(UserError, match=r"no validation set of whole groups can be cut \(12 groups for 20"):
         loading.split(grouped(), num_train=0, val_fraction=0.05, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_part_of_groups_leaves_every_class_and_holds_every_class_where_one_can(seed):
+    labels, groups = np.repeat([0, 1], 20), np.tile(np.repeat([0, 1, 2, 3], 5), 2)
+    labels[groups == 3] = 0  # class 1 is in three of the four groups
+    part = loading.part_of_groups(labels, groups, 0.25, seed)
+    assert set(labels[part]) == {0, 1} and 3 not in groups[part]
+    labels[groups > 0] = 0  # and now in one alone, which must be trained on
+    part = loading.part_of_groups(labels, groups, 0.25, seed)
+    assert set(labels[part]) == {0} and 0 not in groups[part]
+    with pytest.raises(ValueError, match="every part of the groups takes a class away"):
+        loading.part_of_groups(groups[:20], groups[:20], 0.25, seed)
 
 
 def test_the_publishers_validation_rows_are_validated_on():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -88,21 +88,37 @@ def _cut_val(dataset: DataSet, val_fraction: float, seed: int) -> np.ndarray:
 
 
 def _cut_groups(labels: np.ndarray, groups: np.ndarray, val_fraction: float, seed: int) -> np.ndarray:
-    """Validation rows of whole groups: one of n folds, classes in proportion as far as groups allow."""
+    """Validation rows of whole groups."""
+    try:
+        return part_of_groups(labels, groups, val_fraction, seed)
+    except ValueError as error:
+        raise UserError(
+            f"data.val_fraction = {val_fraction}: no validation set of whole groups can be cut ({error}); "
+            "must be larger, or data.split random"
+        ) from error
+
+
+def part_of_groups(labels: Sequence, groups: Sequence, fraction: float, seed: int) -> np.ndarray:
+    """Rows of whole groups, about `fraction` of all, each class in proportion as far as groups allow; sorted.
+
+    Groups are dealt into round(1 / fraction) parts, two at least. Of those that leave every class to the
+    others it is the first that holds every class itself, or else the first. Raises ValueError, which says
+    why, where there is none.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    num_folds, num_groups = max(2, round(1 / val_fraction)), len(np.unique(groups))
-    if num_groups < num_folds:
-        raise UserError(
-            f"data.val_fraction = {val_fraction}: takes one of {num_folds} parts of whole groups, and there "
-            f"are {num_groups} groups; must be at least {1 / num_groups:.2g}, or data.split random"
-        )
-    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings(
-        action="ignore", category=UserWarning
-    ):  # of rare classes: looked at by split
-        _, val = next(folds.split(labels, labels, groups))
-    return np.sort(val).astype(np.int32)
+    labels, num_parts, num_groups = np.asarray(labels), max(2, round(1 / fraction)), len(set(groups))
+    if num_groups < num_parts:
+        raise ValueError(f"{num_groups} groups for {num_parts} parts")
+    dealt = StratifiedGroupKFold(num_parts, shuffle=True, random_state=seed)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes with few groups
+        parts = [part for _, part in dealt.split(labels, labels, groups)]
+    num_classes = len(np.unique(labels))
+    leaving = [part for part in parts if len(np.unique(np.delete(labels, part))) == num_classes]
+    if not leaving:
+        raise ValueError("every part of the groups takes a class away from training")
+    holding = [part for part in leaving if len(np.unique(labels[part])) == num_classes]
+    return np.sort((holding or leaving)[0]).astype(np.int32)
 
 
 def _shared_groups(dataset: DataSet, val: np.ndarray, rest: np.ndarray, how: str) -> tuple[str, ...]:

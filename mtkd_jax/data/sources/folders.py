@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv as tables
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
 from mtkd_jax.data.checks import checked, first_line
+from mtkd_jax.data.loading import part_of_groups
 from mtkd_jax.types import DataSet, Images, UserError
 
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -229,26 +229,15 @@ def _in_parts(files: list[_File], where: pathlib.Path, test_fraction: float, see
 
 
 def _drawn_test(files: list[_File], where: pathlib.Path, test_fraction: float, seed: int) -> Sequence[int]:
-    """Rows of the test set: of every class in proportion, and of whole groups where there are any.
-
-    Groups are dealt into 1 / test_fraction parts; the first that leaves every class to training is drawn.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+    """Rows of the test set: of every class in proportion, and of whole groups where there are any."""
+    from sklearn.model_selection import train_test_split
 
     labels, groups = [file.label for file in files], [file.group for file in files]
-    num_parts, num_groups = round(1 / test_fraction), len(set(groups))
     try:
-        if not any(groups):
-            rows = range(len(files))
-            return train_test_split(rows, test_size=test_fraction, stratify=labels, random_state=seed)[1]
-        if num_groups < num_parts:
-            raise ValueError(f"{num_groups} groups for {num_parts} parts")
-        parts = StratifiedGroupKFold(num_parts, shuffle=True, random_state=seed)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes with few groups
-            for train, test in parts.split(labels, labels, groups):
-                if {labels[row] for row in train} == set(labels):
-                    return test.tolist()
-        raise ValueError("every part of the groups takes a class away from training")
+        if any(groups):
+            return part_of_groups(labels, groups, test_fraction, seed).tolist()
+        rows = range(len(files))
+        return train_test_split(rows, test_size=test_fraction, stratify=labels, random_state=seed)[1]
     except ValueError as error:
         raise UserError(
             f"{where}: test_fraction = {test_fraction}: no test set can be drawn ({first_line(error)}); "
