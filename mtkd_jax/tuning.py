@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from mtkd_jax import forecast
+from mtkd_jax import forecast, mesh
 from mtkd_jax.jobs import Job, part
 from mtkd_jax.mesh import Layout
 from mtkd_jax.predictions import write_atomically
@@ -47,14 +47,16 @@ def settled(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
 def members_at_once(job: Job, directory: Path) -> int:
     """How many members of a stage are trained at the same time.
 
-    As many as when it was begun, whatever memory is free now: its checkpoints are of these parts. Raises
-    UserError where the configuration asks for another number meanwhile.
+    As many as when it was begun, whatever memory is free now: its checkpoints are of these parts. Of several
+    processes the first decides and remembers. Raises UserError where the configuration asks for another
+    number meanwhile.
     """
     begun = any(directory.glob("**/manifest.json"))
     before = _chosen(directory / PARTS).get("members_at_once") if begun else None
     if before is None:
-        now = forecast.members_at_once(job)
-        _remember(directory / PARTS, {"members_at_once": now})
+        now = mesh.agreed(forecast.members_at_once(job))
+        if mesh.is_first():
+            _remember(directory / PARTS, {"members_at_once": now})
         return now
     if job.at_once and min(job.at_once, len(job.names)) != before:
         raise UserError(

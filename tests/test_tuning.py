@@ -80,3 +80,15 @@ def test_the_clock_itself_times_every_candidate(job):
     found = tuning.timed(job)
     assert list(found) == [json.dumps(layout) for layout in job.candidates]
     assert all(0 < seconds < 60 for seconds in found.values())
+
+
+def test_of_several_processes_the_first_decides_and_alone_remembers(job, tmp_path, monkeypatch):
+    """They share the folder, and each has other memory free."""
+    monkeypatch.setattr(forecast, "members_at_once", lambda job: 3)
+    monkeypatch.setattr(tuning.mesh, "agreed", lambda number: 2)  # what the first one found
+    monkeypatch.setattr(tuning.mesh, "is_first", lambda: False)
+    assert tuning.members_at_once(job, tmp_path) == 2
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tuning.mesh, "is_first", lambda: True)
+    assert tuning.members_at_once(job, tmp_path) == 2
+    assert json.loads((tmp_path / tuning.PARTS).read_text()) == {"members_at_once": 2}
