@@ -3,7 +3,7 @@
 import inspect
 import json
 import tempfile
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, export, fusion, plan, population, students
+from mtkd_jax import experiment, export, fusion, mesh, plan, population, students, training
+from mtkd_jax.jobs import Job
 from mtkd_jax.logbook import Logbook
+from mtkd_jax.mesh import Layout
+from mtkd_jax.tuning import in_layout
 from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
 
@@ -87,6 +90,48 @@ def test_every_mode_is_hashable_and_equal_to_itself(mode):
     """A recipe is part of a jit key: a new closure in it would compile a new program for every stage."""
     first, second = configuration.build_recipe(mode), configuration.build_recipe(mode)
     assert first == second and hash(first) == hash(second)
+
+
+LAYOUTS = (Layout("vmap"), Layout("unroll"), Layout("loop"), Layout("map", 2), Layout("vmap", 2, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_takes_the_same_steps_in_every_layout(mode):
+    """Three steps of all its students and their peers, with batch statistics, taught by two architectures."""
+    config = small.config(
+        **{
+            "teachers.models": ARCHITECTURES,
+            "teachers.num_members": 1,
+            "model.name": ARCHITECTURES[0],
+            "students.modes": (mode,),
+            "students.alphas": (0.5,),
+            "train.optimizer": "sgd",  # Adam divides by gradients that may be all rounding
+            "train.learning_rate": 0.05,
+        }
+    )
+    done, compared = {}, 0
+    for stage in plan.named(config, experiment.load_split(config)):
+        job = stage.make(done)
+        done[stage.name] = training.untrained(job)
+        if mode in {member.mode for member in stage.family}:
+            expected = after_three_steps(in_layout(job, Layout("map")))
+            for layout in LAYOUTS:
+                found = after_three_steps(in_layout(job, layout))
+                jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), found, expected)
+                compared += 1
+    assert compared == len(LAYOUTS)
+
+
+def after_three_steps(job: Job) -> dict:
+    """Everything that changes in training: parameters, statistics, moments, averages, losses."""
+    layout = job.program.layout
+    lessons, hyper = mesh.everywhere((job.lessons, job.hyper), layout)
+    progress = mesh.spread_out(training.first_progress(job), layout)
+    indices = mesh.everywhere(job.order(0)[:3], layout)
+    progress = training.compiled_part(job.program)(progress, hyper, indices, np.int32(0), lessons)
+    progress = mesh.on_host(progress)
+    return vars(progress.train) | {"key": (), "loss": progress.loss}
 
 
 # --- rules --------------------------------------------------------------------------------------------
