@@ -3,7 +3,7 @@
 import inspect
 import json
 import tempfile
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +107,7 @@ def test_every_mode_takes_the_same_steps_in_every_layout(mode):
             "students.modes": (mode,),
             "students.alphas": (0.5,),
             "train.optimizer": "sgd",  # Adam divides by gradients that may be all rounding
-            "train.learning_rate": 0.05,
+            "train.learning_rate": 1e-3,
         }
     )
     done, compared = {}, 0
@@ -118,9 +118,15 @@ def test_every_mode_takes_the_same_steps_in_every_layout(mode):
             expected = after_three_steps(in_layout(job, Layout("map")))
             for layout in LAYOUTS:
                 found = after_three_steps(in_layout(job, layout))
-                jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), found, expected)
+                jax.tree.map(same_but_for_rounding, found, expected)
                 compared += 1
     assert compared == len(LAYOUTS)
+
+
+def same_but_for_rounding(found: np.ndarray, expected: np.ndarray) -> None:
+    """To 1e-5 of the largest number beside it, for terms of features are far from 1."""
+    scale = max(1.0, np.abs(expected).max(initial=0.0))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
 
 
 def after_three_steps(job: Job) -> dict:
