@@ -221,7 +221,8 @@ def make_step(program: Program) -> Callable:
         lesson = give_lesson(jax.random.fold_in(lessons.key, step), indices, step, lessons, shared=True)
         if recipe.num_peers == 1:
             return over_members(alone, walk)((states, hyper, None), (lesson, step, lessons))
-        seen = over_members(one_sees, walk)(states, (lesson, step))
+        # jit, so that it is traced once: ways back that were traced apart differ, and cannot be stacked.
+        seen = over_members(jax.jit(one_sees), walk)(states, (lesson, step))
         outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(seen.outputs)
         logits = jax.lax.stop_gradient(mesh.all_members(outputs.logits, layout))
         return over_members(one_learns, walk)((states, hyper, seen), (lesson, logits, step, lessons))
