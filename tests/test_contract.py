@@ -95,8 +95,6 @@ def test_every_mode_is_hashable_and_equal_to_itself(mode):
 # Beside "map", the reference: what differs in how members or batches meet. "unroll" and "loop" repeat the
 # program of one member, and 32 modes of each took three minutes more; for peers, who do meet, they are below.
 LAYOUTS = (Layout("vmap"), Layout("map", 2), Layout("vmap", 2, 2))
-
-
 PEERS = tuple(mode for mode in MODES if configuration.build_recipe(mode).num_peers > 1)
 
 
