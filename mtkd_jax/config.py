@@ -53,6 +53,7 @@ def default() -> ConfigDict:
     config.data.split = "grouped"  # groups (aircraft, camera) that the data names stay whole; or "random"
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
+    config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
 
     config.model = ConfigDict({"name": "mlp"})
 
@@ -140,6 +141,7 @@ RANGES = {
     "data.augment.shift": _at_least(0),
     "data.augment.cutout": _at_least(0),
     "data.augment.noise": _at_least(0),
+    "data.augment.rand_augment": (lambda value: 0 <= value <= 10, "in [0, 10]"),
     "teachers.num_members": _at_least(1),
     "teachers.subset_fraction": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "teachers.learning_rates": _POSITIVE,
@@ -190,6 +192,11 @@ def validate(config: ConfigDict) -> None:
                 f"config.teachers.{name} has {len(values)} values for {config.teachers.num_members} members; "
                 "give one for each member, or one for all"
             )
+    if len(config.data.augment.rand_augment) not in (0, 2):
+        raise UserError(
+            f"config.data.augment.rand_augment is {config.data.augment.rand_augment!r}; it must be () or "
+            "(operations, magnitude), such as (2, 7)"
+        )
     if config.teachers.bootstrap and config.teachers.subset_fraction < 1:
         raise UserError("config.teachers.bootstrap and subset_fraction < 1: a teacher has one or the other")
     if config.data.sampling == config.train.class_weights == "balanced":
@@ -528,6 +535,7 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
 
 # Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
 _ENTRY_TYPES = {
+    "data.augment.rand_augment": "int",
     "teachers.models": "str",
     "teachers.init_from": "str",
     "teachers.learning_rates": "float",

@@ -120,10 +120,18 @@ def check(config: ConfigDict, split: Split) -> None:
             f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "
             "training examples; batches are full"
         )
+    if config.data.augment.rand_augment and split.dataset.train_images.dtype != np.uint8:
+        raise UserError(
+            "config.data.augment.rand_augment: changes levels from black to white, and "
+            f"{split.dataset.train_images.dtype} images have none that are known; must be () for them"
+        )
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
     for address in {*teacher_models(config), student_model(config)}:
         jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
-    jax.eval_shape(lambda key, images: augment(key, images, **config.data.augment), jax.random.key(0), image)
+    try:
+        jax.eval_shape(lambda *drawn: augment(*drawn, **config.data.augment), jax.random.key(0), image)
+    except UserError as error:
+        raise UserError(f"config.data.augment.{error}") from None
     for transfer in config.students.transfer:
         students.batches(config, split, transfer)(0)
 

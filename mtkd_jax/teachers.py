@@ -18,7 +18,7 @@ from mtkd_jax.jobs import Job, per_member
 from mtkd_jax.methods.peers import UNIFIED
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.specialists import Specialist
-from mtkd_jax.training import Fitted, fitted_of
+from mtkd_jax.training import Fitted, fitted_of, joined
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
@@ -207,19 +207,29 @@ def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:
 
 
 def _restored(source: Path, address: str, split: Split, num_members: int) -> Fitted:
-    folder = source / "checkpoints" / stage_name(address) / "finished"
+    folder = source / "checkpoints" / stage_name(address)
+    whole = checkpoint.latest(folder / "finished")
+    parts = sorted(folder.glob("part-*"), key=lambda part: int(part.name.rpartition("-")[2]))
     model = network(split, address)
+    found = [_restored_part(part / "finished", model, split) for part in ([folder] if whole else parts)]
+    if None in found or sum(part.population.num_members for part in found) != num_members:
+        raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
+    return joined(found)
+
+
+def _restored_part(folder: Path, model: Model, split: Split) -> Fitted | None:
+    """Teachers that were trained at the same time; None where they have not been finished."""
+    stored = checkpoint.restore(folder)
+    if stored is None:
+        return None
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
-    keys = jax.random.split(jax.random.key(0), num_members)
+    keys = jax.random.split(jax.random.key(0), len(stored[2]["members"]))
     like = {
         "variables": jax.eval_shape(jax.vmap(model.init, in_axes=(0, None)), keys, image),
-        "val_nll": jax.ShapeDtypeStruct((num_members,), np.float32),
-        "alive": jax.ShapeDtypeStruct((num_members,), bool),
+        "val_nll": jax.ShapeDtypeStruct(keys.shape, np.float32),
+        "alive": jax.ShapeDtypeStruct(keys.shape, bool),
     }
-    stored = checkpoint.restore(folder, like)
-    if stored is None:
-        raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
-    _, result, info = stored
+    _, result, info = checkpoint.restore(folder, like)
     return fitted_of(
         Population(model, result["variables"], {}, tuple(info["members"])), result, info["seconds"]
     )

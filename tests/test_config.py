@@ -26,6 +26,8 @@ def test_the_default_is_valid():
         ("students.num_seeds", 0, "at least 1"),
         ("data.val_fraction", 1.0, "between 0 and 1"),
         ("teachers.subset_fraction", 0.0, "(0, 1]"),
+        ("data.augment.rand_augment", (2,), "(2, 7)"),
+        ("data.augment.rand_augment", (2, 11), "[0, 10]"),
         ("train.optimizer", "adamm", "adam"),
         ("runtime.how", "vmapp", "vmap"),
         ("train.eval_every", 3, "2 does"),

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mtkd_jax.data.augment import augment, cutout, flip, noise, shift
+from mtkd_jax.data.rand_augment import rand_augment
 from mtkd_jax.types import UserError
 
-ALL = {"shift": 2, "flip": True, "cutout": 3, "noise": 0.1}
+ALL = {"shift": 2, "flip": True, "rand_augment": (2, 7), "cutout": 3, "noise": 0.1}
 
 
 def image_of(shape=(7, 5, 3), low=0.0, high=1.0, seed=0):
@@ -123,16 +124,18 @@ def test_augment_switched_off_is_the_identity_and_draws_nothing():
 def test_augment_is_the_single_functions_by_a_key_for_each_image():
 
     @jax.jit
-    def one(image, keys):
+    def one(image, keys, further):
         image = shift(flip(image, keys[0]), keys[1], pixels=2)
+        image = rand_augment(image, further, number=2, magnitude=7)
         return noise(cutout(image, keys[2], size=3), keys[3], std=0.1)
 
     images, key = image_of((6, 8, 8, 3)), jax.random.key(3)
     out = jax.jit(functools.partial(augment, **ALL))(key, images)
     assert out.shape == images.shape
     assert out.dtype == jnp.float32
+    further = jax.random.split(jax.random.fold_in(key, 4), 6)
     for row, keys in enumerate(jax.random.split(key, (6, 4))):
-        np.testing.assert_allclose(out[row], one(images[row], keys), atol=1e-6)
+        np.testing.assert_allclose(out[row], one(images[row], keys, further[row]), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -145,7 +148,7 @@ def test_augment_draws_for_each_image_of_a_batch(name):
 def test_augment_switching_on_the_others_leaves_the_draws_of_the_noise_alone():
     key, grey = jax.random.key(3), jnp.full((32, 8, 8, 3), 0.5)  # no move or cut shows on plain grey
     noisy = jax.jit(functools.partial(augment, noise=0.1))(key, grey)
-    everything = jax.jit(functools.partial(augment, **ALL))(key, grey)
+    everything = jax.jit(functools.partial(augment, **{**ALL, "rand_augment": ()}))(key, grey)
     np.testing.assert_allclose(everything, noisy, atol=1e-6)
 
 

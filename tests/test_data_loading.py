@@ -106,19 +106,23 @@ def test_split_seed_decides_and_validation_does_not_depend_on_num_train():
         (
             81,
             0.2,
-            r"data.num_train = 81: must be 0 \(all\) or 4 \(one a class\) to 80 \(100 training examples",
+            r"config.data.num_train = 81: must be 0 \(all\) or 4 \(one a class\) to 80 \(100 training",
         ),
-        (3, 0.2, r"data.num_train = 3: must be 0 \(all\) or 4 "),
-        (-1, 0.2, r"data.num_train = -1: must be 0 "),
-        (0, 0.0, r"data.val_fraction = 0.0: must lie strictly between 0 and 1"),
-        (0, 1.0, r"data.val_fraction = 1.0: must lie strictly"),
-        (0, float("nan"), r"data.val_fraction = nan: must lie strictly"),
+        (3, 0.2, r"config.data.num_train = 3: must be 0 \(all\) or 4 "),
+        (-1, 0.2, r"config.data.num_train = -1: must be 0 "),
+        (0, 0.0, r"config.data.val_fraction = 0.0: must lie strictly between 0 and 1"),
+        (0, 1.0, r"config.data.val_fraction = 1.0: must lie strictly"),
+        (0, float("nan"), r"config.data.val_fraction = nan: must lie strictly"),
         (
             0,
             0.03,
-            r"data.val_fraction = 0.03: gives 3 validation examples of 100, must be at least one for each",
+            r"config.data.val_fraction = 0.03: gives 3 validation examples of 100, must be at least one for",
         ),
-        (0, 0.99, r"data.val_fraction = 0.99: leaves no example of class \d \(\d\) for training, of 25"),
+        (
+            0,
+            0.99,
+            r"config.data.val_fraction = 0.99: leaves no example of class \d \(\d\) for training, of 25",
+        ),
     ],
 )
 def test_split_refuses_the_impossible_in_one_line(num_train, val_fraction, said):
@@ -167,12 +171,12 @@ def test_subset_and_bootstrap_draw_again_until_every_class_is_there():
 
 def test_subset_gives_up_with_the_field_to_change():
     everyone_alone = np.arange(20)
-    with pytest.raises(UserError, match=r"^teachers.subset_fraction = 0.1: 100 random subsets of 20 "):
+    with pytest.raises(UserError, match=r"^config.teachers.subset_fraction = 0.1: 100 random subsets of 20 "):
         loading.subset(everyone_alone, everyone_alone, 0.1, (0,))
     with pytest.raises(UserError, match=r"^bootstrap: 100 bootstrap samples of 20 .* data.num_train must"):
         loading.bootstrap(everyone_alone, everyone_alone, (0,))
     for fraction in (0.0, -1.0, 1.01, float("nan")):
-        with pytest.raises(UserError, match=r"^teachers.subset_fraction = .*: must lie in \(0,1\]"):
+        with pytest.raises(UserError, match=r"^config.teachers.subset_fraction = .*: must lie in \(0,1\]"):
             loading.subset(INDICES, LABELS, fraction, (0,))
 
 
@@ -249,9 +253,11 @@ def test_mixed_order_has_the_same_number_of_each_kind_in_every_batch(
 def test_mixed_order_refuses_what_is_not_mixed():
     arguments = {"num_steps": 2, "batch_size": 4, "key": (0,)}
     for number in (0, 4, 5):
-        with pytest.raises(UserError, match=rf"^labelled_per_batch = {number}: must lie in 1..3"):
+        with pytest.raises(
+            UserError, match=rf"labelled_fraction: gives {number} labelled images, must give 1..3"
+        ):
             loading.mixed_order(np.arange(5), np.arange(5), labelled_per_batch=number, **arguments)
-    with pytest.raises(UserError, match=r"^students.transfer = 'unlabelled': .* data.num_train must"):
+    with pytest.raises(UserError, match=r"^config.students.transfer = 'unlabelled': .* data.num_train must"):
         loading.mixed_order(np.arange(5), np.arange(0), labelled_per_batch=2, **arguments)
 
 

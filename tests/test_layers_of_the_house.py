@@ -48,7 +48,16 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "data.sources",
         "data.streams",
     },
-    {"data.augment", "models", "methods", "fusion", "metrics", "intervals"},
+    {
+        "data.augment",
+        "data.places",
+        "data.rand_augment",
+        "models",
+        "methods",
+        "fusion",
+        "metrics",
+        "intervals",
+    },
     {"types"},
 ]
 PURE = (4, 5)

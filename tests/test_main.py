@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -196,12 +197,7 @@ def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
     workdir, result = finished
     config = small.config(**{**ALL, "teachers.from_run": str(workdir), "students.alphas": (0.25,)})
     again = experiment.run(config, tmp_path / "again", quiet=True)
-    rows = lambda report: [  # noqa: E731
-        (row["name"], row["accuracy"], row["nll"])
-        for row in report["rows"]
-        if row["role"] in ("teacher", "ensemble")
-    ]
-    assert rows(again) == rows(result)
+    assert teachers_of(again) == teachers_of(result)
     assert not list((tmp_path / "again" / "checkpoints").glob("teachers*"))
     with pytest.raises(UserError, match="split_sha256|sizes"):
         experiment.run(
@@ -214,6 +210,22 @@ def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
         experiment.run(
             small.config(**{**ALL, "teachers.from_run": str(tmp_path / "none")}), tmp_path / "y", True
         )
+
+
+def teachers_of(result):
+    roles = ("teacher", "ensemble")
+    return [(r["name"], r["accuracy"], r["nll"]) for r in result["rows"] if r["role"] in roles]
+
+
+def test_teachers_trained_in_parts_are_taken_together(tmp_path):
+    one = {"students.modes": ("output_avg",), "train.epochs": 1, "runtime.how": "map"}
+    source = tmp_path / "parts"
+    result = experiment.run(small.config(**one, **{"runtime.members_at_once": 2}), source, quiet=True)
+    borrowing = small.config(**one, **{"teachers.from_run": str(source)})
+    assert teachers_of(experiment.run(borrowing, tmp_path / "again", quiet=True)) == teachers_of(result)
+    shutil.rmtree(next(source.glob("checkpoints/teachers-*/part-2/finished")))
+    with pytest.raises(UserError, match="holds no finished teachers"):
+        experiment.run(borrowing, tmp_path / "none", quiet=True)
 
 
 def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
@@ -293,7 +305,8 @@ def digits():
         (["--config.data.source=npz", "--config.data.path=nowhere.npz"], "nowhere.npz"),
         (["--config.teachers.from_run=nowhere"], "teachers.from_run"),
         (["--config.students.model=cnn(widths=(4,4,4,4))"], "8x8"),
-        (["--config.data.augment.shift=9"], "shift"),
+        (["--config.data.augment.shift=9"], "config.data.augment.shift = 9"),
+        (["--config.data.augment.rand_augment=7"], "config.data.augment.rand_augment"),
         (["--config.data.num_train=0"], "unlabelled"),
         (["--config.train.batch_size=200"], "100 training examples"),
         (["--wrkdir=x"], "workdir"),

@@ -1,6 +1,9 @@
 """The plan before it is run: every stage's first step is traced, and what cannot be is one line."""
 
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 
 from mtkd_jax import experiment, plan, population, training
@@ -39,6 +42,15 @@ def test_what_the_first_step_would_reveal_is_one_line_before_any_teacher_is_trai
     assert expected in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith("config.") and str(error.value).count("config.") == 1
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_levels_that_nobody_knows_are_not_changed():
+    config = small.config(**{"data.augment.rand_augment": (1, 5)})
+    split = experiment.load_split(config)
+    plan.check(config, split)
+    own_units = dataclasses.replace(split.dataset, train_images=split.dataset.train_images * np.float32(0.1))
+    with pytest.raises(UserError, match=r"^config.data.augment.rand_augment: .* float32 images"):
+        plan.check(config, dataclasses.replace(split, dataset=own_units))
 
 
 def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypatch):

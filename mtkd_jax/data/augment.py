@@ -1,11 +1,11 @@
 """Augmentation: pure functions of ONE image [h,w,c] float32 and a key; `augment` maps them over a batch.
 
-None of them needs to know what black is: moved-in pixels are reflections and cut-out pixels the image's own
-mean, so that images of a float source, whatever their units, stay in their own range.
+None of them but RandAugment needs to know what black is: moved-in pixels are reflections and cut-out pixels
+the image's own mean, so that images of a float source, whatever their units, stay in their own range.
 
 The forms are those that stay fast under vmap inside lax.scan on CPU: moves are gathers by computed places
-(fused with the gather of the batch), random numbers are drawn flat. Times beside them are for B = 128 on
-2 busy CPU cores: read them as ratios.
+(fused with the gather of the batch), random numbers are drawn flat. Times beside them, and in places.py, are
+for B = 128 on 2 busy CPU cores: read them as ratios.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mtkd_jax.data import places
+from mtkd_jax.data.rand_augment import rand_augment
 from mtkd_jax.types import Array, UserError
 
 
@@ -31,31 +33,13 @@ def shift(image: Array, key: Array, *, pixels: int) -> Array:
     The same as padding by reflection and cropping back at random. Raises `UserError` unless the image is
     larger than `pixels` both ways.
     """
-    height, width, channels = image.shape
+    height, width, _ = image.shape
     if pixels >= min(height, width):
         raise UserError(
             f"shift = {pixels}: must be less than {min(height, width)}, for images {height}x{width}"
         )
-    # One flat gather. Milliseconds a batch of 28x28x1 and of 32x32x3, by 4: this 0.08 and 0.23; pad and
-    # dynamic_slice 0.33 and 1.2; two one-hot products 0.7 and 1.5; pad and roll 1.5 and 6.6.
-    down, right = _below(key, 2 * pixels + 1, 2 * pixels + 1) - pixels
-    rows = _reflected(jnp.arange(height) + down, height)
-    columns = _reflected(jnp.arange(width) + right, width)
-    flat = image.reshape(height * width, channels)
-    return flat[rows[:, None] * width + columns[None, :]]
-
-
-def _below(key: Array, *limits: int) -> Array:
-    """One whole number for each limit, 0 .. limit-1, all equally likely."""
-    # Not randint: it expands the generator three times, and this file then takes twice as long to compile.
-    places = jax.random.uniform(key, (len(limits),)) * jnp.array(limits, jnp.float32)
-    return jnp.floor(places).astype(jnp.int32)
-
-
-def _reflected(places: Array, size: int) -> Array:
-    """Places -(size-1) .. 2(size-1) folded back to 0 .. size-1, the border pixels not repeated."""
-    last = size - 1
-    return last - jnp.abs(last - jnp.abs(places))
+    down, right = places.below(key, 2 * pixels + 1, 2 * pixels + 1) - pixels
+    return places.taken(image, jnp.arange(height)[:, None] + down, jnp.arange(width)[None, :] + right)
 
 
 def cutout(image: Array, key: Array, *, size: int) -> Array:
@@ -65,7 +49,7 @@ def cutout(image: Array, key: Array, *, size: int) -> Array:
     normalisation). Source: DeVries and Taylor 2017, arXiv 1708.04552.
     """
     height, width, _ = image.shape
-    top, left = _below(key, height, width) - size // 2
+    top, left = places.below(key, height, width) - size // 2
     rows, columns = jnp.arange(height) - top, jnp.arange(width) - left
     inside = ((rows >= 0) & (rows < size))[:, None] & ((columns >= 0) & (columns < size))[None, :]
     return jnp.where(inside[:, :, None], image.mean(axis=(0, 1), keepdims=True), image)
@@ -84,24 +68,36 @@ def noise(image: Array, key: Array, *, std: float) -> Array:
 
 
 def augment(
-    key: Array, images: Array, *, shift: int = 0, flip: bool = False, cutout: int = 0, noise: float = 0.0
+    key: Array,
+    images: Array,
+    *,
+    shift: int = 0,
+    flip: bool = False,
+    rand_augment: tuple[int, ...] = (),
+    cutout: int = 0,
+    noise: float = 0.0,
 ) -> Array:
-    """Flip, shift, cut out and add noise to images [B,h,w,c], each by a key of its own; 0 and False are off.
+    """Flip, shift, RandAugment, cut out and add noise to images [B,h,w,c], each by a key of its own.
 
-    What is switched on does not change the random numbers of the others. All off: the images themselves.
+    0, False and () are off; `rand_augment` is (number, magnitude). What is switched on does not change the
+    random numbers of the others. All off: the images themselves.
     """
-    if not (shift or flip or cutout or noise):
+    if not (shift or flip or rand_augment or cutout or noise):
         return images
     keys = jax.random.split(key, (len(images), 4))
-    return jax.vmap(lambda image, four: _augmented(image, four, shift, flip, cutout, noise))(images, keys)
+    further = jax.random.split(jax.random.fold_in(key, 4), len(images))
+    on = (shift, flip, rand_augment, cutout, noise)
+    return jax.vmap(lambda *one: _augmented(*one, *on))(images, keys, further)
 
 
-def _augmented(image, keys, pixels, mirrored, size, std):
+def _augmented(image, keys, further_key, pixels, mirrored, operations, size, std):
     flip_key, shift_key, cutout_key, noise_key = keys
     if mirrored:
         image = flip(image, flip_key)
     if pixels:
         image = shift(image, shift_key, pixels=pixels)
+    if operations:
+        image = rand_augment(image, further_key, number=operations[0], magnitude=operations[1])
     if size:
         image = cutout(image, cutout_key, size=size)
     if std:

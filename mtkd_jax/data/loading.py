@@ -48,7 +48,7 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
     labels, groups = dataset.train_labels, dataset.train_groups
     num_classes, total = dataset.num_classes, len(labels)
     if not 0 < val_fraction < 1:
-        raise UserError(f"data.val_fraction = {val_fraction}: must lie strictly between 0 and 1")
+        raise UserError(f"config.data.val_fraction = {val_fraction}: must lie strictly between 0 and 1")
     if dataset.val_rows is not None:
         val = dataset.val_rows
     elif groups is not None and how == "grouped":
@@ -59,14 +59,14 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
     for rows, part in ((val, "validation"), (rest, "training")):
         if lost := sorted(set(range(num_classes)) - set(labels[rows].tolist())):
             raise UserError(
-                f"data.val_fraction = {val_fraction}: leaves no example of class {lost[0]} "
+                f"config.data.val_fraction = {val_fraction}: leaves no example of class {lost[0]} "
                 f"({dataset.class_names[lost[0]]}) for {part}, of {np.sum(labels == lost[0])}; "
                 "must leave one for each"
             )
     if num_train != 0 and not num_classes <= num_train <= len(rest):
         raise UserError(
-            f"data.num_train = {num_train}: must be 0 (all) or {num_classes} (one a class) to {len(rest)} "
-            f"({total} training examples less {len(val)} for validation)"
+            f"config.data.num_train = {num_train}: must be 0 (all) or {num_classes} (one a class) to "
+            f"{len(rest)} ({total} training examples less {len(val)} for validation)"
         )
     train, pool = _cut(rest, labels, num_train or len(rest), _rng((seed, 1)))
     notes = _shared_groups(dataset, val, rest, how)
@@ -81,8 +81,8 @@ def _cut_val(dataset: DataSet, val_fraction: float, seed: int) -> np.ndarray:
     num_val = round(val_fraction * len(labels))
     if num_val < num_classes:
         raise UserError(
-            f"data.val_fraction = {val_fraction}: gives {num_val} validation examples of {len(labels)}, "
-            f"must be at least one for each of {num_classes} classes"
+            f"config.data.val_fraction = {val_fraction}: gives {num_val} validation examples of "
+            f"{len(labels)}, must be at least one for each of {num_classes} classes"
         )
     return _cut(np.arange(len(labels)), labels, num_val, _rng((seed, 0)))[0]
 
@@ -93,8 +93,8 @@ def _cut_groups(labels: np.ndarray, groups: np.ndarray, val_fraction: float, see
         return part_of_groups(labels, groups, val_fraction, seed)
     except ValueError as error:
         raise UserError(
-            f"data.val_fraction = {val_fraction}: no validation set of whole groups can be cut ({error}); "
-            "must be larger, or data.split random"
+            f"config.data.val_fraction = {val_fraction}: no validation set of whole groups can be cut "
+            f"({error}); must be larger, or data.split random"
         ) from error
 
 
@@ -160,14 +160,14 @@ def subset(indices: np.ndarray, labels: np.ndarray, fraction: float, key: Key) -
     Raises `UserError` when 100 draws in a row miss one. Source: Zuchniak 2023, arXiv 2302.07215.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"teachers.subset_fraction = {fraction}: must lie in (0,1]")
+        raise UserError(f"config.teachers.subset_fraction = {fraction}: must lie in (0,1]")
     return _complete(
         lambda rng: indices[rng.random(len(indices)) < fraction],
         indices,
         labels,
         key,
-        f"teachers.subset_fraction = {fraction}: 100 random subsets of {len(indices)} training examples each "
-        "missed a class; must be larger, or data.num_train must be",
+        f"config.teachers.subset_fraction = {fraction}: 100 random subsets of {len(indices)} "
+        "training examples each missed a class; must be larger, or data.num_train must be",
     )
 
 
@@ -240,12 +240,13 @@ def mixed_order(
     """
     if len(unlabelled) == 0:
         raise UserError(
-            "students.transfer = 'unlabelled': no image is without a label; data.num_train must cut some away"
+            "config.students.transfer = 'unlabelled': no image is without a label; data.num_train "
+            "must cut some away"
         )
     if not 0 < labelled_per_batch < batch_size:
         raise UserError(
-            f"labelled_per_batch = {labelled_per_batch}: must lie in 1..{batch_size - 1}, "
-            f"for a batch of {batch_size} with both kinds of images"
+            f"config.students.labelled_fraction: gives {labelled_per_batch} labelled images, must give "
+            f"1..{batch_size - 1}, for a batch of {batch_size} with both kinds"
         )
     rest = batch_size - labelled_per_batch
     return np.concatenate(
