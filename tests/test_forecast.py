@@ -1,12 +1,15 @@
 """What a stage will cost, against what is known of it."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from mtkd_jax import experiment, forecast, jobs, teachers
+from mtkd_jax import experiment, forecast, jobs, teachers, workdir
 from mtkd_jax.mesh import Layout
 from mtkd_jax.tuning import in_layout
+from mtkd_jax.types import UserError
 from tests import small
 
 
@@ -42,18 +45,27 @@ def test_as_many_members_at_once_as_fit(monkeypatch):
     assert forecast.members_at_once(asked) == 3
 
 
-def test_a_run_in_parts_is_the_same_run(tmp_path):
+def test_a_run_in_parts_is_the_same_run_and_lends_the_same_teachers(tmp_path):
     whole = small.train(small.config(**{"runtime.how": "map"}), tmp_path / "whole")
-    parts = small.train(
-        small.config(**{"runtime.how": "map", "runtime.members_at_once": 2}), tmp_path / "parts"
-    )
+    config = small.config(**{"runtime.how": "map", "runtime.members_at_once": 2})
+    parts = small.train(config, tmp_path / "parts")
     for stage in whole:
-        jax.tree.map(
-            np.testing.assert_array_equal,
-            whole[stage].population.variables,
-            parts[stage].population.variables,
-        )
-        assert whole[stage].population.names == parts[stage].population.names
+        assert_same_members(parts[stage], whole[stage])
+    split = experiment.load_split(config)
+    workdir.describe(tmp_path / "parts", config, split)
+    borrowing = small.config(**{"teachers.from_run": str(tmp_path / "parts")})
+    lent, _ = teachers.borrowed(borrowing, split)
+    (name,) = lent
+    assert_same_members(lent[name], whole[name])
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / name / "part-2" / "finished")
+    with pytest.raises(UserError, match="holds no finished teachers"):
+        teachers.borrowed(borrowing, split)
+
+
+def assert_same_members(found, expected):
+    assert found.population.names == expected.population.names
+    jax.tree.map(np.testing.assert_array_equal, found.population.variables, expected.population.variables)
+    np.testing.assert_array_equal(found.val_nll, expected.val_nll)
 
 
 def test_a_timed_step_leaves_the_job_as_it_was():

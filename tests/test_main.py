@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -215,17 +214,6 @@ def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
 def teachers_of(result):
     roles = ("teacher", "ensemble")
     return [(r["name"], r["accuracy"], r["nll"]) for r in result["rows"] if r["role"] in roles]
-
-
-def test_teachers_trained_in_parts_are_taken_together(tmp_path):
-    one = {"students.modes": ("output_avg",), "train.epochs": 1, "runtime.how": "map"}
-    source = tmp_path / "parts"
-    result = experiment.run(small.config(**one, **{"runtime.members_at_once": 2}), source, quiet=True)
-    borrowing = small.config(**one, **{"teachers.from_run": str(source)})
-    assert teachers_of(experiment.run(borrowing, tmp_path / "again", quiet=True)) == teachers_of(result)
-    shutil.rmtree(next(source.glob("checkpoints/teachers-*/part-2/finished")))
-    with pytest.raises(UserError, match="holds no finished teachers"):
-        experiment.run(borrowing, tmp_path / "none", quiet=True)
 
 
 def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
