@@ -14,6 +14,7 @@ import numpy as np
 from mtkd_jax import mesh
 from mtkd_jax.jobs import Job, part, parts
 from mtkd_jax.mesh import Layout
+from mtkd_jax.step import init_state
 from mtkd_jax.training import compiled_chunk, compiled_part, first_progress
 from mtkd_jax.types import Model, PyTree
 
@@ -109,13 +110,21 @@ def members_at_once(job: Job) -> int:
     if job.at_once:
         return min(job.at_once, num_members)
     limit = memory_limit()
-    state = _num_bytes(first_progress(part(job, range(job.num_peers)))) / job.num_peers
+    state = _state_bytes(part(job, range(job.num_peers))) / job.num_peers
     if 8 * state * num_members + _num_bytes((job.lessons, job.validation)) < limit / 4:
         return num_members
     fixed, each = bytes_of_members(job)
     if fixed + each * num_members <= limit:
         return num_members
     return max(1, int((limit - fixed) // each // job.num_peers)) * job.num_peers
+
+
+def _state_bytes(job: Job) -> int:
+    """What the members hold between two steps, and their best weights; nothing is computed."""
+    program = job.program
+    variables = jax.eval_shape(jax.vmap(program.model.init, (0, None)), job.init_keys, job.image)
+    state = jax.eval_shape(lambda *of: init_state(program, *of, job.lessons), variables, job.init_keys)
+    return _num_bytes((state, variables))
 
 
 def peak_bytes(job: Job, num_members: int | None = None) -> int:

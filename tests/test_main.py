@@ -1,11 +1,6 @@
 """The program as a user meets it: a whole run, its folder, going on after a kill, and every refusal."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -226,47 +221,11 @@ def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_has_a_smoke_size_and_says_how_to_run_it(path, tmp_path):
     assert f"--config=configs/{path.name}" in path.read_text()
     assert main.main(["main", f"--config={path}:smoke", f"--workdir={tmp_path}"]) == 0
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_with_the_same_report(tmp_path):
-    path = small.CONFIGS / "digits.py"
-
-    def command(name):
-        arguments = [
-            f"--config={path}:smoke",
-            f"--workdir={tmp_path / name}",
-            "--config.runtime.checkpoint_seconds=0",
-        ]
-        return [sys.executable, "-m", "mtkd_jax.main", *arguments]
-
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
-    started = 0
-    for stages in (1, 3, 5):  # kill once so many stages have begun
-        process = subprocess.Popen(
-            command("killed"), env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        deadline = time.monotonic() + 120
-        checkpoints = tmp_path / "killed" / "checkpoints"
-        while process.poll() is None and time.monotonic() < deadline:
-            if checkpoints.exists() and len(list(checkpoints.iterdir())) >= stages:
-                break
-            time.sleep(0.01)
-        started += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert started == 3
-    subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
-    found = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "killed")]
-    for result in found:
-        for row in result["rows"]:
-            row.update(latency_ms=None, train_seconds=None)
-    assert found[0] == found[1]
 
 
 def refusal(arguments, capsys):
