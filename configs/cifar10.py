@@ -6,8 +6,8 @@
 Data      The archive as published, data/cifar-10-python.tar.gz; the variants "small" and "kd_small" want
           data/cifar10_small.npz, 10 000 training and 5 000 test images of it.
 Recipes   "": Zuchniak 2023, Adam at 1e-3, batches of 128, up to 300 epochs with patience 30, five teachers of
-          the student's architecture, alpha in 0, 0.25, 0.5, 0.75. Shifts, flips and cutout stand for its
-          RandAugment, and resnet(depth=20) for its ResNet50V2, whose stem was made for larger images.
+          the student's architecture, RandAugment (3, 7), alpha in 0, 0.25, 0.5, 0.75. resnet(depth=20) stands
+          for its ResNet50V2, whose stem was made for larger images.
           "kd": Tian et al. 2020 (CRD), as most tables of CIFAR-100 have it: resnet32x4 into resnet8x4.
 Needs     a GPU for both; "small" and "kd_small" take some minutes on two cores, with a network to match, and
           say nothing of the published numbers.
@@ -25,9 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = configuration.default()
     config.data.source = "cifar10"
     config.data.path = "data/cifar-10-python.tar.gz"
-    config.data.augment.shift = 4
-    config.data.augment.flip = True
-    config.data.augment.cutout = 8
+    config.data.augment.rand_augment = (3, 7)
     config.model.name = "resnet(depth=20)"
 
     config.teachers.num_members = 5
@@ -46,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _kd(config: ConfigDict) -> None:
     """240 epochs of SGD, a tenth at 150, 180 and 210; T = 4, 0.1 hard and 0.9 soft labels."""
-    config.data.augment.cutout = 0
+    _shifts_and_flips(config)
     config.model.name = "resnet(depth=32, width=4)"
     config.teachers.num_members = 3
     config.teachers.patience = 0
@@ -62,8 +60,16 @@ def _kd(config: ConfigDict) -> None:
     config.students.temperatures = (4.0,)
 
 
+def _shifts_and_flips(config: ConfigDict) -> None:
+    config.data.augment.rand_augment = ()
+    config.data.augment.shift = 4
+    config.data.augment.flip = True
+
+
 def _small(config: ConfigDict) -> None:
     _on_the_small_set(config)
+    _shifts_and_flips(config)  # RANDAUGMENT_COST
+    config.data.augment.cutout = 8
     config.teachers.num_members = 3
     config.teachers.patience = 0
     config.train.epochs = 10  # 62 steps each
@@ -93,5 +99,6 @@ def _smoke(config: ConfigDict) -> None:
     if not os.path.isfile(config.data.path):
         config.data.source = "synthetic(num_train=600, num_test=100, size=12, channels=3)"
     config.data.num_train = 256
+    config.data.augment.rand_augment = (1, 7)
     config.train.epochs = 2
     config.students.num_seeds = 2

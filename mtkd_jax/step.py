@@ -47,7 +47,7 @@ class Program(NamedTuple):
     optimizer: str
     schedule: str
     num_steps: int  # of the whole stage, for the schedule
-    augmentation: tuple[tuple[str, float], ...]
+    augmentation: tuple[tuple[str, float | tuple[int, ...]], ...]
     layout: Layout
     said_by: str = ""  # how lessons.said is addressed, if there: "example" | "step"
 

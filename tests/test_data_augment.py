@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.data.augment import augment, cutout, flip, noise, shift
+from mtkd_jax.data.augment import FURTHER, augment, cutout, flip, noise, shift
 from mtkd_jax.data.rand_augment import rand_augment
 from mtkd_jax.types import UserError
 
@@ -133,7 +133,7 @@ def test_augment_is_the_single_functions_by_a_key_for_each_image():
     out = jax.jit(functools.partial(augment, **ALL))(key, images)
     assert out.shape == images.shape
     assert out.dtype == jnp.float32
-    further = jax.random.split(jax.random.fold_in(key, 4), 6)
+    further = jax.random.split(jax.random.fold_in(key, FURTHER), 6)
     for row, keys in enumerate(jax.random.split(key, (6, 4))):
         np.testing.assert_allclose(out[row], one(images[row], keys, further[row]), atol=1e-6)
 
@@ -146,9 +146,10 @@ def test_augment_draws_for_each_image_of_a_batch(name):
 
 
 def test_augment_switching_on_the_others_leaves_the_draws_of_the_noise_alone():
-    key, grey = jax.random.key(3), jnp.full((32, 8, 8, 3), 0.5)  # no move or cut shows on plain grey
+    # No move or cut shows on plain grey, nor any operation of no strength.
+    key, grey = jax.random.key(3), jnp.full((32, 8, 8, 3), 128 / 255)
     noisy = jax.jit(functools.partial(augment, noise=0.1))(key, grey)
-    everything = jax.jit(functools.partial(augment, **{**ALL, "rand_augment": ()}))(key, grey)
+    everything = jax.jit(functools.partial(augment, **{**ALL, "rand_augment": (2, 0)}))(key, grey)
     np.testing.assert_allclose(everything, noisy, atol=1e-6)
 
 

@@ -24,7 +24,6 @@ from mtkd_jax import workdir as workdir_module
 from mtkd_jax.types import Population, UserError
 from tests import small
 
-CONFIGS = sorted(small.CONFIGS.glob("*.py"))
 ALL = {
     "students.modes": ("mimic_all", "output_avg", "loss_avg", "logit_avg", "vote", "supernet", "supernet2"),
     "students.transfer": ("labelled", "unlabelled"),
@@ -218,14 +217,6 @@ def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
     (report, stored), again = (small.numbers(tmp_path / name) for name in ("a", "b"))
     assert (report, stored) == again
     assert '"accuracy"' in report and "latency_ms" in report and len(stored) > 5
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quickly_compiled")
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_has_a_smoke_size_and_says_how_to_run_it(path, tmp_path):
-    assert f"--config=configs/{path.name}" in path.read_text()
-    assert main.main(["main", f"--config={path}:smoke", f"--workdir={tmp_path}"]) == 0
 
 
 def refusal(arguments, capsys):

@@ -17,6 +17,8 @@ from mtkd_jax.data import places
 from mtkd_jax.data.rand_augment import rand_augment
 from mtkd_jax.types import Array, UserError
 
+FURTHER = 2**31  # keys of a batch are numbered from 0; this one is none of them
+
 
 def flip(image: Array, key: Array) -> Array:
     """Mirror left and right with probability 1/2. Raises `UserError` for images of width 1: time series."""
@@ -85,7 +87,7 @@ def augment(
     if not (shift or flip or rand_augment or cutout or noise):
         return images
     keys = jax.random.split(key, (len(images), 4))
-    further = jax.random.split(jax.random.fold_in(key, 4), len(images))
+    further = jax.random.split(jax.random.fold_in(key, FURTHER), len(images))
     on = (shift, flip, rand_augment, cutout, noise)
     return jax.vmap(lambda *one: _augmented(*one, *on))(images, keys, further)
 

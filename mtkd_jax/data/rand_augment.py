@@ -18,11 +18,12 @@ SMOOTHING = ((1, 1, 1), (1, 5, 1), (1, 1, 1))  # over 13
 def rand_augment(image: Array, key: Array, *, number: int, magnitude: float) -> Array:
     """`number` operations of `OPERATIONS` one after another, each drawn alike, with replacement.
 
-    `magnitude` 0..10 is the strength of all of them, on the paper's linear scale from nothing to the largest
-    of AutoAugment (Cubuk et al. 2019, table 6): 30 degrees, a shear of 0.3, a move by 0.45 of the image, all
-    levels inverted, 4 of 8 bits, a contrast 0.1 or 1.9 times as large. Whatever can go two ways goes either
-    way alike; the released code did so only for moves, so that its magnitude 5 left colours as they were.
-    Images of one channel have no colour to change. Raises UserError for images of width 1: time series.
+    `magnitude` 0..10 is the strength of all that have one, on the paper's linear scale from nothing to the
+    largest of AutoAugment (Cubuk et al. 2019, table 6): 30 degrees, a shear of 0.3, a move by 0.45 of the
+    image, all levels inverted, 4 of 8 bits, a contrast 0.1 or 1.9 times as large. Whatever can go two ways
+    goes either way alike; the released code did so only for moves, so that its magnitude 5 left colours as
+    they were. Images of one channel have no colour to change. Raises UserError for images of width 1: time
+    series.
     """
     if image.shape[1] == 1:
         raise UserError(f"rand_augment: images {image.shape[0]}x1 cannot be turned: must be () for them")
@@ -80,6 +81,7 @@ def _nearest(coordinates: Array) -> Array:
 
 def _auto_contrasted(image: Array, strength: Array) -> Array:
     """From the least level, then black, to the largest, then white."""
+    image = _in_levels(image)
     least, most = image.min(axis=(0, 1), keepdims=True), image.max(axis=(0, 1), keepdims=True)
     width = most - least
     return jnp.where(width > 0, (image - least) / jnp.where(width > 0, width, 1.0), image)
@@ -87,7 +89,7 @@ def _auto_contrasted(image: Array, strength: Array) -> Array:
 
 def _equalised(image: Array, strength: Array) -> Array:
     """The share of the channel's pixels that are darker, the brightest ones aside."""
-    flat = image.reshape(-1, image.shape[-1]).T
+    flat = _in_levels(image).reshape(-1, image.shape[-1]).T
     darker = jax.vmap(lambda row: jnp.searchsorted(jnp.sort(row), row).astype(jnp.float32))(flat)
     most = darker.max(axis=1, keepdims=True)
     equal = jnp.where(most > 0, darker / jnp.where(most > 0, most, 1.0), flat)
@@ -102,7 +104,12 @@ def _solarised(image: Array, strength: Array) -> Array:
 def _posterised(image: Array, strength: Array) -> Array:
     """The first 8 - 4 strength of 8 bits."""
     step = 2.0 ** jnp.floor(4 * jnp.abs(strength))
-    return jnp.floor(jnp.round(255 * image) / step) * step / 255
+    return jnp.floor(255 * _in_levels(image) / step + 1e-3) * step / 255
+
+
+def _in_levels(image: Array) -> Array:
+    """Of 8 bits: what an operation before this one has rounded differently is no difference to stretch."""
+    return jnp.round(255 * image) / 255
 
 
 # --- blends: nearer to or farther from something duller -----------------------------------------------
