@@ -14,6 +14,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first: one that is left for the end runs alone, and the other processors wait."""
+
+    def seconds(item):
+        mark = item.get_closest_marker("slow")
+        return mark.kwargs.get("seconds", 0) if mark else 0
+
+    items.sort(key=seconds, reverse=True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_let_go():
     """Forget what a module compiled.

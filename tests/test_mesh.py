@@ -152,7 +152,7 @@ def test_a_batch_that_does_not_divide_is_refused():
         teachers_job(**{"train.batch_size": 15, "runtime.data_shards": 2})
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_two_processes_write_the_report_of_one(tmp_path):
     """Two processes of two devices each, and one process of one device, run the smoke configuration."""
     with socket.socket() as probe:

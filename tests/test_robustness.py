@@ -90,7 +90,7 @@ def start(command, tmp_path):
     forks.stdout.close()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=180)
 def test_killed_at_20_random_moments_the_report_is_the_same(start, tmp_path):
     """In training, saving and reporting: from the first instruction to about the end of a run."""
     for name in ("cold", "whole"):  # the second one with every program compiled

@@ -130,7 +130,7 @@ def is_cheap(config: ConfigDict) -> bool:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=100)
 def test_20_of_the_valid_ones_run_or_end_with_one_line(tmp_path):
     sound = [c for c in map(mutated, range(600)) if not outcome(configuration.validate, c) and is_cheap(c)]
     chosen = list({changed(config): config for config in sound if changed(config)}.items())[:20]
