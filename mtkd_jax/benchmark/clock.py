@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -34,8 +35,10 @@ def measured(
     """(records, left out) of the sides of one case; a side is made, and compiled, only here.
 
     A record holds seconds for one unit of work: {"of", "case", "side", "median", "min", "max", "rounds"}.
-    Unless `to_the_end`, sides far behind the fastest leave the race after the first round.
+    Says on stderr what is measured. Unless `to_the_end`, sides far behind the fastest leave the race after
+    the first round.
     """
+    print(f"measuring {', '.join(filter(None, of))}: {', '.join(makers)}", file=sys.stderr, flush=True)
     sides, left_out = {}, []
     for name, make in makers.items():
         try:

@@ -89,11 +89,14 @@ def _auto_contrasted(image: Array, strength: Array) -> Array:
 
 def _equalised(image: Array, strength: Array) -> Array:
     """The share of the channel's pixels that are darker, the brightest ones aside."""
-    flat = _in_levels(image).reshape(-1, image.shape[-1]).T
-    darker = jax.vmap(lambda row: jnp.searchsorted(jnp.sort(row), row).astype(jnp.float32))(flat)
-    most = darker.max(axis=1, keepdims=True)
-    equal = jnp.where(most > 0, darker / jnp.where(most > 0, most, 1.0), flat)
-    return equal.T.reshape(image.shape)
+    # 32x32x3, B = 128, ms a batch: counted by scatter 3; by sorting 19, and in a vmapped switch 150; by
+    # comparing with every level 47.
+    channels = image.shape[-1]
+    bins = jnp.round(255 * image).astype(jnp.int32) + 256 * jnp.arange(channels)[None, None]
+    counts = jnp.zeros(256 * channels).at[bins.reshape(-1)].add(1.0).reshape(channels, 256)
+    darker = (jnp.cumsum(counts, axis=1) - counts).reshape(-1)[bins]
+    most = darker.max(axis=(0, 1), keepdims=True)
+    return jnp.where(most > 0, darker / jnp.where(most > 0, most, 1.0), image)
 
 
 def _solarised(image: Array, strength: Array) -> Array:
@@ -145,7 +148,7 @@ def _blended(dull: Array, image: Array, strength: Array) -> Array:
 def _grey(image: Array) -> Array:
     """[h,w,1]."""
     weights = jnp.array(LUMA) if image.shape[-1] == 3 else jnp.full(image.shape[-1], 1 / image.shape[-1])
-    return (image * weights[None, None]).sum(axis=-1, keepdims=True)
+    return (image @ weights)[:, :, None]  # as a sum over the last axis it took ten times as long
 
 
 OPERATIONS = {
