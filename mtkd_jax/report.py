@@ -23,6 +23,7 @@ from mtkd_jax import analysis, findings, logbook, plots, predictions, tables
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError
 
+IN_A_TEXT = ("rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
 PLOTS = {
@@ -141,34 +142,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--into",
         type=Path,
-        help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file",
+        help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file; of one "
+        "run also its main plots, into plots/ beside it",
     )
     parser.error = refuse  # argparse would print its usage as well
     try:
-        asked = parser.parse_args(argv)
+        asked, images = parser.parse_args(argv), {}
         if len(asked.runs) == 1:
             report = write(asked.runs[0])
             show(report, asked.runs[0])
-            text = f"{_main_markdown(report)}\n\n{bullets(report['findings'])}"
+            images = _images_of(asked.runs[0])
+            links = "\n\n".join(f"![{PLOTS[Path(path).stem]}]({path})" for path in images)
+            text = f"{_main_markdown(report)}\n\n{bullets(report['findings'])}\n\n{links}"
         else:
             text = _merge(asked.runs, asked.out)
         if asked.into is not None:
-            put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text)
+            put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text, images)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def put_into(file: Path, what: str, text: str) -> None:
-    """Replace what stands between the marks of `what` in a text file: no number there is ever typed."""
+def _images_of(run: Path) -> dict[str, bytes]:
+    """The plots that a text shows, by the path that they have beside it."""
+    files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT)
+    return {f"plots/{run.resolve().name}/{f.name}": f.read_bytes() for f in files if f.exists()}
+
+
+def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | None = None) -> None:
+    """Replace what stands between the marks of `what` in a text file: no number there is ever typed.
+
+    `images`, which the text links to, are written beside it, {relative path: bytes}.
+    """
     begin, end = MARKS[0].format(what), MARKS[1]
     try:
         before, rest = file.read_text(encoding="utf-8").split(begin)
         _, after = rest.split(end, 1)
     except (OSError, ValueError):
         raise UserError(f"--into {file}: the lines {begin!r} and {end!r} must stand in it, once") from None
-    write_files(file.parent, {file.name: f"{before}{begin}\n\n{text}\n\n{end}{after}".encode()})
+    whole = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    write_files(file.parent, {**(images or {}), file.name: whole.encode()})
 
 
 def refuse(message: str) -> None:

@@ -371,11 +371,18 @@ def test_table_fits_100_columns(built):
     assert sum(line.startswith("mimic_all *") for line in lines) == 1
 
 
-def test_command_line_with_one_run(run, capsys):
-    assert report.main([str(run)]) == 0
+def test_command_line_with_one_run(run, tmp_path_factory, capsys):
+    text = tmp_path_factory.mktemp("text") / "README.md"
+    text.write_text(f"before\n<!-- report {run} -->\nold\n<!-- end -->\nafter")
+    assert report.main([str(run), "--into", str(text)]) == 0
     printed = capsys.readouterr().out
     assert "What this run shows" in printed and "mimic_all" in printed
     assert (run / "report.json").exists()
+    written = text.read_text()
+    assert "| mimic_all" in written and "\nold\n" not in written and written.endswith("<!-- end -->\nafter")
+    links = re.findall(r"!\[.+\]\((.+)\)", written)
+    assert links == [f"plots/{run.name}/rows.png"]  # ten classes have no curve of detection
+    assert (text.parent / links[0]).read_bytes() == (run / "plots" / "rows.png").read_bytes()
 
 
 def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
