@@ -76,13 +76,16 @@ def latest(directory: Path) -> list[int]:
 
 
 def restore(
-    directory: Path, like: PyTree = None, warn: Callable[[str], None] = log.warning
+    directory: Path,
+    like: PyTree | Callable[[dict[str, Any]], PyTree] = None,
+    warn: Callable[[str], None] = log.warning,
 ) -> tuple[int, PyTree, dict[str, Any]] | None:
     """The newest good step as (step, tree, info); None when none was ever saved.
 
-    `like` (arrays or `jax.ShapeDtypeStruct`s) gives structure, shapes, dtypes and devices; without it the
-    tree comes back as nested dicts of NumPy arrays and typed keys, where tuples and records have become dicts
-    by index or field and empty branches are gone. Each bad step is passed to `warn` with the file at fault.
+    `like` (arrays or `jax.ShapeDtypeStruct`s, or a function from info to them) gives structure, shapes,
+    dtypes and devices; without it the tree comes back as nested dicts of NumPy arrays and typed keys, where
+    tuples and records have become dicts by index or field and empty branches are gone. Each bad step is
+    passed to `warn` with the file at fault.
     Raises UserError when steps exist and none is good, or when the step is not `like` what was asked for.
     """
     damages = []
@@ -91,7 +94,7 @@ def restore(
         if damage is None:
             leaves = _read_arrays(folder / "tree")
             info = json.loads((folder / "info.json").read_text())
-            return _step(folder), _rebuild(leaves, like, folder), info
+            return _step(folder), _rebuild(leaves, like(info) if callable(like) else like, folder), info
         damages.append(f"{folder}: {damage}")
         warn(f"checkpoint passed over, {damages[-1]}")
     if damages:

@@ -147,15 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.error = refuse  # argparse would print its usage as well
     try:
-        asked, images = parser.parse_args(argv), {}
-        if len(asked.runs) == 1:
-            report = write(asked.runs[0])
-            show(report, asked.runs[0])
-            images = _images_of(asked.runs[0])
-            links = "\n\n".join(f"![{PLOTS[Path(path).stem]}]({path})" for path in images)
-            text = f"{_main_markdown(report)}\n\n{bullets(report['findings'])}\n\n{links}"
-        else:
-            text = _merge(asked.runs, asked.out)
+        asked = parser.parse_args(argv)
+        text, images = _one(asked.runs[0]) if len(asked.runs) == 1 else (_merge(asked.runs, asked.out), {})
         if asked.into is not None:
             put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text, images)
     except UserError as error:
@@ -164,10 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _images_of(run: Path) -> dict[str, bytes]:
-    """The plots that a text shows, by the path that they have beside it."""
+def _one(run: Path) -> tuple[str, dict[str, bytes]]:
+    """Rebuild and show the report of a run; as Markdown, with the plots that this links to by their paths."""
+    report = write(run)
+    show(report, run)
     files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT)
-    return {f"plots/{run.resolve().name}/{f.name}": f.read_bytes() for f in files if f.exists()}
+    images = {f"plots/{run.resolve().name}/{file.name}": file.read_bytes() for file in files if file.exists()}
+    links = [f"![{PLOTS[Path(path).stem]}]({path})" for path in images]
+    return "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links]), images
 
 
 def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | None = None) -> None:

@@ -209,7 +209,7 @@ def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:
 def _restored(source: Path, address: str, split: Split, num_members: int) -> Fitted:
     folder = source / "checkpoints" / stage_name(address)
     whole = checkpoint.latest(folder / "finished")
-    parts = sorted(folder.glob("part-*"), key=lambda part: int(part.name.rpartition("-")[2]))
+    parts = sorted(folder.glob("part-*"), key=lambda part: (len(part.name), part.name))  # -10 after -9
     model = network(split, address)
     found = [_restored_part(part / "finished", model, split) for part in ([folder] if whole else parts)]
     if None in found or sum(part.population.num_members for part in found) != num_members:
@@ -219,17 +219,20 @@ def _restored(source: Path, address: str, split: Split, num_members: int) -> Fit
 
 def _restored_part(folder: Path, model: Model, split: Split) -> Fitted | None:
     """Teachers that were trained at the same time; None where they have not been finished."""
-    stored = checkpoint.restore(folder)
+    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
+
+    def like(info: dict) -> dict:
+        keys = jax.random.split(jax.random.key(0), len(info["members"]))
+        return {
+            "variables": jax.eval_shape(jax.vmap(model.init, in_axes=(0, None)), keys, image),
+            "val_nll": jax.ShapeDtypeStruct(keys.shape, np.float32),
+            "alive": jax.ShapeDtypeStruct(keys.shape, bool),
+        }
+
+    stored = checkpoint.restore(folder, like)
     if stored is None:
         return None
-    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
-    keys = jax.random.split(jax.random.key(0), len(stored[2]["members"]))
-    like = {
-        "variables": jax.eval_shape(jax.vmap(model.init, in_axes=(0, None)), keys, image),
-        "val_nll": jax.ShapeDtypeStruct(keys.shape, np.float32),
-        "alive": jax.ShapeDtypeStruct(keys.shape, bool),
-    }
-    _, result, info = checkpoint.restore(folder, like)
+    _, result, info = stored
     return fitted_of(
         Population(model, result["variables"], {}, tuple(info["members"])), result, info["seconds"]
     )

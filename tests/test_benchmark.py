@@ -257,11 +257,12 @@ def test_sides_take_turns_and_who_is_far_behind_has_one_round(monkeypatch):
     assert found == {"a": [1.0] * 3, "b": [0.5] * 3, "c": [25.0]}
 
 
-def test_a_side_that_cannot_be_is_left_out_with_its_reason():
+def test_a_side_that_cannot_be_is_left_out_with_its_reason(capsys):
     def missing():
         raise LeftOut("not there")
 
     records, left_out = clock.measured(Case("x", "y"), {"a": lambda: Side(lambda: None), "b": missing}, 1)
+    assert capsys.readouterr().err == "measuring x, y: a, b\n"
     assert [one["side"] for one in records] == ["a"]
     assert left_out == [{"of": "x", "case": "y", "side": "b", "reason": "not there"}]
 

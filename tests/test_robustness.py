@@ -24,12 +24,15 @@ from mtkd_jax import experiment, logbook, main, plan, tuning, workdir
 from mtkd_jax.types import UserError
 from tests import small
 
+# A network that is fused of the teachers is a stage between theirs and the students'.
+FUSED = {"students.modes": ("mimic_all", "supernet")}
+
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """The small run as a command line that saves after every piece."""
     file = tmp_path_factory.mktemp("config") / "small.py"
-    file.write_text("from tests import small\n\ndef get_config():\n    return small.config()\n")
+    file.write_text(f"from tests import small\n\ndef get_config():\n    return small.config(**{FUSED})\n")
     return ["main", f"--config={file}", "--config.runtime.checkpoint_seconds=0"]
 
 
@@ -155,7 +158,7 @@ def test_a_lock_is_given_back_and_a_finished_report_needs_none(whole, tmp_path):
         with workdir.locked(tmp_path), pytest.raises(UserError, match="in use"), workdir.locked(tmp_path):
             pass
     with workdir.locked(whole):
-        assert experiment.run(small.config(), whole, quiet=True) == workdir.read_report(whole)
+        assert experiment.run(small.config(**FUSED), whole, quiet=True) == workdir.read_report(whole)
 
 
 # --- the disk -----------------------------------------------------------------------------------------
