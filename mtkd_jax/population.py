@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax import interrupts
+from mtkd_jax import interrupts, mesh
 from mtkd_jax.data.loading import scale
 from mtkd_jax.types import (
     Array,
@@ -180,4 +180,4 @@ def _predict(model: Model) -> Callable:
         evaluate = over_members(_evaluate(model), natural_walk(model))
         return jnp.swapaxes(evaluate(variables, scale(image)).logits, 0, 1)
 
-    return jax.jit(predict)
+    return mesh.jit(predict)

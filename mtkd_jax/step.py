@@ -243,7 +243,7 @@ def compiled_asking(program: Program) -> Callable:
 
         return jax.lax.map(one, (jnp.arange(len(batches)), batches))
 
-    return jax.jit(mesh.on_all(ask, program.layout))
+    return mesh.jit(mesh.on_all(ask, program.layout))
 
 
 def _batch(program: Program, key: Array, indices: Array, lessons: Lessons) -> tuple[Batch, Array]:

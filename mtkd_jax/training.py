@@ -304,7 +304,7 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
         in_axes = (0, 0, own_batches, None, None, None)
         return mesh.spread(chunk, layout, in_axes, (0, 1))(progress, hyper, rounds, *shared)
 
-    return jax.jit(training_chunk, donate_argnums=0)
+    return mesh.jit(training_chunk, donate_argnums=0)
 
 
 @lru_cache
@@ -319,7 +319,7 @@ def compiled_part(program: Program) -> Callable:
         of_all = lambda *arguments: (steps(*arguments),)  # noqa: E731
         return mesh.spread(of_all, layout, in_axes, (0,))(progress, hyper, indices, *shared)[0]
 
-    return jax.jit(training_part, donate_argnums=0)
+    return mesh.jit(training_part, donate_argnums=0)
 
 
 @lru_cache
@@ -333,7 +333,7 @@ def compiled_validation(program: Program, patience: int, eval_every: int) -> Cal
 
     if layout.walk == "loop":
         return validated
-    return jax.jit(mesh.spread(validated, layout, (0, None, None), (0, 1)), donate_argnums=0)
+    return mesh.jit(mesh.spread(validated, layout, (0, None, None), (0, 1)), donate_argnums=0)
 
 
 def _steps(program: Program) -> Callable:

@@ -18,6 +18,7 @@ from mtkd_jax import experiment, jobs, layouts, mesh, students, teachers, traini
 from mtkd_jax.config import build_model
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.mesh import Layout
+from mtkd_jax.models import layers
 from mtkd_jax.tuning import in_layout
 from mtkd_jax.types import Task, UserError
 from tests import small
@@ -182,6 +183,17 @@ def test_two_processes_write_the_report_of_one(tmp_path):
         assert a["accuracy"]["values"] == b["accuracy"]["values"], a["name"]
         if a["nll"] is not None:
             np.testing.assert_allclose(a["nll"]["values"], b["nll"]["values"], rtol=1e-4)
+
+
+@pytest.mark.skipif(not jax.__version__.startswith("0.10."), reason="other versions choose for themselves")
+def test_convolutions_are_given_to_the_kernels_that_use_every_core():
+    arrays = jnp.ones((8, 8, 8, 32)), jnp.ones((3, 3, 32, 32))
+    as_usual, ours = (
+        compiled(layers.conv).lower(*arrays).compile().as_text() for compiled in (jax.jit, mesh.jit)
+    )
+    assert "ynn_fusion" in as_usual  # else there is nothing to choose any more
+    assert "ynn_fusion" not in ours
+    np.testing.assert_allclose(mesh.jit(layers.conv)(*arrays), jax.jit(layers.conv)(*arrays), rtol=1e-6)
 
 
 @pytest.mark.parametrize("processes", ["2", "2/2@localhost:1", "0/2@localhost", "0@a:1"])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax import population
+from mtkd_jax import mesh, population
 from mtkd_jax.benchmark import clock, engine, networks
 from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import Network
@@ -76,7 +76,7 @@ def _makers(network: Network, teachers: Population, num_students: int) -> dict[s
 
 def _forwards(network: Network, teachers: Population) -> Side:
     """Every teacher's forward pass on its own, on the batches of a call."""
-    forward = jax.jit(lambda variables, image: teachers.model.apply(variables, image)[0].logits)
+    forward = mesh.jit(lambda variables, image: teachers.model.apply(variables, image)[0].logits)
     each = [population.take(teachers.variables, k) for k in range(teachers.num_members)]
     images = list(jnp.asarray(networks.batches(network, 1)[0])[:, 0])
 

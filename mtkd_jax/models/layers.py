@@ -182,11 +182,12 @@ def _x_gradient(grad: Array, kernel: Array, size: Pair, strides: Pair, pads: Pad
 def _kernel_gradient(x: Array, grad: Array, window: Pair, strides: Pair, pads: Pads) -> Array:
     """d/dkernel: channels take the place of the batch, the images of a block that of the channels.
 
-    In blocks, because the whole batch does not fit the cache: this took 0.4 to 0.7 times as long as at once.
-    Blocks of 8 were the fastest for 32 features and more, blocks of 32 for 16 features, where 8 lost (CPU
-    time inside `lax.map`, 8x8 to 32x32 images, batch 128). Summed in float32 at least.
+    In blocks of 8 images, because the whole batch does not fit the cache: this took 0.4 to 0.7 times as long
+    as at once. Blocks of 16 and 32 are as fast compiled by `mesh.jit`, and take up to twice as long compiled
+    by `jax.jit`; blocks of 4 take 1.5 times as long (8x8 to 32x32 images, batch 128, CPU). Summed in float32
+    at least.
     """
-    num_blocks = max(1, round(len(x) / (8 if grad.shape[-1] >= 32 else 32)))
+    num_blocks = max(1, round(len(x) / 8))
     wide = np.promote_types(x.dtype, np.float32)
     ends = [
         k - 1 - h - low + g for k, h, (low, _), g in zip(window, x.shape[1:3], pads, _spread(grad, strides))
