@@ -2,7 +2,8 @@
 
 They are spared whatever could be held against us: batches are drawn, scaled and normalised beforehand, and
 pooling is a maximum over a reshaped axis, because the gradient of `nn.max_pool` would double their time on
-a CPU. Names of layers are those of `models`, so that tests can put the same weights into both.
+a CPU. They are compiled as JAX does by default, without the options of `mesh.jit`. Names of layers are those
+of `models`, so that tests can put the same weights into both.
 """
 
 from __future__ import annotations
