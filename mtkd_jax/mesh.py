@@ -60,6 +60,7 @@ def use_devices(num_devices: int = 0) -> None:
 def jit(function: Callable, **options) -> Callable:
     """`jax.jit` for programs of networks, with the kernels that use every core of a CPU.
 
+    `options` are those of `jax.jit`. For the outermost program: JAX refuses the choice within another one.
     XLA of jaxlib 0.10 hands convolutions of more than 16 channels to YNNPACK, which runs each on one core
     however many there are; Eigen's use all of them: a training step of one network on two cores took 0.7
     times as long, of two WRN-16-2 on a core each 0.8 times. Of other versions, which may not know the option

@@ -16,8 +16,8 @@ from tests.references import fusion as reference
 RANK = sorted(fusion.RANK_RULES)
 PROBABILITY = sorted(fusion.RULES - fusion.RANK_RULES)
 CONDORCET_METHODS = ("condorcet", "copeland", "simpson", "baldwin", "nanson", "schulze", "kemeny")
-# (K, C): a rule is compiled once for each, which is what these tests cost
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
+# (K, C): a rule is compiled once for each, which is what these tests cost
 SIZES = ((5, 4), (4, 5), (6, 2))
 OTHER_SIZES = tuple((num_members, 2 + num_members % 5) for num_members in range(1, 10))
 NUM_ELECTIONS = 700  # of each of SIZES: 2100 in all; ten chunks of 64 and a last one that overlaps
