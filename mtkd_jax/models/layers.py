@@ -104,10 +104,11 @@ def fastest_form(kernel_shape: tuple[int, ...], groups: int, platform: str) -> s
     (forward 2 to 3 times as long, d/dkernel as long as whole-batch canonical at best), a product for each
     shift, rows and columns of shifts crossed, and strides taken apart into phases. For 16 channels: two
     columns at once (as long). For images of 1 or 3 channels: a sum over window and channels, which alone took
-    a third of the time and made no difference in a training step of the small CNN or ResNet-20. For 32
-    channels and more: Winograd's F(4,3) over rows, columns or both, which halves the products and moves more
-    bytes. Over rows it alone took 0.6 to 0.75 times as long (8x8 and 16x16 images), in a step with both cores
-    at work 0.93 to 1.03 times (ResNet-20, WRN-16-2, small CNN), compiled 7 to 14 s longer.
+    a third of the time and made no difference in a training step of the small CNN or ResNet-20; for 1 channel
+    copies side by side, written out before one product (alone half, in the step of the small CNN as long).
+    For 32 channels and more: Winograd's F(4,3) over rows, columns or both, which halves the products and
+    moves more bytes. Over rows it alone took 0.6 to 0.75 times as long (8x8 and 16x16 images), in a step with
+    both cores at work 0.93 to 1.03 times (ResNet-20, WRN-16-2, small CNN), compiled 7 to 14 s longer.
     """
     height, width, depth, _ = kernel_shape
     if platform != "cpu":
