@@ -69,7 +69,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     all is saved, when the process has been asked to stop.
     """
     progress = first_progress(job)
-    done = checkpoint.restore(directory / "finished", _result(progress), logbook.warn)
+    done = checkpoint.restore(directory / "finished", mesh.on_host(_result(progress)), logbook.warn)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
@@ -92,7 +92,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
                 saved = now
             if stop:
                 raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
-    result = jax.tree.map(jnp.asarray, mesh.on_host(_result(progress)))  # on one device, as if restored
+    result = mesh.on_host(_result(progress))
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
     checkpoint.save(directory / "finished", step, result, {"seconds": seconds, "members": list(job.names)})
@@ -150,9 +150,15 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
 
 
 def fitted_of(trained: Population, result: dict[str, PyTree], seconds: float) -> Fitted:
-    """What a finished stage's result says of its population; lost members have no validation NLL (inf)."""
+    """What a finished stage's result says of its population; lost members have no validation NLL (inf).
+
+    Weights stand on the first device, wherever they come from: what reads them is then one program, whether
+    they were trained just now, restored, or lent by another run, and its numbers are the same to the bit.
+    """
     alive = np.asarray(result["alive"])
     lost = tuple(name for name, ok in zip(trained.names, alive) if not ok)
+    at_rest = jax.tree.map(jnp.asarray, mesh.on_host(trained.variables))
+    trained = dataclasses.replace(trained, variables=at_rest)
     return Fitted(trained, np.where(alive, result["val_nll"], np.inf), lost, seconds)
 
 
