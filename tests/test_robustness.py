@@ -301,6 +301,18 @@ def test_a_stage_that_starts_again_says_so(command, whole, tmp_path, capsys):
     assert small.numbers(folder) == small.numbers(whole)
 
 
+def test_a_run_that_ended_between_two_stages_is_gone_on_with_to_the_same_numbers(command, whole, tmp_path):
+    stages = sorted((whole / "checkpoints").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    assert len(stages) > 2
+    for num_done in range(len(stages) + 1):
+        folder = copied(whole, tmp_path / str(num_done))
+        (folder / "predictions.npz").unlink()
+        for stage in stages[num_done:]:
+            shutil.rmtree(folder / "checkpoints" / stage.name)
+        assert main.main([*command, f"--workdir={folder}"]) == 0
+        assert small.numbers(folder) == small.numbers(whole), f"after {num_done} stages"
+
+
 def test_what_the_log_cannot_use_is_dropped_and_said(tmp_path, capsys):
     record = {
         "stage": "a",

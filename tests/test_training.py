@@ -308,3 +308,15 @@ def test_sgd_is_nesterov_with_decay_in_the_gradient():
 def test_schedules_at_start_half_and_end(name, values):
     found = [schedule(name, jnp.float32(progress)) for progress in (0.0, 0.5, 1.0)]
     np.testing.assert_allclose(found, values, atol=1e-6)
+
+
+def test_what_is_restored_stands_where_what_was_just_trained_does(tmp_path):
+    """Else another program evaluates it, whose numbers differ by roundings on some processors."""
+    config = small.config(**{"teachers.num_members": 4, "runtime.how": "shard_map"})
+    places = []
+    for _ in range(2):  # the second time all is restored
+        done = small.train(config, tmp_path)
+        leaves = [leaf for fitted in done.values() for leaf in jax.tree.leaves(fitted.population.variables)]
+        places.append([(leaf.sharding, leaf.committed, leaf.weak_type) for leaf in leaves])
+    assert places[0] == places[1]
+    assert {len(sharding.device_set) for sharding, *_ in places[0]} == {1}
