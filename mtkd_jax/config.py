@@ -9,6 +9,7 @@ are the user's own Python and are executed.
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import importlib
 import inspect
@@ -16,7 +17,7 @@ import itertools
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +35,16 @@ KINDS = {
     "source": ("data.sources", ("DataSet",)),
     "plan": ("schemes", ("Plan",)),
 }
+ADDRESSES = {  # field -> the kind of its address, or of each in its tuple
+    "model.name": "model",
+    "teachers.models": "model",
+    "students.model": "model",
+    "students.modes": "mode",
+    "data.source": "source",
+    "plan": "plan",
+}
 TRANSFERS = ("labelled", "unlabelled")
+Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
 def default() -> ConfigDict:
@@ -248,7 +258,7 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"{_nearest(address, config.students.modes)}"
             )
     for address in config.students.modes:
-        least = max(recipe.min_teachers for recipe in build_recipes(config, address))
+        least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
         if num_teachers < least:
             raise UserError(
                 f"config.students.modes: {address} needs at least {least} teachers, "
@@ -303,18 +313,12 @@ def catalogue(kind: str) -> dict[str, Callable]:
 
 def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, Any]]:
     """The function an address names and its arguments, checked against the function's signature."""
-    short = re.fullmatch(r"([\w.]+):([\w.]+)", address)
-    name, arguments = (short[1], {}) if short else _parse(address, field)
+    name, arguments = _named(address, field, kind)
     if name not in catalogue(kind):
         raise UserError(
             f"config.{field}: there is no {kind} {_quoted(name)}{_nearest(name, catalogue(kind))}"
         )
     function = catalogue(kind)[name]
-    known = _arguments(function)
-    if short and not known:
-        raise UserError(f"config.{field}: {kind} {name} takes no argument, {address!r} gives it {short[2]!r}")
-    if short:
-        arguments = {next(iter(known)): short[2]}
     for argument, value in arguments.items():
         _check_argument(function, kind, name, argument, value, field)
     return function, arguments
@@ -341,11 +345,82 @@ def canonical(kind: str, address: str, field: str) -> str:
 
     >>> canonical("model", "mlp( hidden=(8, ), dropout=0.0 )", "model.name")
     'mlp(hidden=(8,))'
+    >>> canonical("mode", "fused(rule='median_probs')", "students.modes")
+    'fused:median_probs'
     """
+    name, arguments = _named(address, field, kind)
     function, arguments = resolve(kind, address, field)
-    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items()}
-    given = [f"{name}={arguments[name]!r}" for name in sorted(arguments) if arguments[name] != defaults[name]]
-    return f"{function.__name__}({', '.join(given)})" if given else function.__name__
+    parameters = inspect.signature(function).parameters
+    given = {n: arguments[n] for n in sorted(arguments) if arguments[n] != parameters[n].default}
+    if given and list(given) == list(_arguments(function))[:1] and _is_word(*given.values()):
+        return f"{name}:{next(iter(given.values()))}"
+    return f"{name}({', '.join(f'{n}={value!r}' for n, value in given.items())})" if given else name
+
+
+def canonicalise(settings: dict[str, Any]) -> dict[str, Any]:
+    """`ConfigDict.to_dict()`, or the same read from a file, with every address in its one spelling.
+
+    What no longer is an address stays as it is.
+    """
+    settings = copy.deepcopy(settings)
+    for field, kind in ADDRESSES.items():
+        *groups, name = field.split(".")
+        group = settings
+        for inner in groups:
+            group = group.get(inner) if isinstance(group, dict) else None
+        if isinstance(group, dict) and name in group:
+            group[name] = _each(group[name], partial(_canonical_or_same, kind, field=field))
+    students = settings.get("students")
+    if isinstance(students, dict) and isinstance(students.get("arguments"), dict):
+        students["arguments"] = {
+            _canonical_or_same("mode", address, field="students.arguments"): given
+            for address, given in students["arguments"].items()
+        }
+    return settings
+
+
+def in_one_spelling(config: ConfigDict) -> ConfigDict:
+    """A copy of a valid configuration with every address as `canonical` writes it.
+
+    So that what differs in spelling alone has one name: of stages, rows, folders, and in config.json.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for field, value in _leaves(canonicalise(config.to_dict())):
+            *groups, name = field.split(".")
+            group = config
+            for inner in groups:
+                group = group[inner]
+            group[name] = value
+    return config
+
+
+def _each(value: Any, function: Callable) -> Any:
+    return type(value)(map(function, value)) if isinstance(value, tuple | list) else function(value)
+
+
+def _canonical_or_same(kind: str, address: Any, *, field: str) -> Any:
+    try:
+        return canonical(kind, address, field) if isinstance(address, str) and address else address
+    except UserError:
+        return address
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.]+", value) is not None
+
+
+def _named(address: str, field: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of an address; the argument of the short form goes by the name of the first."""
+    short = re.fullmatch(r"([\w.]+):([\w.]+)", address)
+    if short is None:
+        return _parse(address, field)
+    known = _arguments(catalogue(kind)[short[1]]) if short[1] in catalogue(kind) else {"": None}
+    if not known:
+        raise UserError(
+            f"config.{field}: {kind} {short[1]} takes no argument, {address!r} gives it {short[2]!r}"
+        )
+    return short[1], {next(iter(known)): short[2]}
 
 
 def build_model(address: str, task: Task, field: str = "model.name") -> Model:
@@ -366,17 +441,18 @@ def build_recipe(address: str, field: str = "students.modes", **further: Any) ->
         raise UserError(f"config.{field}: {error}") from None
 
 
-def build_recipes(config: ConfigDict, address: str) -> tuple[Recipe, ...]:
+def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Arguments], ...]:
     """A mode of the configuration with every combination of its `students.arguments`.
 
-    A tuple for an argument that takes one value stands for a choice, made by validation like that of alpha.
+    A tuple for an argument that takes one value stands for a choice, made by validation like that of alpha;
+    beside each recipe stand the arguments of which there is a choice.
     """
     function, arguments = resolve("mode", address, "students.modes")
     given = config.students.arguments.get(address, {})
     field = f"students.arguments[{address!r}]" if given else "students.modes"
     if not isinstance(given, dict):
         raise UserError(f"config.{field} is {_quoted(given)}; it must be a dict of arguments")
-    choices = []
+    choices, open_to_choice = [], set()
     for name, value in given.items():
         if name in arguments:
             raise UserError(f"config.{field}: the address gives {name} already")
@@ -387,8 +463,16 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[Recipe, ...]:
             raise UserError(f"config.{field}: no value for {name}")
         for one in values:
             _check_argument(function, "mode", address, name, one, field)
+        _check_distinct(f"{field}[{name!r}]", values, values)
         choices.append([(name, one) for one in values])
-    return tuple(build_recipe(address, field, **dict(chosen)) for chosen in itertools.product(*choices))
+        open_to_choice |= {name} if len(values) > 1 else set()
+    return tuple(
+        (
+            build_recipe(address, field, **dict(chosen)),
+            tuple((name, one) for name, one in chosen if name in open_to_choice),
+        )
+        for chosen in itertools.product(*choices)
+    )
 
 
 def source_call(config: ConfigDict) -> Callable[[], DataSet]:

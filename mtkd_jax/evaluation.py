@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import interrupts, population, teachers
+from mtkd_jax import fusion, interrupts, population, teachers
 from mtkd_jax.config import positive_class
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.plan import Done, Plan, Stage, left_out
 from mtkd_jax.predictions import Group, Predictions
 from mtkd_jax.students import PREFERRED_ALPHA, Cell, choose, members_of, sound_members
 from mtkd_jax.training import Fitted
-from mtkd_jax.types import Model, Population, PyTree
+from mtkd_jax.types import Model, Population, PyTree, UserError
 
 SAVED = "all training is saved"  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
@@ -39,12 +39,12 @@ def predict(
         for name, fitted in done.items()
         if name.startswith(teachers.STAGE_PREFIX)
     ]
-    for stage in stages:
-        for mode in dict.fromkeys(member.mode for member in stage.family):
-            if sound_members(done[stage.name], stage.family, mode):
-                groups.append(_student_group(config, split, stage, mode, done[stage.name]))
+    for (transfer, mode), trained in _rows(stages, done).items():
+        if any(sound_members(fitted, stage.family, mode) for stage, fitted in trained):
+            groups.append(_student_group(config, split, transfer, mode, trained))
     groups += _averages(stages, groups)
     lost = [left_out(name, fitted) for name, fitted in done.items() if fitted.lost]
+    rules, impossible = _possible_rules(config.fusion.rules, groups)
     return Predictions(
         dataset=dataset.name,
         class_names=dataset.class_names,
@@ -58,7 +58,7 @@ def predict(
         test_labels=dataset.test_labels,
         val_index=split.val,
         test_index=np.arange(len(dataset.test_labels), dtype=np.int32),
-        rules=tuple(config.fusion.rules),
+        rules=rules,
         groups=tuple(groups),
         common_alpha=common_alpha(config),
         notes=(
@@ -67,10 +67,24 @@ def predict(
             *_balancing(config),
             *dict.fromkeys(stage.note for stage in stages if stage.note),
             *lost,
+            *impossible,
         ),
         positive=positive_class(config, dataset.class_names),
         false_alarm_rate=config.report.false_alarm_rate,
     )
+
+
+def _possible_rules(rules: Sequence[str], groups: Sequence[Group]) -> tuple[tuple[str, ...], list[str]]:
+    """The rules that can fuse the teachers that are left, and notes on those that cannot."""
+    found = np.concatenate([group.test for group in groups if group.role == "teacher"])[:, :1]
+    possible, notes = [], []
+    for rule in rules:
+        try:
+            fusion.check(rule, np.zeros_like(found))
+            possible.append(rule)
+        except UserError as error:
+            notes.append(f"Left out, for the teachers that are left: fusion rule {error}.")
+    return tuple(possible), notes
 
 
 def _balancing(config: ConfigDict) -> list[str]:
@@ -139,10 +153,31 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
     )
 
 
-def _student_group(config: ConfigDict, split: Split, stage: Stage, mode: str, fitted: Fitted) -> Group:
+def _rows(stages: Plan, done: Done) -> dict[tuple[str, str], list[tuple[Stage, Fitted]]]:
+    """{(transfer, mode): the stages that trained its students}, a row each.
+
+    There are several where a choice of arguments makes several programs.
+    """
+    rows: dict[tuple[str, str], list[tuple[Stage, Fitted]]] = {}
+    for stage in stages:
+        for mode in dict.fromkeys(member.mode for member in stage.family):
+            rows.setdefault((stage.transfer, mode), []).append((stage, done[stage.name]))
+    return rows
+
+
+def _student_group(
+    config: ConfigDict, split: Split, transfer: str, mode: str, trained: Sequence[tuple[Stage, Fitted]]
+) -> Group:
+    """The row of one mode's students, at the point of the grid that validation chooses over its stages."""
+    members, val_nll, seconds = [], [], 0.0
+    for stage, fitted in trained:
+        own = members_of(stage.family, mode)
+        members += [stage.family[m] for m in own]
+        val_nll += fitted.val_nll[own].tolist()
+        seconds += fitted.seconds * len(own) / len(stage.family)
+    cell, grid = choose(members, val_nll)
+    stage, fitted = next((stage, fitted) for stage, fitted in trained if members_of(stage.family, mode, cell))
     family = stage.family
-    own = members_of(family, mode)
-    cell, grid = choose([family[m] for m in own], fitted.val_nll[own])
     chosen = sound_members(fitted, family, mode, cell)
     role = ROLES.get(mode, stage.role)
     common = sound_members(fitted, family, mode, cell._replace(alpha=common_alpha(config)))
@@ -152,18 +187,18 @@ def _student_group(config: ConfigDict, split: Split, stage: Stage, mode: str, fi
             population.members(fitted.population, common), split.dataset.test_images
         )
     return Group(
-        key=group_key(stage.transfer, mode),
+        key=group_key(transfer, mode),
         name=mode,
         role=role,
         method=mode,
-        transfer=stage.transfer,
+        transfer=transfer,
         alpha=cell.alpha,
         temperature=cell.temperature,
         arguments=dict(cell.arguments),
         members=tuple(f"seed {family[m].seed}" for m in chosen),
         common_test=at_common,
         grid=tuple(grid),
-        train_seconds=fitted.seconds * len(own) / len(family),
+        train_seconds=seconds,
         **_outputs(population.members(fitted.population, chosen), split),
     )
 

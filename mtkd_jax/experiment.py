@@ -46,8 +46,9 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     """
     into = Path(into)
     configuration.validate(config)
+    config = configuration.in_one_spelling(config)
     split = load_split(config)
-    finished = workdir.read_report(into)
+    finished = workdir.finished_report(into, config)
     writes = finished is None and mesh.is_first()
     with workdir.locked(into) if writes else contextlib.nullcontext():
         if mesh.is_first():
@@ -60,9 +61,11 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
     stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
         workdir.describe(into, config, split)
+    mesh.wait_for_all("described")
 
     with Logbook(into if mesh.is_first() else into / f"process{jax.process_index()}", quiet) as logbook:
-        done = plan.run(stages, into, logbook, config.runtime.checkpoint_seconds, borrowed)
+        run = workdir.read_run(into)
+        done = plan.run(stages, into, logbook, config.runtime.checkpoint_seconds, borrowed, run)
 
         if not mesh.is_first():
             mesh.wait_for_all("reported")
@@ -72,9 +75,11 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
         predictions.save(into / "predictions.npz", predicted)
 
         interrupts.check(evaluation.SAVED)
+        logbook.check()
         logbook.say("writing the student and the report")
         save_student(config, split, stages, done, predicted, into)
         result = report.write(into)
+        logbook.check()
         mesh.wait_for_all("reported")
         return result
 
@@ -85,6 +90,7 @@ def costs(config: ConfigDict) -> list[forecast.Cost]:
     Raises UserError as `run` does.
     """
     configuration.validate(config)
+    config = configuration.in_one_spelling(config)
     split = load_split(config)
     stages, borrowed, _ = planned(config, split)
     return plan.costs(stages, borrowed)

@@ -43,6 +43,7 @@ class Job:
     stream_bytes: int = 2**28  # of them held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
+    run: str = ""  # what names the run in its checkpoints; "" = none in particular
 
     @property
     def num_steps(self) -> int:
@@ -186,13 +187,32 @@ def word(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def slug(address: str) -> str:
-    """An address as a file name: "mlp(hidden=(32,))" -> "mlp-hidden-32".
+LONGEST_SLUG = 100  # characters: file names hold 255 bytes
 
-    >>> slug("mlp(hidden=(32,))")
-    'mlp-hidden-32'
+
+def slug(address: str) -> str:
+    """An address as a file name; others for different addresses.
+
+    What a file name cannot tell apart, such as a sign, is told by the beginning of a SHA-256.
+
+    >>> slug("mlp(hidden=(32,))"), slug("stimuli.ods(step_size=-1.0)")
+    ('mlp-hidden-32', 'stimuli.ods-step-size-1.0-ee2aee1d')
     """
-    return re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
+    if re.fullmatch(r"[\w.(,)= ]+", address, re.ASCII) and len(name) <= LONGEST_SLUG:
+        return name
+    return f"{name[:LONGEST_SLUG]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def number(value: object) -> str:
+    """A number as short as it can be without becoming another one; what is no number as Python writes it.
+
+    >>> number(0.5), number(4.0), number(0.1234567), number(True)
+    ('0.5', '4', '0.1234567', 'True')
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return repr(value)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def per_member(values: tuple[float, ...], default: float, num_members: int) -> np.ndarray:

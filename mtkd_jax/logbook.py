@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mtkd_jax.predictions import write_atomically
+from mtkd_jax.files import write_atomically
 from mtkd_jax.types import UserError
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -38,6 +39,8 @@ class Logbook:
         try:
             (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+            # Held open: as long as it is, no folder made anew is given its number.
+            self._folder = os.open(workdir, os.O_RDONLY)
         except OSError as error:
             raise _refused(workdir / "tensorboard", error) from error
         self._bar: Progress | None = None
@@ -49,6 +52,7 @@ class Logbook:
     def __exit__(self, *_) -> None:
         if self._bar is not None:
             self._bar.stop()
+        os.close(self._folder)
         with contextlib.suppress(OSError):  # a disk that is full has been spoken of, and these are to look at
             self._events.close()
 
@@ -88,6 +92,7 @@ class Logbook:
                 file.write("\n".join(lines) + "\n")
             self._draw_points(stage, epoch, names, values)
         except OSError as error:
+            self.check()
             raise _refused(self._path, error) from error
 
     def cut_back(self, stage: str, epoch: int) -> None:
@@ -127,8 +132,22 @@ class Logbook:
         point = scalar(tag, float(value))
         self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=point))
 
+    def check(self) -> None:
+        """Raise UserError where the folder was removed, or another put in its place, meanwhile."""
+        try:
+            same = os.path.samestat(os.fstat(self._folder), os.stat(self._path.parent))
+        except OSError:
+            same = False
+        if not same:
+            folder = self._path.parent
+            raise UserError(f"{folder} was removed while the run wrote into it; start again where it stays")
+
     def progress(self, stage: str, step: int, num_steps: int) -> None:
-        """How far `stage` is: a bar with the time left on a terminal, else a line now and then."""
+        """How far `stage` is: a bar with the time left on a terminal, else a line now and then.
+
+        Raises UserError as `check` does.
+        """
+        self.check()
         if sys.stderr.isatty() and not self._console.quiet:
             self._draw(stage, step, num_steps)
             return

@@ -6,6 +6,7 @@ Generations, assistant chains and hint-then-distil (schemes.py) are longer lists
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from mtkd_jax import (
     checkpoint,
     forecast,
+    fusion,
     interrupts,
     mesh,
     population,
@@ -58,9 +60,19 @@ Plan = tuple[Stage, ...]
 
 
 def named(config: ConfigDict, split: Split) -> Plan:
-    """The plan that `config.plan` names, one of schemes.py; raises UserError where it cannot be."""
+    """The plan that `config.plan` names, one of schemes.py; raises UserError where it cannot be.
+
+    No two stages have one name: the second would be restored from the first one's checkpoints.
+    """
     function, arguments = resolve("plan", config.plan, "plan")
-    return function(config, split, **arguments)
+    plan = function(config, split, **arguments)
+    names = [stage.name for stage in plan]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            f"config.students.modes: several stages would be called {twice[0]!r}; leave one of the modes out"
+        )
+    return plan
 
 
 def train_teachers(config: ConfigDict, split: Split) -> Plan:
@@ -110,11 +122,17 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
 
 
 def check(config: ConfigDict, split: Split) -> None:
-    """Raise UserError for networks, augmentation, batches and transfer sets that do not fit the data.
+    """Raise UserError for networks, rules, augmentation, batches and transfer sets that do not fit the data.
 
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
+    num_teachers = config.teachers.num_members * len(teacher_models(config))
+    for rule in config.fusion.rules:
+        try:
+            fusion.check(rule, np.zeros((num_teachers, 1, split.dataset.num_classes), np.float32))
+        except UserError as error:
+            raise UserError(f"config.fusion.rules: {error}") from None
     if config.train.batch_size > len(split.train):
         raise UserError(
             f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "
@@ -170,17 +188,24 @@ def _traced(job: Job) -> Fitted:
 
 
 def run(
-    plan: Plan, workdir: Path, logbook: Logbook, checkpoint_seconds: float, done: Done | None = None
+    plan: Plan,
+    workdir: Path,
+    logbook: Logbook,
+    checkpoint_seconds: float,
+    done: Done | None = None,
+    run: str = "",
 ) -> Done:
     """Train every stage, or restore it where it is finished; returns what all of them trained.
 
-    Raises Interrupted, with all that was trained saved, when the process has been asked to stop.
+    `run` names it in its checkpoints: those of another run are refused with a UserError. Raises Interrupted,
+    with all that was trained saved, when the process has been asked to stop.
     """
     done, cache = dict(done or {}), {}
     for stage in plan:
         if number := mesh.agreed(interrupts.asked()):
             raise interrupts.Interrupted(number, f"all before {stage.name} is saved")
         job, directory = stage.make(done), workdir / "checkpoints" / stage.name
+        job = dataclasses.replace(job, run=run)
         done[stage.name] = _trained(job, directory, cache, logbook, checkpoint_seconds)
         if done[stage.name].lost:
             logbook.warn(left_out(stage.name, done[stage.name]))

@@ -5,7 +5,6 @@ The report is computed from this file alone, so a new question costs no training
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -13,10 +12,11 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mtkd_jax.files import write_atomically
 from mtkd_jax.types import UserError
 
 FORMAT = "mtkd_jax predictions 1"
@@ -38,8 +38,8 @@ class Group:
     val: np.ndarray  # [S,V,C] validation logits
     test: np.ndarray  # [S,N,C] test logits
     common_test: np.ndarray | None = None  # [S,N,C], the same mode at `Predictions.common_alpha`
-    arguments: Mapping[str, float] = dataclasses.field(default_factory=dict)  # chosen ones of the method
-    grid: tuple[Mapping[str, float], ...] = ()  # {"alpha", "temperature", ..., "val_nll"}: mean over seeds
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # chosen ones of the method
+    grid: tuple[Mapping[str, Any], ...] = ()  # {"alpha", "temperature", ..., "val_nll"}: mean over seeds
     params: int = 0  # of one member
     flops: float | None = None  # of one member and one example, forward
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
@@ -94,25 +94,6 @@ def load(path: str | os.PathLike) -> Predictions:
         return _join(meta, arrays)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: not written by this version's save(); run the experiment again") from error
-
-
-def write_atomically(path: str | os.PathLike, data: bytes | memoryview) -> None:
-    """Replace the file at `path`, so that a reader sees the old bytes or the new ones, never a part.
-
-    Raises UserError, with the old bytes unharmed, when the disk refuses.
-    """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # what it holds may be what filled the disk
-            part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _split(record: Group | Predictions) -> tuple[dict, dict[str, np.ndarray]]:

@@ -19,7 +19,8 @@ import jinja2
 from matplotlib.figure import Figure
 from rich.console import Console, Group, RenderableType
 
-from mtkd_jax import analysis, findings, logbook, plots, predictions, tables
+from mtkd_jax import analysis, findings, logbook, plots, predictions, tables, workdir
+from mtkd_jax.files import write_atomically
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError
 
@@ -110,6 +111,7 @@ def write(run_dir: str | Path) -> dict:
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
     files["report.json"] = as_json(report)
     write_files(run_dir, files)
+    workdir.seal_report(run_dir)
     return report
 
 
@@ -241,7 +243,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            predictions.write_atomically(folder / name, data)
+            write_atomically(folder / name, data)
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written here ({error.strerror})") from error
 

@@ -12,7 +12,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import jobs, population, pretrained
-from mtkd_jax.config import build_model, build_recipe, build_recipes, student_model, students_schedule
+from mtkd_jax.config import (
+    Arguments,
+    build_model,
+    build_recipe,
+    build_recipes,
+    student_model,
+    students_schedule,
+)
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job
@@ -31,7 +38,7 @@ class Cell(NamedTuple):
 
     alpha: float
     temperature: float
-    arguments: tuple[tuple[str, float], ...] = ()  # the mode's own numbers, where there is a choice of them
+    arguments: Arguments = ()  # those of the mode's own of which there is a choice
 
 
 class Member(NamedTuple):
@@ -58,9 +65,8 @@ def families(config: ConfigDict) -> tuple[Family, ...]:
         return ()
     grids = []
     for address in config.students.modes:
-        recipes = build_recipes(config, address)
-        for recipe in recipes:
-            grids.append(grid(config, address, recipe, arguments=recipe.hyper if len(recipes) > 1 else ()))
+        for recipe, arguments in build_recipes(config, address):
+            grids.append(grid(config, address, recipe, arguments=arguments))
     grids.append(grid(config, "baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
     many_headed = [members[0].recipe for members in grids if members[0].recipe.num_heads(2) > 1]
     if many_headed:
@@ -81,7 +87,7 @@ def grid(
     recipe: Recipe,
     alphas: tuple[float, ...] = (),
     temperatures: tuple[float, ...] = (),
-    arguments: tuple[tuple[str, float], ...] = (),
+    arguments: Arguments = (),
 ) -> Family:
     """Every seed (and peer) of one recipe at every alpha and temperature, those of `students` unless given.
 
@@ -101,8 +107,8 @@ def grid(
 # --- choice -------------------------------------------------------------------------------------------
 
 
-def choose(members: Sequence[Member], val_nll: np.ndarray) -> tuple[Cell, list[dict]]:
-    """The cell with the lowest mean validation NLL over seeds, and the whole grid.
+def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, list[dict]]:
+    """The cell with the lowest mean validation NLL over seeds, and the whole grid, of one mode's students.
 
     Ties go to the alpha nearest to 0.25, then to the lowest temperature.
     """
@@ -226,8 +232,13 @@ def _mates(family: Sequence[Member]) -> np.ndarray:
 
 
 def stage_name(transfer: str, family: Sequence[Member]) -> str:
-    """The stage, and so the checkpoint folder, of one family on one transfer set."""
-    return f"students-{transfer}-{jobs.slug(family[0].mode)}"
+    """The stage, and so the checkpoint folder, of one family on one transfer set.
+
+    Named by its first member, with the arguments of which there is a choice: no other family trains that one.
+    """
+    mode, arguments = family[0].mode, family[0].cell.arguments
+    chosen = ", ".join(f"{name}={value!r}" for name, value in arguments)
+    return f"students-{transfer}-{jobs.slug(f'{mode}({chosen})' if chosen else mode)}"
 
 
 def member_name(member: Member) -> str:
@@ -236,12 +247,11 @@ def member_name(member: Member) -> str:
     >>> member_name(Member("mimic_all", None, Cell(0.5, 4.0, (("weight", 2.0),)), seed=1))
     'mimic_all a=0.5 T=4 weight=2 seed 1'
     """
-    arguments = "".join(f" {name}={value:g}" for name, value in member.cell.arguments)
+    cell = member.cell
+    numbers = {"a": cell.alpha, "T": cell.temperature, **dict(cell.arguments)}
+    told = " ".join(f"{name}={jobs.number(value)}" for name, value in numbers.items())
     peer = f" peer {member.peer}" if member.peer else ""
-    return (
-        f"{member.mode} a={member.cell.alpha:g} T={member.cell.temperature:g}{arguments} "
-        f"seed {member.seed}{peer}"
-    )
+    return f"{member.mode} {told} seed {member.seed}{peer}"
 
 
 def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], np.ndarray]:

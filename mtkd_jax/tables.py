@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mtkd_jax import findings
+from mtkd_jax import findings, jobs
 
 Cells = list[list[str]]
 Sheet = tuple[list[str], Cells]  # header and cells
@@ -323,7 +323,7 @@ def _title(row: dict, report: dict) -> str:
 def _name(row: dict, report: dict) -> str:
     kept = report["chosen_student"]
     is_kept = kept is not None and (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
-    arguments = ", ".join(f"{name}={value:g}" for name, value in row.get("arguments", {}).items())
+    arguments = ", ".join(f"{name}={jobs.number(value)}" for name, value in row.get("arguments", {}).items())
     return row["name"] + (f" ({arguments})" if arguments else "") + (" *" if is_kept else "")
 
 

@@ -11,14 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import checkpoint, jobs, population, pretrained, workdir
-from mtkd_jax.config import build_model, teacher_models
+from mtkd_jax.config import build_model, canonical, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job, per_member
 from mtkd_jax.methods.peers import UNIFIED
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.specialists import Specialist
-from mtkd_jax.training import Fitted, fitted_of, joined
+from mtkd_jax.training import Fitted, check_owner, fitted_of, joined
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
@@ -162,7 +162,10 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
     if not config.teachers.from_run:
         return {}, ()
     source = Path(config.teachers.from_run)
-    ours = {"num_members": config.teachers.num_members, "models": list(teacher_models(config))}
+    ours = {
+        "num_members": config.teachers.num_members,
+        "models": [canonical("model", address, "teachers.models") for address in teacher_models(config)],
+    }
     their = workdir.read_config(source) if source.is_dir() else None
     if their is None:
         raise UserError(
@@ -210,18 +213,19 @@ def _restored(source: Path, address: str, split: Split, num_members: int) -> Fit
     folder = source / "checkpoints" / stage_name(address)
     whole = checkpoint.latest(folder / "finished")
     parts = sorted(folder.glob("part-*"), key=lambda part: (len(part.name), part.name))  # -10 after -9
-    model = network(split, address)
-    found = [_restored_part(part / "finished", model, split) for part in ([folder] if whole else parts)]
+    model, run = network(split, address), workdir.read_run(source)
+    found = [_restored_part(part, model, split, run) for part in ([folder] if whole else parts)]
     if None in found or sum(part.population.num_members for part in found) != num_members:
         raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
     return joined(found)
 
 
-def _restored_part(folder: Path, model: Model, split: Split) -> Fitted | None:
+def _restored_part(folder: Path, model: Model, split: Split, run: str) -> Fitted | None:
     """Teachers that were trained at the same time; None where they have not been finished."""
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
 
     def like(info: dict) -> dict:
+        check_owner(info, folder, folder.as_posix().rpartition("checkpoints/")[2], run)
         keys = jax.random.split(jax.random.key(0), len(info["members"]))
         return {
             "variables": jax.eval_shape(jax.vmap(model.init, in_axes=(0, None)), keys, image),
@@ -229,7 +233,7 @@ def _restored_part(folder: Path, model: Model, split: Split) -> Fitted | None:
             "alive": jax.ShapeDtypeStruct(keys.shape, bool),
         }
 
-    stored = checkpoint.restore(folder, like)
+    stored = checkpoint.restore(folder / "finished", like)
     if stored is None:
         return None
     _, result, info = stored

@@ -69,7 +69,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     all is saved, when the process has been asked to stop.
     """
     progress = first_progress(job)
-    done = checkpoint.restore(directory / "finished", mesh.on_host(_result(progress)), logbook.warn)
+    done = _restored(job, directory / "finished", mesh.on_host(_result(progress)), logbook)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
@@ -88,25 +88,50 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
             now = time.perf_counter()
             stop = mesh.agreed(interrupts.asked())
             if stop or mesh.agreed(now - saved >= checkpoint_seconds):
-                checkpoint.save(directory, step, mesh.on_host(progress), {"seconds": seconds + now - started})
+                info = {"seconds": seconds + now - started, **_owner(job)}
+                checkpoint.save(directory, step, mesh.on_host(progress), info)
                 saved = now
             if stop:
                 raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
     result = mesh.on_host(_result(progress))
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
-    checkpoint.save(directory / "finished", step, result, {"seconds": seconds, "members": list(job.names)})
+    info = {"seconds": seconds, "members": list(job.names), **_owner(job)}
+    checkpoint.save(directory / "finished", step, result, info)
     checkpoint.discard(directory)
     return fitted
 
 
 def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tuple[int, Progress, float]:
-    found = checkpoint.restore(directory, first, logbook.warn)
+    found = _restored(job, directory, first, logbook)
     if found is None:
         return 0, first, 0.0
     step, progress, info = found
     logbook.say(f"{job.stage}: resumed at step {step} of {job.num_steps}")
     return step, progress, info["seconds"]
+
+
+def _restored(job: Job, directory: Path, like: PyTree, logbook: Logbook) -> tuple[int, PyTree, dict] | None:
+    def owned(info: dict) -> PyTree:
+        check_owner(info, directory, job.stage, job.run)
+        return like
+
+    return checkpoint.restore(directory, owned, logbook.warn)
+
+
+def _owner(job: Job) -> dict[str, str]:
+    return {"stage": job.stage, "run": job.run}
+
+
+def check_owner(info: dict, directory: Path, stage: str, run: str) -> None:
+    """Raise UserError where a checkpoint is of another stage or run; "" and the first versions do not say."""
+    found, of_run = info.get("stage", stage), info.get("run", "")
+    if found != stage or (run and of_run and of_run != run):
+        whose = f"of stage {found}" if found != stage else "of another run, with other data or fields"
+        raise UserError(
+            f"{directory}: these checkpoints are {whose}; put those of {stage} back, or remove the folder to "
+            "train it again"
+        )
 
 
 def first_progress(job: Job) -> Progress:

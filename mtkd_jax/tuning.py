@@ -14,10 +14,9 @@ from pathlib import Path
 
 import jax
 
-from mtkd_jax import forecast, mesh
+from mtkd_jax import files, forecast, mesh
 from mtkd_jax.jobs import Job, part
 from mtkd_jax.mesh import Layout
-from mtkd_jax.predictions import write_atomically
 from mtkd_jax.types import UserError
 
 # Below about a minute of training a trial costs more than it can win: the first guess stands.
@@ -51,12 +50,14 @@ def members_at_once(job: Job, directory: Path) -> int:
     processes the first decides and remembers. Raises UserError where the configuration asks for another
     number meanwhile.
     """
-    begun = any(directory.glob("**/manifest.json"))
-    before = _chosen(directory / PARTS).get("members_at_once") if begun else None
+    path, begun = directory / PARTS, any(directory.glob("**/manifest.json"))
+    before = _chosen(path).get("members_at_once") if begun else None
+    if begun and before is None:
+        raise UserError(f"{path}: is missing; {_mend(path)}")
     if before is None:
         now = mesh.agreed(forecast.members_at_once(job))
         if mesh.is_first():
-            _remember(directory / PARTS, {"members_at_once": now})
+            _remember(path, {"members_at_once": now})
         return now
     if job.at_once and min(job.at_once, len(job.names)) != before:
         raise UserError(
@@ -120,21 +121,21 @@ def _told(answer: Answer) -> str:
 def _read(path: Path | None) -> dict:
     """What was remembered; {} where there is nothing that can be read, for it can be found out again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    except (OSError, ValueError):
+        return (files.read_sealed(path, "") or {}) if path else {}
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _chosen(path: Path) -> dict:
     """What was chosen when the stage began; {} where nothing was. Another choice would be another run."""
-    found = _read(path)
-    if path.exists() and not found:
-        raise UserError(f"{path}: damaged; restore it, or remove it to have it chosen again")
-    return found
+    return files.read_sealed(path, _mend(path)) or {}
+
+
+def _mend(path: Path) -> str:
+    return f"restore it, or remove {path.parent} to train the stage again"
 
 
 def _remember(path: Path | None, content: dict) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        files.write_sealed(path, content)

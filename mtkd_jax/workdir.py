@@ -19,19 +19,27 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtkd_jax import config as configuration
+from mtkd_jax import files
 from mtkd_jax.data.loading import Split
-from mtkd_jax.predictions import write_atomically
 from mtkd_jax.types import UserError
 
 PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LOCK = ".lock"  # held by whoever writes into the folder, and left lying there
 REPORT = "report.json"  # written last: where it stands, the run is finished
+MANIFEST = "manifest.json"  # SHA-256 of the report's files
+REPORTS = ("fusion", "report", "export")  # groups of fields that say what is told of what was trained
+TRAINS_NOTHING = ("runtime", *REPORTS)  # may differ when a run is gone on with; `runtime` says how, not what
+VERSION = importlib.metadata.version("mtkd_jax")
+MEND = "restore it, or choose another --workdir"
+ABSENT = object()  # no value in a configuration
 
 
 def check(workdir: Path, config: ConfigDict, split: Split) -> None:
     """Raise UserError unless `workdir` is free, or has this configuration and this data.
 
-    `runtime.*` may differ: it says how, not what.
+    The groups of TRAINS_NOTHING may differ. A field that did not exist when the run was begun stood at its
+    default.
     """
     before = read_config(workdir)
     if before is None:
@@ -41,20 +49,35 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
             )
         return
     differing = [
-        *_differences(before, _plain(config.to_dict())),
+        *_differences(before, _settings(config)),
         *_differences(read_data_identity(workdir), _plain(_identity(config, split))),
     ]
     if differing:
-        listed = "; ".join(f"{name} was {old!r} and is {new!r}" for name, old, new in differing)
-        raise UserError(f"{workdir} holds another run: {listed}; choose another --workdir")
+        listed = "; ".join(
+            f"{name} {f'was {old!r}' if old is not ABSENT else 'did not exist'} and "
+            f"{f'is {new!r}' if new is not ABSENT else 'does not exist any more'}"
+            for name, old, new in differing
+        )
+        by = f" of mtkd_jax {version}" if (version := read_version(workdir)) != VERSION else ""
+        raise UserError(f"{workdir} holds another run{by}: {listed}; choose another --workdir")
 
 
 def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
-    """Write config.json, data.json and environment.json; from here on `workdir` is this run's."""
-    described = _plain(config.to_dict())
-    _write(workdir / "data.json", _identity(config, split))
-    _write(workdir / "environment.json", environment(config.seed))
-    _write(workdir / "config.json", {"config": described, "sha256": config_hash(described)})
+    """Write config.json, data.json and environment.json; from here on `workdir` is this run's.
+
+    A report that is there already is of other fields, and removed first: where a report stands, it is the one
+    that config.json asks for.
+    """
+    described, identity = _settings(config), _identity(config, split)
+    # An upgrade may add fields: a run that was begun keeps its name.
+    run = read_run(workdir) or run_hash(described, identity)
+    try:
+        (workdir / REPORT).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir / REPORT}: cannot be replaced: {error.strerror or error}") from None
+    files.write_sealed(workdir / "data.json", identity)
+    files.write_sealed(workdir / "environment.json", environment(config.seed))
+    files.write_sealed(workdir / "config.json", {"config": described, "run": run, "version": VERSION})
 
 
 @contextlib.contextmanager
@@ -90,28 +113,93 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
-    """The configuration of the run in `workdir`, None where there is none."""
-    described = _read(workdir / "config.json")
-    return None if described is None else described.get("config", {})
+    """The configuration of the run in `workdir`, None where there is none.
+
+    In today's form: addresses in their one spelling, fields that did not exist then at their defaults. Raises
+    UserError where the file is damaged or holds something else.
+    """
+    described = _described(workdir)
+    if not described:
+        return None
+    found = configuration.canonicalise(described["config"])
+    return _filled_up(found, _plain(configuration.default().to_dict()), workdir / "config.json")
+
+
+def read_run(workdir: Path) -> str:
+    """What names the run of `workdir` in its checkpoints; "" where there is none."""
+    return _described(workdir).get("run", "")
+
+
+def read_version(workdir: Path) -> str:
+    """The version of this package that wrote config.json last; "" where there is none."""
+    return _described(workdir).get("version", "")
 
 
 def read_data_identity(workdir: Path) -> dict[str, Any]:
     """What `data_identity` said of the run in `workdir`."""
-    return _read(workdir / "data.json") or {}
+    return files.read_sealed(workdir / "data.json", MEND) or {}
 
 
 def read_report(workdir: Path) -> dict[str, Any] | None:
-    """The report of a finished run; None where there is none, or none that can be read."""
+    """The report of a finished run; None where there is none, or none that is as it was written."""
     try:
-        return json.loads((workdir / REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = (workdir / REPORT).read_bytes()
+        digests = files.read_sealed(workdir / MANIFEST, MEND)
+        report = json.loads(data)
+    except (OSError, ValueError):  # a UserError is one
         return None
+    intact = digests is None or digests.get(REPORT) == hashlib.sha256(data).hexdigest()
+    return report if intact and isinstance(report, dict) and "rows" in report else None
+
+
+def finished_report(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """`read_report`, where it is the one that `config` asks for; it may ask for other rules, say."""
+    report = read_report(workdir)
+    if report is None or (before := read_config(workdir)) is None:
+        return None
+    now = _settings(config)
+    return report if all(before[name] == now[name] for name in REPORTS if name in now) else None
+
+
+def seal_report(workdir: Path) -> None:
+    """Write manifest.json, the SHA-256 of the files of a report; what tells a report that is damaged."""
+    names = (REPORT, "predictions.npz")
+    digests = {name: hashlib.sha256((workdir / name).read_bytes()).hexdigest() for name in names}
+    files.write_sealed(workdir / MANIFEST, digests)
 
 
 def config_hash(described: dict[str, Any]) -> str:
-    """SHA-256 of a configuration without `runtime`."""
-    relevant = {name: value for name, value in described.items() if name != "runtime"}
+    """SHA-256 of what a configuration trains: without the groups of TRAINS_NOTHING."""
+    relevant = {name: value for name, value in described.items() if name not in TRAINS_NOTHING}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+
+
+def run_hash(described: dict[str, Any], identity: dict[str, Any]) -> str:
+    """What names a run in its checkpoints: equal where the same is trained on the same data."""
+    return hashlib.sha256(json.dumps([config_hash(described), identity], sort_keys=True).encode()).hexdigest()
+
+
+def _described(workdir: Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    found = files.read_object(path, MEND)
+    if found is None:
+        return {}
+    if not isinstance(found.get("config"), dict):
+        raise UserError(f"{path}: not what a run writes; {MEND}")
+    return files.read_sealed(path, MEND) if "version" in found else found  # the first ones had another seal
+
+
+def _filled_up(found: dict, default: dict, path: Path) -> dict:
+    """`found` with what is missing in it from `default`; UserError where a group of fields is none."""
+    for name, value in default.items():
+        if isinstance(value, dict) and not isinstance(found.get(name, {}), dict):
+            raise UserError(f"{path}: {name} is {found[name]!r}, no group of fields; {MEND}")
+    filled = {
+        name: _filled_up(found.get(name, {}), value, path) if isinstance(value, dict) else value
+        for name, value in default.items()
+        if isinstance(value, dict) or name not in found
+    }
+    return {**found, **filled}
 
 
 def data_identity(split: Split) -> dict[str, Any]:
@@ -181,22 +269,6 @@ def use_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); choose another --workdir") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not what a run writes; choose another --workdir")
-    return content
-
-
 def _digest(arrays: Iterable) -> str:
     digest = hashlib.sha256()
     for array in arrays:
@@ -206,14 +278,19 @@ def _digest(arrays: Iterable) -> str:
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[tuple[str, Any, Any]]:
-    """(name, old, new) of every leaf that differs, `runtime` left out."""
+    """(name, old, new) of every leaf that differs, the groups of TRAINS_NOTHING left out."""
     for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
+        a, b = old.get(name, ABSENT), new.get(name, ABSENT)
+        if not prefix and name in TRAINS_NOTHING:
+            continue
         if isinstance(a, dict) and isinstance(b, dict):
-            if prefix + name != "runtime":
-                yield from _differences(a, b, f"{prefix}{name}.")
+            yield from _differences(a, b, f"{prefix}{name}.")
         elif a != b:
             yield prefix + name, a, b
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    return _plain(configuration.canonicalise(config.to_dict()))
 
 
 def _plain(tree: Any) -> Any:

@@ -26,6 +26,7 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
     },
     {
         "deployed",
+        "files",
         "forecast",
         "interrupts",
         "jobs",

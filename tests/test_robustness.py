@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import mtkd_jax
-from mtkd_jax import experiment, logbook, main, plan, tuning, workdir
+from mtkd_jax import experiment, files, logbook, main, plan, training, tuning, workdir
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -301,6 +301,95 @@ def test_a_stage_that_starts_again_says_so(command, whole, tmp_path, capsys):
     assert small.numbers(folder) == small.numbers(whole)
 
 
+def test_a_stage_of_another_run_or_in_the_place_of_another_is_refused(command, whole, tmp_path, capsys):
+    folder = copied(whole, tmp_path / "swapped")
+    one, other = sorted((folder / "checkpoints").glob("students*"))
+    one.rename(folder / "kept")
+    other.rename(one)
+    (folder / "kept").rename(other)
+    line = refusal([*command, f"--workdir={folder}"], capsys)
+    assert f"these checkpoints are of stage {other.name}; put those of {one.name} back" in line
+    seed = tmp_path / "seed"
+    assert main.main([*command, f"--workdir={seed}", "--config.seed=1"]) == 0
+    folder = copied(whole, tmp_path / "mixed")
+    teachers = next((folder / "checkpoints").glob("teachers*"))
+    shutil.rmtree(teachers)
+    shutil.copytree(seed / "checkpoints" / teachers.name, teachers)
+    assert "these checkpoints are of another run" in refusal([*command, f"--workdir={folder}"], capsys)
+
+
+def test_other_rules_in_a_finished_run_train_nothing_and_are_reported(command, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    into, asked = tmp_path / "run", ["--config.fusion.rules=('mean_probs','copeland')"]
+    monkeypatch.setattr(training, "advanced", lambda *_: pytest.fail("trained"))
+    assert main.main([*command, f"--workdir={into}", *asked]) == 0
+    report = workdir.read_report(into)
+    assert [row["name"] for row in report["rows"] if row["role"] == "ensemble"] == ["mean_probs", "copeland"]
+    assert workdir.read_config(into)["fusion"]["rules"] == ["mean_probs", "copeland"]
+    assert main.main([*command, f"--workdir={into}"]) == 0  # back again
+    assert small.numbers(into) == small.numbers(whole)
+
+
+def test_a_damaged_report_is_made_again(command, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    for text in ("{}", "[]", "{", (whole / "report.json").read_text().replace("0.", "1.", 1)):
+        (tmp_path / "run" / "report.json").write_text(text)
+        assert main.main([*command, f"--workdir={tmp_path / 'run'}"]) == 0
+        assert small.numbers(tmp_path / "run") == small.numbers(whole)
+
+
+def test_a_run_whose_folder_is_removed_says_so(command, tmp_path, capsys, monkeypatch):
+    folder, record = tmp_path / "run", logbook.Logbook.record
+
+    def removed(*arguments):
+        record(*arguments)
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(logbook.Logbook, "record", removed)
+    line = refusal([*command, f"--workdir={folder}"], capsys)
+    assert "was removed while the run wrote into it; start again where it stays" in line
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[]", "not what a run writes"),
+        ("{}", "not what a run writes"),
+        ('{"config": "digits"}', "not what a run writes"),
+        ('{"config": {"teachers": 3}}', "teachers is 3, no group of fields"),
+        ('{"config": {"students": {"modes": 3}}}', "holds another run"),
+    ],
+)
+def test_a_config_of_another_form_is_one_line(text, said, command, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(text)
+    assert said in refusal([*command, f"--workdir={tmp_path}"], capsys)
+    line = refusal(
+        [*command, f"--workdir={tmp_path / 'new'}", f"--config.teachers.from_run={tmp_path}"], capsys
+    )
+    assert said in line or "from_run" in line
+
+
+def test_a_field_that_an_upgrade_has_added_stood_at_its_default(command, whole, tmp_path, capsys):
+    folder = copied(whole, tmp_path)
+    path = folder / "config.json"
+    described = files.read_sealed(path, "")
+    del described["config"]["train"]["class_weights"], described["config"]["report"]
+    files.write_sealed(path, described)
+    assert main.main([*command, f"--workdir={folder}"]) == 0
+    described["config"]["train"]["gone"], described["version"] = 3, "0.0.1"
+    files.write_sealed(path, described)
+    line = refusal([*command, f"--workdir={folder}"], capsys)
+    assert "another run of mtkd_jax 0.0.1: train.gone was 3 and does not exist any more" in line
+
+
+def test_one_address_in_two_spellings_is_one_run(command, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "report.json").unlink()
+    spelt = ["--config.model.name=mlp( hidden=( 8, ), dropout=0.0)"]
+    assert main.main([*command, f"--workdir={tmp_path / 'run'}", *spelt]) == 0
+    assert small.numbers(tmp_path / "run") == small.numbers(whole)
+
+
 def test_a_run_that_ended_between_two_stages_is_gone_on_with_to_the_same_numbers(command, whole, tmp_path):
     stages = sorted((whole / "checkpoints").iterdir(), key=lambda folder: folder.stat().st_mtime)
     assert len(stages) > 2
@@ -351,9 +440,14 @@ def test_a_stage_goes_on_in_the_parts_it_was_begun_in(tmp_path, monkeypatch):
     assert tuning.members_at_once(job, directory) == 3
     with pytest.raises(UserError, match="members_at_once: 2, but .* was begun with 3"):
         tuning.members_at_once(dataclasses.replace(job, at_once=2), directory)
-    (directory / "parts.json").write_text("{")
-    with pytest.raises(UserError, match="parts.json: damaged"):
-        tuning.members_at_once(job, directory)
+    stored = (directory / "parts.json").read_text()
+    for damaged, said in (("{", "cannot be read"), (stored.replace("3", "2", 1), "damaged"), ("", "missing")):
+        if damaged:
+            (directory / "parts.json").write_text(damaged)
+        else:
+            (directory / "parts.json").unlink()
+        with pytest.raises(UserError, match=f"parts.json: .*{said}.*; restore it, or remove "):
+            tuning.members_at_once(job, directory)
 
 
 # --- members that break down --------------------------------------------------------------------------

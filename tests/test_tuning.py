@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from mtkd_jax import experiment, forecast, teachers, tuning
+from mtkd_jax import experiment, files, forecast, teachers, tuning
 from mtkd_jax.mesh import Layout
 from tests import small
 
@@ -91,4 +91,4 @@ def test_of_several_processes_the_first_decides_and_alone_remembers(job, tmp_pat
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(tuning.mesh, "is_first", lambda: True)
     assert tuning.members_at_once(job, tmp_path) == 2
-    assert json.loads((tmp_path / tuning.PARTS).read_text()) == {"members_at_once": 2}
+    assert files.read_sealed(tmp_path / tuning.PARTS, "") == {"members_at_once": 2}

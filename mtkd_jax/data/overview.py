@@ -23,8 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.text import Text
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, predictions, report, tables
+from mtkd_jax import experiment, report, tables
 from mtkd_jax.data.loading import Split
+from mtkd_jax.files import write_atomically
 from mtkd_jax.types import Images, UserError
 
 BLOCK = 2**24  # bytes of images that are held at once
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         split = experiment.load_split(_config(asked))
         found = facts(split)
         if asked.sheet is not None:
-            predictions.write_atomically(asked.sheet, sheet(split))
+            write_atomically(asked.sheet, sheet(split))
         if asked.json:
             print(report.as_json(found).decode())
         else:
