@@ -254,8 +254,8 @@ def _check_addresses(config: ConfigDict) -> None:
     for address in config.students.arguments:
         if address not in config.students.modes:
             raise UserError(
-                f"config.students.arguments: {address!r} is not among students.modes"
-                f"{_nearest(address, config.students.modes)}"
+                f"config.students.arguments: {_quoted(address)} is not among students.modes"
+                f"{_nearest(str(address), config.students.modes)}"
             )
     for address in config.students.modes:
         least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
@@ -333,7 +333,7 @@ def _check_argument(function: Callable, kind: str, name: str, argument: str, val
     known = _arguments(function)
     if argument not in known:
         raise UserError(
-            f"config.{field}: {kind} {name} has no argument {argument!r}{_nearest(argument, known)}"
+            f"config.{field}: {kind} {name} has no argument {argument!r}{_nearest(str(argument), known)}"
         )
     annotation = known[argument].annotation
     if not _fits(value, annotation):

@@ -39,12 +39,19 @@ def predict(
         for name, fitted in done.items()
         if name.startswith(teachers.STAGE_PREFIX)
     ]
-    for (transfer, mode), trained in _rows(stages, done).items():
-        if any(sound_members(fitted, stage.family, mode) for stage, fitted in trained):
+    num_teachers = sum(len(group.members) for group in groups)
+    unfit = _unfit_modes(stages, num_teachers)
+    for (transfer, mode), trained in rows_of(stages, done).items():
+        sound = any(sound_members(fitted, stage.family, mode) for stage, fitted in trained)
+        if sound and mode not in unfit:
             groups.append(_student_group(config, split, transfer, mode, trained))
     groups += _averages(stages, groups)
     lost = [left_out(name, fitted) for name, fitted in done.items() if fitted.lost]
-    rules, impossible = _possible_rules(config.fusion.rules, groups)
+    rules, impossible = _possible_rules(config.fusion.rules, num_teachers, dataset.num_classes)
+    impossible += [
+        f"Left out, for the {num_teachers} teachers that are left: {mode} needs {number} teachers."
+        for mode, number in unfit.items()
+    ]
     return Predictions(
         dataset=dataset.name,
         class_names=dataset.class_names,
@@ -74,16 +81,25 @@ def predict(
     )
 
 
-def _possible_rules(rules: Sequence[str], groups: Sequence[Group]) -> tuple[tuple[str, ...], list[str]]:
+def _unfit_modes(stages: Plan, num_teachers: int) -> dict[str, int]:
+    """{mode: the least teachers it can learn from}, over its arguments, where fewer are left."""
+    needed: dict[str, int] = {}
+    for member in (member for stage in stages for member in stage.family):
+        needed[member.mode] = max(needed.get(member.mode, 0), member.recipe.min_teachers)
+    return {mode: number for mode, number in needed.items() if number > num_teachers > 0}
+
+
+def _possible_rules(
+    rules: Sequence[str], num_teachers: int, num_classes: int
+) -> tuple[tuple[str, ...], list[str]]:
     """The rules that can fuse the teachers that are left, and notes on those that cannot."""
-    found = np.concatenate([group.test for group in groups if group.role == "teacher"])[:, :1]
     possible, notes = [], []
-    for rule in rules:
+    for rule in rules if num_teachers else ():
         try:
-            fusion.check(rule, np.zeros_like(found))
+            fusion.check(rule, np.zeros((num_teachers, 1, num_classes), np.float32))
             possible.append(rule)
         except UserError as error:
-            notes.append(f"Left out, for the teachers that are left: fusion rule {error}.")
+            notes.append(f"Left out, for the {num_teachers} teachers that are left: fusion rule {error}.")
     return tuple(possible), notes
 
 
@@ -153,7 +169,7 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
     )
 
 
-def _rows(stages: Plan, done: Done) -> dict[tuple[str, str], list[tuple[Stage, Fitted]]]:
+def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str], list[tuple[Stage, Fitted]]]:
     """{(transfer, mode): the stages that trained its students}, a row each.
 
     There are several where a choice of arguments makes several programs.

@@ -225,7 +225,7 @@ def _baseline_stage(stages: Plan, transfer: str) -> Stage:
 def _broke_down(names: Sequence[str]) -> str:
     return (
         f"the loss of {', '.join(names)} stopped being finite, and nobody can learn from that; "
-        "lower train.learning_rate"
+        "look at train.learning_rate, train.weight_decay and students.temperatures"
     )
 
 

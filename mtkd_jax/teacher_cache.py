@@ -46,7 +46,7 @@ def filled(job: Job, cache: Cache) -> Job:
     key = _digest(job, by, dtype)
     if key not in cache:
         cache.clear()  # one at a time: stages that share one follow each other
-        cache[key] = _asked(job, by).astype(dtype)
+        cache[key] = _narrowed(_asked(job, by), dtype)
     program = job.program._replace(said_by=by)
     return dataclasses.replace(
         job, program=program, lessons=dataclasses.replace(job.lessons, said=cache[key])
@@ -92,6 +92,16 @@ def _asked(job: Job, by: str) -> Array:
     logits = compiled_asking(job.program)(batches, lessons)  # [S,K,B,C]
     by_row = jnp.moveaxis(jnp.asarray(jax.device_get(logits)), 1, 0)
     return by_row.reshape(by_row.shape[0], -1, by_row.shape[-1])[:, :num_rows]
+
+
+def _narrowed(logits: Array, dtype: np.dtype) -> Array:
+    largest, most = float(jnp.abs(logits).max()), float(np.finfo(dtype).max)
+    if np.isfinite(largest) and largest > most:
+        raise UserError(
+            f"config.runtime.teacher_cache: {dtype} holds numbers up to {most:g}, a teacher's logit is "
+            f"{largest:g}; set it to auto"
+        )
+    return logits.astype(dtype)
 
 
 def _digest(job: Job, by: str, dtype: np.dtype) -> str:

@@ -167,11 +167,31 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
     alive = np.asarray(result["alive"])
     if not alive.any():
         raise UserError(
-            f"{job.stage}: the loss of all {len(alive)} members stopped being finite; "
-            f"lower train.learning_rate (now {float(np.max(job.hyper['learning_rate'])):g})"
+            f"{job.stage}: the loss of all {len(alive)} members stopped being finite; {_what_to_mend(job)}"
         )
     trained = Population(job.program.model, result["variables"], job.hyper, job.names)
     return fitted_of(trained, result, seconds)
+
+
+USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
+    "weight_decay": ("train.weight_decay", 1.0),
+    "temperature": ("students.temperatures", 1e4),
+    "learning_rate": ("train.learning_rate", 1.0),
+}
+
+
+def _what_to_mend(job: Job) -> str:
+    """The likeliest cause of a training that broke down as a whole, told from how it began."""
+    variables = population.take(first_progress(job).best, 0)
+    logits = job.program.model.apply(mesh.on_host(variables), loading.scale(job.validation[0][:32]))[0].logits
+    if not np.isfinite(logits).all():
+        return "not even the first outputs are: look at the images, and at the weights that it begins with"
+    largest = {name: float(np.max(job.hyper[name])) for name in USUAL if name in job.hyper}
+    for name, value in largest.items():
+        field, most = USUAL[name]
+        if value > most:
+            return f"lower {field} (now {value:g})"
+    return f"lower train.learning_rate (now {largest['learning_rate']:g})"
 
 
 def fitted_of(trained: Population, result: dict[str, PyTree], seconds: float) -> Fitted:

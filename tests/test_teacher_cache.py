@@ -104,3 +104,14 @@ def test_a_whole_run_is_the_same_with_and_without(tmp_path):
             found[0][stage].population.variables,
             found[1][stage].population.variables,
         )
+
+
+def test_logits_that_float16_does_not_hold_are_refused_by_the_name_of_the_field():
+    job = dataclasses.replace(students_job("output_avg"), teacher_cache="float16")
+    (variables,) = job.lessons.teachers
+    loud = jax.tree.map(lambda leaf: leaf * np.float32(1e6), variables)
+    job = dataclasses.replace(job, lessons=dataclasses.replace(job.lessons, teachers=(loud,)))
+    with pytest.raises(
+        UserError, match="^config.runtime.teacher_cache: float16 holds numbers up to 65504, .* auto"
+    ):
+        teacher_cache.filled(job, {})

@@ -169,9 +169,32 @@ def test_a_member_that_breaks_down_is_named_and_harms_nobody(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(broken.population.variables))
 
 
-def test_when_every_member_breaks_down_it_says_what_to_lower(tmp_path):
-    with pytest.raises(UserError, match="learning_rate"):
-        fitted(teachers_job(**{"train.learning_rate": 1e30}), tmp_path)
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        ({"train.learning_rate": 1e30}, "lower train.learning_rate (now 1e+30)"),
+        ({"train.weight_decay": 1e30}, "lower train.weight_decay (now 1e+30)"),
+    ],
+)
+def test_when_every_member_breaks_down_it_says_what_to_lower(overrides, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        fitted(teachers_job(**overrides), tmp_path)
+    assert said in str(error.value)
+
+
+def test_when_nothing_was_finite_from_the_beginning_it_is_not_the_learning_rate(tmp_path):
+    job = teachers_job()
+    images, labels = job.validation
+    images = jnp.full(images.shape, jnp.nan, jnp.float32)
+    examples = dataclasses.replace(
+        job.lessons.examples, image=jnp.full_like(job.lessons.examples.image, jnp.nan)
+    )
+    job = dataclasses.replace(
+        job, validation=(images, labels), lessons=dataclasses.replace(job.lessons, examples=examples)
+    )
+    with pytest.raises(UserError, match="not even the first outputs are: look at the images") as error:
+        fitted(job, tmp_path)
+    assert "learning_rate" not in str(error.value)
 
 
 @pytest.mark.parametrize("steps_at_once", [2, 3, 6])  # of 3 a round: its parts, a round, two rounds
