@@ -7,6 +7,8 @@ the test ROC) and "operating_point" (the threshold is validation's), a dict of s
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable
 
 import jax
@@ -102,6 +104,30 @@ def chosen_student(predictions: Predictions) -> tuple[Group, int] | None:
     return students[best], _lowest(nlls[best])
 
 
+def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
+    """The single network that `predictions.choose` asks for; None where there is none.
+
+    "best": of all teachers, students, baselines and controls the row with the lowest mean validation NLL, and
+    of its members the lowest; "student": `chosen_student`; a row's name: the best of that row. Where the row
+    asked for is not there, such as one whose members all broke down, it is the best.
+    """
+    if predictions.choose == "student" and (student := chosen_student(predictions)) is not None:
+        return student
+    single = [group for group in predictions.groups if is_deployable(group)]
+    asked = [group for group in single if group.name == predictions.choose] or single
+    if not asked:
+        return None
+    nlls = [[metrics.nll(logits, predictions.val_labels) for logits in group.val] for group in asked]
+    best = _lowest([np.mean(values) for values in nlls])
+    return asked[best], _lowest(nlls[best])
+
+
+def is_deployable(group: Group) -> bool:
+    """Whether a member of this row is a network that answers alone; a specialist is not."""
+    alone = not group.architecture.startswith("specialist ")
+    return alone and group.role in ("teacher", "student", "baseline", "control")
+
+
 def _lowest(values: list[float]) -> int:
     return int(np.argmin(np.nan_to_num(values, nan=np.inf)))  # NaN would win an argmin
 
@@ -142,6 +168,7 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         **found,
         **_detection_of_members(predictions, group, over),
         "val": {name: float(np.mean([one[name] for one in val])) for name in ("accuracy", "nll")},
+        "apart": _apart(group, [one["accuracy"] for one in val], len(predictions.val_labels)),
         "grid": [dict(point) for point in group.grid],
         "gap_share": share,
         "params": group.params,
@@ -149,6 +176,26 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         "latency_ms": {size: group.latency_ms.get(size) for size in ("1", "256")},
         "train_seconds": group.train_seconds,
     }
+
+
+def _apart(group: Group, accuracies: list[float], num_examples: int) -> list[dict]:
+    """Members that end far from the others on validation, [{"member", "val_accuracy", "median"}].
+
+    Farther from the median than five robust standard deviations (1.4826 times the median absolute
+    deviation), than four standard errors of an accuracy on so many examples, and than two points; of three
+    members at least.
+    """
+    if len(accuracies) < 3:
+        return []
+    median = float(np.median(accuracies))
+    distances = np.abs(np.asarray(accuracies) - median)
+    spread = 5 * 1.4826 * float(np.median(distances))
+    chance = 4 * math.sqrt(median * (1 - median) / num_examples)
+    return [
+        {"member": member, "val_accuracy": accuracy, "median": median}
+        for member, accuracy, distance in zip(group.members, accuracies, distances)
+        if distance > max(spread, chance, 0.02)
+    ]
 
 
 def _ensemble_row(predictions: Predictions, rule: str) -> dict:
@@ -183,6 +230,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         **{name: found[name] for name in METRICS},
         **(dict.fromkeys(DETECTION) if ranks else _detection_of_ensemble(predictions, decided)),
         "val": {"accuracy": on_val["accuracy"], "nll": None if ranks else on_val["nll"]},
+        "apart": [],
         "grid": [],
         "gap_share": None,
         "params": _total((group.params, len(group.members)) for group in groups),
@@ -448,7 +496,8 @@ def numbers(predictions: Predictions) -> dict:
             "gaps": gaps(predictions),
             "comparisons": comparisons(predictions),
             "common_alpha": common_alpha(predictions),
-            "chosen_student": _kept(predictions),
+            "chosen_student": _told(predictions, chosen_student(predictions)),
+            "deploy": _deployed(predictions),
             "diversity": diversity(predictions),
             "sub_ensembles": [
                 {"k": k, "num_subsets": len(a), "mean": a.mean(), "min": a.min(), "max": a.max()}
@@ -482,8 +531,15 @@ def diversity(predictions: Predictions) -> dict:
     }
 
 
-def _kept(predictions: Predictions) -> dict | None:
-    chosen = chosen_student(predictions)
+def _deployed(predictions: Predictions) -> dict | None:
+    """What `_told` says of the network to deploy, what was asked for, and which would be the best."""
+    best = network_to_deploy(dataclasses.replace(predictions, choose="best"))
+    told = _told(predictions, network_to_deploy(predictions))
+    return told and {**told, "choose": predictions.choose, "best": _told(predictions, best)}
+
+
+def _told(predictions: Predictions, chosen: tuple[Group, int] | None) -> dict | None:
+    """Where a network stands, and its numbers."""
     if chosen is None:
         return None
     group, member = chosen
@@ -493,10 +549,12 @@ def _kept(predictions: Predictions) -> dict | None:
         detector = _detector(predictions, positive, group.val[member], group.test[member])
     return {
         "name": group.name,
+        "role": group.role,
         "transfer": group.transfer,
         "member": group.members[member],
         "detector": detector,
         "val_nll": metrics.nll(group.val[member], predictions.val_labels),
+        "row_val_nll": np.mean([metrics.nll(one, predictions.val_labels) for one in group.val]),
         **metrics.summary(group.test[member], predictions.test_labels),
     }
 

@@ -9,6 +9,7 @@ are the user's own Python and are executed.
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import difflib
 import importlib
@@ -35,13 +36,14 @@ KINDS = {
     "source": ("data.sources", ("DataSet",)),
     "plan": ("schemes", ("Plan",)),
 }
-ADDRESSES = {  # field -> the kind of its address, or of each in its tuple
-    "model.name": "model",
-    "teachers.models": "model",
-    "students.model": "model",
-    "students.modes": "mode",
-    "data.source": "source",
-    "plan": "plan",
+ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
+    "model.name": ("model",),
+    "teachers.models": ("model",),
+    "students.model": ("model",),
+    "students.modes": ("mode",),
+    "export.choose": ("mode", "model"),
+    "data.source": ("source",),
+    "plan": ("plan",),
 }
 TRANSFERS = ("labelled", "unlabelled")
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
@@ -110,6 +112,9 @@ def default() -> ConfigDict:
     config.report.positive = ""  # the class whose misses count; "" = the last one
     config.report.false_alarm_rate = 0.05  # at which recall is told
 
+    config.export = ConfigDict()
+    config.export.choose = "best"  # of all single networks, by validation NLL; or "student", or a row's name
+
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
     config.runtime.data_shards = 1  # devices that share one batch
@@ -124,7 +129,7 @@ def default() -> ConfigDict:
 def variant(config: ConfigDict, name: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
     """`config` changed into the variant `name` of --config=FILE.py:NAME; "" leaves it as it is."""
     if name and name not in variants:
-        raise UserError(f"--config: there is no variant {name!r}{_nearest(name, variants)}")
+        raise UserError(f"--config: there is no variant {name!r}{nearest(name, variants)}")
     if name:
         variants[name](config)
     return config
@@ -255,7 +260,7 @@ def _check_addresses(config: ConfigDict) -> None:
         if address not in config.students.modes:
             raise UserError(
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
-                f"{_nearest(str(address), config.students.modes)}"
+                f"{nearest(str(address), config.students.modes)}"
             )
     for address in config.students.modes:
         least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
@@ -315,9 +320,7 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     """The function an address names and its arguments, checked against the function's signature."""
     name, arguments = _named(address, field, kind)
     if name not in catalogue(kind):
-        raise UserError(
-            f"config.{field}: there is no {kind} {_quoted(name)}{_nearest(name, catalogue(kind))}"
-        )
+        raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{nearest(name, catalogue(kind))}")
     function = catalogue(kind)[name]
     for argument, value in arguments.items():
         _check_argument(function, kind, name, argument, value, field)
@@ -333,7 +336,7 @@ def _check_argument(function: Callable, kind: str, name: str, argument: str, val
     known = _arguments(function)
     if argument not in known:
         raise UserError(
-            f"config.{field}: {kind} {name} has no argument {argument!r}{_nearest(str(argument), known)}"
+            f"config.{field}: {kind} {name} has no argument {argument!r}{nearest(str(argument), known)}"
         )
     annotation = known[argument].annotation
     if not _fits(value, annotation):
@@ -351,7 +354,7 @@ def canonical(kind: str, address: str, field: str) -> str:
     name, arguments = _named(address, field, kind)
     function, arguments = resolve(kind, address, field)
     parameters = inspect.signature(function).parameters
-    given = {n: arguments[n] for n in sorted(arguments) if arguments[n] != parameters[n].default}
+    given = {n: arguments[n] for n in parameters if n in arguments and arguments[n] != parameters[n].default}
     if given and list(given) == list(_arguments(function))[:1] and _is_word(*given.values()):
         return f"{name}:{next(iter(given.values()))}"
     return f"{name}({', '.join(f'{n}={value!r}' for n, value in given.items())})" if given else name
@@ -363,18 +366,17 @@ def canonicalise(settings: dict[str, Any]) -> dict[str, Any]:
     What no longer is an address stays as it is.
     """
     settings = copy.deepcopy(settings)
-    for field, kind in ADDRESSES.items():
+    for field, kinds in ADDRESSES.items():
         *groups, name = field.split(".")
         group = settings
         for inner in groups:
             group = group.get(inner) if isinstance(group, dict) else None
         if isinstance(group, dict) and name in group:
-            group[name] = _each(group[name], partial(_canonical_or_same, kind, field=field))
+            group[name] = _each(group[name], partial(_canonical_or_same, kinds))
     students = settings.get("students")
     if isinstance(students, dict) and isinstance(students.get("arguments"), dict):
         students["arguments"] = {
-            _canonical_or_same("mode", address, field="students.arguments"): given
-            for address, given in students["arguments"].items()
+            _canonical_or_same(("mode",), address): given for address, given in students["arguments"].items()
         }
     return settings
 
@@ -399,11 +401,11 @@ def _each(value: Any, function: Callable) -> Any:
     return type(value)(map(function, value)) if isinstance(value, tuple | list) else function(value)
 
 
-def _canonical_or_same(kind: str, address: Any, *, field: str) -> Any:
-    try:
-        return canonical(kind, address, field) if isinstance(address, str) and address else address
-    except UserError:
-        return address
+def _canonical_or_same(kinds: Sequence[str], address: Any) -> Any:
+    for kind in kinds if isinstance(address, str) and address else ():
+        with contextlib.suppress(UserError):
+            return canonical(kind, address, "")
+    return address
 
 
 def _is_word(value: Any) -> bool:
@@ -501,7 +503,7 @@ def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
             "unless there are two"
         )
     if positive and positive not in names:
-        raise UserError(f"config.report.positive: there is no class {positive!r}{_nearest(positive, names)}")
+        raise UserError(f"config.report.positive: there is no class {positive!r}{nearest(positive, names)}")
     return (positive or names[-1]) if len(names) == 2 else ""
 
 
@@ -574,7 +576,8 @@ def _fits(value: Any, annotation: str) -> bool:
     return annotation not in _TYPES or _TYPES[annotation](value)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for a name that does not exist: the closest one that does, or all of them."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
@@ -590,7 +593,7 @@ def fields(config: ConfigDict) -> list[tuple[str, Any]]:
 
 def nearest_field(field: str) -> str:
     """A hint for a field that does not exist: the closest one that does."""
-    return _nearest(field, [name for name, _ in fields(default())])
+    return nearest(field, [name for name, _ in fields(default())])
 
 
 def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -78,6 +78,7 @@ def predict(
         ),
         positive=positive_class(config, dataset.class_names),
         false_alarm_rate=config.report.false_alarm_rate,
+        choose=config.export.choose,
     )
 
 
@@ -141,8 +142,11 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     }
 
 
-def student_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
-    """Network and variables of one member of a student group."""
+def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
+    """Network and variables of one member of a group of teachers or students."""
+    if group.role == "teacher":
+        trained = done[group.key.replace("/", "-", 1)].sound
+        return trained.model, population.take(trained.variables, position)
     cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
     for stage in stages:
         if stage.transfer == group.transfer and stage.family:
@@ -150,7 +154,7 @@ def student_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[M
             found = sound_members(fitted, stage.family, group.method, cell)
             if found:
                 return fitted.population.model, population.take(fitted.population.variables, found[position])
-    raise ValueError(f"{group.key} is not a student of this run")
+    raise ValueError(f"{group.key} was not trained by this run")
 
 
 def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:

@@ -32,7 +32,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.logbook import Logbook
-from mtkd_jax.predictions import Predictions
+from mtkd_jax.predictions import Group, Predictions
 
 NUM_CHECKED = 64  # test images on which the exported student is compared with the trained one
 
@@ -103,6 +103,7 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     """
     plan.check(config, split)
     stages = plan.named(config, split)
+    plan.check_choice(config, stages)
     borrowed, notes = teachers.borrowed(config, split)
     plan.rehearse(stages, config, borrowed)
     return stages, borrowed, notes
@@ -128,29 +129,26 @@ def save_student(
     predicted: Predictions,
     into: Path,
 ) -> None:
-    """Write the chosen student to `into`/student, load it again and check that it says the same."""
-    chosen = analysis.chosen_student(predicted)
+    """Write the network to deploy to `into`/student, load it again and check that it says the same."""
+    chosen = analysis.network_to_deploy(predicted)
     if chosen is None:
         return
     group, position = chosen
-    model, variables = evaluation.student_of(stages, done, group, position)
-    num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
+    model, variables = evaluation.network_of(stages, done, group, position)
     dataset, logits = split.dataset, group.test[position]
     measured = metrics.per_example(logits, dataset.test_labels)
     card = {
-        "name": f"{dataset.name}: student by {group.name}",
-        "model": configuration.student_model(config),
+        "name": f"{dataset.name}: {group.role} {group.name}",
+        "model": group.architecture,
         "task": model.module.task,
         "class_names": list(dataset.class_names),
         "input": {
             "shape": list(dataset.train_images.shape[1:]),
             "dtype": "float32",
             "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
+            **({"fit": dataset.fit} if dataset.fit else {}),
         },
-        "training": f"{num_teachers} teachers, {config.plan}: {group.method}, "
-        f"alpha {group.alpha:g} (weight of the hard labels), "
-        f"T {group.temperature:g}, {group.transfer} transfer set, {group.members[position]}; "
-        "chosen by validation NLL",
+        "training": _training(config, predicted, group, position),
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
         "source": f"configuration {workdir.config_hash(config.to_dict())[:12]}",
         "metrics": {
@@ -166,3 +164,16 @@ def save_student(
     said = export.logits_of(model, variables, images)
     export.save_student(into / "student", model, variables, card, (images, said))
     export.verify_student(into / "student", configuration.build_model, images, said)
+
+
+def _training(config: ConfigDict, predicted: Predictions, group: Group, position: int) -> str:
+    """For the card: what made a network, and why it was chosen."""
+    chosen = f"{group.members[position]}; export.choose = {predicted.choose}, by validation NLL"
+    if group.role == "teacher":
+        return f"on the labels alone, as a teacher: {chosen}"
+    num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
+    taught = {"baseline": "no teacher", "control": "no teacher"}.get(group.role, f"{num_teachers} teachers")
+    return (
+        f"{taught}, {config.plan}: {group.method}, alpha {group.alpha:g} (weight of the hard labels), "
+        f"T {group.temperature:g}, {group.transfer} transfer set, {chosen}"
+    )

@@ -45,7 +45,7 @@ def shown(report: dict) -> list[str]:
             found.append(
                 _paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED))
             )
-    return [*found, *_kept(report)]
+    return [*found, *_apart(report), *_deploy(report)]
 
 
 def _ensemble(report: dict) -> str:
@@ -143,7 +143,7 @@ def _detection(report: dict) -> list[str]:
     if kept is not None:
         own = kept["detector"]
         missed.append(
-            f"the student kept misses {count(own['misses'])} of {num_positive} "
+            f"the best student misses {count(own['misses'])} of {num_positive} "
             f"({percent(own['false_alarm_rate'])} false alarms)"
         )
         if ("baseline", kept["transfer"]) in who:
@@ -188,9 +188,8 @@ def in_one_line(report: dict) -> str:
             f"{gap['transfer']}: ensemble - baseline {points(gap['difference'])} "
             f"{interval(gap['ci95'], 'accuracy')}; {_told_apart(tested)}"
         )
-    if (kept := report["chosen_student"]) is not None:
-        accuracy, likelihood = percent(kept["accuracy"]), f"NLL {kept['nll']:.3f}"
-        parts.append(f"kept: {kept['name']} ({kept['transfer']}, {kept['member']}), {accuracy}, {likelihood}")
+    if (kept := report["deploy"]) is not None:
+        parts.append(f"deploy: {_place(kept)}, {percent(kept['accuracy'])}, NLL {kept['nll']:.3f}")
     return ". ".join([*parts, ""]).strip() or _ensemble(report)
 
 
@@ -227,19 +226,61 @@ def conditions(report: dict) -> str:
     )
 
 
-def _kept(report: dict) -> list[str]:
-    kept = report["chosen_student"]
+def _apart(report: dict) -> list[str]:
+    """Members that end far from the others of their row on validation."""
+    found = [
+        f"{_place({**row, **one})}: {percent(one['val_accuracy'])}, the median is {percent(one['median'])}"
+        for row in report["rows"]
+        for one in row["apart"]
+    ]
+    if not found:
+        return []
+    return [
+        f"Far from the others of its row on validation (†): {'; '.join(found)}. It widens that row's "
+        "interval: look at the learning curves before you read anything from it."
+    ]
+
+
+KINDS = {"baseline": ", trained without teachers", "control": ", with the added heads but no teachers"}
+
+
+def _deploy(report: dict) -> list[str]:
+    """Which network to use, and why: the last word of a report."""
+    kept = report["deploy"]
     if kept is None:
         return []
+    best, student, is_best = kept["best"], report["chosen_student"], _place(kept["best"]) == _place(kept)
+    said = [
+        f"What to deploy: {_place(kept)}{KINDS.get(kept['role'], '')}; test accuracy "
+        f"{percent(kept['accuracy'])}, NLL {kept['nll']:.3f}."
+    ]
+    if is_best:
+        said.append(
+            f"Of all single networks its row has the lowest validation NLL ({kept['row_val_nll']:.3f}), and "
+            "it the lowest of its row."
+        )
+    else:
+        said.append(
+            f"export.choose = {kept['choose']} asks for it; by validation NLL alone it would be "
+            f"{_place(best)} ({best['row_val_nll']:.3f} against {kept['row_val_nll']:.3f})."
+        )
+    if is_best and student is not None and kept["role"] != "student":
+        said.append(
+            f"No student is better: the best, {_place(student)}, has {student['row_val_nll']:.3f}; test "
+            f"accuracy {percent(student['accuracy'])}, NLL {student['nll']:.3f}."
+        )
     row = next(
         row for row in report["rows"] if (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
     )
     params = sum(row["params"] * row["n"] for row in report["rows"] if row["role"] == "teacher")
-    cost = f" It holds {100 * row['params'] / params:.0f} % of the teachers' parameters." if params else ""
-    return [
-        f"The student kept: {kept['name']} ({kept['transfer']}, {kept['member']}), by validation NLL alone; "
-        f"test accuracy {percent(kept['accuracy'])}, NLL {kept['nll']:.3f}.{cost}"
-    ]
+    if params:
+        said.append(f"It holds {100 * row['params'] / params:.0f} % of the teachers' parameters.")
+    return [" ".join(said)]
+
+
+def _place(network: dict) -> str:
+    where = ", ".join(word for word in (network["transfer"], network["member"]) if word)
+    return f"{network['name']} ({where})"
 
 
 # --- notes --------------------------------------------------------------------------------------------

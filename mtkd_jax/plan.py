@@ -28,7 +28,7 @@ from mtkd_jax import (
     teachers,
     tuning,
 )
-from mtkd_jax.config import positive_class, resolve, student_model, teacher_models
+from mtkd_jax.config import canonical, nearest, positive_class, resolve, student_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
@@ -152,6 +152,15 @@ def check(config: ConfigDict, split: Split) -> None:
         raise UserError(f"config.data.augment.{error}") from None
     for transfer in config.students.transfer:
         students.batches(config, split, transfer)(0)
+
+
+def check_choice(config: ConfigDict, plan: Plan) -> None:
+    """Raise UserError where `export.choose` names no row that the plan's stages make."""
+    rows = dict.fromkeys(member.mode for stage in plan for member in stage.family)
+    teachers_rows = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
+    known, asked = ["best", "student", *rows, *teachers_rows], config.export.choose
+    if asked not in known:
+        raise UserError(f"config.export.choose: there will be no row {asked!r}{nearest(asked, known)}")
 
 
 def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from mtkd_jax.data import images
 from mtkd_jax.deployed import PIXELS, load_program
-from mtkd_jax.types import UserError
+from mtkd_jax.types import UserError, printable
 
 
 class Prediction(NamedTuple):
@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = _parse(argv)
         program, card = load_program(asked.student)
         paths = files(asked.images)
-        found = predictions(program, card, paths, top=asked.top, fit=asked.fit, batch=asked.batch)
+        trained = card["input"].get("fit", "")
+        if asked.fit and trained and asked.fit != trained:
+            print(f"note: --fit {asked.fit}, but the network was trained with {trained}", file=sys.stderr)
+        fit = asked.fit or trained or "crop"
+        found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
         told = list(_tell_as_json(found) if asked.json else _tell(found))
         if unread := sum(bool(one.error) for one in told):
             raise UserError(f"{unread} of {len(told)} images could not be read")
@@ -55,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def files(given: Iterable[Path]) -> list[Path]:
-    """The files as they are given, and in the place of a folder the images in it, sorted by name.
+    """The files as they are given, and in the place of a folder the images in it and below, sorted by name.
 
     Raises UserError for a folder without any.
     """
     found: list[Path] = []
     for path in given:
-        inside = sorted(one for one in path.iterdir() if _is_image(one)) if path.is_dir() else [path]
+        inside = images.below(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: holds no image; must hold {', '.join(images.SUFFIXES)} files")
         found += inside
@@ -118,17 +122,13 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in images.SUFFIXES and path.is_file()
-
-
 # --- telling ------------------------------------------------------------------------------------------
 
 
 def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
     """Each as a line as soon as it is known."""
     for one in found:
-        print(json.dumps(_as_json(one), ensure_ascii=False), flush=True)
+        print(json.dumps(_as_json(one), ensure_ascii=not one.path.name.isprintable()), flush=True)
         yield one
 
 
@@ -149,9 +149,11 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
     table.add_column("probability", justify="right", no_wrap=True)
     for one in told:
         if one.error:
-            table.add_row(Text(str(one.path)), Text(one.error.removeprefix(f"{one.path}: "), style="red"))
+            error = one.error.removeprefix(f"{printable(one.path)}: ")
+            table.add_row(Text(printable(one.path)), Text(error, style="red"))
         for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
-            table.add_row(Text("" if place else str(one.path)), Text(name), f"{probability:.4f}")
+            path = "" if place else printable(one.path)
+            table.add_row(Text(path), Text(printable(name)), f"{probability:.4f}")
     console = Console()
     (console if console.is_terminal else Console(width=100)).print(table)
     return told
@@ -172,7 +174,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="tell the K most likely classes")
     parser.add_argument(
-        "--fit", default="crop", help="crop, pad or stretch; choose what the training images had"
+        "--fit", default="", help="crop, pad or stretch, instead of what the training images had"
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images computed at once")
     asked = parser.parse_args(argv)

@@ -255,7 +255,7 @@ def as_json(value: dict) -> bytes:
 
 def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts = [
-        f"# {report['dataset']}: what distillation gained",
+        f"# {tables.in_markdown(report['dataset'])}: what distillation gained",
         "## What this run shows\n\n" + bullets(report["findings"]),
         "## All rows\n\n" + _main_markdown(report),
         *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
@@ -281,7 +281,7 @@ def _main_markdown(report: dict) -> str:
     if report["detection"] is None:
         return text
     detection = f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
-    return f"{text}\n\n### {tables.detection_title(report)}\n\n{detection}"
+    return f"{text}\n\n### {tables.in_markdown(tables.detection_title(report))}\n\n{detection}"
 
 
 def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
@@ -291,12 +291,14 @@ def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]])
 
 
 def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
-    return "\n\n".join(f"**{title}**\n\n{tables.markdown(header, cells)}" for title, cells in sections)
+    return "\n\n".join(
+        f"**{tables.in_markdown(title)}**\n\n{tables.markdown(header, cells)}" for title, cells in sections
+    )
 
 
 def bullets(paragraphs: Sequence[str]) -> str:
     """A Markdown list."""
-    return "\n".join(f"- {paragraph}" for paragraph in paragraphs)
+    return "\n".join(f"- {tables.in_markdown(paragraph)}" for paragraph in paragraphs)
 
 
 def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | None) -> str:

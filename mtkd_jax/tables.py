@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -10,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtkd_jax import findings, jobs
+from mtkd_jax.types import printable
 
 Cells = list[list[str]]
 Sheet = tuple[list[str], Cells]  # header and cells
@@ -23,7 +25,7 @@ COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p
 CAPTION = (
     "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
     "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
-    "*: the student kept, by validation NLL."
+    "*: the row of the network to deploy. †: a member ends far from the others, see above."
 )
 BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
@@ -291,6 +293,15 @@ def _widths(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> lis
     return [max(map(len, column)) + 2 for column in zip(*every_row)]
 
 
+def in_markdown(text: str) -> str:
+    """A text that is no HTML for a reader of Markdown, whatever names it holds.
+
+    >>> in_markdown("<script>, p < 0.001")
+    '&lt;script>, p < 0.001'
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(text))
+
+
 def markdown(header: Sequence[str], rows: Cells) -> str:
     """A Markdown table.
 
@@ -300,7 +311,9 @@ def markdown(header: Sequence[str], rows: Cells) -> str:
     | 1 | x\\|y |
     """
     lines = [header, *rows]
-    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    text = [
+        "| " + " | ".join(in_markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    ]
     return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
 
 
@@ -321,10 +334,11 @@ def _title(row: dict, report: dict) -> str:
 
 
 def _name(row: dict, report: dict) -> str:
-    kept = report["chosen_student"]
+    kept = report["deploy"]
     is_kept = kept is not None and (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
+    apart = " †" if row["apart"] else ""
     arguments = ", ".join(f"{name}={jobs.number(value)}" for name, value in row.get("arguments", {}).items())
-    return row["name"] + (f" ({arguments})" if arguments else "") + (" *" if is_kept else "")
+    return row["name"] + (f" ({arguments})" if arguments else "") + apart + (" *" if is_kept else "")
 
 
 def _main_cells(row: dict, report: dict) -> list[str]:

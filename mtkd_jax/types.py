@@ -19,8 +19,20 @@ PyTree = Any
 Scores = jax.Array  # what a fusion rule returns: [B,C], the largest entry is the decision
 
 
+def printable(text: object) -> str:
+    """A text as one line that a terminal shows and does not obey: control characters as Python writes them.
+
+    >>> printable("a\\nb\\x1b[31m")
+    'a\\\\nb\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 class UserError(ValueError):
     """Something the user can mend. One line: what is wrong, where, and what would be right."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 pytree = jax.tree_util.register_dataclass  # a frozen dataclass that jax can walk
@@ -67,6 +79,7 @@ class DataSet:
     )
     val_rows: np.ndarray | None = None  # [v] rows of train_images that the publisher set aside to validate on
     notes: tuple[str, ...] = ()  # what a reader of the report must know, such as images that were skipped
+    fit: str = ""  # how image files were brought to size, see images.read; "" where there were none
 
     @property
     def num_classes(self) -> int:

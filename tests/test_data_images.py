@@ -280,7 +280,7 @@ def test_a_bomb_that_pillow_only_warns_of_is_refused(tmp_path):
 
 def test_missing_files_and_folders(tmp_path):
     assert refused(tmp_path / "none.png") == f"{tmp_path / 'none.png'}: no such file; must be an image"
-    assert refused(tmp_path).startswith(f"{tmp_path}: cannot be read (")
+    assert refused(tmp_path) == f"{tmp_path}: no regular file; must be an image"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif", "bmp"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv as tables
+import os
 import shutil
 
 import numpy as np
@@ -272,7 +273,9 @@ def test_group_tables_that_do_not_fit(tmp_path):
     message = refused(folder, tmp_path, groups="g.csv")
     assert message == f"{tmp_path / 'g.csv'}: has no line for bee/00.png; must give every image a group"
     table(tmp_path / "g.csv", rows, ("path", "camera"))
-    assert "g.csv: has no column group; the first line" in refused(folder, tmp_path, groups="g.csv")
+    assert "g.csv: has no column group, but path, camera; the first line" in refused(
+        folder, tmp_path, groups="g.csv"
+    )
     table(tmp_path / "g.csv", rows, ("path", "group"))
     message = refused(folder, tmp_path, groups="g.csv")
     assert message.startswith(f"{tmp_path}: test_fraction = 0.2: no test set can be drawn (")
@@ -365,7 +368,125 @@ def test_splits_that_do_not_belong_together(tmp_path):
     message = refused(folder, tmp_path)
     assert message == f"{tmp_path}: class emu is in test and not in train; must be in every split"
     shutil.rmtree(tmp_path / "test")
-    assert refused(folder, tmp_path) == f"{tmp_path}: has splits, but none is test; must have train and test"
+    message = refused(folder, tmp_path)
+    assert message == f"{tmp_path}: has no split test; say test_from='train' to draw one from train"
+    shutil.rmtree(tmp_path / "train")
+    put(tmp_path, "test/bee/0.png", 0)
+    assert refused(folder, tmp_path) == f"{tmp_path}: has splits, but none is train; must have train and test"
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Testing"), ("TRAIN", "testset")])
+def test_splits_are_known_by_many_words(tmp_path, names):
+    split_up(tmp_path, parts=names)
+    found = folder(path=str(tmp_path))
+    assert found.class_names == CLASSES and (len(found.train_labels), len(found.test_labels)) == (6, 6)
+
+
+def test_splits_inside_of_every_class(tmp_path):
+    for name in CLASSES:
+        for part, num in (("train", 3), ("valid", 1), ("Test", 2)):
+            for n in range(num):
+                put(tmp_path, f"{name}/{part}/{n}.png", n)
+    found = folder(path=str(tmp_path))
+    assert found.class_names == CLASSES
+    assert (len(found.train_labels), len(found.test_labels), len(found.val_rows)) == (12, 6, 3)
+
+
+@pytest.mark.parametrize("names", [("fold1", "fold2"), ("trian", "other")])
+def test_folders_that_hold_the_same_folders_are_no_classes(tmp_path, names):
+    split_up(tmp_path, parts=names)
+    message = refused(folder, tmp_path)
+    assert message.startswith(
+        f"{tmp_path}: the folders {min(names)} and {max(names)} hold the same folders (bee"
+    )
+    assert "splits must be called train, val and test" in message
+    assert ("did you mean" in message) == (max(names) == "trian")
+
+
+def test_a_misspelt_split_beside_a_known_one_is_named(tmp_path):
+    split_up(tmp_path, parts=("train", "tset"))
+    assert "not both (did you mean test by tset?)" in refused(folder, tmp_path)
+
+
+def test_train_and_val_as_imagenet_has_them(tmp_path):
+    numbers = split_up(tmp_path, parts=("train", "val"), num=5)
+    either = "say test_from='val' to test on val, or test_from='train' to draw one from train"
+    assert refused(folder, tmp_path) == f"{tmp_path}: has no split test; {either}"
+    on_val = folder(path=str(tmp_path), test_from="val")
+    assert on_val.val_rows is None and len(on_val.test_labels) == len(numbers["val"])
+    np.testing.assert_array_equal(on_val.test_images[0], pixels(100))
+    assert "The split val is what is tested on" in on_val.notes[0]
+    drawn = folder(path=str(tmp_path), test_from="train", test_fraction=0.2)
+    assert (len(drawn.test_labels), len(drawn.val_rows), len(drawn.train_labels)) == (3, 15, 27)
+    assert "was drawn (test_from)" in drawn.notes[0]
+    assert "must be val or train" in refused(folder, tmp_path, test_from="valid")
+    split_up(tmp_path, parts=("train", "val", "test"))
+    assert "has a test set; test_from = 'val' must be ''" in refused(folder, tmp_path, test_from="val")
+    rows = [
+        (f"train/{name}/{n:03d}.png", name, "train")
+        for c, name in enumerate(CLASSES)
+        for n in (5 * c, 5 * c + 1)
+    ]
+    listed = table(tmp_path / "list.csv", rows, ("path", "label", "split"))
+    assert len(csv(path=listed, test_from="train", test_fraction=0.5).test_labels) == 3
+
+
+def test_a_lone_folder_around_the_classes_is_looked_through(tmp_path):
+    flat(tmp_path / "a/b", num=5)
+    found = folder(path=str(tmp_path))
+    assert found.class_names == CLASSES and len(found.train_labels) == 12
+    assert found.notes == (f"Read from a/b, the only folder in {tmp_path}.",)
+    shutil.rmtree(tmp_path / "a")
+    for n in range(5):
+        put(tmp_path, f"only/{n}.png", n)
+    assert "1 class: must be at least 2" in refused(folder, tmp_path)
+
+
+def test_what_is_passed_over_is_counted_and_said(tmp_path):
+    flat(tmp_path, num=5)
+    put(tmp_path, "stray.png", 1)
+    for name in ("bee/list.txt", "bee/more.txt", "cat/raw.cr2"):
+        (tmp_path / name).write_text("no image")
+    for name in (
+        "__MACOSX/bee/._0.png",
+        "bee/@eaDir/0.png",
+        "bee/._0.png",
+        "bee/Thumbs.db",
+        ".thumbnails/a/0.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = folder(path=str(tmp_path))
+    assert found.class_names == CLASSES and len(found.train_labels) + len(found.test_labels) == 15
+    assert found.notes == (
+        f"1 images beside the folders of classes were not read, such as {tmp_path / 'stray.png'}.",
+        "3 files do not end as images do and were not read (2 .txt, 1 .cr2).",
+    )
+
+
+def test_further_endings_of_jpeg_are_read(tmp_path):
+    flat(tmp_path, num=5)
+    for suffix in ("jfif", "jpe"):
+        Image.fromarray(pixels(7)).save(tmp_path / f"bee/x.{suffix}", format="jpeg")
+    found = folder(path=str(tmp_path))
+    assert len(found.train_labels) + len(found.test_labels) == 17 and found.notes == ()
+
+
+def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tmp_path):
+    flat(tmp_path, num=5)
+    os.mkfifo(tmp_path / "bee/x.png")
+    assert "x.png: no regular file; must be an image" in refused(folder, tmp_path)
+    found = folder(path=str(tmp_path), skip_corrupt=True)
+    assert "1 of 16 images were left out" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"new\nline", b"esc\x1b[31m"])
+def test_classes_whose_names_cannot_be_written_are_refused(tmp_path, name):
+    flat(tmp_path, num=5)
+    os.rename(tmp_path / "bee", os.path.join(os.fsencode(tmp_path), name))
+    message = refused(folder, tmp_path)
+    assert "cannot be written or shown; must be plain text" in message and message.isprintable()
+    message.encode()
 
 
 def test_too_few_images_to_draw_a_test_set(tmp_path):
@@ -373,30 +494,37 @@ def test_too_few_images_to_draw_a_test_set(tmp_path):
     assert message.startswith(f"{tmp_path}: test_fraction = 0.2: no test set can be drawn (")
 
 
-def test_links_that_lead_out_of_the_folder(tmp_path):
+def test_links_are_followed_once(tmp_path):
     root = flat(tmp_path / "set", num=5)
-    put(tmp_path, "secret/0.png", 50)
-    link = root / "bee/linked.png"
-    link.symlink_to(tmp_path / "secret/0.png")
-    message = refused(folder, root)
-    assert message == f"{root}: 'bee/linked.png' leads out of this folder; must be a path to a file in it"
-    rows = [(f"{name}/{n:02d}.png", name) for name in CLASSES for n in range(3)]
-    message = refused(csv, table(root / "list.csv", [*rows, ("bee/linked.png", "bee")]))
-    assert "'bee/linked.png' leads out of this folder" in message
-    link.unlink()
-    link.symlink_to("linked.png")
-    assert "'bee/linked.png' leads out" in refused(folder, root)
-    link.unlink()
-    link.symlink_to(root / "bee/00.png")  # a link that stays inside is the file
-    assert len(folder(path=str(root)).train_labels) == 12
-    link.unlink()
-    for place in ("emu", "bee/more"):
-        (root / place).symlink_to(tmp_path / "secret")
-        assert refused(folder, root) == f"{root / place}: is a link to a folder; must be a folder itself"
-        (root / place).unlink()
+    put(tmp_path, "elsewhere/0.png", 50)
+    put(tmp_path, "elsewhere/1.png", 51)
+    (root / "bee/linked.png").symlink_to(tmp_path / "elsewhere/0.png")
+    (root / "bee/more").symlink_to(tmp_path / "elsewhere")
+    (root / "bee/loop").symlink_to(root / "bee")
+    (root / "emu").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "link").symlink_to(root)
+    found = folder(path=str(tmp_path / "link"))
+    assert found.class_names == (*CLASSES[:3], "emu")
+    counts = np.bincount([*found.train_labels, *found.test_labels])
+    assert counts.tolist() == [5 + 1 + 2, 5, 5, 2]
+    (root / "bee/broken.png").symlink_to("nowhere.png")
+    assert "broken.png: no such file" in refused(folder, root)
+    rows = [(f"{name}/{n:02d}.png", name) for name in CLASSES for n in range(5)]
+    listed = table(root / "list.csv", [*rows, ("bee/linked.png", "bee")])
+    assert len(csv(path=listed).train_labels) == 12
 
 
-@pytest.mark.parametrize("path", ["../secret/0.png", "bee/../bee/00.png", "{root}/bee/00.png", "bee/\0.png"])
+@pytest.mark.parametrize("path", ["bee/../bee/00.png", "{root}/bee/00.png", " bee/00.png ", "bee\\00.png"])
+def test_paths_of_a_table_may_be_written_in_several_ways(tmp_path, path):
+    root = flat(tmp_path / "set", num=5)
+    rows = [(f"{name}/{n:02d}.png", name) for name in CLASSES for n in range(5)][1:]
+    found = csv(path=table(root / "list.csv", [(path.format(root=root), "bee"), *rows]))
+    assert len(found.train_labels) + len(found.test_labels) == 15
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret/0.png", "{root}/../secret/0.png", "bee/../../secret/0.png", "bee/\0.png"]
+)
 def test_tables_cannot_lead_out_of_their_folder(tmp_path, path):
     root = flat(tmp_path / "set", num=3)
     put(tmp_path, "secret/0.png", 50)
@@ -416,26 +544,28 @@ ROWS = [(f"{name}/{n:02d}.png", name) for name in CLASSES for n in range(3)]
         (
             ROWS,
             ("file", "label"),
-            ": has no column path; the first line must name the columns, with path and",
+            ": has no column path, but file, label; the first line must name the columns, with path and",
         ),
         (
             ROWS,
             ("path", "class"),
-            ": has no column label; the first line must name the columns, with path and",
+            ": has no column label, but path, class; the first line must name the columns, with path and",
         ),
         ([*ROWS, ("bee/00.png",)], ("path", "label"), ": line 11: must have an entry in each of the columns"),
         ([*ROWS, ("bee/00.png", "")], ("path", "label"), ": line 11: must have an entry in each of"),
-        ([*ROWS, ("a.png", "bee", "x")], ("path", "label"), ": line 11: must have an entry in each of"),
+        ([*ROWS, ("a.png", "bee", "x")], ("path", "label"), ": line 11: has 3 entries for 2 columns; must"),
+        (ROWS, ("path", "labels"), ": has no column label, but path, labels (is it labels?)"),
+        ([(*row, "x") for row in ROWS], ("path", "label", "label"), ": has two columns label; must have one"),
         ([*ROWS, ROWS[0]], ("path", "label"), ": line 11: bee/00.png stands in an earlier line too; must be"),
         (
-            [(*row, "dev") for row in ROWS],
+            [(*row, "other") for row in ROWS],
             ("path", "label", "split"),
-            ": line 2: split 'dev': must be train, ",
+            ": line 2: split 'other': must be train, ",
         ),
         (
             [(*row, "train") for row in ROWS],
             ("path", "label", "split"),
-            ": has splits, but none is test; must",
+            ": has no split test; say test_from='train'",
         ),
     ],
 )
@@ -475,3 +605,23 @@ def test_arguments_that_cannot_be(tmp_path, arguments, said):
     flat(tmp_path, num=3)
     assert refused(folder, tmp_path, **arguments).startswith(said)
     assert refused(csv, table(tmp_path / "list.csv", ROWS), **arguments).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "delimiter, suffix", [(",", "csv"), ("\t", "tsv"), (",", "tsv"), ("\t", "csv"), (";", "csv")]
+)
+def test_the_first_line_tells_what_separates_the_columns(tmp_path, delimiter, suffix):
+    rows = [(f"{name}/{n:02d}.png", f" {name} ", "") for name in CLASSES for n in range(5)]
+    file = table(flat(tmp_path, num=5) / f"list.{suffix}", rows, (" path", "label ", "remark"), delimiter)
+    with open(file, encoding="utf-8", newline="") as stream:
+        text = stream.read()
+    with open(file, "w", encoding="utf-8-sig", newline="") as stream:  # a BOM, and blank lines at the end
+        stream.write(text + "\r\n" + delimiter + "\r\n")
+    found = csv(path=file)
+    assert found.class_names == CLASSES and len(found.train_labels) + len(found.test_labels) == 15
+
+
+def test_an_empty_table_is_one_line(tmp_path):
+    for text in ("", "\n", "path,label\n"):
+        (tmp_path / "list.csv").write_text(text)
+        assert str(tmp_path / "list.csv") in refused(csv, tmp_path / "list.csv")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mtkd_jax.types import DataSet, UserError
+from mtkd_jax.types import DataSet, UserError, printable
 
 
 def checked(dataset: DataSet, where: str) -> DataSet:
@@ -16,6 +16,7 @@ def checked(dataset: DataSet, where: str) -> DataSet:
     def wrong(array, message):
         return UserError(f"{where}: {array}: {message}")
 
+    _check_names(dataset, where)
     fields = {}
     for part in ("train", "test"):
         images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
@@ -66,6 +67,17 @@ def checked(dataset: DataSet, where: str) -> DataSet:
     return dataclasses.replace(
         dataset, **fields, **_checked_groups(dataset, wrong), **_checked_val_rows(dataset, wrong)
     )
+
+
+def _check_names(dataset: DataSet, where: str) -> None:
+    """Raise UserError for names that cannot be written, or told apart in a table."""
+    names = dataset.class_names
+    for name in (dataset.name, *names):
+        if name != printable(name):
+            raise UserError(f"{where}: the name {name!r} cannot be written or shown; must be plain text")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: class_names: {twice[0]!r} stands there twice; must be one name a class")
 
 
 def _checked_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray | None]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import stat
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -16,7 +18,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from mtkd_jax.data.checks import first_line
 from mtkd_jax.types import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SYSTEM = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
 MOST_PIXELS = 80_000_000  # 240 MB in colour; below the number from which Pillow warns of a bomb
 # No others are tried: Pillow would hand PostScript to an interpreter, whatever the file is called.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -44,6 +47,36 @@ def read(path: str | os.PathLike, *, shape: tuple[int, int, int], fit: str = "cr
         plain = _plain(ImageOps.exif_transpose(image), path)
         coloured = plain.convert("L" if channels == 1 else "RGB")
         return np.asarray(bring_to_size(coloured, (width, height))).reshape(shape)
+
+
+def below(folder: str | os.PathLike) -> list[Path]:
+    """The files in a folder and in the folders in it that end as images do, sorted; links are followed.
+
+    Those of the system and of programs that show images (hidden ones, `__MACOSX`, `@eaDir`) are passed over,
+    and a link that leads back up is followed once.
+    """
+    return [path for path in files_below(folder) if is_named_as_image(path.name)]
+
+
+def files_below(folder: str | os.PathLike) -> list[Path]:
+    """All files as `below` finds them, whatever they are called."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(place)
+        folders[:] = [] if here in seen else [name for name in folders if not of_system(name)]
+        found += [] if here in seen else [Path(place, name) for name in names if not of_system(name)]
+        seen.add(here)
+    return sorted(found)
+
+
+def is_named_as_image(name: str) -> bool:
+    """Whether a file's name ends as that of an image does."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def of_system(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that an operating system or a viewer leaves behind."""
+    return name.startswith(".") or name.lower() in SYSTEM
 
 
 def shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
@@ -74,6 +107,8 @@ def fitting(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
 def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """The image of a file, its pixels not yet decoded; whatever goes wrong with it names the file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise UserError(f"{path}: no regular file; must be an image")
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError

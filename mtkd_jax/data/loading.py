@@ -58,6 +58,11 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
     rest = np.setdiff1d(np.arange(total), val).astype(np.int32)
     for rows, part in ((val, "validation"), (rest, "training")):
         if lost := sorted(set(range(num_classes)) - set(labels[rows].tolist())):
+            if dataset.val_rows is not None:
+                raise UserError(
+                    f"{dataset.name}: the validation set that the data brings leaves no example of class "
+                    f"{lost[0]} ({dataset.class_names[lost[0]]}) for {part}; must hold some, not all"
+                )
             raise UserError(
                 f"config.data.val_fraction = {val_fraction}: leaves no example of class {lost[0]} "
                 f"({dataset.class_names[lost[0]]}) for {part}, of {np.sum(labels == lost[0])}; "

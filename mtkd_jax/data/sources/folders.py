@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import csv as tables
+import difflib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +16,13 @@ from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
 from mtkd_jax.data.checks import checked, first_line
 from mtkd_jax.data.loading import part_of_groups
-from mtkd_jax.types import DataSet, Images, UserError
+from mtkd_jax.types import DataSet, Images, UserError, printable
 
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PARTS = {  # folders and words of a split column, in any case -> part
+    **dict.fromkeys(("train", "training", "trainset", "train_set"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset", "val_set"), "val"),
+    **dict.fromkeys(("test", "testing", "testset", "test_set"), "test"),
+}
 
 
 def folder(
@@ -26,17 +32,20 @@ def folder(
     channels: int = 0,
     fit: str = "crop",
     test_fraction: float = 0.2,
+    test_from: str = "",
     groups: str = "",
     skip_corrupt: bool = False,
     stream: str = "auto",
     seed: int = 0,
 ) -> DataSet:
-    """A folder of image files: root/CLASS/file, or root/SPLIT/CLASS/file with the splits train, val and test.
+    """A folder of image files: root/CLASS/file, root/SPLIT/CLASS/file or root/CLASS/SPLIT/file.
 
-    Without splits, about `test_fraction` of every class is the test set, drawn with `seed`. A split val (or
-    valid, validation) is what is validated on. `groups` names a table below root with the columns path and
-    group: then a test set that is drawn shares no group with training. Images may lie deeper in the folder
-    of their class; hidden files and files with other endings than those of images are not looked at.
+    Splits are train, val and test, or words like them (Training, valid, testing, ...). Without them, about
+    `test_fraction` of every class is the test set, drawn with `seed`. A split val is what is validated on.
+    Where none is test, `test_from` says what is tested on: "val" makes a test set of val, "train" draws
+    one from train. `groups` names a table below root with the columns path and group: then a test set that
+    is drawn shares no group with training. Images may lie deeper in the folder of their class, behind links
+    too; a lone folder around all of it is looked through. What is passed over is counted in the notes.
 
     Images are brought to `image_size`, s or (h, w), as `fit` says (crop, pad or stretch: see `images.read`);
     0 is the size that all of them share. `channels` is 1 or 3; 0 is 1 where all are grey and else 3.
@@ -48,11 +57,11 @@ def folder(
     if not path or not root.is_dir():
         raise UserError(f"data.path = {path!r}: no such folder; must hold a folder of images for every class")
     reading = _reading(image_size, channels, fit, skip_corrupt, stream)
-    files = sorted(_files_below(root))
+    files, notes = _files_below(root)
     if groups:
         files = _grouped(files, _inside(root, groups))
-    files = _in_parts(files, root, test_fraction, seed)
-    return _dataset(root.resolve().name, files, root, reading)
+    files, drawn = _in_parts(files, root, test_fraction, test_from, seed)
+    return _dataset(root.resolve().name, files, root, reading, (*notes, *drawn))
 
 
 def csv(
@@ -62,14 +71,15 @@ def csv(
     channels: int = 0,
     fit: str = "crop",
     test_fraction: float = 0.2,
+    test_from: str = "",
     skip_corrupt: bool = False,
     stream: str = "auto",
     seed: int = 0,
 ) -> DataSet:
     """A table of image files with the columns path and label, and perhaps split and group.
 
-    The first line names the columns; they are separated by commas, or by tabs in a file that ends in .tsv.
-    Paths start at the table's folder and stay in it; labels are names; splits are train, val and test.
+    The first line names the columns, which are separated by commas, tabs or semicolons. Paths start at the
+    table's folder and stay in it; labels are names; splits are as in `folder`. Other columns are not read.
     Without splits a test set is drawn, and all else is done, as in `folder`.
     """
     file = pathlib.Path(os.path.expanduser(path))
@@ -78,8 +88,8 @@ def csv(
             f"data.path = {path!r}: no such file; must be a table with the columns path and label"
         )
     reading = _reading(image_size, channels, fit, skip_corrupt, stream)
-    files = _in_parts(sorted(_files_of_table(file)), file, test_fraction, seed)
-    return _dataset(file.stem, files, file.parent, reading)
+    files, notes = _in_parts(sorted(_files_of_table(file)), file, test_fraction, test_from, seed)
+    return _dataset(file.stem, files, file.parent, reading, notes)
 
 
 # --- which files --------------------------------------------------------------------------------------
@@ -94,78 +104,134 @@ class _File(NamedTuple):
     group: str = ""
 
 
-def _files_below(root: pathlib.Path) -> Iterator[_File]:
-    """The image files of every class."""
-    names = _folders(root)
-    splits = [name for name in names if name.lower() in _PARTS]
-    if splits and (others := sorted(set(names) - set(splits))):
+def _files_below(root: pathlib.Path) -> tuple[list[_File], list[str]]:
+    """The image files of every class, and notes on what was passed over."""
+    notes = []
+    top = _unwrapped(root)
+    if top != root:
+        notes.append(f"Read from {top.relative_to(root)}, the only folder in {root}.")
+    names = _folders(top)
+    splits = {name: part for name in names if (part := _PARTS.get(name.lower()))}
+    if splits and (others := [name for name in names if name not in splits]):
         raise UserError(
-            f"{root}: holds the folders {splits[0]} and {others[0]}: must hold splits (train, val, test) "
-            "or classes, not both"
+            f"{top}: holds the folders {next(iter(splits))} and {others[0]}: must hold splits (train, val, "
+            f"test) or classes, not both{_near_part(others[0])}"
         )
-    for split in splits or [""]:
-        for label in _folders(root / split):
-            for file in _images_below(root / split / label):
-                path = file.relative_to(root)
-                _inside(root, path)
-                yield _File(path.as_posix(), label, part=_PARTS.get(split.lower(), ""))
+    if splits:
+        beside = [top, *(top / split for split in splits)]
+        places = [
+            (top / split / label, label, part)
+            for split, part in splits.items()
+            for label in _folders(top / split)
+        ]
+    else:
+        beside = [top]
+        places = [(top / label, label, "") for label in names]
+        places = _with_inner_splits(top, places)
+    found, others = [], []
+    for place, label, part in places:
+        files = image_files.files_below(place)
+        images = [file for file in files if image_files.is_named_as_image(file.name)]
+        others += [file for file in files if not image_files.is_named_as_image(file.name)]
+        if not images:
+            raise UserError(
+                f"{place}: holds no image; must hold files that end in {', '.join(image_files.SUFFIXES)}"
+            )
+        found += [_File(file.relative_to(root).as_posix(), label, part) for file in images]
+    stray = [file for place in beside for file in sorted(place.iterdir()) if _is_stray(file)]
+    if stray:
+        notes.append(f"{len(stray)} images beside the folders of classes were not read, such as {stray[0]}.")
+    if others:
+        counts = collections.Counter(file.suffix.lower() or "no ending" for file in others)
+        told = ", ".join(f"{number} {suffix}" for suffix, number in counts.most_common(3))
+        notes.append(f"{len(others)} files do not end as images do and were not read ({told}).")
+    return sorted(found), notes
+
+
+def _unwrapped(root: pathlib.Path) -> pathlib.Path:
+    """The folder that holds the classes or splits: inside of a lone folder, if that holds no images."""
+    inner = [entry for entry in root.iterdir() if not image_files.of_system(entry.name)]
+    folders = [entry for entry in inner if entry.is_dir()]
+    images = [entry for entry in inner if image_files.is_named_as_image(entry.name)]
+    if len(folders) != 1 or images or folders[0].name.lower() in _PARTS:
+        return root
+    deeper = [entry for entry in folders[0].iterdir() if not image_files.of_system(entry.name)]
+    holds_images = any(image_files.is_named_as_image(entry.name) for entry in deeper)
+    if holds_images or not any(entry.is_dir() for entry in deeper):
+        return root
+    return _unwrapped(folders[0])
+
+
+def _with_inner_splits(
+    top: pathlib.Path, places: list[tuple[pathlib.Path, str, str]]
+) -> list[tuple[pathlib.Path, str, str]]:
+    """CLASS/SPLIT, where every class holds splits and nothing else; else the places as they are.
+
+    Raises UserError where all of several classes hold the same folders and no image: these are splits whose
+    names nobody knows, or classes within them.
+    """
+    inner = {place: _inner_folders(place) for place, _, _ in places}
+    if not all(inner.values()):
+        return places
+    if all(name.lower() in _PARTS for names in inner.values() for name in names):
+        return [
+            (place / name, label, _PARTS[name.lower()]) for place, label, _ in places for name in inner[place]
+        ]
+    first, *rest = inner
+    if rest and all(inner[place] == inner[first] for place in rest) and len(inner[first]) > 1:
+        same = ", ".join(inner[first][:3])
+        raise UserError(
+            f"{top}: the folders {first.name} and {rest[0].name} hold the same folders ({same}), no image: "
+            f"splits must be called train, val and test{''.join(_near_part(place.name) for place in inner)}; "
+            "classes must hold images of their own"
+        )
+    return places
+
+
+def _inner_folders(place: pathlib.Path) -> list[str]:
+    """Names of the folders in a folder that holds no image itself; [] for one that does."""
+    entries = [entry for entry in sorted(place.iterdir()) if not image_files.of_system(entry.name)]
+    if any(image_files.is_named_as_image(entry.name) for entry in entries):
+        return []
+    return [entry.name for entry in entries if entry.is_dir()]
 
 
 def _folders(parent: pathlib.Path) -> list[str]:
-    """Names of the folders in a folder, sorted; at least one, and none of them hidden or a link."""
-    found = sorted(entry for entry in parent.iterdir() if entry.is_dir() and not _hidden(entry.name))
+    """Names of the folders in a folder, sorted; at least one."""
+    entries = sorted(parent.iterdir())
+    found = [entry.name for entry in entries if entry.is_dir() and not image_files.of_system(entry.name)]
     if not found:
         raise UserError(f"{parent}: holds no folder; must hold a folder of images for every class")
-    for entry in found:
-        _check_no_link(entry)
-    return [entry.name for entry in found]
-
-
-def _images_below(parent: pathlib.Path) -> list[pathlib.Path]:
-    """The image files in a folder and in the folders in it; at least one."""
-    found = []
-    for place, folders, names in os.walk(parent):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        for name in folders:
-            _check_no_link(pathlib.Path(place, name))
-        found += [
-            pathlib.Path(place, name)
-            for name in names
-            if name.lower().endswith(image_files.SUFFIXES) and not _hidden(name)
-        ]
-    if not found:
-        raise UserError(
-            f"{parent}: holds no image; must hold files that end in {', '.join(image_files.SUFFIXES)}"
-        )
     return found
 
 
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
+def _is_stray(file: pathlib.Path) -> bool:
+    return (
+        image_files.is_named_as_image(file.name) and not image_files.of_system(file.name) and file.is_file()
+    )
 
 
-def _check_no_link(place: pathlib.Path) -> None:
-    if place.is_symlink():
-        raise UserError(f"{place}: is a link to a folder; must be a folder itself")
+def _near_part(name: str) -> str:
+    near = difflib.get_close_matches(name.lower(), _PARTS, n=1)
+    return f" (did you mean {near[0]} by {name}?)" if near else ""
 
 
 def _inside(root: pathlib.Path, path: str | pathlib.PurePath) -> pathlib.Path:
-    """The file of this path below root; never one that lies elsewhere, however the path or a link leads."""
-    below = pathlib.PurePath(path)
-    try:
-        inside = (root / below).resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError, ValueError):  # a link that leads to itself, a path that cannot be one
-        inside = False
-    if not inside or below.is_absolute() or ".." in below.parts:
+    """The file of this path below root, also where it is written in full; never one that lies elsewhere.
+
+    A link below root is the user's own and may lead where it wants.
+    """
+    written = os.path.normpath(root.absolute() / path)
+    if "\0" in str(path) or not pathlib.PurePath(written).is_relative_to(os.path.normpath(root.absolute())):
         raise UserError(f"{root}: {str(path)!r} leads out of this folder; must be a path to a file in it")
-    return root / below
+    return root / pathlib.PurePath(written).relative_to(os.path.normpath(root.absolute()))
 
 
 def _files_of_table(file: pathlib.Path) -> Iterator[_File]:
     """The image files that a table lists."""
     files = {}
-    for where, row in _table(file, "label"):
-        path = _inside(file.parent, row["path"]).relative_to(file.parent).as_posix()
+    for where, row in _table(file, ("path", "label"), ("split", "group")):
+        path = _inside(file.parent, row["path"].replace("\\", "/")).relative_to(file.parent).as_posix()
         part = _PARTS.get(row.get("split", "train").lower())
         if part is None:
             raise UserError(f"{where}: split {row['split']!r}: must be train, val or test")
@@ -177,45 +243,88 @@ def _files_of_table(file: pathlib.Path) -> Iterator[_File]:
 
 def _grouped(files: list[_File], file: pathlib.Path) -> list[_File]:
     """The files with the groups that a table gives them."""
-    groups = {pathlib.PurePosixPath(row["path"]).as_posix(): row["group"] for _, row in _table(file, "group")}
+    rows = _table(file, ("path", "group"), ())
+    groups = {
+        pathlib.PurePosixPath(row["path"].replace("\\", "/")).as_posix(): row["group"] for _, row in rows
+    }
     for image in files:
         if image.path not in groups:
             raise UserError(f"{file}: has no line for {image.path}; must give every image a group")
     return [image._replace(group=groups[image.path]) for image in files]
 
 
-def _table(file: pathlib.Path, needed: str) -> list[tuple[str, dict[str, str]]]:
-    """Where each line is, and the line by the names of its columns, none of them empty."""
+def _table(
+    file: pathlib.Path, needed: Sequence[str], possible: Sequence[str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Where each line is, and the columns of it that are read, none of them empty.
+
+    Blanks around an entry are none of it. Which sign separates the columns is told by the first line.
+    """
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
-            reader = tables.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-            columns = reader.fieldnames or []
-            rows = [(f"{file}: line {reader.line_num}", row) for row in reader]
+            head = stream.readline()
+            stream.seek(0)
+            reader = tables.reader(stream, delimiter=_delimiter(head, needed))
+            columns = [name.strip() for name in next(reader, [])]
+            lines = [
+                (f"{file}: line {reader.line_num}", line) for line in reader if any(map(str.strip, line))
+            ]
     except (OSError, ValueError, tables.Error) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); must be a table in UTF-8") from error
-    for name in ("path", needed):
-        if name not in columns:
-            raise UserError(
-                f"{file}: has no column {name}; the first line must name the columns, with path and {needed}"
-            )
-    if not rows:
+    _check_columns(file, columns, needed)
+    if not lines:
         raise UserError(f"{file}: lists no image; must have a line for each")
-    for where, row in rows:
-        if None in row or not all(row.values()):
-            raise UserError(f"{where}: must have an entry in each of the columns {', '.join(columns)}")
+    read = [name for name in (*needed, *possible) if name in columns]
+    rows = []
+    for where, line in lines:
+        if len(line) > len(columns):
+            raise UserError(f"{where}: has {len(line)} entries for {len(columns)} columns; must have as many")
+        row = {name: entry.strip() for name, entry in zip(columns, line) if name in read}
+        if empty := [name for name in read if not row.get(name)]:
+            raise UserError(
+                f"{where}: must have an entry in each of the columns {', '.join(read)}, {empty[0]} is empty"
+            )
+        rows.append((where, row))
     return rows
+
+
+def _delimiter(head: str, needed: Sequence[str]) -> str:
+    """Comma, tab or semicolon: what makes the needed columns of the first line, else the commonest."""
+
+    def columns(sign: str) -> set[str]:
+        return {name.strip().strip('"') for name in head.split(sign)}
+
+    return max(",\t;", key=lambda sign: (len(columns(sign) & {*needed}), head.count(sign)))
+
+
+def _check_columns(file: pathlib.Path, columns: list[str], needed: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
+    if twice:
+        raise UserError(f"{file}: has two columns {twice[0]}; must have one of each name")
+    for name in needed:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1)
+            hint = f" (is it {near[0]}?)" if near else ""
+            raise UserError(
+                f"{file}: has no column {name}, but {', '.join(columns) or 'none'}{hint}; the first line "
+                f"must name the columns, with {' and '.join(needed)}"
+            )
 
 
 # --- which part ---------------------------------------------------------------------------------------
 
 
-def _in_parts(files: list[_File], where: pathlib.Path, test_fraction: float, seed: int) -> list[_File]:
-    """The files with the parts that they were published in, or that are drawn here."""
+def _in_parts(
+    files: list[_File], where: pathlib.Path, test_fraction: float, test_from: str, seed: int
+) -> tuple[list[_File], tuple[str, ...]]:
+    """The files with the parts they were published in, or that are drawn here, and notes on the latter."""
     if not 0 < test_fraction <= 0.5:
         raise UserError(f"test_fraction = {test_fraction}: must lie above 0 and be at most 0.5")
+    if test_from not in ("", "val", "train"):
+        raise UserError(f"test_from = {test_from!r}: must be val or train, or '' where there is a test set")
     if not files[0].part:
-        drawn = set(_drawn_test(files, where, test_fraction, seed))
-        return [file._replace(part="test" if n in drawn else "train") for n, file in enumerate(files)]
+        return _with_drawn_test(files, where, test_fraction, seed), ()
+    files, notes = _tested_on(files, where, test_fraction, test_from, seed)
     classes = {part: {file.label for file in files if file.part == part} for part in ("train", "val", "test")}
     for part, labels in classes.items():
         if part != "val" and not labels:
@@ -225,7 +334,33 @@ def _in_parts(files: list[_File], where: pathlib.Path, test_fraction: float, see
             raise UserError(
                 f"{where}: class {differ[0]} is in {inside} and not in {outside}; must be in every split"
             )
-    return files
+    return files, notes
+
+
+def _tested_on(
+    files: list[_File], where: pathlib.Path, test_fraction: float, test_from: str, seed: int
+) -> tuple[list[_File], tuple[str, ...]]:
+    """Published splits with a test set, which is made where there is none, and what was done."""
+    parts = {file.part for file in files}
+    if "test" in parts and test_from:
+        raise UserError(f"{where}: has a test set; test_from = {test_from!r} must be ''")
+    if "test" in parts or "train" not in parts:
+        return files, ()
+    if test_from == "val" and "val" in parts:
+        renamed = [file._replace(part="test" if file.part == "val" else file.part) for file in files]
+        return renamed, ("The split val is what is tested on (test_from): validation is cut from training.",)
+    if test_from == "train":
+        train = [file for file in files if file.part == "train"]
+        drawn = _with_drawn_test(train, where, test_fraction, seed)
+        note = f"The test set, {test_fraction:g} of the split train, was drawn (test_from)."
+        return sorted([*drawn, *(file for file in files if file.part == "val")]), (note,)
+    either = "test_from='val' to test on val, or " if "val" in parts else ""
+    raise UserError(f"{where}: has no split test; say {either}test_from='train' to draw one from train")
+
+
+def _with_drawn_test(files: list[_File], where: pathlib.Path, test_fraction: float, seed: int) -> list[_File]:
+    drawn = set(_drawn_test(files, where, test_fraction, seed))
+    return [file._replace(part="test" if n in drawn else "train") for n, file in enumerate(files)]
 
 
 def _drawn_test(files: list[_File], where: pathlib.Path, test_fraction: float, seed: int) -> Sequence[int]:
@@ -274,7 +409,9 @@ def _reading(
     return _Reading(None if size == (0, 0) else size, channels, fit, skip_corrupt, stream)
 
 
-def _dataset(name: str, files: list[_File], root: pathlib.Path, reading: _Reading) -> DataSet:
+def _dataset(
+    name: str, files: list[_File], root: pathlib.Path, reading: _Reading, notes: Sequence[str]
+) -> DataSet:
     """The data of these files; all of them have a part, and all or none a group."""
     shape = _common_shape(files, root, reading)
     num_bytes = len(files) * int(np.prod(shape))
@@ -291,13 +428,16 @@ def _dataset(name: str, files: list[_File], root: pathlib.Path, reading: _Readin
         if "" not in groups:
             fields[f"{part}_groups"] = np.array([groups[f.group] for f in sound[part]], np.int32)
     val_rows = np.flatnonzero([f.part == "val" for f in sound["train"]])
-    notes = [f"{len(errors)} of {len(files)} images were left out, the first: {errors[0]}"] if errors else []
+    left_out = (
+        [f"{len(errors)} of {len(files)} images were left out, the first: {errors[0]}"] if errors else []
+    )
     return checked(
         DataSet(
             name=name,
             class_names=tuple(labels),
             val_rows=val_rows if len(val_rows) else None,
-            notes=tuple(notes),
+            notes=(*map(printable, notes), *left_out),
+            fit=reading.fit,
             **fields,
         ),
         where=str(root),
