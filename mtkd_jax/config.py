@@ -80,6 +80,8 @@ def default() -> ConfigDict:
     config.teachers.patience = 0  # epochs without a better validation NLL; 0 = train to the end
     config.teachers.init_from = ()  # files of PyTorch weights to begin with, a file each or one for all
     config.teachers.trained = False  # True: those of init_from, a file each, teach as they are
+    config.teachers.mean = ()  # a channel, of images in 0..1: what the files' networks were trained with
+    config.teachers.std = ()  # both () = those of the training images
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
 
     config.train = ConfigDict()
@@ -163,6 +165,7 @@ RANGES = {
     "teachers.weight_decays": _at_least(0),
     "teachers.label_smoothings": _SHARE,
     "teachers.patience": _at_least(0),
+    "teachers.std": _POSITIVE,
     "train.epochs": _at_least(1),
     "train.eval_every": _at_least(1),
     "train.batch_size": _at_least(1),
@@ -239,6 +242,15 @@ def _check_weights(config: ConfigDict) -> None:
         )
     if teachers.init_from and teachers.from_run:
         raise UserError("config.teachers.init_from and from_run: teachers come from one or the other")
+    if (teachers.mean or teachers.std) and not teachers.init_from:
+        raise UserError(
+            "config.teachers.mean and std: are for the networks of teachers.init_from, which is empty"
+        )
+    if len(teachers.mean) != len(teachers.std):
+        raise UserError(
+            f"config.teachers.mean and std: have {len(teachers.mean)} and {len(teachers.std)} values; "
+            "give one of each for every channel"
+        )
     if teachers.trained and len(teachers.init_from) != teachers.num_members:
         raise UserError(
             f"config.teachers.trained: teachers.init_from names {len(teachers.init_from)} files for "
@@ -628,6 +640,8 @@ _ENTRY_TYPES = {
     "teachers.learning_rates": "float",
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",
+    "teachers.mean": "float",
+    "teachers.std": "float",
 }
 _PLAIN_DICTS = ("students.arguments",)  # one value, whatever its keys
 

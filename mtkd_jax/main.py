@@ -137,7 +137,9 @@ def _unknown_field(argv: Sequence[str], path: str, error: AttributeError) -> str
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+    # What comes out of the file is a traceback, on one line if the last of it was a UserError.
+    lines = str(error).replace("\\n", "\n").strip().splitlines()
+    return lines[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
 
 
 def _one_line(error: Exception) -> str:

@@ -12,13 +12,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, deserialize
 from safetensors import numpy as safetensors
 
 from mtkd_jax import population
 from mtkd_jax.jobs import Job
 from mtkd_jax.models.pytorch import from_state_dict, task_of
 from mtkd_jax.types import Model, PyTree, UserError
+
+WITH_BFLOAT16 = {
+    "BF16": jnp.bfloat16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "I64": np.int64,
+}
 
 
 def begun(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
@@ -73,19 +81,41 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     Raises UserError when the file is of another kind, cannot be read or is damaged.
     """
     path = Path(path)
-    readers = {".safetensors": safetensors.load, ".npz": _read_npz}
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
     if path.suffix not in readers:
         raise UserError(
             f"{path}: expected a .safetensors or .npz file; PyTorch's other formats can run code when read"
         )
     try:
-        return readers[path.suffix](path.read_bytes())
+        return _finite(readers[path.suffix](path.read_bytes()), path)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot read the weights: {error.strerror}") from error
     except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: damaged, or not arrays of numbers that NumPy knows, such as float32"
         ) from error
+
+
+def _finite(tensors: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise UserError(f"{path}: tensor {name} holds NaN or infinite numbers; must be sound weights")
+    return tensors
+
+
+def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """Arrays of NumPy's own types; bfloat16, which is none, as float32."""
+    tensors = dict(deserialize(data))
+    if all(tensor["dtype"] != "BF16" for tensor in tensors.values()):
+        return safetensors.load(data)
+    return {
+        name: np.frombuffer(tensor["data"], WITH_BFLOAT16[tensor["dtype"]])
+        .astype(np.float32)
+        .reshape(tensor["shape"])
+        for name, tensor in tensors.items()
+    }
 
 
 def _read_npz(data: bytes) -> dict[str, np.ndarray]:

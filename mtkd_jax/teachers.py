@@ -52,7 +52,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     job = jobs.make(
         config,
         stage=stage,
-        model=network(split, address),
+        model=network(split, address, _statistics(config)),
         recipes=(SUPERVISED,),
         members=range(num_members),
         names=tuple(f"teacher {k}" for k in range(num_members)),
@@ -141,7 +141,8 @@ def beginning(config: ConfigDict, split: Split, address: str) -> str:
     files = config.teachers.init_from
     if not files:
         return ""
-    read = pretrained.variables(files, network(split, address), "teachers.init_from", any_classes=True)
+    model = network(split, address, _statistics(config))
+    read = pretrained.variables(files, model, "teachers.init_from", any_classes=True)
     num_classes = split.dataset.num_classes
     anew = any(own["params"]["heads"]["bias"].shape[-1] != num_classes for own in read)
     return f"The teachers began with the weights of {', '.join(files)}" + (
@@ -192,12 +193,35 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
 
 def _from_files(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
     files, (address,) = config.teachers.init_from, teacher_models(config)
-    model = network(split, address)
+    model = network(split, address, _statistics(config))
     read = population.stack(pretrained.variables(files, model, "teachers.init_from"))
     names = tuple(f"teacher {k}" for k in range(len(files)))
     unknown = np.full(len(files), np.nan, np.float32)  # no validation has chosen these weights
     found = Fitted(Population(model, read, {}, names), unknown, (), 0.0)
-    return {stage_name(address): found}, (f"The teachers are those of {', '.join(files)}, as they are.",)
+    notes = (f"The teachers are those of {', '.join(files)}, as they are.", _normalised(config, split))
+    return {stage_name(address): found}, notes
+
+
+def _statistics(config: ConfigDict) -> Statistics | None:
+    """(mean, std) that the files' networks were trained with, where the configuration says so."""
+    return (tuple(config.teachers.mean), tuple(config.teachers.std)) if config.teachers.mean else None
+
+
+def _normalised(config: ConfigDict, split: Split) -> str:
+    """For the report: what teachers that come trained see, which should be what they were trained with."""
+    own, given = loading.channel_statistics(split), _statistics(config)
+    if given is None:
+        return (
+            "The teachers' images are normalised by mean and std of this run's training images; if they were "
+            "trained with others, set teachers.mean and teachers.std."
+        )
+    told = "; ".join(
+        f"{name} {', '.join(f'{value:.3g}' for value in values)}"
+        for name, values in zip(("mean", "std"), given)
+    )
+    apart = max(abs(a - b) / max(s, 1e-6) for a, b, s in zip(given[0], own[0], own[1]))
+    differ = " They are far from those of this run's training images: is the scale 0..1?" if apart > 1 else ""
+    return f"The teachers' images are normalised by {told} (teachers.mean, teachers.std).{differ}"
 
 
 def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:
@@ -213,7 +237,9 @@ def _restored(source: Path, address: str, split: Split, num_members: int) -> Fit
     folder = source / "checkpoints" / stage_name(address)
     whole = checkpoint.latest(folder / "finished")
     parts = sorted(folder.glob("part-*"), key=lambda part: (len(part.name), part.name))  # -10 after -9
-    model, run = network(split, address), workdir.read_run(source)
+    their = (workdir.read_config(source) or {}).get("teachers", {})
+    statistics = (tuple(their["mean"]), tuple(their["std"])) if their.get("mean") else None
+    model, run = network(split, address, statistics), workdir.read_run(source)
     found = [_restored_part(part, model, split, run) for part in ([folder] if whole else parts)]
     if None in found or sum(part.population.num_members for part in found) != num_members:
         raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
@@ -242,9 +268,21 @@ def _restored_part(folder: Path, model: Model, split: Split, run: str) -> Fitted
     )
 
 
-def network(split: Split, address: str) -> Model:
-    """The one-headed network of a teacher for this data."""
-    mean, std = loading.channel_statistics(split)
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of every channel, of images in 0..1
+
+
+def network(split: Split, address: str, statistics: Statistics | None = None) -> Model:
+    """The one-headed network of a teacher for this data, which normalises by its own statistics or others.
+
+    Raises UserError where these are of another number of channels.
+    """
+    mean, std = own = loading.channel_statistics(split)
+    if statistics is not None and len(statistics[0]) != len(mean):
+        raise UserError(
+            f"config.teachers.mean: has {len(statistics[0])} values for images of {len(mean)} channels; give "
+            "one each"
+        )
+    mean, std = statistics or own
     return build_model(address, Task(split.dataset.num_classes, 1, mean, std), "teachers.models")
 
 

@@ -171,3 +171,39 @@ def test_npz_without_names_of_classes_and_with_whole_numbers(tmp_path):
 )
 def test_what_is_wrong_with_an_npz_is_one_line(tmp_path, changed, said):
     assert said in refused(archive(tmp_path, **changed)[0])
+
+
+UNEQUAL = "1\t1\t2\t3\n2\t4\t5\n"
+
+
+def test_series_of_unequal_length_are_filled_up_where_that_is_asked_for(tmp_path):
+    place = folder_of(tmp_path, ".tsv", UNEQUAL, "1\t6\tNaN\tNaN\tNaN\n2\t7\t8\t9\t10\n")
+    message = refused(place)
+    assert "line 2: channels of (2,) values" in message and "pad='zeros' or pad='last' fills up" in message
+    zeros, last = (ucr(path=place, pad=pad) for pad in ("zeros", "last"))
+    np.testing.assert_array_equal(zeros.train_images[..., 0, 0], [[1, 2, 3, 0], [4, 5, 0, 0]])
+    np.testing.assert_array_equal(last.train_images[..., 0, 0], [[1, 2, 3, 3], [4, 5, 5, 5]])
+    np.testing.assert_array_equal(last.test_images[..., 0, 0], [[6, 6, 6, 6], [7, 8, 9, 10]])
+    assert "must be zeros or last" in refused(place, pad="zero")
+
+
+def test_values_missing_in_the_middle_are_refused_with_any_padding(tmp_path):
+    place = folder_of(tmp_path, ".tsv", "1\t1\tNaN\t3\n2\t4\t5\t6\n", "1\t1\t2\t3\n")
+    for pad in ("", "zeros"):
+        assert "line 1: 1 values are missing" in refused(place, pad=pad)
+
+
+def test_arff_of_one_channel_and_of_several(tmp_path):
+    header = "@relation mine\n@attribute a numeric\n@DATA\n"
+    for name in ("one", "two", "none"):
+        (tmp_path / name).mkdir()
+    one = ucr(path=folder_of(tmp_path / "one", ".arff", header + "1,2,a\n3,4,'b'\n", header + "5,6,b\n"))
+    np.testing.assert_array_equal(one.train_images[..., 0, 0], [[1, 2], [3, 4]])
+    assert one.class_names == ("a", "b") and one.test_labels.tolist() == [1]
+    two = ucr(
+        path=folder_of(
+            tmp_path / "two", ".arff", header + "'1,2\\n3,4',a\n\"5,6\\n7,8\",b\n", header + "'1,2\\n3,4',b\n"
+        )
+    )
+    np.testing.assert_array_equal(two.train_images[:, :, 0], [[[1, 3], [2, 4]], [[5, 7], [6, 8]]])
+    assert "no line @data" in refused(folder_of(tmp_path / "none", ".arff", "1,2,a\n", "1,2,a\n"))

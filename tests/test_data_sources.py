@@ -157,7 +157,9 @@ BAD = {
     "rank of images": ("train_images", lambda a: a[0, 0], "shape (4, 3): must be [N,h,w,c]"),
     "no pixels": ("train_images", lambda a: a[:, :0], "shape (12, 0, 4, 3): must be"),
     "no examples": ("test_images", lambda a: a[:0], "is empty: must hold at least one image"),
-    "column of labels": ("train_labels", lambda a: a[:, None], "shape (12, 1): must be [N]"),
+    "one-hot labels": ("train_labels", lambda a: np.eye(3, dtype=int)[a], "of one-hot rows it is the argmax"),
+    "names twice": ("class_names", lambda a: np.array(["a", "b", "a"]), "'a' stands there twice"),
+    "name with an escape": ("class_names", lambda a: np.array(["a", "b", "\x1b[2J"]), "must be plain text"),
     "fewer labels": ("train_labels", lambda a: a[:-1], "11 labels for 12 images"),
     "more test labels": ("test_labels", lambda a: np.append(a, 0), "7 labels for 6 images"),
     "label too high": ("test_labels", lambda a: a + 1, "labels 1..3: must lie in 0..C-1, with C = 3 classes"),
@@ -383,9 +385,71 @@ def test_npz_names_that_lead_out_of_the_archive_lead_nowhere(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["inner", "made.npz"]
 
 
+def test_npz_labels_may_stand_in_a_column_and_channels_first(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (12, 6, 5, 3), dtype=np.uint8), np.arange(12) % 3
+    file = tmp_path / "made.npz"
+    turned = images.transpose(0, 3, 1, 2)
+    np.savez(
+        file,
+        train_images=turned,
+        train_labels=labels[:, None],
+        test_images=turned[:6],
+        test_labels=labels[:6, None],
+        val_images=turned[:3],
+        val_labels=labels[:3, None],
+    )
+    found = npz(path=str(file))
+    np.testing.assert_array_equal(found.train_images, np.concatenate([images, images[:3]]))
+    np.testing.assert_array_equal(found.train_labels, np.append(labels, labels[:3]))
+    assert found.notes == ("The images are [N,c,h,w], and were turned to [N,h,w,c].",)
+
+
+@pytest.mark.parametrize("shape", [(12, 3, 4, 3), (12, 32, 32, 3), (12, 5, 6, 7), (12, 3, 3, 9)])
+def test_npz_turns_only_what_can_be_nothing_else(tmp_path, shape):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(
+        tmp_path / "made.npz",
+        train_images=images,
+        train_labels=np.arange(12) % 3,
+        test_images=images,
+        test_labels=np.arange(12) % 3,
+    )
+    found = npz(path=str(tmp_path / "made.npz"))
+    assert found.train_images.shape == shape and found.notes == ()
+
+
+def test_npz_parts_of_two_scales_are_refused_and_bits_are_noted(tmp_path):
+    images = np.random.default_rng(0).random((12, 4, 4, 1), np.float32)
+    arrays = {"train_labels": np.arange(12) % 3, "test_labels": np.arange(12) % 3}
+    np.savez(tmp_path / "made.npz", train_images=images, test_images=images * 255, **arrays)
+    with pytest.raises(UserError, match="test_images: values up to 25.*must be of one scale"):
+        npz(path=str(tmp_path / "made.npz"))
+    bits = (images > 0.5).astype(np.uint8)
+    np.savez(tmp_path / "made.npz", train_images=bits, test_images=bits, **arrays)
+    assert npz(path=str(tmp_path / "made.npz")).notes[0].startswith("The images hold nothing but 0 and 1")
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e20, 3e38])
+def test_npz_values_that_float32_cannot_square_are_refused(tmp_path, scale):
+    images = (np.random.default_rng(0).random((12, 4, 4, 1)) * scale).astype(np.float32)
+    labels = np.arange(12) % 3
+    np.savez(
+        tmp_path / "made.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+    )
+    with pytest.raises(
+        UserError, match="train_images: values up to .*: must be of a size near 1, scale them"
+    ):
+        npz(path=str(tmp_path / "made.npz"))
+
+
 def test_npz_is_not_an_npy(tmp_path):
     np.save(tmp_path / "one.npy", np.arange(3))
-    with pytest.raises(UserError, match=r"one.npy: cannot read the list of its arrays \("):
+    with pytest.raises(UserError, match=r"one.npy: is one array alone; must be an .npz archive"):
         npz(path=str(tmp_path / "one.npy"))
 
 

@@ -1,10 +1,14 @@
 """Weights of files in a run: who begins with them, what begins anew, who teaches as he is."""
 
+from pathlib import Path
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import flax as safetensors
 
-from mtkd_jax import experiment, plan, population, predictions, teachers, training, workdir
+from mtkd_jax import experiment, plan, population, predictions, pretrained, teachers, training, workdir
 from mtkd_jax.data import loading
 from mtkd_jax.types import UserError
 from tests import small
@@ -90,7 +94,8 @@ def test_trained_teachers_teach_as_they_are(files):
     config = config_of(**{"teachers.init_from": weights, "teachers.trained": True})
     split = experiment.load_split(config)
     assert plan.train_teachers(config, split) == ()
-    found, (note,) = teachers.borrowed(config, split)
+    found, (note, normalised) = teachers.borrowed(config, split)
+    assert "if they were trained with others, set teachers.mean and teachers.std" in normalised
     assert note == f"The teachers are those of {', '.join(weights)}, as they are."
     (own,) = plan.ensemble_of(found)
     images = np.float32(split.dataset.test_images[:8] / 255)
@@ -98,6 +103,58 @@ def test_trained_teachers_teach_as_they_are(files):
         outputs, _ = own.model.apply(population.take(own.variables, member), images)
         expected = by_reference(name, split, images.transpose(0, 3, 1, 2))
         np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_trained_teachers_may_normalise_by_what_they_were_trained_with(files):
+    weights = (files["a"], files["b"])
+    config = config_of(
+        **{
+            "teachers.init_from": weights,
+            "teachers.trained": True,
+            "teachers.mean": (0.25,),
+            "teachers.std": (2.0,),
+        }
+    )
+    split = experiment.load_split(config)
+    found, (_, normalised) = teachers.borrowed(config, split)
+    assert normalised.startswith("The teachers' images are normalised by mean 0.25; std 2 (teachers.mean")
+    (own,) = plan.ensemble_of(found)
+    images = np.float32(split.dataset.test_images[:8] / 255)
+    outputs, _ = own.model.apply(population.take(own.variables, 0), images)
+    expected = reference.resnet(tensors(seed=0), (images.transpose(0, 3, 1, 2) - 0.25) / 2.0, 8)[0]
+    np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-4)
+    config.teachers.mean, config.teachers.std = (0.2, 0.2, 0.2), (1.0, 1.0, 1.0)
+    with pytest.raises(UserError, match="teachers.mean: has 3 values for images of 1 channels"):
+        teachers.borrowed(config, split)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "state_dict.model."])
+def test_the_prefix_of_a_wrapper_is_taken_off(prefix, files, tmp_path):
+    config = config_of()
+    model = teachers.network(experiment.load_split(config), NETWORK)
+    wrapped = {f"{prefix}{name}": value for name, value in tensors().items()}
+    np.savez(tmp_path / "w.npz", **wrapped, n_averaged=np.array(3))
+    read = pretrained.from_pytorch(tmp_path / "w.npz", model)
+    equal(read, pretrained.from_pytorch(Path(files["a"]), model))
+    np.savez(tmp_path / "two.npz", **wrapped, **{f"ema.{name}": value for name, value in tensors().items()})
+    with pytest.raises(UserError, match="two.npz: 2 networks are in it, under .*; save one of them alone"):
+        pretrained.from_pytorch(tmp_path / "two.npz", model)
+
+
+def test_bfloat16_is_read_and_what_is_not_finite_is_refused(tmp_path):
+    config = config_of()
+    model = teachers.network(experiment.load_split(config), NETWORK)
+    narrow = {name: jnp.asarray(value, jnp.bfloat16) for name, value in tensors().items()}
+    safetensors.save_file(narrow, tmp_path / "w.safetensors")
+    kernel = pretrained.from_pytorch(tmp_path / "w.safetensors", model)["params"]["stem_conv"]["kernel"]
+    expected = np.asarray(narrow["conv1.weight"].astype(jnp.float32)).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, expected)
+    for value in (np.nan, np.inf):
+        broken = tensors()
+        broken["layer1.0.conv1.weight"] = np.full_like(broken["layer1.0.conv1.weight"], value)
+        np.savez(tmp_path / "w.npz", **broken)
+        with pytest.raises(UserError, match="w.npz: tensor layer1.0.conv1.weight holds NaN or infinite"):
+            pretrained.from_pytorch(tmp_path / "w.npz", model)
 
 
 @pytest.mark.slow

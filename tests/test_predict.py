@@ -87,6 +87,48 @@ def test_every_image_of_a_folder_has_its_class_and_probability(student, photos, 
         assert one["probability"] == pytest.approx(wanted.max(), abs=1e-5)
 
 
+def test_images_are_brought_to_size_as_in_training(tmp_path, capsys):
+    """Half black, half white, twice as wide as high: cropping keeps the middle, stretching all of it."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, 4:12] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    shape = {"shape": [4, 4, 1], "dtype": "float32", "range": deployed.PIXELS}
+    said = {}
+    for fit in ("", "crop", "stretch"):
+        student = save(tmp_path / f"s{fit}", input={**shape, **({"fit": fit} if fit else {})})
+        assert predict.main(["--student", student, str(tmp_path / "a.png"), "--json"]) == 0
+        told = capsys.readouterr()
+        said[fit] = lines(told.out)[0]["class"]
+        assert told.err == ""
+    assert said == {"": "bright", "crop": "bright", "stretch": "grey [of all]"}
+    assert predict.main(["--student", student, str(tmp_path / "a.png"), "--json", "--fit", "crop"]) == 0
+    told = capsys.readouterr()
+    assert lines(told.out)[0]["class"] == "bright"
+    assert told.err == "note: --fit crop, but the network was trained with stretch\n"
+
+
+def test_folders_are_looked_through_and_what_systems_leave_is_passed_over(student, photos, capsys):
+    (photos / "more/deep").mkdir(parents=True)
+    Image.fromarray(np.full((7, 9), 255, np.uint8)).save(photos / "more/deep/z.jfif", format="jpeg")
+    for name in ("._a.png", ".DS_Store", "__MACOSX/._b.png", ".hidden/c.png", "@eaDir/a.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"no image")
+    assert predict.main(["--student", student, str(photos), "--json"]) == 0
+    found = [one["image"] for one in lines(capsys.readouterr().out)]
+    assert found == [str(photos / name) for name in (*GREYS, "more/deep/z.jfif")]
+
+
+def test_names_that_a_terminal_would_obey_are_shown(student, tmp_path, capsys):
+    name = "a\x1b[31m\nb.png"
+    Image.fromarray(np.zeros((7, 9), np.uint8)).save(tmp_path / name)
+    assert predict.main(["--student", student, str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\\nb.png" in shown
+    assert predict.main(["--student", student, str(tmp_path), "--json"]) == 0
+    (one,) = lines(capsys.readouterr().out)
+    assert one["image"] == str(tmp_path / name)  # JSON is exact
+
+
 def test_several_classes_are_told_in_order(student, photos, capsys):
     assert predict.main(["--student", student, str(photos / "e.png"), "--json", "--top", "9"]) == 0
     (one,) = lines(capsys.readouterr().out)

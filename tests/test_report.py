@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,14 @@ from tests.references.predictions import curves, make
 ROW_KEYS = {
     *("name", "transfer", "role", "architecture", "method", "rule", "alpha", "temperature", "arguments", "n"),
     *("accuracy", "nll", "ece", "brier", "val", "grid", "gap_share", "params", "flops", "latency_ms"),
-    *("train_seconds", "balanced_accuracy", "auroc", "recall_at_false_alarm_rate", "operating_point"),
+    *(
+        "apart",
+        "train_seconds",
+        "balanced_accuracy",
+        "auroc",
+        "recall_at_false_alarm_rate",
+        "operating_point",
+    ),
 }
 COMPARISON_KEYS = {
     *(
@@ -269,6 +277,76 @@ def test_chosen_student_is_chosen_on_validation_and_never_a_control(made):
     with_nan = dataclasses.replace(broken, val=np.full_like(broken.val, np.nan))
     groups = tuple(with_nan if one is broken else one for one in made.groups)
     assert analysis.chosen_student(dataclasses.replace(made, groups=groups))[0].key != broken.key
+
+
+def test_the_network_to_deploy_is_the_best_of_all_single_ones_whatever_it_is(made):
+    def told(predictions):
+        built = report.build(predictions)
+        return built["deploy"], built["findings"][-1]
+
+    perfect = 100 * np.eye(10, dtype=np.float32)[made.val_labels]
+    for name, transfer, words in (
+        ("baseline", "labelled", "trained without teachers"),
+        ("control", "unlabelled", "with the added heads but no teachers"),
+        ("mlp", "", ""),
+        ("vote", "labelled", ""),
+    ):
+        group = analysis.find(made, transfer, name=name)
+        val = perfect[None].repeat(len(group.members), 0)
+        groups = tuple(dataclasses.replace(one, val=val) if one is group else one for one in made.groups)
+        best = dataclasses.replace(made, groups=groups)
+        deploy, advice = told(best)
+        assert (deploy["name"], deploy["transfer"], deploy["member"]) == (name, transfer, group.members[0])
+        assert advice.startswith(f"What to deploy: {name} (") and words in advice
+        assert "lowest validation NLL (0.000)" in advice
+        assert ("No student is better" in advice) == (name != "vote")
+        asked, advice = told(dataclasses.replace(best, choose="student"))
+        student, _ = analysis.chosen_student(best)
+        assert (asked["name"], asked["transfer"]) == (student.name, student.transfer)
+        if name != "vote":
+            assert (
+                f"export.choose = student asks for it; by validation NLL alone it would be {name}" in advice
+            )
+    assert told(dataclasses.replace(made, choose="vote"))[0]["name"] == "vote"
+    gone, _ = told(dataclasses.replace(made, choose="broke down"))
+    assert gone["name"] == gone["best"]["name"]
+
+
+def test_a_member_far_from_the_others_is_named_beside_its_row(made):
+    group = analysis.find(made, "labelled", name="baseline")
+    right = np.eye(10, dtype=np.float32)[made.val_labels]
+    val = np.repeat(right[None], len(group.members), 0)
+    val[1, : len(right) // 2] = np.roll(right, 1, axis=1)[: len(right) // 2]  # right on half of them
+    built = report.build(replaced(made, "baseline", "labelled", val=val))
+    found = row(built, "baseline", "labelled")
+    half = 1 - (len(right) // 2) / len(right)
+    assert found["apart"] == [
+        {"member": group.members[1], "val_accuracy": pytest.approx(half), "median": 1.0}
+    ]
+    assert not any(other["apart"] for other in built["rows"] if other["name"] != "baseline")
+    (told,) = [text for text in built["findings"] if text.startswith("Far from the others")]
+    assert f"baseline (labelled, {group.members[1]})" in told
+    cells = [cells[0] for _, rows in tables.main_sections(built) for cells in rows]
+    assert any(cell.startswith("baseline †") for cell in cells)
+
+
+def test_a_row_whose_members_lie_close_names_nobody():
+    group = SimpleNamespace(members=("a", "b", "c", "d"))
+    assert analysis._apart(group, [0.61, 0.62, 0.60, 0.615], 1000) == []
+    assert analysis._apart(group, [0.61, 0.51], 1000) == []  # of two nobody knows which
+    (found,) = analysis._apart(group, [0.61, 0.62, 0.51, 0.615], 1000)  # median .6125, four errors .0616
+    assert found["member"] == "c" and found["median"] == pytest.approx(0.6125)
+    assert analysis._apart(group, [0.61, 0.62, 0.51, 0.615], 50) == []  # four errors are .28
+
+
+def test_names_that_a_reader_would_obey_are_shown_and_not_obeyed(made, tmp_path):
+    name = "<script>alert(1)</script>|x"
+    odd = dataclasses.replace(made, dataset="<b>data</b>", class_names=(name, *made.class_names[1:]))
+    predictions.save(tmp_path / "predictions.npz", odd)
+    report.write(tmp_path)
+    text, page = ((tmp_path / f"report.{kind}").read_text() for kind in ("md", "html"))
+    assert "<script>alert" not in text + page and "<b>data" not in text + page
+    assert "&lt;script>alert(1)&lt;/script>\\|x" in text
 
 
 def test_gradient_difference_is_rounding_and_would_notice_another_gradient(made, monkeypatch):
@@ -556,7 +634,7 @@ def test_more_classes_or_a_class_that_is_missing_have_nothing_to_detect(made, bu
 def test_findings_tell_who_misses_how_many(detected):
     (text,) = [text for text in detected["findings"] if text.startswith("Detection of smoke: ")]
     kept, num_positive = detected["chosen_student"]["detector"], detected["detection"]["num_positive"]
-    assert f"the student kept misses {kept['misses']} of {num_positive} (" in text
+    assert f"the best student misses {kept['misses']} of {num_positive} (" in text
     misses = row(detected, "baseline", "labelled")["operating_point"]["misses"]["mean"]
     assert f"its baseline {findings.count(misses)} on average" in text
     assert "allows 10 % false alarms on validation" in text

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mtkd_jax.types import DataSet, UserError, printable
+from mtkd_jax.types import DataSet, Images, UserError, printable
 
 
 def checked(dataset: DataSet, where: str) -> DataSet:
@@ -24,8 +24,13 @@ def checked(dataset: DataSet, where: str) -> DataSet:
             raise wrong(
                 f"{part}_images", f"shape {images.shape}: must be [N,h,w,c], or [N,h,w] for grey images"
             )
+        if labels.ndim == 2 and labels.shape[1] == 1:  # as some archives and Keras write them
+            labels = labels[:, 0]
         if labels.ndim != 1:
-            raise wrong(f"{part}_labels", f"shape {labels.shape}: must be [N], one class number an image")
+            hint = "; of one-hot rows it is the argmax" if labels.ndim == 2 else ""
+            raise wrong(
+                f"{part}_labels", f"shape {labels.shape}: must be [N], one class number an image{hint}"
+            )
         if len(images) == 0:
             raise wrong(f"{part}_images", "is empty: must hold at least one image")
         if len(images) != len(labels):
@@ -64,17 +69,48 @@ def checked(dataset: DataSet, where: str) -> DataSet:
             "test_images",
             f"{test.dtype} {test.shape[1:]}: must be as in train_images, {train.dtype} {train.shape[1:]}",
         )
+    notes = _check_scales(train, test, wrong)
     return dataclasses.replace(
-        dataset, **fields, **_checked_groups(dataset, wrong), **_checked_val_rows(dataset, wrong)
+        dataset,
+        **fields,
+        **_checked_groups(dataset, wrong),
+        **_checked_val_rows(dataset, wrong),
+        notes=(*dataset.notes, *notes),
     )
+
+
+MOST_APART = 100  # times that the values of one part may be as large as those of the other
+SMALLEST, LARGEST = 1e-18, 1e18  # of what is there: the squares of others are no float32 numbers
+
+
+def _check_scales(train: np.ndarray | Images, test: np.ndarray | Images, wrong: Callable) -> tuple[str, ...]:
+    """Raise what `wrong` makes where pixels cannot be of one scale, or of one that can be computed with.
+
+    Returns notes on what is suspicious. Images that are read from files have one scale.
+    """
+    if not (isinstance(train, np.ndarray) and isinstance(test, np.ndarray)):
+        return ()
+    most = {part: float(np.abs(images).max()) for part, images in (("train", train), ("test", test))}
+    for part, largest in most.items():
+        if largest > LARGEST or 0 < largest < SMALLEST:
+            raise wrong(f"{part}_images", f"values up to {largest:g}: must be of a size near 1, scale them")
+    low, high = sorted(most.values())
+    if 0 < low * MOST_APART < high:
+        raise wrong(
+            "test_images",
+            f"values up to {most['test']:g}, up to {most['train']:g} in train_images: must be of one scale",
+        )
+    if train.dtype == np.uint8 and 0 < high <= 1:
+        return ("The images hold nothing but 0 and 1, where uint8 is read as 0 (black) to 255 (white).",)
+    return ()
 
 
 def _check_names(dataset: DataSet, where: str) -> None:
     """Raise UserError for names that cannot be written, or told apart in a table."""
     names = dataset.class_names
-    for name in (dataset.name, *names):
+    for kind, name in (("name", dataset.name), *(("class_names", name) for name in names)):
         if name != printable(name):
-            raise UserError(f"{where}: the name {name!r} cannot be written or shown; must be plain text")
+            raise UserError(f"{where}: {kind}: {name!r} cannot be written or shown; must be plain text")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{where}: class_names: {twice[0]!r} stands there twice; must be one name a class")

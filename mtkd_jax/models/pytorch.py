@@ -32,15 +32,15 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
     """Variables of a one-headed `model` from a PyTorch state dict {name: array}, in float32.
 
     Every tensor must be there, none may be left over, and each must have the shape that PyTorch gives it;
-    only `num_batches_tracked` is passed over, because nothing here counts batches. A bias before BatchNorm,
-    which the VGGs have, is taken off the running mean: the same function with fewer numbers. The network
-    goes on normalising its images with the mean and std of its task, so these should be the ones the
+    only counters of batches are passed over, and the prefix of a wrapper, such as `module.`. A bias before
+    BatchNorm, which the VGGs have, is taken off the running mean: the same function with fewer numbers. The
+    network goes on normalising its images with the mean and std of its task, so these should be the ones the
     weights were trained with. Raises UserError naming the tensor, or the model when it has no such layout.
     """
     named = _layout(model)
     if model.module.task.num_heads != 1:
         raise UserError(f"{model.name}: weights of PyTorch are read into a network with one head")
-    tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+    tensors = _unwrapped(tensors, _name("params/heads/bias", named))
     shapes = {path: leaf.shape for path, leaf in flatten_dict(_shapes(model), sep="/").items()}
     names = {path: _name(path, named) for path in shapes}
     biases = {path: _bias_before(path) for path in shapes if named is _vgg and path.endswith("/mean")}
@@ -58,8 +58,28 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
 def task_of(tensors: Mapping[str, np.ndarray], model: Model) -> Task:
     """The task of `model` with one head, and as many classes as a state dict has."""
     task, bias = model.module.task, _name("params/heads/bias", _layout(model))
+    tensors = _unwrapped(tensors, bias)
     num_classes = tensors[bias].size if bias in tensors else task.num_classes
     return task._replace(num_classes=num_classes, num_heads=1)
+
+
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches and averages: nothing here counts them
+
+
+def _unwrapped(tensors: Mapping[str, np.ndarray], bias: str) -> dict[str, np.ndarray]:
+    """The tensors without the prefix that a wrapper gave all of them, such as `module.` or `_orig_mod.`.
+
+    `bias` is the name of the heads' bias without it. Raises UserError where several prefixes hold networks.
+    """
+    kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in COUNTERS}
+    prefixes = [name.removesuffix(bias) for name in kept if name == bias or name.endswith(f".{bias}")]
+    if len(prefixes) > 1:
+        raise UserError(
+            f"{len(prefixes)} networks are in it, under {' and '.join(repr(prefix) for prefix in prefixes)}; "
+            "save one of them alone"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    return {name.removeprefix(prefix): value for name, value in kept.items()}
 
 
 def _layout(model: Model) -> Callable[[str], str]:

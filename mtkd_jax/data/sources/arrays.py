@@ -38,12 +38,12 @@ _IDX_FILES = {  # how the name begins, number of axes
 def npz(*, path: str) -> DataSet:
     """A NumPy archive with train_images, train_labels, test_images, test_labels (or x_train, y_train, ...).
 
-    Images are [N,h,w,c] or, when grey, [N,h,w]; uint8, or floats that are used as they are. Labels are [N]
-    integers 0..C-1. May be there as well: `class_names` [C]; val_images and val_labels (or x_val, y_val),
-    which are validated on; train_groups and test_groups [N] (and val_groups), whole numbers or text, equal
-    where the group is. Other arrays are ignored. Nothing is unpickled or written to disk, and an archive
-    that would unpack to more than 64 MiB and 100 times its size is refused.
-    Raises `UserError` naming the file and the array.
+    Images are [N,h,w,c] or, when grey, [N,h,w]; uint8, or floats that are used as they are; what can only be
+    [N,c,h,w] is turned, and noted. Labels are integers 0..C-1, [N] or [N,1]. May be there as well:
+    `class_names` [C]; val_images and val_labels (or x_val, y_val), which are validated on; train_groups and
+    test_groups [N] (and val_groups), whole numbers or text, equal where the group is. Other arrays are
+    ignored. Nothing is unpickled or written to disk, and an archive that would unpack to more than 64 MiB and
+    100 times its size is refused. Raises `UserError` naming the file and the array.
     """
     found, names = read_npz(path, {*_KERAS, *_KERAS.values(), *_GROUPS, "class_names"})
     arrays = {ours: found[theirs] for ours, theirs in _KERAS.items() if theirs in found} | found
@@ -62,6 +62,11 @@ def npz(*, path: str) -> DataSet:
     for name in (f"{part}_images" for part in parts):
         if fields[name].ndim == 3:
             fields[name] = fields[name][..., None]
+    notes = ()
+    if all(_channels_first(fields[f"{part}_images"].shape) for part in parts):
+        notes = ("The images are [N,c,h,w], and were turned to [N,h,w,c].",)
+        for name in (f"{part}_images" for part in parts):
+            fields[name] = np.ascontiguousarray(fields[name].transpose(0, 2, 3, 1))
     if "val" in parts:
         fields = _with_val_rows(fields, kinds, path)
     if grouped:
@@ -72,7 +77,13 @@ def npz(*, path: str) -> DataSet:
         class_names = tuple(arrays["class_names"].tolist())
     else:
         class_names = names_from(fields["train_labels"], path)
-    return checked(DataSet(name=pathlib.Path(path).stem, class_names=class_names, **fields), where=path)
+    dataset = DataSet(name=pathlib.Path(path).stem, class_names=class_names, notes=notes, **fields)
+    return checked(dataset, where=path)
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape can only be [N,c,h,w]: 1, 3 or 4 channels, of more pixels each way."""
+    return len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) > 4
 
 
 def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
@@ -117,6 +128,11 @@ def read_npz(path: str, wanted: Collection[str]) -> tuple[dict[str, np.ndarray],
     file = os.path.expanduser(path)
     if not os.path.isfile(file):
         raise UserError(f"data.path = {path!r}: no such file; must be an .npz archive of images and labels")
+    if file.endswith(".npy"):
+        raise UserError(
+            f"{path}: is one array alone; must be an .npz archive, numpy.savez(file, train_images=..., "
+            "train_labels=..., test_images=..., test_labels=...)"
+        )
     arrays, reading = {}, "the list of its arrays"
     try:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:

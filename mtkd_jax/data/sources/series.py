@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,25 +15,29 @@ from mtkd_jax.data.sources.arrays import read_npz
 from mtkd_jax.types import DataSet, UserError
 
 
-def ucr(*, path: str, name: str = "") -> DataSet:
+def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
     """A time-series set of the UCR or UEA archive as float32 images [T,1,C], the values as they are.
 
-    `path` is a folder, of one set or of folders of sets, with NAME_TRAIN.tsv and NAME_TEST.tsv (the class
-    and T values, between tabs) or NAME_TRAIN.ts and NAME_TEST.ts (lines with @, then the channels between
-    colons, each T values between commas, and the class); where both are, .tsv is read. Or it is an .npz
-    archive with NAME/train_x [N,T,C], NAME/train_y [N], NAME/test_x and NAME/test_y, and the names of
-    classes 0..C-1 in NAME/classes if they have any. `name` says which set, where there are several.
-    Classes are in sorted order, by value where all of them are numbers.
-    Raises `UserError` naming file and line where values are missing, series are not of one length, or times
-    stand beside the values. Sources: Dau et al. 2019, arXiv 1810.07758 (UCR); Bagnall et al. 2018, arXiv
-    1811.00075 (UEA).
+    `path` is a folder, of one set or of folders of sets, with NAME_TRAIN.tsv and NAME_TEST.tsv (the class and
+    T values, between tabs), or .ts (lines with @, then the channels between colons, each T values between
+    commas, and the class), or .arff (the values and the class between commas; several channels in quotes,
+    with a backslash and an n between them); where several are, the first of these is read. Or it is an .npz
+    archive with NAME/train_x [N,T,C], NAME/train_y [N], NAME/test_x and NAME/test_y, and the names of classes
+    0..C-1 in NAME/classes if they have any. `name` says which set, where there are several. Series of unequal
+    length, also those whose last values are missing, are filled up to the longest as `pad` says: "zeros", or
+    "last", the last value. Classes are in sorted order, by value where all of them are numbers. Raises
+    `UserError` naming file and line where values are missing, series are not of one length, or times stand
+    beside the values. Sources: Dau et al. 2019, arXiv 1810.07758 (UCR); Bagnall et al. 2018, arXiv 1811.00075
+    (UEA).
     """
     place = pathlib.Path(os.path.expanduser(path))
     if not path or not place.exists():
         raise UserError(
             f"data.path = {path!r}: no such file or folder; must be a folder of series or an .npz archive"
         )
-    name, train, test = _from_folder(place, name) if place.is_dir() else _from_archive(path, name)
+    if pad not in ("", "zeros", "last"):
+        raise UserError(f"ucr: pad = {pad!r}: must be zeros or last, or '' for series of one length")
+    name, train, test = _from_folder(place, name, pad) if place.is_dir() else _from_archive(path, name)
     class_names, train_labels, test_labels = _coded(train.classes, test.classes)
     return checked(
         DataSet(
@@ -56,6 +60,7 @@ class _Part(NamedTuple):
 
 
 Row = tuple[int, list[list[str]], str]  # number of the line, values of each channel, class
+Series = tuple[str, list[np.ndarray], str]  # where it stands, values of each channel (NaN: missing), class
 
 
 def _coded(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
@@ -74,7 +79,7 @@ def _coded(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...], np.nda
 def _chosen(name: str, known: Collection[str], where: str) -> str:
     """The set that is asked for, or the only one there is."""
     if not known:
-        raise UserError(f"{where}: no set; must hold NAME_TRAIN.tsv or NAME_TRAIN.ts, or arrays NAME/train_x")
+        raise UserError(f"{where}: no set; must hold NAME_TRAIN.tsv, .ts or .arff, or arrays NAME/train_x")
     if name in known:
         return name
     if not name and len(known) == 1:
@@ -87,21 +92,45 @@ def _chosen(name: str, known: Collection[str], where: str) -> str:
 # --- text files ---------------------------------------------------------------------------------------
 
 
-def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, _Part, _Part]:
+def _from_folder(folder: pathlib.Path, name: str, pad: str) -> tuple[str, _Part, _Part]:
     found: dict[str, pathlib.Path] = {}
-    for ending in ("_TRAIN.tsv", "_TRAIN.ts"):
+    for ending in ("_TRAIN.tsv", "_TRAIN.ts", "_TRAIN.arff"):
         for file in sorted([*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")]):
             found.setdefault(file.name.removesuffix(ending), file)
     name = _chosen(name, found, str(folder))
-    train = found[name]
-    return name, _read(train), _read(train.with_name(f"{name}_TEST{train.suffix}"))
+    files = [found[name], found[name].with_name(f"{name}_TEST{found[name].suffix}")]
+    if not pad:
+        return name, *map(_stacked, files, map(_read, files))
+    series = [
+        [(where, _ended(channels), class_name) for where, channels, class_name in _read(f)] for f in files
+    ]
+    longest = max(len(channel) for part in series for _, channels, _ in part for channel in channels)
+    filled = [
+        [
+            (where, [_filled(one, longest, pad) for one in channels], class_name)
+            for where, channels, class_name in part
+        ]
+        for part in series
+    ]
+    return name, *map(_stacked, files, filled)
 
 
-def _read(file: pathlib.Path) -> _Part:
+def _ended(channels: list[np.ndarray]) -> list[np.ndarray]:
+    """The channels without the values that are missing at their ends."""
+    return [channel[: np.flatnonzero(~np.isnan(channel)).max(initial=-1) + 1] for channel in channels]
+
+
+def _filled(channel: np.ndarray, length: int, pad: str) -> np.ndarray:
+    end = channel[-1] if pad == "last" and len(channel) else 0.0
+    return np.concatenate([channel, np.full(length - len(channel), end)])
+
+
+def _read(file: pathlib.Path) -> list[Series]:
+    rows = {".tsv": _tsv_rows, ".ts": _ts_rows, ".arff": _arff_rows}[file.suffix]
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             filled = ((n, line.rstrip("\r\n")) for n, line in enumerate(lines, start=1) if line.strip())
-            return _stacked(file, (_tsv_rows if file.suffix == ".tsv" else _ts_rows)(file, filled))
+            return [_parsed(file, row) for row in rows(file, filled)]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file}: cannot be read ({first_line(error)}); must be a text file of series"
@@ -133,30 +162,51 @@ def _ts_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[R
         yield number, [channel.split(",") for channel in channels], class_name
 
 
-def _stacked(file: pathlib.Path, rows: Iterable[Row]) -> _Part:
+def _arff_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+    """The rows after @data; of several channels they stand in quotes, parted by a backslash and an n."""
+    for _, line in lines:
+        if line.strip().lower() == "@data":
+            break
+    else:
+        raise UserError(f"{file}: no line @data: must stand between the header and the series")
+    for number, line in lines:
+        values, _, class_name = line.rpartition(",")
+        channels = values.strip().strip("'\"").split("\\n")
+        yield number, [channel.split(",") for channel in channels], class_name.strip().strip("'\"")
+
+
+def _parsed(file: pathlib.Path, row: Row) -> Series:
+    """A row's values as numbers."""
+    number, channels, class_name = row
+    where = f"{file}, line {number}"
+    try:
+        values = [np.array([_spelt(value) for value in channel], np.float64) for channel in channels]
+    except ValueError as error:
+        raise UserError(f"{where}: {first_line(error)}; must be values and a class") from error
+    if not class_name.strip():
+        raise UserError(f"{where}: no class: must name the class of the series")
+    return where, values, class_name.strip()
+
+
+def _stacked(file: pathlib.Path, rows: Sequence[Series]) -> _Part:
     """All series of a file; each must be as long as the first and have as many channels."""
-    series, classes = [], []
-    for number, channels, class_name in rows:
-        where = f"{file}, line {number}"
-        try:
-            values = [np.array([_spelt(value) for value in channel], np.float64) for channel in channels]
-        except ValueError as error:
-            raise UserError(f"{where}: {first_line(error)}; must be values and a class") from error
-        if missing := sum(np.count_nonzero(np.isnan(channel)) for channel in values):
-            raise UserError(f"{where}: {missing} values are missing: must all be there, up to one length")
-        if not class_name.strip():
-            raise UserError(f"{where}: no class: must name the class of the series")
+    if not rows:
+        raise UserError(f"{file}: holds no series: must hold one a line")
+    first = None
+    for where, values, _ in rows:
         lengths = tuple(map(len, values))
-        first = tuple(map(len, series[0])) if series else lengths[:1] * len(lengths)
+        first = first or lengths[:1] * len(lengths)
+        if missing := sum(np.count_nonzero(np.isnan(channel)) for channel in values):
+            raise UserError(
+                f"{where}: {missing} values are missing: must all be there, or at the end with pad='zeros'"
+            )
         if lengths != first or not any(lengths):
             raise UserError(
-                f"{where}: channels of {lengths} values: must be one length in all series, here {first}"
+                f"{where}: channels of {lengths} values: must be one length in all series, here {first}; "
+                "pad='zeros' or pad='last' fills up shorter ones"
             )
-        series.append(values)
-        classes.append(class_name.strip())
-    if not series:
-        raise UserError(f"{file}: holds no series: must hold one a line")
-    return _Part(np.array(series).transpose(0, 2, 1), np.array(classes))
+    stacked = np.array([values for _, values, _ in rows]).transpose(0, 2, 1)
+    return _Part(stacked, np.array([class_name for *_, class_name in rows]))
 
 
 def _spelt(value: str) -> str:
