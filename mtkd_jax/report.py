@@ -22,7 +22,7 @@ from rich.console import Console, Group, RenderableType
 from mtkd_jax import analysis, findings, logbook, plots, predictions, tables, workdir
 from mtkd_jax.files import write_atomically
 from mtkd_jax.predictions import Predictions
-from mtkd_jax.types import UserError
+from mtkd_jax.types import UserError, printable
 
 IN_A_TEXT = ("rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
@@ -132,8 +132,8 @@ def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: st
     out.print(table)
     out.print(f"\n[bold]{heading}[/bold]")
     for paragraph in paragraphs:
-        out.print(f"- {paragraph}", markup=False, highlight=False)
-    out.print(f"\n{more}", markup=False, highlight=False)
+        out.print(f"- {printable(paragraph)}", markup=False, highlight=False)
+    out.print(f"\n{printable(more)}", markup=False, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -305,6 +305,7 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtkd_jax"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # before it is escaped
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

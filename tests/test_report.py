@@ -349,6 +349,36 @@ def test_names_that_a_reader_would_obey_are_shown_and_not_obeyed(made, tmp_path)
     assert "&lt;script>alert(1)&lt;/script>\\|x" in text
 
 
+NAMES = ("\x1b[31mred\x1b[0m\n# heading", "[/bold] [a](javascript:b) c\\|d `e` $\\bad$ &lt; 犬")
+
+
+def test_names_stay_names_in_every_form_of_a_report(tmp_path, capsys):
+    """Control characters, tags of rich, formulas and Markdown in the names of classes."""
+    made = make(num_classes=2, transfers=("labelled",), num_val=60, num_test=60)
+    odd = dataclasses.replace(made, class_names=NAMES, positive=NAMES[1], notes=(NAMES[0],))
+    predictions.save(tmp_path / "predictions.npz", odd)
+    assert report.main([str(tmp_path)]) == 0  # the title of a plot holds one, too
+    printed = capsys.readouterr().out
+    assert "Detection of [/bold] [a](javascript:b) c\\|d `e` $\\bad$ &lt; 犬" in printed
+    text, page = ((tmp_path / f"report.{kind}").read_text() for kind in ("md", "html"))
+    assert "\x1b" not in printed + text + page
+    assert r"| \\x1b[31mred\\x1b[0m\\n# heading | " in text and r"\x1b[31mred\x1b[0m\n# heading" in page
+    (of_class,) = [line for line in text.splitlines() if line.startswith("| [/bold]")]
+    # By hand: the backslash and the column are two escapes, what looks like a link and an entity is none.
+    assert of_class.startswith(r"| [/bold] [a]\(javascript:b) c\\\|d \`e\` $\\bad$ &amp;lt; 犬 | ")
+
+
+def test_a_table_of_the_terminal_obeys_no_name_and_is_as_wide_as_they_are(capsys):
+    console = Console(width=100, file=io.StringIO())
+    console.print(tables.drawn(["", "[/x]"], [["[red]a", "\x1b]0;title\x07"], ["犬の写真", "b\nc"]]))
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert [line.split() for line in lines if line and "─" not in line] == [
+        ["[/x]"],
+        ["[red]a", r"\x1b]0;title\x07"],
+        ["犬の写真", r"b\nc"],
+    ]
+
+
 def test_gradient_difference_is_rounding_and_would_notice_another_gradient(made, monkeypatch):
     assert findings.gradient_difference(made, "labelled") < 1e-6
     monkeypatch.setattr(modes, "output_avg", modes.logit_avg)
