@@ -25,7 +25,7 @@ COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p
 CAPTION = (
     "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
     "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
-    "*: the row of the network to deploy. †: a member ends far from the others, see above."
+    "*: the row of the network to deploy. †: a member ends far from its siblings on validation."
 )
 BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
