@@ -170,7 +170,13 @@ def _training(config: ConfigDict, predicted: Predictions, group: Group, position
     """For the card: what made a network, and why it was chosen."""
     chosen = f"{group.members[position]}; export.choose = {predicted.choose}, by validation NLL"
     if group.role == "teacher":
-        return f"on the labels alone, as a teacher: {chosen}"
+        trained = "on the labels alone, as a teacher"
+        if config.teachers.trained:
+            number = int(group.members[position].split()[-1])  # of "teacher 2"
+            trained = f"elsewhere, as in {config.teachers.init_from[number]}"
+        elif config.teachers.from_run:
+            trained += f" of the run {config.teachers.from_run}"
+        return f"{trained}: {chosen}"
     num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
     taught = {"baseline": "no teacher", "control": "no teacher"}.get(group.role, f"{num_teachers} teachers")
     return (

@@ -24,6 +24,7 @@ from safetensors import flax as safetensors
 
 from mtkd_jax.deployed import PIXELS, PROGRAM, card_digest, load_program, read, read_card, sha256
 from mtkd_jax.models import layers
+from mtkd_jax.tables import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
@@ -164,17 +165,18 @@ def _shapes(variables: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
 def _readme(card: Mapping[str, Any], folder: str) -> str:
     shape = " x ".join(map(str, card["input"]["shape"]))
     metrics = "\n".join(_metric_row(name, metric) for name, metric in card["metrics"].items())
-    return f"""# {card["name"]}
+    told = {name: in_markdown(card[name]) for name in ("name", "training", "data", "source")}
+    return f"""# {told["name"]}
 
 A network that sorts images of {shape} (height x width x channels) into {len(card["class_names"])} classes:
-{", ".join(card["class_names"])}.
+{", ".join(map(in_markdown, card["class_names"]))}.
 
 | | |
 |---|---|
 | network | `{card["model"]}` |
-| trained by | {card["training"]} |
-| data | {card["data"]} |
-| run | {card["source"]} |
+| trained by | {told["training"]} |
+| data | {told["data"]} |
+| run | {told["source"]} |
 | input | {card["input"]["dtype"]}, {card["input"]["range"]}; normalisation is inside the network |
 | output | unnormalised logits, one per class in the order above; softmax makes probabilities |
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtkd_jax.files import write_atomically
-from mtkd_jax.types import UserError
+from mtkd_jax.types import UserError, printable
 
 SECONDS_BETWEEN_LINES = 5.0
 FIELDS = {"stage", "epoch", "step", "member", "name", "value", "wall"}  # of a record
@@ -58,7 +58,7 @@ class Logbook:
 
     def say(self, line: str) -> None:
         """One plain line, at once."""
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(printable(line), markup=False, highlight=False)
 
     def warn(self, line: str) -> None:
         """One plain line that asks for attention."""

@@ -156,9 +156,11 @@ def check(config: ConfigDict, split: Split) -> None:
 
 def check_choice(config: ConfigDict, plan: Plan) -> None:
     """Raise UserError where `export.choose` names no row that the plan's stages make."""
-    rows = dict.fromkeys(member.mode for stage in plan for member in stage.family)
-    teachers_rows = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
-    known, asked = ["best", "student", *rows, *teachers_rows], config.export.choose
+    rows = list(dict.fromkeys(member.mode for stage in plan for member in stage.family))
+    addresses = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
+    specialised = {stage.name for stage in plan} & {*map(teachers.specialists_stage, addresses)}
+    known = ["best", *(["student", *rows] if rows else []), *([] if specialised else addresses)]
+    asked = config.export.choose
     if asked not in known:
         raise UserError(f"config.export.choose: there will be no row {asked!r}{nearest(asked, known)}")
 

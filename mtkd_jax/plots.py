@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -43,7 +44,9 @@ STYLE = {
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, sharp at twice its size."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    with warnings.catch_warnings():  # a name in a script that the font lacks is boxes, and no news
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(buffer, format="png", dpi=144)
     return buffer.getvalue()
 
 
@@ -238,7 +241,7 @@ def roc(
             axes.plot(at, 100 * curve.recall, color=COLOUR_OF[role], linewidth=1.4, label=label)
         ticks = [0, 25, 50, 75, 100]
         axes.set(xlabel="false alarms, % of the others", ylabel="recall, %", xticks=ticks, yticks=ticks)
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)  # it holds the name of a class
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 

@@ -128,7 +128,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
     """Each as a line as soon as it is known."""
     for one in found:
-        print(json.dumps(_as_json(one), ensure_ascii=not one.path.name.isprintable()), flush=True)
+        line = json.dumps(_as_json(one), ensure_ascii=False)
+        print(line if line == printable(line) else json.dumps(_as_json(one)), flush=True)
         yield one
 
 

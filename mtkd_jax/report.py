@@ -22,7 +22,7 @@ from rich.console import Console, Group, RenderableType
 from mtkd_jax import analysis, findings, logbook, plots, predictions, tables, workdir
 from mtkd_jax.files import write_atomically
 from mtkd_jax.predictions import Predictions
-from mtkd_jax.types import UserError
+from mtkd_jax.types import UserError, printable
 
 IN_A_TEXT = ("rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
@@ -121,19 +121,20 @@ def table(report: dict) -> Group:
 
 
 def show(report: dict, run_dir: str | Path) -> None:
-    """Print the main table, what the run shows, and where the rest is, on stdout."""
+    """Print the main table, where the rest is, and what the run shows, on stdout."""
     more = f"Plots, comparisons, notes: {Path(run_dir) / 'report.html'}"
     say(table(report), "What this run shows", report["findings"], more)
 
 
 def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: str) -> None:
-    """Print a table, paragraphs under a heading, and where there is more, on stdout."""
+    """Print a table, where there is more, and paragraphs under a heading, on stdout."""
     out = console()
     out.print(table)
+    if more:  # before what is said, whose last sentence is the one to remember
+        out.print(f"\n{printable(more)}", markup=False, highlight=False)
     out.print(f"\n[bold]{heading}[/bold]")
     for paragraph in paragraphs:
-        out.print(f"- {paragraph}", markup=False, highlight=False)
-    out.print(f"\n{more}", markup=False, highlight=False)
+        out.print(f"- {printable(paragraph)}", markup=False, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,6 +271,7 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + bullets(report["notes"]))
+    parts.append(f"## Advice\n\n{tables.in_markdown(report['findings'][-1])}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -305,6 +307,7 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtkd_jax"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # before it is escaped
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

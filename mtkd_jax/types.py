@@ -8,6 +8,7 @@ paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -22,10 +23,18 @@ Scores = jax.Array  # what a fusion rule returns: [B,C], the largest entry is th
 def printable(text: object) -> str:
     """A text as one line that a terminal shows and does not obey: control characters as Python writes them.
 
+    Those that turn the direction of writing or are not seen at all are among them; blanks of every width and
+    the joiners that several scripts are written with are not. A second time it changes nothing.
+
     >>> printable("a\\nb\\x1b[31m")
     'a\\\\nb\\\\x1b[31m'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(c.encode("unicode_escape").decode() if _is_obeyed(c) else c for c in str(text))
+
+
+def _is_obeyed(character: str) -> bool:
+    kind = unicodedata.category(character)  # control, half of a pair, line or paragraph; format
+    return kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and character not in "\u200c\u200d")
 
 
 class UserError(ValueError):

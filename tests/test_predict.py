@@ -14,7 +14,7 @@ from flax import linen as nn
 from PIL import Image
 
 from mtkd_jax import deployed, export, predict
-from mtkd_jax.types import Model, Outputs, Task
+from mtkd_jax.types import Model, Outputs, Task, printable
 
 TASK = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.25,))
 CARD = {
@@ -127,6 +127,28 @@ def test_names_that_a_terminal_would_obey_are_shown(student, tmp_path, capsys):
     assert predict.main(["--student", student, str(tmp_path), "--json"]) == 0
     (one,) = lines(capsys.readouterr().out)
     assert one["image"] == str(tmp_path / name)  # JSON is exact
+
+
+def test_json_is_one_line_an_image_whatever_its_folder_is_called(student, tmp_path, capsys):
+    folder = tmp_path / "a\x9b31m\u2028\u202eb\udcff"
+    folder.mkdir()
+    Image.fromarray(np.zeros((7, 9), np.uint8)).save(folder / "é 犬.png")
+    assert predict.main(["--student", student, str(folder), str(tmp_path / "é.png"), "--json"]) == 2
+    printed = capsys.readouterr().out
+    assert printed.isascii() is False and all(one.isprintable() for one in printed.split("\n"))
+    assert [one["image"] for one in lines(printed)] == [str(folder / "é 犬.png"), str(tmp_path / "é.png")]
+
+
+def test_names_in_any_script_are_plain_text():
+    for name in ("a\u00a0b", "犬\u3000猫", "می\u200cخواهم", "👨\u200d👩", "é", "a\\nb"):
+        assert printable(name) == name
+    for name, shown in (
+        ("\x9b", r"\x9b"),
+        ("\u202e", r"\u202e"),
+        ("\udcff", r"\udcff"),
+        ("\u2029", r"\u2029"),
+    ):
+        assert printable(name) == printable(printable(name)) == shown
 
 
 def test_several_classes_are_told_in_order(student, photos, capsys):

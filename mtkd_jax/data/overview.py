@@ -26,7 +26,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax import experiment, report, tables
 from mtkd_jax.data.loading import Split
 from mtkd_jax.files import write_atomically
-from mtkd_jax.types import Images, UserError
+from mtkd_jax.types import Images, UserError, printable
 
 BLOCK = 2**24  # bytes of images that are held at once
 TILE, GAP = 72, 6  # pixels of the sheet: the longer side of an image, what is between two
@@ -188,13 +188,13 @@ def _show(found: dict) -> None:
     out = report.console()
     shape = "x".join(map(str, found["shape"]))
     what = f"{found['name']}: images {shape} {found['dtype']}, {len(found['class_names'])} classes"
-    out.print(what, markup=False, highlight=False)
+    out.print(printable(what), markup=False, highlight=False)
     for title, (header, cells) in _sheets(found).items():
         out.print(Text(f"\n{title}", style="bold"), tables.drawn(header, cells))
     number = found["duplicates"]["conflicting"]
     conflict = [f"{number:,} different images stand under more than one label."] if number else []
     for note in (*found["notes"], *conflict):
-        out.print(f"- {note}", markup=False, highlight=False)
+        out.print(f"- {printable(note)}", markup=False, highlight=False)
 
 
 def _sheets(found: dict) -> dict[str, tables.Sheet]:
