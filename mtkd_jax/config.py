@@ -9,12 +9,12 @@ are the user's own Python and are executed.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import itertools
 import pkgutil
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from types import ModuleType
@@ -22,7 +22,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtkd_jax import paths
 from mtkd_jax.layouts import HOW
+from mtkd_jax.spelling import hint as _nearest
+from mtkd_jax.spelling import likeness, nearest
 from mtkd_jax.step import OPTIMIZERS, SCHEDULES
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
 
@@ -421,17 +424,54 @@ def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
     return (positive or names[-1]) if len(names) == 2 else ""
 
 
-def listing() -> str:
-    """Every mode, rule, model, source and plan with the first line of its docstring."""
+def listing(name: str = "") -> str:
+    """Every mode, rule, model, source and plan as it is written, with the first line of its docstring.
+
+    With a `name` all that is known of what goes by it; UserError where nothing does.
+    """
+    if name:
+        return _told(name)
     lines = []
     for kind in KINDS:
-        found = catalogue(kind)
-        width = max(len(name) for name in found)
         lines.append(f"{kind}s:")
-        lines += [
-            f"  {name:<{width}}  {inspect.getdoc(found[name]).splitlines()[0]}" for name in sorted(found)
-        ]
+        for address, function in sorted(catalogue(kind).items()):
+            lines += [
+                f"  {address}{_signature(function)}",
+                f"      {documentation(function).splitlines()[0]}",
+            ]
     return "\n".join(lines)
+
+
+def documentation(function: Callable) -> str:
+    """The docstring, out of the source where Python was told to leave docstrings out (-OO)."""
+    if text := inspect.getdoc(function):
+        return text
+    node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    return ast.get_docstring(node) or "Not documented."
+
+
+def _told(name: str) -> str:
+    found = [(kind, catalogue(kind)[name]) for kind in KINDS if name in catalogue(kind)]
+    if not found:
+        raise UserError(
+            f"--list: there is nothing named {_quoted(name)}"
+            f"{_nearest(name, [address for kind in KINDS for address in catalogue(kind)])}"
+        )
+    return "\n\n".join(
+        f"{kind} {name}{_signature(function)}\n\n{textwrap.indent(documentation(function), '    ')}"
+        for kind, function in found
+    )
+
+
+def _signature(function: Callable) -> str:
+    """What an address can say in brackets, with the defaults; "" where there is nothing to say."""
+    known = _arguments(function).items()
+    said = (f"{name}={'...' if p.default is p.empty else _short(p.default)}" for name, p in known)
+    return f"({', '.join(said)})" if known else ""
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and len(repr(value)) > 8 else repr(value)
 
 
 def _modules(module: ModuleType) -> list[ModuleType]:
@@ -490,12 +530,6 @@ def _fits(value: Any, annotation: str) -> bool:
     return annotation not in _TYPES or _TYPES[annotation](value)
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
-
-
 # --- fields -------------------------------------------------------------------------------------------
 
 
@@ -504,9 +538,33 @@ def fields(config: ConfigDict) -> list[tuple[str, Any]]:
     return list(_leaves(config.to_dict()))
 
 
-def nearest_field(field: str) -> str:
-    """A hint for a field that does not exist: the closest one that does."""
-    return _nearest(field, [name for name, _ in fields(default())])
+def unknown_field(field: str) -> str:
+    """What to say of a field that does not exist: which part of it, and what is like it.
+
+    >>> unknown_field("trian.epochs")
+    "config.trian does not exist; did you mean 'train'?"
+    >>> unknown_field("train.lr")
+    "config.train.lr does not exist; did you mean 'train.learning_rate'?"
+    """
+    known, prefix, (part, *inner) = default().to_dict(), "", field.split(".")
+    while inner and isinstance(known.get(part), dict) and f"{prefix}{part}" not in _PLAIN_DICTS:
+        known, prefix, (part, *inner) = known[part], f"{prefix}{part}.", inner
+    here = f"config.{prefix}{part}"
+    if part in known and inner:
+        return f"{here} is one field and has no {'.'.join(inner)!r} inside it"
+    if part in known:
+        return f"{here} is a group of fields; set one of them: {', '.join(known[part])}"
+    beside = nearest(part, [name for name in known if not inner or isinstance(known[name], dict)])
+    if beside:
+        return f"{here} does not exist; did you mean {prefix + beside!r}?"
+    name = field.rpartition(".")[2]  # perhaps it stands in another group
+    alike = {likeness(name, known.rpartition(".")[2]): known for known, _ in reversed(fields(default()))}
+    if max(alike) >= _ELSEWHERE:
+        return f"{here} does not exist; did you mean {alike[max(alike)]!r}?"
+    return f"{here} does not exist; known are {', '.join(sorted(known))}"
+
+
+_ELSEWHERE = 0.7  # likeness from which a field of another group is suggested
 
 
 def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -520,7 +578,7 @@ def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _check_fields(given: dict, right: dict, prefix: str) -> None:
     for name in given:
         if name not in right:
-            raise UserError(f"config.{prefix}{name} does not exist{nearest_field(f'{prefix}{name}')}")
+            raise UserError(unknown_field(f"{prefix}{name}"))
     for name, value in right.items():
         if name not in given:
             raise UserError(f"config.{prefix}{name} is missing; start from mtkd_jax.config.default()")
@@ -542,19 +600,39 @@ _ENTRY_TYPES = {
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",
 }
+_ENTRY_EXAMPLES = {"int": (2, 7), "float": (0.001,), "str": ("mlp", "cnn")}
 _PLAIN_DICTS = ("students.arguments",)  # one value, whatever its keys
+
+
+def type_of_field(field: str) -> str:
+    """What a value of the field has to be, in words."""
+    default_value = dict(fields(default()))[field]
+    if isinstance(default_value, tuple):
+        return f"a tuple of {entry_type(field)}"
+    kind = type(default_value).__name__
+    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}"
+
+
+def entry_type(field: str) -> str:
+    """The type of the entries of a field that is a tuple."""
+    return _ENTRY_TYPES.get(field) or type(dict(fields(default()))[field][0]).__name__
 
 
 def _check_type(field: str, value: Any, expected: Any) -> None:
     if isinstance(expected, tuple):
-        entry = _ENTRY_TYPES.get(field) or type(expected[0]).__name__
-        if not isinstance(value, tuple) or not all(_TYPES[entry](v) for v in value):
-            raise UserError(
-                f"config.{field} is {_quoted(value)}; it must be a tuple of {entry}, such as {expected!r}"
-            )
-    elif not _TYPES[type(expected).__name__](value):
-        right = f"{type(expected).__name__} like {expected!r}{_SIZES.get(type(expected).__name__, '')}"
-        raise UserError(f"config.{field} is {_quoted(value)}; it must be a {right}")
+        entry = entry_type(field)
+        right = isinstance(value, tuple) and all(map(_TYPES[entry], value))
+        example = expected or _ENTRY_EXAMPLES[entry]
+    else:
+        right = _TYPES[type(expected).__name__](value)
+        example = {"vote": {}} if expected == {} else expected
+    if not right:
+        raise UserError(
+            f"config.{field} is {_quoted(value)}; it must be {type_of_field(field)}, such as {example!r}"
+        )
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and ("\0" in text or not paths.is_text(text)):
+            raise UserError(f"config.{field} is {_quoted(value)}; text must be UTF-8 without NUL")
 
 
 def _check_rounds(group: str, epochs: int, eval_every: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mtkd_jax import terminal
 from mtkd_jax.predictions import write_atomically
 from mtkd_jax.types import UserError
 
@@ -25,7 +25,11 @@ MOST_MEMBERS_IN_TENSORBOARD = 16  # beyond that only the mean over members is dr
 
 
 class Logbook:
-    """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere."""
+    """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere.
+
+    What stderr does not take is lost: a terminal that has gone away, a full disk behind a log or a pipe that
+    nobody reads ends no training.
+    """
 
     def __init__(self, workdir: Path, quiet: bool = False):
         # Slow to import, and only a run needs it. The writer itself: tensorboardX's queue around it waits
@@ -34,7 +38,7 @@ class Logbook:
 
         self._path = workdir / "metrics.jsonl"
         self._begun = self._spoken = time.perf_counter()
-        self._console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        self._console = Console(file=terminal.Stderr(), quiet=quiet, soft_wrap=True)
         try:
             (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
@@ -129,7 +133,7 @@ class Logbook:
 
     def progress(self, stage: str, step: int, num_steps: int) -> None:
         """How far `stage` is: a bar with the time left on a terminal, else a line now and then."""
-        if sys.stderr.isatty() and not self._console.quiet:
+        if self._console.is_terminal and not self._console.quiet:
             self._draw(stage, step, num_steps)
             return
         now = time.perf_counter()
