@@ -47,6 +47,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     """
     into = paths.typed(into, "the folder of the run")
     configuration.validate(config)
+    mesh.check_precision()
     split = load_split(config)
     finished = workdir.read_report(into)
     writes = finished is None and mesh.is_first()
@@ -86,6 +87,7 @@ def costs(config: ConfigDict) -> list[forecast.Cost]:
     Raises UserError as `run` does.
     """
     configuration.validate(config)
+    mesh.check_precision()
     split = load_split(config)
     stages, borrowed, _ = planned(config, split)
     return plan.costs(stages, borrowed)

@@ -131,7 +131,8 @@ def _run(config: ConfigDict, into: Path) -> int:
         OSError
     ) as error:  # all is done and written: whoever looks at the terminal has gone, or a log is full
         terminal.let_go(sys.stdout)
-        terminal.tell(f"mtkd_jax: not shown ({error.strerror}); it is in {into}")
+        if not isinstance(error, BrokenPipeError):
+            terminal.tell(f"mtkd_jax: not shown ({error.strerror}); it is in {into}")
     return 0
 
 

@@ -7,10 +7,12 @@ is (the environment says something that it does not understand) ends in one line
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -23,15 +25,18 @@ if TYPE_CHECKING:
 
 MENDABLE = 2  # the exit code of what the user can mend
 NOBODY_READS = 128 + signal.SIGPIPE  # what a program that SIGPIPE ends is said to have returned
+READABLE = "mtkd_jax.readable"  # what streams do with characters that their encoding does not have
 WIDTH = 100  # columns into a pipe or a file, where rich would take 80
 PACKAGE = str(Path(__file__).parent)
+STARTERS = (f"{PACKAGE}/commands.py",)  # import a command line and go on in it
 
 
 def begin() -> None:
     """Make a process that is to be a command line sound, before anything heavy is imported in it.
 
     Closed streams become the null device: the next file that is opened would otherwise get their number, and
-    what is meant for the terminal would be written into it.
+    what is meant for the terminal would be written into it. Ctrl-C ends the process on the spot: a
+    KeyboardInterrupt may come out anywhere in what others wrote, which prints it and goes on, or aborts.
     """
     for number in range(3):
         try:
@@ -41,6 +46,8 @@ def begin() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
     os.environ["MPLBACKEND"] = "agg"  # figures are files here; a backend of the user's might not even exist
     sys.excepthook = _not_begun
 
@@ -53,7 +60,7 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=READABLE)
     try:
         code = work() or 0
         sys.stdout.flush()
@@ -169,10 +176,30 @@ def _line(error: Exception) -> str | None:
         isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     ):
         return f"out of memory: {one_line(error) or 'no more to be had'}; make batches or networks smaller"
-    if isinstance(error, RuntimeError) and "nable to initialize backend" in str(error):
-        asked = os.environ.get("JAX_PLATFORMS")
-        return f"{one_line(error)}" + (f"; the environment has JAX_PLATFORMS={asked}" if asked else "")
+    if not _has_devices():
+        return f"JAX finds no device to compute on: {one_line(error) or 'none'}{_told_to_jax()}"
     return None
+
+
+def _has_devices() -> bool:
+    """Whether JAX, where it was asked to compute, can: what it raises else differs from platform to platform."""
+    jax = sys.modules.get("jax")
+    try:
+        return jax is None or bool(jax.devices())
+    except Exception:
+        return False
+
+
+def _told_to_jax() -> str:
+    """What the environment says to JAX, as the end of a message."""
+    said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_")]
+    return f"; the environment has {', '.join(said)}" if said else ""
+
+
+def _leave(number: int, _) -> NoReturn:
+    """The handler of SIGINT: all that is written is written atomically, so nothing is harmed."""
+    tell("\nmtkd_jax: interrupted; the same command goes on from what is saved")
+    os._exit(128 + number)
 
 
 def _not_begun(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -181,19 +208,25 @@ def _not_begun(kind: type[BaseException], error: BaseException, trace: Traceback
     All else, and faults of this package, keep their traceback.
     """
     frames = traceback.extract_tb(trace)
-    ours = [frame.name for frame in frames if frame.filename.startswith(PACKAGE)]
-    importing = all(name == "<module>" for name in ours)
-    if importing and issubclass(kind, KeyboardInterrupt):
-        tell("error: interrupted")
-        raise SystemExit(128 + signal.SIGINT)
+    ours = [frame for frame in frames if frame.filename.startswith(PACKAGE)]
+    importing = all(frame.name == "<module>" or frame.filename in STARTERS for frame in ours)
     from_outside = issubclass(kind, ImportError) or not frames[-1].filename.startswith(PACKAGE)
     if not (importing and from_outside and issubclass(kind, Exception)):
         sys.__excepthook__(kind, error, trace)
         return
-    asked = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_")]
-    hint = f"; the environment has {', '.join(asked)}" if asked else ""
-    tell(f"error: cannot start: {kind.__name__}: {one_line(error)}{hint}")
+    tell(f"error: cannot start: {kind.__name__}: {one_line(error)}{_told_to_jax()}")
     raise SystemExit(MENDABLE)
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that a stream's encoding does not have: dashes keep their width in tables."""
+    text = error.object[error.start : error.end]
+    if all(unicodedata.category(character) == "Pd" for character in text):
+        return "-" * len(text), error.end
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(READABLE, _readable)
 
 
 def _raise() -> NoReturn:
