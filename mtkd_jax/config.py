@@ -43,11 +43,11 @@ TRANSFERS = ("labelled", "unlabelled")
 def default() -> ConfigDict:
     """Every key there is, with the value it has when a configuration file does not set it."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of weights, orders and augmentation
     config.plan = "teachers_then_students"  # what is trained after what
 
     config.data = ConfigDict()
-    config.data.source = "digits"
+    config.data.source = "digits"  # an address; --list names all
     config.data.path = ""  # for sources that read a file or folder
     config.data.num_train = 0  # labelled training examples; 0 = all that validation leaves
     config.data.val_fraction = (
@@ -58,7 +58,7 @@ def default() -> ConfigDict:
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
 
-    config.model = ConfigDict({"name": "mlp"})
+    config.model = ConfigDict({"name": "mlp"})  # the architecture, of teachers and students
 
     config.teachers = ConfigDict()
     config.teachers.num_members = 5  # of each architecture
@@ -74,9 +74,9 @@ def default() -> ConfigDict:
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
 
     config.train = ConfigDict()
-    config.train.epochs = 60
+    config.train.epochs = 60  # of teachers, and of students unless they say otherwise
     config.train.eval_every = 1  # epochs between validations; best weights are chosen among these
-    config.train.batch_size = 64
+    config.train.batch_size = 64  # full batches only
     config.train.optimizer = "adam"
     config.train.learning_rate = 1e-3
     config.train.schedule = "constant"
@@ -84,7 +84,7 @@ def default() -> ConfigDict:
     config.train.label_smoothing = 0.0
     config.train.class_weights = "none"  # or "balanced": the hard labels of rare classes count more
 
-    config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})
+    config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})  # compared
 
     config.students = ConfigDict(convert_dict=False)
     config.students.model = ""  # "" = model.name
@@ -245,6 +245,7 @@ def _check_addresses(config: ConfigDict) -> None:
             build_model(address, task, field)
     num_teachers = config.teachers.num_members * len(teacher_models(config))
     for address in config.students.arguments:
+        _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
             raise UserError(
                 f"config.students.arguments: {address!r} is not among students.modes"
@@ -381,6 +382,7 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[Recipe, ...]:
         raise UserError(f"config.{field} is {_quoted(given)}; it must be a dict of arguments")
     choices = []
     for name, value in given.items():
+        _check_key(field, name, "an argument of the mode")
         if name in arguments:
             raise UserError(f"config.{field}: the address gives {name} already")
         annotation = str(inspect.get_annotations(function).get(name, ""))
@@ -392,6 +394,11 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[Recipe, ...]:
             _check_argument(function, "mode", address, name, one, field)
         choices.append([(name, one) for one in values])
     return tuple(build_recipe(address, field, **dict(chosen)) for chosen in itertools.product(*choices))
+
+
+def _check_key(field: str, key: Any, right: str) -> None:
+    if not isinstance(key, str):
+        raise UserError(f"config.{field}: the key {_quoted(key)} is no text; it must be {right}")
 
 
 def source_call(config: ConfigDict) -> Callable[[], DataSet]:
@@ -555,12 +562,15 @@ def unknown_field(field: str) -> str:
     if part in known:
         return f"{here} is a group of fields; set one of them: {', '.join(known[part])}"
     beside = nearest(part, [name for name in known if not inner or isinstance(known[name], dict)])
-    if beside:
+    name = field.rpartition(".")[2]  # perhaps it stands in another group, that of training first
+    everywhere = [
+        (likeness(name, f.rpartition(".")[2]), f.startswith("train."), f) for f, _ in fields(default())
+    ]
+    alike, _, elsewhere = max(everywhere)
+    if beside and (inner or alike <= likeness(part, beside)):
         return f"{here} does not exist; did you mean {prefix + beside!r}?"
-    name = field.rpartition(".")[2]  # perhaps it stands in another group
-    alike = {likeness(name, known.rpartition(".")[2]): known for known, _ in reversed(fields(default()))}
-    if max(alike) >= _ELSEWHERE:
-        return f"{here} does not exist; did you mean {alike[max(alike)]!r}?"
+    if alike >= _ELSEWHERE:
+        return f"{here} does not exist; did you mean {elsewhere!r}?"
     return f"{here} does not exist; known are {', '.join(sorted(known))}"
 
 

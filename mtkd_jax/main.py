@@ -95,7 +95,7 @@ def _surplus(argument: str, known: Sequence[str]) -> str:
     if not argument.startswith("-"):
         return f"{argument!r} is not understood; options start with --; usage: {USAGE}"
     name = argument.lstrip("-").partition("=")[0]
-    return f"--{name} does not exist{hint(name, known)}"
+    return f"--{name} does not exist{hint(f'--{name}', [f'--{option}' for option in known])}"
 
 
 def _prepare(config: ConfigDict, processes: str) -> None:

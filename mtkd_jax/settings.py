@@ -83,7 +83,7 @@ def _found(asked: str) -> tuple[Path, str]:
     """(file, variant) of what --config says."""
     text, _, variant = asked.partition(":")
     path = paths.typed(text, "--config")
-    if not path.exists() and text in shipped():
+    if not path.is_file() and text in shipped():
         return SHIPPED / f"{text}.py", variant
     if path.suffix == ".py" or os.sep in text or path.exists():
         if not path.exists():
@@ -221,7 +221,7 @@ def _split_at_commas(text: str) -> list[str]:
     for character in text:
         if quote:
             quote = "" if character == quote else quote
-        elif character in "'\"":
+        elif character in "'\"" and (depth or not parts[-1].strip()):  # not that of it's.npz
             quote = character
         else:
             depth += (character in "([{") - (character in ")]}")
@@ -229,6 +229,8 @@ def _split_at_commas(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += character
+    if depth or quote:
+        raise ValueError(text)
     if not parts[-1].strip():  # a comma at the end, or nothing at all
         parts.pop()
     return [part.strip() for part in parts]
@@ -273,9 +275,17 @@ class Field(NamedTuple):
 
 
 def described() -> list[Field]:
-    """Every field, sorted, with the comment beside its assignment or its group's."""
+    """Every field, sorted, with the comment beside its assignment or its group's, or else what it may be."""
     comments = _comments(textwrap.dedent(inspect.getsource(configuration.default)))
-    return [Field(name, default, comments.get(name, "")) for name, default in _defaults().items()]
+    ranges = {name: right for name, (_, right) in configuration.RANGES.items()}
+    return [
+        Field(
+            name,
+            default,
+            comments.get(name) or comments.get(name.rpartition(".")[0]) or ranges.get(name, ""),
+        )
+        for name, default in _defaults().items()
+    ]
 
 
 def help_text(width: int) -> str:

@@ -182,7 +182,7 @@ def _line(error: Exception) -> str | None:
 
 
 def _has_devices() -> bool:
-    """Whether JAX, where it was asked to compute, can: what it raises else differs from platform to platform."""
+    """Whether JAX, where it was asked to compute, can; what it raises else differs by platform."""
     jax = sys.modules.get("jax")
     try:
         return jax is None or bool(jax.devices())
@@ -219,7 +219,7 @@ def _not_begun(kind: type[BaseException], error: BaseException, trace: Traceback
 
 
 def _readable(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that a stream's encoding does not have: dashes keep their width in tables."""
+    """Stands for characters that a stream's encoding does not have; dashes keep their width in tables."""
     text = error.object[error.start : error.end]
     if all(unicodedata.category(character) == "Pd" for character in text):
         return "-" * len(text), error.end

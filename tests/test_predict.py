@@ -181,5 +181,6 @@ def test_neither_networks_nor_training_are_imported(student, photos):
     )
     assert done.returncode == 0, done.stderr
     assert len(lines(done.stdout)) == len(GREYS)
-    ours = ("", ".data", ".data.checks", ".data.images", ".deployed", ".predict", ".types")
+    ours = ("", ".data", ".data.checks", ".data.images", ".deployed", ".interrupts", ".paths", ".predict")
+    ours += (".terminal", ".types")
     assert done.stderr.split() == [f"mtkd_jax{name}" for name in ours]
