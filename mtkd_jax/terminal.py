@@ -97,13 +97,10 @@ class Stderr:
     speaking of its progress.
     """
 
-    def __getattr__(self, name: str):
-        return getattr(sys.stderr, name)
-
     def write(self, text: str) -> int:
         try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
+            self._stream.write(text)
+            self._stream.flush()
         except (OSError, ValueError, AttributeError):  # ValueError: closed; AttributeError: there is none
             pass
         return len(text)
@@ -112,7 +109,18 @@ class Stderr:
         self.write("")
 
     def isatty(self) -> bool:
-        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+        try:
+            return self._stream.isatty()
+        except (ValueError, AttributeError):
+            return False
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    @property
+    def _stream(self):
+        # While rich draws a bar, sys.stderr is a door to the console that the bar is drawn by: ourselves.
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
 
 def console() -> Console:

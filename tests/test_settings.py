@@ -1,7 +1,11 @@
 """What is typed: values by the type of their field, configurations by path or name; what `--help` shows."""
 
 import ast
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -154,12 +158,7 @@ def test_what_is_wrong_with_a_file_is_one_line_that_names_it(text, said, tmp_pat
 def test_a_file_is_read_anew_each_time_and_leaves_nothing_behind(tmp_path):
     file = tmp_path / "mine.py"
     for seed in (1, 2):  # of one length, within one second
-        file.write_text(
-            GOOD.replace("config.default()", f"config.default().copy_and_resolve_references() or {seed}")
-        )
-        file.write_text(
-            f"from mtkd_jax import config\n\n\ndef get_config():\n    c = config.default()\n    c.seed = {seed}\n    return c\n"
-        )
+        file.write_text(GOOD.replace("config.default()", f"config.ConfigDict({{'seed': {seed}}})"))
         assert settings.load(str(file)).seed == seed
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
@@ -204,6 +203,27 @@ def test_the_wheel_takes_configurations_and_the_command_along():
     assert "configs/*.py" in project["tool"]["setuptools"]["package-data"]["mtkd_jax"]
     assert project["project"]["scripts"] == {"mtkd": "mtkd_jax.commands:main"}
     assert settings.SHIPPED.samefile(small.CONFIGS)
+
+
+@pytest.mark.slow(seconds=30)
+def test_a_wheel_holds_the_configurations_and_the_command(tmp_path):
+    """Built as pip builds it, which fetches setuptools."""
+    source = tmp_path / "source"
+    kept = {"symlinks": True, "ignore": shutil.ignore_patterns("__pycache__")}
+    for folder in ("mtkd_jax", "configs"):
+        shutil.copytree(ROOT / folder, source / folder, **kept)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)]
+    subprocess.run(pip, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for file in small.CONFIGS.glob("*.py"):
+            assert archive.read(f"mtkd_jax/configs/{file.name}") == file.read_bytes()
+        (points,) = (name for name in names if name.endswith("entry_points.txt"))
+        assert "mtkd = mtkd_jax.commands:main" in archive.read(points).decode()
+    assert "mtkd_jax/templates/report.html.jinja" in names and "mtkd_jax/terminal.py" in names
 
 
 # --- help ---------------------------------------------------------------------------------------------
