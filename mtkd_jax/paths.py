@@ -8,15 +8,16 @@ from pathlib import Path
 from mtkd_jax.types import UserError
 
 
-def typed(path: str | os.PathLike, what: str) -> Path:
-    """A path with its `~` expanded; UserError, which begins with `what`, where no file can have that name.
+def typed(path: str | os.PathLike, what: str, any_name: bool = False) -> Path:
+    """A path with its `~` expanded; UserError, which begins with `what`, where it cannot be meant.
 
-    Empty, with a NUL, not UTF-8 (its name would stand in reports and cards), or of an unknown home.
+    Empty, with a NUL, of an unknown home, or, unless it may have `any_name`, not UTF-8: names of folders
+    stand in reports and cards.
     """
     text = os.fspath(path)
     if not text:
         raise UserError(f"{what} is empty; name one, or . for the current folder")
-    if "\0" in text or not is_text(text):
+    if "\0" in text or not (any_name or is_text(text)):
         raise UserError(f"{what} is {text!r}; a name must be UTF-8 without NUL")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):

@@ -158,7 +158,11 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = terminal.Parser("python -m mtkd_jax.predict", __doc__)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGES", type=terminal.path, help="files, or folders of them"
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        type=terminal.path_of_any_name,
+        help="files, or folders of them",
     )
     parser.add_argument(
         "--student", required=True, type=terminal.path, metavar="DIR", help="student/ of a run"

@@ -62,7 +62,10 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors=READABLE)
     try:
-        code = work() or 0
+        try:
+            code = work() or 0
+        except SystemExit as ended:  # --help of argparse
+            code = ended.code or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -156,15 +159,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{one_line(message)}; --help shows how")
 
 
-def path(text: str) -> Path:
+def path(text: str, any_name: bool = False) -> Path:
     """The type of an argument that is a path: see `paths.typed`."""
     from mtkd_jax import paths
     from mtkd_jax.types import UserError
 
     try:
-        return paths.typed(text, "a path")
+        return paths.typed(text, "the path", any_name)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path_of_any_name(text: str) -> Path:
+    """The same of a file that is only read, whose name need not be UTF-8."""
+    return path(text, any_name=True)
 
 
 def one_line(text: object) -> str:

@@ -63,6 +63,7 @@ def test_what_is_no_fault_of_the_user_is_raised():
 
 
 def test_exit_codes_of_work_are_passed_on(capsys):
+    assert terminal.answer(lambda: sys.exit(3)) == 3
     assert terminal.answer(lambda: None) == 0
     assert terminal.answer(lambda: 7) == 7
     assert capsys.readouterr().err == ""
@@ -229,6 +230,9 @@ def test_a_log_that_nobody_can_read_ends_nothing(stream, tmp_path, monkeypatch):
     terminal.tell("a line")
 
 
+FULL = f"{os.path.dirname(os.devnull)}/full"  # the device that never has space left
+
+
 def run(*arguments, shell="{}", **environment) -> subprocess.CompletedProcess:
     """A command line in a process of its own, in a pipeline where `shell` says so."""
     command = " ".join([sys.executable, "-m", "mtkd_jax.main", *map(str, arguments)])
@@ -260,7 +264,7 @@ def test_without_docstrings_in_ascii_and_with_a_nonsensical_backend_the_catalogu
 def test_pipes_that_are_closed_and_disks_that_are_full(tmp_path):
     done = run("--list", shell="{} | true")
     assert (done.returncode, done.stderr) == (141, "")
-    done = run("--list", shell="{} > /dev/full")
+    done = run("--list", shell=f"{{}} > {FULL}")
     assert (done.returncode, done.stderr) == (2, "mtkd_jax: writing: No space left on device\n")
     done = run("--config=nowhere", "--workdir=x", shell="{} 2>&- >&-")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
@@ -268,7 +272,7 @@ def test_pipes_that_are_closed_and_disks_that_are_full(tmp_path):
 
 @pytest.mark.slow(seconds=40)
 @pytest.mark.parametrize(
-    "shell", ["{} 2>/dev/full", "{} 2>&- >&-", "{} 2> >(true)", "{} >/dev/full", "{} | true"]
+    "shell", [f"{{}} 2>{FULL}", "{} 2>&- >&-", "{} 2> >(true)", f"{{}} >{FULL}", "{} | true"]
 )
 def test_a_run_is_finished_whoever_reads_what_it_says(shell, tmp_path):
     (tmp_path / "small.py").write_text(CONFIG)
