@@ -592,10 +592,12 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
     for name, value in right.items():
         if name not in given:
             raise UserError(f"config.{prefix}{name} is missing; start from mtkd_jax.config.default()")
-        if isinstance(value, dict) != isinstance(given[name], dict):
+        if f"{prefix}{name}" in _PLAIN_DICTS:
+            _check_type(f"{prefix}{name}", given[name], value)
+        elif isinstance(value, dict) != isinstance(given[name], dict):
             kind = "a group of fields" if isinstance(value, dict) else f"like {value!r}"
             raise UserError(f"config.{prefix}{name} is {_quoted(given[name])}; it must be {kind}")
-        if isinstance(value, dict) and f"{prefix}{name}" not in _PLAIN_DICTS:
+        elif isinstance(value, dict):
             _check_fields(given[name], value, f"{prefix}{name}.")
         else:
             _check_type(f"{prefix}{name}", given[name], value)

@@ -31,32 +31,31 @@ def likeness(typed: str, known: str) -> float:
     (0.8, 0.0)
     """
     a, b = typed.lower(), known.lower()
-    plain_a, plain_b = re.sub(r"[^a-z0-9]", "", a), re.sub(r"[^a-z0-9]", "", b)
-    if plain_a and plain_a == plain_b:
+    if a and _words(a) == _words(b):
         return 1.0
-    return max(
-        difflib.SequenceMatcher(None, a, b).ratio(), _shortened(_words(a), _words(b), plain_a, plain_b)
-    )
+    return max(difflib.SequenceMatcher(None, a, b).ratio(), _shortened(_words(a), _words(b)))
 
 
-def _shortened(typed: list[str], known: list[str], plain_typed: str, plain_known: str) -> float:
-    """How well one is an abbreviation of the other, such as of its words' first letters."""
-    share = min(len(plain_typed), len(plain_known)) / max(len(plain_typed), len(plain_known), 1)
-    if len(known) > 1 and plain_typed == "".join(word[0] for word in known):  # lr: learning_rate
+def _shortened(typed: list[str], known: list[str]) -> float:
+    """How well one is the other with letters or words left out, such as all but the first letters."""
+    short, long = "".join(typed), "".join(known)
+    share = min(len(short), len(long)) / max(len(short), len(long), 1)
+    if short == long:
+        return 1.0 if short else 0.0
+    if len(known) > 1 and short == "".join(word[0] for word in known):  # lr: learning_rate
         return 0.95
-    if (
-        len(plain_typed) > 1 and typed and _begin(typed, known)
-    ):  # temp: temperatures, learn_rate: learning_rate
+    if len(short) > 1 and _begin(typed, known):  # learn_rate, temp(eratures)
         return 0.8 + 0.1 * share
-    if any(word in known for word in typed if len(word) > 2):  # num_epochs: epochs
+    if any(word in known for word in typed if len(word) > 2):  # batch_norm: batch_size
         return 0.6 + 0.2 * share
-    if len(plain_typed) > 1 and plain_known[:1] == plain_typed[0] and _in_order(plain_typed, plain_known):
-        return 0.5 + 0.2 * share  # lrate: learning_rate
+    if len(short) > 1 and long[:1] == short[0] and _in_order(short, long):  # lrate: learning_rate
+        return 0.5 + 0.2 * share
     return 0.0
 
 
 def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name)
+    """Without "num", which is as often there as not: num_epochs."""
+    return [word for word in re.findall(r"[a-z0-9]+", name) if word != "num"]
 
 
 def _begin(typed: list[str], known: list[str]) -> bool:
