@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
-from mtkd_jax import commands, experiment, interrupts, logbook, main, mesh, paths, terminal, workdir
+from mtkd_jax import commands, experiment, interrupts, logbook, main, paths, terminal, workdir
 from mtkd_jax.data import overview
 from mtkd_jax.types import UserError
 from tests import small
@@ -81,13 +82,11 @@ def test_a_jax_without_devices_is_told_with_what_the_environment_says(monkeypatc
     assert "JAX_PLATFORMS=cuda" in said and said.count("\n") == 1
 
 
-def test_64_bits_are_refused_before_any_work(tmp_path, monkeypatch):
-    class Config:
-        jax_enable_x64 = True
-
-    monkeypatch.setattr(mesh.jax, "config", Config)
-    with pytest.raises(UserError, match="unset JAX_ENABLE_X64"):
+def test_64_bits_are_refused_before_any_work(tmp_path):
+    with jax.enable_x64(True), pytest.raises(UserError, match="unset JAX_ENABLE_X64"):
         experiment.run(small.config(), tmp_path / "run", quiet=True)
+    with jax.enable_x64(True), pytest.raises(UserError, match="unset JAX_ENABLE_X64"):
+        experiment.costs(small.config())
     assert not (tmp_path / "run").exists()
 
 
