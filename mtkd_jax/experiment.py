@@ -22,6 +22,7 @@ from mtkd_jax import (
     intervals,
     mesh,
     metrics,
+    paths,
     plan,
     predictions,
     report,
@@ -44,8 +45,9 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     report, which takes no lock. Raises UserError, one line, for whatever the user can mend, and Interrupted,
     with all training saved, when the process is asked to stop (interrupts.py).
     """
-    into = Path(into)
+    into = paths.typed(into, "the folder of the run")
     configuration.validate(config)
+    mesh.check_precision()
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     finished = workdir.finished_report(into, config)
@@ -90,6 +92,7 @@ def costs(config: ConfigDict) -> list[forecast.Cost]:
     Raises UserError as `run` does.
     """
     configuration.validate(config)
+    mesh.check_precision()
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     stages, borrowed, _ = planned(config, split)

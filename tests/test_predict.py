@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 
@@ -171,6 +173,25 @@ def test_what_cannot_be_read_is_told_and_the_others_are_predicted(student, photo
     assert told.err == "error: 2 of 4 images could not be read\n"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_terminal_cannot_write_are_told_and_json_stays_json(
+    student, tmp_path, encoding, monkeypatch
+):
+    names = ("\u00fc.png", os.fsdecode(b"\xff.png"))
+    for name in names:
+        Image.fromarray(np.full((7, 9), 200, np.uint8)).save(tmp_path / name)
+    for asked in ((str(tmp_path),), [str(tmp_path / name) for name in names]):
+        for how in (["--json"], []):
+            raw = io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+            assert predict.main(["--student", student, *asked, *how]) == 0
+            told = raw.getvalue().decode(encoding)
+            if how:
+                assert [one["image"] for one in lines(told)] == [str(tmp_path / name) for name in names]
+            else:
+                assert "udcff.png" in told and told.count("bright") == 2
+
+
 def test_the_table_says_the_same(student, photos, capsys, monkeypatch):
     monkeypatch.chdir(photos.parent)
     (photos / "a.png").write_bytes(b"no image")
@@ -245,5 +266,6 @@ def test_neither_networks_nor_training_are_imported(student, photos):
     )
     assert done.returncode == 0, done.stderr
     assert len(lines(done.stdout)) == len(GREYS)
-    ours = ("", ".data", ".data.checks", ".data.images", ".deployed", ".predict", ".types")
+    ours = ("", ".data", ".data.checks", ".data.images", ".deployed", ".interrupts", ".paths", ".predict")
+    ours += (".terminal", ".types")
     assert done.stderr.split() == [f"mtkd_jax{name}" for name in ours]
