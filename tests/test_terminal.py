@@ -218,7 +218,7 @@ class Broken:
 @pytest.mark.parametrize(
     "stream",
     [Broken(BrokenPipeError()), Broken(OSError(28, "full")), Broken(OSError(5, "gone")), None],
-    ids=str,
+    ids=("reader gone", "full", "terminal gone", "none"),
 )
 def test_a_log_that_nobody_can_read_ends_nothing(stream, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
