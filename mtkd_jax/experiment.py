@@ -30,7 +30,7 @@ from mtkd_jax import (
     workdir,
 )
 from mtkd_jax import config as configuration
-from mtkd_jax.data import loading
+from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.predictions import Group, Predictions
@@ -149,7 +149,7 @@ def save_student(
             "shape": list(dataset.train_images.shape[1:]),
             "dtype": "float32",
             "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
-            **({"fit": dataset.fit} if dataset.fit else {}),
+            **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
         },
         "training": _training(config, predicted, group, position),
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
@@ -163,10 +163,10 @@ def save_student(
             for name, values in measured.items()
         },
     }
-    images = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
-    said = export.logits_of(model, variables, images)
-    export.save_student(into / "student", model, variables, card, (images, said))
-    export.verify_student(into / "student", configuration.build_model, images, said)
+    checked = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
+    said = export.logits_of(model, variables, checked)
+    export.save_student(into / "student", model, variables, card, (checked, said))
+    export.verify_student(into / "student", configuration.build_model, checked, said)
 
 
 def _training(config: ConfigDict, predicted: Predictions, group: Group, position: int) -> str:

@@ -44,11 +44,11 @@ def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     program, card = load_program(asked.student)
     paths = files(asked.images)
-    trained = card["input"].get("fit", "")
-    if asked.fit and trained and asked.fit != trained:
-        print(f"note: --fit {asked.fit}, but the network was trained with {trained}", file=sys.stderr)
-    fit = asked.fit or trained or "crop"
+    fit = asked.fit or card["input"].get("fit", "crop")
+    images.fitting(fit)
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
+    for note in unlike_training(card["input"], asked.fit, paths):
+        terminal.tell(f"note: {note}")
     told = list(_tell_as_json(found) if asked.json else _tell(found))
     if unread := sum(bool(one.error) for one in told):
         raise UserError(f"{unread} of {len(told)} images could not be read")
@@ -66,6 +66,36 @@ def files(given: Iterable[Path]) -> list[Path]:
             raise UserError(f"{path}: holds no image; must hold {', '.join(images.SUFFIXES)} files")
         found += inside
     return found
+
+
+def unlike_training(taken: dict[str, Any], fit: str, paths: Iterable[Path]) -> list[str]:
+    """What is done to these files otherwise than to the images of training, or is not known to be the same.
+
+    `taken` is the card's "input", `fit` what was asked for, "" for what the card says.
+    """
+    trained, files, size = taken.get("fit", ""), taken.get("files", images.READING), tuple(taken["shape"][:2])
+    found = []
+    if fit and trained and fit != trained:
+        found.append(f"--fit {fit}, but the network was trained with {trained}")
+    if not fit and not trained and any(_has_another_size(path, size) for path in paths):
+        found.append(
+            f"the card does not say how images were brought to {size[0]} x {size[1]} in training: they are "
+            "cropped here; --fit pad or stretch does otherwise"
+        )
+    for name in sorted({*files, *images.READING}):
+        before, now = files.get(name, "unknown"), images.READING.get(name, "unknown")
+        if before != now:
+            found.append(
+                f"{name}: {now}, but in training {before}; another version of mtkd_jax wrote the card"
+            )
+    return found
+
+
+def _has_another_size(path: Path, size: tuple[int, int]) -> bool:
+    try:
+        return images.shape_of(path)[:2] != size
+    except UserError:  # is told in its turn
+        return False
 
 
 def predictions(
@@ -173,7 +203,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="tell the K most likely classes")
     parser.add_argument(
-        "--fit", default="", help="crop, pad or stretch, instead of what the training images had"
+        "--fit", default="", help="crop, pad or stretch; without it as in training, where the card says so"
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images computed at once")
     asked = parser.parse_args(argv)

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -23,6 +24,15 @@ SYSTEM = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "sys
 MOST_PIXELS = 80_000_000  # 240 MB in colour; below the number from which Pillow warns of a bomb
 # No others are tried: Pillow would hand PostScript to an interpreter, whatever the file is called.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+READING = {  # what `read` does beside bringing to size, for the card of a network that was trained on it
+    "orientation": "as the EXIF tag says",
+    "frames": "the first",
+    "transparency": "on white",
+    "16 bits": "the upper 8",
+    "grey": "luma of ITU-R 601",
+    "colour profile": "not applied",
+    "resampling": "bilinear, antialiased",
+}
 _GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -53,7 +63,7 @@ def below(folder: str | os.PathLike) -> list[Path]:
     """The files in a folder and in the folders in it that end as images do, sorted; links are followed.
 
     Those of the system and of programs that show images (hidden ones, `__MACOSX`, `@eaDir`) are passed over,
-    and a link that leads back up is followed once.
+    and a link that leads back up is followed once. Raises `UserError` naming a folder that cannot be read.
     """
     return [path for path in files_below(folder) if is_named_as_image(path.name)]
 
@@ -61,12 +71,18 @@ def below(folder: str | os.PathLike) -> list[Path]:
 def files_below(folder: str | os.PathLike) -> list[Path]:
     """All files as `below` finds them, whatever they are called."""
     found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         here = os.path.realpath(place)
         folders[:] = [] if here in seen else [name for name in folders if not of_system(name)]
         found += [] if here in seen else [Path(place, name) for name in names if not of_system(name)]
         seen.add(here)
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(
+        f"{error.filename}: cannot be read ({error.strerror}); must be a folder that can"
+    ) from error
 
 
 def is_named_as_image(name: str) -> bool:
