@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 from collections.abc import Callable
+from typing import IO
 
 import numpy as np
 
@@ -75,7 +78,7 @@ def checked(dataset: DataSet, where: str) -> DataSet:
         **fields,
         **_checked_groups(dataset, wrong),
         **_checked_val_rows(dataset, wrong),
-        notes=(*dataset.notes, *notes),
+        notes=tuple(map(printable, (*dataset.notes, *notes))),
     )
 
 
@@ -110,7 +113,9 @@ def _check_names(dataset: DataSet, where: str) -> None:
     names = dataset.class_names
     for kind, name in (("name", dataset.name), *(("class_names", name) for name in names)):
         if name != printable(name):
-            raise UserError(f"{where}: {kind}: {name!r} cannot be written or shown; must be plain text")
+            raise UserError(
+                f"{where}: {kind}: {name!r} cannot be written or shown; must be plain text, UTF-8"
+            )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{where}: class_names: {twice[0]!r} stands there twice; must be one name a class")
@@ -166,3 +171,10 @@ def names_from(labels: np.ndarray, where: str) -> tuple[str, ...]:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def opened(path: str | os.PathLike, mode: str = "r", **options) -> IO:
+    """`open`; OSError for what is no regular file: a pipe would be waited for, a device may not end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
+    return open(path, mode, **options)

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -20,7 +19,16 @@ from mtkd_jax.data.checks import first_line
 from mtkd_jax.types import UserError
 
 SUFFIXES = (".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-SYSTEM = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
+SYSTEM = (
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "thumbs.db",
+    "desktop.ini",
+    "lost+found",
+    "system volume information",
+)
 MOST_PIXELS = 80_000_000  # 240 MB in colour; below the number from which Pillow warns of a bomb
 # No others are tried: Pillow would hand PostScript to an interpreter, whatever the file is called.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -69,20 +77,35 @@ def below(folder: str | os.PathLike) -> list[Path]:
 
 
 def files_below(folder: str | os.PathLike) -> list[Path]:
-    """All files as `below` finds them, whatever they are called."""
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-        here = os.path.realpath(place)
-        folders[:] = [] if here in seen else [name for name in folders if not of_system(name)]
-        found += [] if here in seen else [Path(place, name) for name in names if not of_system(name)]
-        seen.add(here)
+    """All files as `below` finds them, whatever they are called. Raises UserError as `listed` does."""
+    found, seen, waiting = [], set(), [Path(folder)]
+    while waiting:
+        place = waiting.pop(0)
+        if (here := os.path.realpath(place)) not in seen:
+            seen.add(here)
+            folders, names = listed(place)
+            found += [place / name for name in names]
+            waiting += [place / name for name in folders]
     return sorted(found)
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    raise UserError(
-        f"{error.filename}: cannot be read ({error.strerror}); must be a folder that can"
-    ) from error
+def listed(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """Names of the folders and of all else in a folder, sorted, links followed, without those of the system.
+
+    Raises UserError naming the folder where it may not be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [(one.name, _is_folder(one)) for one in entries if not of_system(one.name)]
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{folder}: cannot be read ({why}); must be a folder that may be read") from error
+    return tuple(sorted(name for name, is_folder in found if is_folder == kind) for kind in (True, False))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    # Not entry.is_dir() of a link: it raises where the link leads to itself.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def is_named_as_image(name: str) -> bool:
