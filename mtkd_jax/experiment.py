@@ -22,6 +22,7 @@ from mtkd_jax import (
     intervals,
     mesh,
     metrics,
+    paths,
     plan,
     predictions,
     report,
@@ -29,7 +30,7 @@ from mtkd_jax import (
     workdir,
 )
 from mtkd_jax import config as configuration
-from mtkd_jax.data import loading
+from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.predictions import Group, Predictions
@@ -44,8 +45,9 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     report, which takes no lock. Raises UserError, one line, for whatever the user can mend, and Interrupted,
     with all training saved, when the process is asked to stop (interrupts.py).
     """
-    into = Path(into)
+    into = paths.typed(into, "the folder of the run")
     configuration.validate(config)
+    mesh.check_precision()
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     finished = workdir.finished_report(into, config)
@@ -90,6 +92,7 @@ def costs(config: ConfigDict) -> list[forecast.Cost]:
     Raises UserError as `run` does.
     """
     configuration.validate(config)
+    mesh.check_precision()
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     stages, borrowed, _ = planned(config, split)
@@ -146,7 +149,7 @@ def save_student(
             "shape": list(dataset.train_images.shape[1:]),
             "dtype": "float32",
             "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
-            **({"fit": dataset.fit} if dataset.fit else {}),
+            **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
         },
         "training": _training(config, predicted, group, position),
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
@@ -160,10 +163,10 @@ def save_student(
             for name, values in measured.items()
         },
     }
-    images = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
-    said = export.logits_of(model, variables, images)
-    export.save_student(into / "student", model, variables, card, (images, said))
-    export.verify_student(into / "student", configuration.build_model, images, said)
+    checked = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
+    said = export.logits_of(model, variables, checked)
+    export.save_student(into / "student", model, variables, card, (checked, said))
+    export.verify_student(into / "student", configuration.build_model, checked, said)
 
 
 def _training(config: ConfigDict, predicted: Predictions, group: Group, position: int) -> str:

@@ -42,7 +42,8 @@ def save_student(
         model       the address `build` takes
         task        a `Task`: classes, heads, and the normalisation inside the network
         class_names C strings, by output index
-        input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there
+        input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there; of
+                    one that was trained on image files also "fit" and "files", as in `data.images`
         training    one line: method, alpha, temperature, or whatever made it
         data        one line: source and sizes
         source      one line: the run it came from
@@ -193,7 +194,7 @@ another scale or a class that is not in the list; it always answers with one of 
 
 ## How to predict with it
 
-{_command(card, folder)}From Python without `mtkd_jax`, but with JAX, flatbuffers and safetensors, from the
+{_of_files(card, folder)}From Python without `mtkd_jax`, but with JAX, flatbuffers and safetensors, from the
 folder that holds `{folder}/`:
 
 ```python
@@ -239,8 +240,8 @@ of the program: `{card["program_sha256"]}`.
 """
 
 
-def _command(card: Mapping[str, Any], folder: str) -> str:
-    """How to ask about image files; nothing for a student of other arrays."""
+def _of_files(card: Mapping[str, Any], folder: str) -> str:
+    """How to ask about image files, and what is done to them; nothing for a student of other arrays."""
     if card["input"]["range"] != PIXELS:
         return ""
     return f"""Of image files, or of folders of them, with `mtkd_jax` installed:
@@ -249,7 +250,21 @@ def _command(card: Mapping[str, Any], folder: str) -> str:
 python -m mtkd_jax.predict --student {folder} photos/
 ```
 
+{_done_to_files(card["input"])}
+
 """
+
+
+def _done_to_files(taken: Mapping[str, Any]) -> str:
+    height, width, channels = taken["shape"]
+    size = f"{height} x {width} x {channels} (height x width x channels)"
+    if "fit" not in taken:
+        return (
+            f"It was trained on arrays: how images were brought to {size} is not known here. Files of "
+            "another size are cropped, unless `--fit` says otherwise."
+        )
+    rest = "; ".join(f"{name}: {how}" for name, how in taken.get("files", {}).items())
+    return f"It brings files to {size} by `{taken['fit']}`, as in training" + (f" ({rest})." if rest else ".")
 
 
 def _metric_row(name: str, metric: Mapping[str, Any]) -> str:

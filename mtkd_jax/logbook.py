@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mtkd_jax import terminal
 from mtkd_jax.files import write_atomically
 from mtkd_jax.types import UserError, printable
 
@@ -26,7 +26,11 @@ MOST_MEMBERS_IN_TENSORBOARD = 16  # beyond that only the mean over members is dr
 
 
 class Logbook:
-    """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere."""
+    """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere.
+
+    What stderr does not take is lost: a terminal that has gone away, a full disk behind a log or a pipe that
+    nobody reads ends no training.
+    """
 
     def __init__(self, workdir: Path, quiet: bool = False):
         # Slow to import, and only a run needs it. The writer itself: tensorboardX's queue around it waits
@@ -35,7 +39,7 @@ class Logbook:
 
         self._path = workdir / "metrics.jsonl"
         self._begun = self._spoken = time.perf_counter()
-        self._console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        self._console = Console(file=terminal.Stderr(), quiet=quiet, soft_wrap=True)
         try:
             (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
@@ -148,7 +152,7 @@ class Logbook:
         Raises UserError as `check` does.
         """
         self.check()
-        if sys.stderr.isatty() and not self._console.quiet:
+        if self._console.is_terminal and not self._console.quiet:
             self._draw(stage, step, num_steps)
             return
         now = time.perf_counter()

@@ -57,6 +57,15 @@ def use_devices(num_devices: int = 0) -> None:
         jax.config.update("jax_num_cpu_devices", num_devices or len(os.sched_getaffinity(0)))
 
 
+def check_precision() -> None:
+    """Raise UserError where JAX was told to compute in 64 bits: networks and their optimisers are float32."""
+    if jax.config.jax_enable_x64:
+        raise UserError(
+            "jax_enable_x64 is on and everything here is computed in float32; unset JAX_ENABLE_X64, or in "
+            "Python jax.config.update('jax_enable_x64', False)"
+        )
+
+
 def jit(function: Callable, **options) -> Callable:
     """`jax.jit` for programs of networks, with the kernels that use every core of a CPU.
 

@@ -28,13 +28,14 @@ from mtkd_jax import (
     teachers,
     tuning,
 )
-from mtkd_jax.config import canonical, nearest, positive_class, resolve, student_model, teacher_models
+from mtkd_jax.config import canonical, positive_class, resolve, student_model, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job, parts
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.mesh import Layout
+from mtkd_jax.spelling import hint
 from mtkd_jax.students import Family
 from mtkd_jax.teacher_cache import Cache
 from mtkd_jax.training import Fitted, fit, joined, untrained
@@ -162,7 +163,7 @@ def check_choice(config: ConfigDict, plan: Plan) -> None:
     known = ["best", *(["student", *rows] if rows else []), *([] if specialised else addresses)]
     asked = config.export.choose
     if asked not in known:
-        raise UserError(f"config.export.choose: there will be no row {asked!r}{nearest(asked, known)}")
+        raise UserError(f"config.export.choose: there will be no row {asked!r}{hint(asked, known)}")
 
 
 def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
-from mtkd_jax import population
+from mtkd_jax import paths, population
 from mtkd_jax.jobs import Job
 from mtkd_jax.models.pytorch import from_state_dict, task_of
 from mtkd_jax.types import Model, PyTree, UserError
@@ -52,7 +52,7 @@ def begun(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
 def variables(files: Sequence[str], model: Model, field: str, any_classes: bool = False) -> list[PyTree]:
     """Those of every file, see `from_pytorch`; a UserError names the field of the configuration as well."""
     try:
-        return [from_pytorch(Path(file), model, any_classes) for file in files]
+        return [from_pytorch(paths.typed(file, "the path"), model, any_classes) for file in files]
     except UserError as error:
         raise UserError(f"config.{field}: {error}") from None
 

@@ -8,18 +8,17 @@ One RUN rebuilds its report without training anything; several make one table, a
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 
-from mtkd_jax import analysis, findings, logbook, plots, predictions, tables, workdir
+from mtkd_jax import analysis, findings, logbook, plots, predictions, tables, terminal, workdir
 from mtkd_jax.files import write_atomically
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError, printable
@@ -128,7 +127,7 @@ def show(report: dict, run_dir: str | Path) -> None:
 
 def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: str) -> None:
     """Print a table, where there is more, and paragraphs under a heading, on stdout."""
-    out = console()
+    out = terminal.console()
     out.print(table)
     if more:  # before what is said, whose last sentence is the one to remember
         out.print(f"\n{printable(more)}", markup=False, highlight=False)
@@ -139,35 +138,41 @@ def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Rebuild and show the report of one run, or merge the tables of several; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mtkd_jax.report", description=main.__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="the --workdir of a finished run")
-    parser.add_argument("--out", type=Path, help="several runs: also write report.md and report.json here")
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    parser = terminal.Parser("python -m mtkd_jax.report", __doc__)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=terminal.path, help="the --workdir of a finished run"
+    )
+    parser.add_argument(
+        "--out", type=terminal.path, help="several runs: also write report.md and report.json here"
+    )
     parser.add_argument(
         "--into",
-        type=Path,
+        type=terminal.path,
         help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file; of one "
         "run also its main plots, into plots/ beside it",
     )
-    parser.error = refuse  # argparse would print its usage as well
-    try:
-        asked = parser.parse_args(argv)
-        text, images = _one(asked.runs[0]) if len(asked.runs) == 1 else (_merge(asked.runs, asked.out), {})
-        if asked.into is not None:
-            put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text, images)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    asked = parser.parse_args(argv)
+    text, images, tell = _one(asked.runs[0]) if len(asked.runs) == 1 else _merge(asked.runs, asked.out)
+    if asked.into is not None:
+        put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text, images)
+    tell()  # last: whoever reads it may have gone
 
 
-def _one(run: Path) -> tuple[str, dict[str, bytes]]:
-    """Rebuild and show the report of a run; as Markdown, with the plots that this links to by their paths."""
+Told = tuple[str, dict[str, bytes], Callable[[], None]]  # Markdown, {path: plot} it links to, what shows it
+
+
+def _one(run: Path) -> Told:
+    """Rebuild the report of a run."""
     report = write(run)
-    show(report, run)
     files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT)
     images = {f"plots/{run.resolve().name}/{file.name}": file.read_bytes() for file in files if file.exists()}
     links = [f"![{PLOTS[Path(path).stem]}]({path})" for path in images]
-    return "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links]), images
+    text = "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links])
+    return text, images, lambda: show(report, run)
 
 
 def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | None = None) -> None:
@@ -185,28 +190,22 @@ def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | Non
     write_files(file.parent, {**(images or {}), file.name: whole.encode()})
 
 
-def refuse(message: str) -> None:
-    """Raise UserError: what `ArgumentParser.error` is replaced by."""
-    raise UserError(message)
-
-
-def _merge(runs: Sequence[Path], out: Path | None) -> str:
-    """Show the table of several runs, write it where `out` is given, and return it as Markdown."""
+def _merge(runs: Sequence[Path], out: Path | None) -> Told:
+    """One table of several runs, written where `out` is given."""
     reports = {name: build(predictions.load(run / "predictions.npz")) for name, run in _names(runs).items()}
     lines = [f"{name}: {findings.conditions(report)}." for name, report in reports.items()]
     shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
     more = "" if out is None else f"Every number: {out / 'report.json'}"
-    say(
-        tables.merged_terminal(reports, console().width),
-        "The runs, and what each shows",
-        [*lines, *shown],
-        more,
-    )
     header, sections = tables.merged(reports)
     text = "\n\n".join([_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)])
     if out is not None:
         write_files(out, {"report.md": (text + "\n").encode(), "report.json": as_json({"runs": reports})})
-    return text
+
+    def tell() -> None:
+        table = tables.merged_terminal(reports, terminal.console().width)
+        say(table, "The runs, and what each shows", [*lines, *shown], more)
+
+    return text, {}, tell
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
@@ -319,12 +318,6 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
         plots=[(name, PLOTS[name], base64.b64encode(data).decode()) for name, data in images.items()],
         config=None if config is None else json.dumps(config, indent=1),
     )
-
-
-def console() -> Console:
-    """As wide as the terminal; into a pipe or a file 100 columns, where rich would take 80."""
-    found = Console()
-    return found if found.is_terminal else Console(width=100)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import checkpoint, jobs, population, pretrained, workdir
+from mtkd_jax import checkpoint, jobs, paths, population, pretrained, workdir
 from mtkd_jax.config import build_model, canonical, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
@@ -163,7 +163,7 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
         return _from_files(config, split)
     if not config.teachers.from_run:
         return {}, ()
-    source = Path(config.teachers.from_run)
+    source = paths.typed(config.teachers.from_run, "config.teachers.from_run")
     ours = {
         "num_members": config.teachers.num_members,
         "models": [canonical("model", address, "teachers.models") for address in teacher_models(config)],

@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import files
+from mtkd_jax import files, paths
 from mtkd_jax.data.loading import Split
 from mtkd_jax.types import UserError
 
@@ -233,7 +233,7 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
 
 def _digest_of_file(path: str, field: str) -> str:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return hashlib.sha256(paths.typed(path, f"config.{field}").read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"config.{field}: {path}: cannot read the weights: {error.strerror}") from None
 
@@ -262,9 +262,19 @@ def _commit() -> str | None:
 
 
 def use_compile_cache() -> None:
-    """Keep compiled programs in the user's cache folder, so that the second start is quick."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(base / "mtkd_jax" / "xla"))
+    """Keep compiled programs in the user's cache folder, so that the second start is quick.
+
+    Goes on without where there is no such folder, or none that can be written: a home nobody knows of.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "mtkd_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: neither HOME nor the user is known
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     # The small ones too: a run has some 150 of them, compiled in 15 to 25 ms each and read in 2.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -346,10 +346,11 @@ def test_folders_that_are_no_data_set(tmp_path):
     )
     flat(tmp_path, num=3)
     (tmp_path / "ant").mkdir()
-    (tmp_path / "ant/notes.txt").write_text("none yet")
     assert refused(folder, tmp_path).startswith(
         f"{tmp_path / 'ant'}: holds no image; must hold files that end"
     )
+    (tmp_path / "ant/notes.txt").write_text("none yet")
+    assert refused(folder, tmp_path).startswith(f"{tmp_path / 'ant'}: holds no image but 1 .txt; must hold")
     shutil.rmtree(tmp_path / "ant")
     put(tmp_path, "train/bee/0.png", 0)
     message = refused(folder, tmp_path)
@@ -371,7 +372,7 @@ def test_splits_that_do_not_belong_together(tmp_path):
     message = refused(folder, tmp_path)
     assert message == f"{tmp_path}: has no split test; say test_from='train' to draw one from train"
     shutil.rmtree(tmp_path / "train")
-    put(tmp_path, "test/bee/0.png", 0)
+    split_up(tmp_path, parts=("test",))
     assert refused(folder, tmp_path) == f"{tmp_path}: has splits, but none is train; must have train and test"
 
 
@@ -439,7 +440,8 @@ def test_a_lone_folder_around_the_classes_is_looked_through(tmp_path):
     shutil.rmtree(tmp_path / "a")
     for n in range(5):
         put(tmp_path, f"only/{n}.png", n)
-    assert "1 class: must be at least 2" in refused(folder, tmp_path)
+    message = refused(folder, tmp_path)
+    assert message == f"{tmp_path}: holds 1 class (only); must hold a folder for each of at least 2"
 
 
 def test_what_is_passed_over_is_counted_and_said(tmp_path):
@@ -459,8 +461,8 @@ def test_what_is_passed_over_is_counted_and_said(tmp_path):
     found = folder(path=str(tmp_path))
     assert found.class_names == CLASSES and len(found.train_labels) + len(found.test_labels) == 15
     assert found.notes == (
-        f"1 images beside the folders of classes were not read, such as {tmp_path / 'stray.png'}.",
-        "3 files do not end as images do and were not read (2 .txt, 1 .cr2).",
+        "1 images beside the folders of classes were not read, such as stray.png.",
+        "3 files do not end as images do and were not read (2 .txt, 1 .cr2), such as bee/list.txt.",
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import stat
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -89,7 +91,7 @@ def checked(dataset: DataSet, where: str) -> DataSet:
     if isinstance(train, np.ndarray) and isinstance(test, np.ndarray):
         _check_channels(train, test, wrong)
         notes += _check_scales(dataset, wrong)
-    return dataclasses.replace(dataset, notes=(*dataset.notes, *notes))
+    return dataclasses.replace(dataset, notes=tuple(map(printable, (*dataset.notes, *notes))))
 
 
 # --- labels -------------------------------------------------------------------------------------------
@@ -233,7 +235,9 @@ def _check_names(dataset: DataSet, where: str) -> None:
     names = dataset.class_names
     for kind, name in (("name", dataset.name), *(("class_names", name) for name in names)):
         if name != printable(name):
-            raise UserError(f"{where}: {kind}: {name!r} cannot be written or shown; must be plain text")
+            raise UserError(
+                f"{where}: {kind}: {name!r} cannot be written or shown; must be plain text, UTF-8"
+            )
     known: dict[str, str] = {}
     for name in names:
         shown = " ".join(unicodedata.normalize("NFC", name).split())
@@ -328,3 +332,10 @@ def shortened(words: Sequence[str]) -> str:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def opened(path: str | os.PathLike, mode: str = "r", **options) -> IO:
+    """`open`; OSError for what is no regular file: a pipe would be waited for, a device may not end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("no regular file")
+    return open(path, mode, **options)

@@ -19,10 +19,28 @@ from mtkd_jax.data.checks import first_line
 from mtkd_jax.types import UserError
 
 SUFFIXES = (".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-SYSTEM = ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information")
+SYSTEM = (
+    "__macosx",
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "thumbs.db",
+    "desktop.ini",
+    "lost+found",
+    "system volume information",
+)
 MOST_PIXELS = 80_000_000  # 240 MB in colour; below the number from which Pillow warns of a bomb
 # No others are tried: Pillow would hand PostScript to an interpreter, whatever the file is called.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+READING = {  # what `read` does beside bringing to size, for the card of a network that was trained on it
+    "orientation": "as the EXIF tag says",
+    "frames": "the first",
+    "transparency": "on white",
+    "16 bits": "the upper 8",
+    "grey": "luma of ITU-R 601",
+    "colour profile": "not applied",
+    "resampling": "bilinear, antialiased",
+}
 _GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -53,20 +71,41 @@ def below(folder: str | os.PathLike) -> list[Path]:
     """The files in a folder and in the folders in it that end as images do, sorted; links are followed.
 
     Those of the system and of programs that show images (hidden ones, `__MACOSX`, `@eaDir`) are passed over,
-    and a link that leads back up is followed once.
+    and a link that leads back up is followed once. Raises `UserError` naming a folder that cannot be read.
     """
     return [path for path in files_below(folder) if is_named_as_image(path.name)]
 
 
 def files_below(folder: str | os.PathLike) -> list[Path]:
-    """All files as `below` finds them, whatever they are called."""
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here = os.path.realpath(place)
-        folders[:] = [] if here in seen else [name for name in folders if not of_system(name)]
-        found += [] if here in seen else [Path(place, name) for name in names if not of_system(name)]
-        seen.add(here)
+    """All files as `below` finds them, whatever they are called. Raises UserError as `listed` does."""
+    found, seen, waiting = [], set(), [Path(folder)]
+    while waiting:
+        place = waiting.pop(0)
+        if (here := os.path.realpath(place)) not in seen:
+            seen.add(here)
+            folders, names = listed(place)
+            found += [place / name for name in names]
+            waiting += [place / name for name in folders]
     return sorted(found)
+
+
+def listed(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """Names of the folders and of all else in a folder, sorted, links followed, without those of the system.
+
+    Raises UserError naming the folder where it may not be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [(one.name, _is_folder(one)) for one in entries if not of_system(one.name)]
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{folder}: cannot be read ({why}); must be a folder that may be read") from error
+    return tuple(sorted(name for name, is_folder in found if is_folder == kind) for kind in (True, False))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    # Not entry.is_dir() of a link: it raises where the link leads to itself.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def is_named_as_image(name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mtkd_jax.data.checks import checked, first_line
+from mtkd_jax.data.checks import checked, first_line, opened
 from mtkd_jax.types import DataSet, UserError
 
 _LIMIT = 2**28  # bytes that an archive may unpack to, or a file hold; the published ones have 186 MB
@@ -134,14 +134,15 @@ def _upright(pixels: np.ndarray) -> np.ndarray:
 def _files(path: str, wanted: set[str]) -> dict[str, Content]:
     """{name: content} of the wanted files that are in a folder or a .tar.gz; no more than `_LIMIT` each."""
     place = pathlib.Path(os.path.expanduser(path))
-    if not path or not place.exists():
+    if not path or not os.path.exists(place):
         raise UserError(
             f"data.path = {path!r}: no such file or folder; "
             "must be a .tar.gz as published, or the folder it unpacks to"
         )
     try:
         if not place.is_dir():
-            return _members(_content(gzip.open(place), path), wanted)
+            with opened(place, "rb") as packed:
+                return _members(_content(gzip.open(packed), path), wanted)
         there = [place / name for name in sorted(wanted) if (place / name).is_file()]
         return {file.name: _content(file.open("rb"), str(file)) for file in there}
     # OSError is also what gzip raises for a wrong checksum and for a file that is not gzipped.

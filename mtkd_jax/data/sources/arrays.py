@@ -103,7 +103,7 @@ def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
     if not (isinstance(class_names, tuple) and all(isinstance(name, str) for name in class_names)):
         raise UserError(f"idx: class_names = {class_names!r}: must be a tuple of text, one name a class")
     folder = pathlib.Path(os.path.expanduser(path))
-    if not path or not folder.is_dir():
+    if not path or not os.path.isdir(folder):
         raise UserError(f"data.path = {path!r}: no such folder; must hold the four IDX files of a set")
     arrays = {
         name: _read_idx(_idx_file(folder, stem, axes), axes) for name, (stem, axes) in _IDX_FILES.items()

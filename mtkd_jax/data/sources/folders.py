@@ -5,24 +5,28 @@ from __future__ import annotations
 import collections
 import csv as tables
 import difflib
+import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.checks import checked, first_line
+from mtkd_jax.data.checks import checked, first_line, opened
 from mtkd_jax.data.loading import part_of_groups
 from mtkd_jax.types import DataSet, Images, UserError, printable
 
-_PARTS = {  # folders and words of a split column, in any case -> part
-    **dict.fromkeys(("train", "training", "trainset", "train_set"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "valset", "val_set"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "test_set"), "test"),
+_WORDS = {  # of folders and of a split column, in any case -> part
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
+_FURTHER_WORDS = {"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder"}
 
 
 def folder(
@@ -33,6 +37,7 @@ def folder(
     fit: str = "crop",
     test_fraction: float = 0.2,
     test_from: str = "",
+    splits: bool = True,
     groups: str = "",
     skip_corrupt: bool = False,
     stream: str = "auto",
@@ -40,12 +45,13 @@ def folder(
 ) -> DataSet:
     """A folder of image files: root/CLASS/file, root/SPLIT/CLASS/file or root/CLASS/SPLIT/file.
 
-    Splits are train, val and test, or words like them (Training, valid, testing, ...). Without them, about
+    Splits are train, val and test, or words like them (Training, valid, test_set, ...). Without them, about
     `test_fraction` of every class is the test set, drawn with `seed`. A split val is what is validated on.
     Where none is test, `test_from` says what is tested on: "val" makes a test set of val, "train" draws
-    one from train. `groups` names a table below root with the columns path and group: then a test set that
-    is drawn shares no group with training. Images may lie deeper in the folder of their class, behind links
-    too; a lone folder around all of it is looked through. What is passed over is counted in the notes.
+    one from train. Without `splits` every folder is a class, whatever it is called. `groups` names a table
+    below root with the columns path and group: then a test set that is drawn shares no group with training.
+    Images may lie deeper in the folder of their class, behind links too; a lone folder around classes or
+    splits is looked through. What is passed over is counted in the notes.
 
     Images are brought to `image_size`, s or (h, w), as `fit` says (crop, pad or stretch: see `images.read`);
     0 is the size that all of them share. `channels` is 1 or 3; 0 is 1 where all are grey and else 3.
@@ -54,10 +60,10 @@ def folder(
     `skip_corrupt` is left out and noted. Raises `UserError` naming the file or the folder.
     """
     root = pathlib.Path(os.path.expanduser(path))
-    if not path or not root.is_dir():
+    if not path or not os.path.isdir(root):
         raise UserError(f"data.path = {path!r}: no such folder; must hold a folder of images for every class")
     reading = _reading(image_size, channels, fit, skip_corrupt, stream)
-    files, notes = _files_below(root)
+    files, notes = _files_below(root, splits)
     if groups:
         files = _grouped(files, _inside(root, groups))
     files, drawn = _in_parts(files, root, test_fraction, test_from, seed)
@@ -83,7 +89,7 @@ def csv(
     Without splits a test set is drawn, and all else is done, as in `folder`.
     """
     file = pathlib.Path(os.path.expanduser(path))
-    if not path or not file.is_file():
+    if not path or not os.path.isfile(file):
         raise UserError(
             f"data.path = {path!r}: no such file; must be a table with the columns path and label"
         )
@@ -104,116 +110,197 @@ class _File(NamedTuple):
     group: str = ""
 
 
-def _files_below(root: pathlib.Path) -> tuple[list[_File], list[str]]:
+def _files_below(root: pathlib.Path, splits: bool) -> tuple[list[_File], list[str]]:
     """The image files of every class, and notes on what was passed over."""
-    notes = []
-    top = _unwrapped(root)
-    if top != root:
-        notes.append(f"Read from {top.relative_to(root)}, the only folder in {root}.")
-    names = _folders(top)
-    splits = {name: part for name in names if (part := _PARTS.get(name.lower()))}
-    if splits and (others := [name for name in names if name not in splits]):
-        raise UserError(
-            f"{top}: holds the folders {next(iter(splits))} and {others[0]}: must hold splits (train, val, "
-            f"test) or classes, not both{_near_part(others[0])}"
-        )
-    if splits:
-        beside = [top, *(top / split for split in splits)]
-        places = [
-            (top / split / label, label, part)
-            for split, part in splits.items()
-            for label in _folders(top / split)
-        ]
-    else:
-        beside = [top]
-        places = [(top / label, label, "") for label in names]
-        places = _with_inner_splits(top, places)
+    top = _unwrapped(root, splits)
+    places = _places(top, splits)
+    _check_apart(top, places)
     found, others = [], []
     for place, label, part in places:
         files = image_files.files_below(place)
         images = [file for file in files if image_files.is_named_as_image(file.name)]
-        others += [file for file in files if not image_files.is_named_as_image(file.name)]
+        rest = [file for file in files if not image_files.is_named_as_image(file.name)]
         if not images:
             raise UserError(
-                f"{place}: holds no image; must hold files that end in {', '.join(image_files.SUFFIXES)}"
+                f"{place}: holds no image{f' but {_counted(rest)}' if rest else ''}; must hold files that "
+                f"end in {', '.join(image_files.SUFFIXES)}"
             )
-        found += [_File(file.relative_to(root).as_posix(), label, part) for file in images]
-    stray = [file for place in beside for file in sorted(place.iterdir()) if _is_stray(file)]
+        found += [_File(file.relative_to(root).as_posix(), _composed(label), part) for file in images]
+        others += rest
+    if len(places) == 1:
+        raise UserError(f"{top}: holds 1 class ({places[0][1]}); must hold a folder for each of at least 2")
+    notes = [f"Read from {top.relative_to(root)}, the only folder in {root}."] if top != root else []
+    if deep := [place.parent for place, _, _ in places if len(place.relative_to(top).parts) > 2]:
+        notes.append(f"Lone folders were looked through, such as {deep[0].relative_to(root)}.")
+    between = {top} | {above for place, _, _ in places for above in place.parents if top in above.parents}
+    stray = [place / name for place in sorted(between) for name in _images_in(place)]
     if stray:
-        notes.append(f"{len(stray)} images beside the folders of classes were not read, such as {stray[0]}.")
+        which = stray[0].relative_to(root)
+        notes.append(f"{len(stray)} images beside the folders of classes were not read, such as {which}.")
     if others:
-        counts = collections.Counter(file.suffix.lower() or "no ending" for file in others)
-        told = ", ".join(f"{number} {suffix}" for suffix, number in counts.most_common(3))
-        notes.append(f"{len(others)} files do not end as images do and were not read ({told}).")
+        which = others[0].relative_to(root)
+        told = f"({_counted(others)}), such as {which}"
+        notes.append(f"{len(others)} files do not end as images do and were not read {told}.")
     return sorted(found), notes
 
 
-def _unwrapped(root: pathlib.Path) -> pathlib.Path:
-    """The folder that holds the classes or splits: inside of a lone folder, if that holds no images."""
-    inner = [entry for entry in root.iterdir() if not image_files.of_system(entry.name)]
-    folders = [entry for entry in inner if entry.is_dir()]
-    images = [entry for entry in inner if image_files.is_named_as_image(entry.name)]
-    if len(folders) != 1 or images or folders[0].name.lower() in _PARTS:
-        return root
-    deeper = [entry for entry in folders[0].iterdir() if not image_files.of_system(entry.name)]
-    holds_images = any(image_files.is_named_as_image(entry.name) for entry in deeper)
-    if holds_images or not any(entry.is_dir() for entry in deeper):
-        return root
-    return _unwrapped(folders[0])
+def _counted(files: list[pathlib.Path]) -> str:
+    """How many files there are of the commonest endings."""
+    counts = collections.Counter(file.suffix.lower() or "without an ending" for file in files)
+    return ", ".join(f"{number} {ending}" for ending, number in counts.most_common(3))
 
 
-def _with_inner_splits(
-    top: pathlib.Path, places: list[tuple[pathlib.Path, str, str]]
-) -> list[tuple[pathlib.Path, str, str]]:
-    """CLASS/SPLIT, where every class holds splits and nothing else; else the places as they are.
+def _composed(label: str) -> str:
+    """The same name for a class whether its accents are letters' own or signs of their own, as on a Mac."""
+    return unicodedata.normalize("NFC", label)
 
-    Raises UserError where all of several classes hold the same folders and no image: these are splits whose
-    names nobody knows, or classes within them.
+
+def _images_in(place: pathlib.Path) -> list[str]:
+    """Names of the files in a folder itself that end as images do."""
+    return [name for name in image_files.listed(place)[1] if image_files.is_named_as_image(name)]
+
+
+def _unwrapped(place: pathlib.Path, splits: bool) -> pathlib.Path:
+    """The folder that holds the classes or splits: inside of a lone folder, if neither holds images.
+
+    With `splits` a lone folder that is called like a split is one.
     """
-    inner = {place: _inner_folders(place) for place, _, _ in places}
-    if not all(inner.values()):
-        return places
-    if all(name.lower() in _PARTS for names in inner.values() for name in names):
+    seen = set()
+    while os.path.realpath(place) not in seen:  # a link may lead back up
+        seen.add(os.path.realpath(place))
+        folders, _ = image_files.listed(place)
+        if len(folders) != 1 or _images_in(place) or (splits and _part_of(folders[0])):
+            break
+        inner = place / folders[0]
+        if _images_in(inner) or not image_files.listed(inner)[0]:
+            break
+        place = inner
+    return place
+
+
+# --- classes and splits -------------------------------------------------------------------------------
+
+_Place = tuple[pathlib.Path, str, str]  # folder of images, class, part or ""
+
+
+def _places(top: pathlib.Path, splits: bool) -> list[_Place]:
+    """Where the images of every class are: in CLASS, SPLIT/CLASS or CLASS/SPLIT."""
+    names = _folders(top)
+    if not splits:
+        return [(top / name, name, "") for name in names]
+    if any(map(_part_of, names)):
+        parts = _parts(top, names)
+        tops = {name: _unwrapped(top / name, splits=False) for name in names}
+        return [(tops[name] / label, label, parts[name]) for name in names for label in _folders(tops[name])]
+    inner = {name: image_files.listed(top / name)[0] for name in names}
+    if any(len(set(map(_part_of, folders)) - {""}) > 1 for folders in inner.values()):
         return [
-            (place / name, label, _PARTS[name.lower()]) for place, label, _ in places for name in inner[place]
+            (top / label / name, label, part)
+            for label in names
+            for name, part in _parts(top / label, inner[label]).items()
         ]
-    first, *rest = inner
-    if rest and all(inner[place] == inner[first] for place in rest) and len(inner[first]) > 1:
-        same = ", ".join(inner[first][:3])
-        raise UserError(
-            f"{top}: the folders {first.name} and {rest[0].name} hold the same folders ({same}), no image: "
-            f"splits must be called train, val and test{''.join(_near_part(place.name) for place in inner)}; "
-            "classes must hold images of their own"
-        )
-    return places
-
-
-def _inner_folders(place: pathlib.Path) -> list[str]:
-    """Names of the folders in a folder that holds no image itself; [] for one that does."""
-    entries = [entry for entry in sorted(place.iterdir()) if not image_files.of_system(entry.name)]
-    if any(image_files.is_named_as_image(entry.name) for entry in entries):
-        return []
-    return [entry.name for entry in entries if entry.is_dir()]
+    _check_no_unknown_splits(top, {n: () if _images_in(top / n) else inner[n] for n in names})
+    return [(top / name, name, "") for name in names]
 
 
 def _folders(parent: pathlib.Path) -> list[str]:
     """Names of the folders in a folder, sorted; at least one."""
-    entries = sorted(parent.iterdir())
-    found = [entry.name for entry in entries if entry.is_dir() and not image_files.of_system(entry.name)]
+    found, files = image_files.listed(parent)
+    for name in files:
+        if not pathlib.PurePath(name).suffix and os.path.islink(parent / name):
+            raise UserError(
+                f"{parent / name}: is a link to {os.readlink(parent / name)}, where no folder is; must lead "
+                "to the folder of a class"
+            )
     if not found:
-        raise UserError(f"{parent}: holds no folder; must hold a folder of images for every class")
+        but = f" but {len(files)} files" if files else ""
+        raise UserError(f"{parent}: holds no folder{but}; must hold a folder of images for every class")
     return found
 
 
-def _is_stray(file: pathlib.Path) -> bool:
-    return (
-        image_files.is_named_as_image(file.name) and not image_files.of_system(file.name) and file.is_file()
+def _parts(place: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
+    """The part that each of the folders in a place means; all of them, and none the same."""
+    parts = {name: _part_of(name) for name in names}
+    known, others = [name for name in names if parts[name]], [name for name in names if not parts[name]]
+    if not known:
+        raise UserError(f"{place}: holds no splits, as other classes do; must hold train and test as well")
+    if others:
+        raise UserError(
+            f"{place}: holds the folders {known[0]} and {others[0]}: must hold splits (train, val, test) or "
+            f"classes, not both{_near_part(others[0])}; with splits=False all of them are classes"
+        )
+    for one, other in itertools.combinations(names, 2):
+        if parts[one] == parts[other]:
+            raise UserError(
+                f"{place}: the folders {one} and {other} both mean {parts[one]}; must be called train, val "
+                "and test; with splits=False they are classes"
+            )
+    return parts
+
+
+def _check_no_unknown_splits(top: pathlib.Path, inner: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError where what seem to be classes are likely splits of names that nobody knows.
+
+    `inner` are the folders in each, none where it holds images itself. Splits are likely where all hold the
+    same, several ones; or where two hold any and are called almost as different splits are.
+    """
+    likely = {name: part for name, folders in inner.items() if folders and (part := _likely_part(name))}
+    named = [name for name in likely if likely[name] != next(iter(likely.values()))]
+    first, *rest = inner.values()
+    if rest and len(first) > 1 and all(folders == first for folders in rest):
+        names, why = list(inner)[:2], f"hold the same folders ({', '.join(first[:3])})"
+    elif named:
+        names, why = [next(iter(likely)), named[0]], "hold folders"
+    else:
+        return
+    raise UserError(
+        f"{top}: the folders {names[0]} and {names[1]} {why}, no image: splits must be called train, val and "
+        f"test{''.join(map(_near_part, names))}; with splits=False they are classes"
     )
 
 
+def _check_apart(top: pathlib.Path, places: Sequence[_Place]) -> None:
+    """Raise UserError where links make two folders of classes one, or lead to a folder that holds it."""
+    holds = {os.path.realpath(place) for place in (top, *top.parents)}
+    known: dict[str, pathlib.Path] = {}
+    for place, _, _ in places:
+        here = os.path.realpath(place)
+        if here in holds:
+            raise UserError(f"{place}: is a link to a folder that holds it; must lead to images of a class")
+        if here in known:
+            raise UserError(f"{place}: is the same folder as {known[here]}; must hold images of their own")
+        known[here] = place
+
+
+def _words(name: str) -> list[str]:
+    """Those that may say which part it is."""
+    words = re.findall(r"[^\W_]+", name.lower())
+    words = [word[:-3] if word.endswith("set") and word[:-3] in _WORDS else word for word in words]
+    return [word for word in words if word not in _FURTHER_WORDS]
+
+
+def _part_of(name: str) -> str:
+    """The part that a folder, or an entry of a split column, means: "train", "val", "test", or "" for none.
+
+    >>> [_part_of(name) for name in ("Training Set", "test_images", "testset", "testbed", "train car")]
+    ['train', 'test', 'test', '', '']
+    """
+    words = _words(name)
+    return _WORDS.get(words[0], "") if len(words) == 1 else ""
+
+
+def _likely_part(name: str) -> str:
+    """The part that is meant by a name with a word or almost a word for it, or ""."""
+    near = [difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.75) for word in _words(name)]
+    return next((_WORDS[found[0]] for found in near if found), "")
+
+
 def _near_part(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), _PARTS, n=1)
-    return f" (did you mean {near[0]} by {name}?)" if near else ""
+    part = _likely_part(name)
+    return f" (did you mean {part} by {name}?)" if part else ""
+
+
+# --- tables -------------------------------------------------------------------------------------------
 
 
 def _inside(root: pathlib.Path, path: str | pathlib.PurePath) -> pathlib.Path:
@@ -232,12 +319,14 @@ def _files_of_table(file: pathlib.Path) -> Iterator[_File]:
     files = {}
     for where, row in _table(file, ("path", "label"), ("split", "group")):
         path = _inside(file.parent, row["path"].replace("\\", "/")).relative_to(file.parent).as_posix()
-        part = _PARTS.get(row.get("split", "train").lower())
-        if part is None:
+        part = _part_of(row.get("split", "train"))
+        if not part:
             raise UserError(f"{where}: split {row['split']!r}: must be train, val or test")
         if path in files:
             raise UserError(f"{where}: {path} stands in an earlier line too; must be listed once")
-        files[path] = _File(path, row["label"], part if "split" in row else "", row.get("group", ""))
+        files[path] = _File(
+            path, _composed(row["label"]), part if "split" in row else "", row.get("group", "")
+        )
     yield from files.values()
 
 
@@ -261,7 +350,7 @@ def _table(
     Blanks around an entry are none of it. Which sign separates the columns is told by the first line.
     """
     try:
-        with open(file, encoding="utf-8-sig", newline="") as stream:
+        with opened(file, encoding="utf-8-sig", newline="") as stream:
             head = stream.readline()
             stream.seek(0)
             reader = tables.reader(stream, delimiter=_delimiter(head, needed))
@@ -331,8 +420,11 @@ def _in_parts(
             raise UserError(f"{where}: has splits, but none is {part}; must have train and test")
         if labels and (differ := sorted(labels ^ classes["train"])):
             inside, outside = ("train", part) if differ[0] in classes["train"] else (part, "train")
+            near = [name for name in classes[outside] if name.lower() == differ[0].lower()]
+            hint = f", which has {near[0]}" if near else ""
             raise UserError(
-                f"{where}: class {differ[0]} is in {inside} and not in {outside}; must be in every split"
+                f"{where}: class {differ[0]} is in {inside} and not in {outside}{hint}; "
+                "must be in every split"
             )
     return files, notes
 

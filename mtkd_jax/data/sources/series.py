@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtkd_jax.data.checks import checked, first_line
+from mtkd_jax.data.checks import checked, first_line, opened
 from mtkd_jax.data.sources.arrays import read_npz
 from mtkd_jax.types import DataSet, UserError
 
@@ -31,7 +31,7 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
     (UEA).
     """
     place = pathlib.Path(os.path.expanduser(path))
-    if not path or not place.exists():
+    if not path or not os.path.exists(place):
         raise UserError(
             f"data.path = {path!r}: no such file or folder; must be a folder of series or an .npz archive"
         )
@@ -128,7 +128,7 @@ def _filled(channel: np.ndarray, length: int, pad: str) -> np.ndarray:
 def _read(file: pathlib.Path) -> list[Series]:
     rows = {".tsv": _tsv_rows, ".ts": _ts_rows, ".arff": _arff_rows}[file.suffix]
     try:
-        with file.open(encoding="utf-8-sig") as lines:
+        with opened(file, encoding="utf-8-sig") as lines:
             filled = ((n, line.rstrip("\r\n")) for n, line in enumerate(lines, start=1) if line.strip())
             return [_parsed(file, row) for row in rows(file, filled)]
     except (OSError, UnicodeDecodeError) as error:
