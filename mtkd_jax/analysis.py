@@ -7,6 +7,7 @@ the test ROC) and "operating_point" (the threshold is validation's), a dict of s
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from mtkd_jax import fusion, intervals, metrics
 from mtkd_jax.predictions import Group, Predictions
+from mtkd_jax.types import UserError
 
 METRICS = ("accuracy", "nll", "ece", "brier", "balanced_accuracy")
 DETECTION = ("auroc", "recall_at_false_alarm_rate", "operating_point")
@@ -140,12 +142,15 @@ def _lowest(values: list[float]) -> int:
 
 
 def rows(predictions: Predictions) -> list[dict]:
-    """Teachers (a row an architecture), every fusion rule, then students, baselines and controls."""
+    """Teachers (a row an architecture), fusion rules, then students, baselines and controls.
+
+    A rule that cannot fuse these teachers, of whom some may have been lost, has no row.
+    """
     others = [group for group in predictions.groups if group.role != "teacher"]
     share_of = {gap["transfer"]: gap for gap in gaps(predictions)}
     return [
         *(_group_row(predictions, group, None) for group in teachers(predictions)),
-        *(_ensemble_row(predictions, rule) for rule in predictions.rules),
+        *_ensemble_rows(predictions),
         *(_group_row(predictions, group, share_of.get(group.transfer)) for group in others),
     ]
 
@@ -201,6 +206,23 @@ def _apart(group: Group, accuracies: list[float], num_examples: int) -> list[dic
         if abs(accuracy - median) > max(spread, chance, 0.02):
             found.append({"member": member, "val_accuracy": accuracy, "siblings": median})
     return found
+
+
+def _ensemble_rows(predictions: Predictions) -> list[dict]:
+    found = []
+    for rule in predictions.rules:
+        with contextlib.suppress(UserError):
+            found.append(_ensemble_row(predictions, rule))
+    return found
+
+
+def why_no_row(predictions: Predictions, rule: str) -> str:
+    """Why a rule cannot fuse these teachers; "" where it can."""
+    try:
+        fused(predictions, rule)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _ensemble_row(predictions: Predictions, rule: str) -> dict:

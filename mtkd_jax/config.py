@@ -22,9 +22,10 @@ from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import paths
+from mtkd_jax import fusion, paths
 from mtkd_jax.layouts import HOW
 from mtkd_jax.spelling import hint, likeness, nearest
 from mtkd_jax.step import OPTIMIZERS, SCHEDULES
@@ -44,6 +45,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.model": ("model",),
     "students.modes": ("mode",),
     "export.choose": ("mode", "model"),
+    "fusion.rules": ("rule",),
     "data.source": ("source",),
     "plan": ("plan",),
 }
@@ -269,7 +271,7 @@ def _check_addresses(config: ConfigDict) -> None:
     ):
         for address in addresses:
             build_model(address, task, field)
-    num_teachers = config.teachers.num_members * len(teacher_models(config))
+    num_teachers = number_of_teachers(config)
     for address in config.students.arguments:
         _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
@@ -291,6 +293,7 @@ def _check_addresses(config: ConfigDict) -> None:
         _, arguments = resolve("rule", name, "fusion.rules")
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
+    check_rules(config, num_classes=2)
     source_call(config)
     resolve("plan", config.plan, "plan")
 
@@ -298,6 +301,21 @@ def _check_addresses(config: ConfigDict) -> None:
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
     """Addresses of the teachers' architectures."""
     return tuple(config.teachers.models) or (config.model.name,)
+
+
+def number_of_teachers(config: ConfigDict) -> int:
+    """How many teachers there are, of all architectures."""
+    return config.teachers.num_members * len(teacher_models(config))
+
+
+def check_rules(config: ConfigDict, num_classes: int) -> None:
+    """Raise UserError where a fusion rule cannot fuse so many teachers, or so many classes."""
+    logits = np.zeros((number_of_teachers(config), 1, num_classes), np.float32)
+    for rule in config.fusion.rules:
+        try:
+            fusion.check(canonical("rule", rule, "fusion.rules"), logits)
+        except UserError as error:
+            raise UserError(f"config.fusion.rules: {error}") from None
 
 
 def student_model(config: ConfigDict) -> str:
@@ -365,9 +383,12 @@ def canonical(kind: str, address: str, field: str) -> str:
     'mlp(hidden=(8,))'
     >>> canonical("mode", "fused(rule='median_probs')", "students.modes")
     'fused:median_probs'
+    >>> canonical("plan", "born_again(mode='logits.dkd( warmup=2 )')", "plan")
+    "born_again(mode='logits.dkd(warmup=2.0)')"
     """
-    name, arguments = _named(address, field, kind)
+    name, _ = _named(address, field, kind)
     function, arguments = resolve(kind, address, field)
+    arguments = {n: _canonical_value(kind, function, n, value) for n, value in arguments.items()}
     parameters = inspect.signature(function).parameters
     given = {n: arguments[n] for n in parameters if n in arguments and arguments[n] != parameters[n].default}
     if given and list(given) == list(_arguments(function))[:1] and _is_word(*given.values()):
@@ -391,9 +412,29 @@ def canonicalise(settings: dict[str, Any]) -> dict[str, Any]:
     students = settings.get("students")
     if isinstance(students, dict) and isinstance(students.get("arguments"), dict):
         students["arguments"] = {
-            _canonical_or_same(("mode",), address): given for address, given in students["arguments"].items()
+            _canonical_or_same(("mode",), mode): _canonical_arguments(mode, given)
+            for mode, given in students["arguments"].items()
         }
     return settings
+
+
+def _canonical_value(kind: str, function: Callable, argument: str, value: Any) -> Any:
+    """A whole number for a float is one; the words of plans are addresses, of modes and models."""
+    if kind == "plan":
+        return _each(value, partial(_canonical_or_same, ("mode", "model")))
+    is_float = inspect.get_annotations(function).get(argument) in ("float", "tuple[float, ...]")
+    return _each(value, lambda one: float(one) if type(one) is int else one) if is_float else value
+
+
+def _canonical_arguments(mode: Any, given: Any) -> Any:
+    """The arguments of a mode, as `students.arguments` has them: a value each, or several to choose from."""
+    try:
+        function, _ = resolve("mode", str(mode), "students.arguments")
+    except UserError:
+        return given
+    if not isinstance(given, dict):
+        return given
+    return {name: _canonical_value("mode", function, name, value) for name, value in given.items()}
 
 
 def in_one_spelling(config: ConfigDict) -> ConfigDict:
@@ -680,6 +721,27 @@ def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def completed(given: dict[str, Any], prefix: str = "", right: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A configuration as JSON gives it back, with the fields it has not at their defaults, in lists as well.
+
+    Fields that do not exist are left in it. Raises UserError where one that exists is not of its type.
+    """
+    found = dict(given)
+    for name, value in (default().to_dict() if right is None else right).items():
+        field = f"{prefix}{name}"
+        if isinstance(value, dict) and field not in _PLAIN_DICTS:
+            group = given.get(name, {})
+            if not isinstance(group, dict):
+                raise UserError(f"config.{field} is {_quoted(group)}; it must be a group of fields")
+            found[name] = completed(group, f"{field}.", value)
+        elif name in given:
+            is_tuple = isinstance(value, tuple) and isinstance(given[name], list)
+            _check_type(field, tuple(given[name]) if is_tuple else given[name], value)
+        else:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def _check_fields(given: dict, right: dict, prefix: str) -> None:

@@ -51,6 +51,8 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     finished = workdir.finished_report(into, config)
+    if finished is not None and not report.can_be_shown(finished):  # an earlier version's
+        finished = None
     writes = finished is None and mesh.is_first()
     with workdir.locked(into) if writes else contextlib.nullcontext():
         if mesh.is_first():
@@ -62,6 +64,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
 def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
     stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
+        workdir.check_stages(into, [stage.name for stage in stages])
         workdir.describe(into, config, split)
     mesh.wait_for_all("described")
 
@@ -74,7 +77,8 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
             return workdir.read_report(into)
         logbook.say("evaluating")
         predicted = evaluation.predict(config, split, stages, done, notes)
-        predictions.save(into / "predictions.npz", predicted)
+        predictions.save(into / workdir.PREDICTIONS, predicted)
+        workdir.seal(into, workdir.PREDICTIONS)
 
         interrupts.check(evaluation.SAVED)
         logbook.check()

@@ -329,6 +329,7 @@ def _place(network: dict) -> str:
 
 def notes(predictions: Predictions, report: dict) -> list[str]:
     """The conditions under which the numbers hold."""
+    rules = [row["rule"] for row in report["rows"] if row["rule"]]
     return [
         *predictions.notes,
         *_transfer_sets(predictions),
@@ -342,8 +343,9 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         "such a test finds four times in five.",
         *_gap_shares(report),
         *_equal_gradients(predictions, report),
-        *_fitted(predictions),
-        *_costs_and_ranks(predictions),
+        *_rules_left_out(predictions, rules),
+        *_fitted(predictions, rules),
+        *_costs_and_ranks(rules),
         *_bounds(report),
     ]
 
@@ -446,9 +448,19 @@ def gradient_difference(predictions: Predictions, transfer: str) -> float:
     return float(jnp.abs(of_output_avg - of_loss_avg).max())
 
 
-def _fitted(predictions: Predictions) -> list[str]:
+def _rules_left_out(predictions: Predictions, rules: Sequence[str]) -> list[str]:
+    num_teachers = sum(len(group.members) for group in analysis.teachers(predictions))
+    return [
+        f"Left out, for the {num_teachers} teachers there are: "
+        f"fusion rule {analysis.why_no_row(predictions, rule)}."
+        for rule in predictions.rules
+        if rule not in rules
+    ]
+
+
+def _fitted(predictions: Predictions, rules: Sequence[str]) -> list[str]:
     on_train = dict.fromkeys(g.name for g in predictions.groups if g.name.startswith("supernet"))
-    on_val = [rule for rule in predictions.rules if rule in fusion.FITTED_RULES]
+    on_val = [rule for rule in rules if rule in fusion.FITTED_RULES]
     found = []
     if on_train:
         names = ", ".join(on_train)
@@ -462,8 +474,8 @@ def _fitted(predictions: Predictions) -> list[str]:
     return found
 
 
-def _costs_and_ranks(predictions: Predictions) -> list[str]:
-    ranks = [rule for rule in predictions.rules if rule in fusion.RANK_RULES]
+def _costs_and_ranks(rules: Sequence[str]) -> list[str]:
+    ranks = [rule for rule in rules if rule in fusion.RANK_RULES]
     found = [
         "Parameters, FLOPs and latency of an ensemble are sums over its teachers, run one after another."
     ]

@@ -35,7 +35,6 @@ from mtkd_jax import (
     intervals,
     metrics,
     plots,
-    predictions,
     report,
     tables,
     terminal,
@@ -484,7 +483,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _load(run: Path) -> Predictions:
-    return predictions.load(run / "predictions.npz")
+    return workdir.read_predictions(run)
 
 
 def _watched(rules: Iterable[str]) -> Iterable[str]:

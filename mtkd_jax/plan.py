@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from mtkd_jax import (
     checkpoint,
     forecast,
-    fusion,
     interrupts,
     mesh,
     population,
@@ -28,7 +27,14 @@ from mtkd_jax import (
     teachers,
     tuning,
 )
-from mtkd_jax.config import canonical, positive_class, resolve, student_model, teacher_models
+from mtkd_jax.config import (
+    canonical,
+    check_rules,
+    positive_class,
+    resolve,
+    student_model,
+    teacher_models,
+)
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
@@ -128,12 +134,7 @@ def check(config: ConfigDict, split: Split) -> None:
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
-    num_teachers = config.teachers.num_members * len(teacher_models(config))
-    for rule in config.fusion.rules:
-        try:
-            fusion.check(rule, np.zeros((num_teachers, 1, split.dataset.num_classes), np.float32))
-        except UserError as error:
-            raise UserError(f"config.fusion.rules: {error}") from None
+    check_rules(config, split.dataset.num_classes)
     if config.train.batch_size > len(split.train):
         raise UserError(
             f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "

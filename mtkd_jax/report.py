@@ -18,8 +18,8 @@ import jinja2
 from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 
-from mtkd_jax import analysis, findings, logbook, plots, predictions, tables, terminal, workdir
-from mtkd_jax.files import write_atomically
+from mtkd_jax import analysis, findings, logbook, plots, tables, terminal, workdir
+from mtkd_jax.files import parsed, write_atomically
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError, printable
 
@@ -103,7 +103,7 @@ def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
 def write(run_dir: str | Path) -> dict:
     """Build the report of `run_dir` and write its files there; returns the dict of report.json."""
     run_dir = Path(run_dir)
-    found = predictions.load(run_dir / "predictions.npz")
+    found = workdir.read_predictions(run_dir)
     curves = _read_curves(run_dir / "metrics.jsonl")
     config = _read_json(run_dir / "config.json")
     report = build(found)
@@ -113,8 +113,17 @@ def write(run_dir: str | Path) -> dict:
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
     files["report.json"] = as_json(report)
     write_files(run_dir, files)
-    workdir.seal_report(run_dir)
+    workdir.seal(run_dir, workdir.REPORT)
     return report
+
+
+def can_be_shown(report: dict) -> bool:
+    """Whether a report has the form of this version's, as far as `show` reads it."""
+    try:
+        tables.terminal(report)
+        return all(isinstance(paragraph, str) for paragraph in report["findings"])
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return False
 
 
 def table(report: dict) -> Group:
@@ -206,7 +215,7 @@ def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | Non
 
 def _merge(runs: Sequence[Path], out: Path | None) -> Told:
     """One table of several runs, written where `out` is given."""
-    reports = {name: build(predictions.load(run / "predictions.npz")) for name, run in _names(runs).items()}
+    reports = {name: build(workdir.read_predictions(run)) for name, run in _names(runs).items()}
     lines = [f"{name}: {findings.conditions(report)}." for name, report in reports.items()]
     shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
     more = "" if out is None else f"Every number: {out / 'report.json'}"
@@ -244,7 +253,7 @@ def _read_curves(path: Path) -> list[dict]:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return parsed(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path}: not JSON; restore it or remove it") from error
 

@@ -286,11 +286,12 @@ def network(split: Split, address: str, statistics: Statistics | None = None) ->
     Raises UserError where these are of another number of channels, or of another scale than 0..1.
     """
     mean, std = own = loading.channel_statistics(split)
-    if statistics is not None and len(statistics[0]) != len(mean):
-        raise UserError(
-            f"config.teachers.mean: has {len(statistics[0])} values for images of {len(mean)} channels; give "
-            "one each"
-        )
+    for name, values in zip(("mean", "std"), statistics or ()):
+        if len(values) != len(mean):
+            raise UserError(
+                f"config.teachers.{name}: has {len(values)} values for images of {len(mean)} channels; give "
+                "one each"
+            )
     if statistics is not None and split.dataset.train_images.dtype == np.uint8:
         for name, values in zip(("mean", "std"), statistics):
             if any(not 0 <= value <= 1 for value in values):

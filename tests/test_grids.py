@@ -140,11 +140,9 @@ def test_addresses_have_one_spelling():
 def test_a_rule_that_cannot_be_is_refused_before_any_work(rule, said, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "first_progress", lambda job: pytest.fail("trained"))
     source = "synthetic(num_classes=9, num_train=120, num_test=40, size=4)"
-    config = small.config(
-        **{"fusion.rules": ("mean_probs", rule), "teachers.num_members": 2, "data.source": source}
-    )
+    fields = {"fusion.rules": ("mean_probs", rule), "teachers.num_members": 2, "data.source": source}
     with pytest.raises(UserError, match=f"^config.fusion.rules: {rule}.*{said}"):
-        experiment.run(config, tmp_path, quiet=True)
+        experiment.run(small.config(**fields), tmp_path, quiet=True)
     assert not (tmp_path / "config.json").exists()
 
 

@@ -167,6 +167,21 @@ def test_rules_of_every_family_make_a_row(rule):
     assert 0.5 < found["accuracy"]["mean"] <= 1
 
 
+def test_a_rule_that_cannot_fuse_these_teachers_has_a_note_and_no_row():
+    """Two teachers are too few to trim, and a weight cannot follow from accuracies that are all 0."""
+    rules = ("mean_probs", "trimmed_mean_probs", "weighted_mean", "borda")
+    small = make(rules=rules, num_teachers=2, num_val=60, num_test=40, num_classes=4, transfers=())
+    wrong = np.argmin(analysis.teacher_logits(small, "val").max(axis=0), axis=-1).astype(np.int32)
+    found = report.build(dataclasses.replace(small, val_labels=wrong))
+    assert [one["rule"] for one in found["rows"] if one["rule"]] == ["mean_probs", "borda"]
+    notes = " ".join(found["notes"])
+    assert "for the 2 teachers there are: fusion rule trimmed_mean_probs: needs 3 members" in notes
+    assert "fusion rule weighted_mean: no member is right on any validation example" in notes
+    assert "weighted_mean: fitted on" not in notes
+    fewer = report.build(dataclasses.replace(small, rules=("trimmed_mean_probs",)))
+    assert [one["role"] for one in fewer["rows"]] == ["teacher"]
+
+
 def test_fitted_rules_see_validation_labels_only(made):
     shuffled = dataclasses.replace(made, test_labels=np.roll(made.test_labels, 1))
     a, b = (analysis.fused(one, "weighted_mean")["test"] for one in (made, shuffled))
