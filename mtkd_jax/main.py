@@ -58,7 +58,9 @@ def _main(argv: Sequence[str]) -> int:
     _prepare(options.config, options.processes)
     if options.plan:
         return _plan(options.config)
-    with interrupts.listening():
+    from mtkd_jax import mesh
+
+    with mesh.together(), interrupts.listening():
         return _run(options.config, options.workdir)
 
 

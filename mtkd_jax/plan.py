@@ -215,7 +215,7 @@ def run(
     """
     done, cache = dict(done or {}), {}
     for stage in plan:
-        if number := mesh.agreed(interrupts.asked()):
+        if number := mesh.any_asked(interrupts.asked()):
             raise interrupts.Interrupted(number, f"all before {stage.name} is saved")
         job, directory = stage.make(done), workdir / "checkpoints" / stage.name
         job = dataclasses.replace(job, run=run)

@@ -86,7 +86,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
             if step == job.num_steps or mesh.on_host(progress.stopped).all():
                 break
             now = time.perf_counter()
-            stop = mesh.agreed(interrupts.asked())
+            stop = mesh.any_asked(interrupts.asked())
             if stop or mesh.agreed(now - saved >= checkpoint_seconds):
                 logbook.check()  # saved into a folder that is no more, it would come back without its run
                 info = {"seconds": seconds + now - started, **_owner(job)}
