@@ -230,6 +230,12 @@ def conditions(report: dict) -> str:
     )
 
 
+def advice(report: dict) -> str:
+    """The last sentence of a report, which names the network to deploy; "" where there is none."""
+    _, deploy, which = report["findings"][-1].rpartition("Deploy ")
+    return deploy and deploy + which
+
+
 def _apart(report: dict) -> list[str]:
     """Members that end far from the others of their row on validation, see `analysis`."""
     found = [

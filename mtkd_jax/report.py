@@ -23,10 +23,11 @@ from mtkd_jax.files import write_atomically
 from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError, printable
 
-IN_A_TEXT = ("rows", "roc")  # of a run's plots, those that --into shows
+IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
 PLOTS = {
+    "cost": "What a network costs and how often it is right. Diamond: the row of the network to deploy.",
     "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
     "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
     "agreement": "How often two teachers decide alike.",
@@ -56,7 +57,9 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
             ):
                 across.append((row["role"], f"{row['name']} ({row['transfer']})", row["accuracy"]["mean"]))
     disagreement = report["diversity"]["disagreement"]["matrix"]
+    deploy = report["deploy"]
     drawn = {
+        "cost": plots.accuracy_against_cost(report["rows"], deploy and (deploy["name"], deploy["transfer"])),
         "rows": plots.all_rows(report["rows"]),
         "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
         "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
@@ -155,23 +158,34 @@ def _main(argv: Sequence[str] | None) -> None:
         help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file; of one "
         "run also its main plots, into plots/ beside it",
     )
+    parser.add_argument(
+        "--brief", action="store_true", help="--into writes ten lines of one run's table and its first plot"
+    )
     asked = parser.parse_args(argv)
-    text, images, tell = _one(asked.runs[0]) if len(asked.runs) == 1 else _merge(asked.runs, asked.out)
+    if asked.brief and len(asked.runs) > 1:
+        raise UserError("--brief is of one run; name one")
+    text, images, tell = (
+        _one(asked.runs[0], asked.brief) if len(asked.runs) == 1 else _merge(asked.runs, asked.out)
+    )
     if asked.into is not None:
-        put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text, images)
+        what = f"report {' '.join(map(str, asked.runs))}{' --brief' if asked.brief else ''}"
+        put_into(asked.into, what, text, images)
     tell()  # last: whoever reads it may have gone
 
 
 Told = tuple[str, dict[str, bytes], Callable[[], None]]  # Markdown, {path: plot} it links to, what shows it
 
 
-def _one(run: Path) -> Told:
+def _one(run: Path, brief: bool = False) -> Told:
     """Rebuild the report of a run."""
     report = write(run)
-    files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT)
+    files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT[: 1 if brief else None])
     images = {f"plots/{run.resolve().name}/{file.name}": file.read_bytes() for file in files if file.exists()}
     links = [f"![{PLOTS[Path(path).stem]}]({path})" for path in images]
-    text = "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links])
+    if brief:
+        text = "\n\n".join([*links, tables.markdown(*tables.brief(report))])
+    else:
+        text = "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links])
     return text, images, lambda: show(report, run)
 
 
@@ -314,6 +328,7 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
     return environment.get_template("report.html.jinja").render(
         run=run,
         report=report,
+        advice=findings.advice(report),
         tables=tables,
         plots=[(name, PLOTS[name], base64.b64encode(data).decode()) for name, data in images.items()],
         config=None if config is None else json.dumps(config, indent=1),

@@ -68,6 +68,31 @@ def main_sections(report: dict) -> list[tuple[str, Cells]]:
     return list(sections.items())
 
 
+def brief(report: dict) -> tuple[list[str], Cells]:
+    """Teachers, one ensemble, and the students of the last transfer set, in the columns that say most."""
+    rows = report["rows"]
+    last = rows[-1]["transfer"]
+    ensemble = [row for row in rows if row["role"] == "ensemble"][:1]
+    shown = [row for row in rows if row["role"] == "teacher"] + ensemble
+    shown += [row for row in rows if row["transfer"] == last and last]
+    header = ["", "what", "n", "accuracy %", "NLL", "gap", "params", "FLOPs"]
+    kinds = {"teacher": "one teacher", "ensemble": f"all {report['diversity']['num_teachers']} fused"}
+    cells = [
+        [
+            _name(row, report),
+            kinds.get(row["role"], row["role"]),
+            str(row["n"]),
+            _with_interval(row["accuracy"]),
+            _mean(row, "nll"),
+            _share_kept(row),
+            _short_count(row["params"]),
+            _short_count(row["flops"]),
+        ]
+        for row in shown
+    ]
+    return header, cells
+
+
 def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
     """(header, sections as in `main_sections`): what rows with probabilities are worth as detectors."""
     asked = report["detection"]

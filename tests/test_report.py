@@ -415,6 +415,25 @@ def test_a_row_whose_members_lie_close_names_nobody():
     assert found["member"] == "c"
 
 
+def test_a_report_opens_with_one_sentence_and_one_picture(made, tmp_path):
+    predictions.save(tmp_path / "predictions.npz", made)
+    built = report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    sentence, picture = (page.index(mark) for mark in ('<p class="advice">Deploy ', '<figure class="first">'))
+    assert page.index("<h1>") < sentence < picture < page.index("What this run shows")
+    assert findings.advice(built).startswith("Deploy ") and built["findings"][-1].endswith(
+        findings.advice(built)
+    )
+    assert findings.advice({"findings": ["Teachers: one."]}) == ""
+
+
+def test_in_brief_there_are_teachers_one_ensemble_and_the_last_transfer_set(built):
+    header, cells = tables.brief(built)
+    last = [one["name"] for one in built["rows"] if one["transfer"] == built["rows"][-1]["transfer"]]
+    assert [line[0].split(" ")[0] for line in cells] == ["mlp", "mean_probs", *last]
+    assert all(len(line) == len(header) for line in cells) and cells[1][1].startswith("all ")
+
+
 def test_names_that_a_reader_would_obey_are_shown_and_not_obeyed(made, tmp_path):
     name = "<script>alert(1)</script>|x"
     odd = dataclasses.replace(made, dataset="<b>data</b>", class_names=(name, *made.class_names[1:]))
@@ -565,8 +584,10 @@ def test_command_line_with_one_run(run, tmp_path_factory, capsys):
     written = text.read_text()
     assert "| mimic_all" in written and "\nold\n" not in written and written.endswith("<!-- end -->\nafter")
     links = re.findall(r"!\[.+\]\((.+)\)", written)
-    assert links == [f"plots/{run.name}/rows.png"]  # ten classes have no curve of detection
-    assert (text.parent / links[0]).read_bytes() == (run / "plots" / "rows.png").read_bytes()
+    assert links == [
+        f"plots/{run.name}/{name}.png" for name in ("cost", "rows")
+    ]  # ten classes have no curve of detection
+    assert (text.parent / links[1]).read_bytes() == (run / "plots" / "rows.png").read_bytes()
 
 
 def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
