@@ -753,6 +753,7 @@ def test_idx_with_names_of_classes(tmp_path):
     )
     assert "labels 0..2: must lie in 0..C-1, with C = 2" in idx_refused(folder, class_names=("bag", "boot"))
     assert "the first is class 3 (d)" in idx_refused(folder, class_names=("a", "b", "c", "d"))
+    assert "class_names: 'bag' stands there twice" in idx_refused(folder, class_names=("bag", "hat", "bag"))
     for wrong in ("bag", ("bag", 1), ["bag"]):
         message = idx_refused(folder, class_names=wrong)
         assert message.startswith(f"idx: class_names = {wrong!r}: must be a tuple of text")

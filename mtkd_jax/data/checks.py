@@ -15,7 +15,12 @@ from mtkd_jax.types import DataSet, UserError, printable
 
 
 def checked(dataset: DataSet, where: str) -> DataSet:
-    """The same data with int32 labels and uint8 or float32 images, or a `UserError` that names the array."""
+    """The same data with int32 labels [N] and uint8 or float32 images, and notes on what is suspicious.
+
+    Raises `UserError` naming the array for shapes, kinds and labels that cannot be, classes without an
+    example, names that look the same, and values that are not finite, of several scales in the parts, or of
+    one that float32 arithmetic cannot normalise. Images that are not arrays are not looked at.
+    """
 
     def wrong(array, message):
         return UserError(f"{where}: {array}: {message}")
