@@ -54,7 +54,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     if finished is not None and not report.can_be_shown(finished):  # an earlier version's
         finished = None
     writes = finished is None and mesh.is_first()
-    with workdir.locked(into) if writes else contextlib.nullcontext():
+    with interrupts.listening(), workdir.locked(into) if writes else contextlib.nullcontext():
         if mesh.is_first():
             workdir.check(into, config, split)
         mesh.wait_for_all("checked")

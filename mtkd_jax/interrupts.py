@@ -27,6 +27,10 @@ class Interrupted(Exception):
         super().__init__(where)
         self.signal = signal
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of a traceback."""
+        return [f"mtkd_jax: stopped; {self}; run the cell again to go on from there"]
+
 
 def asked() -> int:
     """The number of the signal that asked this process to stop; 0 if none has."""
@@ -49,10 +53,10 @@ def listening() -> Iterator[None]:
     Python calls its handlers between two of its own instructions, never during a compilation. A thread
     hears every signal when it comes: it tells the user, and ends the process where a second SIGINT finds
     the main thread unable to. All that is written is written atomically, so nothing is harmed. Does nothing
-    outside the main thread, such as in a notebook's worker, where no signal arrives.
+    outside the main thread, such as in a notebook's worker, where no signal arrives, and within itself.
     """
     global _noted, _before
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is _note:
         yield
         return
     _noted = 0

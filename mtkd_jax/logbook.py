@@ -39,7 +39,8 @@ class Logbook:
 
         self._path = workdir / "metrics.jsonl"
         self._begun = self._spoken = time.perf_counter()
-        self._console = Console(file=terminal.Stderr(), quiet=quiet, soft_wrap=True)
+        # Plain text in a notebook too, where rich would make a block of HTML of every line.
+        self._console = Console(file=terminal.Stderr(), quiet=quiet, soft_wrap=True, force_jupyter=False)
         try:
             (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
@@ -48,6 +49,7 @@ class Logbook:
         except OSError as error:
             raise _refused(workdir / "tensorboard", error) from error
         self._bar: Progress | None = None
+        self._redrawn = False  # a line that the next one takes the place of
         self._tasks: dict[str, int] = {}
 
     def __enter__(self) -> Logbook:
@@ -62,6 +64,9 @@ class Logbook:
 
     def say(self, line: str) -> None:
         """One plain line, at once."""
+        if self._redrawn:
+            self._redrawn = False
+            terminal.Stderr().write("\n")
         self._console.print(printable(line), markup=False, highlight=False)
 
     def warn(self, line: str) -> None:
@@ -156,9 +161,17 @@ class Logbook:
             self._draw(stage, step, num_steps)
             return
         now = time.perf_counter()
-        if now - self._spoken >= SECONDS_BETWEEN_LINES:
+        line = f"[{now - self._begun:5.0f} s] {stage}: step {step} of {num_steps}"
+        if terminal.in_notebook() and not self._console.quiet:
+            self._redraw(line)
+        elif now - self._spoken >= SECONDS_BETWEEN_LINES:
             self._spoken = now
-            self.say(f"[{now - self._begun:5.0f} s] {stage}: step {step} of {num_steps}")
+            self.say(line)
+
+    def _redraw(self, line: str) -> None:
+        """One line in the place of the last one, which is all that the output below a cell can do."""
+        self._redrawn = True
+        terminal.Stderr().write(f"\r{line:<100}")
 
     def _draw(self, stage: str, step: int, num_steps: int) -> None:
         if self._bar is None:

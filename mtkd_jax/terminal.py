@@ -136,6 +136,11 @@ def console() -> Console:
     return found
 
 
+def in_notebook() -> bool:
+    """Whether the output goes below a cell of a notebook."""
+    return "ipykernel" in sys.modules and type(sys.stderr).__module__.startswith("ipykernel")
+
+
 def is_utf8() -> bool:
     """Whether stdout takes every character as it is."""
     return (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf8sig")

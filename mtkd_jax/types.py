@@ -43,6 +43,10 @@ class UserError(ValueError):
     def __init__(self, message: str):
         super().__init__(printable(message))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of a traceback."""
+        return [f"mtkd_jax: {self}"]
+
 
 pytree = jax.tree_util.register_dataclass  # a frozen dataclass that jax can walk
 
