@@ -79,12 +79,12 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
         logbook.say("evaluating")
         predicted = evaluation.predict(config, split, stages, done, notes)
         predictions.save(into / workdir.PREDICTIONS, predicted)
-        workdir.seal(into, workdir.PREDICTIONS)
 
         interrupts.check(evaluation.SAVED)
         logbook.check()
         logbook.say("writing the student and the report")
         save_student(config, split, stages, done, predicted, into)
+        workdir.seal(into, workdir.PREDICTIONS)  # with what is made of them; the report alone is missing
         result = report.write(into)
         logbook.check()
         mesh.wait_for_all("reported")

@@ -178,7 +178,9 @@ def read_report(workdir: Path) -> dict[str, Any] | None:
         report = files.parsed(data)
     except (OSError, ValueError):  # a UserError is one
         return None
-    intact = not digests or digests.get(REPORT) == hashlib.sha256(data).hexdigest()
+    # Of a run that stopped before its student was written, `mtkd_jax.report` seals a report alone.
+    of_all = PREDICTIONS in digests and digests.get(REPORT) == hashlib.sha256(data).hexdigest()
+    intact = of_all or not digests
     return report if intact and isinstance(report, dict) and "rows" in report else None
 
 

@@ -213,6 +213,7 @@ def test_predictions_of_another_run_are_not_reported(run):
     workdir.seal(run, workdir.PREDICTIONS)
     (run / workdir.REPORT).write_text('{"rows": []}')
     workdir.seal(run, workdir.REPORT)
+    assert workdir.read_report(run) == {"rows": []}
     assert set(files.read_sealed(run / workdir.MANIFEST, "")) == {"predictions.npz", "report.json"}
     (run / workdir.PREDICTIONS).write_bytes(b"second")
     with pytest.MonkeyPatch.context() as patch:
@@ -223,6 +224,12 @@ def test_predictions_of_another_run_are_not_reported(run):
         )
         workdir.seal(run, workdir.PREDICTIONS)
         assert workdir.read_predictions(run) == "predictions"
+
+
+def test_a_report_that_was_asked_for_before_the_end_does_not_end_the_run(run):
+    (run / workdir.REPORT).write_text('{"rows": []}')
+    workdir.seal(run, workdir.REPORT)
+    assert workdir.read_report(run) is None
 
 
 @pytest.mark.parametrize("rows", [3, [], [3], [{}], [{"name": "mean_probs"}], None, {"a": 1}])
