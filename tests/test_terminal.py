@@ -303,7 +303,10 @@ def test_a_run_whose_terminal_goes_away_goes_on(tmp_path):
 
 
 BUSY = """
+import signal
 import sys
+# Who runs the tests in the background may have it ignored, which is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv[0] = "-m"
 import mtkd_jax
 print("ready", flush=True)
