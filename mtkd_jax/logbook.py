@@ -157,12 +157,13 @@ class Logbook:
         Raises UserError as `check` does.
         """
         self.check()
-        if self._console.is_terminal and not self._console.quiet:
+        in_notebook = terminal.in_notebook()  # whose output says that it is a terminal
+        if self._console.is_terminal and not self._console.quiet and not in_notebook:
             self._draw(stage, step, num_steps)
             return
         now = time.perf_counter()
         line = f"[{now - self._begun:5.0f} s] {stage}: step {step} of {num_steps}"
-        if terminal.in_notebook() and not self._console.quiet:
+        if in_notebook and not self._console.quiet:
             self._redraw(line)
         elif now - self._spoken >= SECONDS_BETWEEN_LINES:
             self._spoken = now

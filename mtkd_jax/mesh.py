@@ -230,9 +230,12 @@ def join(processes: str) -> None:
     "auto" asks the cluster (Cloud TPU, Slurm, Open MPI); "1/2@localhost:9999" is the second of two, which
     meet at the first one's address. Raises UserError for anything else.
     """
+    watchers: list[subprocess.Popen] = []
+    # Registered first, so that it is called last: JAX may abort the process while it leaves the others.
+    atexit.register(lambda: [watcher.communicate(b"done") for watcher in watchers])
     if processes == "auto":
         jax.distributed.initialize()
-        _tell_of_a_violent_end()
+        watchers.append(_watcher())
         return
     given = re.fullmatch(r"(\d+)/(\d+)@(\S+:\d+)", processes)
     if given is None or int(given[1]) >= int(given[2]):
@@ -240,7 +243,7 @@ def join(processes: str) -> None:
             f"--processes={processes}: must be auto or PLACE/NUMBER@HOST:PORT, such as 0/2@node1:9999"
         )
     jax.distributed.initialize(given[3], int(given[2]), int(given[1]))
-    _tell_of_a_violent_end()
+    watchers.append(_watcher())
 
 
 @contextlib.contextmanager
@@ -251,36 +254,31 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # a ValueError where NumPy asked for the result
+        is_ours = isinstance(error, ValueError) and "Gloo" not in str(error)
+        if is_ours or jax.process_count() == 1:
             raise
         sys.stdout.flush()
-        os._exit(1)  # `_tell_of_a_violent_end` says why
+        os._exit(1)  # the watcher says why
 
 
 # Reads until this process has no standard input left to give: "done" before its end, nothing if it was ended.
 WATCHER = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
-def _tell_of_a_violent_end() -> None:
-    """Let a line of ours be the last where this process is aborted, as JAX does when another one dies.
+def _watcher() -> subprocess.Popen:
+    """A process that says, as the last line, that this one was ended, unless it is told "done" before.
 
-    It does so from a thread of its own, with a hundred lines of C++, and no handler of Python's is called; so
-    a process beside this one says it.
+    JAX aborts a process when another one dies, from a thread of its own and with a hundred lines of C++; no
+    handler of Python's is called then, so a process beside this one has to speak.
     """
     who = f"mtkd_jax: process {jax.process_index()} of {jax.process_count()}"
     line = (
         f"{who} was ended, for another one died or it was killed; give all their commands again: they go on "
         "from what is saved"
     )
-    watcher = subprocess.Popen(
-        [sys.executable, "-SEc", WATCHER, line], stdin=subprocess.PIPE, start_new_session=True
-    )
-
-    def done() -> None:
-        watcher.communicate(b"done")
-
-    atexit.register(done)
+    command = [sys.executable, "-SEc", WATCHER, line]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def is_first() -> bool:

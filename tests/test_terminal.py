@@ -281,6 +281,8 @@ def test_a_run_is_finished_whoever_reads_what_it_says(shell, tmp_path):
 
 
 @pytest.mark.slow(seconds=20)
+# The child is another program at once: nothing of the threads that JAX has here is left in it.
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_a_run_whose_terminal_goes_away_goes_on(tmp_path):
     (tmp_path / "small.py").write_text(CONFIG)
     process, screen = pty.fork()
