@@ -8,6 +8,7 @@ paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -25,7 +26,12 @@ def printable(text: object) -> str:
     >>> printable("a\\nb\\x1b[31m")
     'a\\\\nb\\\\x1b[31m'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _is_shown(character: str) -> bool:
+    # Beside what Python calls printable: spaces, and what joins and parts letters in Persian and in emoji.
+    return character.isprintable() or unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
 
 
 class UserError(ValueError):

@@ -103,8 +103,9 @@ def _check_scales(train: np.ndarray | Images, test: np.ndarray | Images, wrong: 
             "test_images",
             f"values up to {most['test']:g}, up to {most['train']:g} in train_images: must be of one scale",
         )
-    if train.dtype == np.uint8 and 0 < high <= 1:
-        return ("The images hold nothing but 0 and 1, where uint8 is read as 0 (black) to 255 (white).",)
+    if train.dtype == np.uint8 and 0 < high < 16:  # 15 is what 12 bits in a file of 16 come to
+        what = "but 0 and 1" if high == 1 else f"above {high:g}"
+        return (f"The images hold nothing {what}, where uint8 is read as 0 (black) to 255 (white).",)
     return ()
 
 

@@ -141,7 +141,8 @@ def _files(path: str, wanted: set[str]) -> dict[str, Content]:
         )
     try:
         if not place.is_dir():
-            return _members(_content(gzip.open(opened(place, "rb")), path), wanted)
+            with opened(place, "rb") as packed:
+                return _members(_content(gzip.open(packed), path), wanted)
         there = [place / name for name in sorted(wanted) if (place / name).is_file()]
         return {file.name: _content(file.open("rb"), str(file)) for file in there}
     # OSError is also what gzip raises for a wrong checksum and for a file that is not gzipped.
