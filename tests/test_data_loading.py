@@ -132,7 +132,9 @@ def test_split_refuses_the_impossible_in_one_line(num_train, val_fraction, said)
 
 
 def test_split_refuses_a_class_with_a_single_example():
-    with pytest.raises(UserError, match=r"no example of class 1 \(1\) for training, of 1"):
+    with pytest.raises(
+        UserError, match=r"class 1 \(1\) has 1 training example; must have 2, one to validate on"
+    ):
         loading.split(dataset_of([0] * 20 + [1]), num_train=0, val_fraction=0.2, seed=0)
 
 
@@ -434,8 +436,8 @@ def test_a_window_holds_the_rows_of_its_indices_and_has_one_size():
         (
             # A quarter is one of these groups, and each holds one class.
             {"train_groups": np.array([0, 0, 1, 1, 2, 2, 3, 3]), "test_groups": np.array([4, 4])},
-            "val_fraction = 0.25: leaves no example of class 0 (bee) for validation, of 4; groups stay whole: "
-            "must be larger, or the class in more groups, or data.split random",
+            "val_fraction = 0.25: leaves no example of class 0 (bee) for validation, of 4; groups stay "
+            "whole: must be larger, or the class in more groups, or data.split random",
         ),
     ],
     ids=["not in val", "all in val", "one example", "groups"],
