@@ -7,7 +7,7 @@ the test ROC) and "operating_point" (the threshold is validation's), a dict of s
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from mtkd_jax import fusion, intervals, metrics
 from mtkd_jax.predictions import Group, Predictions
+from mtkd_jax.types import UserError
 
 METRICS = ("accuracy", "nll", "ece", "brier", "balanced_accuracy")
 DETECTION = ("auroc", "recall_at_false_alarm_rate", "operating_point")
@@ -107,25 +108,30 @@ def chosen_student(predictions: Predictions) -> tuple[Group, int] | None:
 def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
     """The single network that `predictions.choose` asks for; None where there is none.
 
-    "best": of all teachers, students, baselines and controls the row with the lowest mean validation NLL, and
-    of its members the lowest; "student": `chosen_student`; a row's name: the best of that row. Where the row
-    asked for is not there, such as one whose members all broke down, it is the best.
+    "best": that with the lowest validation NLL of all; "student": `chosen_student`; a row's name: the lowest
+    of that row, whatever its transfer set. Where none of these is left, as when all broke down, the best.
     """
+    single = single_networks(predictions)
     if predictions.choose == "student" and (student := chosen_student(predictions)) is not None:
         return student
-    single = [group for group in predictions.groups if is_deployable(group)]
-    asked = [group for group in single if group.name == predictions.choose] or single
-    if not asked:
-        return None
-    nlls = [[metrics.nll(logits, predictions.val_labels) for logits in group.val] for group in asked]
-    best = _lowest([np.mean(values) for values in nlls])
-    return asked[best], _lowest(nlls[best])
+    asked = [one for one in single if one[0].name == predictions.choose] or single
+    return _best_of(asked, predictions) if asked else None
 
 
-def is_deployable(group: Group) -> bool:
-    """Whether a member of this row is a network that answers alone; a specialist is not."""
-    alone = not group.architecture.startswith("specialist ")
-    return alone and group.role in ("teacher", "student", "baseline", "control")
+def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
+    """Every network that answers alone: all but averages of several, and specialists, which know no more
+    than their classes."""
+    return [
+        (group, member)
+        for group in predictions.groups
+        if group.role != "average" and not group.architecture.startswith("specialist ")
+        for member in range(len(group.members))
+    ]
+
+
+def _best_of(networks: list[tuple[Group, int]], predictions: Predictions) -> tuple[Group, int]:
+    nlls = [metrics.nll(group.val[member], predictions.val_labels) for group, member in networks]
+    return networks[_lowest(nlls)]
 
 
 def _lowest(values: list[float]) -> int:
@@ -136,12 +142,15 @@ def _lowest(values: list[float]) -> int:
 
 
 def rows(predictions: Predictions) -> list[dict]:
-    """Teachers (a row an architecture), every fusion rule, then students, baselines and controls."""
+    """Teachers (a row an architecture), fusion rules, then students, baselines and controls.
+
+    A rule that cannot fuse these teachers, of whom some may have been lost, has no row.
+    """
     others = [group for group in predictions.groups if group.role != "teacher"]
     share_of = {gap["transfer"]: gap for gap in gaps(predictions)}
     return [
         *(_group_row(predictions, group, None) for group in teachers(predictions)),
-        *(_ensemble_row(predictions, rule) for rule in predictions.rules),
+        *_ensemble_rows(predictions),
         *(_group_row(predictions, group, share_of.get(group.transfer)) for group in others),
     ]
 
@@ -179,23 +188,41 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
 
 
 def _apart(group: Group, accuracies: list[float], num_examples: int) -> list[dict]:
-    """Members that end far from the others on validation, [{"member", "val_accuracy", "median"}].
+    """Members that end far from their siblings on validation, [{"member", "val_accuracy", "siblings"}].
 
-    Farther from the median than five robust standard deviations (1.4826 times the median absolute
-    deviation), than four standard errors of an accuracy on so many examples, and than two points; of three
-    members at least.
+    Farther from the median of the others than five of their robust standard deviations (1.4826 times the
+    median absolute deviation), than four standard errors of an accuracy on so many examples, and than two
+    points; of three members at least. The member itself is left out of both, for of three it would be a third
+    of what it is measured by.
     """
-    if len(accuracies) < 3:
-        return []
-    median = float(np.median(accuracies))
-    distances = np.abs(np.asarray(accuracies) - median)
-    spread = 5 * 1.4826 * float(np.median(distances))
-    chance = 4 * math.sqrt(median * (1 - median) / num_examples)
-    return [
-        {"member": member, "val_accuracy": accuracy, "median": median}
-        for member, accuracy, distance in zip(group.members, accuracies, distances)
-        if distance > max(spread, chance, 0.02)
-    ]
+    found = []
+    for place, (member, accuracy) in enumerate(zip(group.members, accuracies)):
+        siblings = np.delete(accuracies, place)
+        if len(siblings) < 2:
+            return []
+        median = float(np.median(siblings))
+        spread = 5 * 1.4826 * float(np.median(np.abs(siblings - median)))
+        chance = 4 * math.sqrt(median * (1 - median) / num_examples)
+        if abs(accuracy - median) > max(spread, chance, 0.02):
+            found.append({"member": member, "val_accuracy": accuracy, "siblings": median})
+    return found
+
+
+def _ensemble_rows(predictions: Predictions) -> list[dict]:
+    found = []
+    for rule in predictions.rules:
+        with contextlib.suppress(UserError):
+            found.append(_ensemble_row(predictions, rule))
+    return found
+
+
+def why_no_row(predictions: Predictions, rule: str) -> str:
+    """Why a rule cannot fuse these teachers; "" where it can."""
+    try:
+        fused(predictions, rule)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _ensemble_row(predictions: Predictions, rule: str) -> dict:
@@ -532,10 +559,22 @@ def diversity(predictions: Predictions) -> dict:
 
 
 def _deployed(predictions: Predictions) -> dict | None:
-    """What `_told` says of the network to deploy, what was asked for, and which would be the best."""
-    best = network_to_deploy(dataclasses.replace(predictions, choose="best"))
-    told = _told(predictions, network_to_deploy(predictions))
-    return told and {**told, "choose": predictions.choose, "best": _told(predictions, best)}
+    """What `_told` says of the network to deploy, of the best of all, and of the best of each role."""
+    single, chosen = single_networks(predictions), network_to_deploy(predictions)
+    if chosen is None:
+        return None
+    by_role: dict[str, list[tuple[Group, int]]] = {}
+    for network in single:
+        by_role.setdefault(network[0].role, []).append(network)
+    return {
+        **_told(predictions, chosen),
+        "choose": predictions.choose,
+        "num_networks": len(single),
+        "best": _told(predictions, _best_of(single, predictions)),
+        "best_of_role": {
+            role: _told(predictions, _best_of(own, predictions)) for role, own in by_role.items()
+        },
+    }
 
 
 def _told(predictions: Predictions, chosen: tuple[Group, int] | None) -> dict | None:
@@ -554,7 +593,7 @@ def _told(predictions: Predictions, chosen: tuple[Group, int] | None) -> dict | 
         "member": group.members[member],
         "detector": detector,
         "val_nll": metrics.nll(group.val[member], predictions.val_labels),
-        "row_val_nll": np.mean([metrics.nll(one, predictions.val_labels) for one in group.val]),
+        "val_accuracy": metrics.accuracy(group.val[member], predictions.val_labels),
         **metrics.summary(group.test[member], predictions.test_labels),
     }
 

@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from mtkd_jax.types import PyTree, UserError
 
 log = logging.getLogger(__name__)
 Leaves = dict[tuple[str, ...], Any]  # {("params", "Dense_0", "kernel"): array}
+
+NUM_FILES = 64  # more than a step has, folders and locks included
 
 # A typed key is stored as its raw data one level deeper, under the name of its dtype.
 KEY_IMPLEMENTATIONS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
@@ -181,6 +184,9 @@ def _check_space(directory: Path, num_bytes: int) -> None:
     needed, free = int(1.2 * num_bytes) + 2**20, shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(f"needs {needed / 2**20:.0f} MiB of disk space, {free / 2**20:.0f} MiB are free")
+    system = os.statvfs(directory)
+    if system.f_files and system.f_favail < NUM_FILES:  # some file systems do not count them
+        raise OSError(f"needs {NUM_FILES} files (inodes) on the disk, {system.f_favail} are free")
 
 
 def _flush(folder: Path, *, deep: bool = True) -> None:
@@ -296,10 +302,10 @@ def _write_arrays(path: Path, leaves: Leaves) -> None:
         with _quiet(), _checkpointer() as checkpointer:
             checkpointer.save(path, unflatten_dict(leaves))
     except ValueError as error:  # what TensorStore makes of an errno
-        reason = re.search(r"([^:]+) \[os_error_code", str(error))
+        reason = re.search(r"\bos_error_code='(\d+)'", str(error))
         if reason is None:
             raise
-        raise OSError(reason[1].strip()) from error
+        raise OSError(int(reason[1]), os.strerror(int(reason[1]))) from error
 
 
 def _read_arrays(path: Path) -> Leaves:
@@ -321,13 +327,24 @@ def _checkpointer():
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back Orbax's log: progress lines, and traces of errors that it raises as well."""
+    """Hold back Orbax's log: progress lines, and traces of errors that it raises as well.
+
+    After an error the writes that it has given up on go on, and find their event loop closed: nobody is told,
+    also not of those that end later.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda what: _is_given_up(what) or before(what)
     try:
         yield
+        sys.unraisablehook = before
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
+
+
+def _is_given_up(what: Any) -> bool:
+    return what.exc_type is RuntimeError and str(what.exc_value) == "Event loop is closed"

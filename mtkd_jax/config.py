@@ -11,20 +11,23 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
-import difflib
 import importlib
 import inspect
 import itertools
 import pkgutil
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from mtkd_jax import fusion, paths
 from mtkd_jax.layouts import HOW
+from mtkd_jax.spelling import hint, likeness, nearest
 from mtkd_jax.step import OPTIMIZERS, SCHEDULES
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
 
@@ -42,6 +45,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.model": ("model",),
     "students.modes": ("mode",),
     "export.choose": ("mode", "model"),
+    "fusion.rules": ("rule",),
     "data.source": ("source",),
     "plan": ("plan",),
 }
@@ -52,11 +56,11 @@ Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 def default() -> ConfigDict:
     """Every key there is, with the value it has when a configuration file does not set it."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of weights, orders and augmentation
     config.plan = "teachers_then_students"  # what is trained after what
 
     config.data = ConfigDict()
-    config.data.source = "digits"
+    config.data.source = "digits"  # an address; --list names all
     config.data.path = ""  # for sources that read a file or folder
     config.data.num_train = 0  # labelled training examples; 0 = all that validation leaves
     config.data.val_fraction = (
@@ -67,7 +71,7 @@ def default() -> ConfigDict:
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
 
-    config.model = ConfigDict({"name": "mlp"})
+    config.model = ConfigDict({"name": "mlp"})  # the architecture, of teachers and students
 
     config.teachers = ConfigDict()
     config.teachers.num_members = 5  # of each architecture
@@ -85,9 +89,9 @@ def default() -> ConfigDict:
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
 
     config.train = ConfigDict()
-    config.train.epochs = 60
+    config.train.epochs = 60  # of teachers, and of students unless they say otherwise
     config.train.eval_every = 1  # epochs between validations; best weights are chosen among these
-    config.train.batch_size = 64
+    config.train.batch_size = 64  # full batches only
     config.train.optimizer = "adam"
     config.train.learning_rate = 1e-3
     config.train.schedule = "constant"
@@ -95,7 +99,7 @@ def default() -> ConfigDict:
     config.train.label_smoothing = 0.0
     config.train.class_weights = "none"  # or "balanced": the hard labels of rare classes count more
 
-    config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})
+    config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})  # compared
 
     config.students = ConfigDict(convert_dict=False)
     config.students.model = ""  # "" = model.name
@@ -131,7 +135,7 @@ def default() -> ConfigDict:
 def variant(config: ConfigDict, name: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
     """`config` changed into the variant `name` of --config=FILE.py:NAME; "" leaves it as it is."""
     if name and name not in variants:
-        raise UserError(f"--config: there is no variant {name!r}{nearest(name, variants)}")
+        raise UserError(f"--config: there is no variant {name!r}{hint(name, variants)}")
     if name:
         variants[name](config)
     return config
@@ -267,12 +271,13 @@ def _check_addresses(config: ConfigDict) -> None:
     ):
         for address in addresses:
             build_model(address, task, field)
-    num_teachers = config.teachers.num_members * len(teacher_models(config))
+    num_teachers = number_of_teachers(config)
     for address in config.students.arguments:
+        _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
             raise UserError(
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
-                f"{nearest(str(address), config.students.modes)}"
+                f"{hint(str(address), config.students.modes)}"
             )
     for address in config.students.modes:
         least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
@@ -288,6 +293,7 @@ def _check_addresses(config: ConfigDict) -> None:
         _, arguments = resolve("rule", name, "fusion.rules")
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
+    check_rules(config, num_classes=2)
     source_call(config)
     resolve("plan", config.plan, "plan")
 
@@ -295,6 +301,21 @@ def _check_addresses(config: ConfigDict) -> None:
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
     """Addresses of the teachers' architectures."""
     return tuple(config.teachers.models) or (config.model.name,)
+
+
+def number_of_teachers(config: ConfigDict) -> int:
+    """How many teachers there are, of all architectures."""
+    return config.teachers.num_members * len(teacher_models(config))
+
+
+def check_rules(config: ConfigDict, num_classes: int) -> None:
+    """Raise UserError where a fusion rule cannot fuse so many teachers, or so many classes."""
+    logits = np.zeros((number_of_teachers(config), 1, num_classes), np.float32)
+    for rule in config.fusion.rules:
+        try:
+            fusion.check(canonical("rule", rule, "fusion.rules"), logits)
+        except UserError as error:
+            raise UserError(f"config.fusion.rules: {error}") from None
 
 
 def student_model(config: ConfigDict) -> str:
@@ -332,7 +353,7 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     """The function an address names and its arguments, checked against the function's signature."""
     name, arguments = _named(address, field, kind)
     if name not in catalogue(kind):
-        raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{nearest(name, catalogue(kind))}")
+        raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{hint(name, catalogue(kind))}")
     function = catalogue(kind)[name]
     for argument, value in arguments.items():
         _check_argument(function, kind, name, argument, value, field)
@@ -348,7 +369,7 @@ def _check_argument(function: Callable, kind: str, name: str, argument: str, val
     known = _arguments(function)
     if argument not in known:
         raise UserError(
-            f"config.{field}: {kind} {name} has no argument {argument!r}{nearest(str(argument), known)}"
+            f"config.{field}: {kind} {name} has no argument {argument!r}{hint(str(argument), known)}"
         )
     annotation = known[argument].annotation
     if not _fits(value, annotation):
@@ -362,9 +383,12 @@ def canonical(kind: str, address: str, field: str) -> str:
     'mlp(hidden=(8,))'
     >>> canonical("mode", "fused(rule='median_probs')", "students.modes")
     'fused:median_probs'
+    >>> canonical("plan", "born_again(mode='logits.dkd( warmup=2 )')", "plan")
+    "born_again(mode='logits.dkd(warmup=2.0)')"
     """
-    name, arguments = _named(address, field, kind)
+    name, _ = _named(address, field, kind)
     function, arguments = resolve(kind, address, field)
+    arguments = {n: _canonical_value(kind, function, n, value) for n, value in arguments.items()}
     parameters = inspect.signature(function).parameters
     given = {n: arguments[n] for n in parameters if n in arguments and arguments[n] != parameters[n].default}
     if given and list(given) == list(_arguments(function))[:1] and _is_word(*given.values()):
@@ -388,9 +412,29 @@ def canonicalise(settings: dict[str, Any]) -> dict[str, Any]:
     students = settings.get("students")
     if isinstance(students, dict) and isinstance(students.get("arguments"), dict):
         students["arguments"] = {
-            _canonical_or_same(("mode",), address): given for address, given in students["arguments"].items()
+            _canonical_or_same(("mode",), mode): _canonical_arguments(mode, given)
+            for mode, given in students["arguments"].items()
         }
     return settings
+
+
+def _canonical_value(kind: str, function: Callable, argument: str, value: Any) -> Any:
+    """A whole number for a float is one; the words of plans are addresses, of modes and models."""
+    if kind == "plan":
+        return _each(value, partial(_canonical_or_same, ("mode", "model")))
+    is_float = inspect.get_annotations(function).get(argument) in ("float", "tuple[float, ...]")
+    return _each(value, lambda one: float(one) if type(one) is int else one) if is_float else value
+
+
+def _canonical_arguments(mode: Any, given: Any) -> Any:
+    """The arguments of a mode, as `students.arguments` has them: a value each, or several to choose from."""
+    try:
+        function, _ = resolve("mode", str(mode), "students.arguments")
+    except UserError:
+        return given
+    if not isinstance(given, dict):
+        return given
+    return {name: _canonical_value("mode", function, name, value) for name, value in given.items()}
 
 
 def in_one_spelling(config: ConfigDict) -> ConfigDict:
@@ -468,6 +512,7 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Argum
         raise UserError(f"config.{field} is {_quoted(given)}; it must be a dict of arguments")
     choices, open_to_choice = [], set()
     for name, value in given.items():
+        _check_key(field, name, "an argument of the mode")
         if name in arguments:
             raise UserError(f"config.{field}: the address gives {name} already")
         annotation = str(inspect.get_annotations(function).get(name, ""))
@@ -487,6 +532,11 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Argum
         )
         for chosen in itertools.product(*choices)
     )
+
+
+def _check_key(field: str, key: Any, right: str) -> None:
+    if not isinstance(key, str):
+        raise UserError(f"config.{field}: the key {_quoted(key)} is no text; it must be {right}")
 
 
 def source_call(config: ConfigDict) -> Callable[[], DataSet]:
@@ -515,21 +565,58 @@ def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
             "unless there are two"
         )
     if positive and positive not in names:
-        raise UserError(f"config.report.positive: there is no class {positive!r}{nearest(positive, names)}")
+        raise UserError(f"config.report.positive: there is no class {positive!r}{hint(positive, names)}")
     return (positive or names[-1]) if len(names) == 2 else ""
 
 
-def listing() -> str:
-    """Every mode, rule, model, source and plan with the first line of its docstring."""
+def listing(name: str = "") -> str:
+    """Every mode, rule, model, source and plan as it is written, with the first line of its docstring.
+
+    With a `name` all that is known of what goes by it; UserError where nothing does.
+    """
+    if name:
+        return _told(name)
     lines = []
     for kind in KINDS:
-        found = catalogue(kind)
-        width = max(len(name) for name in found)
         lines.append(f"{kind}s:")
-        lines += [
-            f"  {name:<{width}}  {inspect.getdoc(found[name]).splitlines()[0]}" for name in sorted(found)
-        ]
+        for address, function in sorted(catalogue(kind).items()):
+            lines += [
+                f"  {address}{_signature(function)}",
+                f"      {documentation(function).splitlines()[0]}",
+            ]
     return "\n".join(lines)
+
+
+def documentation(function: Callable) -> str:
+    """The docstring, out of the source where Python was told to leave docstrings out (-OO)."""
+    if text := inspect.getdoc(function):
+        return text
+    node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    return ast.get_docstring(node) or "Not documented."
+
+
+def _told(name: str) -> str:
+    found = [(kind, catalogue(kind)[name]) for kind in KINDS if name in catalogue(kind)]
+    if not found:
+        raise UserError(
+            f"--list: there is nothing named {_quoted(name)}"
+            f"{hint(name, [address for kind in KINDS for address in catalogue(kind)])}"
+        )
+    return "\n\n".join(
+        f"{kind} {name}{_signature(function)}\n\n{textwrap.indent(documentation(function), '    ')}"
+        for kind, function in found
+    )
+
+
+def _signature(function: Callable) -> str:
+    """What an address can say in brackets, with the defaults; "" where there is nothing to say."""
+    known = _arguments(function).items()
+    said = (f"{name}={'...' if p.default is p.empty else _short(p.default)}" for name, p in known)
+    return f"({', '.join(said)})" if known else ""
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) and len(repr(value)) > 8 else repr(value)
 
 
 def _modules(module: ModuleType) -> list[ModuleType]:
@@ -588,13 +675,6 @@ def _fits(value: Any, annotation: str) -> bool:
     return annotation not in _TYPES or _TYPES[annotation](value)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for a name that does not exist: the closest one that does, or all of them."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
-
-
 # --- fields -------------------------------------------------------------------------------------------
 
 
@@ -603,9 +683,36 @@ def fields(config: ConfigDict) -> list[tuple[str, Any]]:
     return list(_leaves(config.to_dict()))
 
 
-def nearest_field(field: str) -> str:
-    """A hint for a field that does not exist: the closest one that does."""
-    return nearest(field, [name for name, _ in fields(default())])
+def unknown_field(field: str) -> str:
+    """What to say of a field that does not exist: which part of it, and what is like it.
+
+    >>> unknown_field("trian.epochs")
+    "config.trian does not exist; did you mean 'train'?"
+    >>> unknown_field("train.lr")
+    "config.train.lr does not exist; did you mean 'train.learning_rate'?"
+    """
+    known, prefix, (part, *inner) = default().to_dict(), "", field.split(".")
+    while inner and isinstance(known.get(part), dict) and f"{prefix}{part}" not in _PLAIN_DICTS:
+        known, prefix, (part, *inner) = known[part], f"{prefix}{part}.", inner
+    here = f"config.{prefix}{part}"
+    if part in known and inner:
+        return f"{here} is one field and has no {'.'.join(inner)!r} inside it"
+    if part in known:
+        return f"{here} is a group of fields; set one of them: {', '.join(known[part])}"
+    beside = nearest(part, [name for name in known if not inner or isinstance(known[name], dict)])
+    name = field.rpartition(".")[2]  # perhaps it stands in another group, that of training first
+    everywhere = [
+        (likeness(name, f.rpartition(".")[2]), f.startswith("train."), f) for f, _ in fields(default())
+    ]
+    alike, _, elsewhere = max(everywhere)
+    if beside and (inner or alike <= likeness(part, beside)):
+        return f"{here} does not exist; did you mean {prefix + beside!r}?"
+    if alike >= _ELSEWHERE:
+        return f"{here} does not exist; did you mean {elsewhere!r}?"
+    return f"{here} does not exist; known are {', '.join(sorted(known))}"
+
+
+_ELSEWHERE = 0.7  # likeness from which a field of another group is suggested
 
 
 def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -616,17 +723,40 @@ def _leaves(tree: dict, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
+def completed(given: dict[str, Any], prefix: str = "", right: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A configuration as JSON gives it back, with the fields it has not at their defaults, in lists as well.
+
+    Fields that do not exist are left in it. Raises UserError where one that exists is not of its type.
+    """
+    found = dict(given)
+    for name, value in (default().to_dict() if right is None else right).items():
+        field = f"{prefix}{name}"
+        if isinstance(value, dict) and field not in _PLAIN_DICTS:
+            group = given.get(name, {})
+            if not isinstance(group, dict):
+                raise UserError(f"config.{field} is {_quoted(group)}; it must be a group of fields")
+            found[name] = completed(group, f"{field}.", value)
+        elif name in given:
+            is_tuple = isinstance(value, tuple) and isinstance(given[name], list)
+            _check_type(field, tuple(given[name]) if is_tuple else given[name], value)
+        else:
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
 def _check_fields(given: dict, right: dict, prefix: str) -> None:
     for name in given:
         if name not in right:
-            raise UserError(f"config.{prefix}{name} does not exist{nearest_field(f'{prefix}{name}')}")
+            raise UserError(unknown_field(f"{prefix}{name}"))
     for name, value in right.items():
         if name not in given:
             raise UserError(f"config.{prefix}{name} is missing; start from mtkd_jax.config.default()")
-        if isinstance(value, dict) != isinstance(given[name], dict):
+        if f"{prefix}{name}" in _PLAIN_DICTS:
+            _check_type(f"{prefix}{name}", given[name], value)
+        elif isinstance(value, dict) != isinstance(given[name], dict):
             kind = "a group of fields" if isinstance(value, dict) else f"like {value!r}"
             raise UserError(f"config.{prefix}{name} is {_quoted(given[name])}; it must be {kind}")
-        if isinstance(value, dict) and f"{prefix}{name}" not in _PLAIN_DICTS:
+        elif isinstance(value, dict):
             _check_fields(given[name], value, f"{prefix}{name}.")
         else:
             _check_type(f"{prefix}{name}", given[name], value)
@@ -643,19 +773,39 @@ _ENTRY_TYPES = {
     "teachers.mean": "float",
     "teachers.std": "float",
 }
+_ENTRY_EXAMPLES = {"int": (2, 7), "float": (0.001,), "str": ("mlp", "cnn")}
 _PLAIN_DICTS = ("students.arguments",)  # one value, whatever its keys
+
+
+def type_of_field(field: str) -> str:
+    """What a value of the field has to be, in words."""
+    default_value = dict(fields(default()))[field]
+    if isinstance(default_value, tuple):
+        return f"a tuple of {entry_type(field)}"
+    kind = type(default_value).__name__
+    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}"
+
+
+def entry_type(field: str) -> str:
+    """The type of the entries of a field that is a tuple."""
+    return _ENTRY_TYPES.get(field) or type(dict(fields(default()))[field][0]).__name__
 
 
 def _check_type(field: str, value: Any, expected: Any) -> None:
     if isinstance(expected, tuple):
-        entry = _ENTRY_TYPES.get(field) or type(expected[0]).__name__
-        if not isinstance(value, tuple) or not all(_TYPES[entry](v) for v in value):
-            raise UserError(
-                f"config.{field} is {_quoted(value)}; it must be a tuple of {entry}, such as {expected!r}"
-            )
-    elif not _TYPES[type(expected).__name__](value):
-        right = f"{type(expected).__name__} like {expected!r}{_SIZES.get(type(expected).__name__, '')}"
-        raise UserError(f"config.{field} is {_quoted(value)}; it must be a {right}")
+        entry = entry_type(field)
+        right = isinstance(value, tuple) and all(map(_TYPES[entry], value))
+        example = expected or _ENTRY_EXAMPLES[entry]
+    else:
+        right = _TYPES[type(expected).__name__](value)
+        example = {"vote": {}} if expected == {} else expected
+    if not right:
+        raise UserError(
+            f"config.{field} is {_quoted(value)}; it must be {type_of_field(field)}, such as {example!r}"
+        )
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str) and ("\0" in text or not paths.is_text(text)):
+            raise UserError(f"config.{field} is {_quoted(value)}; text must be UTF-8 without NUL")
 
 
 def _check_rounds(group: str, epochs: int, eval_every: int) -> None:

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import fusion, interrupts, population, teachers
+from mtkd_jax import interrupts, population, teachers
 from mtkd_jax.config import positive_class
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.plan import Done, Plan, Stage, left_out
 from mtkd_jax.predictions import Group, Predictions
 from mtkd_jax.students import PREFERRED_ALPHA, Cell, choose, members_of, sound_members
 from mtkd_jax.training import Fitted
-from mtkd_jax.types import Model, Population, PyTree, UserError
+from mtkd_jax.types import Model, Population, PyTree
 
 SAVED = "all training is saved"  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
@@ -47,8 +47,7 @@ def predict(
             groups.append(_student_group(config, split, transfer, mode, trained))
     groups += _averages(stages, groups)
     lost = [left_out(name, fitted) for name, fitted in done.items() if fitted.lost]
-    rules, impossible = _possible_rules(config.fusion.rules, num_teachers, dataset.num_classes)
-    impossible += [
+    impossible = [
         f"Left out, for the {num_teachers} teachers that are left: {mode} needs {number} teachers."
         for mode, number in unfit.items()
     ]
@@ -65,7 +64,7 @@ def predict(
         test_labels=dataset.test_labels,
         val_index=split.val,
         test_index=np.arange(len(dataset.test_labels), dtype=np.int32),
-        rules=rules,
+        rules=tuple(config.fusion.rules),
         groups=tuple(groups),
         common_alpha=common_alpha(config),
         notes=(
@@ -88,20 +87,6 @@ def _unfit_modes(stages: Plan, num_teachers: int) -> dict[str, int]:
     for member in (member for stage in stages for member in stage.family):
         needed[member.mode] = max(needed.get(member.mode, 0), member.recipe.min_teachers)
     return {mode: number for mode, number in needed.items() if number > num_teachers > 0}
-
-
-def _possible_rules(
-    rules: Sequence[str], num_teachers: int, num_classes: int
-) -> tuple[tuple[str, ...], list[str]]:
-    """The rules that can fuse the teachers that are left, and notes on those that cannot."""
-    possible, notes = [], []
-    for rule in rules if num_teachers else ():
-        try:
-            fusion.check(rule, np.zeros((num_teachers, 1, num_classes), np.float32))
-            possible.append(rule)
-        except UserError as error:
-            notes.append(f"Left out, for the {num_teachers} teachers that are left: fusion rule {error}.")
-    return tuple(possible), notes
 
 
 def _balancing(config: ConfigDict) -> list[str]:

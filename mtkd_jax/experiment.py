@@ -22,6 +22,7 @@ from mtkd_jax import (
     intervals,
     mesh,
     metrics,
+    paths,
     plan,
     predictions,
     report,
@@ -29,7 +30,7 @@ from mtkd_jax import (
     workdir,
 )
 from mtkd_jax import config as configuration
-from mtkd_jax.data import loading
+from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.predictions import Group, Predictions
@@ -44,13 +45,16 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     report, which takes no lock. Raises UserError, one line, for whatever the user can mend, and Interrupted,
     with all training saved, when the process is asked to stop (interrupts.py).
     """
-    into = Path(into)
+    into = paths.typed(into, "the folder of the run")
     configuration.validate(config)
+    mesh.check_precision()
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     finished = workdir.finished_report(into, config)
+    if finished is not None and not report.can_be_shown(finished):  # an earlier version's
+        finished = None
     writes = finished is None and mesh.is_first()
-    with workdir.locked(into) if writes else contextlib.nullcontext():
+    with interrupts.listening(), workdir.locked(into) if writes else contextlib.nullcontext():
         if mesh.is_first():
             workdir.check(into, config, split)
         mesh.wait_for_all("checked")
@@ -60,6 +64,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
 def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
     stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
+        workdir.check_stages(into, [stage.name for stage in stages])
         workdir.describe(into, config, split)
     mesh.wait_for_all("described")
 
@@ -72,7 +77,8 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
             return workdir.read_report(into)
         logbook.say("evaluating")
         predicted = evaluation.predict(config, split, stages, done, notes)
-        predictions.save(into / "predictions.npz", predicted)
+        predictions.save(into / workdir.PREDICTIONS, predicted)
+        workdir.seal(into, workdir.PREDICTIONS)
 
         interrupts.check(evaluation.SAVED)
         logbook.check()
@@ -90,6 +96,7 @@ def costs(config: ConfigDict) -> list[forecast.Cost]:
     Raises UserError as `run` does.
     """
     configuration.validate(config)
+    mesh.check_precision()
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     stages, borrowed, _ = planned(config, split)
@@ -146,7 +153,7 @@ def save_student(
             "shape": list(dataset.train_images.shape[1:]),
             "dtype": "float32",
             "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
-            **({"fit": dataset.fit} if dataset.fit else {}),
+            **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
         },
         "training": _training(config, predicted, group, position),
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
@@ -160,17 +167,23 @@ def save_student(
             for name, values in measured.items()
         },
     }
-    images = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
-    said = export.logits_of(model, variables, images)
-    export.save_student(into / "student", model, variables, card, (images, said))
-    export.verify_student(into / "student", configuration.build_model, images, said)
+    checked = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
+    said = export.logits_of(model, variables, checked)
+    export.save_student(into / "student", model, variables, card, (checked, said))
+    export.verify_student(into / "student", configuration.build_model, checked, said)
 
 
 def _training(config: ConfigDict, predicted: Predictions, group: Group, position: int) -> str:
     """For the card: what made a network, and why it was chosen."""
     chosen = f"{group.members[position]}; export.choose = {predicted.choose}, by validation NLL"
     if group.role == "teacher":
-        return f"on the labels alone, as a teacher: {chosen}"
+        trained = "on the labels alone, as a teacher"
+        if config.teachers.trained:
+            number = int(group.members[position].split()[-1])  # of "teacher 2"
+            trained = f"elsewhere, as in {config.teachers.init_from[number]}"
+        elif config.teachers.from_run:
+            trained += f" of the run {config.teachers.from_run}"
+        return f"{trained}: {chosen}"
     num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
     taught = {"baseline": "no teacher", "control": "no teacher"}.get(group.role, f"{num_teachers} teachers")
     return (

@@ -24,6 +24,7 @@ from safetensors import flax as safetensors
 
 from mtkd_jax.deployed import PIXELS, PROGRAM, card_digest, load_program, read, read_card, sha256
 from mtkd_jax.models import layers
+from mtkd_jax.tables import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
@@ -41,7 +42,8 @@ def save_student(
         model       the address `build` takes
         task        a `Task`: classes, heads, and the normalisation inside the network
         class_names C strings, by output index
-        input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there
+        input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there; of
+                    one that was trained on image files also "fit" and "files", as in `data.images`
         training    one line: method, alpha, temperature, or whatever made it
         data        one line: source and sizes
         source      one line: the run it came from
@@ -164,17 +166,18 @@ def _shapes(variables: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
 def _readme(card: Mapping[str, Any], folder: str) -> str:
     shape = " x ".join(map(str, card["input"]["shape"]))
     metrics = "\n".join(_metric_row(name, metric) for name, metric in card["metrics"].items())
-    return f"""# {card["name"]}
+    told = {name: in_markdown(card[name]) for name in ("name", "training", "data", "source")}
+    return f"""# {told["name"]}
 
 A network that sorts images of {shape} (height x width x channels) into {len(card["class_names"])} classes:
-{", ".join(card["class_names"])}.
+{", ".join(map(in_markdown, card["class_names"]))}.
 
 | | |
 |---|---|
 | network | `{card["model"]}` |
-| trained by | {card["training"]} |
-| data | {card["data"]} |
-| run | {card["source"]} |
+| trained by | {told["training"]} |
+| data | {told["data"]} |
+| run | {told["source"]} |
 | input | {card["input"]["dtype"]}, {card["input"]["range"]}; normalisation is inside the network |
 | output | unnormalised logits, one per class in the order above; softmax makes probabilities |
 
@@ -191,7 +194,7 @@ another scale or a class that is not in the list; it always answers with one of 
 
 ## How to predict with it
 
-{_command(card, folder)}From Python without `mtkd_jax`, but with JAX, flatbuffers and safetensors, from the
+{_of_files(card, folder)}From Python without `mtkd_jax`, but with JAX, flatbuffers and safetensors, from the
 folder that holds `{folder}/`:
 
 ```python
@@ -237,8 +240,8 @@ of the program: `{card["program_sha256"]}`.
 """
 
 
-def _command(card: Mapping[str, Any], folder: str) -> str:
-    """How to ask about image files; nothing for a student of other arrays."""
+def _of_files(card: Mapping[str, Any], folder: str) -> str:
+    """How to ask about image files, and what is done to them; nothing for a student of other arrays."""
     if card["input"]["range"] != PIXELS:
         return ""
     return f"""Of image files, or of folders of them, with `mtkd_jax` installed:
@@ -247,7 +250,21 @@ def _command(card: Mapping[str, Any], folder: str) -> str:
 python -m mtkd_jax.predict --student {folder} photos/
 ```
 
+{_done_to_files(card["input"])}
+
 """
+
+
+def _done_to_files(taken: Mapping[str, Any]) -> str:
+    height, width, channels = taken["shape"]
+    size = f"{height} x {width} x {channels} (height x width x channels)"
+    if "fit" not in taken:
+        return (
+            f"It was trained on arrays: how images were brought to {size} is not known here. Files of "
+            "another size are cropped, unless `--fit` says otherwise."
+        )
+    rest = "; ".join(f"{name}: {how}" for name, how in taken.get("files", {}).items())
+    return f"It brings files to {size} by `{taken['fit']}`, as in training" + (f" ({rest})." if rest else ".")
 
 
 def _metric_row(name: str, metric: Mapping[str, Any]) -> str:

@@ -50,12 +50,20 @@ def read_sealed(path: Path, mend: str) -> dict[str, Any] | None:
     return content
 
 
+def parsed(text: str | bytes) -> Any:
+    """What JSON says; ValueError for what is none, also where it is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def read_object(path: Path, mend: str) -> dict[str, Any] | None:
     """The JSON object in a file, None where there is no file; UserError as in `read_sealed`."""
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); {mend}") from None
     if not isinstance(content, dict):

@@ -115,7 +115,7 @@ def _on_nll(tested: list[dict]) -> str:
 
 
 def _called(name: str) -> str:
-    return f"the {name}" if name in ("baseline", "control") else name
+    return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
 
 
 def _could_have_been_seen(unclear: list[dict]) -> str:
@@ -150,6 +150,10 @@ def _detection(report: dict) -> list[str]:
             missed.append(f"its baseline {_misses(who['baseline', kept['transfer']])}")
     if ("ensemble", "") in who:
         missed.append(f"the ensemble {_misses(who['ensemble', ''])}")
+    deploy = report["deploy"]
+    if kept is not None and _place(deploy) != _place(kept):
+        own = deploy["detector"]
+        missed.append(f"the network to deploy {count(own['misses'])} ({percent(own['false_alarm_rate'])})")
     if not missed:
         missed = [f"{row['name']} misses {_misses(row)} of {num_positive}" for row in report["rows"][:1]]
     found = (
@@ -226,56 +230,93 @@ def conditions(report: dict) -> str:
     )
 
 
+def advice(report: dict) -> str:
+    """The last sentence of a report, which names the network to deploy; "" where there is none."""
+    _, deploy, which = report["findings"][-1].rpartition("Deploy ")
+    return deploy and deploy + which
+
+
 def _apart(report: dict) -> list[str]:
-    """Members that end far from the others of their row on validation."""
+    """Members that end far from the others of their row on validation, see `analysis`."""
     found = [
-        f"{_place({**row, **one})}: {percent(one['val_accuracy'])}, the median is {percent(one['median'])}"
+        f"{_place({**row, **one})} ends at {percent(one['val_accuracy'])} on validation, where the median of "
+        f"the others is {percent(one['siblings'])}"
         for row in report["rows"]
         for one in row["apart"]
     ]
     if not found:
         return []
     return [
-        f"Far from the others of its row on validation (†): {'; '.join(found)}. It widens that row's "
-        "interval: look at the learning curves before you read anything from it."
+        f"Far from its siblings (†): {'; '.join(found)}. It widens the interval of its row and moves its "
+        "mean: look at the learning curves before you read anything from that row."
     ]
-
-
-KINDS = {"baseline": ", trained without teachers", "control": ", with the added heads but no teachers"}
 
 
 def _deploy(report: dict) -> list[str]:
-    """Which network to use, and why: the last word of a report."""
+    """Which network to deploy, and why; its last sentence is the last word of a report."""
     kept = report["deploy"]
     if kept is None:
         return []
-    best, student, is_best = kept["best"], report["chosen_student"], _place(kept["best"]) == _place(kept)
-    said = [
-        f"What to deploy: {_place(kept)}{KINDS.get(kept['role'], '')}; test accuracy "
-        f"{percent(kept['accuracy'])}, NLL {kept['nll']:.3f}."
+    best, choose = kept["best"], kept["choose"]
+    is_best = _place(best) == _place(kept)
+    others = [
+        f"the best {role} is {_on_validation(one)}"
+        for role, one in kept["best_of_role"].items()
+        if role != best["role"]
     ]
-    if is_best:
-        said.append(
-            f"Of all single networks its row has the lowest validation NLL ({kept['row_val_nll']:.3f}), and "
-            "it the lowest of its row."
-        )
+    said = [
+        f"What to deploy: Of all {kept['num_networks']} single networks {_on_validation(best)} has the "
+        f"lowest NLL on validation{''.join(f'; {other}' for other in others)}.",
+        *_ensemble_at_its_price(report, kept),
+    ]
+    asks = f"as export.choose = {choose} asks"
+    if choose not in ("best", "student", kept["name"]) or (choose == "student" and kept["role"] != "student"):
+        said.append(f"Of {choose}, which export.choose asks for, no network is left.")
+        asks = "the best of those that are"
+    elif is_best:
+        asks = "by validation alone"
     else:
-        said.append(
-            f"export.choose = {kept['choose']} asks for it; by validation NLL alone it would be "
-            f"{_place(best)} ({best['row_val_nll']:.3f} against {kept['row_val_nll']:.3f})."
-        )
-    if is_best and student is not None and kept["role"] != "student":
-        said.append(
-            f"No student is better: the best, {_place(student)}, has {student['row_val_nll']:.3f}; test "
-            f"accuracy {percent(student['accuracy'])}, NLL {student['nll']:.3f}."
-        )
-    row = next(
-        row for row in report["rows"] if (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
+        said.append(f"{_place(kept)} has {_numbers(kept)} there.")
+        asks += f", though {_place(best)} is better on validation"
+    said.append(
+        f"Deploy {_called(_place(kept))}, {asks}; on test it has {percent(kept['accuracy'])}, "
+        f"NLL {kept['nll']:.3f}."
     )
-    params = sum(row["params"] * row["n"] for row in report["rows"] if row["role"] == "teacher")
-    if params:
-        said.append(f"It holds {100 * row['params'] / params:.0f} % of the teachers' parameters.")
     return [" ".join(said)]
+
+
+def _ensemble_at_its_price(report: dict, kept: dict) -> list[str]:
+    """What all teachers together say on validation, and how many times what one network costs."""
+    rows = {(row["name"], row["transfer"]): row for row in report["rows"]}
+    ensemble, own = rows.get(("mean_probs", "")), rows[kept["name"], kept["transfer"]]
+    num_teachers = report["diversity"]["num_teachers"]
+    if ensemble is None or num_teachers == 1:
+        return []
+    prices = [
+        f"{ratio:.1f} times the {what}"
+        for what, ratio in (
+            ("parameters", _ratio(ensemble["params"], own["params"])),
+            ("FLOPs", _ratio(ensemble["flops"], own["flops"])),
+            ("time an image", _ratio(ensemble["latency_ms"]["1"], own["latency_ms"]["1"])),
+        )
+        if ratio is not None
+    ]
+    val = {"val_nll": ensemble["val"]["nll"], "val_accuracy": ensemble["val"]["accuracy"]}
+    price = f", for {', '.join(prices)} of {_place(kept)}" if prices else ""
+    return [f"All {num_teachers} teachers fused by mean_probs have {_numbers(val)}{price}."]
+
+
+def _ratio(whole: float | None, part: float | None) -> float | None:
+    return whole / part if whole and part else None
+
+
+def _on_validation(network: dict) -> str:
+    return f"{_place(network)} with {_numbers(network)}"
+
+
+def _numbers(network: dict) -> str:
+    nll = network["val_nll"]
+    return f"{'no finite NLL' if nll is None else f'{nll:.3f}'} ({percent(network['val_accuracy'])})"
 
 
 def _place(network: dict) -> str:
@@ -288,6 +329,7 @@ def _place(network: dict) -> str:
 
 def notes(predictions: Predictions, report: dict) -> list[str]:
     """The conditions under which the numbers hold."""
+    rules = [row["rule"] for row in report["rows"] if row["rule"]]
     return [
         *predictions.notes,
         *_transfer_sets(predictions),
@@ -301,8 +343,9 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         "such a test finds four times in five.",
         *_gap_shares(report),
         *_equal_gradients(predictions, report),
-        *_fitted(predictions),
-        *_costs_and_ranks(predictions),
+        *_rules_left_out(predictions, rules),
+        *_fitted(predictions, rules),
+        *_costs_and_ranks(rules),
         *_bounds(report),
     ]
 
@@ -405,9 +448,19 @@ def gradient_difference(predictions: Predictions, transfer: str) -> float:
     return float(jnp.abs(of_output_avg - of_loss_avg).max())
 
 
-def _fitted(predictions: Predictions) -> list[str]:
+def _rules_left_out(predictions: Predictions, rules: Sequence[str]) -> list[str]:
+    num_teachers = sum(len(group.members) for group in analysis.teachers(predictions))
+    return [
+        f"Left out, for the {num_teachers} teachers there are: "
+        f"fusion rule {analysis.why_no_row(predictions, rule)}."
+        for rule in predictions.rules
+        if rule not in rules
+    ]
+
+
+def _fitted(predictions: Predictions, rules: Sequence[str]) -> list[str]:
     on_train = dict.fromkeys(g.name for g in predictions.groups if g.name.startswith("supernet"))
-    on_val = [rule for rule in predictions.rules if rule in fusion.FITTED_RULES]
+    on_val = [rule for rule in rules if rule in fusion.FITTED_RULES]
     found = []
     if on_train:
         names = ", ".join(on_train)
@@ -421,8 +474,8 @@ def _fitted(predictions: Predictions) -> list[str]:
     return found
 
 
-def _costs_and_ranks(predictions: Predictions) -> list[str]:
-    ranks = [rule for rule in predictions.rules if rule in fusion.RANK_RULES]
+def _costs_and_ranks(rules: Sequence[str]) -> list[str]:
+    ranks = [rule for rule in rules if rule in fusion.RANK_RULES]
     found = [
         "Parameters, FLOPs and latency of an ensemble are sums over its teachers, run one after another."
     ]

@@ -17,6 +17,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_UNWIND = 2.0  # after a second Ctrl-C, until the process is ended from outside of what it computes
 
 _noted = 0
+_before = signal.default_int_handler  # what handled SIGINT before `listening`
 
 
 class Interrupted(Exception):
@@ -25,6 +26,10 @@ class Interrupted(Exception):
     def __init__(self, signal: int, where: str):
         super().__init__(where)
         self.signal = signal
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of a traceback."""
+        return [f"mtkd_jax: stopped; {self}; run the cell again to go on from there"]
 
 
 def asked() -> int:
@@ -40,15 +45,18 @@ def check(where: str) -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Within it SIGTERM and SIGINT are noted, and a second SIGINT raises KeyboardInterrupt at once.
+    """Within it SIGTERM and SIGINT are noted; a second SIGINT does at once what it would have done before.
+
+    That is to raise KeyboardInterrupt unless somebody chose otherwise. SIGHUP, by which a terminal says that
+    it goes away, is ignored: the run goes on.
 
     Python calls its handlers between two of its own instructions, never during a compilation. A thread
     hears every signal when it comes: it tells the user, and ends the process where a second SIGINT finds
     the main thread unable to. All that is written is written atomically, so nothing is harmed. Does nothing
-    outside the main thread, such as in a notebook's worker, where no signal arrives.
+    outside the main thread, such as in a notebook's worker, where no signal arrives, and within itself.
     """
-    global _noted
-    if threading.current_thread() is not threading.main_thread():
+    global _noted, _before
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is _note:
         yield
         return
     _noted = 0
@@ -56,6 +64,8 @@ def listening() -> Iterator[None]:
     os.set_blocking(tells, False)
     left = threading.Event()
     before = {number: signal.signal(number, _note) for number in SIGNALS}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _before = before[signal.SIGINT]
     wakeup_before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     listener = threading.Thread(target=_hear, args=(hears, left), daemon=True)
     listener.start()
@@ -72,9 +82,11 @@ def listening() -> Iterator[None]:
         _noted = 0
 
 
-def _note(number: int, _) -> None:
+def _note(number: int, frame) -> None:
     global _noted
     if _noted and number == signal.SIGINT:
+        if callable(_before):
+            _before(number, frame)
         raise KeyboardInterrupt
     _noted = _noted or number
 

@@ -35,9 +35,9 @@ from mtkd_jax import (
     intervals,
     metrics,
     plots,
-    predictions,
     report,
     tables,
+    terminal,
     workdir,
 )
 from mtkd_jax.predictions import Predictions
@@ -426,44 +426,44 @@ def _shown_of_cost(result: dict) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare fusion rules on a finished run, or measure what they cost; returns the exit code."""
-    try:
-        asked = _parse(argv)
-        workdir.use_compile_cache()
-        if asked.cost:
-            result = cost(_watched, **COST)
-            table, what, more = tables.fusion_cost(result), "fusion cost", ""
-        elif asked.sizes:
-            result = study_of_sizes(_load(asked.run), asked.sizes, _watched)
-            table, what = tables.fusion_sizes(result), f"fusion {asked.run}"
-            more = _write(asked.run, "sizes", result, table, [], _figures_of_sizes(result))
-        else:
-            result = study(_load(asked.run), _watched)
-            table, what = tables.fusion_rules(result), f"fusion {asked.run}"
-            sections = [
-                ("What each teacher is worth", tables.teacher_values(result)),
-                ("How the teachers differ", tables.diversity(result)),
-            ]
-            more = _write(asked.run, "report", result, table, sections, _figures(result))
-        report.say(tables.drawn(*table), "What this shows", result["findings"], more)
-        if asked.json is not None:
-            report.write_files(asked.json.parent, {asked.json.name: report.as_json(result)})
-        if asked.into is not None:
-            report.put_into(asked.into, what, _markdown(table, result))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    asked = _parse(argv)
+    workdir.use_compile_cache()
+    if asked.cost:
+        result = cost(_watched, **COST)
+        table, what, more = tables.fusion_cost(result), "fusion cost", ""
+    elif asked.sizes:
+        result = study_of_sizes(_load(asked.run), asked.sizes, _watched)
+        table, what = tables.fusion_sizes(result), f"fusion {asked.run}"
+        more = _write(asked.run, "sizes", result, table, [], _figures_of_sizes(result))
+    else:
+        result = study(_load(asked.run), _watched)
+        table, what = tables.fusion_rules(result), f"fusion {asked.run}"
+        sections = [
+            ("What each teacher is worth", tables.teacher_values(result)),
+            ("How the teachers differ", tables.diversity(result)),
+        ]
+        more = _write(asked.run, "report", result, table, sections, _figures(result))
+    if asked.json is not None:
+        report.write_files(asked.json.parent, {asked.json.name: report.as_json(result)})
+    if asked.into is not None:
+        report.put_into(asked.into, what, _markdown(table, result))
+    report.say(tables.drawn(*table), "What this shows", result["findings"], more)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mtkd_jax.fusion", description=main.__doc__)
-    parser.error = report.refuse
-    parser.add_argument("run", nargs="?", metavar="RUN", type=Path, help="the --workdir of a finished run")
+    parser = terminal.Parser("python -m mtkd_jax.fusion", __doc__)
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", type=terminal.path, help="the --workdir of a finished run"
+    )
     parser.add_argument("--sizes", help="numbers of voters, 5,25,55: fuse disjoint groups of these")
     parser.add_argument("--cost", action="store_true", help="no run: measure every rule on made-up logits")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--json", type=terminal.path, metavar="FILE", help="also write the numbers here")
     parser.add_argument(
-        "--into", type=Path, metavar="FILE", help="also write the table between its marks here"
+        "--into", type=terminal.path, metavar="FILE", help="also write the table between its marks here"
     )
     asked = parser.parse_args(argv)
     if (asked.run is None) != asked.cost or (asked.cost and asked.sizes):
@@ -483,12 +483,12 @@ def _sizes(text: str) -> list[int]:
 
 
 def _load(run: Path) -> Predictions:
-    return predictions.load(run / "predictions.npz")
+    return workdir.read_predictions(run)
 
 
 def _watched(rules: Iterable[str]) -> Iterable[str]:
     """A bar on stderr where that is a terminal."""
-    console = Console(stderr=True)
+    console = Console(file=terminal.Stderr())
     return track(rules, "rules", console=console, transient=True, disable=not console.is_terminal)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mtkd_jax.files import write_atomically
-from mtkd_jax.types import UserError
+from mtkd_jax import terminal
+from mtkd_jax.files import parsed, write_atomically
+from mtkd_jax.types import UserError, printable
 
 SECONDS_BETWEEN_LINES = 5.0
 FIELDS = {"stage", "epoch", "step", "member", "name", "value", "wall"}  # of a record
@@ -26,7 +26,11 @@ MOST_MEMBERS_IN_TENSORBOARD = 16  # beyond that only the mean over members is dr
 
 
 class Logbook:
-    """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere."""
+    """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere.
+
+    What stderr does not take is lost: a terminal that has gone away, a full disk behind a log or a pipe that
+    nobody reads ends no training.
+    """
 
     def __init__(self, workdir: Path, quiet: bool = False):
         # Slow to import, and only a run needs it. The writer itself: tensorboardX's queue around it waits
@@ -35,7 +39,8 @@ class Logbook:
 
         self._path = workdir / "metrics.jsonl"
         self._begun = self._spoken = time.perf_counter()
-        self._console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        # Plain text in a notebook too, where rich would make a block of HTML of every line.
+        self._console = Console(file=terminal.Stderr(), quiet=quiet, soft_wrap=True, force_jupyter=False)
         try:
             (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
@@ -44,6 +49,7 @@ class Logbook:
         except OSError as error:
             raise _refused(workdir / "tensorboard", error) from error
         self._bar: Progress | None = None
+        self._redrawn = False  # a line that the next one takes the place of
         self._tasks: dict[str, int] = {}
 
     def __enter__(self) -> Logbook:
@@ -58,7 +64,10 @@ class Logbook:
 
     def say(self, line: str) -> None:
         """One plain line, at once."""
-        self._console.print(line, markup=False, highlight=False)
+        if self._redrawn:
+            self._redrawn = False
+            terminal.Stderr().write("\n")
+        self._console.print(printable(line), markup=False, highlight=False)
 
     def warn(self, line: str) -> None:
         """One plain line that asks for attention."""
@@ -148,13 +157,21 @@ class Logbook:
         Raises UserError as `check` does.
         """
         self.check()
-        if sys.stderr.isatty() and not self._console.quiet:
+        if self._console.is_terminal and not self._console.quiet:
             self._draw(stage, step, num_steps)
             return
         now = time.perf_counter()
-        if now - self._spoken >= SECONDS_BETWEEN_LINES:
+        line = f"[{now - self._begun:5.0f} s] {stage}: step {step} of {num_steps}"
+        if terminal.in_notebook() and not self._console.quiet:
+            self._redraw(line)
+        elif now - self._spoken >= SECONDS_BETWEEN_LINES:
             self._spoken = now
-            self.say(f"[{now - self._begun:5.0f} s] {stage}: step {step} of {num_steps}")
+            self.say(line)
+
+    def _redraw(self, line: str) -> None:
+        """One line in the place of the last one, which is all that the output below a cell can do."""
+        self._redrawn = True
+        terminal.Stderr().write(f"\r{line:<100}")
 
     def _draw(self, stage: str, step: int, num_steps: int) -> None:
         if self._bar is None:
@@ -177,7 +194,7 @@ def lines_of(path: Path) -> list[str]:
 def record_of(line: str) -> dict | None:
     """The record that stands in a line of metrics.jsonl; None where none does."""
     try:
-        record = json.loads(line)
+        record = parsed(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and record.keys() == FIELDS else None

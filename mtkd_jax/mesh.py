@@ -7,9 +7,13 @@ their rows, every seam sees the whole batch, and the gradients of the rows are s
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -55,6 +59,15 @@ def use_devices(num_devices: int = 0) -> None:
     """
     if num_devices or "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", num_devices or len(os.sched_getaffinity(0)))
+
+
+def check_precision() -> None:
+    """Raise UserError where JAX was told to compute in 64 bits: networks and their optimisers are float32."""
+    if jax.config.jax_enable_x64:
+        raise UserError(
+            "jax_enable_x64 is on and everything here is computed in float32; unset JAX_ENABLE_X64, or in "
+            "Python jax.config.update('jax_enable_x64', False)"
+        )
 
 
 def jit(function: Callable, **options) -> Callable:
@@ -219,6 +232,7 @@ def join(processes: str) -> None:
     """
     if processes == "auto":
         jax.distributed.initialize()
+        _tell_of_a_violent_end()
         return
     given = re.fullmatch(r"(\d+)/(\d+)@(\S+:\d+)", processes)
     if given is None or int(given[1]) >= int(given[2]):
@@ -226,6 +240,46 @@ def join(processes: str) -> None:
             f"--processes={processes}: must be auto or PLACE/NUMBER@HOST:PORT, such as 0/2@node1:9999"
         )
     jax.distributed.initialize(given[3], int(given[2]), int(given[1]))
+    _tell_of_a_violent_end()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """End this process at once where another one of several has died, which its next collective reveals.
+
+    Left to itself it would wait at its exit for a minute, and be aborted with a hundred lines of C++.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if jax.process_count() == 1:
+            raise
+        sys.stdout.flush()
+        os._exit(1)  # `_tell_of_a_violent_end` says why
+
+
+# Reads until this process has no standard input left to give: "done" before its end, nothing if it was ended.
+WATCHER = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
+
+
+def _tell_of_a_violent_end() -> None:
+    """Let a line of ours be the last where this process is aborted, as JAX does when another one dies.
+
+    It does so from a thread of its own, with a hundred lines of C++, and no handler of Python's is called; so
+    a process beside this one says it.
+    """
+    line = (
+        f"mtkd_jax: process {jax.process_index()} of {jax.process_count()} was ended, for another one died or "
+        "it was killed; give all their commands again: they go on from what is saved"
+    )
+    watcher = subprocess.Popen(
+        [sys.executable, "-SEc", WATCHER, line], stdin=subprocess.PIPE, start_new_session=True
+    )
+
+    def done() -> None:
+        watcher.communicate(b"done")
+
+    atexit.register(done)
 
 
 def is_first() -> bool:
@@ -238,6 +292,13 @@ def agreed(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def any_asked(value: int) -> int:
+    """The largest of what the processes say, so that all do what any of them is asked to; also for a bool."""
+    if jax.process_count() == 1:
+        return value
+    return int(np.max(multihost_utils.process_allgather(np.asarray(value, np.int32))))
 
 
 def wait_for_all(what: str) -> None:

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from mtkd_jax import (
     checkpoint,
     forecast,
-    fusion,
     interrupts,
     mesh,
     population,
@@ -28,13 +27,21 @@ from mtkd_jax import (
     teachers,
     tuning,
 )
-from mtkd_jax.config import canonical, nearest, positive_class, resolve, student_model, teacher_models
+from mtkd_jax.config import (
+    canonical,
+    check_rules,
+    positive_class,
+    resolve,
+    student_model,
+    teacher_models,
+)
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job, parts
 from mtkd_jax.logbook import Logbook
 from mtkd_jax.mesh import Layout
+from mtkd_jax.spelling import hint
 from mtkd_jax.students import Family
 from mtkd_jax.teacher_cache import Cache
 from mtkd_jax.training import Fitted, fit, joined, untrained
@@ -127,12 +134,7 @@ def check(config: ConfigDict, split: Split) -> None:
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
-    num_teachers = config.teachers.num_members * len(teacher_models(config))
-    for rule in config.fusion.rules:
-        try:
-            fusion.check(rule, np.zeros((num_teachers, 1, split.dataset.num_classes), np.float32))
-        except UserError as error:
-            raise UserError(f"config.fusion.rules: {error}") from None
+    check_rules(config, split.dataset.num_classes)
     if config.train.batch_size > len(split.train):
         raise UserError(
             f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "
@@ -156,11 +158,13 @@ def check(config: ConfigDict, split: Split) -> None:
 
 def check_choice(config: ConfigDict, plan: Plan) -> None:
     """Raise UserError where `export.choose` names no row that the plan's stages make."""
-    rows = dict.fromkeys(member.mode for stage in plan for member in stage.family)
-    teachers_rows = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
-    known, asked = ["best", "student", *rows, *teachers_rows], config.export.choose
+    rows = list(dict.fromkeys(member.mode for stage in plan for member in stage.family))
+    addresses = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
+    specialised = {stage.name for stage in plan} & {*map(teachers.specialists_stage, addresses)}
+    known = ["best", *(["student", *rows] if rows else []), *([] if specialised else addresses)]
+    asked = config.export.choose
     if asked not in known:
-        raise UserError(f"config.export.choose: there will be no row {asked!r}{nearest(asked, known)}")
+        raise UserError(f"config.export.choose: there will be no row {asked!r}{hint(asked, known)}")
 
 
 def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
@@ -211,7 +215,7 @@ def run(
     """
     done, cache = dict(done or {}), {}
     for stage in plan:
-        if number := mesh.agreed(interrupts.asked()):
+        if number := mesh.any_asked(interrupts.asked()):
             raise interrupts.Interrupted(number, f"all before {stage.name} is saved")
         job, directory = stage.make(done), workdir / "checkpoints" / stage.name
         job = dataclasses.replace(job, run=run)

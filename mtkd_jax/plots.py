@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -43,7 +44,9 @@ STYLE = {
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, sharp at twice its size."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144)
+    with warnings.catch_warnings():  # a name in a script that the font lacks is boxes, and no news
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(buffer, format="png", dpi=144)
     return buffer.getvalue()
 
 
@@ -181,6 +184,63 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
+def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None) -> Figure:
+    """Test accuracy with its 95 % interval against parameters: teachers, an ensemble, the baseline, `kept`.
+
+    `kept` is (name, transfer) of the row of the network to deploy; the baseline is that of its transfer set,
+    or of the last. All other students are small dots, side by side where they are of one size.
+    """
+    transfer = next((row["transfer"] for row in rows if row["role"] == "baseline"), "")
+    transfer = kept[1] if kept and kept[1] else transfer
+    shown = [row for row in rows if row["role"] == "teacher"]
+    shown += [row for row in rows if row["role"] == "ensemble"][:1]  # the others cost the same
+    shown += [row for row in rows if row["role"] == "baseline" and row["transfer"] == transfer]
+    deploy = [row for row in rows if (row["name"], row["transfer"]) == kept]
+    shown += [row for row in deploy if row not in shown]
+    others = [row for row in rows if row["role"] in ("student", "control", "baseline") and row not in shown]
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 3.4)
+        for place, row in enumerate(others):
+            at = row["params"] * 1.003 ** (place - len(others) / 2)
+            axes.plot(
+                at,
+                100 * row["accuracy"]["mean"],
+                "o",
+                color=COLOUR_OF[row["role"]],
+                markersize=2.5,
+                alpha=0.5,
+            )
+        for place, row in enumerate(shown):
+            at = row["params"] * 1.02 ** (place - len(shown) / 2)
+            colour, accuracy = COLOUR_OF[row["role"]], row["accuracy"]
+            if accuracy["ci95"] is not None:
+                axes.plot([at, at], 100 * np.array(accuracy["ci95"]), color=colour, linewidth=1.6)
+            where = f" ({row['transfer']})" if row["transfer"] else ""
+            label = (
+                f"{row['role']}: {row['name']}{where}" if row["role"] != row["name"] else f"baseline{where}"
+            )
+            axes.plot(
+                at,
+                100 * accuracy["mean"],
+                "D" if row in deploy else "o",
+                color=colour,
+                markersize=6,
+                label=label + (", to deploy" if row in deploy else ""),
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        sizes = sorted({row["params"] for row in shown})
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("parameters of what answers")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title("Accuracy against cost: mean and 95 % interval; small: all other students")
+        legend = figure.legend(loc="outside lower center", ncols=2)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
 def _section(row: Mapping) -> str:
     over = row["accuracy"]["ci_over"].replace("_", " ")
     who = {"teacher": "teachers", "ensemble": "ensembles"}.get(row["role"], f"students, {row['transfer']}")
@@ -238,7 +298,7 @@ def roc(
             axes.plot(at, 100 * curve.recall, color=COLOUR_OF[role], linewidth=1.4, label=label)
         ticks = [0, 25, 50, 75, 100]
         axes.set(xlabel="false alarms, % of the others", ylabel="recall, %", xticks=ticks, yticks=ticks)
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)  # it holds the name of a class
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 

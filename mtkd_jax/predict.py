@@ -13,14 +13,14 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtkd_jax import terminal
 from mtkd_jax.data import images
 from mtkd_jax.deployed import PIXELS, load_program
 from mtkd_jax.types import UserError, printable
@@ -37,25 +37,21 @@ class Prediction(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict the class of images by an exported student; returns the exit code."""
-    try:
-        asked = _parse(argv)
-        program, card = load_program(asked.student)
-        paths = files(asked.images)
-        trained = card["input"].get("fit", "")
-        if asked.fit and trained and asked.fit != trained:
-            print(f"note: --fit {asked.fit}, but the network was trained with {trained}", file=sys.stderr)
-        fit = asked.fit or trained or "crop"
-        found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
-        told = list(_tell_as_json(found) if asked.json else _tell(found))
-        if unread := sum(bool(one.error) for one in told):
-            raise UserError(f"{unread} of {len(told)} images could not be read")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that may not be read, a pipe that was closed
-        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    asked = _parse(argv)
+    program, card = load_program(asked.student)
+    paths = files(asked.images)
+    fit = asked.fit or card["input"].get("fit", "crop")
+    images.fitting(fit)
+    found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
+    for note in unlike_training(card["input"], asked.fit, paths):
+        terminal.tell(f"note: {note}")
+    told = list(_tell_as_json(found) if asked.json else _tell(found))
+    if unread := sum(bool(one.error) for one in told):
+        raise UserError(f"{unread} of {len(told)} images could not be read")
 
 
 def files(given: Iterable[Path]) -> list[Path]:
@@ -70,6 +66,36 @@ def files(given: Iterable[Path]) -> list[Path]:
             raise UserError(f"{path}: holds no image; must hold {', '.join(images.SUFFIXES)} files")
         found += inside
     return found
+
+
+def unlike_training(taken: dict[str, Any], fit: str, paths: Iterable[Path]) -> list[str]:
+    """What is done to these files otherwise than to the images of training, or is not known to be the same.
+
+    `taken` is the card's "input", `fit` what was asked for, "" for what the card says.
+    """
+    trained, files, size = taken.get("fit", ""), taken.get("files", images.READING), tuple(taken["shape"][:2])
+    found = []
+    if fit and trained and fit != trained:
+        found.append(f"--fit {fit}, but the network was trained with {trained}")
+    if not fit and not trained and any(_has_another_size(path, size) for path in paths):
+        found.append(
+            f"the card does not say how images were brought to {size[0]} x {size[1]} in training: they are "
+            "cropped here; --fit pad or stretch does otherwise"
+        )
+    for name in sorted({*files, *images.READING}):
+        before, now = files.get(name, "unknown"), images.READING.get(name, "unknown")
+        if before != now:
+            found.append(
+                f"{name}: {now}, but in training {before}; another version of mtkd_jax wrote the card"
+            )
+    return found
+
+
+def _has_another_size(path: Path, size: tuple[int, int]) -> bool:
+    try:
+        return images.shape_of(path)[:2] != size
+    except UserError:  # is told in its turn
+        return False
 
 
 def predictions(
@@ -128,7 +154,8 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
     """Each as a line as soon as it is known."""
     for one in found:
-        print(json.dumps(_as_json(one), ensure_ascii=not one.path.name.isprintable()), flush=True)
+        line = json.dumps(_as_json(one), ensure_ascii=not terminal.is_utf8())
+        print(line if line == printable(line) else json.dumps(_as_json(one)), flush=True)
         yield one
 
 
@@ -154,8 +181,7 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
         for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
             path = "" if place else printable(one.path)
             table.add_row(Text(path), Text(printable(name)), f"{probability:.4f}")
-    console = Console()
-    (console if console.is_terminal else Console(width=100)).print(table)
+    terminal.console().print(table)
     return told
 
 
@@ -163,18 +189,21 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtkd_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = terminal.Parser("python -m mtkd_jax.predict", __doc__)
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        type=terminal.path_of_any_name,
+        help="files, or folders of them",
     )
-    parser.error = _refuse  # argparse would print its usage as well
-    parser.add_argument("images", nargs="+", metavar="IMAGES", type=Path, help="files, or folders of them")
-    parser.add_argument("--student", required=True, type=Path, metavar="DIR", help="student/ of a run")
+    parser.add_argument(
+        "--student", required=True, type=terminal.path, metavar="DIR", help="student/ of a run"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="tell the K most likely classes")
     parser.add_argument(
-        "--fit", default="", help="crop, pad or stretch, instead of what the training images had"
+        "--fit", default="", help="crop, pad or stretch; without it as in training, where the card says so"
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images computed at once")
     asked = parser.parse_args(argv)
@@ -182,10 +211,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(asked, name) < 1:
             raise UserError(f"--{name} {getattr(asked, name)}: must be at least 1")
     return asked
-
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(message)
 
 
 if __name__ == "__main__":

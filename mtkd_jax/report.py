@@ -8,26 +8,26 @@ One RUN rebuilds its report without training anything; several make one table, a
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 
-from mtkd_jax import analysis, findings, logbook, plots, predictions, tables, workdir
-from mtkd_jax.files import write_atomically
+from mtkd_jax import analysis, findings, logbook, plots, tables, terminal, workdir
+from mtkd_jax.files import parsed, write_atomically
 from mtkd_jax.predictions import Predictions
-from mtkd_jax.types import UserError
+from mtkd_jax.types import UserError, printable
 
-IN_A_TEXT = ("rows", "roc")  # of a run's plots, those that --into shows
+IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
 PLOTS = {
+    "cost": "What a network costs and how often it is right. Diamond: the row of the network to deploy.",
     "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
     "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
     "agreement": "How often two teachers decide alike.",
@@ -57,7 +57,9 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
             ):
                 across.append((row["role"], f"{row['name']} ({row['transfer']})", row["accuracy"]["mean"]))
     disagreement = report["diversity"]["disagreement"]["matrix"]
+    deploy = report["deploy"]
     drawn = {
+        "cost": plots.accuracy_against_cost(report["rows"], deploy and (deploy["name"], deploy["transfer"])),
         "rows": plots.all_rows(report["rows"]),
         "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
         "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
@@ -101,7 +103,7 @@ def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
 def write(run_dir: str | Path) -> dict:
     """Build the report of `run_dir` and write its files there; returns the dict of report.json."""
     run_dir = Path(run_dir)
-    found = predictions.load(run_dir / "predictions.npz")
+    found = workdir.read_predictions(run_dir)
     curves = _read_curves(run_dir / "metrics.jsonl")
     config = _read_json(run_dir / "config.json")
     report = build(found)
@@ -111,8 +113,17 @@ def write(run_dir: str | Path) -> dict:
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
     files["report.json"] = as_json(report)
     write_files(run_dir, files)
-    workdir.seal_report(run_dir)
+    workdir.seal(run_dir, workdir.REPORT)
     return report
+
+
+def can_be_shown(report: dict) -> bool:
+    """Whether a report has the form of this version's, as far as `show` reads it."""
+    try:
+        tables.terminal(report)
+        return all(isinstance(paragraph, str) for paragraph in report["findings"])
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return False
 
 
 def table(report: dict) -> Group:
@@ -121,52 +132,70 @@ def table(report: dict) -> Group:
 
 
 def show(report: dict, run_dir: str | Path) -> None:
-    """Print the main table, what the run shows, and where the rest is, on stdout."""
+    """Print the main table, where the rest is, and what the run shows, on stdout."""
     more = f"Plots, comparisons, notes: {Path(run_dir) / 'report.html'}"
     say(table(report), "What this run shows", report["findings"], more)
 
 
 def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: str) -> None:
-    """Print a table, paragraphs under a heading, and where there is more, on stdout."""
-    out = console()
+    """Print a table, where there is more, and paragraphs under a heading, on stdout."""
+    out = terminal.console()
     out.print(table)
+    if more:  # before what is said, whose last sentence is the one to remember
+        out.print(f"\n{printable(more)}", markup=False, highlight=False)
     out.print(f"\n[bold]{heading}[/bold]")
     for paragraph in paragraphs:
-        out.print(f"- {paragraph}", markup=False, highlight=False)
-    out.print(f"\n{more}", markup=False, highlight=False)
+        out.print(f"- {printable(paragraph)}", markup=False, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Rebuild and show the report of one run, or merge the tables of several; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m mtkd_jax.report", description=main.__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="the --workdir of a finished run")
-    parser.add_argument("--out", type=Path, help="several runs: also write report.md and report.json here")
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    parser = terminal.Parser("python -m mtkd_jax.report", __doc__)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=terminal.path, help="the --workdir of a finished run"
+    )
+    parser.add_argument(
+        "--out", type=terminal.path, help="several runs: also write report.md and report.json here"
+    )
     parser.add_argument(
         "--into",
-        type=Path,
+        type=terminal.path,
         help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file; of one "
         "run also its main plots, into plots/ beside it",
     )
-    parser.error = refuse  # argparse would print its usage as well
-    try:
-        asked = parser.parse_args(argv)
-        text, images = _one(asked.runs[0]) if len(asked.runs) == 1 else (_merge(asked.runs, asked.out), {})
-        if asked.into is not None:
-            put_into(asked.into, f"report {' '.join(map(str, asked.runs))}", text, images)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument(
+        "--brief", action="store_true", help="--into writes ten lines of one run's table and its first plot"
+    )
+    asked = parser.parse_args(argv)
+    if asked.brief and len(asked.runs) > 1:
+        raise UserError("--brief is of one run; name one")
+    text, images, tell = (
+        _one(asked.runs[0], asked.brief) if len(asked.runs) == 1 else _merge(asked.runs, asked.out)
+    )
+    if asked.into is not None:
+        what = f"report {' '.join(map(str, asked.runs))}{' --brief' if asked.brief else ''}"
+        put_into(asked.into, what, text, images)
+    tell()  # last: whoever reads it may have gone
 
 
-def _one(run: Path) -> tuple[str, dict[str, bytes]]:
-    """Rebuild and show the report of a run; as Markdown, with the plots that this links to by their paths."""
+Told = tuple[str, dict[str, bytes], Callable[[], None]]  # Markdown, {path: plot} it links to, what shows it
+
+
+def _one(run: Path, brief: bool = False) -> Told:
+    """Rebuild the report of a run."""
     report = write(run)
-    show(report, run)
-    files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT)
+    files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT[: 1 if brief else None])
     images = {f"plots/{run.resolve().name}/{file.name}": file.read_bytes() for file in files if file.exists()}
     links = [f"![{PLOTS[Path(path).stem]}]({path})" for path in images]
-    return "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links]), images
+    if brief:
+        text = "\n\n".join([*links, tables.markdown(*tables.brief(report))])
+    else:
+        text = "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links])
+    return text, images, lambda: show(report, run)
 
 
 def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | None = None) -> None:
@@ -184,28 +213,22 @@ def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | Non
     write_files(file.parent, {**(images or {}), file.name: whole.encode()})
 
 
-def refuse(message: str) -> None:
-    """Raise UserError: what `ArgumentParser.error` is replaced by."""
-    raise UserError(message)
-
-
-def _merge(runs: Sequence[Path], out: Path | None) -> str:
-    """Show the table of several runs, write it where `out` is given, and return it as Markdown."""
-    reports = {name: build(predictions.load(run / "predictions.npz")) for name, run in _names(runs).items()}
+def _merge(runs: Sequence[Path], out: Path | None) -> Told:
+    """One table of several runs, written where `out` is given."""
+    reports = {name: build(workdir.read_predictions(run)) for name, run in _names(runs).items()}
     lines = [f"{name}: {findings.conditions(report)}." for name, report in reports.items()]
     shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
     more = "" if out is None else f"Every number: {out / 'report.json'}"
-    say(
-        tables.merged_terminal(reports, console().width),
-        "The runs, and what each shows",
-        [*lines, *shown],
-        more,
-    )
     header, sections = tables.merged(reports)
     text = "\n\n".join([_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)])
     if out is not None:
         write_files(out, {"report.md": (text + "\n").encode(), "report.json": as_json({"runs": reports})})
-    return text
+
+    def tell() -> None:
+        table = tables.merged_terminal(reports, terminal.console().width)
+        say(table, "The runs, and what each shows", [*lines, *shown], more)
+
+    return text, {}, tell
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:
@@ -230,7 +253,7 @@ def _read_curves(path: Path) -> list[dict]:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return parsed(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path}: not JSON; restore it or remove it") from error
 
@@ -270,6 +293,7 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + bullets(report["notes"]))
+    parts.append(f"## Advice\n\n{tables.in_markdown(report['findings'][-1])}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -305,6 +329,7 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtkd_jax"),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # before it is escaped
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -312,16 +337,11 @@ def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | No
     return environment.get_template("report.html.jinja").render(
         run=run,
         report=report,
+        advice=findings.advice(report),
         tables=tables,
         plots=[(name, PLOTS[name], base64.b64encode(data).decode()) for name, data in images.items()],
         config=None if config is None else json.dumps(config, indent=1),
     )
-
-
-def console() -> Console:
-    """As wide as the terminal; into a pipe or a file 100 columns, where rich would take 80."""
-    found = Console()
-    return found if found.is_terminal else Console(width=100)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import population, students, teachers
-from mtkd_jax.config import build_model, build_recipe, student_model, teacher_models
+from mtkd_jax.config import build_model, build_recipe, number_of_teachers, student_model, teacher_models
 from mtkd_jax.data.loading import Split
 from mtkd_jax.jobs import Job
 from mtkd_jax.methods.lineage import ForOneTeacher, OfOwnTeacher
@@ -116,7 +116,7 @@ def hints_then_distil(
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
-    num_teachers = config.teachers.num_members * len(teacher_models(config))
+    num_teachers = number_of_teachers(config)
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []

@@ -25,7 +25,7 @@ COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p
 CAPTION = (
     "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
     "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
-    "*: the row of the network to deploy. †: a member ends far from the others, see above."
+    "*: the row of the network to deploy. †: a member ends far from its siblings on validation."
 )
 BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
@@ -66,6 +66,31 @@ def main_sections(report: dict) -> list[tuple[str, Cells]]:
     for row in report["rows"]:
         sections.setdefault(_title(row, report), []).append(_main_cells(row, report))
     return list(sections.items())
+
+
+def brief(report: dict) -> tuple[list[str], Cells]:
+    """Teachers, one ensemble, and the students of the last transfer set, in the columns that say most."""
+    rows = report["rows"]
+    last = rows[-1]["transfer"]
+    ensemble = [row for row in rows if row["role"] == "ensemble"][:1]
+    shown = [row for row in rows if row["role"] == "teacher"] + ensemble
+    shown += [row for row in rows if row["transfer"] == last and last]
+    header = ["", "what", "n", "accuracy %", "NLL", "gap", "params", "FLOPs"]
+    kinds = {"teacher": "one teacher", "ensemble": f"all {report['diversity']['num_teachers']} fused"}
+    cells = [
+        [
+            _name(row, report),
+            kinds.get(row["role"], row["role"]),
+            str(row["n"]),
+            _with_interval(row["accuracy"]),
+            _mean(row, "nll"),
+            _share_kept(row),
+            _short_count(row["params"]),
+            _short_count(row["flops"]),
+        ]
+        for row in shown
+    ]
+    return header, cells
 
 
 def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
@@ -237,10 +262,15 @@ def drawn(header: Sequence[str], cells: Cells) -> Table:
     """One table for the terminal."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table.add_column(_shown(name), justify="right" if number else "left", no_wrap=True)
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(_shown, row))
     return table
+
+
+def _shown(text: str) -> Text:
+    """As it is: neither rich nor the terminal reads anything into the names that stand in a table."""
+    return Text(printable(text))
 
 
 def terminal(report: dict) -> Group:
@@ -280,26 +310,28 @@ def _drawn_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
         for name, width in zip(header, widths):
             justify = "right" if name else "left"
-            table.add_column(name, justify=justify, width=width, overflow="fold", no_wrap=bool(name))
+            table.add_column(_shown(name), justify=justify, width=width, overflow="fold", no_wrap=bool(name))
         for row in cells:
-            table.add_row(*row)
-        found += [Text(f"\n{title}", style="bold"), table]
+            table.add_row(*map(_shown, row))
+        found += [Text(f"\n{printable(title)}", style="bold"), table]
     return found
 
 
 def _widths(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list[int]:
     """Columns of the terminal that every column of a table takes, with the two beside it."""
     every_row = [header, *(row for _, cells in sections for row in cells)]
-    return [max(map(len, column)) + 2 for column in zip(*every_row)]
+    return [max(_shown(cell).cell_len for cell in column) + 2 for column in zip(*every_row)]
 
 
 def in_markdown(text: str) -> str:
-    """A text that is no HTML for a reader of Markdown, whatever names it holds.
+    r"""A text in which Markdown sees no tag, entity, link, code or column, whatever names it holds.
 
-    >>> in_markdown("<script>, p < 0.001")
-    '&lt;script>, p < 0.001'
+    >>> print(in_markdown(r"<script>, p < 0.001, R&D, &lt; [a](b) c:\d e|f"))
+    &lt;script>, p < 0.001, R&D, &amp;lt; [a]\(b) c:\\d e\|f
     """
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", printable(text))
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", printable(text))
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("\\", "\\\\"))
+    return text.replace("](", "]\\(").replace("`", "\\`").replace("|", "\\|")
 
 
 def markdown(header: Sequence[str], rows: Cells) -> str:
@@ -311,9 +343,7 @@ def markdown(header: Sequence[str], rows: Cells) -> str:
     | 1 | x\\|y |
     """
     lines = [header, *rows]
-    text = [
-        "| " + " | ".join(in_markdown(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    ]
+    text = ["| " + " | ".join(map(in_markdown, line)) + " |" for line in lines]
     return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
 
 

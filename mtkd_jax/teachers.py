@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import checkpoint, jobs, population, pretrained, workdir
+from mtkd_jax import checkpoint, jobs, paths, population, pretrained, workdir
 from mtkd_jax.config import build_model, canonical, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
@@ -22,6 +22,7 @@ from mtkd_jax.training import Fitted, check_owner, fitted_of, joined
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
+SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
 
 
 def job(config: ConfigDict, split: Split, address: str) -> Job:
@@ -162,7 +163,7 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
         return _from_files(config, split)
     if not config.teachers.from_run:
         return {}, ()
-    source = Path(config.teachers.from_run)
+    source = paths.typed(config.teachers.from_run, "config.teachers.from_run")
     ours = {
         "num_members": config.teachers.num_members,
         "models": [canonical("model", address, "teachers.models") for address in teacher_models(config)],
@@ -215,13 +216,21 @@ def _normalised(config: ConfigDict, split: Split) -> str:
             "The teachers' images are normalised by mean and std of this run's training images; if they were "
             "trained with others, set teachers.mean and teachers.std."
         )
-    told = "; ".join(
+    differ = ""
+    if not np.allclose(given, own, rtol=0, atol=SAME):
+        differ = f" Those of this run's training images, as the students have them, differ: {_in_words(own)}."
+    return f"The teachers' images are normalised by {_in_words(given)} (teachers.mean, teachers.std).{differ}"
+
+
+def _in_words(statistics: Statistics) -> str:
+    """
+    >>> _in_words(((0.5, 0.25), (0.2, 0.1)))
+    'mean 0.5, 0.25; std 0.2, 0.1'
+    """
+    return "; ".join(
         f"{name} {', '.join(f'{value:.3g}' for value in values)}"
-        for name, values in zip(("mean", "std"), given)
+        for name, values in zip(("mean", "std"), statistics)
     )
-    apart = max(abs(a - b) / max(s, 1e-6) for a, b, s in zip(given[0], own[0], own[1]))
-    differ = " They are far from those of this run's training images: is the scale 0..1?" if apart > 1 else ""
-    return f"The teachers' images are normalised by {told} (teachers.mean, teachers.std).{differ}"
 
 
 def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:
@@ -274,14 +283,22 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of ever
 def network(split: Split, address: str, statistics: Statistics | None = None) -> Model:
     """The one-headed network of a teacher for this data, which normalises by its own statistics or others.
 
-    Raises UserError where these are of another number of channels.
+    Raises UserError where these are of another number of channels, or of another scale than 0..1.
     """
     mean, std = own = loading.channel_statistics(split)
-    if statistics is not None and len(statistics[0]) != len(mean):
-        raise UserError(
-            f"config.teachers.mean: has {len(statistics[0])} values for images of {len(mean)} channels; give "
-            "one each"
-        )
+    for name, values in zip(("mean", "std"), statistics or ()):
+        if len(values) != len(mean):
+            raise UserError(
+                f"config.teachers.{name}: has {len(values)} values for images of {len(mean)} channels; give "
+                "one each"
+            )
+    if statistics is not None and split.dataset.train_images.dtype == np.uint8:
+        for name, values in zip(("mean", "std"), statistics):
+            if any(not 0 <= value <= 1 for value in values):
+                raise UserError(
+                    f"config.teachers.{name}: {values} is not of images in 0..1, which networks see; divide "
+                    "what is of images in 0..255 by 255"
+                )
     mean, std = statistics or own
     return build_model(address, Task(split.dataset.num_classes, 1, mean, std), "teachers.models")
 

@@ -86,8 +86,9 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
             if step == job.num_steps or mesh.on_host(progress.stopped).all():
                 break
             now = time.perf_counter()
-            stop = mesh.agreed(interrupts.asked())
+            stop = mesh.any_asked(interrupts.asked())
             if stop or mesh.agreed(now - saved >= checkpoint_seconds):
+                logbook.check()  # saved into a folder that is no more, it would come back without its run
                 info = {"seconds": seconds + now - started, **_owner(job)}
                 checkpoint.save(directory, step, mesh.on_host(progress), info)
                 saved = now
@@ -96,6 +97,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     result = mesh.on_host(_result(progress))
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
+    logbook.check()
     info = {"seconds": seconds, "members": list(job.names), **_owner(job)}
     checkpoint.save(directory / "finished", step, result, info)
     checkpoint.discard(directory)

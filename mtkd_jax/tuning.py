@@ -52,8 +52,10 @@ def members_at_once(job: Job, directory: Path) -> int:
     """
     path, begun = directory / PARTS, any(directory.glob("**/manifest.json"))
     before = _chosen(path).get("members_at_once") if begun else None
-    if begun and before is None:
+    if begun and not path.exists():
         raise UserError(f"{path}: is missing; {_mend(path)}")
+    if begun and not (isinstance(before, int) and before > 0):
+        raise UserError(f"{path}: not what a run writes; {_mend(path)}")
     if before is None:
         now = mesh.agreed(forecast.members_at_once(job))
         if mesh.is_first():
@@ -105,8 +107,9 @@ def cache_file() -> Path | None:
 
 
 def _usable(answer: Answer | None, job: Job) -> Answer | None:
-    """The answer if it is about these candidates: a resume may find other devices."""
-    return answer if answer and set(answer) == {json.dumps(layout) for layout in job.candidates} else None
+    """The answer if it is one about these candidates: a resume may find other devices."""
+    is_answer = isinstance(answer, dict) and all(isinstance(seconds, float) for seconds in answer.values())
+    return answer if is_answer and set(answer) == {json.dumps(layout) for layout in job.candidates} else None
 
 
 def _layout(text: str) -> Layout:

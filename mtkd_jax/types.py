@@ -23,15 +23,18 @@ Scores = jax.Array  # what a fusion rule returns: [B,C], the largest entry is th
 def printable(text: object) -> str:
     """A text as one line that a terminal shows and does not obey: control characters as Python writes them.
 
+    Those that turn the direction of writing or are not seen at all are among them; blanks of every width and
+    the joiners that several scripts are written with are not. A second time it changes nothing.
+
     >>> printable("a\\nb\\x1b[31m")
     'a\\\\nb\\\\x1b[31m'
     """
-    return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(c.encode("unicode_escape").decode() if _is_obeyed(c) else c for c in str(text))
 
 
-def _is_shown(character: str) -> bool:
-    # Beside what Python calls printable: spaces, and what joins and parts letters in Persian and in emoji.
-    return character.isprintable() or unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
+def _is_obeyed(character: str) -> bool:
+    kind = unicodedata.category(character)  # control, half of a pair, line or paragraph; format
+    return kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and character not in "\u200c\u200d")
 
 
 class UserError(ValueError):
@@ -39,6 +42,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in the place of a traceback."""
+        return [f"mtkd_jax: {self}"]
 
 
 pytree = jax.tree_util.register_dataclass  # a frozen dataclass that jax can walk

@@ -20,18 +20,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import files
+from mtkd_jax import files, paths, predictions
 from mtkd_jax.data.loading import Split
+from mtkd_jax.predictions import Predictions
 from mtkd_jax.types import UserError
 
 PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LOCK = ".lock"  # held by whoever writes into the folder, and left lying there
 REPORT = "report.json"  # written last: where it stands, the run is finished
-MANIFEST = "manifest.json"  # SHA-256 of the report's files
+PREDICTIONS = "predictions.npz"
+MANIFEST = "manifest.json"  # SHA-256 of these two
 REPORTS = ("fusion", "report", "export")  # groups of fields that say what is told of what was trained
 TRAINS_NOTHING = ("runtime", *REPORTS)  # may differ when a run is gone on with; `runtime` says how, not what
 VERSION = importlib.metadata.version("mtkd_jax")
 MEND = "restore it, or choose another --workdir"
+AGAIN = "give the command of the run again, which makes it again"
+LENT_BY = "from_run_sha256"  # the name of the run of teachers.from_run
 ABSENT = object()  # no value in a configuration
 
 
@@ -50,7 +54,7 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
         return
     differing = [
         *_differences(before, _settings(config)),
-        *_differences(read_data_identity(workdir), _plain(_identity(config, split))),
+        *_differences(*_known_of_both(read_data_identity(workdir), _plain(_identity(config, split)))),
     ]
     if differing:
         listed = "; ".join(
@@ -62,6 +66,22 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
         raise UserError(f"{workdir} holds another run{by}: {listed}; choose another --workdir")
 
 
+def check_stages(workdir: Path, names: Iterable[str]) -> None:
+    """Raise UserError where `workdir` has checkpoints of a stage that is none of these.
+
+    An earlier version may have named a stage otherwise: it would be trained again, for students that others
+    have taught.
+    """
+    known = set(names)
+    for folder in sorted(workdir.glob("checkpoints/*")):
+        if folder.is_dir() and folder.name not in known and not folder.name.startswith("."):
+            raise UserError(
+                f"{folder}: no stage of this run is called {folder.name!r} (it was begun by mtkd_jax "
+                f"{read_version(workdir) or 'of an earlier version'}, this is {VERSION}); choose another "
+                "--workdir"
+            )
+
+
 def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
     """Write config.json, data.json and environment.json; from here on `workdir` is this run's.
 
@@ -71,10 +91,11 @@ def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
     described, identity = _settings(config), _identity(config, split)
     # An upgrade may add fields: a run that was begun keeps its name.
     run = read_run(workdir) or run_hash(described, identity)
-    try:
-        (workdir / REPORT).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir / REPORT}: cannot be replaced: {error.strerror or error}") from None
+    for path in (workdir / REPORT, workdir / MANIFEST):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be replaced: {error.strerror or error}") from None
     files.write_sealed(workdir / "data.json", identity)
     files.write_sealed(workdir / "environment.json", environment(config.seed))
     files.write_sealed(workdir / "config.json", {"config": described, "run": run, "version": VERSION})
@@ -94,9 +115,10 @@ def locked(workdir: Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock.touch()
+        file = lock.open("r+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from None
-    with lock.open("r+", encoding="utf-8") as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate()
@@ -121,8 +143,10 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
     described = _described(workdir)
     if not described:
         return None
-    found = configuration.canonicalise(described["config"])
-    return _filled_up(found, _plain(configuration.default().to_dict()), workdir / "config.json")
+    try:
+        return configuration.canonicalise(configuration.completed(described["config"]))
+    except UserError as error:
+        raise UserError(f"{workdir / 'config.json'}: {error}; {MEND}") from None
 
 
 def read_run(workdir: Path) -> str:
@@ -136,19 +160,25 @@ def read_version(workdir: Path) -> str:
 
 
 def read_data_identity(workdir: Path) -> dict[str, Any]:
-    """What `data_identity` said of the run in `workdir`."""
-    return files.read_sealed(workdir / "data.json", MEND) or {}
+    """What `data_identity` said of the run in `workdir`, which has a config.json.
+
+    Raises UserError where the file is missing, damaged or holds something else.
+    """
+    found = files.read_sealed(workdir / "data.json", MEND)
+    if found is None:
+        raise UserError(f"{workdir / 'data.json'}: is missing; {MEND}")
+    return found
 
 
 def read_report(workdir: Path) -> dict[str, Any] | None:
     """The report of a finished run; None where there is none, or none that is as it was written."""
     try:
         data = (workdir / REPORT).read_bytes()
-        digests = files.read_sealed(workdir / MANIFEST, MEND)
-        report = json.loads(data)
+        digests = _sealed(workdir)
+        report = files.parsed(data)
     except (OSError, ValueError):  # a UserError is one
         return None
-    intact = digests is None or digests.get(REPORT) == hashlib.sha256(data).hexdigest()
+    intact = not digests or digests.get(REPORT) == hashlib.sha256(data).hexdigest()
     return report if intact and isinstance(report, dict) and "rows" in report else None
 
 
@@ -161,11 +191,23 @@ def finished_report(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     return report if all(before[name] == now[name] for name in REPORTS if name in now) else None
 
 
-def seal_report(workdir: Path) -> None:
-    """Write manifest.json, the SHA-256 of the files of a report; what tells a report that is damaged."""
-    names = (REPORT, "predictions.npz")
-    digests = {name: hashlib.sha256((workdir / name).read_bytes()).hexdigest() for name in names}
+def seal(workdir: Path, name: str) -> None:
+    """Write the SHA-256 of a file of the result into manifest.json."""
+    digests = _sealed(workdir) | {name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()}
     files.write_sealed(workdir / MANIFEST, digests)
+
+
+def read_predictions(workdir: Path) -> Predictions:
+    """The predictions of a run; UserError where they are missing, damaged or those of another run."""
+    path = workdir / PREDICTIONS
+    found, sealed = predictions.load(path), _sealed(workdir).get(PREDICTIONS)
+    if sealed is not None and sealed != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise UserError(f"{path}: not what the run wrote, its SHA-256 is another one; {AGAIN}")
+    return found
+
+
+def _sealed(workdir: Path) -> dict[str, Any]:
+    return files.read_sealed(workdir / MANIFEST, AGAIN) or {}
 
 
 def config_hash(described: dict[str, Any]) -> str:
@@ -189,19 +231,6 @@ def _described(workdir: Path) -> dict[str, Any]:
     return files.read_sealed(path, MEND) if "version" in found else found  # the first ones had another seal
 
 
-def _filled_up(found: dict, default: dict, path: Path) -> dict:
-    """`found` with what is missing in it from `default`; UserError where a group of fields is none."""
-    for name, value in default.items():
-        if isinstance(value, dict) and not isinstance(found.get(name, {}), dict):
-            raise UserError(f"{path}: {name} is {found[name]!r}, no group of fields; {MEND}")
-    filled = {
-        name: _filled_up(found.get(name, {}), value, path) if isinstance(value, dict) else value
-        for name, value in default.items()
-        if isinstance(value, dict) or name not in found
-    }
-    return {**found, **filled}
-
-
 def data_identity(split: Split) -> dict[str, Any]:
     """What makes data and split the same in two runs."""
     dataset = split.dataset
@@ -222,18 +251,38 @@ def data_identity(split: Split) -> dict[str, Any]:
 
 
 def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
-    """`data_identity` and, where weights come from files, what these are."""
+    """`data_identity` and, where weights come from files or from another run, what these are."""
     files = {
         "teachers.init_from": config.teachers.init_from,
         "students.init_from": (config.students.init_from,) if config.students.init_from else (),
     }
     weights = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
-    return data_identity(split) | ({"weights_sha256": weights} if weights else {})
+    lent_by = _lent_by(config.teachers.from_run)
+    return (
+        data_identity(split)
+        | ({"weights_sha256": weights} if weights else {})
+        | ({LENT_BY: lent_by} if lent_by else {})
+    )
+
+
+def _lent_by(from_run: str) -> str:
+    """What names the run that lends its teachers; "" where there is none, or none that can be asked."""
+    try:
+        return read_run(paths.typed(from_run, "config.teachers.from_run")) if from_run else ""
+    except UserError:
+        return ""
+
+
+def _known_of_both(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two identities; a run that was lent from and is gone, or never had a name, is the one it was."""
+    if LENT_BY in old and LENT_BY in new:
+        return old, new
+    return tuple({name: value for name, value in one.items() if name != LENT_BY} for one in (old, new))
 
 
 def _digest_of_file(path: str, field: str) -> str:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return hashlib.sha256(paths.typed(path, f"config.{field}").read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"config.{field}: {path}: cannot read the weights: {error.strerror}") from None
 
@@ -262,9 +311,19 @@ def _commit() -> str | None:
 
 
 def use_compile_cache() -> None:
-    """Keep compiled programs in the user's cache folder, so that the second start is quick."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(base / "mtkd_jax" / "xla"))
+    """Keep compiled programs in the user's cache folder, so that the second start is quick.
+
+    Goes on without where there is no such folder, or none that can be written: a home nobody knows of.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "mtkd_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: neither HOME nor the user is known
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     # The small ones too: a run has some 150 of them, compiled in 15 to 25 ms each and read in 2.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -343,6 +344,39 @@ def test_a_disk_that_refuses_half_way_is_one_line(tmp_path, num_bytes):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_step_1_unharmed(tmp_path, caught.value)
+
+
+def test_too_few_free_inodes_are_found_before_writing(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, state(1), {})
+    used = sum(1 for _ in (tmp_path / "1").rglob("*"))
+    assert used < checkpoint.NUM_FILES / 2
+    free = os.statvfs(tmp_path)
+
+    class Few:
+        f_files, f_favail, f_frsize, f_bavail = 1000, used, free.f_frsize, free.f_bavail
+        f_blocks, f_bfree = free.f_blocks, free.f_bfree
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+        patch.setattr(os, "statvfs", lambda path: Few)
+        checkpoint.save(tmp_path, 2, state(2), {})
+    assert f"cannot save step 2: needs 64 files (inodes) on the disk, {used} are free" in str(caught.value)
+    assert_step_1_unharmed(tmp_path, caught.value)
+
+
+def test_writes_that_were_given_up_say_nothing_and_all_others_do(monkeypatch):
+    """TensorStore ends them in threads of its own, some after Orbax has long raised what stopped it."""
+
+    def ends(error: Exception) -> None:
+        sys.unraisablehook(types.SimpleNamespace(exc_type=type(error), exc_value=error))
+
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: said.append(str(what.exc_value)))
+    with pytest.raises(OSError), checkpoint._quiet():
+        ends(RuntimeError("Event loop is closed"))
+        raise OSError("no space")
+    ends(RuntimeError("Event loop is closed"))
+    ends(RuntimeError("something else"))
+    assert said == ["something else"]
 
 
 def test_a_directory_that_is_a_file_is_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,79 @@ def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_c
             assert values[-1] < 0.9 * values[0], (member, values)
     assert all(not fitted.lost for fitted in run.done.values())
     assert 0 < run.num_compilations <= len(run.done)
+
+
+def test_every_method_takes_two_steps_that_move_the_student():
+    """What the slow run above trains to the end, in one program a family: a new method is met here first."""
+    config = small.config(
+        **{
+            "teachers.models": ARCHITECTURES,
+            "teachers.num_members": 2,
+            "model.name": ARCHITECTURES[0],
+            "students.modes": tuple(mode for mode in MODES if "." in mode),
+            "students.alphas": (0.25,),
+            "students.num_seeds": 1,
+        }
+    )
+    done, met = {}, set()
+    for stage in plan.named(config, experiment.load_split(config)):
+        job = in_layout((stage.outline or stage.make)(done), Layout("map"))
+        done[stage.name] = training.untrained(job)
+        if not stage.family:
+            continue
+        first = training.first_progress(job)
+        before = mesh.on_host(first.train.params)
+        steps = training.compiled_part(job.program)
+        last = mesh.on_host(steps(first, job.hyper, job.order(0)[:2], np.int32(0), job.lessons))
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(last.train.params))
+        moved = [np.abs(a - b).reshape(len(a), -1).max(axis=1) for a, b in pairs]
+        for row, member in enumerate(stage.family):
+            assert np.isfinite(last.loss[row]), member
+            assert max(leaf[row] for leaf in moved) > 0, member
+            met.add(member.mode)
+    assert met == {*config.students.modes, "baseline"}
+
+
+REFERENCES = Path(__file__).parent / "references"
+# A reference by another name; where there is none, the test that works the method out by hand.
+REFERENCE_OF = {
+    "aekd": "least_common_gradient",
+    "hints": "hint",
+    "hints_only": "hint",
+    "label_smoothing": "smoothed_cross_entropy",
+    "dml": "kl",
+    "kd_ml": "test_kd_ml_is_teachers_and_peers_added",
+    "mean_teacher": "test_the_loss_by_hand",
+    "xnor": "test_signs_times_mean_size_by_hand",
+    "funmatch": "test_funmatch_mixes_every_image_with_a_partner",
+    "ods": "test_ods_moves_every_image_by_its_length_along_the_gradient",
+    "conf_ods": "test_conf_ods_moves_by_confidence",
+    "dkpp": "test_dkpp_moves_all_but_the_top",
+    "random_drop": "test_weights_by_hand",
+    "switch": "test_weights_by_hand",
+}
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if "." in mode])
+def test_every_method_is_compared_with_a_reference_in_float64(mode):
+    """A function of tests/references, called by name in the tests of the method's family.
+
+    One of another name stands in REFERENCE_OF; those whose loss is an ordinary one, and whose own part is no
+    formula of logits, name the test that checks it.
+    """
+    family, name = mode.split(".")
+    there = {
+        function
+        for file in REFERENCES.glob("*.py")
+        for function in re.findall(r"^def (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    tests = (Path(__file__).parent / f"test_methods_{family}.py").read_text(encoding="utf-8")
+    wanted = REFERENCE_OF.get(name, name)
+    if wanted.startswith("test_"):
+        assert f"def {wanted}(" in tests, f"{mode}: {wanted} is no test"
+    else:
+        assert wanted in there, f"{mode}: write its loss again in float64 in tests/references"
+        assert re.search(rf"reference\w*\.{wanted}\b", tests), f"{mode}: nothing is compared with {wanted}"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -82,14 +82,22 @@ def test_an_archive_of_folders_is_asked_by_name(tmp_path):
             "line 2: channels of (1,) values: must be one length in all series, here (2,)",
         ),
         (".tsv", "1\t1\tx\n", "line 1: could not convert string to float: 'x'; must be values and a class"),
-        (".tsv", "1 1 2\n", "line 1: channels of (0,) values"),
+        (".tsv", "1 1 2\n", "line 1: no tab: must be the class and the values, between tabs"),
+        (".tsv", "1,1,2\n", "line 1: no tab: must be the class and the values, between tabs"),
+        (".tsv", "1\t1\t\n", "line 1: 1 values are missing: must all be there, or at the end with pad="),
+        (".tsv", "NaN\t1\n1\t2\n", "line 1: no class: must name the class"),
+        (
+            ".tsv",
+            "1\t1\t2\n2\t1\t2\n",
+            "Mine: series of 2 steps in train and 1 in test: must be one length; pad=",
+        ),
         (".tsv", "\t1\t2\n", "line 1: no class"),
         (".tsv", "\n", "Mine_TRAIN.tsv: holds no series"),
         (".tsv", "1\t1\n1\t2\n", "train_labels: 1 class: must be at least 2"),
-        (".tsv", "1\t1\t2\t5\n2\t1\t2\t1e60\n", "1 images hold NaN or infinite pixels"),
+        (".tsv", "1\t5\n2\t1e60\n", "1 images hold NaN or infinite pixels"),
         (".ts", HEADER + "1,?,3:4,5,?:b\n", "Mine_TRAIN.ts, line 7: 2 values are missing"),
         (".ts", HEADER + "1,2:4,5,6:b\n", "line 7: channels of (2, 3) values: must be one length"),
-        (".ts", HEADER + "1,2:3,4:b\n1,2:b\n", "line 8: channels of (2,) values: must be one length"),
+        (".ts", HEADER + "1,2:3,4:b\n1,2:b\n", "line 8: 1 channels: must be as many as before, 2"),
         (".ts", HEADER + "1,2,3\n", "line 7: channels of () values"),
         (".ts", HEADER + "1,2,3:\n", "line 7: no class"),
         (".ts", HEADER.replace("@data", "") + "1:a\n", "no line @data"),
@@ -162,10 +170,22 @@ def test_npz_without_names_of_classes_and_with_whole_numbers(tmp_path):
         ({"train_x": np.zeros((6, 5, 2), "U1")}, "a/b/train_x: <U1 (6, 5, 2): must be numbers"),
         ({"train_y": np.arange(6)}, "a/b/train_y: must be whole numbers 0..C-1, with C = 3 classes"),
         ({"train_y": np.arange(6.0)}, "a/b/train_y: must be whole numbers 0..C-1"),
-        ({"test_y": np.zeros((3, 1), int)}, "a/b/test_y: int64 (3, 1): must be one class a series, [N]"),
-        ({"train_y": np.arange(5) % 3}, "5 labels for 6 images"),
-        ({"test_x": np.zeros((3, 4, 2))}, "test_images: float32 (4, 1, 2): must be as in train_images"),
-        ({"train_x": np.full((6, 5, 2), np.nan)}, "6 images hold NaN"),
+        ({"test_y": np.zeros((3, 2), int)}, "a/b/test_y: int64 (3, 2): must be one class a series, [N]"),
+        ({"train_y": np.arange(5) % 3}, "a/b/train_x: 6 series and 5 classes: must be as many"),
+        (
+            {"test_x": np.zeros((3, 4, 2))},
+            "a/b: series of 5 steps in train and 4 in test: must be one length;",
+        ),
+        ({"test_x": np.zeros((3, 5, 1))}, "test_images: float32 (5, 1, 1): must be as in train_images"),
+        (
+            {"train_x": np.full((6, 5, 2), np.nan)},
+            "a/b/train_x[0]: 10 values are missing: must all be there, or",
+        ),
+        ({"train_x": np.full((6, 5, 2), np.inf)}, "6 images hold NaN or infinite"),
+        (
+            {"classes": None, "train_y": np.array([0, 1, np.nan, 2, 0, 1]), "test_y": np.arange(3.0)},
+            "a/b/train_y: 1 are NaN: must name the class",
+        ),
         ({"train_x": np.array([{}])}, "cannot read a/b/train_x (Object arrays"),
     ],
 )
@@ -194,7 +214,7 @@ def test_values_missing_in_the_middle_are_refused_with_any_padding(tmp_path):
 
 
 def test_arff_of_one_channel_and_of_several(tmp_path):
-    header = "@relation mine\n@attribute a numeric\n@DATA\n"
+    header = "% of mine\n@relation mine\n@attribute a numeric\n@attribute c {a, b}\n@DATA\n% the rows\n"
     for name in ("one", "two", "none"):
         (tmp_path / name).mkdir()
     one = ucr(path=folder_of(tmp_path / "one", ".arff", header + "1,2,a\n3,4,'b'\n", header + "5,6,b\n"))
@@ -207,3 +227,58 @@ def test_arff_of_one_channel_and_of_several(tmp_path):
     )
     np.testing.assert_array_equal(two.train_images[:, :, 0], [[[1, 3], [2, 4]], [[5, 7], [6, 8]]])
     assert "no line @data" in refused(folder_of(tmp_path / "none", ".arff", "1,2,a\n", "1,2,a\n"))
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "said"),
+    [
+        (
+            "@attribute c {a,b}\n@attribute y numeric\n",
+            "1,2.5",
+            ": the last attribute has no values in braces",
+        ),
+        ("@attribute y numeric\n@attribute c {a,b}\n", "{0 1, 1 a}", ", line 4: a sparse row: must hold all"),
+        ("@attribute y numeric\n@attribute c {a,b}\n", "?,a", ", line 4: 1 values are missing: must all be"),
+        ("@attribute y numeric\n@attribute c {a,b}\n", "1,?", ", line 4: no class: must name the class"),
+    ],
+)
+def test_what_is_wrong_with_an_arff_is_one_line(tmp_path, header, row, said):
+    text = f"{header}@data\n{row}\n"
+    assert f"Mine_TRAIN.arff{said}" in refused(folder_of(tmp_path, ".arff", text, text))
+
+
+def test_arff_classes_in_quotes_may_hold_commas(tmp_path):
+    text = "@attribute y numeric\n@attribute c {'a, b', c}\n@data\n1,'a, b'\n2, \"c\"\n"
+    assert ucr(path=folder_of(tmp_path, ".arff", text, text)).class_names == ("a, b", "c")
+
+
+def test_npz_series_are_filled_up_as_those_of_files(tmp_path):
+    """The two channels of a series may end at different steps, and test may be longer than train."""
+    x = np.arange(1.0, 61).reshape(6, 5, 2)
+    x[2, 3:, 0] = x[4, 1:] = np.nan
+    path, _ = archive(tmp_path, train_x=x, test_x=np.ones((3, 7, 2)), train_y=np.arange(6)[:, None] % 3)
+    want = np.pad(x, ((0, 0), (0, 2), (0, 0)), mode="edge")
+    want[2, 3:, 0], want[4, 1:] = want[2, 2, 0], want[4, 0]
+    np.testing.assert_array_equal(ucr(path=path, pad="last").train_images[:, :, 0], want)
+    zeros = np.pad(np.nan_to_num(x), ((0, 0), (0, 2), (0, 0)))
+    np.testing.assert_array_equal(ucr(path=path, pad="zeros").train_images[:, :, 0], zeros)
+    path, _ = archive(tmp_path, train_x=np.where(np.arange(6)[:, None, None] == 1, np.nan, x))
+    assert "a/b/train_x[1]: a channel without a value: must have one at least" in refused(path, pad="zeros")
+
+
+def test_empty_files_are_one_line_with_any_padding(tmp_path):
+    for pad in ("", "zeros", "last"):
+        assert "holds no series: must hold one a line" in refused(
+            folder_of(tmp_path, ".tsv", "", ""), pad=pad
+        )
+
+
+def test_a_file_alone_and_files_of_other_endings_are_told(tmp_path):
+    place = folder_of(tmp_path, ".txt", TRAIN, TEST)
+    assert f"{place}, which holds Mine_TRAIN.txt: no set; must hold NAME_TRAIN.tsv, .ts or" in refused(place)
+    for ending in (".txt", ".tsv", ".ts", ".arff"):
+        folder_of(tmp_path, ending, TRAIN, TEST)
+        file = tmp_path / f"Mine_TRAIN{ending}"
+        assert refused(file).startswith(
+            f"data.path = '{file}': is one file; must be the folder of NAME_TRAIN"
+        )

@@ -162,6 +162,27 @@ BAD = {
     "no pixels": ("train_images", lambda a: a[:, :0], "shape (12, 0, 4, 3): must be"),
     "no examples": ("test_images", lambda a: a[:0], "is empty: must hold at least one image"),
     "one-hot labels": ("train_labels", lambda a: np.eye(3, dtype=int)[a], "of one-hot rows it is the argmax"),
+    "several labels": (
+        "train_labels",
+        lambda a: np.eye(3)[a] + np.eye(3)[::-1][a],
+        ", and not several labels",
+    ),
+    "names but for blanks": (
+        "class_names",
+        lambda a: np.array(["cat", " cat", "dog"]),
+        "'cat' and ' cat' look the same",
+    ),
+    "names but for inner blanks": (
+        "class_names",
+        lambda a: np.array(["a  b", "c", "a b"]),
+        "'a  b' and 'a b' look the same",
+    ),
+    "names but for accents": (
+        "class_names",
+        lambda a: np.array(["caf\u00e9", "b", "cafe\u0301"]),
+        "look the same; must be one name a class",
+    ),
+    "name of blanks": ("class_names", lambda a: np.array(["a", " ", "c"]), "' ' is empty; must name a class"),
     "names twice": ("class_names", lambda a: np.array(["a", "b", "a"]), "'a' stands there twice"),
     "name with an escape": ("class_names", lambda a: np.array(["a", "b", "\x1b[2J"]), "must be plain text"),
     "fewer labels": ("train_labels", lambda a: a[:-1], "11 labels for 12 images"),
@@ -170,14 +191,39 @@ BAD = {
     "label negative": ("train_labels", lambda a: a - 1, "labels -1..1: must lie in 0..C-1"),
     "labels all negative": ("train_labels", lambda a: a - 9, "labels -9..-7: must lie in 0..C-1"),
     "float labels": ("train_labels", lambda a: a.astype(float), "float64 labels: must be integers"),
+    "whole floats": ("train_labels", lambda a: a.astype(float), "; labels.astype(int) makes them so"),
+    "NaN labels": (
+        "train_labels",
+        lambda a: np.where(a == 1, np.nan, a),
+        "float64 labels: must be integers, and 4 are NaN: every image must have a label",
+    ),
     "bool labels": ("test_labels", lambda a: a > 0, "bool labels: must be integers"),
     "text labels": ("train_labels", lambda a: a.astype(str), "labels: must be integers"),
+    "text to number": ("test_labels", lambda a: a.astype(str), "numpy.unique(labels, return_inverse=True)"),
+    "from 1": (
+        "train_labels",
+        lambda a: a + 1,
+        "class 0 (0): every class must be in the training set; numpy.unique(labels, return_inverse=True)[1] "
+        "counts from 0 without gaps",
+    ),
     "one class": ("train_labels", lambda a: a * 0, "labels 0..2: must lie in 0..C-1, with C = 1 classes"),
     "gap": ("train_labels", lambda a: a * 2, "2 of 5 classes without an example, the first is class 1 (1)"),
     "huge label": ("train_labels", lambda a: a * 10**9, "reaches 2000000000 in 12 examples"),
     "NaN": ("train_images", with_nan, "1 images hold NaN or infinite pixels: must be finite"),
     "inf": ("test_images", lambda a: a / np.float32(0.0), "hold NaN or infinite pixels"),
     "beyond float32": ("train_images", lambda a: a * 1e300, "hold NaN or infinite pixels"),
+    "one colour": ("train_images", lambda a: a * 0 + np.uint8(7), "every pixel is 7: nothing can be learnt"),
+    "integers of bytes": (
+        "train_images",
+        lambda a: a.astype(np.int16),
+        "images.astype('uint8') loses nothing",
+    ),
+    "flat": ("train_images", lambda a: a.reshape(12, -1), "flat rows must be reshaped to these"),
+    "images last": (
+        "train_images",
+        lambda a: a.transpose(1, 2, 3, 0),
+        "are (5, 4, 3, 12): transpose(3, 0, 1, 2)",
+    ),
     "integer pixels": ("train_images", lambda a: a.astype(np.int64), "int64 pixels: must be uint8"),
     "complex pixels": ("train_images", lambda a: a * 1j, "complex128 pixels: must be uint8"),
     "other size": ("test_images", lambda a: a[:, 1:], "uint8 (4, 4, 3): must be as in train_images"),
@@ -208,7 +254,12 @@ def test_npz_says_in_one_line_what_is_wrong_with_which_array(tmp_path, case):
         arrays[array] = spoil(arrays[array])
     message = refused(tmp_path, arrays)
     assert said in message
-    if case not in ("one class", "class too many", "class too few"):  # there, another array shows it
+    if case not in (
+        "one class",
+        "class too many",
+        "class too few",
+        "images last",
+    ):  # there, another array shows it
         assert array in message
 
 
@@ -423,11 +474,161 @@ def test_npz_turns_only_what_can_be_nothing_else(tmp_path, shape):
     assert found.train_images.shape == shape and found.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("shape", "turned"),
+    [
+        ((1, 28, 28), True),
+        ((2, 28, 28), True),
+        ((3, 30, 40), True),
+        ((28, 28, 1), False),
+        ((9, 9, 200), False),
+        ((128, 1, 9), False),
+        ((1, 1, 7), False),
+        ((1, 128, 9), None),
+        ((3, 1, 128), None),
+        ((13, 64, 64), None),
+        ((8, 8, 8), None),
+    ],
+)
+def test_npz_layout_is_told_by_the_shape_or_must_be_told(tmp_path, shape, turned):
+    arrays = good_arrays()
+    for part in ("train", "test"):
+        num = len(arrays[f"{part}_labels"])
+        arrays[f"{part}_images"] = np.random.default_rng(1).integers(0, 256, (num, *shape), dtype=np.uint8)
+    both = {"NHWC": arrays["train_images"], "NCHW": arrays["train_images"].transpose(0, 2, 3, 1)}
+    if turned is None:
+        message = refused(tmp_path, arrays)
+        assert f"train_images: shape {(12, *shape)}: may be [N,h,w,c] or [N,c,h,w]; must be told" in message
+    else:
+        np.testing.assert_array_equal(load(tmp_path, arrays).train_images, both["NCHW" if turned else "NHWC"])
+    for layout, images in both.items():
+        found = npz(path=str(tmp_path / "made.npz"), layout=layout)
+        np.testing.assert_array_equal(found.train_images, images)
+        assert len(found.notes) == (layout == "NCHW")
+    with pytest.raises(UserError, match="npz: layout = 'nchw': must be NHWC or NCHW"):
+        npz(path=str(tmp_path / "made.npz"), layout="nchw")
+
+
+def test_npz_parts_of_two_layouts_are_refused_as_they_are(tmp_path):
+    arrays = good_arrays() | {"train_images": np.zeros((12, 3, 8, 8)), "test_images": np.zeros((6, 8, 8, 3))}
+    assert "test_images: float32 (8, 8, 3): must be as in train_images, float32 (3, 8, 8)" in refused(
+        tmp_path, arrays
+    )
+
+
+@pytest.mark.parametrize("turn", [lambda a: a[:, None], lambda a: a[None], lambda a: a[:, None, None]])
+def test_npz_columns_and_rows_of_labels_names_and_groups_are_vectors(tmp_path, turn):
+    arrays = good_arrays() | {"class_names": np.array(["a", "b", "c"])}
+    arrays |= {"val_images": arrays["test_images"], "val_labels": arrays["test_labels"]}
+    arrays |= {"train_groups": np.arange(12), "val_groups": np.full(6, 20), "test_groups": np.full(6, 30)}
+    want = load(tmp_path, arrays)
+    some = {name: turn(a) for name, a in arrays.items() if not name.endswith("images") and "val" not in name}
+    found = load(tmp_path, arrays | some)
+    for name in ("train_labels", "test_labels", "train_groups", "test_groups"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+    assert found.class_names == ("a", "b", "c")
+
+
+def floats(arrays, scale, shift=0.0):
+    """The images of some arrays as float32."""
+    return {name: (arrays[name] * np.float64(scale) + shift).astype(np.float32) for name in arrays}
+
+
+IMAGES = {name: array for name, array in good_arrays().items() if name.endswith("images")}
+ONE_SCALE = {**floats(IMAGES, 1 / 255)}
+OTHER_SCALES = {
+    "test images of 0..255": (
+        ONE_SCALE | {"test_images": IMAGES["test_images"] * np.float32(1)},
+        "test_images: values 2..254 (half",
+    ),
+    "validation of 0..255": (
+        ONE_SCALE | {"val_images": IMAGES["test_images"] * np.float32(1), "val_labels": np.arange(6) % 3},
+        "val_images: values 2..254 (half",
+    ),
+    "bits beside bytes": ({"test_images": IMAGES["test_images"] % 2}, "test_images: values 0..1 (half"),
+    "far from 0": (
+        floats(IMAGES, 1 / 255, 1e6),
+        "channel 0: must differ by more, for float32 has few numbers",
+    ),
+    "one channel of 1e-40": (
+        {name: (a * np.array([1, 1e-42, 1])).astype(np.float32) for name, a in IMAGES.items()},
+        "e-40 in channel 1: must be of a size near 1, scale them",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_SCALES)
+def test_npz_values_that_cannot_be_of_one_scale_or_normalised(tmp_path, case):
+    changed, said = OTHER_SCALES[case]
+    load(tmp_path, good_arrays() | ONE_SCALE)
+    assert said in refused(tmp_path, good_arrays() | changed)
+
+
+SUSPICIOUS = {
+    "one part below 0": (
+        ONE_SCALE | {"train_images": floats(IMAGES, 2 / 255, -1)["train_images"]},
+        "test_images hold values 0.00784..0.996 (half",
+    ),
+    "other part below 0": (
+        ONE_SCALE | {"test_images": floats(IMAGES, 2 / 255, -1)["test_images"]},
+        "test_images hold values -0.984..0.992 (half",
+    ),
+    "one pixel of 300": (
+        ONE_SCALE
+        | {
+            "train_images": np.maximum(
+                ONE_SCALE["train_images"], 300 * (np.arange(12) == 5)[:, None, None, None]
+            )
+        },
+        ": are they of one scale?",
+    ),
+    "a tenth as large": ({"test_images": IMAGES["test_images"] // 20}, ": are they of one scale?"),
+    "bits": ({name: a % 2 for name, a in IMAGES.items()}, "The images hold nothing but 0 and 1, where uint8"),
+    "floats of bytes": (
+        {
+            name: np.maximum(a, 255 * (np.arange(len(a)) == 1)[:, None, None, None]).astype(np.float32)
+            for name, a in IMAGES.items()
+        },
+        "The images are floats 0..255 and used as they are",
+    ),
+    "blank images": (
+        {
+            "train_images": np.where(
+                (np.arange(12) < 5)[:, None, None, None], np.uint8(9), IMAGES["train_images"]
+            )
+        },
+        "images are blank, all of their pixels are the same: 5 of 12 in train_images, 0 of 6 in test_images.",
+    ),
+    "names but for case": (
+        {"class_names": np.array(["Cat", "dog", "cat"])},
+        "The classes 'Cat' and 'cat' are two",
+    ),
+    "names of one number": (
+        {"class_names": np.array(["1", "2", "1.0"])},
+        "The classes '1' and '1.0' are two",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUSPICIOUS)
+def test_npz_notes_what_may_be_meant_otherwise(tmp_path, case):
+    changed, said = SUSPICIOUS[case]
+    for arrays in (
+        good_arrays(),
+        good_arrays() | ONE_SCALE,
+        good_arrays() | {"class_names": np.array(["a", "A", "b"])},
+    ):
+        assert load(tmp_path, arrays).notes == ()
+    assert said in " ".join(load(tmp_path, good_arrays() | changed).notes)
+
+
 def test_npz_parts_of_two_scales_are_refused_and_bits_are_noted(tmp_path):
     images = np.random.default_rng(0).random((12, 4, 4, 1), np.float32)
     arrays = {"train_labels": np.arange(12) % 3, "test_labels": np.arange(12) % 3}
     np.savez(tmp_path / "made.npz", train_images=images, test_images=images * 255, **arrays)
-    with pytest.raises(UserError, match="test_images: values up to 25.*must be of one scale"):
+    with pytest.raises(
+        UserError, match=r"test_images: values 0.\d+..254 .*, in train_images .*: must be of one scale"
+    ):
         npz(path=str(tmp_path / "made.npz"))
     bits = (images > 0.5).astype(np.uint8)
     np.savez(tmp_path / "made.npz", train_images=bits, test_images=bits, **arrays)
@@ -455,10 +656,37 @@ def test_npz_values_that_float32_cannot_square_are_refused(tmp_path, scale):
         npz(path=str(tmp_path / "made.npz"))
 
 
-def test_npz_is_not_an_npy(tmp_path):
+def test_npz_is_no_other_file(tmp_path):
+    file = tmp_path / "one"
     np.save(tmp_path / "one.npy", np.arange(3))
-    with pytest.raises(UserError, match=r"one.npy: is one array alone; must be an .npz archive"):
-        npz(path=str(tmp_path / "one.npy"))
+    (tmp_path / "one.npy").rename(file)
+    others = {
+        file.read_bytes(): "one array alone; numpy.savez(file, ",
+        b"MATLAB 5.0 MAT-file, Platform": "a MATLAB file; scipy.io.loadmat",
+        b"\x89HDF\r\n\x1a\n": "an HDF5 file, ",
+        b"\x80\x04N.": "a pickle, which may run code",
+        b"": "no .npz archive",
+        b"train_images,train_labels": "no .npz archive",
+    }
+    for content, said in others.items():
+        file.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            npz(path=str(file))
+        assert f"{file}: cannot read the list of its arrays (it is {said}" in str(caught.value)
+        assert "allow_pickle" not in str(caught.value)
+
+
+def test_npz_array_under_two_names_is_refused(tmp_path):
+    arrays = good_arrays()
+    message = refused(tmp_path, arrays | {"y_train": arrays["train_labels"][::-1]})
+    assert message.endswith("holds train_labels and y_train, which are one; must hold one of them")
+
+
+def test_npz_of_many_other_arrays_lists_some(tmp_path):
+    message = refused(tmp_path, {f"a{n:02d}": np.zeros(1) for n in range(40)})
+    assert message.endswith(
+        "and holds a00, a01, a02, a03, a04, a05, a06, a07, a08, a09, a10, a11 and 28 more"
+    )
 
 
 # --- idx ----------------------------------------------------------------------------------------------
@@ -533,6 +761,7 @@ def test_idx_with_names_of_classes(tmp_path):
     )
     assert "labels 0..2: must lie in 0..C-1, with C = 2" in idx_refused(folder, class_names=("bag", "boot"))
     assert "the first is class 3 (d)" in idx_refused(folder, class_names=("a", "b", "c", "d"))
+    assert "class_names: 'bag' stands there twice" in idx_refused(folder, class_names=("bag", "hat", "bag"))
     for wrong in ("bag", ("bag", 1), ["bag"]):
         message = idx_refused(folder, class_names=wrong)
         assert message.startswith(f"idx: class_names = {wrong!r}: must be a tuple of text")

@@ -546,17 +546,19 @@ ROWS = [(f"{name}/{n:02d}.png", name) for name in CLASSES for n in range(3)]
         (
             ROWS,
             ("file", "label"),
-            ": has no column path, but file, label; the first line must name the columns, with path and",
+            ": has no column path, but file, label (is it file?); the first line must name the columns, with",
         ),
         (
             ROWS,
             ("path", "class"),
-            ": has no column label, but path, class; the first line must name the columns, with path and",
+            ": has no column label, but path, class (is it class?); the first line must name the columns",
         ),
         ([*ROWS, ("bee/00.png",)], ("path", "label"), ": line 11: must have an entry in each of the columns"),
         ([*ROWS, ("bee/00.png", "")], ("path", "label"), ": line 11: must have an entry in each of"),
         ([*ROWS, ("a.png", "bee", "x")], ("path", "label"), ": line 11: has 3 entries for 2 columns; must"),
         (ROWS, ("path", "labels"), ": has no column label, but path, labels (is it labels?)"),
+        (ROWS, ("Path", "Label"), ": has no column path, but Path, Label (is it Path?)"),
+        (ROWS, ("path label", ""), ": has no column path, but path label, ; the first line must name"),
         ([(*row, "x") for row in ROWS], ("path", "label", "label"), ": has two columns label; must have one"),
         ([*ROWS, ROWS[0]], ("path", "label"), ": line 11: bee/00.png stands in an earlier line too; must be"),
         (
@@ -584,8 +586,9 @@ def test_tables_that_are_none(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"")
     assert "list.csv: has no column path" in refused(csv, tmp_path / "list.csv")
     file = table(tmp_path / "list.csv", ROWS)
-    assert refused(csv, file, test_fraction=0.5).startswith(
-        f"{tmp_path / 'bee/00.png'}: no such file; must be an image; skip"
+    message = refused(csv, file, test_fraction=0.5)
+    assert message == (
+        f"{file}: 9 of 9 images are not there, such as bee/00.png; must be paths that start at {tmp_path}"
     )
 
 
@@ -627,6 +630,117 @@ def test_an_empty_table_is_one_line(tmp_path):
     for text in ("", "\n", "path,label\n"):
         (tmp_path / "list.csv").write_text(text)
         assert str(tmp_path / "list.csv") in refused(csv, tmp_path / "list.csv")
+
+
+def written(file, text, encoding="utf-8"):
+    file.write_bytes(text.encode(encoding))
+    return str(file)
+
+
+LINES = [",".join(row) for row in [("path", "label"), *ROWS]]
+WRITTEN = {
+    "quotes": "\n".join('"' + line.replace(",", '","') + '"' for line in LINES),
+    "quotes after blanks": "\n".join('"' + line.replace(",", '", "') + '"' for line in LINES),
+    "bars": "\n".join(LINES).replace(",", "|"),
+    "lines that end as on Windows": "\r\n".join(LINES),
+    "lines that end as on old Macs": "\r".join(LINES),
+    "columns nobody reads": "\n".join([LINES[0] + ",remark,remark", *(line + ",,x" for line in LINES[1:])]),
+    "columns nobody reads, left out": "\n".join([LINES[0] + ",remark", *LINES[1:]]),
+    "commas at the ends": "\n".join([LINES[0], *(line + "," for line in LINES[1:])]),
+    "hard blanks": "\n".join(line.replace(",b", ",\u00a0b") for line in LINES),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_tables_as_programs_write_them(tmp_path, case):
+    want = csv(path=table(flat(tmp_path, num=3) / "plain.csv", ROWS), test_fraction=0.4)
+    found = csv(path=written(tmp_path / "list.csv", WRITTEN[case]), test_fraction=0.4)
+    same(found, want)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "said"),
+    [
+        ("\n".join(LINES), "utf-16", "list.csv: cannot be read ('utf-8' codec"),
+        ("\n".join(LINES), "utf-16-le", "list.csv: cannot be read (it holds zeros, as UTF-16 does)"),
+        ("\n".join(LINES).replace("bee/01", '"bee/01'), "utf-8", "list.csv: cannot be read (unexpected end"),
+        ("\n".join(LINES).replace(",cat", ",c\0t"), "utf-8", "class_names: 'c\\x00t' cannot be written"),
+        ("\n".join(LINES).replace("cat/01", "c\0t/01"), "utf-8", "leads out of this folder"),
+        (
+            "label," + ",".join(f"pixel{n}" for n in range(784)),
+            "utf-8",
+            "pixel10 and 773 more; the first line",
+        ),
+    ],
+)
+def test_tables_that_are_written_otherwise(tmp_path, text, encoding, said):
+    flat(tmp_path, num=3)
+    assert said in refused(csv, written(tmp_path / "list.csv", text, encoding), test_fraction=0.4)
+
+
+def test_paths_written_in_full_by_another_link_are_inside(tmp_path):
+    root = flat(tmp_path / "set", num=3)
+    (tmp_path / "link").symlink_to(root)
+    want = csv(path=table(root / "list.csv", ROWS), test_fraction=0.4)
+    for top, written_as in ((root, tmp_path / "link"), (tmp_path / "link", root)):
+        table(root / "full.csv", [(f"{written_as}/{path}", label) for path, label in ROWS])
+        same(csv(path=str(top / "full.csv"), test_fraction=0.4), want)
+
+
+def test_files_with_blanks_and_backslashes_in_their_names_are_found(tmp_path):
+    flat(tmp_path, num=3)
+    for number, name in enumerate((" x.png ", "a\\b.png")):
+        (tmp_path / "bee/00.png").rename(tmp_path / name)
+        put(tmp_path, "bee/00.png", 50 + number)
+    rows = [(" x.png ", "cat"), ("a\\b.png", "cat"), *ROWS]
+    with open(tmp_path / "list.csv", "w", encoding="utf-8", newline="") as stream:
+        tables.writer(stream, quoting=tables.QUOTE_ALL).writerows([("path", "label"), *rows])
+    found = csv(path=str(tmp_path / "list.csv"), test_fraction=0.4)
+    assert len(found.train_labels) + len(found.test_labels) == 11
+
+
+def test_listed_files_that_are_not_there_are_counted(tmp_path):
+    flat(tmp_path, num=3)
+    rows = [("C:\\data\\bee\\00.png", "bee"), *ROWS[1:]]
+    message = refused(csv, table(tmp_path / "list.csv", rows), test_fraction=0.4)
+    assert message.endswith(
+        f"1 of 9 images are not there, such as C:/data/bee/00.png; must be paths that start at {tmp_path}"
+    )
+    found = csv(path=str(tmp_path / "list.csv"), test_fraction=0.4, skip_corrupt=True)
+    assert len(found.train_labels) + len(found.test_labels) == 8 and "1 of 9 images" in found.notes[0]
+    rows = [(path.removesuffix(".png"), label) for path, label in ROWS]
+    assert "9 of 9 images are not there, such as bee/00 (is it 00.png?)" in refused(
+        csv, table(tmp_path / "list.csv", rows)
+    )
+
+
+def test_labels_that_are_none_or_differ_in_spelling_are_noted(tmp_path):
+    flat(tmp_path, num=3)
+    for rename, said in (
+        ({"cat": "NaN"}, "3 images are labelled 'NaN', a class like any other."),
+        ({"cat": "Bee"}, "The classes 'Bee' and 'bee' are two: are they meant to be?"),
+        ({"cat": "1", "dog": "1.0"}, "The classes '1' and '1.0' are two: are they meant to be?"),
+    ):
+        rows = [(path, rename.get(label, label)) for path, label in ROWS]
+        assert csv(path=table(tmp_path / "list.csv", rows), test_fraction=0.4).notes == (said,)
+    rows = [(path, str(n / 7)) for n, (path, _) in enumerate(ROWS)]
+    assert "no test set can be drawn (9 of 9 classes have one image, such as 0.0);" in refused(
+        csv, table(tmp_path / "list.csv", rows)
+    )
+
+
+def test_groups_by_paths_in_full_and_in_two_groups(tmp_path):
+    flat(tmp_path, num=6)
+    paths = [f"{name}/{n:02d}.png" for name in CLASSES for n in range(6)]
+    groups = [str(n % 6) for n in range(18)]
+    table(tmp_path / "plain.csv", zip(paths, groups), ("path", "group"))
+    full = [(f"{tmp_path}/{path}".replace("/bee/", "/bee\\"), group) for path, group in zip(paths, groups)]
+    table(tmp_path / "full.csv", full, ("path", "group"))
+    same(folder(path=str(tmp_path), groups="full.csv"), folder(path=str(tmp_path), groups="plain.csv"))
+    table(tmp_path / "full.csv", [*full, (paths[0], "5")], ("path", "group"))
+    message = refused(folder, tmp_path, groups="full.csv")
+    assert message.endswith("line 20: bee/00.png is in group 0 by an earlier line; must be in one")
 
 
 # --- folders as they come -----------------------------------------------------------------------------
@@ -810,7 +924,7 @@ def test_paths_that_cannot_be_ones(tmp_path):
         refused(folder, tmp_path, groups=groups)
     os.mkfifo(tmp_path / "groups.csv")
     message = refused(folder, tmp_path, groups="groups.csv")
-    assert message == f"{tmp_path / 'groups.csv'}: cannot be read (no regular file); must be a table in UTF-8"
+    assert message.startswith(f"{tmp_path / 'groups.csv'}: cannot be read (no regular file); must be a table")
 
 
 def test_names_of_files_are_shown_and_not_obeyed(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,12 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import Image
 from safetensors import safe_open
 
+from mtkd_jax import analysis, evaluation, experiment, plan, predict, training
+from mtkd_jax import config as configuration
+from mtkd_jax.data.images import read as read_image
 from mtkd_jax.deployed import PIXELS, card_digest, load_program
 from mtkd_jax.export import load_student, program_of, save_student, verify_student
 from mtkd_jax.models import layers
 from mtkd_jax.types import Model, Outputs, Task, UserError
+from tests import small
 
 TASK = Task(num_classes=3, num_heads=1, mean=(0.25, 0.5), std=(0.125, 0.1))
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(size=(5, 4, 4, 2)), jnp.float32)
@@ -208,6 +214,114 @@ def test_the_readmes_code_with_us_runs_as_printed(folder, monkeypatch):
     _, logits = student()
     assert [line.split()[0] for line in lines[:-1]] == [CARD["class_names"][i] for i in logits.argmax(-1)]
     assert float(lines[-1].rsplit(":", 1)[1]) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "taken, words",
+    [
+        (
+            {},
+            "It was trained on arrays: how images were brought to 4 x 4 x 2 (height x width x channels) is",
+        ),
+        (
+            {"fit": "stretch", "files": {"grey": "mean", "frames": "all"}},
+            "It brings files to 4 x 4 x 2 (height x width x channels) by `stretch`, as in training (grey: "
+            "mean; frames: all).",
+        ),
+    ],
+)
+def test_the_readme_says_what_is_done_to_image_files(tmp_path, taken, words):
+    variables, logits = student()
+    card = {**CARD, "input": {**CARD["input"], **taken}, "class_names": ["<b>", "[a](b)", "c|\n# d"]}
+    save_student(tmp_path, MODEL, variables, card, (IMAGES, logits))
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert words in readme
+    assert "\n&lt;b>, [a]\\(b), c\\|\\\\n# d.\n" in readme
+
+
+# --- what a run exports -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run on image files, stretched, of networks as they are initialised: nothing has to be trained."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for name in ("cat", "dog", "owl"):
+        (root / name).mkdir()
+        for number in range(12):
+            pixels = rng.integers(0, 256, (8, 16, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:02}.png")
+    config = small.config(
+        **{
+            "data.source": "folder(image_size=4, channels=1, fit='stretch')",
+            "data.path": str(root),
+            "data.num_train": 0,
+            "data.val_fraction": 0.3,
+            "train.batch_size": 4,
+            "teachers.num_members": 2,
+            "teachers.models": ("mlp(hidden=(8,))", "cnn(widths=(4,), dense=8)"),
+            "students.model": "mlp(hidden=(5,))",
+            "plan": "assistants(models=('mlp(hidden=(6,))',))",
+        }
+    )
+    split = experiment.load_split(config)
+    stages, done, _ = experiment.planned(config, split)
+    done = dict(done)
+    for stage in stages:
+        done[stage.name] = training.untrained(stage.make(done))
+    return root, config, split, stages, done, evaluation.predict(config, split, stages, done)
+
+
+@pytest.mark.parametrize(
+    "choose, address",
+    [
+        ("best", None),
+        ("student", "mlp(hidden=(5,))"),
+        ("baseline", "mlp(hidden=(5,))"),
+        ("control", "mlp(hidden=(5,))"),
+        ("cnn(widths=(4,), dense=8)", "cnn(widths=(4,), dense=8)"),
+        ("assistant 1", "mlp(hidden=(6,))"),
+    ],
+)
+def test_whatever_is_chosen_is_exported_and_predicts_as_it_was_evaluated(
+    evaluated, tmp_path, capsys, choose, address
+):
+    root, config, split, stages, done, predicted = evaluated
+    predicted = dataclasses.replace(predicted, choose=choose)
+    experiment.save_student(config, split, stages, done, predicted, tmp_path)
+    group, member = analysis.network_to_deploy(predicted)
+    model, variables, card = load_student(tmp_path / "student", configuration.build_model)
+    assert card["model"] == group.architecture == (address or group.architecture)
+    assert card["name"].endswith(f": {group.role} {group.name}")
+    assert f"{group.members[member]}; export.choose = {choose}, by validation NLL" in card["training"]
+    images = np.float32(split.dataset.test_images) / 255
+    logits = model.apply(variables, images)[0].logits
+    np.testing.assert_allclose(logits, group.test[member], atol=1e-4)
+    # Predicted from its files by its card alone, which says that they were stretched.
+    test_files = [path for path in sorted(root.rglob("*.png")) if _in_test(path, split)]
+    student = str(tmp_path / "student")
+    assert predict.main(["--student", student, "--json", *map(str, test_files)]) == 0
+    told = capsys.readouterr()
+    said = [json.loads(line)["class"] for line in told.out.splitlines()]
+    assert said == [card["class_names"][best] for best in logits.argmax(-1)] and told.err == ""
+
+
+def _in_test(path, split) -> bool:
+    pixels = read_image(path, shape=split.dataset.test_images.shape[1:], fit="stretch")
+    return any((pixels == image).all() for image in split.dataset.test_images)
+
+
+def test_a_choice_that_cannot_be_is_one_line_before_anything_is_trained(evaluated):
+    _, config, split, stages, _, _ = evaluated
+    for choose, hint in (("baselin", "did you mean 'baseline'"), ("mean_probs", ""), ("BANE", "")):
+        config = config.copy_and_resolve_references()
+        config.export.choose = choose
+        with pytest.raises(UserError, match=f"config.export.choose: there will be no row '{choose}'.*{hint}"):
+            plan.check_choice(config, stages)
+    teachers_alone = tuple(stage for stage in stages if not stage.family)
+    config.export.choose = "student"
+    with pytest.raises(UserError, match="no row 'student'"):
+        plan.check_choice(config, teachers_alone)
 
 
 # --- the program --------------------------------------------------------------------------------------

@@ -112,17 +112,25 @@ def test_trained_teachers_may_normalise_by_what_they_were_trained_with(files):
             "teachers.init_from": weights,
             "teachers.trained": True,
             "teachers.mean": (0.25,),
-            "teachers.std": (2.0,),
+            "teachers.std": (0.75,),
         }
     )
     split = experiment.load_split(config)
     found, (_, normalised) = teachers.borrowed(config, split)
-    assert normalised.startswith("The teachers' images are normalised by mean 0.25; std 2 (teachers.mean")
+    assert normalised.startswith("The teachers' images are normalised by mean 0.25; std 0.75 (teachers.mean")
     (own,) = plan.ensemble_of(found)
     images = np.float32(split.dataset.test_images[:8] / 255)
     outputs, _ = own.model.apply(population.take(own.variables, 0), images)
-    expected = reference.resnet(tensors(seed=0), (images.transpose(0, 3, 1, 2) - 0.25) / 2.0, 8)[0]
+    expected = reference.resnet(tensors(seed=0), (images.transpose(0, 3, 1, 2) - 0.25) / 0.75, 8)[0]
     np.testing.assert_allclose(outputs.logits, expected, rtol=1e-4, atol=1e-4)
+    (mean,), (std,) = loading.channel_statistics(split)
+    assert normalised.endswith(f"the students have them, differ: mean {mean:.3g}; std {std:.3g}.")
+    config.teachers.mean, config.teachers.std = (mean + 0.004,), (std - 0.004,)
+    assert "differ" not in teachers.borrowed(config, split)[1][1]
+    for name, of_mean, of_std in (("mean", 125.3, 0.2), ("std", 0.5, 63.0)):
+        config.teachers.mean, config.teachers.std = (of_mean,), (of_std,)
+        with pytest.raises(UserError, match=rf"teachers.{name}: \([\d.]+,\) is not of images in 0..1"):
+            teachers.borrowed(config, split)
     config.teachers.mean, config.teachers.std = (0.2, 0.2, 0.2), (1.0, 1.0, 1.0)
     with pytest.raises(UserError, match="teachers.mean: has 3 values for images of 1 channels"):
         teachers.borrowed(config, split)

@@ -44,6 +44,27 @@ def test_a_second_ctrl_c_is_a_keyboard_interrupt_and_a_second_sigterm_is_none():
         send(signal.SIGINT)
 
 
+def test_a_second_ctrl_c_does_what_the_first_would_have_done_before():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.listening():
+            send(signal.SIGINT)
+            assert heard == []
+            send(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
+
+
+def test_a_terminal_that_goes_away_asks_for_nothing():
+    before = signal.getsignal(signal.SIGHUP)
+    with interrupts.listening():
+        send(signal.SIGHUP)
+        assert interrupts.asked() == 0
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
 def test_outside_the_main_thread_nothing_is_touched():
     before, found = signal.getsignal(signal.SIGINT), []
 

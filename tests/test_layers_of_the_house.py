@@ -8,7 +8,16 @@ import mtkd_jax
 
 ROOT = Path(mtkd_jax.__file__).parent
 LAYERS = [  # from the top; a module may import its own layer's and lower ones
-    {"main", "predict", "fusion.__main__", "data.__main__", "data.overview", "benchmark"},
+    {
+        "__main__",
+        "commands",
+        "main",
+        "predict",
+        "fusion.__main__",
+        "data.__main__",
+        "data.overview",
+        "benchmark",
+    },
     {"experiment"},
     {
         "teachers",
@@ -40,8 +49,11 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "checkpoint",
         "config",
         "logbook",
+        "paths",
         "predictions",
         "pretrained",
+        "settings",
+        "terminal",
         "workdir",
         "data.checks",
         "data.images",
@@ -58,6 +70,7 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "fusion",
         "metrics",
         "intervals",
+        "spelling",
     },
     {"types"},
 ]

@@ -1,6 +1,8 @@
 """The program as a user meets it: a whole run, its folder, going on after a kill, and every refusal."""
 
 import json
+import shlex
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -247,7 +249,18 @@ def digits():
         (["--config.data.augment.rand_augment=7"], "config.data.augment.rand_augment"),
         (["--config.data.num_train=0"], "unlabelled"),
         (["--config.train.batch_size=200"], "100 training examples"),
-        (["--wrkdir=x"], "workdir"),
+        (["--config.trian.epochs=3"], "config.trian does not exist; did you mean 'train'?"),
+        (["--config.train.lr=3"], "did you mean 'train.learning_rate'?"),
+        (["--config.optimizer=sgd"], "did you mean 'train.optimizer'?"),
+        (["--config.train=3"], "config.train is a group of fields; set one of them: batch_size, "),
+        (["--config.train.epochs.x=3"], "is one field and has no 'x' inside it"),
+        (["--config.students.modes=vote", "--config.students.modes=a"], "there is no mode 'a'"),
+        (["--config.students.arguments={3: {}}"], "the key 3 is no text"),
+        (["--config.students.arguments={'mimic_all': {3: 1}}"], "the key 3 is no text"),
+        (["--config.students.arguments={'mimic_all': {'x': 1}}"], "no argument 'x'"),
+        (["--wrkdir=x"], "did you mean '--workdir'?"),
+        (["--work=x"], "did you mean '--workdir'?"),
+        (["--workdir"], "expected one argument"),
         (["surplus"], "surplus"),
     ],
 )
@@ -270,6 +283,7 @@ def test_missing_files_variants_and_flags_are_named(tmp_path, capsys, digits):
     assert "bad.py" in refusal([f"--config={bad}", f"--workdir={tmp_path / 'x'}"], capsys)
     bad.write_text("def get_config():\n    return 3\n")
     assert "ConfigDict" in refusal([f"--config={bad}", f"--workdir={tmp_path / 'x'}"], capsys)
+    assert "did you mean 'digits'?" in refusal(["--config=digit", f"--workdir={tmp_path / 'x'}"], capsys)
 
 
 def test_data_that_cannot_be_right_is_refused_before_anything_is_written(tmp_path, capsys, digits):
@@ -280,6 +294,34 @@ def test_data_that_cannot_be_right_is_refused_before_anything_is_written(tmp_pat
     error = refusal([*arguments, f"--config.data.path={tmp_path / 'bad.npz'}"], capsys)
     assert "bad.npz" in error and "label" in error
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_help_has_examples_fields_and_configurations(capsys):
+    assert main.main(["main", "--help"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("--config.model.name='cnn(widths=(32, 64))'", "students.alphas=0.0,0.25,0.5", "  digits   "):
+        assert word in printed
+    assert main.main(["main", "-h", "--config=nowhere"]) == 0
+
+
+def test_what_help_shows_can_be_typed(tmp_path):
+    """The longest example, as the shell splits it."""
+    command = main.EXAMPLES.split("--config=mine.py", 1)[1].split("python -m")[0].replace("\\\n", " ")
+    options = main.parse(["main", "--config=digits", *shlex.split(command)])
+    configuration.validate(options.config)
+    assert options.config.students.modes == ("mimic_all", "logits.dkd")
+    assert options.config.students.arguments == {"logits.dkd": {"nontarget_weight": (2.0, 8.0)}}
+    assert options.config.data.augment.flip and options.workdir == Path("runs/mine")
+
+
+def test_list_of_a_name_tells_all_of_it(capsys):
+    assert main.main(["main", "--list", "logits.dkd"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("mode logits.dkd(target_weight=1.0, nontarget_weight=8.0, warmup=0.08333)\n")
+    assert "arXiv 2203.08679" in printed
+    assert main.main(["main", "--list=digits"]) == 0
+    assert capsys.readouterr().out.startswith("source digits\n")
+    assert "did you mean 'logits.dkd'?" in refusal(["--list=logits.dk"], capsys)
 
 
 def test_list_prints_the_catalogue(capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -183,6 +184,37 @@ def test_two_processes_write_the_report_of_one(tmp_path):
         assert a["accuracy"]["values"] == b["accuracy"]["values"], a["name"]
         if a["nll"] is not None:
             np.testing.assert_allclose(a["nll"]["values"], b["nll"]["values"], rtol=1e-4)
+
+
+@pytest.mark.slow(seconds=30)
+@pytest.mark.parametrize("number, codes", [(signal.SIGTERM, (143, 143)), (signal.SIGKILL, (None, -9))])
+def test_what_ends_one_of_two_processes_ends_both_in_a_line(number, codes, tmp_path):
+    """Asked to stop, both are saved; where one is killed, the other says that the commands go on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mtkd_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}"]
+    command += ["--config.runtime.devices=1", "--config.train.epochs=6000"]
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    first, second = processes = [
+        subprocess.Popen([*command, f"--processes={place}/2@localhost:{port}"], text=True, **options)
+        for place in range(2)
+    ]
+    try:
+        while ": step " not in first.stderr.readline():
+            assert first.poll() is None
+        second.send_signal(number)
+        said = [process.communicate(timeout=200)[1].strip().splitlines()[-1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert first.returncode != 0 and second.returncode == codes[1]
+    assert codes[0] in (None, first.returncode)
+    if number == signal.SIGTERM:
+        assert all("stopped by SIGTERM; teachers-mlp is saved at step" in line for line in said), said
+    else:
+        assert "process 0 of 2 was ended, for another one died or it was killed" in said[0], said
 
 
 @pytest.mark.skipif(not jax.__version__.startswith("0.10."), reason="other versions choose for themselves")

@@ -141,3 +141,23 @@ def test_it_learns_and_what_is_validated_is_binary(tmp_path):
     np.testing.assert_array_equal(size, np.broadcast_to(size[:, :1], size.shape))
     real = np.abs(fitted.population.variables["params"]["dense1"]["kernel"])
     assert (real != real[:, :1]).any()
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_of_parallel_first_layers_all_stay_real(num_channels):
+    """All that reads the input: convolutions, or the bottleneck before them, the maximum, the shortcut."""
+    task = Task(4, 1, (0.0,) * num_channels, (1.0,) * num_channels)
+    model = build_model("inception_time(width=4)", task)
+    image = jax.random.normal(jax.random.key(0), (2, 16, 1, num_channels))
+    variables = model.init(jax.random.key(1), image)
+    viewed = binary.xnor().view(variables["params"], None, None)
+    kept = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, real), own in zip(
+            jax.tree_util.tree_leaves_with_path(variables["params"]), jax.tree.leaves(viewed)
+        )
+        if path[-1].key == "kernel" and np.array_equal(real, own)
+    }
+    inner = ("conv10", "conv20", "conv40") if num_channels == 1 else ("bottleneck",)
+    first = {f"stage1_module1/stem_{name}/kernel" for name in (*inner, "pool_conv")}
+    assert kept == {*first, "stem_shortcut_conv/kernel", "heads/kernel"}

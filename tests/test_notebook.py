@@ -1,5 +1,6 @@
 """The notebook runs from top to bottom at smoke size, and is committed without outputs."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -28,3 +29,49 @@ def test_notebook_runs_at_smoke_size(path, tmp_path):
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     shown = str(notebook.cells[-1].outputs)
     assert "mimic_all - baseline" in shown and "mimic_all - control" in shown
+
+
+FIRST = """
+from pathlib import Path
+from tests import small
+from mtkd_jax import experiment, logbook
+into = Path("run")
+"""
+BROKEN_OFF = """
+import os, signal
+record = logbook.Logbook.record
+def interrupted(*arguments):
+    logbook.Logbook.record = record
+    os.kill(os.getpid(), signal.SIGINT)
+    return record(*arguments)
+logbook.Logbook.record = interrupted
+experiment.run(small.config(), into)
+"""
+AGAIN = """
+first = experiment.run(small.config(), into)
+begun = (into / "report.json").stat().st_mtime_ns
+assert experiment.run(small.config(), into) == first
+assert (into / "report.json").stat().st_mtime_ns == begun
+print("read again")
+"""
+TYPO = 'experiment.run(small.config(**{"students.modes": ("mimic_al",)}), into)'
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_cell_that_is_interrupted_says_so_in_a_line_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    cells = [nbformat.v4.new_code_cell(source) for source in (FIRST, BROKEN_OFF, AGAIN, TYPO)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    client = NotebookClient(
+        notebook, timeout=300, allow_errors=True, resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    _, broken_off, again, typo = cells
+    for cell, said in ((broken_off, "mtkd_jax: stopped; "), (typo, "did you mean 'mimic_all'")):
+        (error,) = [output for output in cell.outputs if output.output_type == "error"]
+        assert len(error.traceback) == 1 and said in error.traceback[0] and "\n" not in error.traceback[0]
+    assert " saved" in broken_off.outputs[-1].traceback[0]
+    assert any("read again" in str(output.get("text")) for output in again.outputs), again.outputs
+    progress = "".join(output.get("text", "") for output in again.outputs if output.get("name") == "stderr")
+    assert "\r[" in progress and not re.search(r"step \d+ of \d+\s*\n.*step", progress)

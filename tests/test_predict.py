@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +16,8 @@ from flax import linen as nn
 from PIL import Image
 
 from mtkd_jax import deployed, export, predict
-from mtkd_jax.types import Model, Outputs, Task
+from mtkd_jax.data import images
+from mtkd_jax.types import Model, Outputs, Task, printable
 
 TASK = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.25,))
 CARD = {
@@ -22,7 +25,7 @@ CARD = {
     "model": "brightness",
     "task": TASK,
     "class_names": ["dark", "grey [of all]", "bright"],
-    "input": {"shape": [4, 4, 1], "dtype": "float32", "range": deployed.PIXELS},
+    "input": {"shape": [4, 4, 1], "dtype": "float32", "range": deployed.PIXELS, "fit": "crop"},
     "training": "none",
     "data": "none",
     "source": "none",
@@ -50,9 +53,9 @@ def probabilities(grey: int) -> np.ndarray:
 def save(directory, **card):
     model = Model("brightness", Brightness())
     card = {**CARD, **card}
-    images = jnp.zeros((2, *card["input"]["shape"]))
-    variables = model.init(jax.random.key(0), images)
-    export.save_student(directory, model, variables, card, (images, model.apply(variables, images)[0].logits))
+    blank = jnp.zeros((2, *card["input"]["shape"]))
+    variables = model.init(jax.random.key(0), blank)
+    export.save_student(directory, model, variables, card, (blank, model.apply(variables, blank)[0].logits))
     return str(directory)
 
 
@@ -99,12 +102,25 @@ def test_images_are_brought_to_size_as_in_training(tmp_path, capsys):
         assert predict.main(["--student", student, str(tmp_path / "a.png"), "--json"]) == 0
         told = capsys.readouterr()
         said[fit] = lines(told.out)[0]["class"]
-        assert told.err == ""
+        unknown = "does not say how images were brought to 4 x 4 in training: they are cropped here"
+        assert (unknown in told.err) == (fit == "") and told.err.count("\n") == (fit == "")
     assert said == {"": "bright", "crop": "bright", "stretch": "grey [of all]"}
     assert predict.main(["--student", student, str(tmp_path / "a.png"), "--json", "--fit", "crop"]) == 0
     told = capsys.readouterr()
     assert lines(told.out)[0]["class"] == "bright"
     assert told.err == "note: --fit crop, but the network was trained with stretch\n"
+
+
+def test_what_is_not_done_as_in_training_is_told(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file)
+    taken = {"shape": [4, 4, 1]}
+    missing = tmp_path / "none.png"
+    assert predict.unlike_training(taken, "", [file, missing]) == []  # nothing has to be brought to size
+    taken = {"shape": [4, 8, 1], "fit": "pad", "files": images.READING}
+    assert predict.unlike_training(taken, "", [file]) == predict.unlike_training(taken, "pad", [file]) == []
+    (said,) = predict.unlike_training({**taken, "files": {**images.READING, "grey": "mean"}}, "", [file])
+    assert said.startswith("grey: luma of ITU-R 601, but in training mean; another version")
 
 
 def test_folders_are_looked_through_and_what_systems_leave_is_passed_over(student, photos, capsys):
@@ -129,6 +145,28 @@ def test_names_that_a_terminal_would_obey_are_shown(student, tmp_path, capsys):
     assert one["image"] == str(tmp_path / name)  # JSON is exact
 
 
+def test_json_is_one_line_an_image_whatever_its_folder_is_called(student, tmp_path, capsys):
+    folder = tmp_path / "a\x9b31m\u2028\u202eb\udcff"
+    folder.mkdir()
+    Image.fromarray(np.zeros((7, 9), np.uint8)).save(folder / "é 犬.png")
+    assert predict.main(["--student", student, str(folder), str(tmp_path / "é.png"), "--json"]) == 2
+    printed = capsys.readouterr().out
+    assert printed.isascii() is False and all(one.isprintable() for one in printed.split("\n"))
+    assert [one["image"] for one in lines(printed)] == [str(folder / "é 犬.png"), str(tmp_path / "é.png")]
+
+
+def test_names_in_any_script_are_plain_text():
+    for name in ("a\u00a0b", "犬\u3000猫", "می\u200cخواهم", "👨\u200d👩", "é", "a\\nb"):
+        assert printable(name) == name
+    for name, shown in (
+        ("\x9b", r"\x9b"),
+        ("\u202e", r"\u202e"),
+        ("\udcff", r"\udcff"),
+        ("\u2029", r"\u2029"),
+    ):
+        assert printable(name) == printable(printable(name)) == shown
+
+
 def test_several_classes_are_told_in_order(student, photos, capsys):
     assert predict.main(["--student", student, str(photos / "e.png"), "--json", "--top", "9"]) == 0
     (one,) = lines(capsys.readouterr().out)
@@ -147,6 +185,26 @@ def test_what_cannot_be_read_is_told_and_the_others_are_predicted(student, photo
     for one, path in zip(found[1:3], asked[1:3]):
         assert set(one) == {"image", "error"} and one["image"] == path and path in one["error"]
     assert told.err == "error: 2 of 4 images could not be read\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_terminal_cannot_write_are_told_and_json_stays_json(
+    student, tmp_path, encoding, monkeypatch
+):
+    names = ("\u00fc.png", os.fsdecode(b"\xff.png"))
+    for name in names:
+        Image.fromarray(np.full((7, 9), 200, np.uint8)).save(tmp_path / name)
+    for asked in ((str(tmp_path),), [str(tmp_path / name) for name in names]):
+        for how in (["--json"], []):
+            raw = io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+            assert predict.main(["--student", student, *asked, *how]) == 0
+            told = raw.getvalue().decode(encoding)
+            if how:
+                assert [one["image"] for one in lines(told)] == [str(tmp_path / name) for name in names]
+            else:
+                shown = "".join(told.split())  # names are folded over lines
+                assert "udcff" in shown and told.count("bright") == 2
 
 
 def test_the_table_says_the_same(student, photos, capsys, monkeypatch):
@@ -195,9 +253,9 @@ def test_a_student_of_other_arrays_reads_no_image_files(photos, tmp_path, capsys
     taken = {"shape": list(shape), "dtype": "float32", "range": scale}
     task = TASK._replace(mean=(0.5,) * shape[-1], std=(0.25,) * shape[-1])
     model = Model("sum", Sum())
-    images = jnp.zeros((2, *shape))
+    blank = jnp.zeros((2, *shape))
     card = {**CARD, "input": taken, "task": task}
-    export.save_student(tmp_path / "student", model, {}, card, (images, model.apply({}, images)[0].logits))
+    export.save_student(tmp_path / "student", model, {}, card, (blank, model.apply({}, blank)[0].logits))
     assert predict.main(["--student", str(tmp_path / "student"), str(photos)]) == 2
     assert f"reads arrays {list(shape)} ({scale}), not image files" in capsys.readouterr().err
 
@@ -223,5 +281,6 @@ def test_neither_networks_nor_training_are_imported(student, photos):
     )
     assert done.returncode == 0, done.stderr
     assert len(lines(done.stdout)) == len(GREYS)
-    ours = ("", ".data", ".data.checks", ".data.images", ".deployed", ".predict", ".types")
+    ours = ("", ".data", ".data.checks", ".data.images", ".deployed", ".interrupts", ".paths", ".predict")
+    ours += (".terminal", ".types")
     assert done.stderr.split() == [f"mtkd_jax{name}" for name in ours]

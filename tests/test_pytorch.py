@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtkd_jax import pretrained
 from mtkd_jax.models.cnn import cnn
-from mtkd_jax.models.pytorch import from_state_dict
+from mtkd_jax.models.pytorch import from_state_dict, task_of
 from mtkd_jax.models.resnet import resnet
 from mtkd_jax.models.vgg import vgg
 from mtkd_jax.models.wide_resnet import wide_resnet
@@ -86,6 +87,77 @@ def test_a_tensor_too_few_too_many_or_of_another_shape_is_one_line(tensors, tmp_
     with pytest.raises(UserError, match=r"network.npz: " + message) as caught:
         pretrained.from_pytorch(tmp_path / "network.npz", RESNET)
     assert "\n" not in str(caught.value)
+
+
+def prefixed(tensors, body, head):
+    """Names with one prefix for the body and one for the heads."""
+    return {f"{head if name.startswith('fc') else body}{name}": value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda t: prefixed(t, "module.", "module."),
+        lambda t: prefixed(t, "my_own_attribute.", "my_own_attribute."),
+        lambda t: prefixed(t, "ema.", "ema."),
+        lambda t: prefixed(t, "module.ema.module.", "module.ema.module."),
+        lambda t: prefixed(t, "backbone.", ""),
+        lambda t: prefixed(t, "model.backbone.", "model."),
+        lambda t: prefixed(t, "model_state_dict/module.", "model_state_dict/module."),
+        lambda t: {name.replace("layer1.", "layer1._orig_mod."): value for name, value in t.items()},
+        lambda t: {
+            **prefixed(t, "state_dict.", "state_dict."),
+            "epoch": np.array(7),
+            "optimizer.state.0.exp_avg": np.full(3, np.nan),
+            "n_averaged": np.array(2),
+            "state_dict.bn1.num_batches_tracked": np.array(9),
+        },
+    ],
+)
+def test_names_of_wrappers_and_what_checkpoints_hold_beside_weights_are_passed_over(wrapped, tensors):
+    expected, got = from_state_dict(tensors, RESNET), from_state_dict(wrapped(tensors), RESNET)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert task_of(wrapped(tensors), RESNET).num_classes == 100
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("conv1.weight", lambda v: v * np.float32(np.nan), "holds NaN or infinite numbers"),
+        ("conv1.weight", lambda v: v.astype(np.float64) + 1e300, "holds NaN or infinite numbers"),
+        ("bn1.running_var", lambda v: -v, "holds variances below 0"),
+        ("conv1.weight", lambda v: v.astype(np.complex64), "is of complex64: must be floating point"),
+        ("conv1.weight", lambda v: v.astype(np.int8), "is of int8: must be floating point"),
+        ("conv1.weight", lambda v: v.astype(str), "is of <U32: must be floating point"),
+        ("conv1.weight", lambda v: v.astype(np.float16).view("V2"), r"is of \|V2: must be floating point"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_one_line(name, change, message, tensors):
+    with pytest.raises(UserError, match=f"tensor {name} {message}") as caught:
+        from_state_dict({**tensors, name: change(tensors[name])}, RESNET)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_networks_in_one_file_are_not_mixed(tensors):
+    both = prefixed(tensors, "model.", "model.") | prefixed(tensors, "ema.", "ema.")
+    with pytest.raises(UserError, match="2 networks are in it, under 'model.' and 'ema.'; save one"):
+        from_state_dict(both, RESNET)
+    with pytest.raises(UserError, match="tensor conv1.weight is in it twice, once as ema.conv1.weight"):
+        from_state_dict({**tensors, "ema.conv1.weight": tensors["conv1.weight"]}, RESNET)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+def test_halves_are_read_as_the_numbers_they_are(dtype, tensors, tmp_path):
+    from safetensors.flax import save_file
+
+    narrow = {name: jnp.asarray(value).astype(dtype) for name, value in tensors.items()}
+    save_file({**narrow, "bn1.num_batches_tracked": jnp.int32(5)}, tmp_path / "w.safetensors")
+    got = pretrained.from_pytorch(tmp_path / "w.safetensors", RESNET)
+    exact = from_state_dict({name: np.asarray(v.astype(jnp.float32)) for name, v in narrow.items()}, RESNET)
+    jax.tree.map(np.testing.assert_array_equal, got, exact)
+    kernel = got["params"]["stem_conv"]["kernel"]
+    error = np.abs(kernel - tensors["conv1.weight"].transpose(2, 3, 1, 0))
+    assert 0 < (error / np.abs(kernel)).max() <= 2.0**-8  # rounded to 8 bits at the least
 
 
 def test_a_bias_of_a_vgg_is_not_optional():

@@ -348,6 +348,7 @@ def test_a_run_whose_folder_is_removed_says_so(command, tmp_path, capsys, monkey
     monkeypatch.setattr(logbook.Logbook, "record", removed)
     line = refusal([*command, f"--workdir={folder}"], capsys)
     assert "was removed while the run wrote into it; start again where it stays" in line
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -356,8 +357,9 @@ def test_a_run_whose_folder_is_removed_says_so(command, tmp_path, capsys, monkey
         ("[]", "not what a run writes"),
         ("{}", "not what a run writes"),
         ('{"config": "digits"}', "not what a run writes"),
-        ('{"config": {"teachers": 3}}', "teachers is 3, no group of fields"),
-        ('{"config": {"students": {"modes": 3}}}', "holds another run"),
+        ('{"config": {"teachers": 3}}', "config.teachers is 3; it must be a group of fields"),
+        ('{"config": {"students": {"modes": 3}}}', "config.students.modes is 3; it must be a tuple of str"),
+        ('{"config": {}}', "data.json: is missing"),
     ],
 )
 def test_a_config_of_another_form_is_one_line(text, said, command, tmp_path, capsys):

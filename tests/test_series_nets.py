@@ -124,15 +124,17 @@ def inception_reference(own, x):
     for block in (1, 2):
         before = x
         for module in (1, 2, 3):
-            name = f"stage{block}_module{module}"
-            narrow = x if x.shape[-1] == 1 else own.conv(x, name, "bottleneck")
+            name, stem = f"stage{block}_module{module}", "stem_" if block == module == 1 else ""
+            narrow = x if x.shape[-1] == 1 else own.conv(x, name, f"{stem}bottleneck")
+            inner = stem if x.shape[-1] == 1 else ""
             around = np.stack(
                 [x[:, [max(0, t - 1), t, min(x.shape[1] - 1, t + 1)]].max(1) for t in range(x.shape[1])], 1
             )
-            branches = [own.conv(narrow, name, f"conv{steps}") for steps in (40, 20, 10)]
-            joined = np.concatenate([*branches, own.conv(around, name, "pool_conv")], -1)
+            branches = [own.conv(narrow, name, f"{inner}conv{steps}") for steps in (40, 20, 10)]
+            joined = np.concatenate([*branches, own.conv(around, name, f"{stem}pool_conv")], -1)
             x = np.maximum(own.norm(joined, name, "norm"), 0)
-        shortcut = own.norm(own.conv(before, f"stage{block}_shortcut_conv"), f"stage{block}_shortcut_norm")
+        shortcut_conv = "stem_shortcut_conv" if block == 1 else f"stage{block}_shortcut_conv"
+        shortcut = own.norm(own.conv(before, shortcut_conv), f"stage{block}_shortcut_norm")
         x = np.maximum(x + shortcut, 0)
         features[f"stage{block}"] = x
     return features

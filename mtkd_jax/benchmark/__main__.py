@@ -14,9 +14,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from mtkd_jax import laboratory, mesh, report, workdir
+from mtkd_jax import laboratory, mesh, report, terminal, workdir
 from mtkd_jax.benchmark import distill, host, limit, members, memory, rules, scale, start, tell
 from mtkd_jax.benchmark.networks import named
 from mtkd_jax.types import UserError
@@ -36,23 +35,22 @@ WITHOUT_NETWORKS = ("fusion", "host", "memory")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what the engine costs beside what one would use instead; returns the exit code."""
-    try:
-        asked = _parse(argv)
-        mesh.use_devices()
-        workdir.use_compile_cache()
-        begun, others = time.perf_counter(), tell.seconds_of_others()
-        result = measured(asked)
-        result["machine"] = tell.machine(_share(others, begun))
-        where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
-        report.say(tell.terminal(result), "What this shows", tell.findings(result), where)
-        if asked.json is not None:
-            report.write_files(asked.json.parent, {asked.json.name: report.as_json(result)})
-        if asked.into is not None:
-            report.put_into(asked.into, f"benchmark {asked.suite}", tell.markdown(result))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    asked = _parse(argv)
+    mesh.use_devices()
+    workdir.use_compile_cache()
+    begun, others = time.perf_counter(), tell.seconds_of_others()
+    result = measured(asked)
+    result["machine"] = tell.machine(_share(others, begun))
+    where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
+    if asked.json is not None:
+        report.write_files(asked.json.parent, {asked.json.name: report.as_json(result)})
+    if asked.into is not None:
+        report.put_into(asked.into, f"benchmark {asked.suite}", tell.markdown(result))
+    report.say(tell.terminal(result), "What this shows", tell.findings(result), where)
 
 
 def measured(asked: argparse.Namespace) -> dict:
@@ -78,19 +76,14 @@ def _share(others: float | None, begun: float) -> float | None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtkd_jax.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = report.refuse  # argparse would print its usage as well
+    parser = terminal.Parser("python -m mtkd_jax.benchmark", __doc__)
     parser.add_argument("suite", choices=NETWORKS, metavar="SUITE", help=", ".join(NETWORKS))
     parser.add_argument("--networks", help="which, such as cnn,resnet20")
     parser.add_argument("--members", help="suite members: which K, such as 1,8")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, networks and K: a first look")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--json", type=terminal.path, metavar="FILE", help="also write the numbers here")
     parser.add_argument(
-        "--into", type=Path, metavar="FILE", help="also write the tables between their marks here"
+        "--into", type=terminal.path, metavar="FILE", help="also write the tables between their marks here"
     )
     asked = parser.parse_args(argv)
     if asked.suite in WITHOUT_NETWORKS and asked.networks:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from mtkd_jax import terminal
 
 OUT_OF_THE_RACE = 3.0  # times slower than the fastest: one round says enough
 
@@ -38,7 +39,7 @@ def measured(
     Says on stderr what is measured. Unless `to_the_end`, sides far behind the fastest leave the race after
     the first round.
     """
-    print(f"measuring {', '.join(filter(None, of))}: {', '.join(makers)}", file=sys.stderr, flush=True)
+    terminal.tell(f"measuring {', '.join(filter(None, of))}: {', '.join(makers)}")
     sides, left_out = {}, []
     for name, make in makers.items():
         try:

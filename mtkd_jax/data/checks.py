@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Callable
-from typing import IO
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from mtkd_jax.types import DataSet, Images, UserError, printable
+from mtkd_jax.types import DataSet, UserError, printable
 
 
 def checked(dataset: DataSet, where: str) -> DataSet:
-    """The same data with int32 labels and uint8 or float32 images, or a `UserError` that names the array."""
+    """The same data with int32 labels [N] and uint8 or float32 images, and notes on what is suspicious.
+
+    Raises `UserError` naming the array for shapes, kinds and labels that cannot be, classes without an
+    example, names that look the same, and values that are not finite, of several scales in the parts, or of
+    one that float32 arithmetic cannot normalise. Images that are not arrays are not looked at.
+    """
 
     def wrong(array, message):
         return UserError(f"{where}: {array}: {message}")
@@ -24,20 +30,22 @@ def checked(dataset: DataSet, where: str) -> DataSet:
     for part in ("train", "test"):
         images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
         if len(images.shape) != 4 or 0 in images.shape[1:]:
+            hint = "; flat rows must be reshaped to these" if len(images.shape) == 2 else ""
             raise wrong(
-                f"{part}_images", f"shape {images.shape}: must be [N,h,w,c], or [N,h,w] for grey images"
+                f"{part}_images",
+                f"shape {images.shape}: must be [N,h,w,c], or [N,h,w] for grey images{hint}",
             )
-        if labels.ndim == 2 and labels.shape[1] == 1:  # as some archives and Keras write them
-            labels = labels[:, 0]
+        labels = as_vector(labels)
         if labels.ndim != 1:
-            hint = "; of one-hot rows it is the argmax" if labels.ndim == 2 else ""
-            raise wrong(
-                f"{part}_labels", f"shape {labels.shape}: must be [N], one class number an image{hint}"
-            )
+            raise wrong(f"{part}_labels", _of_no_vector(labels))
         if len(images) == 0:
             raise wrong(f"{part}_images", "is empty: must hold at least one image")
         if len(images) != len(labels):
-            raise wrong(f"{part}_labels", f"{len(labels)} labels for {len(images)} images: must be as many")
+            last = images.shape[-1] == len(labels) > 4
+            hint = f", [N,h,w,c], and the images are {images.shape}: transpose(3, 0, 1, 2)" if last else ""
+            raise wrong(
+                f"{part}_labels", f"{len(labels)} labels for {len(images)} images: must be as many{hint}"
+            )
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is reported below
                 images = images.astype(np.float32, copy=False)
@@ -46,9 +54,14 @@ def checked(dataset: DataSet, where: str) -> DataSet:
                     f"{part}_images", f"{bad} images hold NaN or infinite pixels: must be finite float32"
                 )
         elif images.dtype not in (np.uint8, np.float32):
-            raise wrong(f"{part}_images", f"{images.dtype} pixels: must be uint8 (0..255) or floats")
+            held = isinstance(images, np.ndarray) and images.dtype.kind in "biu"
+            fits = held and 0 <= images.min() <= images.max() <= 255
+            hint = "; images.astype('uint8') loses nothing" if fits else ""
+            raise wrong(f"{part}_images", f"{images.dtype} pixels: must be uint8 (0..255) or floats{hint}")
         if labels.dtype.kind not in "iu":
-            raise wrong(f"{part}_labels", f"{labels.dtype} labels: must be integers")
+            raise wrong(
+                f"{part}_labels", f"{labels.dtype} labels: must be integers{_to_whole_numbers(labels)}"
+            )
         if labels.min() < 0 or labels.max() >= dataset.num_classes:
             raise wrong(
                 f"{part}_labels",
@@ -61,10 +74,12 @@ def checked(dataset: DataSet, where: str) -> DataSet:
         raise wrong("train_labels", f"{dataset.num_classes} class: must be at least 2")
     counts = np.bincount(fields["train_labels"], minlength=dataset.num_classes)
     if empty := np.flatnonzero(counts == 0).tolist():
+        unnamed = dataset.class_names == numbered(dataset.num_classes)
+        hint = "; numpy.unique(labels, return_inverse=True)[1] counts from 0 without gaps" if unnamed else ""
         raise wrong(
             "train_labels",
             f"{len(empty)} of {dataset.num_classes} classes without an example, the first is class "
-            f"{empty[0]} ({dataset.class_names[empty[0]]}): every class must be in the training set",
+            f"{empty[0]} ({dataset.class_names[empty[0]]}): every class must be in the training set{hint}",
         )
     train, test = fields["train_images"], fields["test_images"]
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
@@ -72,41 +87,152 @@ def checked(dataset: DataSet, where: str) -> DataSet:
             "test_images",
             f"{test.dtype} {test.shape[1:]}: must be as in train_images, {train.dtype} {train.shape[1:]}",
         )
-    notes = _check_scales(train, test, wrong)
-    return dataclasses.replace(
-        dataset,
-        **fields,
-        **_checked_groups(dataset, wrong),
-        **_checked_val_rows(dataset, wrong),
-        notes=tuple(map(printable, (*dataset.notes, *notes))),
+    dataset = dataclasses.replace(dataset, **fields)
+    dataset = dataclasses.replace(
+        dataset, **_checked_groups(dataset, wrong), **_checked_val_rows(dataset, wrong)
     )
+    notes = _names_alike(dataset.class_names)
+    # Images that are read when they are asked for are files, which have one scale.
+    if isinstance(train, np.ndarray) and isinstance(test, np.ndarray):
+        _check_channels(train, test, wrong)
+        notes += _check_scales(dataset, wrong)
+    return dataclasses.replace(dataset, notes=tuple(map(printable, (*dataset.notes, *notes))))
 
+
+# --- labels -------------------------------------------------------------------------------------------
+
+
+def as_vector(array: np.ndarray) -> np.ndarray:
+    """[N], where the entries stand in a column [N,1] or a row [1,N], as some programs write them."""
+    return array.reshape(-1) if array.ndim > 1 and sum(side != 1 for side in array.shape) <= 1 else array
+
+
+def _of_no_vector(labels: np.ndarray) -> str:
+    """What is wrong with labels that are not [N]."""
+    said = f"shape {labels.shape}: must be [N], one class number an image"
+    if labels.ndim != 2 or labels.dtype.kind not in "biuf":
+        return said
+    one_hot = np.isin(labels, (0, 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()
+    return said + ("; of one-hot rows it is the argmax (axis=1)" if one_hot else ", and not several labels")
+
+
+def _to_whole_numbers(labels: np.ndarray) -> str:
+    """How labels of this kind become integers, or why they cannot."""
+    if labels.dtype.kind == "f":
+        if missing := np.count_nonzero(np.isnan(labels)):
+            return f", and {missing} are NaN: every image must have a label"
+        return "; labels.astype(int) makes them so" if np.all(labels == np.floor(labels)) else ""
+    if labels.dtype.kind in "US":
+        return "; class_names, labels = numpy.unique(labels, return_inverse=True) numbers names"
+    return "; labels.astype(int) makes them so" if labels.dtype.kind == "b" else ""
+
+
+# --- values -------------------------------------------------------------------------------------------
 
 MOST_APART = 100  # times that the values of one part may be as large as those of the other
+APART = 10  # times from which it is noted
 SMALLEST, LARGEST = 1e-18, 1e18  # of what is there: the squares of others are no float32 numbers
+FINEST = 2.0**-16  # of the values in a channel, how far they must spread: else float32 has under 256 of them
 
 
-def _check_scales(train: np.ndarray | Images, test: np.ndarray | Images, wrong: Callable) -> tuple[str, ...]:
-    """Raise what `wrong` makes where pixels cannot be of one scale, or of one that can be computed with.
+def _check_channels(train: np.ndarray, test: np.ndarray, wrong: Callable) -> None:
+    """Raise what `wrong` makes for floats that float32 arithmetic cannot normalise."""
+    if train.dtype == np.uint8:
+        return
+    for part, images in (("train", train), ("test", test)):
+        least, greatest = images.min(axis=0).min(axis=(0, 1)), images.max(axis=0).max(axis=(0, 1))
+        for channel, (low, high) in enumerate(zip(least.tolist(), greatest.tolist())):
+            where = f" in channel {channel}" if len(least) > 1 else ""
+            most = max(-low, high)
+            if most > LARGEST or 0 < most < SMALLEST:
+                raise wrong(
+                    f"{part}_images", f"values up to {most:g}{where}: must be of a size near 1, scale them"
+                )
+            if part == "train" and 0 < high - low < FINEST * most:
+                raise wrong(
+                    "train_images",
+                    f"values {low:.9g}..{high:.9g}{where}: must differ by more, for float32 has few numbers "
+                    "between these; subtract their mean",
+                )
 
-    Returns notes on what is suspicious. Images that are read from files have one scale.
+
+class _Extremes(NamedTuple):
+    """The least and the greatest value of every image of a part."""
+
+    least: np.ndarray  # [n] float64
+    greatest: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return np.maximum(-self.least, self.greatest)
+
+    def __str__(self) -> str:
+        reached = f"half of the images reach {np.median(self.greatest):.3g}"
+        return f"values {self.least.min():.3g}..{self.greatest.max():.3g} ({reached})"
+
+
+def _extremes(images: np.ndarray) -> _Extremes:
+    rows = images.reshape(len(images), -1)
+    return _Extremes(rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64))
+
+
+def _parts(dataset: DataSet) -> dict[str, _Extremes]:
+    """The extremes of what is trained on, of what the data sets aside to validate on, if any, and of test."""
+    train = _extremes(dataset.train_images)
+    parts = {"train": train, "test": _extremes(dataset.test_images)}
+    if dataset.val_rows is not None:
+        kept = np.delete(np.arange(len(train.least)), dataset.val_rows)
+        parts["val"] = _Extremes(*(values[dataset.val_rows] for values in train))
+        if len(kept):
+            parts["train"] = _Extremes(*(values[kept] for values in train))
+    return parts
+
+
+def _check_scales(dataset: DataSet, wrong: Callable) -> list[str]:
+    """Raise what `wrong` makes of parts that cannot be of one scale, and of images that are all one colour.
+
+    Returns notes on what is suspicious.
     """
-    if not (isinstance(train, np.ndarray) and isinstance(test, np.ndarray)):
-        return ()
-    most = {part: float(np.abs(images).max()) for part, images in (("train", train), ("test", test))}
-    for part, largest in most.items():
-        if largest > LARGEST or 0 < largest < SMALLEST:
-            raise wrong(f"{part}_images", f"values up to {largest:g}: must be of a size near 1, scale them")
-    low, high = sorted(most.values())
-    if 0 < low * MOST_APART < high:
-        raise wrong(
-            "test_images",
-            f"values up to {most['test']:g}, up to {most['train']:g} in train_images: must be of one scale",
-        )
-    if train.dtype == np.uint8 and 0 < high < 16:  # 15 is what 12 bits in a file of 16 come to
-        what = "but 0 and 1" if high == 1 else f"above {high:g}"
-        return (f"The images hold nothing {what}, where uint8 is read as 0 (black) to 255 (white).",)
-    return ()
+    parts = _parts(dataset)
+    train, notes = parts["train"], []
+    if train.least.min() == train.greatest.max():
+        raise wrong("train_images", f"every pixel is {train.least[0]:g}: nothing can be learnt from them")
+    for part, values in parts.items():
+        of_all = _times_apart(train.sizes.max(), values.sizes.max())
+        of_half = _times_apart(np.median(train.sizes), np.median(values.sizes))
+        if min(of_all, of_half) > MOST_APART:
+            raise wrong(f"{part}_images", f"{values}, in train_images {train}: must be of one scale")
+        if max(of_all, of_half) > APART or _goes_below(train, values) or _goes_below(values, train):
+            notes.append(f"{part}_images hold {values}, train_images {train}: are they of one scale?")
+    notes += _unusual_values(dataset.train_images, max(values.greatest.max() for values in parts.values()))
+    blank = {part: np.count_nonzero(values.least == values.greatest) for part, values in parts.items()}
+    if any(blank.values()) and dataset.train_images[0].size > 1:
+        counts = ", ".join(f"{blank[part]} of {len(parts[part].least)} in {part}_images" for part in parts)
+        notes.append(f"Some images are blank, all of their pixels are the same: {counts}.")
+    return notes
+
+
+def _times_apart(one: float, other: float) -> float:
+    """How many times as large the one is, whichever; 1 where one is nothing."""
+    return max(one, other) / min(one, other) if min(one, other) > 0 else 1.0
+
+
+def _goes_below(one: _Extremes, other: _Extremes) -> bool:
+    """Whether the one has values well below 0 and the other none."""
+    return one.least.min() < -0.1 * one.sizes.max() and other.least.min() >= 0
+
+
+def _unusual_values(images: np.ndarray, greatest: float) -> list[str]:
+    if images.dtype == np.uint8 and 0 < greatest < 16:  # 15 is what 12 bits in a file of 16 come to
+        what = "but 0 and 1" if greatest == 1 else f"above {greatest:g}"
+        return [f"The images hold nothing {what}, where uint8 is read as 0 (black) to 255 (white)."]
+    some = images[:100]
+    if images.dtype != np.uint8 and greatest == 255 and some.min() >= 0 and np.all(some == np.floor(some)):
+        return ["The images are floats 0..255 and used as they are; as uint8 they would be scaled to 0..1."]
+    return []
+
+
+# --- names --------------------------------------------------------------------------------------------
 
 
 def _check_names(dataset: DataSet, where: str) -> None:
@@ -117,9 +243,39 @@ def _check_names(dataset: DataSet, where: str) -> None:
             raise UserError(
                 f"{where}: {kind}: {name!r} cannot be written or shown; must be plain text, UTF-8"
             )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{where}: class_names: {twice[0]!r} stands there twice; must be one name a class")
+    known: dict[str, str] = {}
+    for name in names:
+        shown = " ".join(unicodedata.normalize("NFC", name).split())
+        if not shown:
+            raise UserError(f"{where}: class_names: {name!r} is empty; must name a class")
+        if known.get(shown) == name:
+            raise UserError(f"{where}: class_names: {name!r} stands there twice; must be one name a class")
+        if shown in known:
+            raise UserError(
+                f"{where}: class_names: {known[shown]!r} and {name!r} look the same; must be one name a class"
+            )
+        known[shown] = name
+
+
+def _names_alike(names: tuple[str, ...]) -> list[str]:
+    """Notes on names of classes that may be meant as one."""
+    notes, known = [], {}
+    for name in names:
+        first = known.setdefault(_meaning(name), name)
+        if first != name:
+            notes.append(f"The classes {first!r} and {name!r} are two: are they meant to be?")
+    return notes
+
+
+def _meaning(name: str) -> str | float:
+    """What a name says, if case does not count in a word, nor spelling in a number."""
+    try:
+        return float(name)
+    except ValueError:
+        return name.casefold() if len(name) > 1 else name
+
+
+# --- groups and rows ----------------------------------------------------------------------------------
 
 
 def _checked_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray | None]:
@@ -153,6 +309,9 @@ def _checked_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray
     return {"val_rows": np.sort(rows).astype(np.int32)}
 
 
+# --- words and files ----------------------------------------------------------------------------------
+
+
 def numbered(num_classes: int) -> tuple[str, ...]:
     return tuple(str(c) for c in range(num_classes))
 
@@ -168,6 +327,12 @@ def names_from(labels: np.ndarray, where: str) -> tuple[str, ...]:
             "must be 0..C-1 with every class in the training set"
         )
     return numbered(int(labels.max()) + 1)
+
+
+def shortened(words: Sequence[str]) -> str:
+    """A list of words for a line: the first twelve, and how many more there are."""
+    more = f" and {len(words) - 12} more" if len(words) > 12 else ""
+    return f"{', '.join(words[:12])}{more}" or "nothing"
 
 
 def first_line(error: Exception) -> str:

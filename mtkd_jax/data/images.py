@@ -35,6 +35,15 @@ SYSTEM = (
 MOST_PIXELS = 80_000_000  # 240 MB in colour; below the number from which Pillow warns of a bomb
 # No others are tried: Pillow would hand PostScript to an interpreter, whatever the file is called.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+READING = {  # what `read` does beside bringing to size, for the card of a network that was trained on it
+    "orientation": "as the EXIF tag says",
+    "frames": "the first",
+    "transparency": "on white",
+    "16 bits": "the upper 8",
+    "grey": "luma of ITU-R 601",
+    "colour profile": "not applied",
+    "resampling": "bilinear, antialiased",
+}
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -66,7 +75,7 @@ def below(folder: str | os.PathLike) -> list[Path]:
     """The files in a folder and in the folders in it that end as images do, sorted; links are followed.
 
     Those of the system and of programs that show images (hidden ones, `__MACOSX`, `@eaDir`) are passed over,
-    and a link that leads back up is followed once.
+    and a link that leads back up is followed once. Raises `UserError` naming a folder that cannot be read.
     """
     return [path for path in files_below(folder) if is_named_as_image(path.name)]
 

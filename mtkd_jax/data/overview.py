@@ -13,9 +13,7 @@ import collections
 import hashlib
 import io
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -23,10 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.text import Text
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, report, tables
+from mtkd_jax import experiment, report, tables, terminal
 from mtkd_jax.data.loading import Split
 from mtkd_jax.files import write_atomically
-from mtkd_jax.types import Images, UserError
+from mtkd_jax.types import Images, printable
 
 BLOCK = 2**24  # bytes of images that are held at once
 TILE, GAP = 72, 6  # pixels of the sheet: the longer side of an image, what is between two
@@ -36,33 +34,33 @@ VALUES = ("least", "greatest", "mean", "std")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show what a source holds and how it would be cut; returns the exit code."""
-    try:
-        asked = _parse(argv)
-        split = experiment.load_split(_config(asked))
-        found = facts(split)
-        if asked.sheet is not None:
-            write_atomically(asked.sheet, sheet(split))
-        if asked.json:
-            print(report.as_json(found).decode())
-        else:
-            _show(found)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    asked = _parse(argv)
+    split = experiment.load_split(_config(asked))
+    found = facts(split)
+    if asked.sheet is not None:
+        write_atomically(asked.sheet, sheet(split))
+    if asked.json:
+        print(report.as_json(found).decode())
+    else:
+        _show(found)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     data = configuration.default().data
-    parser = argparse.ArgumentParser(prog="python -m mtkd_jax.data", description=main.__doc__)
-    parser.error = report.refuse
+    parser = terminal.Parser("python -m mtkd_jax.data", __doc__)
     parser.add_argument("source", metavar="SOURCE", help="an address as in config.data.source")
     parser.add_argument("--path", default=data.path, help="config.data.path")
     parser.add_argument("--val_fraction", type=float, default=data.val_fraction, metavar="F")
     parser.add_argument("--num_train", type=int, default=data.num_train, metavar="N")
     parser.add_argument("--split", default=data.split, metavar="grouped|random")
     parser.add_argument("--seed", type=int, default=configuration.default().seed)
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="also draw images of every class here")
+    parser.add_argument(
+        "--sheet", type=terminal.path, metavar="FILE.png", help="also draw images of every class here"
+    )
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
     return parser.parse_args(argv)
 
@@ -185,16 +183,16 @@ def _blocks(images: np.ndarray | Images, rows: np.ndarray) -> Iterator[np.ndarra
 
 
 def _show(found: dict) -> None:
-    out = report.console()
+    out = terminal.console()
     shape = "x".join(map(str, found["shape"]))
     what = f"{found['name']}: images {shape} {found['dtype']}, {len(found['class_names'])} classes"
-    out.print(what, markup=False, highlight=False)
+    out.print(printable(what), markup=False, highlight=False)
     for title, (header, cells) in _sheets(found).items():
         out.print(Text(f"\n{title}", style="bold"), tables.drawn(header, cells))
     number = found["duplicates"]["conflicting"]
     conflict = [f"{number:,} different images stand under more than one label."] if number else []
     for note in (*found["notes"], *conflict):
-        out.print(f"- {note}", markup=False, highlight=False)
+        out.print(f"- {printable(note)}", markup=False, highlight=False)
 
 
 def _sheets(found: dict) -> dict[str, tables.Sheet]:

@@ -29,8 +29,11 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     statistics a alike. ramp(s) = exp(-5 (1 - s)^2), where s grows from 0 to 1 over the first `ramp` of the
     training, a share; 0 switches it off. Both networks run as in training, each on its own draw of the
     configured augmentation (data.augment), which should not be empty; the average is what is deployed. Hard
-    labels weigh 1 wherever there are any: alpha and temperature play no part. Public code averages no batch
-    statistics, and takes a weight between C and C^2. Raises UserError for a decay or ramp out of range.
+    labels weigh 1 wherever there are any: alpha and temperature play no part. `hard` is the mean over the
+    labelled images of a batch, as everywhere here; the authors' code divides their sum by all of the batch,
+    so that with a share f of them labelled its weight of the consistency is 1/f times ours. Public code
+    averages no batch statistics, and takes a weight between C and C^2. Raises UserError for a decay or ramp
+    out of range.
 
     Source: Tarvainen and Valpola 2017, arXiv 1703.01780: weight 100 and decay 0.97 to 0.999 for CIFAR-10.
     """

@@ -15,7 +15,7 @@ def xnor() -> Recipe:
     """Distil into binary weights: each kernel is its signs times one number for every output channel.
 
     w -> sign(w) mean|w|, the mean over all axes but the last, sign(0) = 1, in every leaf named "kernel" but
-    those of the last layer ("heads") and of the first: of modules whose name starts with "stem" or, where
+    those of the last layer ("heads") and of the first: of all modules whose name starts with "stem" or, where
     there is none, the first kernel by name ("conv1", "dense1", "stage1_conv1"). In the gradient
     d sign(w) / dw = 1 where |w| <= 1, else 0. Real weights are trained, and clipped to [-1,1] after every
     step; binary ones are validated, reported and exported. Activations stay real: the paper's BWN. The loss
@@ -53,7 +53,8 @@ def _of_inner_kernels(function, params: PyTree) -> PyTree:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     kernels = sorted(p for p in paths if p.endswith("/kernel") and not p.startswith("heads/"))
-    first = [path for path in kernels if path.startswith("stem")] or kernels[:1]
+    of_stem = lambda path: any(module.startswith("stem") for module in path.split("/"))  # noqa: E731
+    first = [path for path in kernels if of_stem(path)] or kernels[:1]
     inner = set(kernels) - set(first)
     if not inner:
         raise UserError(

@@ -130,7 +130,7 @@ class _HintLoss:
         for regressor, features in zip(context.aux, context.teacher.features):
             guided, hint = _same_size(context.student.features[self.student], features[self.teacher])
             guess = guided @ regressor["kernel"] + regressor["bias"][None, None, None, :]
-            losses.append(0.5 * jnp.mean((hint - guess) ** 2, axis=(1, 2, 3)))
+            losses.append(0.5 * jnp.mean(_square(hint - guess), axis=(1, 2, 3)))
         return _weighed(context, losses)
 
 
@@ -166,7 +166,7 @@ def _stages(student: Mapping[str, Array], teacher: Mapping[str, Array]) -> list[
 
 
 def _attention_distance(own: Array, other: Array) -> Array:
-    own, other = (_unit(jnp.mean(x**2, axis=-1).reshape(len(x), -1)) for x in (own, other))
+    own, other = (_unit(jnp.mean(_near_one(x)[0] ** 2, axis=-1).reshape(len(x), -1)) for x in (own, other))
     return jnp.mean((own - other) ** 2, axis=-1)
 
 
@@ -190,15 +190,37 @@ def _log_neighbours(embedding: Array) -> Array:
     return jnp.where(others, jnp.log(kernel) - jnp.log(total), 0.0)
 
 
+# Above this a difference counts linearly, so that neither it nor its gradient overflows; squares of float32
+# end at 1e38, and the sum over a map of millions of them before that.
+LARGEST_SQUARED = 1e9
+
+
+def _square(x: Array) -> Array:
+    """x^2, and beyond LARGEST_SQUARED the tangent to it."""
+    near = jnp.clip(x, -LARGEST_SQUARED, LARGEST_SQUARED)
+    return near * (2.0 * x - near)
+
+
 # --- both ---------------------------------------------------------------------------------------------
 
 
 def _unit(x: Array) -> Array:
     """x [B,D] / ||x||; 0, and without a gradient, for a vector of (almost) zeros."""
+    x, is_long = _near_one(x)
     square = jnp.sum(x**2, axis=-1, keepdims=True)
-    is_long = square > 1e-24
     # A root of 0 has no gradient, and `where` around it would not keep the NaN out.
     return jnp.where(is_long, x / jnp.sqrt(jnp.where(is_long, square, 1.0)), 0.0)
+
+
+def _near_one(x: Array) -> tuple[Array, Array]:
+    """x [B,...] over its largest number, whose squares cannot overflow, and whether that is one at all.
+
+    For what does not depend on the scale of x: the scale is taken as a constant.
+    """
+    axes = tuple(range(1, x.ndim))
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=axes, keepdims=True))
+    is_long = largest > 1e-12
+    return x / jnp.where(is_long, largest, 1.0), is_long
 
 
 def _same_size(a: Array, b: Array) -> tuple[Array, Array]:

@@ -42,13 +42,17 @@ def _decoupled(context: Context) -> Array:
     log_student = jax.nn.log_softmax(context.student.logits / temperature)
     is_label = jax.nn.one_hot(context.batch.label, probs.shape[-1], dtype=bool)
 
-    # Sums over the others, not 1 - p_y: that is 0 in float32 long before the others are.
+    # Sums over the others, not 1 - p_y: that is 0 in float32 long before the others are. And q' from the
+    # teachers' logits: their probabilities of the others underflow where the logits are some 90 T apart.
     of_others = jnp.where(is_label, 0.0, probs).sum(axis=-1)
     log_of_others = jax.nn.logsumexp(log_student, axis=-1, where=~is_label)
     target = jnp.stack([jnp.where(is_label, probs, 0.0).sum(axis=-1), of_others])
     log_target = jnp.stack([jnp.where(is_label, log_student, 0.0).sum(axis=-1), log_of_others])
 
-    nontarget = jnp.where(is_label, 0.0, probs) / jnp.maximum(of_others, 1e-30)[:, None]
+    log_teachers = jax.nn.log_softmax(context.teacher.logits / temperature)
+    log_mixture = jax.nn.logsumexp(log_teachers, axis=0)
+    log_mixed_others = jax.nn.logsumexp(log_mixture, axis=-1, where=~is_label)
+    nontarget = jnp.where(is_label, 0.0, jnp.exp(log_mixture - log_mixed_others[:, None]))
     log_nontarget = jnp.where(is_label, 0.0, log_student - log_of_others[:, None])
 
     loss = context.hyper["target_weight"] * _kl(target, log_target, axis=0)
@@ -111,7 +115,8 @@ def lsk() -> Recipe:
     """Standardise every logit vector, teachers' and student's, before the softmax: only their shape counts.
 
     soft = T^2 KL(mean_k softmax(n(z_k) / T) || softmax(n(z) / T)), n(z) = (z - mean_c z) / std_c z with the
-    sample deviation (ddof = 1), and 0 for a constant z. The paper's T is 2.
+    sample deviation (ddof = 1), and 0 for a constant z. The paper's T is 2. Raises UserError for two classes:
+    whatever z is, n(z) is then one of two vectors, and the loss has no gradient.
 
     Source: Sun et al. 2024, arXiv 2403.01427.
     """
@@ -129,6 +134,11 @@ def _standardised_loss(context: Context) -> Array:
 
 
 def _standardised(logits: Array) -> Array:
+    if logits.shape[-1] == 2:
+        raise UserError(
+            "logits.lsk: two standardised logits say only which is larger, and have no gradient; it needs "
+            "three classes or more"
+        )
     centred = logits - logits.mean(axis=-1, keepdims=True)
     variance = jnp.sum(centred**2, axis=-1, keepdims=True) / (logits.shape[-1] - 1)
     varies = variance > 1e-12  # else rounding errors would be blown up to a deviation of 1

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.seams import PLAIN, soft_loss
-from mtkd_jax.types import Array, Batch, Networks, Recipe
+from mtkd_jax.types import Array, Batch, Networks, Recipe, UserError
 
 
 def funmatch() -> Recipe:
@@ -33,32 +33,43 @@ def _mixed_in_pairs(key: Array, batch: Batch, augment, networks: Networks) -> Ba
     )
 
 
-def ods(*, step_size: float = 1 / 255) -> Recipe:
+def ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Recipe:
     """Move the images to where the teachers' answers differ most: output diversified sampling.
 
-    x' = clip(x + step_size sqrt(D) g / ||g||, 0, 1) with g = grad_x r . softmax(z_i(x)), D values an image,
-    one teacher i for the batch and r ~ U(-1,1)^C for every example. Images with a value outside [0,1] are
-    not clipped. Teachers and student see x' alone: the paper keeps the hard loss on x, which is no further
-    than step_size sqrt(D) away, and matches teacher k with member k of a student ensemble.
+    x' = clip(x + step_size sqrt(D) g / ||g||, 0, 1) with g = grad_x r . softmax(z_i(x) / T), D values an
+    image, one teacher i for the batch and r ~ U(-1,1)^C for every example. T is `teacher_temperature`: all
+    students of a batch see one x', whatever temperatures they are distilled at; the paper's is that of the
+    loss. Images with a value outside [0,1] are not clipped. Teachers and student see x' alone: the paper
+    keeps the hard loss on x, which is no further than step_size sqrt(D) away, and matches teacher k with
+    member k of a student ensemble.
 
     Source: Nam et al. 2021, arXiv 2110.14149, after Tashiro et al. 2020, arXiv 2003.06878.
     """
-    return PLAIN._replace(name="ods", stimulus=_Diversified(step_size, by_confidence=False))
+    return PLAIN._replace(name="ods", stimulus=_diversified("ods", step_size, teacher_temperature, False))
 
 
-def conf_ods(*, step_size: float = 1 / 255) -> Recipe:
+def conf_ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Recipe:
     """Move the images as `ods` does, but the less so the less sure the teacher is of them.
 
     The move is multiplied by max_c softmax(z_i(x))_c.
 
     Source: Nam et al. 2021, arXiv 2110.14149.
     """
-    return PLAIN._replace(name="conf_ods", stimulus=_Diversified(step_size, by_confidence=True))
+    return PLAIN._replace(
+        name="conf_ods", stimulus=_diversified("conf_ods", step_size, teacher_temperature, True)
+    )
+
+
+def _diversified(name: str, step_size: float, temperature: float, by_confidence: bool) -> _Diversified:
+    if temperature <= 0:
+        raise UserError(f"{name}(teacher_temperature={temperature}): it must be above 0")
+    return _Diversified(step_size, temperature, by_confidence)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Diversified:
     step_size: float
+    temperature: float
     by_confidence: bool
 
     def __call__(self, key: Array, batch: Batch, augment, networks: Networks) -> Batch:
@@ -67,7 +78,8 @@ class _Diversified:
 
         def answer(image):
             logits = networks.teachers(image).logits
-            probs = jax.nn.softmax(logits[jax.random.randint(teacher_key, (), 0, len(logits))])
+            of_one = logits[jax.random.randint(teacher_key, (), 0, len(logits))]
+            probs = jax.nn.softmax(of_one / self.temperature)
             direction = jax.random.uniform(direction_key, probs.shape, minval=-1.0, maxval=1.0)
             return jnp.sum(direction * probs), probs.max(axis=-1)
 

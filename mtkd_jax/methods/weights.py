@@ -34,8 +34,10 @@ class _Certainty:
     def __call__(self, context: Context) -> Array:
         probs = jax.nn.softmax(context.teacher.logits)
         entropy = -jax.scipy.special.xlogy(probs, probs).sum(axis=-1)
-        total, num_teachers = entropy.sum(axis=0, keepdims=True), len(entropy)
-        share = jnp.where(total > 0, entropy / jnp.maximum(total, 1e-30), 1.0 / num_teachers)
+        # Relative to the largest: sure teachers' entropies are as small as 1e-33, and so is their sum.
+        largest, num_teachers = entropy.max(axis=0, keepdims=True), len(entropy)
+        relative = jnp.where(largest > 0, entropy / jnp.where(largest > 0, largest, 1.0), 1.0)
+        share = relative / relative.sum(axis=0, keepdims=True)
         return (1.0 - share) / (num_teachers - 1 if self.normalise else num_teachers)
 
 

@@ -30,6 +30,7 @@ from mtkd_jax.types import Array, Outputs, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 DTYPES = ("float32", "bfloat16")
+HE = nn.initializers.he_normal()  # of kernels before a ReLU, which halves the second moment: He et al. 2015
 _forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
 
 Pair = tuple[int, int]
@@ -282,7 +283,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+        kernel = self.param("kernel", HE, shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = conv(x, kernel, self.strides, self.padding, self.groups)
         y = max_pool(y, self.pool) if self.pool > 1 else y

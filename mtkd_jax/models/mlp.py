@@ -23,7 +23,13 @@ class Mlp(nn.Module):
         x = x.reshape(x.shape[0], -1)
         features = {}
         for number, width in enumerate(self.hidden, start=1):
-            x = nn.Dense(width, use_bias=not self.batch_norm, dtype=self.dtype, name=f"dense{number}")(x)
+            x = nn.Dense(
+                width,
+                use_bias=not self.batch_norm,
+                kernel_init=layers.HE,
+                dtype=self.dtype,
+                name=f"dense{number}",
+            )(x)
             if self.batch_norm:
                 x = layers.batch_norm(x, train, name=f"norm{number}")
             x = nn.relu(x)

@@ -32,10 +32,11 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
     """Variables of a one-headed `model` from a PyTorch state dict {name: array}, in float32.
 
     Every tensor must be there, none may be left over, and each must have the shape that PyTorch gives it;
-    only counters of batches are passed over, and the prefix of a wrapper, such as `module.`. A bias before
-    BatchNorm, which the VGGs have, is taken off the running mean: the same function with fewer numbers. The
-    network goes on normalising its images with the mean and std of its task, so these should be the ones the
-    weights were trained with. Raises UserError naming the tensor, or the model when it has no such layout.
+    only counters and what a checkpoint holds beside the weights are passed over, and prefixes of wrappers,
+    such as `module.`. A bias before BatchNorm, which the VGGs have, is taken off the running mean: the same
+    function with fewer numbers. The network goes on normalising its images with the mean and std of its task,
+    so these should be the ones the weights were trained with. Raises UserError naming the tensor, also one
+    that is no floating point or not finite in float32, or the model when it has no such layout.
     """
     named = _layout(model)
     if model.module.task.num_heads != 1:
@@ -63,23 +64,48 @@ def task_of(tensors: Mapping[str, np.ndarray], model: Model) -> Task:
     return task._replace(num_classes=num_classes, num_heads=1)
 
 
+# Parts of a name that are no layer of the network: of what wraps it, or of a checkpoint that holds it.
+WRAPPERS = (
+    *("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("model", "network", "net", "backbone", "encoder", "ema", "ema_model", "model_ema", "averaged_model"),
+    *("state_dict", "model_state_dict", "student", "teacher"),
+)
+ANYWHERE = WRAPPERS[1:4]  # these stand around parts of a network too
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches and averages: nothing here counts them
+BESIDE = (  # what checkpoints hold beside the weights
+    *("epoch", "step", "global_step", "iteration", "best_acc", "best_acc1", "loss", "args"),
+    *("optimizer", "optimizer_state_dict", "optimizer_states", "scheduler", "lr_scheduler", "scaler"),
+    *("hyper_parameters", "callbacks"),
+)
 
 
 def _unwrapped(tensors: Mapping[str, np.ndarray], bias: str) -> dict[str, np.ndarray]:
-    """The tensors without the prefix that a wrapper gave all of them, such as `module.` or `_orig_mod.`.
+    """The tensors by the names they have in the network itself, without prefixes such as `module.`.
 
-    `bias` is the name of the heads' bias without it. Raises UserError where several prefixes hold networks.
+    `bias` is the name of the heads' bias there: whatever stands before it is a prefix too. What a checkpoint
+    holds beside the weights is left out. Raises UserError where several prefixes hold networks.
     """
-    kept = {name: value for name, value in tensors.items() if name.rpartition(".")[2] not in COUNTERS}
-    prefixes = [name.removesuffix(bias) for name in kept if name == bias or name.endswith(f".{bias}")]
+    kept = {}
+    for name, value in tensors.items():
+        words = [word for word in name.replace("/", ".").split(".") if word not in ANYWHERE]
+        if words and words[-1] not in COUNTERS and words[0] not in BESIDE:
+            kept[name] = ".".join(words), value
+    prefixes = [name.removesuffix(bias) for name, _ in kept.values() if f".{name}".endswith(f".{bias}")]
     if len(prefixes) > 1:
         raise UserError(
             f"{len(prefixes)} networks are in it, under {' and '.join(repr(prefix) for prefix in prefixes)}; "
             "save one of them alone"
         )
-    prefix = prefixes[0] if prefixes else ""
-    return {name.removeprefix(prefix): value for name, value in kept.items()}
+    found: dict[str, np.ndarray] = {}
+    for name, (plain, value) in kept.items():
+        words = plain.removeprefix(*prefixes or ("",)).split(".")
+        while len(words) > 1 and words[0] in WRAPPERS:
+            del words[0]
+        plain = ".".join(words)
+        if plain in found:
+            raise UserError(f"tensor {plain} is in it twice, once as {name}; save one network alone")
+        found[plain] = value
+    return found
 
 
 def _layout(model: Model) -> Callable[[str], str]:
@@ -162,3 +188,15 @@ def _check(name: str, tensors: Mapping[str, np.ndarray], shape: tuple[int, ...],
         raise UserError(
             f"tensor {name} has shape {list(tensors[name].shape)}: {model.name} needs {list(shape)}"
         )
+    _check_numbers(name, tensors[name])
+
+
+def _check_numbers(name: str, value: np.ndarray) -> None:
+    if value.dtype.kind != "f":
+        raise UserError(f"tensor {name} is of {value.dtype}: must be floating point, such as float32")
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise UserError(f"tensor {name} holds NaN or infinite numbers; must be sound weights")
+    if name.endswith(f".{LEAVES['var']}") and (narrow < 0).any():
+        raise UserError(f"tensor {name} holds variances below 0; must be sound weights")

@@ -65,8 +65,10 @@ class InceptionTime(nn.Module):
         for block in range(1, self.depth // MODULES_A_BLOCK + 1):
             before = x
             for module in range(1, MODULES_A_BLOCK + 1):
-                x = Inception(self.width, self.dtype, name=f"stage{block}_module{module}")(x, train)
-            shortcut = _pointwise(4 * self.width, self.dtype, f"stage{block}_shortcut_conv")(before)
+                is_first = block == module == 1
+                x = Inception(self.width, self.dtype, is_first, name=f"stage{block}_module{module}")(x, train)
+            name = "stem_shortcut_conv" if block == 1 else f"stage{block}_shortcut_conv"
+            shortcut = _pointwise(4 * self.width, self.dtype, name)(before)
             x = nn.relu(x + layers.batch_norm(shortcut, train, name=f"stage{block}_shortcut_norm"))
             features[f"stage{block}"] = x
         return _outputs(self.task, x, features)
@@ -75,20 +77,26 @@ class InceptionTime(nn.Module):
 class Inception(nn.Module):
     """relu(BN(convolutions of three lengths and a maximum of three steps, side by side)): [B,h,4*width].
 
-    The three convolutions read `width` channels, into which one of length 1 brings more than one.
+    The three convolutions read `width` channels, into which one of length 1 brings more than one. In the
+    module that reads the input (`is_first`) the layers that do so are called "stem_...".
     """
 
     width: int
     dtype: str
+    is_first: bool
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        narrow = _pointwise(self.width, self.dtype, "bottleneck")(x) if x.shape[-1] > 1 else x
+        stem = "stem_" if self.is_first else ""
+        narrow = _pointwise(self.width, self.dtype, f"{stem}bottleneck")(x) if x.shape[-1] > 1 else x
+        inner = stem if narrow is x else ""
         branches = [
-            layers.Conv(self.width, (kernel,), use_bias=False, dtype=self.dtype, name=f"conv{kernel}")(narrow)
+            layers.Conv(self.width, (kernel,), use_bias=False, dtype=self.dtype, name=f"{inner}conv{kernel}")(
+                narrow
+            )
             for kernel in INCEPTION_KERNELS
         ]
-        largest = _pointwise(self.width, self.dtype, "pool_conv")(_largest_of_three(x))
+        largest = _pointwise(self.width, self.dtype, f"{stem}pool_conv")(_largest_of_three(x))
         joined = jnp.concatenate([*branches, largest], axis=-1)
         return nn.relu(layers.batch_norm(joined, train, name="norm"))
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from mtkd_jax.data.checks import checked, first_line, names_from
+from mtkd_jax.data.checks import as_vector, checked, first_line, names_from, shortened
 from mtkd_jax.types import DataSet, UserError
 
 _KERAS = {  # the same under the names of Keras
@@ -27,6 +27,12 @@ _KERAS = {  # the same under the names of Keras
 _GROUPS = ("train_groups", "val_groups", "test_groups")
 # Bytes that any archive may unpack to, and for each byte of a larger one: images are 1 to 20 times as large.
 _LEAST, _RATIO = 2**26, 100
+_OTHER_FILES = {  # how they begin
+    b"\x93NUMPY": "one array alone; numpy.savez(file, train_images=..., ...) writes several",
+    b"MATLAB": "a MATLAB file; scipy.io.loadmat reads it",
+    b"\x89HDF": "an HDF5 file, as those of MATLAB 7.3 are; h5py reads it",
+    b"\x80": "a pickle, which may run code",
+}
 _IDX_FILES = {  # how the name begins, number of axes
     "train_images": ("train-images", 3),
     "train_labels": ("train-labels", 1),
@@ -35,17 +41,22 @@ _IDX_FILES = {  # how the name begins, number of axes
 }
 
 
-def npz(*, path: str) -> DataSet:
+def npz(*, path: str, layout: str = "") -> DataSet:
     """A NumPy archive with train_images, train_labels, test_images, test_labels (or x_train, y_train, ...).
 
-    Images are [N,h,w,c] or, when grey, [N,h,w]; uint8, or floats that are used as they are; what can only be
-    [N,c,h,w] is turned, and noted. Labels are integers 0..C-1, [N] or [N,1]. May be there as well:
-    `class_names` [C]; val_images and val_labels (or x_val, y_val), which are validated on; train_groups and
-    test_groups [N] (and val_groups), whole numbers or text, equal where the group is. Other arrays are
-    ignored. Nothing is unpickled or written to disk, and an archive that would unpack to more than 64 MiB and
-    100 times its size is refused. Raises `UserError` naming the file and the array.
+    Images are [N,h,w,c] or, when grey, [N,h,w]; uint8, or floats that are used as they are. `layout` "NCHW"
+    says that they are [N,c,h,w], and "NHWC" that they are not; without it what can only be [N,c,h,w] is
+    turned, and noted, and what may be either is refused. Labels are integers 0..C-1, [N], [N,1] or [1,N].
+    May be there as well: `class_names` [C]; val_images and val_labels (or x_val, y_val), which are validated
+    on; train_groups and test_groups [N] (and val_groups), whole numbers or text, equal where the group is.
+    Other arrays are ignored. Nothing is unpickled or written to disk, and an archive that would unpack to
+    more than 64 MiB and 100 times its size is refused. Raises `UserError` naming the file and the array.
     """
+    if layout not in ("", *_LAYOUTS):
+        raise UserError(f"npz: layout = {layout!r}: must be NHWC or NCHW, or '' where the shapes tell")
     found, names = read_npz(path, {*_KERAS, *_KERAS.values(), *_GROUPS, "class_names"})
+    if both := [name for pair in _KERAS.items() if found.keys() >= {*pair} for name in pair]:
+        raise UserError(f"{path}: holds {both[0]} and {both[1]}, which are one; must hold one of them")
     arrays = {ours: found[theirs] for ours, theirs in _KERAS.items() if theirs in found} | found
     parts = ("train", "val", "test") if {"val_images", "val_labels"} & set(arrays) else ("train", "test")
     grouped = any(f"{part}_groups" in arrays for part in parts)
@@ -55,35 +66,28 @@ def npz(*, path: str) -> DataSet:
         if name not in arrays:
             raise UserError(
                 f"{path}: no array {name}{f' (or {_KERAS[name]})' if name in _KERAS else ''}; "
-                f"must hold {', '.join(wanted)}, and holds {', '.join(sorted(names)) or 'nothing'}"
+                f"must hold {', '.join(wanted)}, and holds {shortened(sorted(names))}"
             )
 
-    fields = {name: arrays[name] for name in wanted}
-    for name in (f"{part}_images" for part in parts):
-        if fields[name].ndim == 3:
-            fields[name] = fields[name][..., None]
-    notes = ()
-    if all(_channels_first(fields[f"{part}_images"].shape) for part in parts):
-        notes = ("The images are [N,c,h,w], and were turned to [N,h,w,c].",)
-        for name in (f"{part}_images" for part in parts):
-            fields[name] = np.ascontiguousarray(fields[name].transpose(0, 2, 3, 1))
+    fields = {name: as_vector(arrays[name]) for name in wanted if not name.endswith("images")}
+    images = {name: arrays[name] for name in wanted if name.endswith("images")}
+    layout = layout or _layout(images, len(fields["train_labels"]), path)
+    fields |= {name: _channels_last(array, layout) for name, array in images.items()}
+    turned = layout == "NCHW" and images["train_images"].ndim == 4
     if "val" in parts:
         fields = _with_val_rows(fields, kinds, path)
     if grouped:
         fields |= _coded_groups(fields["train_groups"], fields["test_groups"], path)
     if "class_names" in arrays:
-        if arrays["class_names"].dtype.kind != "U" or arrays["class_names"].ndim != 1:
+        names = as_vector(arrays["class_names"])
+        if names.dtype.kind != "U" or names.ndim != 1:
             raise UserError(f"{path}: class_names: must be a one-dimensional array of text, one name a class")
-        class_names = tuple(arrays["class_names"].tolist())
+        class_names = tuple(names.tolist())
     else:
         class_names = names_from(fields["train_labels"], path)
+    notes = ("The images are [N,c,h,w], and were turned to [N,h,w,c].",) if turned else ()
     dataset = DataSet(name=pathlib.Path(path).stem, class_names=class_names, notes=notes, **fields)
     return checked(dataset, where=path)
-
-
-def _channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether images of this shape can only be [N,c,h,w]: 1, 3 or 4 channels, of more pixels each way."""
-    return len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) > 4
 
 
 def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
@@ -118,6 +122,38 @@ def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
 
 # --- NumPy archives -----------------------------------------------------------------------------------
 
+_LAYOUTS = ("NHWC", "NCHW")
+
+
+def _layout(images: dict[str, np.ndarray], num_train: int, path: str) -> str:
+    """What the axes of images of these shapes are, "NHWC" or "NCHW"; UserError where they may be either.
+
+    Channels are likely few, and height and width alike. What is wrong in another way is "NHWC".
+    """
+    number, *shape = images["train_images"].shape
+    if len(shape) != 3 or number != num_train or any([*a.shape[1:]] != shape for a in images.values()):
+        return "NHWC"
+    first, second, last = shape
+    if last <= 4 or first == second != last:
+        return "NHWC"
+    if (first <= 4 and second == last) or (first in (3, 4) and second > 4):
+        return "NCHW"
+    if first <= 4 or second == last:
+        raise UserError(
+            f"{path}: train_images: shape {(number, *shape)}: may be [N,h,w,c] or [N,c,h,w]; must be told, "
+            "with layout='NHWC' or layout='NCHW'"
+        )
+    return "NHWC"
+
+
+def _channels_last(images: np.ndarray, layout: str) -> np.ndarray:
+    """[N,h,w,c] of images in this layout, or [N,h,w,1] of [N,h,w]."""
+    if images.ndim == 3:
+        return images[..., None]
+    if images.ndim == 4 and layout == "NCHW":
+        return np.ascontiguousarray(np.moveaxis(images, 1, -1))
+    return images
+
 
 def read_npz(path: str, wanted: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
     """Those of the wanted arrays that are in an archive, and the names of all that are.
@@ -128,13 +164,9 @@ def read_npz(path: str, wanted: Collection[str]) -> tuple[dict[str, np.ndarray],
     file = os.path.expanduser(path)
     if not os.path.isfile(file):
         raise UserError(f"data.path = {path!r}: no such file; must be an .npz archive of images and labels")
-    if file.endswith(".npy"):
-        raise UserError(
-            f"{path}: is one array alone; must be an .npz archive, numpy.savez(file, train_images=..., "
-            "train_labels=..., test_images=..., test_labels=...)"
-        )
     arrays, reading = {}, "the list of its arrays"
     try:
+        _check_mark(file)
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             names = set(archive.files)
             members = {
@@ -154,6 +186,15 @@ def read_npz(path: str, wanted: Collection[str]) -> tuple[dict[str, np.ndarray],
             "must be an archive that numpy.savez wrote, without object arrays"
         ) from error
     return arrays, names
+
+
+def _check_mark(file: str) -> None:
+    """Raise ValueError for what is no zip archive: numpy would call it a pickle, and tell how to run it."""
+    with open(file, "rb") as stream:
+        mark = stream.read(6)
+    if not mark.startswith(b"PK"):
+        known = (what for start, what in _OTHER_FILES.items() if mark.startswith(start))
+        raise ValueError(f"it is {next(known, 'no .npz archive')}")
 
 
 def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:

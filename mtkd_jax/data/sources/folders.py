@@ -10,14 +10,14 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.checks import checked, first_line, opened
+from mtkd_jax.data.checks import checked, first_line, opened, shortened
 from mtkd_jax.data.loading import part_of_groups
 from mtkd_jax.types import DataSet, Images, UserError, printable
 
@@ -65,7 +65,7 @@ def folder(
     reading = _reading(image_size, channels, fit, skip_corrupt, stream)
     files, notes = _files_below(root, splits)
     if groups:
-        files = _grouped(files, _inside(root, groups))
+        files = _grouped(files, root, _inside(root, groups))
     files, drawn = _in_parts(files, root, test_fraction, test_from, seed)
     return _dataset(root.resolve().name, files, root, reading, (*notes, *drawn))
 
@@ -84,9 +84,10 @@ def csv(
 ) -> DataSet:
     """A table of image files with the columns path and label, and perhaps split and group.
 
-    The first line names the columns, which are separated by commas, tabs or semicolons. Paths start at the
-    table's folder and stay in it; labels are names; splits are as in `folder`. Other columns are not read.
-    Without splits a test set is drawn, and all else is done, as in `folder`.
+    The first line names the columns, which are separated by commas, tabs, semicolons or bars. Paths start at
+    the table's folder, or are written in full, and stay in it; they may have backslashes. Labels are names;
+    splits are as in `folder`. Other columns are not read, and may be empty. Without splits a test set is
+    drawn, and all else is done, as in `folder`; files that are not there end the run, unless `skip_corrupt`.
     """
     file = pathlib.Path(os.path.expanduser(path))
     if not path or not os.path.isfile(file):
@@ -94,8 +95,11 @@ def csv(
             f"data.path = {path!r}: no such file; must be a table with the columns path and label"
         )
     reading = _reading(image_size, channels, fit, skip_corrupt, stream)
-    files, notes = _in_parts(sorted(_files_of_table(file)), file, test_fraction, test_from, seed)
-    return _dataset(file.stem, files, file.parent, reading, notes)
+    files, notes = _files_of_table(file)
+    if not skip_corrupt:
+        _check_there(files, file)
+    files, drawn = _in_parts(files, file, test_fraction, test_from, seed)
+    return _dataset(file.stem, files, file.parent, reading, (*notes, *drawn))
 
 
 # --- which files --------------------------------------------------------------------------------------
@@ -303,23 +307,48 @@ def _near_part(name: str) -> str:
 # --- tables -------------------------------------------------------------------------------------------
 
 
+_MISSING = ("nan", "none", "null", "na", "n/a", "<na>")  # what programs write where they have no label
+_SYNONYMS = {  # what a column is often called, beside its name
+    "path": ("file", "filename", "filepath", "file_name", "image", "image_path", "img", "id"),
+    "label": ("class", "category", "target", "y"),
+    "group": ("groups", "subject", "patient", "source"),
+}
+
+
 def _inside(root: pathlib.Path, path: str | pathlib.PurePath) -> pathlib.Path:
     """The file of this path below root, also where it is written in full; never one that lies elsewhere.
 
-    A link below root is the user's own and may lead where it wants.
+    A link below root is the user's own and may lead where it wants; root itself may be written by any link.
     """
-    written = os.path.normpath(root.absolute() / path)
-    if "\0" in str(path) or not pathlib.PurePath(written).is_relative_to(os.path.normpath(root.absolute())):
-        raise UserError(f"{root}: {str(path)!r} leads out of this folder; must be a path to a file in it")
-    return root / pathlib.PurePath(written).relative_to(os.path.normpath(root.absolute()))
+    top = os.path.normpath(root.absolute())
+    written = os.path.normpath(os.path.join(top, path))
+    if "\0" not in written:
+        place, name = os.path.split(written)
+        for base, spelt in (
+            (top, written),
+            (os.path.realpath(top), os.path.join(os.path.realpath(place), name)),
+        ):
+            if pathlib.PurePath(spelt).is_relative_to(base):
+                return root / pathlib.PurePath(spelt).relative_to(base)
+    raise UserError(f"{root}: {str(path)!r} leads out of this folder; must be a path to a file in it")
 
 
-def _files_of_table(file: pathlib.Path) -> Iterator[_File]:
-    """The image files that a table lists."""
+def _listed(root: pathlib.Path, entry: str) -> str:
+    """The path below root, with slashes, of a file that a table lists.
+
+    Blanks around the entry are none of it and backslashes are slashes, unless a file is called like that.
+    """
+    spellings = (entry, entry.strip(), entry.strip().replace("\\", "/"))
+    places = (_inside(root, spelt) for spelt in dict.fromkeys(spellings))
+    there = (place for place in places if os.path.exists(place))
+    return (next(there, None) or _inside(root, spellings[-1])).relative_to(root).as_posix()
+
+
+def _files_of_table(file: pathlib.Path) -> tuple[list[_File], list[str]]:
+    """The image files that a table lists, sorted, and notes on them."""
     files = {}
     for where, row in _table(file, ("path", "label"), ("split", "group")):
-        path = _inside(file.parent, row["path"].replace("\\", "/")).relative_to(file.parent).as_posix()
-        part = _part_of(row.get("split", "train"))
+        path, part = _listed(file.parent, row["path"]), _part_of(row.get("split", "train"))
         if not part:
             raise UserError(f"{where}: split {row['split']!r}: must be train, val or test")
         if path in files:
@@ -327,15 +356,31 @@ def _files_of_table(file: pathlib.Path) -> Iterator[_File]:
         files[path] = _File(
             path, _composed(row["label"]), part if "split" in row else "", row.get("group", "")
         )
-    yield from files.values()
+    missing = [one.label for one in files.values() if one.label.lower() in _MISSING]
+    notes = [f"{len(missing)} images are labelled {missing[0]!r}, a class like any other."] if missing else []
+    return sorted(files.values()), notes
 
 
-def _grouped(files: list[_File], file: pathlib.Path) -> list[_File]:
+def _check_there(files: list[_File], file: pathlib.Path) -> None:
+    """Raise UserError where files that a table lists are not there."""
+    absent = [one.path for one in files if not os.path.exists(file.parent / one.path)]
+    if absent:
+        first = file.parent / absent[0]
+        near = [end for end in image_files.SUFFIXES if os.path.exists(f"{first}{end}")]
+        hint = f" (is it {first.name}{near[0]}?)" if near else ""
+        raise UserError(
+            f"{file}: {len(absent)} of {len(files)} images are not there, such as {absent[0]}{hint}; must be "
+            f"paths that start at {file.parent}"
+        )
+
+
+def _grouped(files: list[_File], root: pathlib.Path, file: pathlib.Path) -> list[_File]:
     """The files with the groups that a table gives them."""
-    rows = _table(file, ("path", "group"), ())
-    groups = {
-        pathlib.PurePosixPath(row["path"].replace("\\", "/")).as_posix(): row["group"] for _, row in rows
-    }
+    groups: dict[str, str] = {}
+    for where, row in _table(file, ("path", "group"), ()):
+        path = _listed(root, row["path"])
+        if groups.setdefault(path, row["group"]) != row["group"]:
+            raise UserError(f"{where}: {path} is in group {groups[path]} by an earlier line; must be in one")
     for image in files:
         if image.path not in groups:
             raise UserError(f"{file}: has no line for {image.path}; must give every image a group")
@@ -347,29 +392,40 @@ def _table(
 ) -> list[tuple[str, dict[str, str]]]:
     """Where each line is, and the columns of it that are read, none of them empty.
 
-    Blanks around an entry are none of it. Which sign separates the columns is told by the first line.
+    Blanks around an entry are none of it, unless it is a path, which may have some. Which sign separates the
+    columns is told by the first line.
     """
     try:
         with opened(file, encoding="utf-8-sig", newline="") as stream:
             head = stream.readline()
+            if "\0" in head:
+                raise ValueError("it holds zeros, as UTF-16 does")
             stream.seek(0)
-            reader = tables.reader(stream, delimiter=_delimiter(head, needed))
+            reader = tables.reader(
+                stream, delimiter=_delimiter(head, needed), skipinitialspace=True, strict=True
+            )
             columns = [name.strip() for name in next(reader, [])]
             lines = [
                 (f"{file}: line {reader.line_num}", line) for line in reader if any(map(str.strip, line))
             ]
     except (OSError, ValueError, tables.Error) as error:
-        raise UserError(f"{file}: cannot be read ({first_line(error)}); must be a table in UTF-8") from error
-    _check_columns(file, columns, needed)
+        raise UserError(
+            f"{file}: cannot be read ({first_line(error)}); must be a table in UTF-8, all quotes closed"
+        ) from error
+    _check_columns(file, columns, needed, possible)
     if not lines:
         raise UserError(f"{file}: lists no image; must have a line for each")
     read = [name for name in (*needed, *possible) if name in columns]
     rows = []
     for where, line in lines:
-        if len(line) > len(columns):
+        if any(map(str.strip, line[len(columns) :])):
             raise UserError(f"{where}: has {len(line)} entries for {len(columns)} columns; must have as many")
-        row = {name: entry.strip() for name, entry in zip(columns, line) if name in read}
-        if empty := [name for name in read if not row.get(name)]:
+        row = {
+            name: entry if name == "path" else entry.strip()
+            for name, entry in zip(columns, line)
+            if name in read
+        }
+        if empty := [name for name in read if not row.get(name, "").strip()]:
             raise UserError(
                 f"{where}: must have an entry in each of the columns {', '.join(read)}, {empty[0]} is empty"
             )
@@ -378,25 +434,29 @@ def _table(
 
 
 def _delimiter(head: str, needed: Sequence[str]) -> str:
-    """Comma, tab or semicolon: what makes the needed columns of the first line, else the commonest."""
+    """Comma, tab, semicolon or bar: what makes the needed columns of the first line, else the commonest."""
 
     def columns(sign: str) -> set[str]:
         return {name.strip().strip('"') for name in head.split(sign)}
 
-    return max(",\t;", key=lambda sign: (len(columns(sign) & {*needed}), head.count(sign)))
+    return max(",\t;|", key=lambda sign: (len(columns(sign) & {*needed}), head.count(sign)))
 
 
-def _check_columns(file: pathlib.Path, columns: list[str], needed: Sequence[str]) -> None:
-    twice = [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]
+def _check_columns(
+    file: pathlib.Path, columns: list[str], needed: Sequence[str], possible: Sequence[str]
+) -> None:
+    twice = [name for name in (*needed, *possible) if columns.count(name) > 1]
     if twice:
         raise UserError(f"{file}: has two columns {twice[0]}; must have one of each name")
     for name in needed:
         if name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1)
+            known = (name, *_SYNONYMS[name])
+            near = [one for one in columns if difflib.get_close_matches(one.lower(), known, n=1, cutoff=0.75)]
             hint = f" (is it {near[0]}?)" if near else ""
+            parted = "" if len(columns) > 1 else ", between commas, tabs, semicolons or bars"
             raise UserError(
-                f"{file}: has no column {name}, but {', '.join(columns) or 'none'}{hint}; the first line "
-                f"must name the columns, with {' and '.join(needed)}"
+                f"{file}: has no column {name}, but {shortened(columns)}{hint}; the first line must name the "
+                f"columns, with {' and '.join(needed)}{parted}"
             )
 
 
@@ -463,6 +523,8 @@ def _drawn_test(files: list[_File], where: pathlib.Path, test_fraction: float, s
     try:
         if any(groups):
             return part_of_groups(labels, groups, test_fraction, seed).tolist()
+        if alone := [name for name, number in collections.Counter(labels).items() if number == 1]:
+            raise ValueError(f"{len(alone)} of {len(set(labels))} classes have one image, such as {alone[0]}")
         rows = range(len(files))
         return train_test_split(rows, test_size=test_fraction, stratify=labels, random_state=seed)[1]
     except ValueError as error:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import pathlib
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mtkd_jax.data.checks import checked, first_line, opened
+from mtkd_jax.data.checks import as_vector, checked, first_line, opened
 from mtkd_jax.data.sources.arrays import read_npz
 from mtkd_jax.types import DataSet, UserError
 
@@ -37,7 +38,16 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
         )
     if pad not in ("", "zeros", "last"):
         raise UserError(f"ucr: pad = {pad!r}: must be zeros or last, or '' for series of one length")
-    name, train, test = _from_folder(place, name, pad) if place.is_dir() else _from_archive(path, name)
+    if place.suffix.lower() in (*_ENDINGS, ".txt") and place.is_file():
+        raise UserError(f"data.path = {path!r}: is one file; must be the folder of NAME_TRAIN and NAME_TEST")
+    name, *parts = _from_folder(place, name) if place.is_dir() else _from_archive(path, name)
+    train, test = (_stacked(*part) for part in (_padded(parts, pad) if pad else parts))
+    steps = {part: values.shape[1] for part, (values, _) in (("train", train), ("test", test))}
+    if steps["train"] != steps["test"]:
+        raise UserError(
+            f"{path}: {name}: series of {steps['train']} steps in train and {steps['test']} in test: must be "
+            f"one length; {_PADS}"
+        )
     class_names, train_labels, test_labels = _coded(train.classes, test.classes)
     return checked(
         DataSet(
@@ -52,6 +62,10 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
     )
 
 
+_ENDINGS = (".tsv", ".ts", ".arff")
+_PADS = "pad='zeros' or pad='last' fills up shorter ones"
+
+
 class _Part(NamedTuple):
     """The series of one part of a set, and what the file calls their classes."""
 
@@ -61,6 +75,7 @@ class _Part(NamedTuple):
 
 Row = tuple[int, list[list[str]], str]  # number of the line, values of each channel, class
 Series = tuple[str, list[np.ndarray], str]  # where it stands, values of each channel (NaN: missing), class
+Read = tuple[str, list[Series]]  # a file or array, and the series in it
 
 
 def _coded(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
@@ -92,36 +107,41 @@ def _chosen(name: str, known: Collection[str], where: str) -> str:
 # --- text files ---------------------------------------------------------------------------------------
 
 
-def _from_folder(folder: pathlib.Path, name: str, pad: str) -> tuple[str, _Part, _Part]:
+def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, Read, Read]:
     found: dict[str, pathlib.Path] = {}
-    for ending in ("_TRAIN.tsv", "_TRAIN.ts", "_TRAIN.arff"):
-        for file in sorted([*folder.glob(f"*{ending}"), *folder.glob(f"*/*{ending}")]):
-            found.setdefault(file.name.removesuffix(ending), file)
-    name = _chosen(name, found, str(folder))
-    files = [found[name], found[name].with_name(f"{name}_TEST{found[name].suffix}")]
-    if not pad:
-        return name, *map(_stacked, files, map(_read, files))
-    series = [
-        [(where, _ended(channels), class_name) for where, channels, class_name in _read(f)] for f in files
-    ]
-    longest = max(len(channel) for part in series for _, channels, _ in part for channel in channels)
-    filled = [
-        [
-            (where, [_filled(one, longest, pad) for one in channels], class_name)
-            for where, channels, class_name in part
-        ]
-        for part in series
-    ]
-    return name, *map(_stacked, files, filled)
+    for ending in _ENDINGS:
+        for file in sorted([*folder.glob(f"*_TRAIN{ending}"), *folder.glob(f"*/*_TRAIN{ending}")]):
+            found.setdefault(file.name.removesuffix(f"_TRAIN{ending}"), file)
+    others = [] if found else sorted(file.name for file in folder.glob("*[Tt][Rr][Aa][Ii][Nn]*"))
+    name = _chosen(name, found, f"{folder}{f', which holds {others[0]}' if others else ''}")
+    files = found[name], found[name].with_name(f"{name}_TEST{found[name].suffix}")
+    return name, *((str(file), _read(file)) for file in files)
 
 
-def _ended(channels: list[np.ndarray]) -> list[np.ndarray]:
+def _padded(parts: Sequence[Read], pad: str) -> list[Read]:
+    """All series filled up to the longest of all parts, after the last value that is not missing."""
+    ended = [
+        (file, [(where, _ended(channels, where), class_name) for where, channels, class_name in series])
+        for file, series in parts
+    ]
+    lengths = [len(channel) for _, series in ended for _, channels, _ in series for channel in channels]
+    longest = max(lengths, default=0)
+    return [
+        (file, [(where, [_filled(one, longest, pad) for one in own], name) for where, own, name in series])
+        for file, series in ended
+    ]
+
+
+def _ended(channels: list[np.ndarray], where: str) -> list[np.ndarray]:
     """The channels without the values that are missing at their ends."""
-    return [channel[: np.flatnonzero(~np.isnan(channel)).max(initial=-1) + 1] for channel in channels]
+    ended = [channel[: np.flatnonzero(~np.isnan(channel)).max(initial=-1) + 1] for channel in channels]
+    if not all(map(len, ended)):
+        raise UserError(f"{where}: a channel without a value: must have one at least to be filled up")
+    return ended
 
 
 def _filled(channel: np.ndarray, length: int, pad: str) -> np.ndarray:
-    end = channel[-1] if pad == "last" and len(channel) else 0.0
+    end = channel[-1] if pad == "last" else 0.0
     return np.concatenate([channel, np.full(length - len(channel), end)])
 
 
@@ -129,7 +149,11 @@ def _read(file: pathlib.Path) -> list[Series]:
     rows = {".tsv": _tsv_rows, ".ts": _ts_rows, ".arff": _arff_rows}[file.suffix]
     try:
         with opened(file, encoding="utf-8-sig") as lines:
-            filled = ((n, line.rstrip("\r\n")) for n, line in enumerate(lines, start=1) if line.strip())
+            filled = (
+                (n, line.rstrip("\r\n"))
+                for n, line in enumerate(lines, start=1)
+                if line.strip() and not line.startswith(("#", "%"))
+            )
             return [_parsed(file, row) for row in rows(file, filled)]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -140,6 +164,8 @@ def _read(file: pathlib.Path) -> list[Series]:
 def _tsv_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
     for number, line in lines:
         class_name, *values = line.split("\t")
+        if not values:
+            raise UserError(f"{file}, line {number}: no tab: must be the class and the values, between tabs")
         yield number, [values], class_name
 
 
@@ -164,15 +190,25 @@ def _ts_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[R
 
 def _arff_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
     """The rows after @data; of several channels they stand in quotes, parted by a backslash and an n."""
+    last = ""
     for _, line in lines:
         if line.strip().lower() == "@data":
             break
+        if line.strip().lower().startswith("@attribute"):
+            last = line
     else:
         raise UserError(f"{file}: no line @data: must stand between the header and the series")
+    if "{" not in last:
+        raise UserError(f"{file}: the last attribute has no values in braces: must be the class")
     for number, line in lines:
-        values, _, class_name = line.rpartition(",")
+        values, class_name = _ARFF_ROW.fullmatch(line).groups()
+        if values.startswith("{"):
+            raise UserError(f"{file}, line {number}: a sparse row: must hold all values")
         channels = values.strip().strip("'\"").split("\\n")
         yield number, [channel.split(",") for channel in channels], class_name.strip().strip("'\"")
+
+
+_ARFF_ROW = re.compile(r"""(.*?),?(\s*'[^']*'\s*|\s*"[^"]*"\s*|[^,]*)""")  # values, and a class after a comma
 
 
 def _parsed(file: pathlib.Path, row: Row) -> Series:
@@ -183,12 +219,12 @@ def _parsed(file: pathlib.Path, row: Row) -> Series:
         values = [np.array([_spelt(value) for value in channel], np.float64) for channel in channels]
     except ValueError as error:
         raise UserError(f"{where}: {first_line(error)}; must be values and a class") from error
-    if not class_name.strip():
+    if class_name.strip().lower() in ("", "?", "nan"):
         raise UserError(f"{where}: no class: must name the class of the series")
     return where, values, class_name.strip()
 
 
-def _stacked(file: pathlib.Path, rows: Sequence[Series]) -> _Part:
+def _stacked(file: str, rows: Sequence[Series]) -> _Part:
     """All series of a file; each must be as long as the first and have as many channels."""
     if not rows:
         raise UserError(f"{file}: holds no series: must hold one a line")
@@ -200,23 +236,25 @@ def _stacked(file: pathlib.Path, rows: Sequence[Series]) -> _Part:
             raise UserError(
                 f"{where}: {missing} values are missing: must all be there, or at the end with pad='zeros'"
             )
+        if len(lengths) != len(first):
+            raise UserError(f"{where}: {len(lengths)} channels: must be as many as before, {len(first)}")
         if lengths != first or not any(lengths):
             raise UserError(
                 f"{where}: channels of {lengths} values: must be one length in all series, here {first}; "
-                "pad='zeros' or pad='last' fills up shorter ones"
+                f"{_PADS}"
             )
     stacked = np.array([values for _, values, _ in rows]).transpose(0, 2, 1)
     return _Part(stacked, np.array([class_name for *_, class_name in rows]))
 
 
 def _spelt(value: str) -> str:
-    return "nan" if value.strip() == "?" else value
+    return "nan" if value.strip() in ("", "?") else value
 
 
 # --- NumPy archives -----------------------------------------------------------------------------------
 
 
-def _from_archive(path: str, name: str) -> tuple[str, _Part, _Part]:
+def _from_archive(path: str, name: str) -> tuple[str, Read, Read]:
     _, there = read_npz(path, ())
     known = {array.removesuffix("/train_x") for array in there if array.endswith("/train_x")}
     name = _chosen(name, known, path)
@@ -225,13 +263,19 @@ def _from_archive(path: str, name: str) -> tuple[str, _Part, _Part]:
     for array in wanted:
         if array not in arrays:
             raise UserError(f"{path}: no array {array}: must hold {', '.join(wanted)}")
-    train_x, train_y, test_x, test_y = (arrays[array] for array in wanted)
     names = arrays.get(f"{name}/classes")
-    return (
-        name,
-        _Part(_values(train_x, wanted[0], path), _named(train_y, names, wanted[1], path)),
-        _Part(_values(test_x, wanted[2], path), _named(test_y, names, wanted[3], path)),
+    return name, *(
+        _series_of(path, x, _values(arrays[x], x, path), _named(arrays[y], names, y, path))
+        for x, y in (wanted[:2], wanted[2:])
     )
+
+
+def _series_of(path: str, array: str, values: np.ndarray, classes: np.ndarray) -> Read:
+    """[N,T,C] and [N] as series one by one."""
+    if len(values) != len(classes):
+        raise UserError(f"{path}: {array}: {len(values)} series and {len(classes)} classes: must be as many")
+    rows = enumerate(zip(values, classes.tolist()))
+    return path, [(f"{path}: {array}[{n}]", list(series.T), class_name) for n, (series, class_name) in rows]
 
 
 def _values(array: np.ndarray, name: str, path: str) -> np.ndarray:
@@ -242,8 +286,13 @@ def _values(array: np.ndarray, name: str, path: str) -> np.ndarray:
 
 def _named(labels: np.ndarray, names: np.ndarray | None, array: str, path: str) -> np.ndarray:
     """The labels as text [N]; where the archive names classes 0..C-1, by these names."""
+    labels = as_vector(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "fiuU":
-        raise UserError(f"{path}: {array}: {labels.dtype} {labels.shape}: must be one class a series, [N]")
+        raise UserError(
+            f"{path}: {array}: {labels.dtype} {labels.shape}: must be one class a series, [N] numbers or text"
+        )
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise UserError(f"{path}: {array}: {np.count_nonzero(np.isnan(labels))} are NaN: must name the class")
     if names is None:
         return labels.astype(str)
     in_range = labels.dtype.kind in "iu" and (

@@ -1,0 +1,61 @@
+"""`mtkd COMMAND ...`, and `python -m mtkd_jax COMMAND ...`: every command line of the package under one name.
+
+They are the same as `python -m mtkd_jax.main`, `.report` and so on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mtkd_jax import terminal
+
+
+class Command(NamedTuple):
+    module: str  # whose `main` answers it
+    what: str
+    example: str
+
+
+COMMANDS = {
+    "run": Command("main", "train, compare and report", "--config=digits --workdir=runs/digits"),
+    "report": Command("report", "rebuild the report of a run, or merge several", "runs/digits"),
+    "data": Command("data.overview", "look at data before anything is trained on it", "npz --path mine.npz"),
+    "predict": Command("predict", "ask an exported student", "--student runs/digits/student photos/"),
+    "fusion": Command("laboratory", "compare rules of fusion on a finished run", "runs/digits"),
+    "benchmark": Command("benchmark.__main__", "measure what the engine costs", "members --quick"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what a command says with the arguments behind it; returns its exit code."""
+    terminal.begin()
+    command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if command not in COMMANDS:
+        return terminal.answer(lambda: _without_command(command))
+    module = importlib.import_module(f"mtkd_jax.{COMMANDS[command].module}")
+    return module.main([f"mtkd {command}", *arguments] if command == "run" else arguments)
+
+
+def _without_command(asked: str) -> None:
+    if asked in ("--help", "-h"):
+        print(_usage())
+        return
+    from mtkd_jax import __version__
+    from mtkd_jax.spelling import hint
+    from mtkd_jax.types import UserError
+
+    if asked != "--version":
+        raise UserError(f"there is no command {asked!r}{hint(asked, COMMANDS)}")
+    print(__version__)
+
+
+def _usage() -> str:
+    lines = [f"  {command.what}:\n      mtkd {name} {command.example}" for name, command in COMMANDS.items()]
+    return "\n".join(["mtkd COMMAND ...", *lines, "mtkd COMMAND --help shows what a command takes."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
