@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,18 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
         return result
 
 
-def costs(config: ConfigDict) -> list[forecast.Cost]:
+def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:
     """What `run` would cost, stage by stage: FLOPs, bytes and seconds; nothing is trained or written.
 
-    Raises UserError as `run` does.
+    By formula, in seconds; timed, every stage is compiled and runs a few steps. Raises UserError as `run`
+    does, when the first stage is asked for.
     """
     configuration.validate(config)
     mesh.check_precision()
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     stages, borrowed, _ = planned(config, split)
-    return plan.costs(stages, borrowed)
+    yield from plan.costs(stages, borrowed, timed)
 
 
 def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tuple[str, ...]]:

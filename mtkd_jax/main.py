@@ -21,6 +21,7 @@ from mtkd_jax.types import UserError
 USAGE = (
     "python -m mtkd_jax.main --config=NAME|FILE.py[:VARIANT] --workdir=FOLDER|--plan [--config.a.b=value ...]"
 )
+PLANS = ("estimated", "timed")  # --plan alone is the first
 EXAMPLES = """\
 Train, compare and report; the same command goes on where it was interrupted:
 
@@ -30,7 +31,7 @@ Train, compare and report; the same command goes on where it was interrupted:
         --config.model.name='cnn(widths=(32, 64))' --config.students.modes=mimic_all,logits.dkd \\
         --config.students.alphas=0,0.5 --config.data.augment.flip \\
         --config.students.arguments="{'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}"
-    python -m mtkd_jax.main --config=digits --plan        what it would cost
+    python -m mtkd_jax.main --config=digits --plan        what it would cost; --plan=timed: from timed steps
     python -m mtkd_jax.main --list                        every mode, rule, model, source and plan
     python -m mtkd_jax.main --list logits.dkd             all that is known of one of them
 
@@ -57,7 +58,7 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     _prepare(options.config, options.processes)
     if options.plan:
-        return _plan(options.config)
+        return _plan(options.config, options.plan)
     from mtkd_jax import mesh
 
     with mesh.together(), interrupts.listening():
@@ -71,7 +72,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config")
     parser.add_argument("--workdir")
     parser.add_argument("--list", nargs="?", const="", metavar="NAME")
-    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--plan", nargs="?", const=PLANS[0])
     parser.add_argument("--processes", default="", metavar="auto|PLACE/NUMBER@HOST:PORT")
     parser.add_argument("--help", "-h", action="store_true")
     options, surplus = parser.parse_known_args(others)
@@ -86,6 +87,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _require(options: argparse.Namespace) -> None:
+    if options.plan not in (None, *PLANS):
+        raise UserError(f"--plan={options.plan} must be one of {', '.join(PLANS)}{hint(options.plan, PLANS)}")
     for name in ("config",) if options.plan else ("config", "workdir"):
         if getattr(options, name) is None:
             raise UserError(f"--{name} is missing; usage: {USAGE}")
@@ -112,12 +115,16 @@ def _prepare(config: ConfigDict, processes: str) -> None:
     workdir.use_compile_cache()
 
 
-def _plan(config: ConfigDict) -> int:
+def _plan(config: ConfigDict, how: str) -> int:
+    terminal.tell("mtkd_jax: reading the data, tracing every stage")
     from mtkd_jax import experiment, tables
 
-    stages = [cost._asdict() for cost in experiment.costs(config)]
+    stages = []
+    for cost in experiment.costs(config, timed=how == "timed"):
+        stages.append(cost._asdict())
+        terminal.tell(f"mtkd_jax: {tables.cost_line(stages[-1])}")
     terminal.console().print(tables.drawn(*tables.costs(stages)))
-    print("Of training alone, without compiling; evaluation and report come on top.")
+    print(tables.costs_caption(stages))
     return 0
 
 

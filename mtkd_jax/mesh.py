@@ -268,9 +268,10 @@ def _tell_of_a_violent_end() -> None:
     It does so from a thread of its own, with a hundred lines of C++, and no handler of Python's is called; so
     a process beside this one says it.
     """
+    who = f"mtkd_jax: process {jax.process_index()} of {jax.process_count()}"
     line = (
-        f"mtkd_jax: process {jax.process_index()} of {jax.process_count()} was ended, for another one died or "
-        "it was killed; give all their commands again: they go on from what is saved"
+        f"{who} was ended, for another one died or it was killed; give all their commands again: they go on "
+        "from what is saved"
     )
     watcher = subprocess.Popen(
         [sys.executable, "-SEc", WATCHER, line], stdin=subprocess.PIPE, start_new_session=True

@@ -7,7 +7,7 @@ Generations, assistant chains and hint-then-distil (schemes.py) are longer lists
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,18 +186,23 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
 
 def _traced(job: Job) -> Fitted:
     """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
-    program, num_members = job.program._replace(layout=Layout("map")), len(job.names)
+    program, zeros = job.program._replace(layout=Layout("map")), _zeros(job)
 
     def first_step(variables, keys, *arguments):
         states = step.init_state(program, variables, keys, job.lessons)
         return step.make_step(program)(states, *arguments, job.lessons)
 
-    of_one = jax.eval_shape(program.model.init, job.init_keys[0], job.image)
-    zeros = jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
-    jax.eval_shape(first_step, zeros, job.init_keys, job.hyper, job.order(0)[0], np.int32(0))
-    return Fitted(
-        Population(program.model, zeros, job.hyper, job.names), np.zeros(num_members, np.float32), (), 0.0
-    )
+    variables = zeros.population.variables
+    jax.eval_shape(first_step, variables, job.init_keys, job.hyper, job.order(0)[0], np.int32(0))
+    return zeros
+
+
+def _zeros(job: Job) -> Fitted:
+    model, num_members = job.program.model, len(job.names)
+    of_one = jax.eval_shape(model.init, job.init_keys[0], job.image)
+    variables = jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
+    trained = Population(model, variables, job.hyper, job.names)
+    return Fitted(trained, np.zeros(num_members, np.float32), (), 0.0)
 
 
 def run(
@@ -230,14 +235,21 @@ def left_out(name: str, fitted: Fitted) -> str:
     return f"{name}: {', '.join(fitted.lost)} left out, the loss was not finite"
 
 
-def costs(plan: Plan, done: Done | None = None) -> list[forecast.Cost]:
-    """What every stage would cost; nothing is trained, later stages are given untrained teachers."""
-    done, cache, found = dict(done or {}), {}, []
+def costs(plan: Plan, done: Done | None = None, timed: bool = False) -> Iterator[forecast.Cost]:
+    """What every stage would cost, one after the other; nothing is trained.
+
+    By formula, with zeros for what earlier stages train. Timed, later stages are given untrained networks.
+    """
+    done, cache = dict(done or {}), {}
     for stage in plan:
-        job = teacher_cache.filled(stage.make(done), cache)
-        found.append(forecast.cost(job))
-        done[stage.name] = untrained(job)
-    return found
+        if timed:
+            job = teacher_cache.filled(stage.make(done), cache)
+            yield forecast.timed(job)
+            done[stage.name] = untrained(job)
+        else:
+            job = teacher_cache.outlined((stage.outline or stage.make)(done))
+            yield forecast.estimated(job, forecast.this_machine())
+            done[stage.name] = _zeros(job)
 
 
 def _trained(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint_seconds: float) -> Fitted:

@@ -37,6 +37,17 @@ DETECTION_CAPTION = (
     "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
     "validation; means over seeds or members."
 )
+ESTIMATED_CAPTION = (
+    "~: estimated, seconds from the FLOPs at the rate of one matrix product here and from the memory "
+    "traffic of the state. --plan=timed compiles every stage and runs some steps. "
+)
+TIMED_CAPTION = (
+    "FLOPs of the networks by formula, memory as the compiler plans it, seconds from steps that ran. "
+)
+COSTS_CAPTION = (
+    "Of training steps alone: compiling, validation, teachers whose answers are kept, evaluation and report "
+    "come on top."
+)
 MERGED_TITLES = {
     "teacher": "Teachers, alone",
     "ensemble": "All teachers, fused",
@@ -239,7 +250,8 @@ def teacher_values(study: dict) -> Sheet:
 
 def costs(stages: Sequence[Mapping]) -> Sheet:
     """(header, cells): what every stage of a run would cost, from the fields of `forecast.Cost`."""
-    header = ["stage", "M", "params", "steps", "FLOPs", "memory", "s", "layout"]
+    mark = "" if stages[0]["timed"] else " ~"  # by formula alone
+    header = ["stage", "M", "params", "steps", "FLOPs", f"memory{mark}", f"s{mark}", "layout"]
     total = sum(stage["flops"] for stage in stages), sum(stage["seconds"] for stage in stages)
     cells = [
         [
@@ -256,6 +268,19 @@ def costs(stages: Sequence[Mapping]) -> Sheet:
         for stage in stages
     ]
     return header, [*cells, ["all", *[""] * 3, _short_count(total[0]), "", f"{total[1]:.1f}", ""]]
+
+
+def cost_line(stage: Mapping) -> str:
+    """One stage's cost as a line, for whoever waits for the table."""
+    return (
+        f"{stage['stage']}: {_short_count(stage['flops'])} FLOPs, {_short_count(stage['num_bytes'])}B, "
+        f"{'' if stage['timed'] else 'about '}{stage['seconds']:.1f} s"
+    )
+
+
+def costs_caption(stages: Sequence[Mapping]) -> str:
+    """What stands in the table, and what does not."""
+    return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION) + COSTS_CAPTION
 
 
 def drawn(header: Sequence[str], cells: Cells) -> Table:

@@ -32,25 +32,46 @@ def filled(job: Job, cache: Cache) -> Job:
     "auto" keeps float32 where the method reads logits alone and memory allows. Asked for by name, a cache
     that cannot be had raises UserError.
     """
-    if job.teacher_cache == "off" or not job.program.teachers:
+    how = _how(job)
+    if how is None:
         return job
-    by = "example" if _is_identity(job) else "step"
-    dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)
-    reason = _why_not(job, by, dtype)
-    if reason and job.teacher_cache == "auto":
-        return job
-    if reason:
-        raise UserError(
-            f"config.runtime.teacher_cache: {job.teacher_cache} cannot be: {reason}; set it to auto"
-        )
+    by, dtype = how
     key = _digest(job, by, dtype)
     if key not in cache:
         cache.clear()  # one at a time: stages that share one follow each other
         cache[key] = _narrowed(_asked(job, by), dtype)
-    program = job.program._replace(said_by=by)
-    return dataclasses.replace(
-        job, program=program, lessons=dataclasses.replace(job.lessons, said=cache[key])
-    )
+    return _with(job, by, cache[key])
+
+
+def outlined(job: Job) -> Job:
+    """The job as `filled` leaves it, but that nobody is asked: zeros stand for the logits."""
+    how = _how(job)
+    if how is None:
+        return job
+    by, dtype = how
+    shape = (_num_teachers(job), _num_rows(job, by), job.program.model.module.task.num_classes)
+    return _with(job, by, np.broadcast_to(np.zeros((), dtype), shape))
+
+
+def _how(job: Job) -> tuple[str, np.dtype] | None:
+    """By what logits are kept, and in which precision; None where they are not."""
+    if job.teacher_cache == "off" or not job.program.teachers:
+        return None
+    by = "example" if _is_identity(job) else "step"
+    dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)
+    reason = _why_not(job, by, dtype)
+    if reason and job.teacher_cache == "auto":
+        return None
+    if reason:
+        raise UserError(
+            f"config.runtime.teacher_cache: {job.teacher_cache} cannot be: {reason}; set it to auto"
+        )
+    return by, dtype
+
+
+def _with(job: Job, by: str, said: Array) -> Job:
+    lessons = dataclasses.replace(job.lessons, said=said)
+    return dataclasses.replace(job, program=job.program._replace(said_by=by), lessons=lessons)
 
 
 def _is_identity(job: Job) -> bool:
@@ -65,13 +86,16 @@ def _why_not(job: Job, by: str, dtype: np.dtype) -> str:
         return f"{more[0]} reads more of the teachers than the logits of the frozen ones"
     if job.images is not None:
         return "the images are read when they are asked for"
-    num_rows = len(job.lessons.examples.label) if by == "example" else job.num_steps * job.order(0).shape[-1]
     num_classes = program.model.module.task.num_classes
-    needed = _num_teachers(job) * num_rows * num_classes * dtype.itemsize
+    needed = _num_teachers(job) * _num_rows(job, by) * num_classes * dtype.itemsize
     limit = SHARE_OF_MEMORY * forecast.memory_limit()
     if needed > limit:
         return f"it needs {needed / 2**20:.0f} MiB, {limit / 2**20:.0f} MiB are there for it"
     return ""
+
+
+def _num_rows(job: Job, by: str) -> int:
+    return len(job.lessons.examples.label) if by == "example" else job.num_steps * job.order(0).shape[-1]
 
 
 def _num_teachers(job: Job) -> int:

@@ -77,7 +77,7 @@ def test_a_timed_step_leaves_the_job_as_it_was():
 
 def test_the_card_covers_every_stage():
     config = small.config(**{"students.modes": ("output_avg", "supernet"), "train.epochs": 1})
-    costs = experiment.costs(config)
+    costs = list(experiment.costs(config, timed=True))
     assert [cost.stage for cost in costs] == [
         "teachers-mlp-hidden-8",
         "fuser-logits",
@@ -85,6 +85,28 @@ def test_the_card_covers_every_stage():
     ]
     assert costs[0].num_members == 3 and costs[0].num_params == 16 * 8 + 8 + 8 * 4 + 4
     assert all(cost.flops > 0 and cost.num_bytes > 0 and cost.seconds > 0 for cost in costs)
+
+
+def test_an_estimate_compiles_no_stage_and_has_the_counts_of_the_timed_card():
+    config = small.config(**{"students.modes": ("output_avg", "supernet"), "train.epochs": 1})
+    forecast.this_machine()  # its products are compiled
+    with small.compilations() as said:
+        estimated = list(experiment.costs(config))
+    assert not [line for line in said if "training" in line or "step" in line]
+    for one, other in zip(estimated, experiment.costs(config, timed=True), strict=True):
+        fields = ("stage", "num_members", "num_params", "num_steps", "flops")
+        assert [getattr(one, name) for name in fields] == [getattr(other, name) for name in fields]
+        assert one.seconds > 0 and one.num_bytes > 0 and (one.timed, other.timed) == (False, True)
+
+
+def test_estimated_seconds_are_products_and_traffic_by_hand():
+    found = job()
+    machine = forecast.Machine(flops=1e9, num_bytes=1e30)
+    assert forecast.estimated_seconds(found, machine) == pytest.approx(forecast.flops(found) / 1e9)
+    twice = forecast.estimated_seconds(found, forecast.Machine(flops=2e9, num_bytes=1e30))
+    assert twice == pytest.approx(forecast.flops(found) / 2e9)
+    by_traffic = forecast.estimated_seconds(found, forecast.Machine(flops=1e30, num_bytes=1e9))
+    assert by_traffic == pytest.approx(forecast.estimated_seconds(found, forecast.Machine(1e30, 2e9)) * 2)
 
 
 def test_a_part_keeps_every_second_batch_order():

@@ -86,7 +86,7 @@ def test_64_bits_are_refused_before_any_work(tmp_path):
     with jax.enable_x64(True), pytest.raises(UserError, match="unset JAX_ENABLE_X64"):
         experiment.run(small.config(), tmp_path / "run", quiet=True)
     with jax.enable_x64(True), pytest.raises(UserError, match="unset JAX_ENABLE_X64"):
-        experiment.costs(small.config())
+        next(experiment.costs(small.config()))
     assert not (tmp_path / "run").exists()
 
 
