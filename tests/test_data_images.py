@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import pathlib
+import socket
 import struct
 import threading
 import warnings
@@ -42,7 +45,7 @@ def refused(path, **arguments):
 # --- pixels -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "dib", "ppm", "tif", "webp"])
 def test_lossless_files_are_read_as_they_are(tmp_path, suffix):
     options = {"lossless": True, "exact": True} if suffix == "webp" else {}
     file = written(tmp_path / f"a.{suffix}", COLOUR, **options)
@@ -91,11 +94,11 @@ def test_a_palette_is_looked_up_and_its_transparent_entry_is_white(tmp_path):
         np.testing.assert_array_equal(read(tmp_path / f"{name}.png", shape=(6, 9, 3)), want[index])
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_sixteen_bits_keep_their_upper_eight(tmp_path, suffix):
     deep = (GREY.astype(np.uint16) << 8) + 255 - GREY
     file = written(tmp_path / f"deep.{suffix}", deep)
-    assert mode_of(file).startswith("I;16")
+    assert mode_of(file).startswith("I;16") or suffix == "pgm"
     np.testing.assert_array_equal(read(file, shape=(6, 9, 1))[..., 0], GREY)
     assert shape_of(file) == (6, 9, 1)
 
@@ -251,7 +254,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 6\n%%EndComments\ns
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "not an image; must be one of BMP, GIF, JPEG, PNG, TIFF, WEBP"),
+        (b"", "not an image; must be one of BMP, DIB, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
         (b"one line of text\n", "not an image; must be one of "),
         (POSTSCRIPT, "not an image; must be one of "),
         (png_of(9, 6), "cannot be read ("),
@@ -276,6 +279,54 @@ def test_a_bomb_that_pillow_only_warns_of_is_refused(tmp_path):
     with warnings.catch_warnings(action="ignore"):
         assert refused(file).startswith(f"{file}: more than 80_000_000 pixels")
     assert images.MOST_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path, monkeypatch, kind, is_linked):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    file = tmp_path / "a.png"
+    place = tmp_path / "place" if is_linked else file
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(place.name)
+    else:
+        place = pathlib.Path(os.devnull)
+        is_linked = True
+    if is_linked:
+        file.symlink_to(place)
+    assert refused(file) == f"{file}: no regular file; must be an image"
+    with pytest.raises(UserError, match="no regular file"):
+        shape_of(file)
+
+
+def test_a_path_that_cannot_be_one():
+    assert refused("a\0.png").startswith("a\\x00.png: cannot be read (embedded null byte)")
+    assert refused("a" * 300 + ".png").startswith("aaa")
+
+
+def test_the_files_below_a_folder_are_found_once_and_none_of_the_system(tmp_path):
+    for path in ("b/1.PNG", "b/c/2.jfif", "3.txt", ".x/4.png", "b/._5.png", "__MACOSX/6.png", "b/Thumbs.db"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    (tmp_path / "b/up").symlink_to(tmp_path)
+    (tmp_path / "b/loop").symlink_to("loop")
+    found = [path.relative_to(tmp_path).as_posix() for path in images.files_below(tmp_path)]
+    assert found == ["3.txt", "b/1.PNG", "b/c/2.jfif", "b/loop"]
+    assert images.below(tmp_path) == [tmp_path / "b/1.PNG", tmp_path / "b/c/2.jfif"]
+    assert images.listed(tmp_path / "b") == (["c", "up"], ["1.PNG", "loop"])
+    with pytest.raises(
+        UserError, match="none: cannot be read \\(No such file or directory\\); must be a folder"
+    ):
+        images.below(tmp_path / "none")
+
+
+def test_every_ending_is_read_by_a_format(tmp_path):
+    """No file is taken for an image by its name and then for none by its content."""
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in images.SUFFIXES} <= set(images._FORMATS)
 
 
 def test_missing_files_and_folders(tmp_path):

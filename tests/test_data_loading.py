@@ -132,7 +132,9 @@ def test_split_refuses_the_impossible_in_one_line(num_train, val_fraction, said)
 
 
 def test_split_refuses_a_class_with_a_single_example():
-    with pytest.raises(UserError, match=r"no example of class 1 \(1\) for training, of 1"):
+    with pytest.raises(
+        UserError, match=r"class 1 \(1\) has 1 training example; must have 2, one to validate on"
+    ):
         loading.split(dataset_of([0] * 20 + [1]), num_train=0, val_fraction=0.2, seed=0)
 
 
@@ -412,3 +414,44 @@ def test_a_window_holds_the_rows_of_its_indices_and_has_one_size():
         np.testing.assert_array_equal(found.image[local].squeeze(), indices)
         np.testing.assert_array_equal(found.label[local], indices)
         np.testing.assert_array_equal(found.labelled[local], indices % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"val_rows": np.array([0, 1])},
+            "made: the validation set that the data brings leaves no example of class 1 (cat) for "
+            "validation; must hold some, not all",
+        ),
+        (
+            {"val_rows": np.array([0, 4, 5, 6, 7])},
+            "made: the validation set that the data brings leaves no example of class 1 (cat) for training; "
+            "must hold some, not all",
+        ),
+        (
+            {"train_labels": np.array([0, 0, 0, 0, 0, 0, 0, 1], np.int32)},
+            "made: class 1 (cat) has 1 training example; must have 2, one to validate on",
+        ),
+        (
+            # A quarter is one of these groups, and each holds one class.
+            {"train_groups": np.array([0, 0, 1, 1, 2, 2, 3, 3]), "test_groups": np.array([4, 4])},
+            "val_fraction = 0.25: leaves no example of class 0 (bee) for validation, of 4; groups stay "
+            "whole: must be larger, or the class in more groups, or data.split random",
+        ),
+    ],
+    ids=["not in val", "all in val", "one example", "groups"],
+)
+def test_what_leaves_a_part_without_a_class_is_named(fields, said):
+    images = np.zeros((8, 2, 2, 1), np.uint8)
+    made = {
+        "name": "made",
+        "class_names": ("bee", "cat"),
+        "train_images": images,
+        "train_labels": np.arange(8, dtype=np.int32) // 4,
+        "test_images": images[:2],
+        "test_labels": np.arange(2, dtype=np.int32),
+    }
+    with pytest.raises(UserError) as caught:
+        loading.split(DataSet(**made | fields), num_train=0, val_fraction=0.25, seed=0)
+    assert said in str(caught.value) and "\n" not in str(caught.value)

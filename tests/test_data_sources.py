@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import shutil
 import struct
 import sys
@@ -16,9 +17,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from mtkd_jax.data import streams
+from mtkd_jax.data.sources.archives import cifar10
 from mtkd_jax.data.sources.arrays import idx, npz
 from mtkd_jax.data.sources.embedded import digits, synthetic
+from mtkd_jax.data.sources.folders import csv, folder
 from mtkd_jax.data.sources.prepared import tfds
+from mtkd_jax.data.sources.series import ucr
 from mtkd_jax.types import UserError
 
 
@@ -629,6 +633,10 @@ def test_npz_parts_of_two_scales_are_refused_and_bits_are_noted(tmp_path):
     bits = (images > 0.5).astype(np.uint8)
     np.savez(tmp_path / "made.npz", train_images=bits, test_images=bits, **arrays)
     assert npz(path=str(tmp_path / "made.npz")).notes[0].startswith("The images hold nothing but 0 and 1")
+    for largest, noted in ((15, ("The images hold nothing above 15, where uint8 is read as 0",)), (16, ())):
+        np.savez(tmp_path / "made.npz", train_images=bits * largest, test_images=bits * largest, **arrays)
+        notes = npz(path=str(tmp_path / "made.npz")).notes
+        assert len(notes) == len(noted) and all(map(str.startswith, notes, noted))
 
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e20, 3e38])
@@ -1004,3 +1012,16 @@ def test_tfds_without_tensorflow_says_what_is_prepared_for_it_alone(tiny_builder
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="mtkd_tiny_photos': cannot be read .*; prepare it once, with"):
         tfds(name="mtkd_tiny_photos")
+
+
+def test_pipes_and_paths_that_cannot_be_ones_are_one_line_whatever_the_source(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "set").mkdir()
+    for name in ("A_TRAIN.ts", "A_TEST.ts", "data_batch_1", "train-images-idx3-ubyte", "x.npz"):
+        os.mkfifo(tmp_path / "set" / name)
+    for source in (npz, idx, ucr, cifar10, folder, csv):
+        for path in ("a\0b", "a" * 300, str(pipe), str(tmp_path / "set"), str(tmp_path / "set/x.npz")):
+            with pytest.raises(UserError) as caught:
+                source(path=path)
+            assert str(caught.value).isprintable()

@@ -741,3 +741,202 @@ def test_groups_by_paths_in_full_and_in_two_groups(tmp_path):
     table(tmp_path / "full.csv", [*full, (paths[0], "5")], ("path", "group"))
     message = refused(folder, tmp_path, groups="full.csv")
     assert message.endswith("line 20: bee/00.png is in group 0 by an earlier line; must be in one")
+
+
+# --- folders as they come -----------------------------------------------------------------------------
+
+
+def classes(root, *names, num=5):
+    """A folder of `num` images for each of the names."""
+    for label, name in enumerate(names):
+        for n in range(num):
+            put(root, f"{name}/{n}.png", 10 * label + n)
+
+
+def sizes(found):
+    return (
+        len(found.train_labels),
+        0 if found.val_rows is None else len(found.val_rows),
+        len(found.test_labels),
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train_data", "eval", "test-images"),
+        ("Training Set", "DEV", "TestSet"),
+        ("training", "Valid", "testing"),
+    ],
+)
+def test_words_around_that_of_a_split_do_not_matter(tmp_path, names):
+    for name in names:
+        classes(tmp_path / name, "bee", "cat", num=2)
+    found = folder(path=str(tmp_path))
+    assert (found.class_names, sizes(found), found.notes) == (("bee", "cat"), (8, 4, 4), ())
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        (
+            ("seg_train/bee", "seg_train/cat", "seg_test/bee", "seg_test/cat", "seg_pred"),
+            ": the folders seg_test and seg_train hold folders, no image: splits must be called train, val "
+            "and test (did you mean test by seg_test?) (did you mean train by seg_train?); with splits=False",
+        ),
+        (
+            ("trian/bee", "trian/cat", "tset/bee"),
+            " (did you mean train by trian?) (did you mean test by tset?)",
+        ),
+        (("train/bee", "Training/bee"), ": the folders Training and train both mean train; must be called"),
+        (("val/bee", "dev/bee", "train/bee"), ": the folders dev and val both mean val; must be called"),
+        (("bee/train", "bee/test", "cat"), "/cat: holds no splits, as other classes do; must hold train and"),
+        (
+            ("bee/train", "bee/test", "bee/more"),
+            "/bee: holds the folders test and more: must hold splits (train",
+        ),
+        (
+            ("bus", "car", "train"),
+            ": holds the folders train and bus: must hold splits (train, val, test) or",
+        ),
+        (
+            ("bee/left", "bee/right", "cat/left", "cat/right"),
+            ": the folders bee and cat hold the same folders",
+        ),
+    ],
+)
+def test_folders_that_may_be_splits_are_not_taken_for_classes_unless_told(tmp_path, places, said):
+    classes(tmp_path, *places)
+    message = refused(folder, tmp_path)
+    assert message.startswith(str(tmp_path)) and said in message
+    tops = sorted({place.split("/")[0] for place in places})
+    if len(tops) > 1:
+        found = folder(path=str(tmp_path), splits=False)
+        counts = [5 * sum(place.split("/")[0] == top for place in places) for top in tops]
+        assert found.class_names == tuple(tops)
+        assert np.bincount([*found.train_labels, *found.test_labels]).tolist() == counts
+
+
+def test_classes_called_almost_like_splits_are_classes(tmp_path):
+    classes(tmp_path, "brain", "vest", "train station", "test rig", "eval/deep")
+    shutil.move(tmp_path / "eval", tmp_path / "oval")
+    assert folder(path=str(tmp_path)).class_names == ("brain", "oval", "test rig", "train station", "vest")
+
+
+def test_one_folder_in_every_class_is_no_split(tmp_path):
+    classes(tmp_path, "bee/images", "cat/images", "dog/train")
+    assert folder(path=str(tmp_path)).class_names == CLASSES
+
+
+def test_lone_folders_within_splits_are_looked_through_and_told(tmp_path):
+    classes(tmp_path, "train/train/bee", "train/train/cat", "test/bee", "test/cat")
+    put(tmp_path, "train/beside.png", 1)
+    (tmp_path / "train/train").rename(tmp_path / "train/all")
+    assert (
+        refused(folder, tmp_path)
+        == f"{tmp_path}: class all is in train and not in test; must be in every split"
+    )
+    (tmp_path / "train/beside.png").unlink()
+    found = folder(path=str(tmp_path))
+    assert (found.class_names, sizes(found)) == (("bee", "cat"), (10, 0, 10))
+    assert found.notes == ("Lone folders were looked through, such as train/all.",)
+
+
+def test_images_between_the_folders_are_counted_at_every_level(tmp_path):
+    classes(tmp_path, "bee/train", "bee/test", "cat/train", "cat/test")
+    for place in ("0.png", "bee/0.jfif", "cat/train.png", "cat/notes.txt"):
+        put(tmp_path, f"{place}.png", 1)
+        (tmp_path / f"{place}.png").rename(tmp_path / place)
+    found = folder(path=str(tmp_path))
+    assert sizes(found) == (10, 0, 10)
+    assert found.notes == ("3 images beside the folders of classes were not read, such as 0.png.",)
+
+
+def test_names_of_other_letters_and_of_letters_put_together_otherwise(tmp_path):
+    joined = "\u0645\u06cc\u200c\u0631\u0648\u062f"  # with a sign that keeps two letters apart
+    classes(tmp_path / "train", "caf\u00e9", joined)
+    classes(tmp_path / "test", "cafe\u0301", joined)
+    assert folder(path=str(tmp_path)).class_names == ("caf\u00e9", joined)
+    (tmp_path / "test" / joined).rename(tmp_path / "test/Dog")
+    (tmp_path / "train" / joined).rename(tmp_path / "train/dog")
+    message = refused(folder, tmp_path)
+    assert "class Dog is in test and not in train, which has dog; must be" in message
+
+
+def test_links_that_lead_nowhere_or_to_what_is_there_already(tmp_path):
+    root = tmp_path / "set"
+    classes(root, "bee", "cat")
+    want = folder(path=str(root))
+    for name, to, said in (
+        (
+            "dog",
+            tmp_path / "none",
+            f": is a link to {tmp_path / 'none'}, where no folder is; must lead to the",
+        ),
+        ("dog", "dog", ": is a link to dog, where no folder is; must lead to the folder"),
+        ("dog", root, ": is a link to a folder that holds it; must lead to images of a class"),
+        ("dog", tmp_path, ": is a link to a folder that holds it; must lead to images of a class"),
+        ("dog", "bee", f": is the same folder as {root / 'bee'}; must hold images of their own"),
+    ):
+        (root / name).symlink_to(to)
+        assert refused(folder, root).startswith(f"{root / name}{said}")
+        (root / name).unlink()
+    (root / "bee/up").symlink_to("..")  # all of it once more, but bee itself
+    assert len(folder(path=str(root)).train_labels) == 12
+    (root / "bee/up").unlink()
+    (root / "bee/again").symlink_to("again")
+    same(folder(path=str(root)), want)
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    (lone / "a").symlink_to(lone)
+    assert "is a link to a folder that holds it" in refused(folder, lone)
+    (tmp_path / "two").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "two" / part).symlink_to(root)
+    assert "train/bee: is the same folder as " in refused(folder, tmp_path / "two")
+
+
+@pytest.mark.parametrize("place", ["", "cat", "cat/deep"])
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, place):
+    classes(tmp_path, "bee", "cat", "cat/deep")
+    scandir = os.scandir
+
+    def denied(path):
+        if os.fspath(path) == str(tmp_path / place):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    message = refused(folder, tmp_path)
+    assert (
+        message
+        == f"{tmp_path / place}: cannot be read (Permission denied); must be a folder that may be read"
+    )
+
+
+def test_paths_that_cannot_be_ones(tmp_path):
+    classes(tmp_path, "bee", "cat")
+    for path in ("a\0b", "a" * 300, "\udcff", f"{tmp_path}/bee/0.png/more"):
+        for source in (folder, csv):
+            message = refused(source, path)
+            assert message.startswith("data.path = ") and message.isprintable()
+    for groups in ("a\0b", "a" * 300):
+        refused(folder, tmp_path, groups=groups)
+    os.mkfifo(tmp_path / "groups.csv")
+    message = refused(folder, tmp_path, groups="groups.csv")
+    assert message.startswith(f"{tmp_path / 'groups.csv'}: cannot be read (no regular file); must be a table")
+
+
+def test_names_of_files_are_shown_and_not_obeyed(tmp_path):
+    classes(tmp_path, "bee", "cat")
+    here, odd = os.fsencode(tmp_path), b"\xff\x1b[31m\n"
+    for place in (b"bee/" + odd + b".png", odd + b".png", b"bee/x." + odd):
+        with open(os.path.join(here, place), "wb") as file:
+            Image.fromarray(pixels(99)).save(file, format="png")
+    found = folder(path=str(tmp_path))
+    assert len(found.train_labels) + len(found.test_labels) == 11
+    assert len(found.notes) == 2 and all(note.isprintable() for note in found.notes)
+    with open(os.path.join(here, b"bee/" + odd + b".png"), "wb") as file:
+        file.write(b"no image")
+    assert refused(folder, tmp_path).isprintable()
+    assert folder(path=str(tmp_path), skip_corrupt=True).notes[2].isprintable()

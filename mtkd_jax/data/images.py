@@ -18,7 +18,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from mtkd_jax.data.checks import first_line
 from mtkd_jax.types import UserError
 
-SUFFIXES = (".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
 SYSTEM = (
     "__macosx",
     "@eadir",
@@ -31,7 +34,7 @@ SYSTEM = (
 )
 MOST_PIXELS = 80_000_000  # 240 MB in colour; below the number from which Pillow warns of a bomb
 # No others are tried: Pillow would hand PostScript to an interpreter, whatever the file is called.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 READING = {  # what `read` does beside bringing to size, for the card of a network that was trained on it
     "orientation": "as the EXIF tag says",
     "frames": "the first",
@@ -41,7 +44,7 @@ READING = {  # what `read` does beside bringing to size, for the card of a netwo
     "colour profile": "not applied",
     "resampling": "bilinear, antialiased",
 }
-_GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L")
+_GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
@@ -62,7 +65,8 @@ def read(path: str | os.PathLike, *, shape: tuple[int, int, int], fit: str = "cr
     with _opened(path) as image:
         # A JPEG is decoded at an eighth, a quarter or half of its size where twice the shape remains.
         image.draft(None, (2 * max(height, width),) * 2)
-        plain = _plain(ImageOps.exif_transpose(image), path)
+        has_16_bits = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
+        plain = _plain(ImageOps.exif_transpose(image), has_16_bits, path)
         coloured = plain.convert("L" if channels == 1 else "RGB")
         return np.asarray(bring_to_size(coloured, (width, height))).reshape(shape)
 
@@ -100,7 +104,8 @@ def listed(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{folder}: cannot be read ({why}); must be a folder that may be read") from error
-    return tuple(sorted(name for name, is_folder in found if is_folder == kind) for kind in (True, False))
+    folders, others = (sorted(name for name, is_one in found if is_one == kind) for kind in (True, False))
+    return folders, others
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -170,9 +175,9 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 # --- pixels -------------------------------------------------------------------------------------------
 
 
-def _plain(image: Image.Image, path: str | os.PathLike) -> Image.Image:
+def _plain(image: Image.Image, has_16_bits: bool, path: str | os.PathLike) -> Image.Image:
     """Eight bits a channel, nothing transparent."""
-    if image.mode.startswith("I;16"):
+    if has_16_bits:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(f"{path}: pixels of 32 bits; must be of 8 or 16, whose range is known")

@@ -58,16 +58,7 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
     rest = np.setdiff1d(np.arange(total), val).astype(np.int32)
     for rows, part in ((val, "validation"), (rest, "training")):
         if lost := sorted(set(range(num_classes)) - set(labels[rows].tolist())):
-            if dataset.val_rows is not None:
-                raise UserError(
-                    f"{dataset.name}: the validation set that the data brings leaves no example of class "
-                    f"{lost[0]} ({dataset.class_names[lost[0]]}) for {part}; must hold some, not all"
-                )
-            raise UserError(
-                f"config.data.val_fraction = {val_fraction}: leaves no example of class {lost[0]} "
-                f"({dataset.class_names[lost[0]]}) for {part}, of {np.sum(labels == lost[0])}; "
-                "must leave one for each"
-            )
+            raise UserError(_why_lost(dataset, lost[0], part, val_fraction, how))
     if num_train != 0 and not num_classes <= num_train <= len(rest):
         raise UserError(
             f"config.data.num_train = {num_train}: must be 0 (all) or {num_classes} (one a class) to "
@@ -78,6 +69,24 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
     return Split(
         dataclasses.replace(dataset, notes=(*dataset.notes, *notes)), train=train, pool=pool, val=val
     )
+
+
+def _why_lost(dataset: DataSet, label: int, part: str, val_fraction: float, how: str) -> str:
+    """What leaves one of two parts without an example of a class, and what would be right."""
+    name, number = dataset.class_names[label], int(np.sum(dataset.train_labels == label))
+    lost = f"no example of class {label} ({name}) for {part}"
+    if dataset.val_rows is not None:
+        return (
+            f"{dataset.name}: the validation set that the data brings leaves {lost}; must hold some, not all"
+        )
+    if number == 1:
+        return (
+            f"{dataset.name}: class {label} ({name}) has 1 training example; must have 2, one to validate on"
+        )
+    mend = "must leave one for each"
+    if dataset.train_groups is not None and how == "grouped":
+        mend = "groups stay whole: must be larger, or the class in more groups, or data.split random"
+    return f"config.data.val_fraction = {val_fraction}: leaves {lost}, of {number}; {mend}"
 
 
 def _cut_val(dataset: DataSet, val_fraction: float, seed: int) -> np.ndarray:
