@@ -26,9 +26,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import fusion, paths
-from mtkd_jax.layouts import HOW
+from mtkd_jax.mesh import HOW
+from mtkd_jax.optimizers import OPTIMIZERS, SCHEDULES
 from mtkd_jax.spelling import hint, likeness, nearest
-from mtkd_jax.step import OPTIMIZERS, SCHEDULES
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
 
 # kind -> (module or package that defines its functions, what they say they return)

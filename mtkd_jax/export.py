@@ -24,7 +24,7 @@ from safetensors import flax as safetensors
 
 from mtkd_jax.deployed import PIXELS, PROGRAM, card_digest, load_program, read, read_card, sha256
 from mtkd_jax.models import layers
-from mtkd_jax.tables import in_markdown
+from mtkd_jax.text import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task

@@ -5,10 +5,8 @@ from __future__ import annotations
 import jax
 
 from mtkd_jax.mesh import Layout
-from mtkd_jax.population import WALKS, natural_walk
+from mtkd_jax.population import natural_walk
 from mtkd_jax.types import Model, UserError
-
-HOW = (*WALKS, "shard_map", "pmap")
 
 
 def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tuple[Layout, ...]:

@@ -32,6 +32,9 @@ WITHOUT_YNNPACK_CONVOLUTIONS = {  # all else that jaxlib 0.10 gives to YNNPACK
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
+WALKS = ("vmap", "map", "unroll", "loop")  # of the members on one device, see population.over_members
+HOW = (*WALKS, "shard_map", "pmap")  # runtime.how, but for auto
+
 
 class Layout(NamedTuple):
     """How a population is walked and over which devices it is spread. Hashable: part of a jit key."""

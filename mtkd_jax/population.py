@@ -27,8 +27,6 @@ from mtkd_jax.types import (
     UserError,
 )
 
-WALKS = ("vmap", "map", "unroll", "loop")
-
 
 def over_members(function: Callable, how: str) -> Callable:
     """`function(member, shared) -> result` of one member, made to take members and results stacked [M,...].
@@ -47,7 +45,7 @@ def over_members(function: Callable, how: str) -> Callable:
         return partial(_one_by_one, function)
     if how == "loop":
         return partial(_one_by_one, jax.jit(function))
-    raise ValueError(f"how is {how!r}; known are {', '.join(WALKS)}")
+    raise ValueError(f"how is {how!r}; known are {', '.join(mesh.WALKS)}")
 
 
 def natural_walk(model: Model) -> str:

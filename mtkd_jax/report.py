@@ -21,6 +21,7 @@ from rich.console import Group, RenderableType
 from mtkd_jax import analysis, findings, logbook, plots, tables, terminal, workdir
 from mtkd_jax.files import parsed, write_atomically
 from mtkd_jax.predictions import Predictions
+from mtkd_jax.text import in_markdown
 from mtkd_jax.types import UserError, printable
 
 IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
@@ -278,7 +279,7 @@ def as_json(value: dict) -> bytes:
 
 def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts = [
-        f"# {tables.in_markdown(report['dataset'])}: what distillation gained",
+        f"# {in_markdown(report['dataset'])}: what distillation gained",
         "## What this run shows\n\n" + bullets(report["findings"]),
         "## All rows\n\n" + _main_markdown(report),
         *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
@@ -293,7 +294,7 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + bullets(report["notes"]))
-    parts.append(f"## Advice\n\n{tables.in_markdown(report['findings'][-1])}")
+    parts.append(f"## Advice\n\n{in_markdown(report['findings'][-1])}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -305,7 +306,7 @@ def _main_markdown(report: dict) -> str:
     if report["detection"] is None:
         return text
     detection = f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
-    return f"{text}\n\n### {tables.in_markdown(tables.detection_title(report))}\n\n{detection}"
+    return f"{text}\n\n### {in_markdown(tables.detection_title(report))}\n\n{detection}"
 
 
 def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
@@ -316,13 +317,13 @@ def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]])
 
 def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
     return "\n\n".join(
-        f"**{tables.in_markdown(title)}**\n\n{tables.markdown(header, cells)}" for title, cells in sections
+        f"**{in_markdown(title)}**\n\n{tables.markdown(header, cells)}" for title, cells in sections
     )
 
 
 def bullets(paragraphs: Sequence[str]) -> str:
     """A Markdown list."""
-    return "\n".join(f"- {tables.in_markdown(paragraph)}" for paragraph in paragraphs)
+    return "\n".join(f"- {in_markdown(paragraph)}" for paragraph in paragraphs)
 
 
 def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | None) -> str:

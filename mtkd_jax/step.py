@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtkd_jax import mesh, population
+from mtkd_jax import mesh, optimizers, population
 from mtkd_jax.data import augment, loading
 from mtkd_jax.mesh import Layout
 from mtkd_jax.population import apply_ensemble, over_members, with_features
@@ -101,7 +101,7 @@ def same_family(a: Recipe, b: Recipe) -> bool:
 
 def init_state(program: Program, variables: PyTree, keys: Array, lessons: Lessons) -> TrainState:
     """The first state of every member, stacked, from variables [M,...] and keys [M]."""
-    transform = optimizer(program.optimizer, 1.0, 0.0)
+    transform = optimizers.build(program.optimizer, 1.0, 0.0)
     recipe = program.recipes[0]
     params = variables["params"]
 
@@ -273,20 +273,6 @@ def augmented(program: Program) -> Callable:
     return lambda key, images: augment.augment(key, images, **dict(program.augmentation))
 
 
-def optimizer(name: str, learning_rate: Array | float, weight_decay: Array | float):
-    """The optax transformation; rate and decay may be traced, so every member has its own.
-
-    adam is AdamW (decay decoupled), sgd is Nesterov 0.9 with decay added to the gradient, as each is
-    customary in the distillation literature.
-    """
-    if name == "adam":
-        return optax.adamw(learning_rate, weight_decay=weight_decay)
-    if name == "sgd":
-        decay = optax.add_decayed_weights(weight_decay)
-        return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9, nesterov=True))
-    raise ValueError(f"optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
-
-
 def _updated(
     program: Program,
     recipe: Recipe,
@@ -297,8 +283,8 @@ def _updated(
     model_state: PyTree,
 ) -> TrainState:
     """The state after one step of the optimiser; what the recipe does not train stays what it was."""
-    rate = hyper["learning_rate"] * schedule(program.schedule, step / program.num_steps)
-    transform = optimizer(program.optimizer, rate, hyper["weight_decay"])
+    rate = hyper["learning_rate"] * optimizers.schedule(program.schedule, step / program.num_steps)
+    transform = optimizers.build(program.optimizer, rate, hyper["weight_decay"])
     trained = (state.params, state.aux)
     # optax mixes its integer step count into float arithmetic, which a strict session forbids.
     with jax.numpy_dtype_promotion("standard"):
@@ -313,21 +299,6 @@ def _updated(
     after = jax.tree_util.tree_map_with_path(kept, before, after)
     params = after.pop("params")
     return dataclasses.replace(state, params=params, aux=aux, model_state=after, opt_state=opt_state)
-
-
-def schedule(name: str, progress: Array) -> Array:
-    """The factor on the learning rate at progress in [0,1)."""
-    if name == "constant":
-        return jnp.ones_like(progress)
-    if name == "cosine":
-        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    if name == "steps":  # a tenth at each of 5/8, 6/8 and 7/8: 150, 180, 210 of 240 epochs
-        return 0.1 ** jnp.sum(progress >= jnp.array([0.625, 0.75, 0.875])).astype(jnp.float32)
-    raise ValueError(f"schedule {name!r}; known are {', '.join(SCHEDULES)}")
-
-
-OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("constant", "cosine", "steps")
 
 
 def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -> Targets | None:

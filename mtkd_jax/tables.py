@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtkd_jax import findings, jobs
+from mtkd_jax.text import in_markdown
 from mtkd_jax.types import printable
 
 Cells = list[list[str]]
@@ -346,17 +346,6 @@ def _widths(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> lis
     """Columns of the terminal that every column of a table takes, with the two beside it."""
     every_row = [header, *(row for _, cells in sections for row in cells)]
     return [max(_shown(cell).cell_len for cell in column) + 2 for column in zip(*every_row)]
-
-
-def in_markdown(text: str) -> str:
-    r"""A text in which Markdown sees no tag, entity, link, code or column, whatever names it holds.
-
-    >>> print(in_markdown(r"<script>, p < 0.001, R&D, &lt; [a](b) c:\d e|f"))
-    &lt;script>, p < 0.001, R&D, &amp;lt; [a]\(b) c:\\d e\|f
-    """
-    text = re.sub(r"&(?=#?\w+;)", "&amp;", printable(text))
-    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text.replace("\\", "\\\\"))
-    return text.replace("](", "]\\(").replace("`", "\\`").replace("|", "\\|")
 
 
 def markdown(header: Sequence[str], rows: Cells) -> str:

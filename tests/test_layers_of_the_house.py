@@ -70,7 +70,9 @@ LAYERS = [  # from the top; a module may import its own layer's and lower ones
         "fusion",
         "metrics",
         "intervals",
+        "optimizers",
         "spelling",
+        "text",
     },
     {"types"},
 ]

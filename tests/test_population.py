@@ -7,8 +7,8 @@ import pytest
 
 from mtkd_jax import experiment, population, students, teachers, training
 from mtkd_jax.config import build_model
-from mtkd_jax.layouts import HOW
 from mtkd_jax.logbook import Logbook
+from mtkd_jax.mesh import HOW
 from mtkd_jax.types import Population, Task
 from tests import small
 

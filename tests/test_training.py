@@ -13,6 +13,7 @@ from mtkd_jax import (
     checkpoint,
     experiment,
     forecast,
+    optimizers,
     plan,
     population,
     students,
@@ -22,7 +23,7 @@ from mtkd_jax import (
 from mtkd_jax.config import build_recipe
 from mtkd_jax.data import loading
 from mtkd_jax.logbook import Logbook
-from mtkd_jax.step import optimizer, same_family, schedule
+from mtkd_jax.step import same_family
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -313,7 +314,7 @@ def test_pieces_hold_no_more_images_than_they_may_and_take_some_seconds(monkeypa
 
 
 def test_sgd_is_nesterov_with_decay_in_the_gradient():
-    transform = optimizer("sgd", 0.1, 0.5)
+    transform = optimizers.build("sgd", 0.1, 0.5)
     state, w = transform.init(jnp.float32(2.0)), 2.0
     velocity = 0.0
     for gradient in (1.0, -3.0):
@@ -329,7 +330,7 @@ def test_sgd_is_nesterov_with_decay_in_the_gradient():
     "name, values", [("constant", (1, 1, 1)), ("cosine", (1, 0.5, 0)), ("steps", (1, 1, 1e-3))]
 )
 def test_schedules_at_start_half_and_end(name, values):
-    found = [schedule(name, jnp.float32(progress)) for progress in (0.0, 0.5, 1.0)]
+    found = [optimizers.schedule(name, jnp.float32(progress)) for progress in (0.0, 0.5, 1.0)]
     np.testing.assert_allclose(found, values, atol=1e-6)
 
 

@@ -12,8 +12,7 @@ from mtkd_jax import tuning
 from mtkd_jax.benchmark import clock, engine, plain, pytorch, work
 from mtkd_jax.benchmark.clock import Case, LeftOut, Side
 from mtkd_jax.benchmark.networks import Network
-from mtkd_jax.layouts import HOW
-from mtkd_jax.mesh import Layout
+from mtkd_jax.mesh import HOW, Layout
 from mtkd_jax.types import UserError
 
 UNIT = "ms, one step of one member"
