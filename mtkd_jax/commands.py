@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mtkd_jax import terminal
+from mtkd_jax.system import terminal
 
 
 class Command(NamedTuple):
@@ -21,10 +21,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("main", "train, compare and report", "--config=digits --workdir=runs/digits"),
-    "report": Command("report", "rebuild the report of a run, or merge several", "runs/digits"),
-    "data": Command("data.overview", "look at data before anything is trained on it", "npz --path mine.npz"),
-    "predict": Command("predict", "ask an exported student", "--student runs/digits/student photos/"),
-    "fusion": Command("laboratory", "compare rules of fusion on a finished run", "runs/digits"),
+    "report": Command("report.document", "rebuild the report of a run, or merge several", "runs/digits"),
+    "data": Command("report.overview", "look at data before it is trained on", "npz --path mine.npz"),
+    "predict": Command("deploy.predict", "ask an exported student", "--student runs/digits/student photos/"),
+    "fusion": Command("laboratory.rule_study", "compare rules of fusion on a finished run", "runs/digits"),
     "benchmark": Command("benchmark.__main__", "measure what the engine costs", "members --quick"),
 }
 
@@ -44,7 +44,7 @@ def _without_command(asked: str) -> None:
         print(_usage())
         return
     from mtkd_jax import __version__
-    from mtkd_jax.spelling import hint
+    from mtkd_jax.system.spelling import hint
     from mtkd_jax.types import UserError
 
     if asked != "--version":

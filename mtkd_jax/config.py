@@ -25,19 +25,20 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import fusion, paths
+from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import OPTIMIZERS, SCHEDULES
-from mtkd_jax.spelling import hint, likeness, nearest
+from mtkd_jax.system import paths
+from mtkd_jax.system.spelling import hint, likeness, nearest
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
 
 # kind -> (module or package that defines its functions, what they say they return)
 KINDS = {
     "mode": ("methods", ("Recipe",)),
-    "rule": ("fusion", ("Scores", "Places", "FittedRule")),
+    "rule": ("fusion.rules", ("Scores", "Places", "FittedRule")),
     "model": ("models", ("Model",)),
     "source": ("data.sources", ("DataSet",)),
-    "plan": ("schemes", ("Plan",)),
+    "plan": ("plans.schemes", ("Plan",)),
 }
 ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "model.name": ("model",),
@@ -313,7 +314,7 @@ def check_rules(config: ConfigDict, num_classes: int) -> None:
     logits = np.zeros((number_of_teachers(config), 1, num_classes), np.float32)
     for rule in config.fusion.rules:
         try:
-            fusion.check(canonical("rule", rule, "fusion.rules"), logits)
+            rules.check(canonical("rule", rule, "fusion.rules"), logits)
         except UserError as error:
             raise UserError(f"config.fusion.rules: {error}") from None
 

@@ -13,28 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax import (
-    analysis,
-    deployed,
-    evaluation,
-    export,
-    forecast,
-    interrupts,
-    intervals,
-    mesh,
-    metrics,
-    paths,
-    plan,
-    predictions,
-    report,
-    teachers,
-    workdir,
-)
 from mtkd_jax import config as configuration
+from mtkd_jax import mesh
 from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
-from mtkd_jax.logbook import Logbook
-from mtkd_jax.predictions import Group, Predictions
+from mtkd_jax.deploy import deployed, export
+from mtkd_jax.engine import forecast
+from mtkd_jax.plans import plan, teachers
+from mtkd_jax.report import document
+from mtkd_jax.results import analysis, evaluation, intervals, metrics
+from mtkd_jax.runs import predictions, workdir
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.runs.predictions import Group, Predictions
+from mtkd_jax.system import interrupts, paths
 
 NUM_CHECKED = 64  # test images on which the exported student is compared with the trained one
 
@@ -52,7 +43,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     config = configuration.in_one_spelling(config)
     split = load_split(config)
     finished = workdir.finished_report(into, config)
-    if finished is not None and not report.can_be_shown(finished):  # an earlier version's
+    if finished is not None and not document.can_be_shown(finished):  # an earlier version's
         finished = None
     writes = finished is None and mesh.is_first()
     with interrupts.listening(), workdir.locked(into) if writes else contextlib.nullcontext():
@@ -85,7 +76,7 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
         logbook.say("writing the student and the report")
         save_student(config, split, stages, done, predicted, into)
         workdir.seal(into, workdir.PREDICTIONS)  # with what is made of them; the report alone is missing
-        result = report.write(into)
+        result = document.write(into)
         logbook.check()
         mesh.wait_for_all("reported")
         return result

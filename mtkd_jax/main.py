@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtkd_jax import interrupts, paths, settings, terminal
-from mtkd_jax.spelling import hint
+from mtkd_jax import settings
+from mtkd_jax.system import interrupts, paths, terminal
+from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError
 
 USAGE = (
@@ -106,7 +107,8 @@ def _surplus(argument: str, known: Sequence[str]) -> str:
 def _prepare(config: ConfigDict, processes: str) -> None:
     """What has to be settled before JAX looks for devices."""
     from mtkd_jax import config as configuration
-    from mtkd_jax import mesh, workdir
+    from mtkd_jax import mesh
+    from mtkd_jax.runs import workdir
 
     configuration.validate(config)
     mesh.use_devices(config.runtime.devices)
@@ -117,7 +119,8 @@ def _prepare(config: ConfigDict, processes: str) -> None:
 
 def _plan(config: ConfigDict, how: str) -> int:
     terminal.tell("mtkd_jax: reading the data, tracing every stage")
-    from mtkd_jax import experiment, tables
+    from mtkd_jax import experiment
+    from mtkd_jax.report import tables
 
     stages = []
     for cost in experiment.costs(config, timed=how == "timed"):
@@ -129,12 +132,13 @@ def _plan(config: ConfigDict, how: str) -> int:
 
 
 def _run(config: ConfigDict, into: Path) -> int:
-    from mtkd_jax import experiment, report
+    from mtkd_jax import experiment
+    from mtkd_jax.report import document
 
     begun = time.perf_counter()
     result = experiment.run(config, into)
     try:
-        report.show(result, into)
+        document.show(result, into)
         print(f"Took {time.perf_counter() - begun:.0f} s.", flush=True)
     except (
         OSError

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import paths
-from mtkd_jax.spelling import hint
-from mtkd_jax.terminal import one_line
+from mtkd_jax.system import paths
+from mtkd_jax.system.spelling import hint
+from mtkd_jax.system.terminal import one_line
 from mtkd_jax.types import UserError
 
 SHIPPED = Path(__file__).parent / "configs"

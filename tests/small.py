@@ -11,8 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, plan
-from mtkd_jax.logbook import Logbook
+from mtkd_jax import experiment
+from mtkd_jax.plans import plan
+from mtkd_jax.runs.logbook import Logbook
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

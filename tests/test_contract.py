@@ -14,11 +14,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, export, fusion, mesh, plan, population, students, training
-from mtkd_jax.jobs import Job
-from mtkd_jax.logbook import Logbook
+from mtkd_jax import experiment, mesh
+from mtkd_jax.deploy import export
+from mtkd_jax.engine import population, training
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.tuning import in_layout
+from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import Layout
-from mtkd_jax.tuning import in_layout
+from mtkd_jax.plans import plan, students
+from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
 
@@ -145,7 +149,7 @@ def test_every_method_is_compared_with_a_reference_in_float64(mode):
         for file in REFERENCES.glob("*.py")
         for function in re.findall(r"^def (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    tests = (Path(__file__).parent / f"test_methods_{family}.py").read_text(encoding="utf-8")
+    tests = (Path(__file__).parent / "methods" / f"test_{family}.py").read_text(encoding="utf-8")
     wanted = REFERENCE_OF.get(name, name)
     if wanted.startswith("test_"):
         assert f"def {wanted}(" in tests, f"{mode}: {wanted} is no test"
@@ -222,14 +226,14 @@ def after_three_steps(job: Job) -> dict:
 def test_every_rule_decides_and_is_jitable(name):
     labels = np.arange(40) % 4
     logits = jax.random.normal(jax.random.key(0), (5, 40, 4)) + jax.nn.one_hot(labels, 4)[None]
-    rule = fusion.rule(name)
-    if name in fusion.FITTED_RULES:
+    rule = rules.rule(name)
+    if name in rules.FITTED_RULES:
         rule = rule(logits, labels)
     scores = rule(logits)
     assert scores.shape == (40, 4)
-    assert name in fusion.RANK_RULES or scores.dtype == jnp.float32
+    assert name in rules.RANK_RULES or scores.dtype == jnp.float32
     np.testing.assert_allclose(jax.jit(rule)(logits), scores, atol=1e-6)
-    if name not in fusion.RANK_RULES:
+    if name not in rules.RANK_RULES:
         np.testing.assert_allclose(scores.sum(axis=-1), 1.0, rtol=1e-5)
     certain = jnp.repeat(8 * jax.nn.one_hot(labels, 4)[None], 5, axis=0)
     np.testing.assert_array_equal(rule(certain).argmax(axis=-1), labels)

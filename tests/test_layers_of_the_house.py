@@ -1,82 +1,28 @@
-"""Imports go down only; the pure layer does no I/O and knows no framework but JAX."""
+"""Imports go down only, nothing in circles; the pure rooms do no I/O and know no framework but JAX."""
 
 import ast
+import graphlib
 import re
 from pathlib import Path
 
 import mtkd_jax
 
 ROOT = Path(mtkd_jax.__file__).parent
-LAYERS = [  # from the top; a module may import its own layer's and lower ones
-    {
-        "__main__",
-        "commands",
-        "main",
-        "predict",
-        "fusion.__main__",
-        "data.__main__",
-        "data.overview",
-        "benchmark",
-    },
+FLOORS = [  # from the top, by folder or file; nothing imports from a floor above its own
+    {"commands", "main", "predict", "benchmark", "report.overview"},  # and every __main__: the command lines
     {"experiment"},
-    {
-        "teachers",
-        "students",
-        "plan",
-        "schemes",
-        "evaluation",
-        "analysis",
-        "findings",
-        "tables",
-        "report",
-        "laboratory",
-        "plots",
-        "export",
-    },
-    {
-        "deployed",
-        "files",
-        "forecast",
-        "interrupts",
-        "jobs",
-        "layouts",
-        "mesh",
-        "teacher_cache",
-        "tuning",
-        "training",
-        "step",
-        "population",
-        "checkpoint",
-        "config",
-        "logbook",
-        "paths",
-        "predictions",
-        "pretrained",
-        "settings",
-        "terminal",
-        "workdir",
-        "data.checks",
-        "data.images",
-        "data.loading",
-        "data.sources",
-        "data.streams",
-    },
-    {
-        "data.augment",
-        "data.places",
-        "data.rand_augment",
-        "models",
-        "methods",
-        "fusion",
-        "metrics",
-        "intervals",
-        "optimizers",
-        "spelling",
-        "text",
-    },
-    {"types"},
+    {"laboratory", "report"},
+    {"results"},
+    {"plans"},
+    {"engine"},
+    {"runs", "deploy"},
+    {"config", "settings"},
+    {"methods"},
+    {"data", "models", "fusion", "optimizers"},
+    {"mesh", "system", "types"},
 ]
-PURE = (4, 5)
+PURE = {"methods", "models", "fusion", "optimizers", "types", "results.metrics", "results.intervals"}
+PURE |= {"data.augment", "data.places", "data.rand_augment"}
 WORLDLY = {
     "absl",
     "orbax",
@@ -105,35 +51,51 @@ def imports(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def layer(name):
-    """The layer of a module or of what is imported from one; None where it has no place yet."""
+def prefixes(name):
+    """A dotted name and all that it lies in, the longest first."""
     parts = name.split(".")
-    prefixes = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-    return next((n for prefix in prefixes for n, members in enumerate(LAYERS) if prefix in members), None)
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
-def test_every_module_has_a_layer():
-    assert [name for name, _ in modules() if layer(name) is None and name != "data"] == []
+def floor(name):
+    """The floor of a module, or of what is imported from one; None where it has no place yet."""
+    if name.endswith("__main__"):
+        return 0
+    return next((n for prefix in prefixes(name) for n, rooms in enumerate(FLOORS) if prefix in rooms), None)
+
+
+def inner_imports(tree):
+    return [name.removeprefix("mtkd_jax.") for name in imports(tree) if name.startswith("mtkd_jax.")]
+
+
+def test_every_module_has_a_floor():
+    assert [name for name, _ in modules() if floor(name) is None] == []
 
 
 def test_imports_go_down_only():
     upward = [
         f"{name} imports {imported}"
         for name, tree in modules()
-        for imported in imports(tree)
-        if imported.startswith("mtkd_jax.")
-        and (target := layer(imported.removeprefix("mtkd_jax."))) is not None
-        and layer(name) is not None
-        and target < layer(name)
+        for imported in inner_imports(tree)
+        if floor(imported) is not None and floor(imported) < floor(name)
     ]
     assert upward == []
 
 
-def test_the_pure_layer_does_no_io():
+def test_no_modules_import_one_another_in_a_circle():
+    names = {name for name, _ in modules()}
+    needed = {
+        name: {next((p for p in prefixes(one) if p in names), one) for one in inner_imports(tree)} - {name}
+        for name, tree in modules()
+    }
+    list(graphlib.TopologicalSorter(needed).static_order())  # raises CycleError, which names the circle
+
+
+def test_the_pure_rooms_do_no_io():
     worldly = [
         f"{name} imports {imported}"
         for name, tree in modules()
-        if layer(name) in PURE
+        if PURE.intersection(prefixes(name)) and not name.endswith("__main__")
         for imported in imports(tree)
         if imported.split(".")[0] in WORLDLY
     ]

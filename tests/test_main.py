@@ -9,20 +9,14 @@ import numpy as np
 import pytest
 
 from mtkd_jax import config as configuration
-from mtkd_jax import (
-    evaluation,
-    experiment,
-    export,
-    main,
-    plan,
-    population,
-    predictions,
-    report,
-    students,
-    teachers,
-    training,
-)
-from mtkd_jax import workdir as workdir_module
+from mtkd_jax import experiment, main
+from mtkd_jax.deploy import export
+from mtkd_jax.engine import population, training
+from mtkd_jax.plans import plan, students, teachers
+from mtkd_jax.report import document
+from mtkd_jax.results import evaluation
+from mtkd_jax.runs import predictions
+from mtkd_jax.runs import workdir as workdir_module
 from mtkd_jax.types import Population, UserError
 from tests import small
 
@@ -185,7 +179,7 @@ def test_git_is_not_needed(monkeypatch):
 def test_the_report_is_rebuilt_without_training(finished, tmp_path):
     workdir, result = finished
     (tmp_path / "predictions.npz").write_bytes((workdir / "predictions.npz").read_bytes())
-    assert report.write(tmp_path)["rows"] == result["rows"]
+    assert document.write(tmp_path)["rows"] == result["rows"]
 
 
 def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
@@ -216,9 +210,9 @@ def test_the_same_run_twice_gives_the_same_bytes(tmp_path):
     """report.json but for times, and every array of predictions.npz."""
     for name in ("a", "b"):
         experiment.run(small.config(), tmp_path / name, quiet=True)
-    (report, stored), again = (small.numbers(tmp_path / name) for name in ("a", "b"))
-    assert (report, stored) == again
-    assert '"accuracy"' in report and "latency_ms" in report and len(stored) > 5
+    (document, stored), again = (small.numbers(tmp_path / name) for name in ("a", "b"))
+    assert (document, stored) == again
+    assert '"accuracy"' in document and "latency_ms" in document and len(stored) > 5
 
 
 def refusal(arguments, capsys):

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import experiment, jobs, layouts, mesh, students, teachers, training
+from mtkd_jax import experiment, mesh
 from mtkd_jax.config import build_model
-from mtkd_jax.logbook import Logbook
+from mtkd_jax.engine import jobs, layouts, training
+from mtkd_jax.engine.tuning import in_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import layers
-from mtkd_jax.tuning import in_layout
+from mtkd_jax.plans import students, teachers
+from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import Task, UserError
 from tests import small
 

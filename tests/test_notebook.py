@@ -34,7 +34,8 @@ def test_notebook_runs_at_smoke_size(path, tmp_path):
 FIRST = """
 from pathlib import Path
 from tests import small
-from mtkd_jax import experiment, logbook
+from mtkd_jax import experiment
+from mtkd_jax.runs import logbook
 into = Path("run")
 """
 BROKEN_OFF = """

@@ -20,7 +20,11 @@ import numpy as np
 import pytest
 
 import mtkd_jax
-from mtkd_jax import experiment, files, logbook, main, plan, training, tuning, workdir
+from mtkd_jax import experiment, main
+from mtkd_jax.engine import training, tuning
+from mtkd_jax.plans import plan
+from mtkd_jax.runs import logbook, workdir
+from mtkd_jax.system import files
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -133,7 +137,7 @@ def test_a_folder_with_half_a_beginning_is_begun_again(command, whole, tmp_path)
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mtkd_jax import workdir
+from mtkd_jax.runs import workdir
 with workdir.locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)

@@ -223,7 +223,7 @@ def test_a_wheel_holds_the_configurations_and_the_command(tmp_path):
             assert archive.read(f"mtkd_jax/configs/{file.name}") == file.read_bytes()
         (points,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "mtkd = mtkd_jax.commands:main" in archive.read(points).decode()
-    assert "mtkd_jax/templates/report.html.jinja" in names and "mtkd_jax/terminal.py" in names
+    assert "mtkd_jax/report/templates/report.html.jinja" in names and "mtkd_jax/system/terminal.py" in names
 
 
 # --- help ---------------------------------------------------------------------------------------------

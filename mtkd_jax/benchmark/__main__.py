@@ -15,9 +15,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from mtkd_jax import laboratory, mesh, report, terminal, workdir
+from mtkd_jax import mesh
 from mtkd_jax.benchmark import distill, host, limit, members, memory, rules, scale, start, tell
 from mtkd_jax.benchmark.networks import named
+from mtkd_jax.laboratory import rule_study
+from mtkd_jax.report import document
+from mtkd_jax.runs import workdir
+from mtkd_jax.system import terminal
 from mtkd_jax.types import UserError
 
 NETWORKS = {  # that are measured unless others are asked for
@@ -47,16 +51,16 @@ def _main(argv: Sequence[str] | None) -> None:
     result["machine"] = tell.machine(_share(others, begun))
     where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
     if asked.json is not None:
-        report.write_files(asked.json.parent, {asked.json.name: report.as_json(result)})
+        document.write_files(asked.json.parent, {asked.json.name: document.as_json(result)})
     if asked.into is not None:
-        report.put_into(asked.into, f"benchmark {asked.suite}", tell.markdown(result))
-    report.say(tell.terminal(result), "What this shows", tell.findings(result), where)
+        document.put_into(asked.into, f"benchmark {asked.suite}", tell.markdown(result))
+    document.say(tell.terminal(result), "What this shows", tell.findings(result), where)
 
 
 def measured(asked: argparse.Namespace) -> dict:
     """One suite's numbers; medians are in seconds, multiplied by `scale` in its unit."""
     if asked.suite == "fusion":
-        result = rules.measure(**laboratory.COST, quick=asked.quick)
+        result = rules.measure(**rule_study.COST, quick=asked.quick)
     elif asked.suite in ("host", "memory"):
         result = {"host": host, "memory": memory}[asked.suite].measure(asked.quick)
     elif asked.suite == "members":

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from mtkd_jax import terminal
+from mtkd_jax.system import terminal
 
 OUT_OF_THE_RACE = 3.0  # times slower than the fastest: one round says enough
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax import mesh, population
+from mtkd_jax import mesh
 from mtkd_jax.benchmark import clock, engine, networks
 from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import Network
-from mtkd_jax.jobs import Job
+from mtkd_jax.engine import population
+from mtkd_jax.engine.jobs import Job
 from mtkd_jax.types import Population
 
 UNIT = "ms, one step of all students"

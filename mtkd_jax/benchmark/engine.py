@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax import config as configuration
-from mtkd_jax import jobs, mesh, population, teacher_cache, tuning
+from mtkd_jax import mesh
 from mtkd_jax.benchmark import networks
 from mtkd_jax.benchmark.clock import Side
 from mtkd_jax.benchmark.networks import LEARNING_RATE, WEIGHT_DECAY, Network
-from mtkd_jax.jobs import Job
+from mtkd_jax.engine import jobs, population, teacher_cache, tuning
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.training import compiled_chunk, first_progress
 from mtkd_jax.mesh import Layout
 from mtkd_jax.methods.modes import output_avg
 from mtkd_jax.methods.seams import SUPERVISED
-from mtkd_jax.training import compiled_chunk, first_progress
 from mtkd_jax.types import Ensemble, Examples, Population
 
 

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, forecast, mesh, plan, teacher_cache, training
+from mtkd_jax import experiment, mesh
 from mtkd_jax.benchmark import clock, engine
 from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import NETWORKS
-from mtkd_jax.jobs import Job
-from mtkd_jax.logbook import Logbook
+from mtkd_jax.engine import forecast, teacher_cache, training
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.plans import plan
+from mtkd_jax.runs.logbook import Logbook
 
 UNIT = "ms a piece"
 RUN, DEVICE, HOST = "as in a run", "device alone", "host alone"

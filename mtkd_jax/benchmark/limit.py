@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax import mesh, tuning
+from mtkd_jax import mesh
 from mtkd_jax.benchmark import clock, engine, work
 from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import Network
+from mtkd_jax.engine import tuning
 from mtkd_jax.mesh import Layout
 from mtkd_jax.types import Array
 

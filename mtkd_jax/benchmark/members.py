@@ -8,10 +8,10 @@ from functools import partial
 
 import jax
 
-from mtkd_jax import tuning
 from mtkd_jax.benchmark import clock, engine, plain, pytorch, work
 from mtkd_jax.benchmark.clock import Case, LeftOut, Side
 from mtkd_jax.benchmark.networks import Network
+from mtkd_jax.engine import tuning
 from mtkd_jax.mesh import HOW, Layout
 from mtkd_jax.types import UserError
 

@@ -10,10 +10,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from mtkd_jax import forecast, mesh, workdir
+from mtkd_jax import mesh
 from mtkd_jax.benchmark import children, clock, engine
 from mtkd_jax.benchmark.clock import Case
 from mtkd_jax.benchmark.networks import NETWORKS
+from mtkd_jax.engine import forecast
+from mtkd_jax.runs import workdir
 
 UNIT = "GB"
 WIDTH = 1024  # of the two hidden layers: 7.4 MB of parameters a member

@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mtkd_jax import tuning, workdir
 from mtkd_jax.benchmark import children, clock, engine
 from mtkd_jax.benchmark.clock import Case
 from mtkd_jax.benchmark.networks import NETWORKS, Network
+from mtkd_jax.engine import tuning
+from mtkd_jax.engine.population import natural_walk
 from mtkd_jax.mesh import Layout
-from mtkd_jax.population import natural_walk
+from mtkd_jax.runs import workdir
 
 UNIT = "ms, one step of one member"
 NUM_MEMBERS = 8

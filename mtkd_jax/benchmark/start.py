@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from mtkd_jax import mesh, workdir
+from mtkd_jax import mesh
 from mtkd_jax.benchmark import children, clock, engine
 from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import NETWORKS, Network
+from mtkd_jax.runs import workdir
 
 UNIT = "s, from the command to the end of the first steps"
 NUM_MEMBERS = 8

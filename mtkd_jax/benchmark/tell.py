@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Group
 from rich.text import Text
 
-from mtkd_jax import report, tables, workdir
-from mtkd_jax.tables import MISSING, Sheet
+from mtkd_jax.report import document, tables
+from mtkd_jax.report.tables import MISSING, Sheet
+from mtkd_jax.runs import workdir
 
 ONCE = "*"
 MUCH = 0.1  # of the processors; where others took more, a measurement is spoilt
@@ -83,7 +84,7 @@ def terminal(result: dict) -> Group:
 def markdown(result: dict) -> str:
     """The tables and findings for a text file."""
     parts = [f"**{title}**\n\n{tables.markdown(*sheet)}" for title, sheet in sheets(result)]
-    return "\n\n".join([*parts, report.bullets(findings(result))])
+    return "\n\n".join([*parts, document.bullets(findings(result))])
 
 
 def seconds_of_others() -> float | None:

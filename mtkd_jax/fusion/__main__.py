@@ -1,8 +1,8 @@
-"""`python -m mtkd_jax.fusion`: see laboratory.py."""
+"""`python -m mtkd_jax.fusion`: see laboratory/rule_study.py."""
 
 import sys
 
-from mtkd_jax import laboratory
+from mtkd_jax.laboratory import rule_study
 
 if __name__ == "__main__":
-    sys.exit(laboratory.main())
+    sys.exit(rule_study.main())

@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax import fusion
+from mtkd_jax.fusion import rules
 from mtkd_jax.methods.seams import PLAIN, targets_of
 from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
@@ -43,8 +43,8 @@ def vote() -> Recipe:
 
 def fused(*, rule: str = "mean_probs") -> Recipe:
     """Match the teachers' softened logits fused by any rule that gives probabilities; short: "fused:RULE"."""
-    if rule not in fusion.RULES - fusion.RANK_RULES:
-        known = ", ".join(sorted(fusion.RULES - fusion.RANK_RULES))
+    if rule not in rules.RULES - rules.RANK_RULES:
+        known = ", ".join(sorted(rules.RULES - rules.RANK_RULES))
         raise UserError(f"fused: {rule!r} is no rule that gives probabilities; known are {known}")
     return PLAIN._replace(name=f"fused:{rule}", aim=_FusedBy(rule))
 
@@ -91,7 +91,7 @@ def _mean_logit(context: Context, w: Array) -> Targets:
 
 
 def _borda(context: Context, w: Array) -> Targets:
-    return targets_of(fusion.borda_scores(context.teacher.logits)[None], w.sum(axis=0, keepdims=True))
+    return targets_of(rules.borda_scores(context.teacher.logits)[None], w.sum(axis=0, keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _FusedBy:
     rule: str
 
     def __call__(self, context: Context, w: Array) -> Targets:
-        probs = fusion.rule(self.rule)(context.teacher.logits / context.hyper["temperature"])
+        probs = rules.rule(self.rule)(context.teacher.logits / context.hyper["temperature"])
         return targets_of(probs[None], w.sum(axis=0, keepdims=True))
 
 

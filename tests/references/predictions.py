@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtkd_jax.predictions import Group, Predictions
+from mtkd_jax.runs.predictions import Group, Predictions
 
 # name: (role, spread of the network's own error; the smaller, the better the network)
 STUDENTS = {

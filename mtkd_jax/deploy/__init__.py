@@ -1,0 +1,1 @@
+"""What leaves the house: the exported network and its command line."""

@@ -1,0 +1,272 @@
+"""The chosen student as a folder that needs no run: weights, what they are, and a check that they work.
+
+model.stablehlo     the network with its weights as a program that needs no mtkd_jax: see deploy/deployed.py
+model.safetensors   {"params/Dense_0/kernel": array, ...}: no pickle, nothing is executed on loading
+model.json          the card: what `load_student` needs and what a reader asks
+check.safetensors   {"images", "logits"}: a few inputs and what the student said of them when it was saved
+README.md           the card in words
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export as jax_export
+from safetensors import flax as safetensors
+
+from mtkd_jax.deploy.deployed import PIXELS, PROGRAM, card_digest, load_program, read, read_card, sha256
+from mtkd_jax.models import layers
+from mtkd_jax.system.text import in_markdown
+from mtkd_jax.types import Array, Model, PyTree, Task, UserError
+
+Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
+TOLERANCE = 1e-5
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def save_student(
+    directory: Path, model: Model, variables: PyTree, card: Mapping[str, Any], check: tuple[Array, Array]
+) -> None:
+    """Write the student's folder, whole or not at all; one that is there is replaced.
+
+    `card` holds, as JSON can:
+        name        one line for the heading
+        model       the address `build` takes
+        task        a `Task`: classes, heads, and the normalisation inside the network
+        class_names C strings, by output index
+        input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there; of
+                    one that was trained on image files also "fit" and "files", as in `data.images`
+        training    one line: method, alpha, temperature, or whatever made it
+        data        one line: source and sizes
+        source      one line: the run it came from
+        metrics     {name: {"value", "ci95": [low, high] or None, "over": what the interval is taken over}}
+    `check` is (images [n,h,w,c], logits [n,C]). Raises UserError when the disk refuses.
+    """
+    directory = Path(directory).absolute()
+    temporary, old = (directory.with_name(f".{directory.name}.{word}") for word in ("writing", "old"))
+    weights = safetensors.save(flatten_dict(_contiguous(variables), sep="/"))
+    program = program_of(model, variables, card["input"]["shape"])
+    card = {
+        **card,
+        "task": card["task"]._asdict(),
+        "weights_sha256": sha256(weights),
+        "program_sha256": sha256(program),
+        "jax": jax.__version__,
+    }
+    card["card_sha256"] = card_digest(card)
+    images, logits = check
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        (temporary / "model.safetensors").write_bytes(weights)
+        (temporary / PROGRAM).write_bytes(program)
+        checked = safetensors.save(_contiguous({"images": images, "logits": logits}))
+        (temporary / "check.safetensors").write_bytes(checked)
+        (temporary / "model.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
+        (temporary / "README.md").write_text(_readme(card, directory.name), encoding="utf-8")
+        shutil.rmtree(old, ignore_errors=True)
+        if directory.exists():
+            directory.rename(old)
+        temporary.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot save the student: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str, Any]]:
+    """The student as (model, variables, card): `model.apply(variables, images)[0].logits`.
+
+    Raises UserError naming the file when one is missing or is not what was saved, or when `build` makes
+    another network of the card's address than the one whose weights these are.
+    """
+    directory = Path(directory)
+    card = read_card(directory / "model.json")
+    path = directory / "model.safetensors"
+    if sha256(read(path)) != card["weights_sha256"]:
+        raise UserError(
+            f"{path}: damaged, its SHA-256 is not the one in model.json; export the student again"
+        )
+    variables = unflatten_dict(safetensors.load_file(path), sep="/")
+    task = {name: tuple(value) if isinstance(value, list) else value for name, value in card["task"].items()}
+    model = build(card["model"], Task(**task))
+    image = jax.ShapeDtypeStruct((1, *card["input"]["shape"]), jnp.float32)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), image)
+    if _shapes(wanted) != _shapes(variables):
+        raise UserError(f"{path}: not the weights of {card['model']} as this version of mtkd_jax builds it")
+    return model, variables, card
+
+
+def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
+    """Logits [n,C] of one network, compiled alone: the same program before saving and after loading."""
+    with jax.default_matmul_precision("highest"):  # as in the exported program
+        return jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)(variables, images)
+
+
+def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:
+    """Load the student again, as weights and as program, and return the largest difference from `logits`.
+
+    The program is asked for all images at once and for the first alone. Raises RuntimeError where the weights
+    differ by more than 1e-5, or the program, which is compiled otherwise, by more than 1e-5 of the largest
+    logit (and of 1); of a network that computes in bfloat16, whose own rounding is 400 times that, by 5e-2.
+    """
+    model, variables, _ = load_student(directory, build)
+    program, _ = load_program(directory)
+    largest = max(1.0, float(np.max(np.abs(logits))))
+    rounding = 5e-2 if getattr(model.module, "dtype", "float32") == "bfloat16" else TOLERANCE
+    return max(
+        _difference(logits_of(model, variables, images), logits, TOLERANCE, directory),
+        _difference(program(images), logits, rounding * largest, directory / PROGRAM),
+        _difference(program(images[:1]), logits[:1], rounding * largest, directory / PROGRAM),
+    )
+
+
+def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> float:
+    difference = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64))))
+    if not difference <= tolerance:  # NaN is a failure too
+        raise RuntimeError(
+            f"{path}: reloaded, the student's logits differ by {difference:g}, more than {tolerance:g}"
+        )
+    return difference
+
+
+def program_of(model: Model, variables: PyTree, shape: Sequence[int]) -> bytes:
+    """The network with its weights as StableHLO, float32 images [b,h,w,c] -> logits [b,C] for any b."""
+    images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *shape), jnp.float32)
+    variables = jax.tree.map(np.asarray, variables)
+    logits = jax.jit(lambda images: model.apply(variables, images)[0].logits)
+    # A CPU runs the forms of other platforms up to 25 times slower, so all get those of a CPU. In the highest
+    # precision, because a GPU or TPU that rounds factors in its own way would not say what was measured.
+    with layers.forms_of("cpu"), jax.default_matmul_precision("highest"):
+        return bytes(jax_export.export(logits, platforms=PLATFORMS)(images).serialize())
+
+
+def _contiguous(tree: PyTree) -> PyTree:
+    """On the host in C order: safetensors writes the memory as it lies."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, order="C"), tree)
+
+
+def _shapes(variables: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (leaf.shape, str(leaf.dtype)) for name, leaf in flatten_dict(variables, sep="/").items()}
+
+
+# --- the card in words --------------------------------------------------------------------------------
+
+
+def _readme(card: Mapping[str, Any], folder: str) -> str:
+    shape = " x ".join(map(str, card["input"]["shape"]))
+    metrics = "\n".join(_metric_row(name, metric) for name, metric in card["metrics"].items())
+    told = {name: in_markdown(card[name]) for name in ("name", "training", "data", "source")}
+    return f"""# {told["name"]}
+
+A network that sorts images of {shape} (height x width x channels) into {len(card["class_names"])} classes:
+{", ".join(map(in_markdown, card["class_names"]))}.
+
+| | |
+|---|---|
+| network | `{card["model"]}` |
+| trained by | {told["training"]} |
+| data | {told["data"]} |
+| run | {told["source"]} |
+| input | {card["input"]["dtype"]}, {card["input"]["range"]}; normalisation is inside the network |
+| output | unnormalised logits, one per class in the order above; softmax makes probabilities |
+
+## What it is for
+
+Images like those it was trained on. Nothing is known of its accuracy on others, such as another camera,
+another scale or a class that is not in the list; it always answers with one of its classes.
+
+## How good it is
+
+| metric | value | 95 % interval | over |
+|---|---|---|---|
+{metrics}
+
+## How to predict with it
+
+{_of_files(card, folder)}From Python without `mtkd_jax`, but with JAX, flatbuffers and safetensors, from the
+folder that holds `{folder}/`:
+
+```python
+from pathlib import Path
+
+import jax
+from jax import export
+from safetensors.numpy import load_file
+
+program = export.deserialize(bytearray(Path("{folder}/{PROGRAM}").read_bytes()))
+# [b,h,w,c] {card["input"]["dtype"]}, {card["input"]["range"]}; these are the ones it was checked with
+images = load_file("{folder}/check.safetensors")["images"]
+logits = jax.jit(program.call)(images)  # [b,C]
+print(jax.nn.softmax(logits).argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1))
+```
+
+The program takes any number of images and runs on a CPU, on CUDA and on a TPU. JAX {card["jax"]} wrote it;
+releases up to six months newer or three weeks older promise to run it. The weights have no such limit.
+
+## How to load its weights
+
+With `mtkd_jax` installed, from the folder that holds `{folder}/`:
+
+```python
+from pathlib import Path
+
+import jax
+from safetensors.flax import load_file
+
+from mtkd_jax.config import build_model
+from mtkd_jax.deploy.export import load_student
+
+model, variables, card = load_student(Path("{folder}"), build_model)
+check = load_file("{folder}/check.safetensors")  # a few inputs, and the logits they gave when it was saved
+outputs, _ = model.apply(variables, check["images"])
+for row in jax.nn.softmax(outputs.logits):
+    print(card["class_names"][int(row.argmax())], float(row.max()))
+print("largest difference from the saved logits:", abs(outputs.logits - check["logits"]).max())
+```
+
+`model.json` is this page for programs. SHA-256 of the weights: `{card["weights_sha256"]}`;
+of the program: `{card["program_sha256"]}`.
+"""
+
+
+def _of_files(card: Mapping[str, Any], folder: str) -> str:
+    """How to ask about image files, and what is done to them; nothing for a student of other arrays."""
+    if card["input"]["range"] != PIXELS:
+        return ""
+    return f"""Of image files, or of folders of them, with `mtkd_jax` installed:
+
+```
+python -m mtkd_jax.predict --student {folder} photos/
+```
+
+{_done_to_files(card["input"])}
+
+"""
+
+
+def _done_to_files(taken: Mapping[str, Any]) -> str:
+    height, width, channels = taken["shape"]
+    size = f"{height} x {width} x {channels} (height x width x channels)"
+    if "fit" not in taken:
+        return (
+            f"It was trained on arrays: how images were brought to {size} is not known here. Files of "
+            "another size are cropped, unless `--fit` says otherwise."
+        )
+    rest = "; ".join(f"{name}: {how}" for name, how in taken.get("files", {}).items())
+    return f"It brings files to {size} by `{taken['fit']}`, as in training" + (f" ({rest})." if rest else ".")
+
+
+def _metric_row(name: str, metric: Mapping[str, Any]) -> str:
+    interval = "none" if metric["ci95"] is None else f"{metric['ci95'][0]:.4g} to {metric['ci95'][1]:.4g}"
+    return f"| {name} | {metric['value']:.4g} | {interval} | {metric['over']} |"

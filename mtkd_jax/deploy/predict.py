@@ -1,0 +1,217 @@
+"""`python -m mtkd_jax.predict --student runs/digits/student photos/`: the class of every image.
+
+Only the student's folder is read; networks and training are not imported. A line for every image, in a table
+or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
+when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
+Exit code 0: every image was read; 2: some were not, or something else that the user can mend, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from mtkd_jax.data import images
+from mtkd_jax.deploy.deployed import PIXELS, load_program
+from mtkd_jax.system import terminal
+from mtkd_jax.types import UserError, printable
+
+
+class Prediction(NamedTuple):
+    """What the student says of one file, the most likely class first; or why it was not asked."""
+
+    path: Path
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict the class of images by an exported student; returns the exit code."""
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    asked = _parse(argv)
+    program, card = load_program(asked.student)
+    paths = files(asked.images)
+    fit = asked.fit or card["input"].get("fit", "crop")
+    images.fitting(fit)
+    found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
+    for note in unlike_training(card["input"], asked.fit, paths):
+        terminal.tell(f"note: {note}")
+    told = list(_tell_as_json(found) if asked.json else _tell(found))
+    if unread := sum(bool(one.error) for one in told):
+        raise UserError(f"{unread} of {len(told)} images could not be read")
+
+
+def files(given: Iterable[Path]) -> list[Path]:
+    """The files as they are given, and in the place of a folder the images in it and below, sorted by name.
+
+    Raises UserError for a folder without any.
+    """
+    found: list[Path] = []
+    for path in given:
+        inside = images.below(path) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: holds no image; must hold {', '.join(images.SUFFIXES)} files")
+        found += inside
+    return found
+
+
+def unlike_training(taken: dict[str, Any], fit: str, paths: Iterable[Path]) -> list[str]:
+    """What is done to these files otherwise than to the images of training, or is not known to be the same.
+
+    `taken` is the card's "input", `fit` what was asked for, "" for what the card says.
+    """
+    trained, files, size = taken.get("fit", ""), taken.get("files", images.READING), tuple(taken["shape"][:2])
+    found = []
+    if fit and trained and fit != trained:
+        found.append(f"--fit {fit}, but the network was trained with {trained}")
+    if not fit and not trained and any(_has_another_size(path, size) for path in paths):
+        found.append(
+            f"the card does not say how images were brought to {size[0]} x {size[1]} in training: they are "
+            "cropped here; --fit pad or stretch does otherwise"
+        )
+    for name in sorted({*files, *images.READING}):
+        before, now = files.get(name, "unknown"), images.READING.get(name, "unknown")
+        if before != now:
+            found.append(
+                f"{name}: {now}, but in training {before}; another version of mtkd_jax wrote the card"
+            )
+    return found
+
+
+def _has_another_size(path: Path, size: tuple[int, int]) -> bool:
+    try:
+        return images.shape_of(path)[:2] != size
+    except UserError:  # is told in its turn
+        return False
+
+
+def predictions(
+    program: Callable, card: dict[str, Any], paths: Sequence[Path], *, top: int, fit: str, batch: int
+) -> Iterator[Prediction]:
+    """What the student says of every file, in order, with the `top` most likely classes.
+
+    `program` and `card` are those of `load_program`; `fit` brings images to size, as in `images.read`. Raises
+    UserError when the student reads no image files.
+    """
+    shape = tuple(card["input"]["shape"])
+    if card["input"]["range"] != PIXELS or shape[-1] not in (1, 3):
+        raise UserError(
+            f"{card['name']}: reads arrays {list(shape)} ({card['input']['range']}), not image files; "
+            "must be asked from Python, as its README.md shows"
+        )
+    images.fitting(fit)
+    size = min(batch, len(paths))
+    for start in range(0, len(paths), size):
+        yield from _of_batch(program, card["class_names"], paths[start : start + size], shape, top, fit, size)
+
+
+def _of_batch(
+    program: Callable,
+    class_names: Sequence[str],
+    paths: Sequence[Path],
+    shape: tuple[int, int, int],
+    top: int,
+    fit: str,
+    size: int,
+) -> Iterator[Prediction]:
+    """At most `size` files; the program always sees as many images, so that it is compiled once."""
+    pixels, errors = np.zeros((size, *shape), np.uint8), [""] * len(paths)
+    for place, path in enumerate(paths):
+        try:
+            pixels[place] = images.read(path, shape=shape, fit=fit)
+        except UserError as error:
+            errors[place] = str(error)
+    logits = np.asarray(program(pixels.astype(np.float32) / 255), np.float64)
+    for path, error, row in zip(paths, errors, _softmax(logits)):
+        best = np.argsort(-row, kind="stable")[:top]
+        if error:
+            yield Prediction(path, error=error)
+        else:
+            yield Prediction(path, tuple(class_names[i] for i in best), tuple(row[best].tolist()))
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+# --- telling ------------------------------------------------------------------------------------------
+
+
+def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Each as a line as soon as it is known."""
+    for one in found:
+        line = json.dumps(_as_json(one), ensure_ascii=not terminal.is_utf8())
+        print(line if line == printable(line) else json.dumps(_as_json(one)), flush=True)
+        yield one
+
+
+def _as_json(one: Prediction) -> dict[str, Any]:
+    if one.error:
+        return {"image": str(one.path), "error": one.error}
+    said = {"image": str(one.path), "class": one.classes[0], "probability": one.probabilities[0]}
+    several = {"probabilities": dict(zip(one.classes, one.probabilities))} if len(one.classes) > 1 else {}
+    return said | several
+
+
+def _tell(found: Iterable[Prediction]) -> list[Prediction]:
+    """All as a table of the terminal's width; into a pipe or a file 100 columns."""
+    told = list(found)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right", no_wrap=True)
+    for one in told:
+        if one.error:
+            error = one.error.removeprefix(f"{printable(one.path)}: ")
+            table.add_row(Text(printable(one.path)), Text(error, style="red"))
+        for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
+            path = "" if place else printable(one.path)
+            table.add_row(Text(path), Text(printable(name)), f"{probability:.4f}")
+    terminal.console().print(table)
+    return told
+
+
+# --- the command line ---------------------------------------------------------------------------------
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = terminal.Parser("python -m mtkd_jax.predict", __doc__)
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        type=terminal.path_of_any_name,
+        help="files, or folders of them",
+    )
+    parser.add_argument(
+        "--student", required=True, type=terminal.path, metavar="DIR", help="student/ of a run"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
+    parser.add_argument("--top", type=int, default=1, metavar="K", help="tell the K most likely classes")
+    parser.add_argument(
+        "--fit", default="", help="crop, pad or stretch; without it as in training, where the card says so"
+    )
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images computed at once")
+    asked = parser.parse_args(argv)
+    for name in ("top", "batch"):
+        if getattr(asked, name) < 1:
+            raise UserError(f"--{name} {getattr(asked, name)}: must be at least 1")
+    return asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

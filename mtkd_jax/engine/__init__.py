@@ -1,0 +1,1 @@
+"""How a population is trained: the step, the loop, layouts over devices."""

@@ -1,0 +1,220 @@
+"""A `Job` is one stage's work, ready to run; here the configuration and the data become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
+from mtkd_jax.engine import layouts
+from mtkd_jax.engine.population import frozen_parts, take
+from mtkd_jax.engine.step import Lessons, Program
+from mtkd_jax.mesh import Layout
+from mtkd_jax.types import Array, Ensemble, Examples, Images, Model, PyTree, Recipe, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What `training.fit` needs: what is trained, from what, in which order, for how long."""
+
+    stage: str  # also the name of its checkpoint folder
+    program: Program
+    lessons: Lessons
+    names: tuple[str, ...]  # [M]
+    hyper: Mapping[str, np.ndarray]  # {name: [M,...]}
+    init_keys: Array  # [M] typed keys: initial weights and each member's own randomness
+    order: Callable[[int], np.ndarray]  # epoch -> indices [S,B], or [S,M,B] when members have their own
+    validation: tuple[Array, Array]  # images [V,h,w,c], labels [V]
+    epochs: int
+    eval_every: int  # epochs between validations
+    patience: int  # epochs without a better validation NLL before a member stops; 0 = never
+    candidates: tuple[Layout, ...] = ()  # layouts to choose from by timing; program.layout is the first guess
+    at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
+    teacher_cache: str = "off"  # see teacher_cache.MODES
+    images: Images | None = None  # read when they are asked for; lessons.examples then holds no image
+    stream_bytes: int = 2**28  # of them held at once
+    steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
+    start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
+    run: str = ""  # what names the run in its checkpoints; "" = none in particular
+
+    @property
+    def num_steps(self) -> int:
+        return self.program.num_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_steps // self.epochs
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.steps_per_epoch * self.eval_every
+
+    @property
+    def num_peers(self) -> int:
+        return self.program.recipes[0].num_peers
+
+    @property
+    def image(self) -> jax.ShapeDtypeStruct:
+        """One image [1,h,w,c] as the networks see it."""
+        return jax.eval_shape(loading.scale, self.validation[0][:1])
+
+
+def make(
+    config: ConfigDict,
+    *,
+    stage: str,
+    model: Model,
+    recipes: tuple[Recipe, ...],
+    members: Iterable[int],
+    names: tuple[str, ...],
+    hyper: Mapping[str, np.ndarray],
+    temperatures: tuple[float, ...],
+    order: Callable[[int], np.ndarray],
+    examples: Examples,
+    validation: tuple[Array, Array],
+    epochs: int,
+    eval_every: int,
+    patience: int,
+    seeded_by: str,
+    ensemble: Ensemble = (),
+    prepared: Mapping[str, Callable] | None = None,
+    augment: bool = True,
+    images: Images | None = None,
+) -> Job:
+    """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it."""
+    if config.train.batch_size % config.runtime.data_shards:
+        raise UserError(
+            f"config.train.batch_size: {config.train.batch_size} does not divide over "
+            f"config.runtime.data_shards = {config.runtime.data_shards} devices"
+        )
+    key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
+    members = jnp.asarray(tuple(members), jnp.uint32)
+    teacher_models, teacher_variables = frozen_parts(ensemble)
+    candidates = layouts.candidates(config.runtime.how, config.runtime.data_shards, model, len(members))
+    program = Program(
+        model=model,
+        recipes=recipes,
+        teachers=teacher_models,
+        optimizer=config.train.optimizer,
+        schedule=config.train.schedule,
+        num_steps=epochs * len(order(0)),
+        augmentation=tuple(sorted(config.data.augment.items())) if augment else (),
+        layout=candidates[0],
+    )
+    lessons = Lessons(
+        examples=examples,
+        teachers=teacher_variables,
+        said=None,
+        prepared=dict(prepared or {}),
+        temperatures=jnp.asarray(temperatures, jnp.float32),
+        key=jax.random.fold_in(key, word("lessons")),
+    )
+    return Job(
+        stage=stage,
+        program=program,
+        lessons=lessons,
+        names=names,
+        hyper=hyper,
+        init_keys=jax.vmap(lambda m: jax.random.fold_in(key, m))(members),
+        order=order,
+        validation=validation,
+        epochs=epochs,
+        eval_every=eval_every,
+        patience=patience,
+        candidates=candidates,
+        at_once=config.runtime.members_at_once,
+        teacher_cache=config.runtime.teacher_cache,
+        images=images,
+        stream_bytes=config.runtime.stream_mb * 2**20,
+    )
+
+
+def examples(config: ConfigDict, split: Split) -> Examples:
+    """The training examples with the weights that `train.class_weights` asks for."""
+    return loading.examples(split, weighted=config.train.class_weights == "balanced")
+
+
+def balanced_by(config: ConfigDict, split: Split) -> np.ndarray | None:
+    """The labels [N] by which orders draw every class equally often; None for `data.sampling` natural."""
+    return split.dataset.train_labels if config.data.sampling == "balanced" else None
+
+
+def part(job: Job, rows: Sequence[int]) -> Job:
+    """The job of some members alone; they are the same there, down to their randomness.
+
+    Whole cohorts only: a peer without its mates raises KeyError.
+    """
+    rows = np.asarray(rows)
+    hyper = {name: values[rows] for name, values in job.hyper.items()}
+    if "mates" in hyper:
+        place = {row: place for place, row in reversed(list(enumerate(rows.tolist())))}
+        hyper["mates"] = np.vectorize(place.__getitem__, otypes=[np.int32])(hyper["mates"])
+    own_batches = job.order(0).ndim == 3
+    return dataclasses.replace(
+        job,
+        names=tuple(job.names[row] for row in rows),
+        hyper=hyper,
+        init_keys=job.init_keys[rows],
+        start=None if job.start is None else take(job.start, rows),
+        order=(lambda epoch: job.order(epoch)[:, rows]) if own_batches else job.order,
+    )
+
+
+def parts(job: Job, at_once: int) -> list[Job]:
+    """The job in parts of at most `at_once` members, a whole number of cohorts; itself if all fit."""
+    num_members = len(job.names)
+    if at_once >= num_members:
+        return [job]
+    size = max(1, at_once // job.num_peers) * job.num_peers
+    starts = range(0, num_members, size)
+    pieces = [part(job, range(first, min(first + size, num_members))) for first in starts]
+    return [
+        dataclasses.replace(piece, stage=f"{job.stage}/part-{number}")
+        for number, piece in enumerate(pieces, start=1)
+    ]
+
+
+def word(text: str) -> int:
+    """A stable 31-bit number for a name, to seed by it."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+LONGEST_SLUG = 100  # characters: file names hold 255 bytes
+
+
+def slug(address: str) -> str:
+    """An address as a file name; others for different addresses.
+
+    What a file name cannot tell apart, such as a sign, is told by the beginning of a SHA-256.
+
+    >>> slug("mlp(hidden=(32,))"), slug("stimuli.ods(step_size=-1.0)")
+    ('mlp-hidden-32', 'stimuli.ods-step-size-1.0-ee2aee1d')
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
+    if re.fullmatch(r"[\w.(,)= ]+", address, re.ASCII) and len(name) <= LONGEST_SLUG:
+        return name
+    return f"{name[:LONGEST_SLUG]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+
+
+def number(value: object) -> str:
+    """A number as short as it can be without becoming another one; what is no number as Python writes it.
+
+    >>> number(0.5), number(4.0), number(0.1234567), number(True)
+    ('0.5', '4', '0.1234567', 'True')
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return repr(value)
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def per_member(values: tuple[float, ...], default: float, num_members: int) -> np.ndarray:
+    """[M] float32: one value each, one value for all, or the default."""
+    return np.broadcast_to(np.asarray(values or (default,), np.float32), (num_members,)).copy()

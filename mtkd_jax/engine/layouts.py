@@ -1,0 +1,45 @@
+"""Which layout a population is trained in: as it is asked for, or, for "auto", what is known to be fast."""
+
+from __future__ import annotations
+
+import jax
+
+from mtkd_jax.engine.population import natural_walk
+from mtkd_jax.mesh import Layout
+from mtkd_jax.types import Model, UserError
+
+
+def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tuple[Layout, ...]:
+    """The layouts that `runtime.how` and `runtime.data_shards` leave to choose from, the likeliest first.
+
+    vmap, map, unroll, loop   on one device (for each data shard), see `population.over_members`
+    shard_map                 members spread over all devices, on each walked in the natural way
+    pmap                      one member a device
+    auto                      what may be the fastest: spread or not, vmap or map
+
+    Raises UserError where there are too few devices.
+    """
+    num_devices = jax.device_count()
+    if num_devices < data_shards:
+        raise UserError(f"config.runtime.data_shards: {data_shards}, but there are {num_devices} devices")
+    most = num_devices // data_shards
+    spread = min(most, num_members)
+    natural = natural_walk(model)
+    if jax.process_count() > 1:  # every process must have a part in it, and no clock may decide
+        return (Layout(natural, most, data_shards),)
+    if how == "auto":
+        walks = (natural,) if natural == "map" or num_members == 1 else (natural, "map")
+        widths = dict.fromkeys((spread, 1))
+        return tuple(Layout(walk, width, data_shards) for width in widths for walk in walks)
+    if how == "shard_map":
+        return (Layout(natural, spread, data_shards),)
+    if how == "pmap" and num_members > most:
+        raise UserError(
+            f"config.runtime.how: pmap trains one member a device; {num_members} members in {data_shards} "
+            f"data shards need {num_members * data_shards} devices, there are {num_devices}"
+        )
+    if how == "pmap":
+        return (Layout("unroll", num_members, data_shards),)
+    if how == "loop" and data_shards > 1:
+        raise UserError("config.runtime.how: loop is for one device; set config.runtime.data_shards to 1")
+    return (Layout(how, 1, data_shards),)

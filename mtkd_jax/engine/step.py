@@ -1,0 +1,318 @@
+"""The one training step, for a whole population at once, built from a recipe's seven seams.
+
+Three parts. The LESSON (batch, stimulus, teachers, targets) is drawn once for all members when they share
+their batches, or by each member from its own when they do not. Every member SEES it (view, student) and
+LEARNS from it (teach, weigh, aim, term, update, after); between the two, peers exchange what they say.
+Nothing here asks which method is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtkd_jax import mesh, optimizers
+from mtkd_jax.data import augment, loading
+from mtkd_jax.engine import population
+from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
+from mtkd_jax.mesh import Layout
+from mtkd_jax.types import (
+    Array,
+    Batch,
+    Context,
+    Examples,
+    Model,
+    Networks,
+    Outputs,
+    Peers,
+    PyTree,
+    Recipe,
+    Targets,
+    TeacherOutputs,
+    TrainState,
+)
+
+
+class Program(NamedTuple):
+    """Everything about a step that is compiled into it. Hashable: equal programs are compiled once."""
+
+    model: Model
+    recipes: tuple[Recipe, ...]  # one family, see `same_family`
+    teachers: tuple[Model, ...]
+    optimizer: str
+    schedule: str
+    num_steps: int  # of the whole stage, for the schedule
+    augmentation: tuple[tuple[str, float | tuple[int, ...]], ...]
+    layout: Layout
+    said_by: str = ""  # how lessons.said is addressed, if there: "example" | "step"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the recipes read of a network beyond its logits."""
+        return tuple(sorted({need for recipe in self.recipes for need in recipe.needs}))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """What a stage's lessons are drawn from, constant while it runs, traced."""
+
+    examples: Examples
+    teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]
+    said: Array | None  # [K,N,C] or [K,S*B,C], their logits where they were asked before; see teacher_cache
+    prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
+    temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
+    key: Array  # of the stage
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Lesson:
+    context: Context
+    table: Targets | None  # targets of every (recipe, temperature), stacked; see _table
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What a member has made of a lesson, on the rows of this device, and the way back to its parameters."""
+
+    outputs: Outputs
+    pull: Callable
+    model_state: PyTree
+
+
+def same_family(a: Recipe, b: Recipe) -> bool:
+    """Whether two recipes can be trained as one population, by one program.
+
+    They may differ in name, weigh, aim, prepare, needs and the values of `hyper`. Targets that depend on the
+    student have no row in the shared table, so there weigh and aim count too.
+    """
+    if tuple(name for name, _ in a.hyper) != tuple(name for name, _ in b.hyper):
+        return False
+    a = a._replace(name=b.name, needs=b.needs, hyper=b.hyper)
+    return a == b if a.reads_student else a._replace(weigh=b.weigh, aim=b.aim, prepare=b.prepare) == b
+
+
+def init_state(program: Program, variables: PyTree, keys: Array, lessons: Lessons) -> TrainState:
+    """The first state of every member, stacked, from variables [M,...] and keys [M]."""
+    transform = optimizers.build(program.optimizer, 1.0, 0.0)
+    recipe = program.recipes[0]
+    params = variables["params"]
+
+    def outputs_of(variables: PyTree, teachers: tuple[PyTree, ...], image: Array):
+        student = program.model.apply(population.take(variables, 0), image)[0]
+        student = with_features(student, program.needs, program.model)
+        if not program.teachers:
+            return student, None
+        return student, apply_ensemble(program.teachers, teachers, image, program.needs)
+
+    image = jax.eval_shape(loading.scale, lessons.examples.image[:2])
+    student, teacher = jax.eval_shape(outputs_of, variables, lessons.teachers, image)
+    aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
+    return TrainState(
+        params=params,
+        aux=aux,
+        model_state={name: value for name, value in variables.items() if name != "params"},
+        opt_state=jax.vmap(transform.init)((params, aux)),
+        mem=jax.vmap(recipe.init_mem)(variables),
+        key=keys,
+    )
+
+
+def make_step(program: Program) -> Callable:
+    """(states [M], hyper {name: [M,...]}, indices [B] or [M,B], step [], lessons) -> (states, losses [M]).
+
+    Where the layout has several devices this is one device's part, to be called inside `mesh.spread`.
+    """
+    recipe, layout = program.recipes[0], program.layout
+
+    def give_lesson(key: Array, indices: Array, step: Array, lessons: Lessons, shared: bool) -> _Lesson:
+        batch, key = _batch(program, key, indices, lessons)
+        progress = step.astype(jnp.float32) / program.num_steps
+        context = Context(batch, None, lessons.prepared, {}, key, step, progress)
+        if "teach" not in recipe.reads_student:
+            teach = _networks(program, lessons)
+            if lessons.said is not None:
+                rows = (
+                    indices
+                    if program.said_by == "example"
+                    else step * len(indices) + jnp.arange(len(indices))
+                )
+                said = TeacherOutputs(lessons.said[:, rows].astype(jnp.float32), (), ())
+                teach = teach._replace(teachers=lambda image: said)
+            elif shared:
+                teach = teach._replace(teachers=mesh.shared_out(teach.teachers, layout))
+            context = dataclasses.replace(context, teacher=recipe.teach(context, teach))
+        table = None if recipe.reads_student else _table(program.recipes, context, lessons.temperatures)
+        return jax.lax.stop_gradient(_Lesson(context, table))
+
+    def aimed(lesson: _Lesson, context: Context, lessons: Lessons) -> Context:
+        """The context with teachers and targets, neither of which passes a gradient on."""
+        if lesson.table is not None:
+            targets = jax.tree.map(lambda leaf: leaf[context.hyper["target"]], lesson.table)
+            return dataclasses.replace(context, targets=targets)
+        seen = jax.lax.stop_gradient(context)
+        if "teach" in recipe.reads_student:
+            seen = dataclasses.replace(seen, teacher=recipe.teach(seen, _networks(program, lessons)))
+        found = seen.teacher, recipe.aim(seen, recipe.weigh(seen))
+        teacher, targets = jax.lax.stop_gradient(found)
+        return dataclasses.replace(context, teacher=teacher, targets=targets)
+
+    def keys_of(state: TrainState, step: Array) -> Array:
+        return jax.random.split(jax.random.fold_in(state.key, step), 4)
+
+    def see(state: TrainState, lesson: _Lesson, step: Array) -> _Seen:
+        _, view_key, apply_key, _ = keys_of(state, step)
+        image = mesh.own_rows(lesson.context.batch.image, layout)
+        apply_key = mesh.own_key(apply_key, layout)
+
+        def outputs_of(params):
+            variables = {"params": recipe.view(params, state, view_key), **state.model_state}
+            outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
+            return with_features(outputs, program.needs, program.model), model_state
+
+        outputs, pull, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
+        return _Seen(outputs, pull, model_state)
+
+    def learn(state, hyper, lesson: _Lesson, seen: _Seen, peers: Peers | None, step, lessons):
+        *_, seam_key = keys_of(state, step)
+        context = dataclasses.replace(
+            lesson.context, hyper=hyper, peers=peers, state=state, key=seam_key, step=step
+        )
+        whole = mesh.whole_batch(seen.outputs, layout)
+        context = aimed(lesson, dataclasses.replace(context, student=whole), lessons)
+
+        def loss_of(outputs, aux):
+            student = mesh.whole_batch(outputs, layout)
+            said = dataclasses.replace(context, student=student, state=dataclasses.replace(state, aux=aux))
+            return recipe.term(said).mean()
+
+        loss, (by_outputs, by_aux) = jax.value_and_grad(loss_of, argnums=(0, 1))(seen.outputs, state.aux)
+        (by_params,) = mesh.sum_over_data(seen.pull(by_outputs), layout)
+        state = _updated(program, recipe, hyper, step, (by_params, by_aux), state, seen.model_state)
+        return recipe.after(state, context), loss
+
+    def alone(member, shared):
+        """A member that needs nobody else: it sees and learns in one go."""
+        state, hyper, own_indices = member
+        lesson, step, lessons = shared
+        if lesson is None:
+            lesson = give_lesson(keys_of(state, step)[0], own_indices, step, lessons, shared=False)
+        return learn(state, hyper, lesson, see(state, lesson, step), None, step, lessons)
+
+    def one_sees(member, shared):
+        lesson, step = shared
+        return see(member, lesson, step)
+
+    def one_learns(member, shared):
+        (state, hyper, seen), (lesson, logits, step, lessons) = member, shared
+        return learn(state, hyper, lesson, seen, _peers(hyper, logits), step, lessons)
+
+    def step(states, hyper, indices, step, lessons):
+        walk = layout.walk
+        if indices.ndim == 2:
+            return over_members(alone, walk)((states, hyper, indices), (None, step, lessons))
+        lesson = give_lesson(jax.random.fold_in(lessons.key, step), indices, step, lessons, shared=True)
+        if recipe.num_peers == 1:
+            return over_members(alone, walk)((states, hyper, None), (lesson, step, lessons))
+        # jit, so that it is traced once: ways back that were traced apart differ, and cannot be stacked.
+        seen = over_members(jax.jit(one_sees), walk)(states, (lesson, step))
+        outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(seen.outputs)
+        logits = jax.lax.stop_gradient(mesh.all_members(outputs.logits, layout))
+        return over_members(one_learns, walk)((states, hyper, seen), (lesson, logits, step, lessons))
+
+    return step
+
+
+@lru_cache
+def compiled_asking(program: Program) -> Callable:
+    """(batches [S,B], lessons) -> [S,K,B,C], what the frozen teachers say of a stage's first S lessons."""
+
+    def ask(batches: Array, lessons: Lessons) -> Array:
+        def one(numbered: tuple[Array, Array]) -> Array:
+            step, indices = numbered
+            batch, _ = _batch(program, jax.random.fold_in(lessons.key, step), indices, lessons)
+            ask_about = mesh.shared_out(_networks(program, lessons).teachers, program.layout)
+            return ask_about(batch.image).logits
+
+        return jax.lax.map(one, (jnp.arange(len(batches)), batches))
+
+    return mesh.jit(mesh.on_all(ask, program.layout))
+
+
+def _batch(program: Program, key: Array, indices: Array, lessons: Lessons) -> tuple[Batch, Array]:
+    """The batch after the stimulus, and the key for the other seams."""
+    stimulus_key, key = jax.random.split(key)
+    batch = loading.gather(lessons.examples, indices)
+    stimulus = program.recipes[0].stimulus
+    return stimulus(stimulus_key, batch, augmented(program), _networks(program, lessons)), key
+
+
+def _networks(program: Program, lessons: Lessons) -> Networks:
+    def teachers(image: Array) -> TeacherOutputs:
+        return apply_ensemble(program.teachers, lessons.teachers, image, program.needs)
+
+    return Networks(teachers, program.model.apply)
+
+
+def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
+    """A member's cohort, from the logits [M,B,C] of all; who broke down must not take the others along."""
+    own = logits[hyper["mates"]]
+    sound = jnp.isfinite(own).all(axis=(1, 2))
+    return Peers(jnp.where(sound[:, None, None], own, 0.0), hyper["place"], sound)
+
+
+def augmented(program: Program) -> Callable:
+    """(key, images) -> images, with the configured augmentation."""
+    return lambda key, images: augment.augment(key, images, **dict(program.augmentation))
+
+
+def _updated(
+    program: Program,
+    recipe: Recipe,
+    hyper: Mapping[str, Array],
+    step: Array,
+    grads: PyTree,
+    state: TrainState,
+    model_state: PyTree,
+) -> TrainState:
+    """The state after one step of the optimiser; what the recipe does not train stays what it was."""
+    rate = hyper["learning_rate"] * optimizers.schedule(program.schedule, step / program.num_steps)
+    transform = optimizers.build(program.optimizer, rate, hyper["weight_decay"])
+    trained = (state.params, state.aux)
+    # optax mixes its integer step count into float arithmetic, which a strict session forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = transform.update(grads, state.opt_state, trained)
+        params, aux = optax.apply_updates(trained, updates)
+    before = {"params": state.params, **state.model_state}
+    after = {"params": params, **model_state}
+
+    def kept(path, old: Array, new: Array) -> Array:
+        return new if recipe.trainable(jax.tree_util.keystr(path, simple=True, separator="/")) else old
+
+    after = jax.tree_util.tree_map_with_path(kept, before, after)
+    params = after.pop("params")
+    return dataclasses.replace(state, params=params, aux=aux, model_state=after, opt_state=opt_state)
+
+
+def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -> Targets | None:
+    """Targets [R*T,Q,B,C] of every recipe at every temperature; members pick a row by hyper["target"].
+
+    Targets that do not depend on the student are computed once a batch, not once a member. Recipes of one
+    family have as many targets as each other.
+    """
+
+    def at(recipe: Recipe, temperature: Array) -> Targets:
+        own = {name: jnp.float32(value) for name, value in recipe.hyper}
+        warm = dataclasses.replace(context, hyper={"temperature": temperature, **own})
+        return recipe.aim(warm, recipe.weigh(warm))
+
+    rows = [jax.vmap(lambda t, r=recipe: at(r, t))(temperatures) for recipe in recipes]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)

@@ -1,0 +1,142 @@
+"""The teachers' logits, asked for once: they are frozen, so the same image gets the same answer.
+
+Without augmentation they are kept for every example [K,N,C]. With it they are kept for every step [K,S*B,C]:
+a stage's images are a function of its seed and the step, the same for every family of students. Either way
+they are asked by the code of the step itself, in batches of its size, so that nothing changes but the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtkd_jax import mesh
+from mtkd_jax.engine import forecast
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.step import compiled_asking
+from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
+from mtkd_jax.types import Array, UserError
+
+MODES = ("auto", "off", "float32", "float16")
+SHARE_OF_MEMORY = 0.25
+
+Cache = dict[str, Array]  # hash of teachers and stimulus -> logits
+
+
+def filled(job: Job, cache: Cache) -> Job:
+    """The job with its teachers' logits, from `cache`, which is brought up to date, where they may be kept.
+
+    "auto" keeps float32 where the method reads logits alone and memory allows. Asked for by name, a cache
+    that cannot be had raises UserError.
+    """
+    how = _how(job)
+    if how is None:
+        return job
+    by, dtype = how
+    key = _digest(job, by, dtype)
+    if key not in cache:
+        cache.clear()  # one at a time: stages that share one follow each other
+        cache[key] = _narrowed(_asked(job, by), dtype)
+    return _with(job, by, cache[key])
+
+
+def outlined(job: Job) -> Job:
+    """The job as `filled` leaves it, but that nobody is asked: zeros stand for the logits."""
+    how = _how(job)
+    if how is None:
+        return job
+    by, dtype = how
+    shape = (_num_teachers(job), _num_rows(job, by), job.program.model.module.task.num_classes)
+    return _with(job, by, np.broadcast_to(np.zeros((), dtype), shape))
+
+
+def _how(job: Job) -> tuple[str, np.dtype] | None:
+    """By what logits are kept, and in which precision; None where they are not."""
+    if job.teacher_cache == "off" or not job.program.teachers:
+        return None
+    by = "example" if _is_identity(job) else "step"
+    dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)
+    reason = _why_not(job, by, dtype)
+    if reason and job.teacher_cache == "auto":
+        return None
+    if reason:
+        raise UserError(
+            f"config.runtime.teacher_cache: {job.teacher_cache} cannot be: {reason}; set it to auto"
+        )
+    return by, dtype
+
+
+def _with(job: Job, by: str, said: Array) -> Job:
+    lessons = dataclasses.replace(job.lessons, said=said)
+    return dataclasses.replace(job, program=job.program._replace(said_by=by), lessons=lessons)
+
+
+def _is_identity(job: Job) -> bool:
+    plain = all(not value for _, value in job.program.augmentation)
+    return plain and job.program.recipes[0].stimulus is configured_stimulus
+
+
+def _why_not(job: Job, by: str, dtype: np.dtype) -> str:
+    recipes, program = job.program.recipes, job.program
+    more = [r.name for r in recipes if r.needs or r.prepare == "embedding" or r.teach is not frozen_teachers]
+    if more:
+        return f"{more[0]} reads more of the teachers than the logits of the frozen ones"
+    if job.images is not None:
+        return "the images are read when they are asked for"
+    num_classes = program.model.module.task.num_classes
+    needed = _num_teachers(job) * _num_rows(job, by) * num_classes * dtype.itemsize
+    limit = SHARE_OF_MEMORY * forecast.memory_limit()
+    if needed > limit:
+        return f"it needs {needed / 2**20:.0f} MiB, {limit / 2**20:.0f} MiB are there for it"
+    return ""
+
+
+def _num_rows(job: Job, by: str) -> int:
+    return len(job.lessons.examples.label) if by == "example" else job.num_steps * job.order(0).shape[-1]
+
+
+def _num_teachers(job: Job) -> int:
+    return sum(len(jax.tree.leaves(variables)[0]) for variables in job.lessons.teachers)
+
+
+def _asked(job: Job, by: str) -> Array:
+    """[K,R,C] float32."""
+    batch_size = job.order(0).shape[-1]
+    if by == "example":
+        num_rows = len(job.lessons.examples.label)
+        indices = np.arange(num_rows + -num_rows % batch_size, dtype=np.int32) % num_rows
+        batches = indices.reshape(-1, batch_size)
+    else:
+        batches = np.concatenate([job.order(epoch) for epoch in range(job.epochs)])
+        num_rows = batches.size
+    lessons = mesh.everywhere(job.lessons, job.program.layout)
+    logits = compiled_asking(job.program)(batches, lessons)  # [S,K,B,C]
+    by_row = jnp.moveaxis(jnp.asarray(jax.device_get(logits)), 1, 0)
+    return by_row.reshape(by_row.shape[0], -1, by_row.shape[-1])[:, :num_rows]
+
+
+def _narrowed(logits: Array, dtype: np.dtype) -> Array:
+    largest, most = float(jnp.abs(logits).max()), float(np.finfo(dtype).max)
+    if np.isfinite(largest) and largest > most:
+        raise UserError(
+            f"config.runtime.teacher_cache: {dtype} holds numbers up to {most:g}, a teacher's logit is "
+            f"{largest:g}; set it to auto"
+        )
+    return logits.astype(dtype)
+
+
+def _digest(job: Job, by: str, dtype: np.dtype) -> str:
+    program, lessons = job.program, job.lessons
+    digest = hashlib.sha256()
+    words = (program.teachers, program.augmentation, program.recipes[0].stimulus, program.layout, by, dtype)
+    digest.update(repr(words).encode())
+    arrays = [*jax.tree.leaves((lessons.teachers, lessons.examples)), jax.random.key_data(lessons.key)]
+    if by == "step":
+        arrays += [job.order(epoch) for epoch in range(job.epochs)]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,490 @@
+"""The one training loop: a `Job` in, a trained `Population` out.
+
+A round is some epochs of steps, then validation. The device works a PIECE at a time: several whole rounds
+where they are short, a part of one where it is long. Between pieces the host records, saves, reads the next
+images and looks whether it is asked to stop. Early stopping and best weights are kept per member inside the
+program, without a branch: a member that has stopped goes on moving, but its `best` no longer changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtkd_jax import mesh
+from mtkd_jax.data import loading, streams
+from mtkd_jax.data.loading import scale
+from mtkd_jax.engine import population
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.step import Lessons, Program, init_state, make_step
+from mtkd_jax.runs import checkpoint
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.system import interrupts
+from mtkd_jax.types import Array, Population, PyTree, TrainState, UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What one piece hands to the next, and what a checkpoint holds."""
+
+    train: TrainState  # [M]
+    loss: Array  # [M] summed over the steps of this round so far
+    best: PyTree  # variables [M] at the lowest validation NLL
+    best_nll: Array  # [M]
+    stale: Array  # [M] epochs since then
+    stopped: Array  # [M] bool
+    alive: Array  # [M] bool; False for good once a loss was not finite: `best` stays what it was
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A trained population (its best weights) and how the training went."""
+
+    population: Population
+    val_nll: np.ndarray  # [M] at the best weights
+    lost: tuple[str, ...]  # members whose loss was not finite; they kept their last good weights
+    seconds: float
+
+    @property
+    def sound(self) -> Population:
+        """The population without its lost members."""
+        if not self.lost:
+            return self.population
+        names = self.population.names
+        return population.members(self.population, [m for m, n in enumerate(names) if n not in self.lost])
+
+
+def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float = 30.0) -> Fitted:
+    """Train every member of `job` and return its best weights.
+
+    Resumes from `directory` by itself, step for step equal to a run that was never stopped; a finished
+    stage is only restored. Raises UserError when no member is left with finite numbers, and Interrupted, once
+    all is saved, when the process has been asked to stop.
+    """
+    progress = first_progress(job)
+    done = _restored(job, directory / "finished", mesh.on_host(_result(progress)), logbook)
+    if done is not None:
+        _, result, info = done
+        return _fitted(job, result, info["seconds"])
+    step, progress, seconds = _resumed(job, progress, directory, logbook)
+    logbook.cut_back(job.stage, step // job.steps_per_epoch)
+    layout = job.program.layout
+    validation, hyper = mesh.everywhere((job.validation, job.hyper), layout)
+    progress = mesh.spread_out(progress, layout)
+    started = saved = time.perf_counter()
+    with contextlib.closing(given(job, pieces(job, step))) as ahead:
+        for piece, indices, lessons in ahead:
+            progress, metrics = advanced(job, piece, progress, hyper, indices, lessons, validation)
+            step = recorded(job, piece, metrics, logbook)
+            if step == job.num_steps or mesh.on_host(progress.stopped).all():
+                break
+            now = time.perf_counter()
+            stop = mesh.any_asked(interrupts.asked())
+            if stop or mesh.agreed(now - saved >= checkpoint_seconds):
+                logbook.check()  # saved into a folder that is no more, it would come back without its run
+                info = {"seconds": seconds + now - started, **_owner(job)}
+                checkpoint.save(directory, step, mesh.on_host(progress), info)
+                saved = now
+            if stop:
+                raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
+    result = mesh.on_host(_result(progress))
+    seconds += time.perf_counter() - started
+    fitted = _fitted(job, result, seconds)
+    logbook.check()
+    info = {"seconds": seconds, "members": list(job.names), **_owner(job)}
+    checkpoint.save(directory / "finished", step, result, info)
+    checkpoint.discard(directory)
+    return fitted
+
+
+def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tuple[int, Progress, float]:
+    found = _restored(job, directory, first, logbook)
+    if found is None:
+        return 0, first, 0.0
+    step, progress, info = found
+    logbook.say(f"{job.stage}: resumed at step {step} of {job.num_steps}")
+    return step, progress, info["seconds"]
+
+
+def _restored(job: Job, directory: Path, like: PyTree, logbook: Logbook) -> tuple[int, PyTree, dict] | None:
+    def owned(info: dict) -> PyTree:
+        check_owner(info, directory, job.stage, job.run)
+        return like
+
+    return checkpoint.restore(directory, owned, logbook.warn)
+
+
+def _owner(job: Job) -> dict[str, str]:
+    return {"stage": job.stage, "run": job.run}
+
+
+def check_owner(info: dict, directory: Path, stage: str, run: str) -> None:
+    """Raise UserError where a checkpoint is of another stage or run; "" and the first versions do not say."""
+    found, of_run = info.get("stage", stage), info.get("run", "")
+    if found != stage or (run and of_run and of_run != run):
+        whose = f"of stage {found}" if found != stage else "of another run, with other data or fields"
+        raise UserError(
+            f"{directory}: these checkpoints are {whose}; put those of {stage} back, or remove the folder to "
+            "train it again"
+        )
+
+
+def first_progress(job: Job) -> Progress:
+    """What every member starts from, where it is trained."""
+    num_members, layout = len(job.names), job.program.layout
+    if job.start is None:
+        variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+    else:
+        variables = jax.tree.map(jnp.copy, job.start)  # somebody else's, and what begins is donated
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
+    # Spread before there is more of it: moved as a whole, all of the state would stand there twice.
+    variables, keys = mesh.spread_out((variables, keys), layout)
+    train = init_state(job.program, variables, keys, job.lessons)
+    # All of it is donated, so no buffer may stand in it twice: memory and best weights begin as copies.
+    train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
+    first = Progress(
+        train=train,
+        loss=jnp.zeros(num_members, jnp.float32),
+        best=jax.tree.map(jnp.copy, _deployed(job.program, train)),
+        best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
+        stale=jnp.zeros(num_members, jnp.int32),
+        stopped=jnp.zeros(num_members, bool),
+        alive=jnp.ones(num_members, bool),
+    )
+    return mesh.spread_out(first, layout)
+
+
+def _result(progress: Progress) -> dict[str, PyTree]:
+    return {"variables": progress.best, "val_nll": progress.best_nll, "alive": progress.alive}
+
+
+def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
+    alive = np.asarray(result["alive"])
+    if not alive.any():
+        raise UserError(
+            f"{job.stage}: the loss of all {len(alive)} members stopped being finite; {_what_to_mend(job)}"
+        )
+    trained = Population(job.program.model, result["variables"], job.hyper, job.names)
+    return fitted_of(trained, result, seconds)
+
+
+USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
+    "weight_decay": ("train.weight_decay", 1.0),
+    "temperature": ("students.temperatures", 1e4),
+    "learning_rate": ("train.learning_rate", 1.0),
+}
+
+
+def _what_to_mend(job: Job) -> str:
+    """The likeliest cause of a training that broke down as a whole, told from how it began."""
+    variables = population.take(first_progress(job).best, 0)
+    logits = job.program.model.apply(mesh.on_host(variables), loading.scale(job.validation[0][:32]))[0].logits
+    if not np.isfinite(logits).all():
+        return "not even the first outputs are: look at the images, and at the weights that it begins with"
+    largest = {name: float(np.max(job.hyper[name])) for name in USUAL if name in job.hyper}
+    for name, value in largest.items():
+        field, most = USUAL[name]
+        if value > most:
+            return f"lower {field} (now {value:g})"
+    return f"lower train.learning_rate (now {largest['learning_rate']:g})"
+
+
+def fitted_of(trained: Population, result: dict[str, PyTree], seconds: float) -> Fitted:
+    """What a finished stage's result says of its population; lost members have no validation NLL (inf).
+
+    Weights stand on the first device, wherever they come from: what reads them is then one program, whether
+    they were trained just now, restored, or lent by another run, and its numbers are the same to the bit.
+    """
+    alive = np.asarray(result["alive"])
+    lost = tuple(name for name, ok in zip(trained.names, alive) if not ok)
+    at_rest = jax.tree.map(jnp.asarray, mesh.on_host(trained.variables))
+    trained = dataclasses.replace(trained, variables=at_rest)
+    return Fitted(trained, np.where(alive, result["val_nll"], np.inf), lost, seconds)
+
+
+def untrained(job: Job) -> Fitted:
+    """The members as they begin, for whoever only wants to know what training them would cost."""
+    result = _result(first_progress(job))
+    return _fitted(job, {**result, "val_nll": np.zeros(len(job.names), np.float32)}, 0.0)
+
+
+def joined(parts: Sequence[Fitted]) -> Fitted:
+    """What was trained part by part, as one population."""
+    populations = [part.population for part in parts]
+    concatenate = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
+    return Fitted(
+        Population(
+            populations[0].model,
+            jax.tree.map(concatenate, *(p.variables for p in populations)),
+            {name: np.concatenate([p.hyper[name] for p in populations]) for name in populations[0].hyper},
+            tuple(name for p in populations for name in p.names),
+        ),
+        np.concatenate([part.val_nll for part in parts]),
+        tuple(name for part in parts for name in part.lost),
+        sum(part.seconds for part in parts),
+    )
+
+
+# --- pieces -------------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """Steps that run without the host: whole rounds, or a part of one."""
+
+    first: int  # step, counted from 0
+    num_steps: int
+
+    def whole_rounds(self, job: Job) -> bool:
+        return self.first % job.steps_per_round == 0 and self.num_steps % job.steps_per_round == 0
+
+
+def pieces(job: Job, step: int = 0) -> list[Piece]:
+    """What is left of a stage from `step` on, in pieces of at most `job.steps_at_once` steps.
+
+    As many as possible are of one size, so that few programs serve them all.
+    """
+    of_round, num_rounds = job.steps_per_round, job.num_steps // job.steps_per_round
+    even = (n for n in range(1, num_rounds + 1) if num_rounds % n == 0)
+    rounds_at_once = max((n for n in even if n * of_round <= job.steps_at_once), default=1)
+    part = -(-of_round // -(-of_round // job.steps_at_once))  # equal parts, the last one perhaps shorter
+    found = []
+    while step < job.num_steps:
+        into = step % of_round
+        if into == 0 and of_round <= job.steps_at_once:
+            num_steps = min(rounds_at_once * of_round, job.num_steps - step)
+        else:
+            num_steps = min(part, of_round - into)
+        found.append(Piece(step, num_steps))
+        step += num_steps
+    return found
+
+
+def indices_of(job: Job, piece: Piece) -> np.ndarray:
+    """The examples of a piece's steps, [S,B], or [S,M,B] when members have their own."""
+    of_epoch, end = job.steps_per_epoch, piece.first + piece.num_steps
+    epochs = range(piece.first // of_epoch, -(-end // of_epoch))
+    orders = np.concatenate([job.order(epoch) for epoch in epochs])
+    begin = piece.first % of_epoch
+    return orders[begin : begin + piece.num_steps]
+
+
+def given(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray, Lessons]]:
+    """Every piece with its indices, and with lessons that hold the examples these point to."""
+    if job.images is None:
+        lessons = mesh.everywhere(job.lessons, job.program.layout)
+        yield from ((piece, indices_of(job, piece), lessons) for piece in ahead)
+        return
+    # The reader is some pieces ahead, so what it asks for is thought up twice rather than kept.
+    rows = (loading.rows_of(indices_of(job, piece)) for piece in ahead)
+    with contextlib.closing(streams.read_ahead(job.images, rows)) as read:
+        for piece, images in zip(ahead, read):
+            indices = indices_of(job, piece)
+            window, local = loading.window(job.lessons.examples, images, indices)
+            lessons = dataclasses.replace(job.lessons, examples=window)
+            yield piece, local, mesh.everywhere(lessons, job.program.layout)
+
+
+def advanced(
+    job: Job, piece: Piece, progress: Progress, hyper: dict, indices: np.ndarray, lessons: Lessons, validation
+) -> tuple[Progress, dict[str, Array]]:
+    """Progress after a piece, and {name: [R,M]} of the R rounds that end in it."""
+    program, layout = job.program, job.program.layout
+    first = np.int32(piece.first)
+    if piece.whole_rounds(job):
+        rounds = mesh.everywhere(indices.reshape(-1, job.steps_per_round, *indices.shape[1:]), layout)
+        chunk = compiled_chunk(program, job.patience, job.eval_every)
+        return chunk(progress, hyper, rounds, first, lessons, validation)
+    progress = compiled_part(program)(progress, hyper, mesh.everywhere(indices, layout), first, lessons)
+    if (piece.first + piece.num_steps) % job.steps_per_round:
+        return progress, {}
+    return compiled_validation(program, job.patience, job.eval_every)(
+        progress, np.float32(job.steps_per_round), validation
+    )
+
+
+def recorded(job: Job, piece: Piece, metrics: dict[str, Array], logbook: Logbook) -> int:
+    """Wait for a piece and write its rounds into the logbook; returns the step that training has come to."""
+    for number, values in enumerate(_rows(mesh.on_host(metrics)), start=1):
+        at = (piece.first // job.steps_per_round + number) * job.steps_per_round
+        logbook.record(job.stage, at // job.steps_per_epoch, at, job.names, values)
+    step = piece.first + piece.num_steps
+    logbook.progress(job.stage, step, job.num_steps)
+    return step
+
+
+def _rows(metrics: dict[str, np.ndarray]):
+    """One {name: [M]} for every round of {name: [R,M]}."""
+    for number in range(len(next(iter(metrics.values()), ()))):
+        yield {name: values[number] for name, values in metrics.items()}
+
+
+def _deployed(program: Program, train: TrainState) -> PyTree:
+    """What is validated, kept as best, and exported: [M,...]."""
+    return jax.vmap(program.recipes[0].deploy)(train)
+
+
+# --- programs -----------------------------------------------------------------------------------------
+
+
+@lru_cache
+def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable:
+    """(progress, hyper, rounds [R,S,...], first step, lessons, val) -> (progress, metrics {name: [R,M]})."""
+    steps, layout = _steps(program), program.layout
+    scan = _host_scan if layout.walk == "loop" else jax.lax.scan
+
+    def chunk(progress, hyper, rounds, first_step, lessons, val):
+        def one_round(carry, indices):
+            progress, first = carry
+            progress = steps(progress, hyper, indices, first, lessons)
+            progress, metrics = _validated(program, progress, len(indices), val, patience, eval_every)
+            return (progress, first + len(indices)), metrics
+
+        (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
+        return progress, metrics
+
+    if layout.walk == "loop":
+        return chunk
+
+    def training_chunk(progress, hyper, rounds, *shared):
+        own_batches = 2 if rounds.ndim == 4 else None  # [R,S,M,B], or [R,S,B] for all members
+        in_axes = (0, 0, own_batches, None, None, None)
+        return mesh.spread(chunk, layout, in_axes, (0, 1))(progress, hyper, rounds, *shared)
+
+    return mesh.jit(training_chunk, donate_argnums=0)
+
+
+@lru_cache
+def compiled_part(program: Program) -> Callable:
+    """(progress, hyper, indices [S,...], first step, lessons) -> progress: steps without their validation."""
+    steps, layout = _steps(program), program.layout
+    if layout.walk == "loop":
+        return steps
+
+    def training_part(progress, hyper, indices, *shared):
+        in_axes = (0, 0, 1 if indices.ndim == 3 else None, None, None)
+        of_all = lambda *arguments: (steps(*arguments),)  # noqa: E731
+        return mesh.spread(of_all, layout, in_axes, (0,))(progress, hyper, indices, *shared)[0]
+
+    return mesh.jit(training_part, donate_argnums=0)
+
+
+@lru_cache
+def compiled_validation(program: Program, patience: int, eval_every: int) -> Callable:
+    """(progress, steps of the round, val) -> (progress, metrics {name: [1,M]}), to end a round in parts."""
+    layout = program.layout
+
+    def validated(progress, num_steps, val):
+        progress, metrics = _validated(program, progress, num_steps, val, patience, eval_every)
+        return progress, {name: values[None] for name, values in metrics.items()}
+
+    if layout.walk == "loop":
+        return validated
+    return mesh.jit(mesh.spread(validated, layout, (0, None, None), (0, 1)), donate_argnums=0)
+
+
+def _steps(program: Program) -> Callable:
+    """(progress, hyper, indices [S,B] or [S,M,B], first step, lessons) -> progress after S steps."""
+    step, layout = make_step(program), program.layout
+    alone = make_step(program._replace(layout=layout._replace(walk="unroll")))
+    scan = _host_scan if layout.walk == "loop" else jax.lax.scan
+
+    def steps(progress, hyper, indices, first_step, lessons):
+        def one_step(carry, indices):
+            train, number = carry
+            train, losses = step(train, hyper, indices, number, lessons)
+            return (train, number + 1), losses
+
+        def steps_of_one(member, shared):
+            train, hyper, indices = jax.tree.map(lambda leaf: leaf[None], member)
+            number, lessons = shared
+
+            def one_step(carry, indices):
+                train, number = carry
+                train, losses = alone(train, hyper, indices[None], number, lessons)
+                return (train, number + 1), losses
+
+            (train, _), losses = jax.lax.scan(one_step, (train, number), indices[0])
+            return jax.tree.map(lambda leaf: leaf[0], train), losses[:, 0]
+
+        if layout.walk == "map" and indices.ndim == 3:
+            # Nobody shares anything: a member goes through all steps before the next one begins, and its
+            # weights stay in the cache: 784-256-256-10 took 28 % less. The same numbers as step by step.
+            members = (progress.train, hyper, jnp.moveaxis(indices, 1, 0))
+            train, losses = population.over_members(steps_of_one, "map")(members, (first_step, lessons))
+            losses = losses.T
+        else:
+            (train, _), losses = scan(one_step, (progress.train, first_step), indices)
+        return dataclasses.replace(progress, train=train, loss=progress.loss + losses.sum(axis=0))
+
+    return steps
+
+
+def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
+    """`lax.scan` in Python, for `how = loop`."""
+    results = []
+    for x in xs:
+        carry, result = body(carry, x)
+        results.append(result)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _validated(program, progress: Progress, num_steps, val, patience, eval_every):
+    """Progress at the end of a round of `num_steps`, every member's best weights brought up to date.
+
+    Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
+    """
+    train, loss = progress.train, progress.loss / num_steps
+    deployed = _deployed(program, train)
+    nll, accuracy = population.over_members(_evaluator(program), program.layout.walk)(deployed, val)
+    alive = progress.alive & jnp.isfinite(loss) & jnp.isfinite(nll)
+    better = (nll < progress.best_nll) & ~progress.stopped & alive
+    stale = jnp.where(better, 0, progress.stale + eval_every)
+    stopped = progress.stopped | ~alive
+    if patience:
+        stopped |= stale >= patience
+    best = jax.tree.map(
+        lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
+        deployed,
+        progress.best,
+    )
+    best_nll = jnp.where(better, nll, progress.best_nll)
+    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, alive)
+    return after, {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
+
+
+def _evaluator(program: Program, block: int = 512) -> Callable:
+    """(variables, (images [V,...], labels [V])) -> (nll, accuracy), a block of examples at a time."""
+
+    def evaluate(variables, val):
+        images, labels = val
+        num_examples = labels.shape[0]
+        size = min(block, num_examples)
+        missing = -num_examples % size
+        images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1))).reshape(
+            -1, size, *images.shape[1:]
+        )
+        labels = jnp.pad(labels, (0, missing), constant_values=-1).reshape(-1, size)
+
+        def totals(part):
+            image, label = part
+            outputs, _ = program.model.apply(variables, scale(image))
+            log_probs = jax.nn.log_softmax(outputs.logits)
+            of_label = jnp.take_along_axis(log_probs, jnp.maximum(label, 0)[:, None], axis=-1)[:, 0]
+            counted = label >= 0
+            right = counted & (outputs.logits.argmax(axis=-1) == label)
+            return -jnp.where(counted, of_label, 0.0).sum(), right.sum().astype(jnp.float32)
+
+        nll, right = jax.lax.map(totals, (images, labels))
+        return nll.sum() / num_examples, right.sum() / num_examples
+
+    return evaluate

@@ -1,0 +1,146 @@
+"""`runtime.how = auto`: a short timed trial of the candidate layouts on the real step, answered once.
+
+The answer is kept with the stage's checkpoints, so that a resumed run goes on as it began, and in the cache
+folder for the next run of the same network, batch, number of members, devices and version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from mtkd_jax import mesh
+from mtkd_jax.engine import forecast
+from mtkd_jax.engine.jobs import Job, part
+from mtkd_jax.mesh import Layout
+from mtkd_jax.system import files
+from mtkd_jax.types import UserError
+
+# Below about a minute of training a trial costs more than it can win: the first guess stands.
+WORTH_A_TRIAL = {"cpu": 2e12, "gpu": 1e15, "tpu": 1e15}  # FLOPs of a stage
+FILE = "layout.json"
+PARTS = "parts.json"
+
+Answer = dict[str, float]  # {layout as JSON: seconds a step}
+
+
+def settled(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
+    """The job in the layout it is trained in; `directory` is the stage's checkpoint folder."""
+    if len(job.candidates) == 1:
+        return job
+    answer = _usable(_chosen(directory / FILE).get("seconds"), job)
+    if answer is None:
+        if forecast.flops(job) < WORTH_A_TRIAL[jax.default_backend()]:
+            return job
+        answer = _usable(_read(cache_file()).get(question(job)), job) or timed(job)
+        with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
+            _remember(cache_file(), {**_read(cache_file()), question(job): answer})
+        _remember(directory / FILE, {"question": question(job), "seconds": answer})
+        say(f"{job.stage}: {_told(answer)}")
+    return in_layout(job, _layout(min(answer, key=answer.get)))
+
+
+def members_at_once(job: Job, directory: Path) -> int:
+    """How many members of a stage are trained at the same time.
+
+    As many as when it was begun, whatever memory is free now: its checkpoints are of these parts. Of several
+    processes the first decides and remembers. Raises UserError where the configuration asks for another
+    number meanwhile.
+    """
+    path, begun = directory / PARTS, any(directory.glob("**/manifest.json"))
+    before = _chosen(path).get("members_at_once") if begun else None
+    if begun and not path.exists():
+        raise UserError(f"{path}: is missing; {_mend(path)}")
+    if begun and not (isinstance(before, int) and before > 0):
+        raise UserError(f"{path}: not what a run writes; {_mend(path)}")
+    if before is None:
+        now = mesh.agreed(forecast.members_at_once(job))
+        if mesh.is_first():
+            _remember(path, {"members_at_once": now})
+        return now
+    if job.at_once and min(job.at_once, len(job.names)) != before:
+        raise UserError(
+            f"config.runtime.members_at_once: {job.at_once}, but {job.stage} was begun with {before}; "
+            f"go on with {before}, or remove {directory} to train it again"
+        )
+    return before
+
+
+def timed(job: Job) -> Answer:
+    """Seconds a step in every candidate layout; each compiles the stage's program and runs a few steps."""
+    job = part(job, range(forecast.members_at_once(job)))
+    return {
+        json.dumps(layout): forecast.seconds_per_step(in_layout(job, layout)) for layout in job.candidates
+    }
+
+
+def in_layout(job: Job, layout: Layout) -> Job:
+    """The same job, its members walked and spread otherwise."""
+    return dataclasses.replace(job, program=job.program._replace(layout=layout))
+
+
+def question(job: Job) -> str:
+    """What an answer depends on."""
+    program, device = job.program, jax.devices()[0]
+    num_teachers = sum(len(jax.tree.leaves(variables)[0]) for variables in job.lessons.teachers)
+    return " | ".join(
+        (
+            program.model.name,
+            f"images {job.image.shape[1:]}",
+            f"batch {job.order(0).shape[-1]}",
+            f"{len(job.names)} members",
+            f"{num_teachers} teachers, said {job.lessons.said is not None}",
+            f"{jax.device_count()} {device.platform} {device.device_kind}",
+            f"data shards {program.layout.data}",
+            f"jax {jax.__version__}",
+        )
+    )
+
+
+def cache_file() -> Path | None:
+    """Beside the compiled programs; None where those are not kept either."""
+    folder = jax.config.jax_compilation_cache_dir
+    return Path(folder).parent / "layouts.json" if folder else None
+
+
+def _usable(answer: Answer | None, job: Job) -> Answer | None:
+    """The answer if it is one about these candidates: a resume may find other devices."""
+    is_answer = isinstance(answer, dict) and all(isinstance(seconds, float) for seconds in answer.values())
+    return answer if is_answer and set(answer) == {json.dumps(layout) for layout in job.candidates} else None
+
+
+def _layout(text: str) -> Layout:
+    return Layout(*json.loads(text))
+
+
+def _told(answer: Answer) -> str:
+    ranked = [f"{_layout(text)} {1e3 * answer[text]:.3g} ms" for text in sorted(answer, key=answer.get)]
+    return f"a step takes, {', '.join(ranked)}"
+
+
+def _read(path: Path | None) -> dict:
+    """What was remembered; {} where there is nothing that can be read, for it can be found out again."""
+    try:
+        return (files.read_sealed(path, "") or {}) if path else {}
+    except UserError:
+        return {}
+
+
+def _chosen(path: Path) -> dict:
+    """What was chosen when the stage began; {} where nothing was. Another choice would be another run."""
+    return files.read_sealed(path, _mend(path)) or {}
+
+
+def _mend(path: Path) -> str:
+    return f"restore it, or remove {path.parent} to train the stage again"
+
+
+def _remember(path: Path | None, content: dict) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_sealed(path, content)

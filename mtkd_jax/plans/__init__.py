@@ -1,0 +1,1 @@
+"""What is trained after what: stages of teachers and students."""

@@ -1,0 +1,274 @@
+"""A plan: the list of stages a run trains, one after the other.
+
+A stage is made from what earlier stages trained: as its teachers, as fitted helpers, or as its start.
+Generations, assistant chains and hint-then-distil (schemes.py) are longer lists, not other loops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax import mesh
+from mtkd_jax.config import (
+    canonical,
+    check_rules,
+    positive_class,
+    resolve,
+    student_model,
+    teacher_models,
+)
+from mtkd_jax.data import loading
+from mtkd_jax.data.augment import augment
+from mtkd_jax.data.loading import Split
+from mtkd_jax.engine import forecast, population, step, teacher_cache, tuning
+from mtkd_jax.engine.jobs import Job, parts
+from mtkd_jax.engine.teacher_cache import Cache
+from mtkd_jax.engine.training import Fitted, fit, joined, untrained
+from mtkd_jax.mesh import Layout
+from mtkd_jax.plans import students, teachers
+from mtkd_jax.plans.students import Family
+from mtkd_jax.runs import checkpoint
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.system import interrupts
+from mtkd_jax.system.spelling import hint
+from mtkd_jax.types import Ensemble, Population, UserError
+
+Done = Mapping[str, Fitted]  # what finished stages trained, by name
+
+
+class Stage(NamedTuple):
+    """One training; `make` turns what earlier stages trained into the work to do."""
+
+    name: str
+    make: Callable[[Done], Job]
+    family: Family = ()  # the students it trains, each mode of which is a row of the report
+    transfer: str = ""  # the transfer set they are trained on
+    role: str = "student"  # of these rows, see predictions.Group
+    averaged: str = ""  # the row that their probabilities make with those of other stages, if any
+    note: str = ""  # what a reader of the report must know
+    outline: Callable[[Done], Job] | None = None  # work of the same shapes, where `make` computes much
+
+
+Plan = tuple[Stage, ...]
+
+
+def named(config: ConfigDict, split: Split) -> Plan:
+    """The plan that `config.plan` names, one of schemes.py; raises UserError where it cannot be.
+
+    No two stages have one name: the second would be restored from the first one's checkpoints.
+    """
+    function, arguments = resolve("plan", config.plan, "plan")
+    plan = function(config, split, **arguments)
+    names = [stage.name for stage in plan]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            f"config.students.modes: several stages would be called {twice[0]!r}; leave one of the modes out"
+        )
+    return plan
+
+
+def train_teachers(config: ConfigDict, split: Split) -> Plan:
+    """A stage for each architecture; none when the teachers come trained, from an earlier run or files."""
+    if config.teachers.from_run or config.teachers.trained:
+        return ()
+    return tuple(
+        Stage(
+            teachers.stage_name(address),
+            lambda done, address=address: teachers.job(config, split, address),
+            note=teachers.beginning(config, split, address),
+        )
+        for address in teacher_models(config)
+    )
+
+
+def train_students(config: ConfigDict, split: Split) -> Plan:
+    """A stage for each fused network, then one for each transfer set and family of modes."""
+    families = students.families(config)
+    taps = dict.fromkeys(tap for family in families for tap in students.fused_networks(family))
+    fusers = [
+        Stage(
+            students.fuser_stage(tap),
+            lambda done, tap=tap: students.fuser_job(config, split, tap, ensemble_of(done)),
+            outline=lambda done, tap=tap: students.fuser_job(
+                config, split, tap, ensemble_of(done), population.blanks
+            ),
+        )
+        for tap in taps
+    ]
+    file = config.students.init_from
+    note = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
+    stages = [
+        Stage(
+            students.stage_name(transfer, family),
+            lambda done, transfer=transfer, family=family: students.job(
+                config, split, transfer, family, ensemble_of(done), _fused_networks(done, family)
+            ),
+            family,
+            transfer,
+            note=note,
+        )
+        for transfer in config.students.transfer
+        for family in families
+    ]
+    return (*fusers, *stages)
+
+
+def check(config: ConfigDict, split: Split) -> None:
+    """Raise UserError for networks, rules, augmentation, batches and transfer sets that do not fit the data.
+
+    Everything is traced and nothing computed.
+    """
+    positive_class(config, split.dataset.class_names)
+    check_rules(config, split.dataset.num_classes)
+    if config.train.batch_size > len(split.train):
+        raise UserError(
+            f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "
+            "training examples; batches are full"
+        )
+    if config.data.augment.rand_augment and split.dataset.train_images.dtype != np.uint8:
+        raise UserError(
+            "config.data.augment.rand_augment: changes levels from black to white, and "
+            f"{split.dataset.train_images.dtype} images have none that are known; must be () for them"
+        )
+    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
+    for address in {*teacher_models(config), student_model(config)}:
+        jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
+    try:
+        jax.eval_shape(lambda *drawn: augment(*drawn, **config.data.augment), jax.random.key(0), image)
+    except UserError as error:
+        raise UserError(f"config.data.augment.{error}") from None
+    for transfer in config.students.transfer:
+        students.batches(config, split, transfer)(0)
+
+
+def check_choice(config: ConfigDict, plan: Plan) -> None:
+    """Raise UserError where `export.choose` names no row that the plan's stages make."""
+    rows = list(dict.fromkeys(member.mode for stage in plan for member in stage.family))
+    addresses = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
+    specialised = {stage.name for stage in plan} & {*map(teachers.specialists_stage, addresses)}
+    known = ["best", *(["student", *rows] if rows else []), *([] if specialised else addresses)]
+    asked = config.export.choose
+    if asked not in known:
+        raise UserError(f"config.export.choose: there will be no row {asked!r}{hint(asked, known)}")
+
+
+def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
+    """What all stages would train, as zeros; raises UserError for what a stage's first step would reveal.
+
+    That step is traced and nothing computed, so that no run ends where its students begin.
+    """
+    done = dict(done)
+    for stage in plan:
+        job = (stage.outline or stage.make)(done)
+        try:
+            done[stage.name] = _traced(job)
+        except UserError as error:
+            modes = tuple(dict.fromkeys(member.mode for member in stage.family))
+            field = "students.modes" if {*modes} & {*config.students.modes} else "plan"
+            raise UserError(f"config.{field}: {', '.join(modes or (stage.name,))}: {error}") from None
+    return done
+
+
+def _traced(job: Job) -> Fitted:
+    """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
+    program, zeros = job.program._replace(layout=Layout("map")), _zeros(job)
+
+    def first_step(variables, keys, *arguments):
+        states = step.init_state(program, variables, keys, job.lessons)
+        return step.make_step(program)(states, *arguments, job.lessons)
+
+    variables = zeros.population.variables
+    jax.eval_shape(first_step, variables, job.init_keys, job.hyper, job.order(0)[0], np.int32(0))
+    return zeros
+
+
+def _zeros(job: Job) -> Fitted:
+    model, num_members = job.program.model, len(job.names)
+    of_one = jax.eval_shape(model.init, job.init_keys[0], job.image)
+    variables = jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
+    trained = Population(model, variables, job.hyper, job.names)
+    return Fitted(trained, np.zeros(num_members, np.float32), (), 0.0)
+
+
+def run(
+    plan: Plan,
+    workdir: Path,
+    logbook: Logbook,
+    checkpoint_seconds: float,
+    done: Done | None = None,
+    run: str = "",
+) -> Done:
+    """Train every stage, or restore it where it is finished; returns what all of them trained.
+
+    `run` names it in its checkpoints: those of another run are refused with a UserError. Raises Interrupted,
+    with all that was trained saved, when the process has been asked to stop.
+    """
+    done, cache = dict(done or {}), {}
+    for stage in plan:
+        if number := mesh.any_asked(interrupts.asked()):
+            raise interrupts.Interrupted(number, f"all before {stage.name} is saved")
+        job, directory = stage.make(done), workdir / "checkpoints" / stage.name
+        job = dataclasses.replace(job, run=run)
+        done[stage.name] = _trained(job, directory, cache, logbook, checkpoint_seconds)
+        if done[stage.name].lost:
+            logbook.warn(left_out(stage.name, done[stage.name]))
+    return done
+
+
+def left_out(name: str, fitted: Fitted) -> str:
+    """What log and report say of the members of a stage that broke down."""
+    return f"{name}: {', '.join(fitted.lost)} left out, the loss was not finite"
+
+
+def costs(plan: Plan, done: Done | None = None, timed: bool = False) -> Iterator[forecast.Cost]:
+    """What every stage would cost, one after the other; nothing is trained.
+
+    By formula, with zeros for what earlier stages train. Timed, later stages are given untrained networks.
+    """
+    done, cache = dict(done or {}), {}
+    for stage in plan:
+        if timed:
+            job = teacher_cache.filled(stage.make(done), cache)
+            yield forecast.timed(job)
+            done[stage.name] = untrained(job)
+        else:
+            job = teacher_cache.outlined((stage.outline or stage.make)(done))
+            yield forecast.estimated(job, forecast.this_machine())
+            done[stage.name] = _zeros(job)
+
+
+def _trained(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint_seconds: float) -> Fitted:
+    """One stage, in the layout that is fastest and in as many parts as memory asks for."""
+    if checkpoint.latest(directory / "finished"):
+        return fit(job, directory, logbook, checkpoint_seconds)  # only restored
+    job = tuning.settled(job, directory, logbook.say)
+    at_once = tuning.members_at_once(job, directory)
+    several = [forecast.in_pieces(one) for one in parts(teacher_cache.filled(job, cache), at_once)]
+    if len(several) == 1:
+        return fit(several[0], directory, logbook, checkpoint_seconds)
+    logbook.say(f"{job.stage}: {len(job.names)} members in {len(several)} parts of at most {at_once}")
+    return joined(
+        [fit(one, directory / Path(one.stage).name, logbook, checkpoint_seconds) for one in several]
+    )
+
+
+def ensemble_of(done: Done) -> Ensemble:
+    """The teachers among what is done, without members whose training broke down."""
+    return tuple(fitted.sound for stage, fitted in done.items() if stage.startswith(teachers.STAGE_PREFIX))
+
+
+def _fused_networks(done: Done, family: Family) -> dict[str, Callable]:
+    networks = {}
+    for tap in students.fused_networks(family):
+        fitted = done[students.fuser_stage(tap)].population
+        fuser = students.Fuser(fitted.model, tap)
+        networks[tap] = jax.tree_util.Partial(fuser, population.take(fitted.variables, 0))
+    return networks

@@ -1,0 +1,113 @@
+"""Weights from elsewhere: a file of PyTorch tensors, without pickle, into the variables of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
+from mtkd_jax.engine import population
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.models.pytorch import from_state_dict, task_of
+from mtkd_jax.system import paths
+from mtkd_jax.types import Model, PyTree, UserError
+
+TYPES = {  # of safetensors; float8 is left out, because it means nothing without the scales beside it
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)},
+    "BF16": jnp.dtype(jnp.bfloat16),
+    "BOOL": np.dtype(bool),
+}
+
+
+def begun(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
+    """The job with members that begin with the weights of files, each with its own or all with the only one.
+
+    Heads for another number of classes are drawn as ever; without `heads`, all of them are. No files leave
+    the job as it is. Raises UserError that names the field of the configuration and the file.
+    """
+    if not files:
+        return job
+    drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+    read = variables(files, job.program.model, field, any_classes=True)
+
+    def of_members(drawn, *read):
+        pairs = zip(read, np.asarray(drawn))
+        return jnp.asarray(np.stack([own if own.shape == new.shape else new for own, new in pairs]))
+
+    start = jax.tree.map(of_members, drawn, *read * (len(job.names) // len(read)))
+    if not heads:
+        start["params"]["heads"] = drawn["params"]["heads"]
+    return dataclasses.replace(job, start=start)
+
+
+def variables(files: Sequence[str], model: Model, field: str, any_classes: bool = False) -> list[PyTree]:
+    """Those of every file, see `from_pytorch`; a UserError names the field of the configuration as well."""
+    try:
+        return [from_pytorch(paths.typed(file, "the path"), model, any_classes) for file in files]
+    except UserError as error:
+        raise UserError(f"config.{field}: {error}") from None
+
+
+def from_pytorch(path: Path, model: Model, any_classes: bool = False) -> PyTree:
+    """Variables of `model` from a PyTorch state dict, see `models.pytorch.from_state_dict`.
+
+    In PyTorch: `safetensors.torch.save_file(network.state_dict(), "network.safetensors")`, or `numpy.savez`
+    of the same names. With `any_classes` they are those of `model` with one head for as many classes as the
+    file has. Raises UserError, one line that begins with the file.
+    """
+    tensors = read_state_dict(path)
+    try:
+        if any_classes:
+            module = model.module.clone(task=task_of(tensors, model))
+            model = dataclasses.replace(model, module=module)
+        return from_state_dict(tensors, model)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """{name: array} of a .safetensors or .npz file; nothing in it is executed.
+
+    Raises UserError when the file is of another kind, cannot be read or is damaged.
+    """
+    path = Path(path)
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    if path.suffix not in readers:
+        raise UserError(
+            f"{path}: expected a .safetensors or .npz file; PyTorch's other formats can run code when read"
+        )
+    try:
+        return readers[path.suffix](path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the weights: {error.strerror}") from error
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: damaged, or not arrays of numbers that NumPy knows, such as float32"
+        ) from error
+
+
+def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays; bfloat16, which NumPy does not know, as float32."""
+    found = {}
+    for name, tensor in deserialize(data):
+        array = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        found[name] = array.astype(np.float32) if tensor["dtype"] == "BF16" else array
+    return found
+
+
+def _read_npz(data: bytes) -> dict[str, np.ndarray]:
+    damaged = zipfile.ZipFile(io.BytesIO(data)).testzip()  # checksums first: NumPy parses what it reads
+    if damaged:
+        raise zipfile.BadZipFile(damaged)
+    with np.lib.npyio.NpzFile(io.BytesIO(data), allow_pickle=False) as arrays:
+        return {name: np.asarray(arrays[name]) for name in arrays.files}

@@ -1,0 +1,362 @@
+"""The students: every seed, alpha and temperature of a family of modes trained as one population."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax.config import (
+    Arguments,
+    build_model,
+    build_recipe,
+    build_recipes,
+    student_model,
+    students_schedule,
+)
+from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
+from mtkd_jax.engine import jobs, population
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.step import same_family
+from mtkd_jax.engine.training import Fitted
+from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.plans import pretrained
+from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs
+
+PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
+PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
+BASELINE_OF = "output_avg"  # any one-head mode at alpha = 1 is the network trained without teachers
+
+
+class Cell(NamedTuple):
+    """A point of the grid that validation chooses from."""
+
+    alpha: float
+    temperature: float
+    arguments: Arguments = ()  # those of the mode's own of which there is a choice
+
+
+class Member(NamedTuple):
+    """One student of the grid; `mode` is also the name of its row in the report."""
+
+    mode: str  # as asked for, or "baseline", "control"
+    recipe: Recipe
+    cell: Cell
+    seed: int
+    peer: int = 0  # place in its cohort; peer 0 is the student, the others are there to learn with
+
+
+Family = tuple[Member, ...]  # what one program can train
+
+
+def families(config: ConfigDict) -> tuple[Family, ...]:
+    """All students that are trained, grouped into what one program can train.
+
+    The baseline is always among them, and the control where a mode has more than one head: the same heads
+    at alpha = 1, the added capacity without the teachers. Without any mode there are no students: a run of
+    teachers and fusion alone.
+    """
+    if not config.students.modes:
+        return ()
+    grids = []
+    for address in config.students.modes:
+        for recipe, arguments in build_recipes(config, address):
+            grids.append(grid(config, address, recipe, arguments=arguments))
+    grids.append(grid(config, "baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
+    many_headed = [members[0].recipe for members in grids if members[0].recipe.num_heads(2) > 1]
+    if many_headed:
+        grids.append(grid(config, "control", many_headed[0], (1.0,), (1.0,)))
+    grouped: list[Family] = []
+    for members in grids:
+        found = next((n for n, f in enumerate(grouped) if same_family(f[0].recipe, members[0].recipe)), None)
+        if found is None:
+            grouped.append(members)
+        else:
+            grouped[found] += members
+    return tuple(grouped)
+
+
+def grid(
+    config: ConfigDict,
+    mode: str,
+    recipe: Recipe,
+    alphas: tuple[float, ...] = (),
+    temperatures: tuple[float, ...] = (),
+    arguments: Arguments = (),
+) -> Family:
+    """Every seed (and peer) of one recipe at every alpha and temperature, those of `students` unless given.
+
+    Of a recipe that weighs the hard labels itself there is its own alpha alone.
+    """
+    students = config.students
+    alphas = alphas or (students.alphas if recipe.alpha is None else (recipe.alpha,))
+    return tuple(
+        Member(mode, recipe, Cell(alpha, temperature, arguments), seed, peer)
+        for alpha in alphas
+        for temperature in temperatures or students.temperatures
+        for seed in range(students.num_seeds)
+        for peer in range(recipe.num_peers)
+    )
+
+
+# --- choice -------------------------------------------------------------------------------------------
+
+
+def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, list[dict]]:
+    """The cell with the lowest mean validation NLL over seeds, and the whole grid, of one mode's students.
+
+    Ties go to the alpha nearest to 0.25, then to the lowest temperature.
+    """
+    cells: dict[Cell, list[float]] = {}  # a lost member is inf: its cell is chosen last
+    for member, nll in zip(members, val_nll):
+        cells.setdefault(member.cell, []).append(float(nll))
+    means = {cell: float(np.mean(values)) for cell, values in cells.items()}
+    best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
+    points = [
+        {
+            "alpha": cell.alpha,
+            "temperature": cell.temperature,
+            **dict(cell.arguments),
+            "val_nll": nll if np.isfinite(nll) else None,
+        }
+        for cell, nll in means.items()
+    ]
+    return best, points
+
+
+def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
+    """Positions in a family of one mode's students, of one cell where given; peers are no students."""
+    return [
+        m
+        for m, member in enumerate(family)
+        if member.mode == mode and member.peer == 0 and (cell is None or member.cell == cell)
+    ]
+
+
+def sound_members(fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
+    """`members_of` without those whose training broke down."""
+    return [m for m in members_of(family, mode, cell) if fitted.population.names[m] not in fitted.lost]
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def job(
+    config: ConfigDict,
+    split: Split,
+    transfer: str,
+    family: Sequence[Member],
+    ensemble: Ensemble,
+    prepared: Mapping[str, Callable],
+    model: str = "",
+    born_anew: int = 0,
+) -> Job:
+    """Training one family on one transfer set, all members on the same batches and augmentations.
+
+    A seed sets dropout and the initial weights only: equal bodies in every mode, others for every `born_anew`
+    above 0. The network is that of `students.model` unless another address is given. With
+    `students.init_from` the bodies of that network begin with the weights of a file. Heads remain the seed's:
+    with those of the file seeds would be copies of each other, and many heads begin elsewhere than one.
+    """
+    recipes = tuple(dict.fromkeys(member.recipe for member in family))
+    temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
+    num_teachers = sum(p.num_members for p in ensemble)
+    num_heads = recipes[0].num_heads(num_teachers)
+    mean, std = loading.channel_statistics(split)
+    task = Task(split.dataset.num_classes, num_heads, mean, std)
+    epochs, eval_every = students_schedule(config)
+    address = model or student_model(config)
+
+    def column(values, dtype=np.float32) -> np.ndarray:
+        return np.asarray(list(values), dtype)
+
+    job = jobs.make(
+        config,
+        stage=stage_name(transfer, family),
+        model=build_model(address, task, "students.model"),
+        recipes=recipes,
+        members=[member.seed + member.peer * PEERS_APART for member in family],
+        names=tuple(member_name(member) for member in family),
+        hyper={
+            "alpha": column(member.cell.alpha for member in family),
+            "temperature": column(member.cell.temperature for member in family),
+            "target": column(
+                (
+                    recipes.index(member.recipe) * len(temperatures)
+                    + temperatures.index(member.cell.temperature)
+                    for member in family
+                ),
+                np.int32,
+            ),
+            "mates": _mates(family),
+            "place": column((member.peer for member in family), np.int32),
+            **{
+                name: column(dict(member.recipe.hyper)[name] for member in family)
+                for name, _ in recipes[0].hyper
+            },
+            "learning_rate": column(config.train.learning_rate for _ in family),
+            "weight_decay": column(config.train.weight_decay for _ in family),
+            "label_smoothing": column(config.train.label_smoothing for _ in family),
+        },
+        temperatures=temperatures,
+        order=batches(config, split, transfer),
+        examples=jobs.examples(config, split),
+        images=loading.streamed(split),
+        validation=loading.holdout(split, "val"),
+        epochs=epochs,
+        eval_every=eval_every,
+        patience=0,
+        seeded_by="students",
+        ensemble=ensemble,
+        prepared=prepared,
+    )
+    if born_anew:
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(job.init_keys)
+        job = dataclasses.replace(job, init_keys=keys)
+    is_own = config.students.init_from and address == student_model(config)
+    files = (config.students.init_from,) if is_own else ()
+    return pretrained.begun(job, files, "students.init_from", heads=False)
+
+
+def _mates(family: Sequence[Member]) -> np.ndarray:
+    """[M,P] int32: the rows of every member's cohort, in the order of their places."""
+    rows: dict[Member, list[int]] = {}
+    for row, member in enumerate(family):
+        rows.setdefault(member._replace(peer=0), []).append(row)
+    return np.asarray([rows[member._replace(peer=0)] for member in family], np.int32)
+
+
+def stage_name(transfer: str, family: Sequence[Member]) -> str:
+    """The stage, and so the checkpoint folder, of one family on one transfer set.
+
+    Named by its first member, with the arguments of which there is a choice: no other family trains that one.
+    """
+    mode, arguments = family[0].mode, family[0].cell.arguments
+    chosen = ", ".join(f"{name}={value!r}" for name, value in arguments)
+    return f"students-{transfer}-{jobs.slug(f'{mode}({chosen})' if chosen else mode)}"
+
+
+def member_name(member: Member) -> str:
+    """The name of one student in metrics.jsonl and checkpoints.
+
+    >>> member_name(Member("mimic_all", None, Cell(0.5, 4.0, (("weight", 2.0),)), seed=1))
+    'mimic_all a=0.5 T=4 weight=2 seed 1'
+    """
+    cell = member.cell
+    numbers = {"a": cell.alpha, "T": cell.temperature, **dict(cell.arguments)}
+    told = " ".join(f"{name}={jobs.number(value)}" for name, value in numbers.items())
+    peer = f" peer {member.peer}" if member.peer else ""
+    return f"{member.mode} {told} seed {member.seed}{peer}"
+
+
+def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], np.ndarray]:
+    """epoch -> indices [S,B]. Every transfer set of a run gets the same number of steps.
+
+    With unlabelled images each batch holds a fixed share of labelled ones, drawn again and again, so
+    that no batch is without labels.
+    """
+    batch_size = config.train.batch_size
+    num_images = len(split.train) + (len(split.pool) if "unlabelled" in config.students.transfer else 0)
+    num_steps = max(1, num_images // batch_size)
+    key, labels = (config.seed, jobs.word("students")), jobs.balanced_by(config, split)
+    if transfer == "labelled":
+        return lambda epoch: loading.epoch_order(
+            split.train, num_steps=num_steps, batch_size=batch_size, key=(*key, epoch), labels=labels
+        )
+    labelled_per_batch = min(batch_size - 1, max(1, round(batch_size * config.students.labelled_fraction)))
+    return lambda epoch: loading.mixed_order(
+        split.train,
+        split.pool,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        labelled_per_batch=labelled_per_batch,
+        key=(*key, epoch),
+        labels=labels,
+    )
+
+
+# --- supernet: fused networks some modes need before they start ------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Fuser:
+    """(variables, teacher outputs) -> fused logits [B,C]: one Dense layer on the teachers' `tap`."""
+
+    model: Model
+    tap: str  # "logits" | "embedding"
+
+    def __call__(self, variables, teacher: TeacherOutputs) -> Array:
+        return self.model.apply(variables, concatenated(teacher, self.tap))[0].logits
+
+
+def fused_networks(family: Sequence[Member]) -> tuple[str, ...]:
+    """The taps whose fused network a family's recipes read."""
+    return tuple(dict.fromkeys(member.recipe.prepare for member in family if member.recipe.prepare))
+
+
+def fuser_stage(tap: str) -> str:
+    """The stage, and so the checkpoint folder, of one fused network."""
+    return f"fuser-{tap}"
+
+
+def fuser_job(
+    config: ConfigDict, split: Split, tap: str, ensemble: Ensemble, ask: Callable = population.in_blocks
+) -> Job:
+    """Fitting the Dense layer on the labelled images, as the paper does: <= 50 epochs, patience 5.
+
+    With `population.blanks` no teacher is asked: only the shapes are right.
+    """
+    models, variables = population.frozen_parts(ensemble)
+    taps = jax.jit(
+        lambda variables, image: concatenated(
+            population.apply_ensemble(models, variables, loading.scale(image)), tap
+        )
+    )
+    dataset = split.dataset
+    seen = jobs.examples(config, split)
+    images = ask(lambda part: taps(variables, part), dataset.train_images)
+    num_classes, width = dataset.num_classes, images.shape[-1]
+    model = build_model("mlp(hidden=())", Task(num_classes, 1, (0.0,) * width, (1.0,) * width))
+    stage = fuser_stage(tap)
+    num_steps = max(1, len(split.train) // config.train.batch_size)
+    return jobs.make(
+        config,
+        stage=stage,
+        model=model,
+        recipes=(SUPERVISED,),
+        members=(0,),
+        names=(f"Dense on {tap}",),
+        hyper={
+            "learning_rate": np.full(1, config.train.learning_rate, np.float32),
+            "weight_decay": np.zeros(1, np.float32),
+            "label_smoothing": np.zeros(1, np.float32),
+            "target": np.zeros(1, np.int32),
+        },
+        temperatures=(1.0,),
+        order=lambda epoch: loading.epoch_order(
+            split.train,
+            num_steps=num_steps,
+            batch_size=config.train.batch_size,
+            key=(config.seed, jobs.word(stage), epoch),
+            labels=jobs.balanced_by(config, split),
+        ),
+        examples=dataclasses.replace(seen, image=jnp.asarray(images)),
+        validation=(jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),
+        epochs=50,
+        eval_every=1,
+        patience=5,
+        seeded_by=stage,
+        augment=False,
+    )
+
+
+def concatenated(teacher: TeacherOutputs, tap: str) -> Array:
+    """All teachers' logits or embeddings side by side, as images [B,1,1,D] for a linear network."""
+    parts = tuple(teacher.logits) if tap == "logits" else teacher.embedding
+    return jnp.concatenate(parts, axis=-1)[:, None, None, :]

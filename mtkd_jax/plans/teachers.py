@@ -1,0 +1,326 @@
+"""The teachers: K networks of each architecture trained at once, and what makes them differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax.config import build_model, canonical, teacher_models
+from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
+from mtkd_jax.engine import jobs, population
+from mtkd_jax.engine.jobs import Job, per_member
+from mtkd_jax.engine.training import Fitted, check_owner, fitted_of, joined
+from mtkd_jax.methods.peers import UNIFIED
+from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.models.specialists import Specialist
+from mtkd_jax.plans import pretrained
+from mtkd_jax.runs import checkpoint, workdir
+from mtkd_jax.system import paths
+from mtkd_jax.types import Model, Population, Task, UserError
+
+STAGE_PREFIX = "teachers-"
+SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
+
+
+def job(config: ConfigDict, split: Split, address: str) -> Job:
+    """Training K members of the architecture `address` on the labelled examples, each in its own order.
+
+    Member k has its own initial weights, data order and augmentation (from the seed, the architecture and
+    k alone), its own Bernoulli(p) subset (Zuchniak 2023) or bootstrap sample, and its own learning rate,
+    weight decay and label smoothing. Smaller subsets are wrapped to the steps of the largest one. With
+    `teachers.init_from` it begins with the weights of a file.
+    """
+    train, num_members, stage = config.train, config.teachers.num_members, stage_name(address)
+    seen = [examples_of(config, split, (config.seed, jobs.word(stage), k)) for k in range(num_members)]
+    num_steps = max(1, max(map(len, seen)) // train.batch_size)
+
+    def order(epoch: int) -> np.ndarray:
+        orders = [
+            loading.epoch_order(
+                indices,
+                num_steps=num_steps,
+                batch_size=train.batch_size,
+                key=(config.seed, jobs.word(stage), k, epoch),
+                labels=jobs.balanced_by(config, split),
+            )
+            for k, indices in enumerate(seen)
+        ]
+        return np.stack(orders, axis=1)
+
+    job = jobs.make(
+        config,
+        stage=stage,
+        model=network(split, address, _statistics(config)),
+        recipes=(SUPERVISED,),
+        members=range(num_members),
+        names=tuple(f"teacher {k}" for k in range(num_members)),
+        hyper=_hyper(config),
+        temperatures=(1.0,),
+        order=order,
+        examples=jobs.examples(config, split),
+        images=loading.streamed(split),
+        validation=loading.holdout(split, "val"),
+        epochs=train.epochs,
+        eval_every=train.eval_every,
+        patience=config.teachers.patience,
+        seeded_by=stage,
+    )
+    return pretrained.begun(job, config.teachers.init_from, "teachers.init_from", heads=True)
+
+
+def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
+    """Training K members of one architecture as one network, of which each answers for its classes alone.
+
+    Member m's logits are multiplied by K/2 where it covers the class and by 0 elsewhere. With two
+    specialists a class, the plain mean over the K is then the mean over these two, z_c: the unified
+    teacher's logits, whose cross-entropy all are trained on, on the same batches. What one says alone means
+    little, so there are no best weights to choose by validation: those of the last step are kept.
+    """
+    train, num_members, stage = config.train, config.teachers.num_members, specialists_stage(address)
+    num_steps = max(1, len(split.train) // train.batch_size)
+    inner = network(split, address)
+    model = Model(f"specialist {inner.name}", Specialist(inner.module), inner.convolutional)
+    places = np.arange(num_members, dtype=np.int32)
+    job = jobs.make(
+        config,
+        stage=stage,
+        model=model,
+        recipes=(UNIFIED._replace(num_peers=num_members),),
+        members=range(num_members),
+        names=tuple(f"specialist {k}" for k in range(num_members)),
+        hyper={**_hyper(config), "mates": np.tile(places, (num_members, 1)), "place": places},
+        temperatures=(1.0,),
+        order=lambda epoch: loading.epoch_order(
+            split.train,
+            num_steps=num_steps,
+            batch_size=train.batch_size,
+            key=(config.seed, jobs.word(stage), epoch),
+            labels=jobs.balanced_by(config, split),
+        ),
+        examples=jobs.examples(config, split),
+        images=loading.streamed(split),
+        validation=loading.holdout(split, "val"),
+        epochs=train.epochs,
+        eval_every=train.epochs,
+        patience=0,
+        seeded_by=stage,
+    )
+    variables = population.init(model, job.init_keys, job.image.shape[1:])
+    share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)
+    return dataclasses.replace(job, start={**variables, "coverage": {"share": jnp.asarray(share)}})
+
+
+def coverage(num_specialists: int, num_classes: int) -> np.ndarray:
+    """[K,C] bool: which specialist covers which class; two for every class, C >= K >= 3.
+
+    The classes fall into K runs of one size, give or take a class; specialist m covers runs m and m + 1, the
+    last one also the first. For ten classes and five specialists 0-3, 2-5, 4-7, 6-9 and 8, 9, 0, 1; the
+    released code has 0-3, 1-4, 4-7, 6-9 and 5, 8, 9, 0 there: as many each, but one pair shares three.
+
+    >>> coverage(3, 4).astype(int).tolist()
+    [[1, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 1]]
+    """
+    run_of_class = np.arange(num_classes) * num_specialists // num_classes
+    return (run_of_class[None, :] - np.arange(num_specialists)[:, None]) % num_specialists <= 1
+
+
+def _hyper(config: ConfigDict) -> dict[str, np.ndarray]:
+    teachers, train, num_members = config.teachers, config.train, config.teachers.num_members
+    return {
+        "learning_rate": per_member(teachers.learning_rates, train.learning_rate, num_members),
+        "weight_decay": per_member(teachers.weight_decays, train.weight_decay, num_members),
+        "label_smoothing": per_member(teachers.label_smoothings, train.label_smoothing, num_members),
+        "target": np.zeros(num_members, np.int32),
+    }
+
+
+def beginning(config: ConfigDict, split: Split, address: str) -> str:
+    """For the report: the files whose weights the teachers began with, and whether their heads did not."""
+    files = config.teachers.init_from
+    if not files:
+        return ""
+    model = network(split, address, _statistics(config))
+    read = pretrained.variables(files, model, "teachers.init_from", any_classes=True)
+    num_classes = split.dataset.num_classes
+    anew = any(own["params"]["heads"]["bias"].shape[-1] != num_classes for own in read)
+    return f"The teachers began with the weights of {', '.join(files)}" + (
+        f"; heads for another number of classes than {num_classes} began anew." if anew else "."
+    )
+
+
+def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+    """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
+
+    Those of the finished run `teachers.from_run`, or with `teachers.trained` those of the files
+    `teachers.init_from`. Raises UserError unless that run had the same data and the same split: a teacher
+    that has seen what is validation here would make every choice of this run worthless. Of files only the
+    user can know that.
+    """
+    if config.teachers.trained:
+        return _from_files(config, split)
+    if not config.teachers.from_run:
+        return {}, ()
+    source = paths.typed(config.teachers.from_run, "config.teachers.from_run")
+    ours = {
+        "num_members": config.teachers.num_members,
+        "models": [canonical("model", address, "teachers.models") for address in teacher_models(config)],
+    }
+    their = workdir.read_config(source) if source.is_dir() else None
+    if their is None:
+        raise UserError(
+            f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
+        )
+    theirs = {
+        "num_members": their["teachers"]["num_members"],
+        "models": their["teachers"]["models"] or [their["model"]["name"]],
+    }
+    _check_same(source, theirs, ours, "set teachers.num_members and teachers.models as that run has them")
+    _check_same(
+        source,
+        workdir.read_data_identity(source),
+        workdir.data_identity(split),
+        "use the same data, num_train, val_fraction and seed",
+    )
+    found = {
+        stage_name(address): _restored(source, address, split, config.teachers.num_members)
+        for address in teacher_models(config)
+    }
+    count = sum(fitted.population.num_members for fitted in found.values())
+    return found, (f"The {count} teachers were trained by an earlier run, {source}.",)
+
+
+def _from_files(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+    files, (address,) = config.teachers.init_from, teacher_models(config)
+    model = network(split, address, _statistics(config))
+    read = population.stack(pretrained.variables(files, model, "teachers.init_from"))
+    names = tuple(f"teacher {k}" for k in range(len(files)))
+    unknown = np.full(len(files), np.nan, np.float32)  # no validation has chosen these weights
+    found = Fitted(Population(model, read, {}, names), unknown, (), 0.0)
+    notes = (f"The teachers are those of {', '.join(files)}, as they are.", _normalised(config, split))
+    return {stage_name(address): found}, notes
+
+
+def _statistics(config: ConfigDict) -> Statistics | None:
+    """(mean, std) that the files' networks were trained with, where the configuration says so."""
+    return (tuple(config.teachers.mean), tuple(config.teachers.std)) if config.teachers.mean else None
+
+
+def _normalised(config: ConfigDict, split: Split) -> str:
+    """For the report: what teachers that come trained see, which should be what they were trained with."""
+    own, given = loading.channel_statistics(split), _statistics(config)
+    if given is None:
+        return (
+            "The teachers' images are normalised by mean and std of this run's training images; if they were "
+            "trained with others, set teachers.mean and teachers.std."
+        )
+    differ = ""
+    if not np.allclose(given, own, rtol=0, atol=SAME):
+        differ = f" Those of this run's training images, as the students have them, differ: {_in_words(own)}."
+    return f"The teachers' images are normalised by {_in_words(given)} (teachers.mean, teachers.std).{differ}"
+
+
+def _in_words(statistics: Statistics) -> str:
+    """
+    >>> _in_words(((0.5, 0.25), (0.2, 0.1)))
+    'mean 0.5, 0.25; std 0.2, 0.1'
+    """
+    return "; ".join(
+        f"{name} {', '.join(f'{value:.3g}' for value in values)}"
+        for name, values in zip(("mean", "std"), statistics)
+    )
+
+
+def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:
+    for name in ours:
+        if ours[name] != theirs.get(name):
+            raise UserError(
+                f"config.teachers.from_run: {source} has another {name}: {theirs.get(name)!r} there, "
+                f"{ours[name]!r} here; {mend}"
+            )
+
+
+def _restored(source: Path, address: str, split: Split, num_members: int) -> Fitted:
+    folder = source / "checkpoints" / stage_name(address)
+    whole = checkpoint.latest(folder / "finished")
+    parts = sorted(folder.glob("part-*"), key=lambda part: (len(part.name), part.name))  # -10 after -9
+    their = (workdir.read_config(source) or {}).get("teachers", {})
+    statistics = (tuple(their["mean"]), tuple(their["std"])) if their.get("mean") else None
+    model, run = network(split, address, statistics), workdir.read_run(source)
+    found = [_restored_part(part, model, split, run) for part in ([folder] if whole else parts)]
+    if None in found or sum(part.population.num_members for part in found) != num_members:
+        raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
+    return joined(found)
+
+
+def _restored_part(folder: Path, model: Model, split: Split, run: str) -> Fitted | None:
+    """Teachers that were trained at the same time; None where they have not been finished."""
+    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
+
+    def like(info: dict) -> dict:
+        check_owner(info, folder, folder.as_posix().rpartition("checkpoints/")[2], run)
+        keys = jax.random.split(jax.random.key(0), len(info["members"]))
+        return {
+            "variables": jax.eval_shape(jax.vmap(model.init, in_axes=(0, None)), keys, image),
+            "val_nll": jax.ShapeDtypeStruct(keys.shape, np.float32),
+            "alive": jax.ShapeDtypeStruct(keys.shape, bool),
+        }
+
+    stored = checkpoint.restore(folder / "finished", like)
+    if stored is None:
+        return None
+    _, result, info = stored
+    return fitted_of(
+        Population(model, result["variables"], {}, tuple(info["members"])), result, info["seconds"]
+    )
+
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of every channel, of images in 0..1
+
+
+def network(split: Split, address: str, statistics: Statistics | None = None) -> Model:
+    """The one-headed network of a teacher for this data, which normalises by its own statistics or others.
+
+    Raises UserError where these are of another number of channels, or of another scale than 0..1.
+    """
+    mean, std = own = loading.channel_statistics(split)
+    for name, values in zip(("mean", "std"), statistics or ()):
+        if len(values) != len(mean):
+            raise UserError(
+                f"config.teachers.{name}: has {len(values)} values for images of {len(mean)} channels; give "
+                "one each"
+            )
+    if statistics is not None and split.dataset.train_images.dtype == np.uint8:
+        for name, values in zip(("mean", "std"), statistics):
+            if any(not 0 <= value <= 1 for value in values):
+                raise UserError(
+                    f"config.teachers.{name}: {values} is not of images in 0..1, which networks see; divide "
+                    "what is of images in 0..255 by 255"
+                )
+    mean, std = statistics or own
+    return build_model(address, Task(split.dataset.num_classes, 1, mean, std), "teachers.models")
+
+
+def stage_name(address: str) -> str:
+    """The stage, and so the checkpoint folder, of one architecture's teachers."""
+    return f"{STAGE_PREFIX}{jobs.slug(address)}"
+
+
+def specialists_stage(address: str) -> str:
+    """The same for specialists."""
+    return f"{STAGE_PREFIX}specialists-{jobs.slug(address)}"
+
+
+def examples_of(config: ConfigDict, split: Split, key: tuple[int, ...]) -> np.ndarray:
+    """The training examples one teacher sees."""
+    labels = split.dataset.train_labels
+    if config.teachers.bootstrap:
+        return loading.bootstrap(split.train, labels, key)
+    if config.teachers.subset_fraction < 1:
+        return loading.subset(split.train, labels, config.teachers.subset_fraction, key)
+    return split.train

@@ -1,0 +1,352 @@
+"""The report of a finished run: report.json, report.md, report.html and plots/, from predictions.npz alone.
+
+    python -m mtkd_jax.report RUN [--into FILE]
+    python -m mtkd_jax.report RUN RUN ... [--out DIR] [--into FILE]
+
+One RUN rebuilds its report without training anything; several make one table, a row for what they share.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from matplotlib.figure import Figure
+from rich.console import Group, RenderableType
+
+from mtkd_jax.report import findings, plots, tables
+from mtkd_jax.results import analysis
+from mtkd_jax.runs import logbook, workdir
+from mtkd_jax.runs.predictions import Predictions
+from mtkd_jax.system import terminal
+from mtkd_jax.system.files import parsed, write_atomically
+from mtkd_jax.system.text import in_markdown
+from mtkd_jax.types import UserError, printable
+
+IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
+MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
+
+PLOTS = {
+    "cost": "What a network costs and how often it is right. Diamond: the row of the network to deploy.",
+    "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
+    "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
+    "agreement": "How often two teachers decide alike.",
+    "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
+    "roc": "Recall and false alarms of one network of each kind at all thresholds. Dotted: what is allowed.",
+    "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
+}
+
+
+def build(found: Predictions) -> dict:
+    """The dict of report.json: the numbers, what they show ("findings") and on what terms ("notes")."""
+    report = analysis.numbers(found)
+    report["findings"] = findings.shown(report)
+    report["notes"] = findings.notes(found, report)
+    return report
+
+
+def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict[str, Figure]:
+    """The plots by name, in the order of the report; learning curves only where any were logged."""
+    lines = _lines(found, curves)
+    kept = report["chosen_student"]
+    across = []
+    if kept is not None:
+        for row in report["rows"]:
+            if row["transfer"] == kept["transfer"] and (
+                row["role"] == "baseline" or row["name"] == kept["name"]
+            ):
+                across.append((row["role"], f"{row['name']} ({row['transfer']})", row["accuracy"]["mean"]))
+    disagreement = report["diversity"]["disagreement"]["matrix"]
+    deploy = report["deploy"]
+    drawn = {
+        "cost": plots.accuracy_against_cost(report["rows"], deploy and (deploy["name"], deploy["transfer"])),
+        "rows": plots.all_rows(report["rows"]),
+        "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
+        "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
+        "learning_curves": plots.learning_curves(lines) if lines else None,
+        "roc": _roc(found, report),
+        "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _roc(found: Predictions, report: dict) -> Figure | None:
+    positive = analysis.detected(found)
+    if positive is None:
+        return None
+    is_positive = found.test_labels == positive
+    title = tables.detection_title(report)
+    return plots.roc(analysis.one_of_each(found), is_positive, positive, title, found.false_alarm_rate)
+
+
+def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
+    """The records of what has a row, each with the panel and the line it belongs to.
+
+    Of a mode that is the chosen (alpha, T): its spread is over seeds, not over the grid.
+    """
+    place_of = {}
+    for group in found.groups:
+        if group.role == "teacher":
+            place_of[group.key.replace("/", "-", 1), ""] = ("teachers", group.name)
+        elif group.alpha is not None:
+            cell = f"{group.name} a={group.alpha:g} T={group.temperature:g}"
+            place_of[f"students-{group.transfer}", cell] = (f"students, {group.transfer}", group.name)
+    placed = []
+    for record in curves:
+        stage, cell = record["stage"], record["member"].rpartition(" seed ")[0]
+        place = place_of.get(("-".join(stage.split("-")[:2]) if cell else stage, cell))
+        if place is not None and record["value"] is not None:
+            placed.append({**record, "panel": place[0], "line": place[1]})
+    return placed
+
+
+def write(run_dir: str | Path) -> dict:
+    """Build the report of `run_dir` and write its files there; returns the dict of report.json."""
+    run_dir = Path(run_dir)
+    found = workdir.read_predictions(run_dir)
+    curves = _read_curves(run_dir / "metrics.jsonl")
+    config = _read_json(run_dir / "config.json")
+    report = build(found)
+    images = {name: plots.png(figure) for name, figure in figures(found, report, curves).items()}
+    files = {f"plots/{name}.png": data for name, data in images.items()}
+    files["report.md"] = _markdown(report, list(images)).encode()
+    files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
+    files["report.json"] = as_json(report)
+    write_files(run_dir, files)
+    workdir.seal(run_dir, workdir.REPORT)
+    return report
+
+
+def can_be_shown(report: dict) -> bool:
+    """Whether a report has the form of this version's, as far as `show` reads it."""
+    try:
+        tables.terminal(report)
+        return all(isinstance(paragraph, str) for paragraph in report["findings"])
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return False
+
+
+def table(report: dict) -> Group:
+    """The main table for a terminal."""
+    return tables.terminal(report)
+
+
+def show(report: dict, run_dir: str | Path) -> None:
+    """Print the main table, where the rest is, and what the run shows, on stdout."""
+    more = f"Plots, comparisons, notes: {Path(run_dir) / 'report.html'}"
+    say(table(report), "What this run shows", report["findings"], more)
+
+
+def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: str) -> None:
+    """Print a table, where there is more, and paragraphs under a heading, on stdout."""
+    out = terminal.console()
+    out.print(table)
+    if more:  # before what is said, whose last sentence is the one to remember
+        out.print(f"\n{printable(more)}", markup=False, highlight=False)
+    out.print(f"\n[bold]{heading}[/bold]")
+    for paragraph in paragraphs:
+        out.print(f"- {printable(paragraph)}", markup=False, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Rebuild and show the report of one run, or merge the tables of several; returns the exit code."""
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    parser = terminal.Parser("python -m mtkd_jax.report", __doc__)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", type=terminal.path, help="the --workdir of a finished run"
+    )
+    parser.add_argument(
+        "--out", type=terminal.path, help="several runs: also write report.md and report.json here"
+    )
+    parser.add_argument(
+        "--into",
+        type=terminal.path,
+        help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file; of one "
+        "run also its main plots, into plots/ beside it",
+    )
+    parser.add_argument(
+        "--brief", action="store_true", help="--into writes ten lines of one run's table and its first plot"
+    )
+    asked = parser.parse_args(argv)
+    if asked.brief and len(asked.runs) > 1:
+        raise UserError("--brief is of one run; name one")
+    text, images, tell = (
+        _one(asked.runs[0], asked.brief) if len(asked.runs) == 1 else _merge(asked.runs, asked.out)
+    )
+    if asked.into is not None:
+        what = f"report {' '.join(map(str, asked.runs))}{' --brief' if asked.brief else ''}"
+        put_into(asked.into, what, text, images)
+    tell()  # last: whoever reads it may have gone
+
+
+Told = tuple[str, dict[str, bytes], Callable[[], None]]  # Markdown, {path: plot} it links to, what shows it
+
+
+def _one(run: Path, brief: bool = False) -> Told:
+    """Rebuild the report of a run."""
+    report = write(run)
+    files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT[: 1 if brief else None])
+    images = {f"plots/{run.resolve().name}/{file.name}": file.read_bytes() for file in files if file.exists()}
+    links = [f"![{PLOTS[Path(path).stem]}]({path})" for path in images]
+    if brief:
+        text = "\n\n".join([*links, tables.markdown(*tables.brief(report))])
+    else:
+        text = "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links])
+    return text, images, lambda: show(report, run)
+
+
+def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | None = None) -> None:
+    """Replace what stands between the marks of `what` in a text file: no number there is ever typed.
+
+    `images`, which the text links to, are written beside it, {relative path: bytes}.
+    """
+    begin, end = MARKS[0].format(what), MARKS[1]
+    try:
+        before, rest = file.read_text(encoding="utf-8").split(begin)
+        _, after = rest.split(end, 1)
+    except (OSError, ValueError):
+        raise UserError(f"--into {file}: the lines {begin!r} and {end!r} must stand in it, once") from None
+    whole = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    write_files(file.parent, {**(images or {}), file.name: whole.encode()})
+
+
+def _merge(runs: Sequence[Path], out: Path | None) -> Told:
+    """One table of several runs, written where `out` is given."""
+    reports = {name: build(workdir.read_predictions(run)) for name, run in _names(runs).items()}
+    lines = [f"{name}: {findings.conditions(report)}." for name, report in reports.items()]
+    shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
+    more = "" if out is None else f"Every number: {out / 'report.json'}"
+    header, sections = tables.merged(reports)
+    text = "\n\n".join([_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)])
+    if out is not None:
+        write_files(out, {"report.md": (text + "\n").encode(), "report.json": as_json({"runs": reports})})
+
+    def tell() -> None:
+        table = tables.merged_terminal(reports, terminal.console().width)
+        say(table, "The runs, and what each shows", [*lines, *shown], more)
+
+    return text, {}, tell
+
+
+def _names(runs: Sequence[Path]) -> dict[str, Path]:
+    """The runs by the names of their folders, or by their whole paths where two folders have one name."""
+    names = [run.resolve().name for run in runs]
+    return dict(zip(names if len(set(names)) == len(runs) else map(str, runs), runs))
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def _read_curves(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(logbook.lines_of(path), start=1):
+        records.append(logbook.record_of(line))
+        if records[-1] is None:
+            raise UserError(f"{path}, line {number}: no record of a run; remove the line")
+    return records
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return parsed(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON; restore it or remove it") from error
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write {name: bytes} into a folder, made where it is missing; UserError where that cannot be."""
+    try:
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, data)
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written here ({error.strerror})") from error
+
+
+def as_json(value: dict) -> bytes:
+    """A report as a JSON file; ValueError where a number is not finite."""
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
+def _markdown(report: dict, plot_names: Sequence[str]) -> str:
+    parts = [
+        f"# {in_markdown(report['dataset'])}: what distillation gained",
+        "## What this run shows\n\n" + bullets(report["findings"]),
+        "## All rows\n\n" + _main_markdown(report),
+        *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
+    ]
+    if report["comparisons"]:
+        sections = tables.comparison_sections(report)
+        text = _sectioned(tables.COMPARISON_HEADER, sections)
+        parts.append(f"## Comparisons\n\n{text}\n\n{tables.COMPARISON_CAPTION}")
+    if report["common_alpha"] is not None:
+        heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
+        parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")
+    parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
+    parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
+    parts.append("## Notes\n\n" + bullets(report["notes"]))
+    parts.append(f"## Advice\n\n{in_markdown(report['findings'][-1])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _main_markdown(report: dict) -> str:
+    """The main table, and the detector's below it where there is one."""
+    text = (
+        _sectioned(tables.main_header(report), tables.main_sections(report)) + f"\n\n{tables.caption(report)}"
+    )
+    if report["detection"] is None:
+        return text
+    detection = f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
+    return f"{text}\n\n### {in_markdown(tables.detection_title(report))}\n\n{detection}"
+
+
+def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
+    """All sections as one Markdown table, each under a row that holds its title alone."""
+    rows = [row for title, cells in sections for row in ([f"**{title}**", *[""] * (len(header) - 1)], *cells)]
+    return tables.markdown(header, rows)
+
+
+def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
+    return "\n\n".join(
+        f"**{in_markdown(title)}**\n\n{tables.markdown(header, cells)}" for title, cells in sections
+    )
+
+
+def bullets(paragraphs: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {in_markdown(paragraph)}" for paragraph in paragraphs)
+
+
+def _html(run: str, report: dict, images: Mapping[str, bytes], config: dict | None) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtkd_jax.report"),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # before it is escaped
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(
+        run=run,
+        report=report,
+        advice=findings.advice(report),
+        tables=tables,
+        plots=[(name, PLOTS[name], base64.b64encode(data).decode()) for name, data in images.items()],
+        config=None if config is None else json.dumps(config, indent=1),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,403 @@
+"""The plots of the report: a function a plot, from plain arrays or rows of the report to a Figure."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from mtkd_jax.results import metrics
+
+# Okabe and Ito (2008): told apart by colour-blind readers too. One colour means one thing in every plot.
+BLACK, BLUE, RED, ORANGE = "#000000", "#0072B2", "#D55E00", "#E69F00"
+COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline": RED, "control": ORANGE}
+COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7"}
+CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#333333",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG, sharp at twice its size."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():  # a name in a script that the font lacks is boxes, and no news
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(buffer, format="png", dpi=144)
+    return buffer.getvalue()
+
+
+# --- training -----------------------------------------------------------------------------------------
+
+
+def learning_curves(records: Sequence[Mapping]) -> Figure:
+    """Validation NLL and accuracy against epochs: the mean of a line's members, shaded over their range.
+
+    records: {"panel", "line", "epoch", "name", "value"}, a value for each member; the names drawn are
+    val_nll and val_accuracy.
+    """
+    values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    for record in records:
+        line = values.setdefault((record["panel"], record["line"], record["name"]), {})
+        line.setdefault(record["epoch"], []).append(record["value"])
+    panels = list(dict.fromkeys(panel for panel, _, _ in values))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(1.0 + 3.6 * len(panels), 5.6, 2, len(panels), sharex="col", sharey="row")
+        for j, panel in enumerate(panels):
+            lines = list(dict.fromkeys(line for p, line, _ in values if p == panel))
+            looks = _looks(lines)
+            for i, (name, scale) in enumerate((("val_nll", 1), ("val_accuracy", 100))):
+                for line in lines:
+                    _draw_curve(axes[i, j], values[panel, line, name], scale, label=line, **looks[line])
+            axes[0, j].set_title(panel)
+            axes[1, j].set_xlabel("epoch")
+            axes[1, j].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes[0, 0].set_ylabel("validation NLL")
+        axes[1, 0].set_ylabel("validation accuracy, %")
+        # The first epochs are far above the rest; on a logarithmic axis the end can be told apart.
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
+        axes[0, 0].yaxis.set_minor_locator(NullLocator())
+        drawn = {line.get_label(): line for axis in axes[1] for line in axis.get_lines()}
+        columns = _legend_columns(figure, list(drawn))
+        figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _legend_columns(figure: Figure, labels: Sequence[str]) -> int:
+    """How many entries of a legend stand side by side: rows that fit, as few and as even as can be."""
+    inches = 0.6 + 0.07 * max(map(len, labels))  # the line, and letters of 8 points
+    num_rows = -(-len(labels) // max(1, int(figure.get_figwidth() / inches)))
+    return -(-len(labels) // num_rows)
+
+
+def _looks(lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Colour and dashes of every line; baseline and control look the same in every plot."""
+    modes = [line for line in lines if line not in COLOUR_OF]
+    dashes = ("-", "--", ":")
+    looks = {
+        line: {"color": CYCLE[k % len(CYCLE)], "linestyle": dashes[k // len(CYCLE) % len(dashes)]}
+        for k, line in enumerate(modes)
+    }
+    return {line: looks.get(line) or {"color": COLOUR_OF[line], "linestyle": "-"} for line in lines}
+
+
+def _draw_curve(
+    axes: Axes, epochs: Mapping[int, Sequence[float]], scale: float, *, color: str, **look
+) -> None:
+    at = sorted(epochs)
+    mean, low, high = (scale * np.array([of(epochs[e]) for e in at]) for of in (np.mean, np.min, np.max))
+    axes.plot(at, mean, color=color, linewidth=1.4, **look)
+    axes.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0)
+
+
+# --- results ------------------------------------------------------------------------------------------
+
+
+def accuracy_against_k(sub_ensembles: Sequence[Mapping], across: Sequence[tuple[str, str, float]]) -> Figure:
+    """Accuracy of `mean_probs` against how many teachers are fused: mean and range over sub-ensembles.
+
+    sub_ensembles: {"k", "mean", "min", "max"}; across: (role, name, accuracy) of other rows, drawn as levels.
+    """
+    k, mean, low, high = (
+        np.array([one[name] for one in sub_ensembles]) for name in ("k", "mean", "min", "max")
+    )
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 3.6)
+        axes.fill_between(
+            k, 100 * low, 100 * high, color=BLACK, alpha=0.1, linewidth=0, label="range over subsets"
+        )
+        axes.plot(k, 100 * mean, "o-", color=BLACK, linewidth=1.6, markersize=4, label="mean over subsets")
+        for role, name, accuracy in across:
+            axes.axhline(100 * accuracy, color=COLOUR_OF[role], linewidth=1.3, linestyle="--", label=name)
+        _sizes_axis(axes, k)
+        axes.set_xlabel("teachers fused by mean_probs")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title(f"One teacher {100 * mean[0]:.1f} %, all {k[-1]} fused {100 * mean[-1]:.1f} %")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
+    """A tick for every size; logarithmic where the sizes grow by a factor."""
+    if len(sizes) != sizes[-1] - sizes[0] + 1:
+        axes.set_xscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def all_rows(rows: Sequence[Mapping]) -> Figure:
+    """Test accuracy of every row with its 95 % interval: teachers, ensembles, then each transfer set.
+
+    Within a transfer set a dotted line marks the mean of its baseline.
+    """
+    sections: dict[str, list[Mapping]] = {}
+    for row in rows:
+        sections.setdefault(_section(row), []).append(row)
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 1.2 + 0.23 * (len(rows) + len(sections)))
+        at = 0
+        ticks: dict[int, str] = {}
+        for title, members in sections.items():
+            axes.text(0.01, at, title, transform=axes.get_yaxis_transform(), color="#555555", va="center")
+            for row in members:
+                at += 1
+                ticks[at] = row["name"]
+                _draw_dot(axes, row["accuracy"], at, COLOUR_OF[row["role"]])
+            baseline = [100 * row["accuracy"]["mean"] for row in members if row["role"] == "baseline"]
+            axes.vlines(baseline, at - len(members) + 0.5, at + 0.5, color=RED, linestyle=":", linewidth=1.2)
+            at += 1
+        axes.set_yticks(list(ticks), list(ticks.values()))
+        axes.set_ylim(at - 0.4, -0.7)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("test accuracy, %")
+        axes.set_title("Test accuracy of every row: mean and 95 % interval")
+        roles = [role for role in COLOUR_OF if any(row["role"] == role for row in rows)]
+        handles = [
+            Line2D([], [], marker="o", color=COLOUR_OF[role], label=role, markersize=4) for role in roles
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None) -> Figure:
+    """Test accuracy with its 95 % interval against parameters: teachers, an ensemble, the baseline, `kept`.
+
+    `kept` is (name, transfer) of the row of the network to deploy; the baseline is that of its transfer set,
+    or of the last. All other students are small dots, side by side where they are of one size.
+    """
+    transfer = next((row["transfer"] for row in rows if row["role"] == "baseline"), "")
+    transfer = kept[1] if kept and kept[1] else transfer
+    shown = [row for row in rows if row["role"] == "teacher"]
+    shown += [row for row in rows if row["role"] == "ensemble"][:1]  # the others cost the same
+    shown += [row for row in rows if row["role"] == "baseline" and row["transfer"] == transfer]
+    deploy = [row for row in rows if (row["name"], row["transfer"]) == kept]
+    shown += [row for row in deploy if row not in shown]
+    others = [row for row in rows if row["role"] in ("student", "control", "baseline") and row not in shown]
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 3.4)
+        for place, row in enumerate(others):
+            at = row["params"] * 1.003 ** (place - len(others) / 2)
+            axes.plot(
+                at,
+                100 * row["accuracy"]["mean"],
+                "o",
+                color=COLOUR_OF[row["role"]],
+                markersize=2.5,
+                alpha=0.5,
+            )
+        for place, row in enumerate(shown):
+            at = row["params"] * 1.02 ** (place - len(shown) / 2)
+            colour, accuracy = COLOUR_OF[row["role"]], row["accuracy"]
+            if accuracy["ci95"] is not None:
+                axes.plot([at, at], 100 * np.array(accuracy["ci95"]), color=colour, linewidth=1.6)
+            where = f" ({row['transfer']})" if row["transfer"] else ""
+            label = (
+                f"{row['role']}: {row['name']}{where}" if row["role"] != row["name"] else f"baseline{where}"
+            )
+            axes.plot(
+                at,
+                100 * accuracy["mean"],
+                "D" if row in deploy else "o",
+                color=colour,
+                markersize=6,
+                label=label + (", to deploy" if row in deploy else ""),
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        sizes = sorted({row["params"] for row in shown})
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("parameters of what answers")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title("Accuracy against cost: mean and 95 % interval; small: all other students")
+        legend = figure.legend(loc="outside lower center", ncols=2)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
+def _section(row: Mapping) -> str:
+    over = row["accuracy"]["ci_over"].replace("_", " ")
+    who = {"teacher": "teachers", "ensemble": "ensembles"}.get(row["role"], f"students, {row['transfer']}")
+    return f"{who} (interval over {over})"
+
+
+def _draw_dot(axes: Axes, metric: Mapping, at: float, colour: str) -> None:
+    if metric["ci95"] is not None:
+        axes.plot(100 * np.array(metric["ci95"]), [at, at], color=colour, linewidth=1.6)
+    axes.plot(100 * metric["mean"], at, "o", color=colour, markersize=5)
+
+
+def reliability(networks: Mapping[str, tuple[str, np.ndarray]], labels: np.ndarray) -> Figure:
+    """Reliability diagrams, one a network: accuracy against confidence in 15 equal-mass bins.
+
+    networks: {role: (name, test logits [N,C])}.
+    """
+    ticks = [0, 25, 50, 75, 100]
+    with matplotlib.rc_context(STYLE):
+        figure, (panels,) = _figure(0.4 + 2.5 * len(networks), 3.3, 1, len(networks), sharey=True)
+        title = "Above the diagonal a network is too modest, below it too sure"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        for axes, (role, (name, logits)) in zip(panels, networks.items()):
+            bins = metrics.reliability(logits, labels)
+            axes.plot(ticks, ticks, color="#AAAAAA", linewidth=1, linestyle="--")
+            axes.plot(100 * bins["confidence"], 100 * bins["accuracy"], color=COLOUR_OF[role], alpha=0.35)
+            axes.plot(
+                100 * bins["confidence"], 100 * bins["accuracy"], "o", color=COLOUR_OF[role], markersize=4
+            )
+            axes.set_title(f"{name}\nECE {100 * metrics.ece(logits, labels):.1f} %", fontsize=8)
+            axes.set(xlabel="confidence, %", xticks=ticks, yticks=ticks, aspect="equal")
+        panels[0].set_ylabel("accuracy, %")
+    return figure
+
+
+def roc(
+    networks: Mapping[str, tuple[str, np.ndarray]],
+    is_positive: np.ndarray,
+    positive: int,
+    title: str,
+    rate: float,
+) -> Figure:
+    """Recall against false alarms of one network of each kind; dotted: the share of false alarms asked for.
+
+    networks: {role: (name, test logits [N,2])}; is_positive [N] bool, of the class `positive`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 4.6)
+        axes.plot([0, 100], [0, 100], color="#AAAAAA", linewidth=1, linestyle="--")
+        axes.axvline(100 * rate, color=BLACK, linewidth=1, linestyle=":")
+        for role, (name, logits) in networks.items():
+            curve = metrics.roc(metrics.log_odds(logits, positive), is_positive)
+            label = f"{name}: AUROC {metrics.auroc(curve):.3f}"
+            at = 100 * curve.false_alarm_rate
+            axes.plot(at, 100 * curve.recall, color=COLOUR_OF[role], linewidth=1.4, label=label)
+        ticks = [0, 25, 50, 75, 100]
+        axes.set(xlabel="false alarms, % of the others", ylabel="recall, %", xticks=ticks, yticks=ticks)
+        axes.set_title(title, parse_math=False)  # it holds the name of a class
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def agreement(disagreement: Sequence[Sequence[float]], names: Sequence[str]) -> Figure:
+    """How often two teachers decide alike, in per cent of the test examples."""
+    agree = 100 * (1 - np.array(disagreement))
+    size = 1.2 + 0.4 * len(names)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure, ((axes,),) = _figure(max(6.4, size + 0.4), max(3.0, size))
+        pairs = agree[np.triu_indices(len(names), k=1)]
+        low = pairs.min() if pairs.size else 0.0
+        axes.imshow(agree, cmap="Blues", vmin=low - 5, vmax=100 + 5)
+        for i, j in np.ndindex(agree.shape):
+            dark = agree[i, j] > (low + 100) / 2 + 2
+            axes.text(
+                j, i, f"{agree[i, j]:.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k"
+            )
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(f"What two of {len(names)} teachers decide alike, % of test")
+    return figure
+
+
+# --- fusion rules -------------------------------------------------------------------------------------
+
+
+def rule_differences(rules: Sequence[Mapping]) -> Figure:
+    """Accuracy of every rule minus that of mean_probs, with its 95 % interval.
+
+    rules: {"rule", "mean_difference", "ci95", "verdict": "better" | "worse" | other}.
+    """
+    colour_of = {"better": BLUE, "worse": RED}
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 1.2 + 0.23 * len(rules))
+        axes.axvline(0, color=BLACK, linewidth=1)
+        for at, one in enumerate(rules):
+            metric = {"mean": one["mean_difference"], "ci95": one["ci95"]}
+            _draw_dot(axes, metric, at, colour_of.get(one["verdict"], COLOUR_OF["teacher"]))
+        axes.set_yticks(range(len(rules)), [one["rule"] for one in rules])
+        axes.set_ylim(len(rules) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("test accuracy minus that of mean_probs, points")
+        axes.set_title("Blue: better, red: worse than mean_probs, grey: not told apart")
+    return figure
+
+
+def accuracy_by_rule(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping]], over: str) -> Figure:
+    """Accuracy against the number of voters; lines: {rule: [{"mean", "ci95" or None}]}, one a size."""
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 3.8)
+        places = np.arange(len(sizes))
+        for number, (rule, points) in enumerate(lines.items()):
+            # Side by side at each size, so that intervals can be told apart.
+            at = places + 0.06 * (number - (len(lines) - 1) / 2)
+            colour = (BLACK, *CYCLE, RED, ORANGE)[number % 7]
+            axes.plot(at, [100 * one["mean"] for one in points], "o-", color=colour, markersize=4, label=rule)
+            for x, one in zip(at, points):
+                if one["ci95"] is not None:
+                    axes.plot([x, x], 100 * np.array(one["ci95"]), color=colour, linewidth=1.2)
+        axes.set_xticks(places, [str(size) for size in sizes])
+        axes.set_xlabel("voters fused")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title(f"Mean {over}")
+        figure.legend(loc="outside lower center", ncols=min(len(lines), 5))
+    return figure
+
+
+def teacher_values(values: Sequence[Mapping]) -> Figure:
+    """Shapley value (dot, with twice its standard error) and leave-one-out (cross) of every teacher.
+
+    values: {"name", "shapley", "standard_error" or None, "leave_one_out"}, shares of accuracy.
+    """
+    ordered = sorted(values, key=lambda one: -one["shapley"])
+    shapley, left_out = (
+        100 * np.array([one[name] for one in ordered]) for name in ("shapley", "leave_one_out")
+    )
+    error = 200 * np.array([one["standard_error"] or 0.0 for one in ordered])
+    at = np.arange(len(ordered))
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 3.6)
+        axes.axhline(0, color=BLACK, linewidth=1)
+        axes.errorbar(
+            at, shapley, error, fmt="o", color=BLUE, markersize=4, linewidth=1, label="Shapley value"
+        )
+        axes.plot(at, left_out, "x", color=RED, markersize=4, label="lost when left out")
+        if len(ordered) <= metrics.MOST_IN_PAIRS:
+            axes.set_xticks(at, [one["name"] for one in ordered], rotation=45, ha="right")
+        else:
+            axes.set_xlabel("teachers, by falling Shapley value")
+        axes.set_ylabel("validation accuracy, points")
+        axes.set_title("What each teacher brings to mean_probs")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _figure(
+    width: float, height: float, num_rows: int = 1, num_columns: int = 1, **shared
+) -> tuple[Figure, np.ndarray]:
+    """A figure of its own, outside pyplot, so that nothing has to be closed; axes [rows, columns]."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **shared)

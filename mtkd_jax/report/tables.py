@@ -1,0 +1,493 @@
+"""The tables of the report as text: one set of cells, drawn by rich, Markdown and HTML alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mtkd_jax.engine import jobs
+from mtkd_jax.report import findings
+from mtkd_jax.system.text import in_markdown
+from mtkd_jax.types import printable
+
+Cells = list[list[str]]
+Sheet = tuple[list[str], Cells]  # header and cells
+MISSING = "–"
+NAME = 18  # columns of a terminal that are enough for names, folded
+SIGN = {"better": " +", "worse": " -", "": ""}
+
+MAIN_HEADER = ["", "alpha", "T", "n", "accuracy %", "NLL", "ECE %", "Brier", "gap", "params", "FLOPs", "ms"]
+BALANCED = "balanced"  # in the place of the Brier score, where accuracy alone misleads
+COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p (Holm)", "", "n"]
+CAPTION = (
+    "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
+    "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
+    "*: the row of the network to deploy. †: a member ends far from its siblings on validation."
+)
+BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
+COMPARISON_CAPTION = (
+    "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05; "
+    "noise: not told apart."
+)
+DETECTION_CAPTION = (
+    "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
+    "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
+    "validation; means over seeds or members."
+)
+ESTIMATED_CAPTION = (
+    "~: estimated, seconds from the FLOPs at the rate of one matrix product here and from the memory "
+    "traffic of the state. --plan=timed compiles every stage and runs some steps. "
+)
+TIMED_CAPTION = (
+    "FLOPs of the networks by formula, memory as the compiler plans it, seconds from steps that ran. "
+)
+COSTS_CAPTION = (
+    "Of training steps alone: compiling, validation, teachers whose answers are kept, evaluation and report "
+    "come on top."
+)
+MERGED_TITLES = {
+    "teacher": "Teachers, alone",
+    "ensemble": "All teachers, fused",
+    "labelled": "Students on labelled images",
+    "unlabelled": "Students on labelled and unlabelled images",
+}
+MERGED_CAPTION = (
+    "%: accuracy [95 % interval], over seeds and members, of ensembles over test examples. +, -: better, "
+    "worse than the baseline of that run on the same images, Holm p below 0.05. "
+    "gap: share of (ensemble - baseline) kept."
+)
+
+
+def main_header(report: dict) -> list[str]:
+    """MAIN_HEADER, with the balanced accuracy where the classes of the test set are of unequal size."""
+    return [BALANCED if name == "Brier" and report["imbalanced"] else name for name in MAIN_HEADER]
+
+
+def caption(report: dict) -> str:
+    """What has to be known to read the main table."""
+    return CAPTION + (BALANCED_CAPTION if report["imbalanced"] else "")
+
+
+def main_sections(report: dict) -> list[tuple[str, Cells]]:
+    """(title, cells under `main_header`) of teachers, ensembles, and the students of each transfer set."""
+    sections: dict[str, Cells] = {}
+    for row in report["rows"]:
+        sections.setdefault(_title(row, report), []).append(_main_cells(row, report))
+    return list(sections.items())
+
+
+def brief(report: dict) -> tuple[list[str], Cells]:
+    """Teachers, one ensemble, and the students of the last transfer set, in the columns that say most."""
+    rows = report["rows"]
+    last = rows[-1]["transfer"]
+    ensemble = [row for row in rows if row["role"] == "ensemble"][:1]
+    shown = [row for row in rows if row["role"] == "teacher"] + ensemble
+    shown += [row for row in rows if row["transfer"] == last and last]
+    header = ["", "what", "n", "accuracy %", "NLL", "gap", "params", "FLOPs"]
+    kinds = {"teacher": "one teacher", "ensemble": f"all {report['diversity']['num_teachers']} fused"}
+    cells = [
+        [
+            _name(row, report),
+            kinds.get(row["role"], row["role"]),
+            str(row["n"]),
+            _with_interval(row["accuracy"]),
+            _mean(row, "nll"),
+            _share_kept(row),
+            _short_count(row["params"]),
+            _short_count(row["flops"]),
+        ]
+        for row in shown
+    ]
+    return header, cells
+
+
+def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """(header, sections as in `main_sections`): what rows with probabilities are worth as detectors."""
+    asked = report["detection"]
+    at = f"recall at {100 * asked['false_alarm_rate']:g} %"
+    header = ["", "AUROC", at, "recall %", "false alarms %", f"misses of {asked['num_positive']}"]
+    sections: dict[str, Cells] = {}
+    for row in report["rows"]:
+        if row["auroc"] is not None:
+            sections.setdefault(_title(row, report), []).append(_detection_cells(row, report))
+    return header, list(sections.items())
+
+
+def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """(header, sections) of several runs by name: a row for all that share a name, columns for each run."""
+    with_gap = {
+        run for run, report in reports.items() if any(row["gap_share"] is not None for row in report["rows"])
+    }
+    header = [""]
+    for run in reports:
+        header += [f"{run}, %", "NLL", *(["gap"] if run in with_gap else [])]
+    sections = []
+    for place, title in MERGED_TITLES.items():
+        names = dict.fromkeys(
+            row["name"] for report in reports.values() for row in report["rows"] if _place(row) == place
+        )
+        rows = [
+            [
+                name,
+                *(
+                    cell
+                    for run in reports
+                    for cell in _merged_cells(reports[run], place, name, run in with_gap)
+                ),
+            ]
+            for name in sorted(names, key=lambda name: name in ("baseline", "control"))  # below the modes
+        ]
+        sections += [(title, rows)] if rows else []
+    return header, sections
+
+
+def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
+    """(title, cells under COMPARISON_HEADER) of each Holm family: accuracy and NLL of a pair on one row."""
+    sections = []
+    for family in dict.fromkeys(one["family"] for one in report["comparisons"]):
+        own = [one for one in report["comparisons"] if one["family"] == family]
+        on_accuracy, on_nll = ([one for one in own if one["metric"] == name] for name in ("accuracy", "nll"))
+        cells = [
+            [f"{a['a']} - {a['b']}", *_difference_cells(a), *_difference_cells(n), str(a["n"])]
+            for a, n in zip(on_accuracy, on_nll)
+        ]
+        sections.append((f"Students, {family}", cells))
+    return sections
+
+
+def common(report: dict) -> tuple[list[str], Cells]:
+    """(header, cells): every mode at the one common alpha."""
+    header = ["", "transfer set", "T", "n", "accuracy %", "NLL"]
+    return header, [
+        [
+            row["name"],
+            row["transfer"],
+            _short(row["temperature"]),
+            str(row["n"]),
+            _with_interval(row["accuracy"]),
+            _mean(row, "nll"),
+        ]
+        for row in report["common_alpha"]["rows"]
+    ]
+
+
+def recall(report: dict) -> tuple[list[str], Cells]:
+    """(header, cells): the share of each class that is found, per cent."""
+    header = ["class", *(one["name"] for one in report["confusion"])]
+    by_class = zip(report["class_names"], *(one["recall"] for one in report["confusion"]))
+    return header, [[name, *(_scaled(value, 100) for value in values)] for name, *values in by_class]
+
+
+def confusion(report: dict, one: dict) -> tuple[list[str], Cells]:
+    """(header, cells) of one confusion matrix: a row a true class, a column a decision."""
+    counts = [[name, *map(str, row)] for name, row in zip(report["class_names"], one["matrix"])]
+    return ["", *report["class_names"]], counts
+
+
+def diversity(report: dict) -> tuple[list[str], Cells]:
+    """(header, cells): how the teachers differ, means over pairs."""
+    names = {
+        "disagreement": "decisions that differ, %",
+        "q_statistic": "Q statistic of being right (0: independent, 1: same)",
+        "kl": "symmetrised KL divergence, nats",
+        "error_correlation": "correlation of errors",
+    }
+    found = report["diversity"]
+    num_teachers, num_paired = found["num_teachers"], len(found["members"])
+    who = "teachers" if num_paired == num_teachers else f"the first {num_paired} of {num_teachers} teachers"
+    return ["measure", f"mean over pairs of {who}"], [
+        [title, _scaled(found[name]["mean"], 100 if name == "disagreement" else 1)]
+        for name, title in names.items()
+    ]
+
+
+def fusion_rules(study: dict) -> Sheet:
+    """Every rule on the test examples, and against mean_probs."""
+    cells = []
+    for one in study["rules"]:
+        difference, _, p_holm, said = _difference_cells(one["against"])
+        against = 3 * [MISSING] if one["rule"] == "mean_probs" else [difference, p_holm, said]
+        cells.append([one["rule"], _with_interval(one["accuracy"]), _scaled(one["nll"], 1), *against])
+    return ["rule", "accuracy %", "NLL", "minus mean_probs, points", "p (Holm)", ""], cells
+
+
+def fusion_sizes(study: dict) -> Sheet:
+    """Mean accuracy in per cent of every rule at every size; + and -: better and worse than mean_probs."""
+
+    def cell(rule: str, point: dict | None) -> str:
+        if point is None:
+            return MISSING
+        verdict = "" if rule == "mean_probs" else findings.better_or_worse(point["against"])
+        return _in_percent(point) + SIGN[verdict]
+
+    header = ["rule", *(f"N = {size}" for size in study["sizes"])]
+    return header, [[one["rule"], *(cell(one["rule"], p) for p in one["points"])] for one in study["rules"]]
+
+
+def fusion_cost(measured: dict) -> Sheet:
+    """Seconds of every rule."""
+    return ["rule", "seconds"], [[one["rule"], f"{one['seconds']:.3f}"] for one in measured["rules"]]
+
+
+def teacher_values(study: dict) -> Sheet:
+    """What each teacher is worth on validation, by falling Shapley value, in points of accuracy."""
+    header = ["teacher", "alone, %", "Shapley value, points", "lost when left out, points"]
+    values = sorted(study["teachers"]["values"], key=lambda one: -one["shapley"])
+    return header, [
+        [
+            one["name"],
+            f"{100 * one['accuracy']:.2f}",
+            f"{100 * one['shapley']:.2f}"
+            + ("" if one["standard_error"] is None else f" ± {100 * one['standard_error']:.2f}"),
+            f"{100 * one['leave_one_out']:+.2f}",
+        ]
+        for one in values
+    ]
+
+
+def costs(stages: Sequence[Mapping]) -> Sheet:
+    """(header, cells): what every stage of a run would cost, from the fields of `forecast.Cost`."""
+    mark = "" if stages[0]["timed"] else " ~"  # by formula alone
+    header = ["stage", "M", "params", "steps", "FLOPs", f"memory{mark}", f"s{mark}", "layout"]
+    total = sum(stage["flops"] for stage in stages), sum(stage["seconds"] for stage in stages)
+    cells = [
+        [
+            stage["stage"],
+            str(stage["num_members"])
+            + (f" by {stage['num_at_once']}" if stage["num_at_once"] < stage["num_members"] else ""),
+            _short_count(stage["num_params"]),
+            str(stage["num_steps"]),
+            _short_count(stage["flops"]),
+            _short_count(stage["num_bytes"]) + "B",
+            f"{stage['seconds']:.1f}",
+            str(stage["layout"]),
+        ]
+        for stage in stages
+    ]
+    return header, [*cells, ["all", *[""] * 3, _short_count(total[0]), "", f"{total[1]:.1f}", ""]]
+
+
+def cost_line(stage: Mapping) -> str:
+    """One stage's cost as a line, for whoever waits for the table."""
+    return (
+        f"{stage['stage']}: {_short_count(stage['flops'])} FLOPs, {_short_count(stage['num_bytes'])}B, "
+        f"{'' if stage['timed'] else 'about '}{stage['seconds']:.1f} s"
+    )
+
+
+def costs_caption(stages: Sequence[Mapping]) -> str:
+    """What stands in the table, and what does not."""
+    return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION) + COSTS_CAPTION
+
+
+def drawn(header: Sequence[str], cells: Cells) -> Table:
+    """One table for the terminal."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(_shown(name), justify="right" if number else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*map(_shown, row))
+    return table
+
+
+def _shown(text: str) -> Text:
+    """As it is: neither rich nor the terminal reads anything into the names that stand in a table."""
+    return Text(printable(text))
+
+
+def terminal(report: dict) -> Group:
+    """The main table for a terminal of 100 columns, and the detector's below it where there is one."""
+    parts = [*_drawn_sections(main_header(report), main_sections(report)), Text(caption(report), style="dim")]
+    if report["detection"] is not None:
+        parts += [
+            Text(f"\n{detection_title(report)}", style="bold"),
+            *_drawn_sections(*detection(report)),
+            Text(DETECTION_CAPTION, style="dim"),
+        ]
+    return Group(*parts)
+
+
+def detection_title(report: dict) -> str:
+    """The heading of the detector's table."""
+    return f"Detection of {report['detection']['positive']}"
+
+
+def merged_terminal(reports: Mapping[str, dict], width: int) -> Group:
+    """The table of several runs for a terminal of `width` columns; what is too wide goes on below."""
+    left, parts = dict(reports), []
+    while left:
+        at_once = [dict(list(left.items())[:num]) for num in range(1, len(left) + 1)]
+        fit = [some for some in at_once if NAME + sum(_widths(*merged(some))[1:]) <= width] or at_once[:1]
+        parts += _drawn_sections(*merged(fit[-1]))
+        left = {run: report for run, report in left.items() if run not in fit[-1]}
+    return Group(*parts, Text(MERGED_CAPTION, style="dim"))
+
+
+def _drawn_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
+    """rich has no cell that spans columns: every section is a table of its own with the same widths."""
+    widths = [width - 2 for width in _widths(header, sections)]
+    widths[0] = min(widths[0], 99 - sum(width + 2 for width in widths[1:]))  # a long name is folded
+    found = []
+    for i, (title, cells) in enumerate(sections):
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
+        for name, width in zip(header, widths):
+            justify = "right" if name else "left"
+            table.add_column(_shown(name), justify=justify, width=width, overflow="fold", no_wrap=bool(name))
+        for row in cells:
+            table.add_row(*map(_shown, row))
+        found += [Text(f"\n{printable(title)}", style="bold"), table]
+    return found
+
+
+def _widths(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list[int]:
+    """Columns of the terminal that every column of a table takes, with the two beside it."""
+    every_row = [header, *(row for _, cells in sections for row in cells)]
+    return [max(_shown(cell).cell_len for cell in column) + 2 for column in zip(*every_row)]
+
+
+def markdown(header: Sequence[str], rows: Cells) -> str:
+    """A Markdown table.
+
+    >>> print(markdown(["a", "b"], [["1", "x|y"]]))
+    | a | b |
+    |---|---|
+    | 1 | x\\|y |
+    """
+    lines = [header, *rows]
+    text = ["| " + " | ".join(map(in_markdown, line)) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
+
+
+# --- cells --------------------------------------------------------------------------------------------
+
+
+def _title(row: dict, report: dict) -> str:
+    if row["role"] == "teacher":
+        return "Teachers, alone (interval over members)"
+    if row["role"] == "ensemble":
+        num_teachers = report["diversity"]["num_teachers"]
+        return f"All {num_teachers} teachers, fused (interval over test examples)"
+    sizes = report["sizes"]
+    images = f"{sizes['train']:,} labelled images"
+    if row["transfer"] == "unlabelled":
+        images += f" and {sizes['unlabelled']:,} unlabelled ones"
+    return f"Students on {images} (interval over seeds)"
+
+
+def _name(row: dict, report: dict) -> str:
+    kept = report["deploy"]
+    is_kept = kept is not None and (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
+    apart = " †" if row["apart"] else ""
+    arguments = ", ".join(f"{name}={jobs.number(value)}" for name, value in row.get("arguments", {}).items())
+    return row["name"] + (f" ({arguments})" if arguments else "") + apart + (" *" if is_kept else "")
+
+
+def _main_cells(row: dict, report: dict) -> list[str]:
+    return [
+        _name(row, report),
+        _short(row["alpha"]),
+        _short(row["temperature"]),
+        str(row["n"]),
+        _with_interval(row["accuracy"]),
+        _mean(row, "nll"),
+        _mean(row, "ece", 100),
+        _mean(row, "balanced_accuracy", 100) if report["imbalanced"] else _mean(row, "brier"),
+        _share_kept(row),
+        _short_count(row["params"]),
+        _short_count(row["flops"]),
+        _short(row["latency_ms"]["1"]),
+    ]
+
+
+def _detection_cells(row: dict, report: dict) -> list[str]:
+    auroc, recall, point = row["auroc"], row["recall_at_false_alarm_rate"], row["operating_point"]
+    return [
+        _name(row, report),
+        f"{auroc['mean']:.3f}"
+        + ("" if auroc["ci95"] is None else " [{:.3f}, {:.3f}]".format(*auroc["ci95"])),
+        _in_percent(recall),
+        _scaled(point["recall"]["mean"], 100),
+        _scaled(point["false_alarm_rate"]["mean"], 100),
+        findings.count(point["misses"]["mean"]),
+    ]
+
+
+def _place(row: dict) -> str:
+    """The section of the merged table, a key of MERGED_TITLES."""
+    return row["transfer"] or row["role"]
+
+
+def _merged_cells(report: dict, place: str, name: str, with_gap: bool) -> list[str]:
+    row = next((row for row in report["rows"] if (_place(row), row["name"]) == (place, name)), None)
+    if row is None:
+        return [MISSING] * (2 + with_gap)
+    against = {
+        one["metric"]: SIGN[findings.better_or_worse(one)]
+        for one in report["comparisons"]
+        if (one["family"], one["a"], one["b"]) == (place, name, "baseline")
+    }
+    cells = [_with_interval(row["accuracy"]), _mean(row, "nll")]
+    cells = [cell + against.get(metric, "") for cell, metric in zip(cells, ("accuracy", "nll"))]
+    return cells + ([_share_kept(row)] if with_gap else [])
+
+
+def _share_kept(row: dict) -> str:
+    return MISSING if row["gap_share"] is None else f"{row['gap_share']:.0%}"
+
+
+def _with_interval(metric: dict) -> str:
+    mean = f"{100 * metric['mean']:.2f}"
+    return mean if metric["ci95"] is None else f"{mean} {findings.interval(metric['ci95'], 'accuracy')}"
+
+
+def _in_percent(metric: dict) -> str:
+    """The same with one digit."""
+    mean = f"{100 * metric['mean']:.1f}"
+    return (
+        mean
+        if metric["ci95"] is None
+        else mean + " [{:.1f}, {:.1f}]".format(*(100 * x for x in metric["ci95"]))
+    )
+
+
+def _mean(row: dict, name: str, scale: float = 1) -> str:
+    return MISSING if row[name] is None else _scaled(row[name]["mean"], scale)
+
+
+def _scaled(value: float | None, scale: float) -> str:
+    return MISSING if value is None else f"{scale * value:.{1 if scale == 100 else 3}f}"
+
+
+def _difference_cells(one: dict) -> list[str]:
+    digits, scale = (2, 100) if one["metric"] == "accuracy" else (3, 1)
+    difference = f"{scale * one['mean_difference']:+.{digits}f}"
+    if one["ci95"] is not None:
+        difference += f" {findings.interval(one['ci95'], one['metric'])}"
+    said = findings.better_or_worse(one) or ("untested" if one["p_holm"] is None else "noise")
+    return [difference, _p(one["p_value"]), _p(one["p_holm"]), said]
+
+
+def _p(p: float | None) -> str:
+    return MISSING if p is None else findings.p_value(p).removeprefix("= ")
+
+
+def _short(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3g}"
+
+
+def _short_count(value: float | None) -> str:
+    """
+    >>> _short_count(12345), _short_count(6.02e8), _short_count(None)
+    ('12.3k', '602M', '–')
+    """
+    if value is None:
+        return MISSING
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}P"

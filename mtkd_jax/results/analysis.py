@@ -1,0 +1,612 @@
+"""The numbers of the report: rows, gaps, paired comparisons, the student to keep. Pure; plain Python out.
+
+A row's metric is {"mean", "std", "ci95", "ci_over", "values"}; whatever is not defined is None. Where one
+class of two is to be detected a row also has "auroc", "recall_at_false_alarm_rate" (the threshold is that of
+the test ROC) and "operating_point" (the threshold is validation's), a dict of such metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from mtkd_jax.fusion import rules
+from mtkd_jax.results import intervals, metrics
+from mtkd_jax.runs.predictions import Group, Predictions
+from mtkd_jax.types import UserError
+
+METRICS = ("accuracy", "nll", "ece", "brier", "balanced_accuracy")
+DETECTION = ("auroc", "recall_at_false_alarm_rate", "operating_point")
+LARGEST = {"nll": np.inf, "brier": 2.0, "misses": np.inf, "false_alarms": np.inf}  # all others end at 1
+TESTED = ("accuracy", "nll")
+BLOCK = 2048  # examples fused at a time, so that memory does not grow with their number
+CROSS_FAMILY = "unlabelled against labelled"
+IMBALANCED = 1.5  # times the examples of the smallest class in the largest one, and accuracy misleads
+
+
+def teachers(predictions: Predictions) -> list[Group]:
+    """The teacher groups, one an architecture."""
+    return [group for group in predictions.groups if group.role == "teacher"]
+
+
+def teacher_names(predictions: Predictions) -> list[str]:
+    """A name for each of the K teachers, with the architecture where there are several."""
+    groups = teachers(predictions)
+    return [
+        name if len(groups) == 1 else f"{group.name} {name}" for group in groups for name in group.members
+    ]
+
+
+def transfers(predictions: Predictions) -> list[str]:
+    """The transfer sets students were trained on, in the order of the run."""
+    return list(dict.fromkeys(group.transfer for group in predictions.groups if group.transfer))
+
+
+def find(predictions: Predictions, transfer: str, *, role: str = "", name: str = "") -> Group | None:
+    """The first group of `transfer` with that role or name; None where the run has none."""
+    of_transfer = (group for group in predictions.groups if group.transfer == transfer)
+    return next((group for group in of_transfer if role == group.role or name == group.name), None)
+
+
+def detected(predictions: Predictions) -> int | None:
+    """The class to be detected; None unless there are two classes, both in validation and in test."""
+    present = [np.unique(labels).tolist() for labels in (predictions.val_labels, predictions.test_labels)]
+    if len(predictions.class_names) != 2 or present != [[0, 1], [0, 1]]:
+        return None
+    return predictions.class_names.index(predictions.positive) if predictions.positive else 1
+
+
+def teacher_logits(predictions: Predictions, split: str = "test") -> np.ndarray:
+    """The logits of every teacher of every architecture, [K,N,C]; split is "test" or "val"."""
+    of_groups = [getattr(group, split) for group in teachers(predictions)]
+    return of_groups[0] if len(of_groups) == 1 else np.concatenate(of_groups)  # they may be large
+
+
+def fused(predictions: Predictions, rule: str) -> dict[str, np.ndarray]:
+    """All teachers' decision by `rule`, {"val": [V,C], "test": [N,C]}.
+
+    Log-probabilities, or places for the rank rules. A fitted rule is fitted on the validation split.
+    """
+    val, test = (teacher_logits(predictions, split) for split in ("val", "test"))
+    decide = rules.rule(rule)
+    if rule in rules.FITTED_RULES:
+        decide = decide(val, predictions.val_labels)
+    decide, size = jax.jit(decide), min(BLOCK, max(val.shape[1], test.shape[1]))
+    scores = {"val": _in_blocks(decide, val, size), "test": _in_blocks(decide, test, size)}
+    if rule in rules.RANK_RULES:
+        return scores
+    tiny = np.finfo(np.float32).tiny  # a probability may underflow to 0
+    return {split: np.log(np.maximum(probs, tiny)) for split, probs in scores.items()}
+
+
+def _in_blocks(decide: Callable, logits: np.ndarray, size: int) -> np.ndarray:
+    """`decide` of logits [K,N,C], `size` examples at a time; the last block is filled up: one compilation."""
+    parts = []
+    for start in range(0, logits.shape[1], size):
+        part = logits[:, start : start + size]
+        filled = np.pad(part, ((0, 0), (0, size - part.shape[1]), (0, 0)))
+        parts.append(np.asarray(decide(filled))[: part.shape[1]])
+    return np.concatenate(parts)
+
+
+def chosen_student(predictions: Predictions) -> tuple[Group, int] | None:
+    """The student to keep: the mode with the lowest mean validation NLL, and of its seeds the lowest.
+
+    Baselines and controls are there to compare with and are never chosen; None when there is no student.
+    """
+    students = [group for group in predictions.groups if group.role == "student"]
+    if not students:
+        return None
+    nlls = [[metrics.nll(logits, predictions.val_labels) for logits in group.val] for group in students]
+    best = _lowest([np.mean(values) for values in nlls])
+    return students[best], _lowest(nlls[best])
+
+
+def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
+    """The single network that `predictions.choose` asks for; None where there is none.
+
+    "best": that with the lowest validation NLL of all; "student": `chosen_student`; a row's name: the lowest
+    of that row, whatever its transfer set. Where none of these is left, as when all broke down, the best.
+    """
+    single = single_networks(predictions)
+    if predictions.choose == "student" and (student := chosen_student(predictions)) is not None:
+        return student
+    asked = [one for one in single if one[0].name == predictions.choose] or single
+    return _best_of(asked, predictions) if asked else None
+
+
+def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
+    """Every network that answers alone: all but averages of several, and specialists, which know no more
+    than their classes."""
+    return [
+        (group, member)
+        for group in predictions.groups
+        if group.role != "average" and not group.architecture.startswith("specialist ")
+        for member in range(len(group.members))
+    ]
+
+
+def _best_of(networks: list[tuple[Group, int]], predictions: Predictions) -> tuple[Group, int]:
+    nlls = [metrics.nll(group.val[member], predictions.val_labels) for group, member in networks]
+    return networks[_lowest(nlls)]
+
+
+def _lowest(values: list[float]) -> int:
+    return int(np.argmin(np.nan_to_num(values, nan=np.inf)))  # NaN would win an argmin
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def rows(predictions: Predictions) -> list[dict]:
+    """Teachers (a row an architecture), fusion rules, then students, baselines and controls.
+
+    A rule that cannot fuse these teachers, of whom some may have been lost, has no row.
+    """
+    others = [group for group in predictions.groups if group.role != "teacher"]
+    share_of = {gap["transfer"]: gap for gap in gaps(predictions)}
+    return [
+        *(_group_row(predictions, group, None) for group in teachers(predictions)),
+        *_ensemble_rows(predictions),
+        *(_group_row(predictions, group, share_of.get(group.transfer)) for group in others),
+    ]
+
+
+def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict:
+    over = "members" if group.role == "teacher" else "seeds"
+    test = [metrics.summary(logits, predictions.test_labels) for logits in group.test]
+    val = [metrics.summary(logits, predictions.val_labels) for logits in group.val]
+    found = {name: _over_members(name, test, over) for name in METRICS}
+    share = None
+    if gap is not None and gap["larger_than_noise"] and group.role in ("student", "average", "control"):
+        share = (found["accuracy"]["mean"] - gap["baseline"]) / gap["difference"]
+    return {
+        "name": group.name,
+        "transfer": group.transfer,
+        "role": group.role,
+        "architecture": group.architecture,
+        "method": group.method,
+        "rule": "",
+        "alpha": group.alpha,
+        "temperature": group.temperature,
+        "arguments": dict(group.arguments),
+        "n": len(group.members),
+        **found,
+        **_detection_of_members(predictions, group, over),
+        "val": {name: float(np.mean([one[name] for one in val])) for name in ("accuracy", "nll")},
+        "apart": _apart(group, [one["accuracy"] for one in val], len(predictions.val_labels)),
+        "grid": [dict(point) for point in group.grid],
+        "gap_share": share,
+        "params": group.params,
+        "flops": group.flops,
+        "latency_ms": {size: group.latency_ms.get(size) for size in ("1", "256")},
+        "train_seconds": group.train_seconds,
+    }
+
+
+def _apart(group: Group, accuracies: list[float], num_examples: int) -> list[dict]:
+    """Members that end far from their siblings on validation, [{"member", "val_accuracy", "siblings"}].
+
+    Farther from the median of the others than five of their robust standard deviations (1.4826 times the
+    median absolute deviation), than four standard errors of an accuracy on so many examples, and than two
+    points; of three members at least. The member itself is left out of both, for of three it would be a third
+    of what it is measured by.
+    """
+    found = []
+    for place, (member, accuracy) in enumerate(zip(group.members, accuracies)):
+        siblings = np.delete(accuracies, place)
+        if len(siblings) < 2:
+            return []
+        median = float(np.median(siblings))
+        spread = 5 * 1.4826 * float(np.median(np.abs(siblings - median)))
+        chance = 4 * math.sqrt(median * (1 - median) / num_examples)
+        if abs(accuracy - median) > max(spread, chance, 0.02):
+            found.append({"member": member, "val_accuracy": accuracy, "siblings": median})
+    return found
+
+
+def _ensemble_rows(predictions: Predictions) -> list[dict]:
+    found = []
+    for rule in predictions.rules:
+        with contextlib.suppress(UserError):
+            found.append(_ensemble_row(predictions, rule))
+    return found
+
+
+def why_no_row(predictions: Predictions, rule: str) -> str:
+    """Why a rule cannot fuse these teachers; "" where it can."""
+    try:
+        fused(predictions, rule)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _ensemble_row(predictions: Predictions, rule: str) -> dict:
+    groups = teachers(predictions)
+    decided = fused(predictions, rule)
+    on_test = metrics.per_example(decided["test"], predictions.test_labels)
+    on_val = metrics.summary(decided["val"], predictions.val_labels)
+    found = {name: _over_examples(values) for name, values in on_test.items()}
+    matrix = metrics.confusion(decided["test"], predictions.test_labels)
+    present = matrix.sum(axis=1) > 0
+    found["balanced_accuracy"] = _of_ensemble(
+        metrics.balanced_accuracy(decided["test"], predictions.test_labels),
+        intervals.bootstrap_shares(np.diagonal(matrix)[present], matrix.sum(axis=1)[present]),
+    )
+    ranks = rule in rules.RANK_RULES  # places are no probabilities
+    if ranks:
+        found |= {"nll": None, "brier": None, "ece": None}
+    else:
+        # Resampling adds noise to the gap of every bin and so moves ECE up: no honest interval here.
+        found["ece"] = _of_ensemble(metrics.ece(decided["test"], predictions.test_labels), None)
+    return {
+        "name": rule,
+        "transfer": "",
+        "role": "ensemble",
+        "architecture": " + ".join(dict.fromkeys(group.architecture for group in groups)),
+        "method": "",
+        "rule": rule,
+        "alpha": None,
+        "temperature": None,
+        "arguments": {},
+        "n": 1,
+        **{name: found[name] for name in METRICS},
+        **(dict.fromkeys(DETECTION) if ranks else _detection_of_ensemble(predictions, decided)),
+        "val": {"accuracy": on_val["accuracy"], "nll": None if ranks else on_val["nll"]},
+        "apart": [],
+        "grid": [],
+        "gap_share": None,
+        "params": _total((group.params, len(group.members)) for group in groups),
+        "flops": _total((group.flops, len(group.members)) for group in groups),
+        "latency_ms": {
+            size: _total((group.latency_ms.get(size), len(group.members)) for group in groups)
+            for size in ("1", "256")
+        },
+        "train_seconds": _total((group.train_seconds, 1) for group in groups),
+    }
+
+
+def _over_members(name: str, summaries: list[dict], over: str) -> dict:
+    """One metric over members. Student's t does not know where a metric ends; its interval is cut there."""
+    values = [one[name] for one in summaries]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    found = intervals.t_interval(values)
+    if found is not None:
+        found = tuple(float(x) for x in np.clip(found, 0.0, LARGEST.get(name, 1.0)))
+    return {"mean": float(np.mean(values)), "std": std, "ci95": found, "ci_over": over, "values": values}
+
+
+def _over_examples(values: np.ndarray) -> dict:
+    return _of_ensemble(float(values.mean()), intervals.bootstrap_interval(values))
+
+
+def _of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
+    return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
+
+
+def _detection_of_members(predictions: Predictions, group: Group, over: str) -> dict:
+    """The DETECTION of a row of networks; None each where there is no class to be detected."""
+    positive = detected(predictions)
+    if positive is None:
+        return dict.fromkeys(DETECTION)
+    each = [_detector(predictions, positive, val, test) for val, test in zip(group.val, group.test)]
+    found = {name: _over_members(name, each, over) for name in each[0]}
+    return _with_operating_point(found)
+
+
+def _detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarray]) -> dict:
+    """The same of one fused decision, with bootstrap intervals; validation's threshold is held fixed."""
+    positive = detected(predictions)
+    if positive is None:
+        return dict.fromkeys(DETECTION)
+    one = _detector(predictions, positive, decided["val"], decided["test"])
+    scores = metrics.log_odds(decided["test"], positive)
+    order = np.argsort(scores)  # so that no resample has to be sorted again
+    scores, is_positive = scores[order], predictions.test_labels[order] == positive
+
+    def statistics(times: np.ndarray) -> tuple[float, float]:
+        curve = metrics.roc(scores, is_positive, times)
+        return metrics.auroc(curve), metrics.recall_at(curve, predictions.false_alarm_rate)
+
+    num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
+    interval_of = dict(zip(DETECTION, intervals.bootstrap_statistics(statistics, is_positive)))
+    interval_of["recall"] = intervals.bootstrap_shares([num_positive - one["misses"]], [num_positive])
+    interval_of["false_alarm_rate"] = intervals.bootstrap_shares([one["false_alarms"]], [num_negative])
+    return _with_operating_point(
+        {name: _of_ensemble(value, interval_of.get(name)) for name, value in one.items()}
+    )
+
+
+def _with_operating_point(found: dict) -> dict:
+    own = {name: found[name] for name in DETECTION[:2]}
+    return {**own, "operating_point": {name: found[name] for name in found if name not in own}}
+
+
+def _detector(predictions: Predictions, positive: int, val: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """What one network, of logits [V,2] and [N,2], is worth as a detector: all DETECTION is made of."""
+    rate = predictions.false_alarm_rate
+    on_val, on_test = (
+        (metrics.log_odds(logits, positive), labels == positive)
+        for logits, labels in ((val, predictions.val_labels), (test, predictions.test_labels))
+    )
+    curve = metrics.roc(*on_test)
+    return {
+        "auroc": metrics.auroc(curve),
+        "recall_at_false_alarm_rate": metrics.recall_at(curve, rate),
+        **metrics.operating_point(on_val, on_test, rate),
+    }
+
+
+def _total(parts: Iterable[tuple[float | None, int]]) -> float | None:
+    """Sum of value * count; None as soon as one value is unknown."""
+    parts = list(parts)
+    return None if any(value is None for value, _ in parts) else sum(value * count for value, count in parts)
+
+
+# --- what is there to hand down -----------------------------------------------------------------------
+
+
+def gaps(predictions: Predictions) -> list[dict]:
+    """Ensemble (mean_probs) minus baseline in accuracy, a transfer set each; what gap shares divide by.
+
+    The interval resamples seeds and test examples, paired by example. `larger_than_noise` asks that it lies
+    above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise.
+    """
+    baselines = {one: find(predictions, one, role="baseline") for one in transfers(predictions)}
+    baselines = {transfer: group for transfer, group in baselines.items() if group is not None}
+    if not baselines:
+        return []
+    fused_logits = fused(predictions, "mean_probs")["test"]
+    ensemble = metrics.per_example(fused_logits, predictions.test_labels)["accuracy"]
+    found = []
+    for transfer, baseline in baselines.items():
+        right = _accuracies(baseline.test, predictions.test_labels)
+        low, high = intervals.bootstrap_interval(ensemble[None] - right)
+        found.append(
+            {
+                "transfer": transfer,
+                "ensemble": float(ensemble.mean()),
+                "baseline": float(right.mean()),
+                "difference": float(ensemble.mean() - right.mean()),
+                "ci95": (low, high),
+                "larger_than_noise": bool(low > 0 and len(right) > 1),
+            }
+        )
+    return found
+
+
+def _accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[S,N,C] -> [S,N], 1 where the decision is right."""
+    return np.stack([metrics.per_example(one, labels)["accuracy"] for one in logits])
+
+
+# --- comparisons --------------------------------------------------------------------------------------
+
+
+def comparisons(predictions: Predictions) -> list[dict]:
+    """Paired t over seeds on accuracy and NLL for a list fixed before any number is seen.
+
+    Every mode against its baseline, one with more heads against its control, every mode against output_avg;
+    and, where both transfer sets were used, every mode with the unlabelled images against the labelled-only
+    baseline. Holm's correction within each family (a transfer set, or the last list) and metric.
+    """
+    values = {
+        group.key: [metrics.summary(logits, predictions.test_labels) for logits in group.test]
+        for group in predictions.groups
+        if group.transfer
+    }
+    found = []
+    for metric in TESTED:
+        for family, pairs in _families(predictions).items():
+            tested = [_compare(a, b, metric, values, len(pairs)) for a, b in pairs]
+            corrected = intervals.holm([one["p_value"] for one in tested])
+            found += [{**one, "p_holm": p, "family": family} for one, p in zip(tested, corrected)]
+    return found
+
+
+def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
+    families = {transfer: _pairs(predictions, transfer) for transfer in transfers(predictions)}
+    labelled_baseline = find(predictions, "labelled", role="baseline")
+    if labelled_baseline is not None:
+        families[CROSS_FAMILY] = [(mode, labelled_baseline) for mode in _modes(predictions, "unlabelled")]
+    return families
+
+
+def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]:
+    modes = _modes(predictions, transfer)
+    control = find(predictions, transfer, role="control")
+    many_headed = [mode for mode in modes if control is not None and mode.params == control.params]
+    rivals = (
+        (modes, find(predictions, transfer, role="baseline")),
+        (many_headed, control),
+        (modes, find(predictions, transfer, name="output_avg")),
+    )
+    return [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
+
+
+def _modes(predictions: Predictions, transfer: str) -> list[Group]:
+    compared = ("student", "average")
+    return [group for group in predictions.groups if group.transfer == transfer and group.role in compared]
+
+
+def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int) -> dict:
+    shared = [name for name in a.members if name in b.members]
+    of_a, of_b = (
+        [values[group.key][group.members.index(name)][metric] for name in shared] for group in (a, b)
+    )
+    return {
+        "a": a.name,
+        "a_transfer": a.transfer,
+        "b": b.name,
+        "b_transfer": b.transfer,
+        "metric": metric,
+        **intervals.paired_t(of_a, of_b),
+        "test": "paired t",
+        "detectable": intervals.detectable_difference(of_a, of_b, num_tests),
+    }
+
+
+def common_alpha(predictions: Predictions) -> dict | None:
+    """Every mode at one alpha (each at its own temperature): {"alpha", "rows"}; None where none was kept."""
+    kept = [group for group in predictions.groups if group.common_test is not None]
+    if predictions.common_alpha is None or not kept:
+        return None
+    found = []
+    for group in kept:
+        test = [metrics.summary(logits, predictions.test_labels) for logits in group.common_test]
+        fields = {"name": group.name, "transfer": group.transfer, "role": group.role}
+        fields |= {"alpha": predictions.common_alpha, "temperature": group.temperature, "n": len(test)}
+        found.append(fields | {name: _over_members(name, test, "seeds") for name in METRICS})
+    return {"alpha": predictions.common_alpha, "rows": found}
+
+
+# --- looked at one by one -----------------------------------------------------------------------------
+
+
+def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
+    """One network of each kind to look at: {role: (name to show, test logits [N,C])}.
+
+    The first teacher, the ensemble, the student kept, and the baseline of its transfer set and seed.
+    """
+    first = teachers(predictions)[0]
+    found = {"teacher": (f"one teacher ({first.members[0]})", first.test[0])}
+    found["ensemble"] = ("ensemble (mean_probs)", fused(predictions, "mean_probs")["test"])
+    chosen = chosen_student(predictions)
+    if chosen is not None:
+        group, member = chosen
+        seed = group.members[member]
+        found["student"] = (f"{group.name} ({group.transfer}, {seed})", group.test[member])
+        baseline = find(predictions, group.transfer, role="baseline")
+        if baseline is not None and seed in baseline.members:
+            logits = baseline.test[baseline.members.index(seed)]
+            found["baseline"] = (f"baseline ({group.transfer}, {seed})", logits)
+    return found
+
+
+def confusions(predictions: Predictions) -> list[dict]:
+    """{"name", "matrix" [C][C], "recall" [C]} of one teacher, the ensemble, the chosen student."""
+    labels = predictions.test_labels
+    return [
+        {
+            "name": name,
+            "matrix": metrics.confusion(logits, labels).tolist(),
+            "recall": metrics.per_class_recall(logits, labels).tolist(),
+        }
+        for role, (name, logits) in one_of_each(predictions).items()
+        if role != "baseline"
+    ]
+
+
+def numbers(predictions: Predictions) -> dict:
+    """All numbers of report.json, under its keys. No NaN: what does not exist is None."""
+    logits, labels = teacher_logits(predictions), predictions.test_labels
+    class_counts = {
+        split: np.bincount(of_split, minlength=len(predictions.class_names)).tolist()
+        for split, of_split in (("val", predictions.val_labels), ("test", labels))
+    }
+    return plain(
+        {
+            "dataset": predictions.dataset,
+            "num_classes": len(predictions.class_names),
+            "class_names": predictions.class_names,
+            "sizes": dict(predictions.sizes),
+            "class_counts": class_counts,
+            "imbalanced": max(class_counts["test"]) > IMBALANCED * min(class_counts["test"]),
+            "detection": _detection(predictions, class_counts["test"]),
+            "selection": "val",
+            "gap_share_of": "ensemble - baseline",
+            "rows": rows(predictions),
+            "gaps": gaps(predictions),
+            "comparisons": comparisons(predictions),
+            "common_alpha": common_alpha(predictions),
+            "chosen_student": _told(predictions, chosen_student(predictions)),
+            "deploy": _deployed(predictions),
+            "diversity": diversity(predictions),
+            "sub_ensembles": [
+                {"k": k, "num_subsets": len(a), "mean": a.mean(), "min": a.min(), "max": a.max()}
+                for k, a in metrics.sub_ensembles(logits, labels).items()
+            ],
+            "confusion": confusions(predictions),
+        }
+    )
+
+
+def _detection(predictions: Predictions, test_counts: list[int]) -> dict | None:
+    positive = detected(predictions)
+    if positive is None:
+        return None
+    return {
+        "positive": predictions.class_names[positive],
+        "negative": predictions.class_names[1 - positive],
+        "false_alarm_rate": predictions.false_alarm_rate,
+        "num_positive": test_counts[positive],
+        "num_negative": test_counts[1 - positive],
+    }
+
+
+def diversity(predictions: Predictions) -> dict:
+    """How the teachers differ on the test examples, with the names of those whose pairs were looked at."""
+    names = teacher_names(predictions)
+    return {
+        "num_teachers": len(names),
+        "members": names[: metrics.MOST_IN_PAIRS],
+        **metrics.diversity(teacher_logits(predictions), predictions.test_labels),
+    }
+
+
+def _deployed(predictions: Predictions) -> dict | None:
+    """What `_told` says of the network to deploy, of the best of all, and of the best of each role."""
+    single, chosen = single_networks(predictions), network_to_deploy(predictions)
+    if chosen is None:
+        return None
+    by_role: dict[str, list[tuple[Group, int]]] = {}
+    for network in single:
+        by_role.setdefault(network[0].role, []).append(network)
+    return {
+        **_told(predictions, chosen),
+        "choose": predictions.choose,
+        "num_networks": len(single),
+        "best": _told(predictions, _best_of(single, predictions)),
+        "best_of_role": {
+            role: _told(predictions, _best_of(own, predictions)) for role, own in by_role.items()
+        },
+    }
+
+
+def _told(predictions: Predictions, chosen: tuple[Group, int] | None) -> dict | None:
+    """Where a network stands, and its numbers."""
+    if chosen is None:
+        return None
+    group, member = chosen
+    positive = detected(predictions)
+    detector = None
+    if positive is not None:
+        detector = _detector(predictions, positive, group.val[member], group.test[member])
+    return {
+        "name": group.name,
+        "role": group.role,
+        "transfer": group.transfer,
+        "member": group.members[member],
+        "detector": detector,
+        "val_nll": metrics.nll(group.val[member], predictions.val_labels),
+        "val_accuracy": metrics.accuracy(group.val[member], predictions.val_labels),
+        **metrics.summary(group.test[member], predictions.test_labels),
+    }
+
+
+def plain(value):
+    """`value` as JSON can hold it: tuples as lists, NumPy numbers as numbers, None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

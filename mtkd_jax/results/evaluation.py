@@ -1,0 +1,286 @@
+"""From trained populations to predictions: which students are chosen, what they say, what they cost.
+
+Selection reads validation only. The test images are seen here, once, by the members that make a row.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax.config import positive_class
+from mtkd_jax.data.loading import Split, scale
+from mtkd_jax.engine import population
+from mtkd_jax.engine.training import Fitted
+from mtkd_jax.plans import teachers
+from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
+from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, members_of, sound_members
+from mtkd_jax.runs.predictions import Group, Predictions
+from mtkd_jax.system import interrupts
+from mtkd_jax.types import Model, Population, PyTree
+
+SAVED = "all training is saved"  # what an interrupted evaluation says
+LATENCY_BATCHES = (1, 256)
+ROLES = {"baseline": "baseline", "control": "control"}  # every other mode has the role of its stage
+
+
+def predict(
+    config: ConfigDict, split: Split, stages: Plan, done: Done, notes: Sequence[str] = ()
+) -> Predictions:
+    """Validation and test logits of every teacher and of the chosen (alpha, T) of every mode, with costs."""
+    dataset = split.dataset
+    groups = [
+        _teacher_group(name, fitted, split)
+        for name, fitted in done.items()
+        if name.startswith(teachers.STAGE_PREFIX)
+    ]
+    num_teachers = sum(len(group.members) for group in groups)
+    unfit = _unfit_modes(stages, num_teachers)
+    for (transfer, mode), trained in rows_of(stages, done).items():
+        sound = any(sound_members(fitted, stage.family, mode) for stage, fitted in trained)
+        if sound and mode not in unfit:
+            groups.append(_student_group(config, split, transfer, mode, trained))
+    groups += _averages(stages, groups)
+    lost = [left_out(name, fitted) for name, fitted in done.items() if fitted.lost]
+    impossible = [
+        f"Left out, for the {num_teachers} teachers that are left: {mode} needs {number} teachers."
+        for mode, number in unfit.items()
+    ]
+    return Predictions(
+        dataset=dataset.name,
+        class_names=dataset.class_names,
+        sizes={
+            "train": len(split.train),
+            "unlabelled": len(split.pool) if "unlabelled" in config.students.transfer else 0,
+            "val": len(split.val),
+            "test": len(dataset.test_labels),
+        },
+        val_labels=dataset.train_labels[split.val],
+        test_labels=dataset.test_labels,
+        val_index=split.val,
+        test_index=np.arange(len(dataset.test_labels), dtype=np.int32),
+        rules=tuple(config.fusion.rules),
+        groups=tuple(groups),
+        common_alpha=common_alpha(config),
+        notes=(
+            *dataset.notes,
+            *notes,
+            *_balancing(config),
+            *dict.fromkeys(stage.note for stage in stages if stage.note),
+            *lost,
+            *impossible,
+        ),
+        positive=positive_class(config, dataset.class_names),
+        false_alarm_rate=config.report.false_alarm_rate,
+        choose=config.export.choose,
+    )
+
+
+def _unfit_modes(stages: Plan, num_teachers: int) -> dict[str, int]:
+    """{mode: the least teachers it can learn from}, over its arguments, where fewer are left."""
+    needed: dict[str, int] = {}
+    for member in (member for stage in stages for member in stage.family):
+        needed[member.mode] = max(needed.get(member.mode, 0), member.recipe.min_teachers)
+    return {mode: number for mode, number in needed.items() if number > num_teachers > 0}
+
+
+def _balancing(config: ConfigDict) -> list[str]:
+    """What a reader must know of a training that made up for rare classes."""
+    found = []
+    if config.data.sampling == "balanced":
+        found.append("Training draws every class equally often (data.sampling).")
+    if config.train.class_weights == "balanced":
+        found.append("The hard labels of class c weigh n / (C n_c) in training (train.class_weights).")
+    if found:
+        # One yardstick, the images as they are, for every run and choice; what a detector is worth at the
+        # price its false alarms have is told by its operating point, not by the mix of classes.
+        found.append("Every choice is by the validation NLL of the images as they are: no class weighs more.")
+    return found
+
+
+def common_alpha(config: ConfigDict) -> float:
+    """The grid's alpha nearest to 0.25, at which all modes are shown beside their own choice."""
+    return min(config.students.alphas, key=lambda alpha: (abs(alpha - PREFERRED_ALPHA), alpha))
+
+
+@lru_cache
+def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
+    """Parameters, forward FLOPs of one example, and latency in ms a batch, of one network.
+
+    FLOPs are what the compiler counts in the loop-free forward; latencies are medians on this machine,
+    taken once for all rows of the same network. Neither depends on the weights: they are zeros here.
+    """
+    image = np.zeros((1, *image_shape), dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(scale, image))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    forward = jax.jit(lambda variables, image: model.apply(variables, scale(image))[0].logits)
+    analysis = forward.lower(variables, image).compile().cost_analysis() or {}
+    return {
+        "params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "flops": float(analysis["flops"]) if "flops" in analysis else None,
+        "latency_ms": {str(n): _latency(forward, variables, image, n) for n in LATENCY_BATCHES},
+    }
+
+
+def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
+    """Network and variables of one member of a group of teachers or students."""
+    if group.role == "teacher":
+        trained = done[group.key.replace("/", "-", 1)].sound
+        return trained.model, population.take(trained.variables, position)
+    cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
+    for stage in stages:
+        if stage.transfer == group.transfer and stage.family:
+            fitted = done[stage.name]
+            found = sound_members(fitted, stage.family, group.method, cell)
+            if found:
+                return fitted.population.model, population.take(fitted.population.variables, found[position])
+    raise ValueError(f"{group.key} was not trained by this run")
+
+
+def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
+    own = fitted.sound
+    return Group(
+        key=stage.replace("-", "/", 1),
+        name=own.model.name,
+        role="teacher",
+        method="",
+        transfer="",
+        alpha=None,
+        temperature=None,
+        members=own.names,
+        train_seconds=fitted.seconds,
+        **_outputs(own, split),
+    )
+
+
+def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str], list[tuple[Stage, Fitted]]]:
+    """{(transfer, mode): the stages that trained its students}, a row each.
+
+    There are several where a choice of arguments makes several programs.
+    """
+    rows: dict[tuple[str, str], list[tuple[Stage, Fitted]]] = {}
+    for stage in stages:
+        for mode in dict.fromkeys(member.mode for member in stage.family):
+            rows.setdefault((stage.transfer, mode), []).append((stage, done[stage.name]))
+    return rows
+
+
+def _student_group(
+    config: ConfigDict, split: Split, transfer: str, mode: str, trained: Sequence[tuple[Stage, Fitted]]
+) -> Group:
+    """The row of one mode's students, at the point of the grid that validation chooses over its stages."""
+    members, val_nll, seconds = [], [], 0.0
+    for stage, fitted in trained:
+        own = members_of(stage.family, mode)
+        members += [stage.family[m] for m in own]
+        val_nll += fitted.val_nll[own].tolist()
+        seconds += fitted.seconds * len(own) / len(stage.family)
+    cell, grid = choose(members, val_nll)
+    stage, fitted = next((stage, fitted) for stage, fitted in trained if members_of(stage.family, mode, cell))
+    family = stage.family
+    chosen = sound_members(fitted, family, mode, cell)
+    role = ROLES.get(mode, stage.role)
+    common = sound_members(fitted, family, mode, cell._replace(alpha=common_alpha(config)))
+    at_common = None
+    if role == "student" and common:
+        at_common = population.logits(
+            population.members(fitted.population, common), split.dataset.test_images
+        )
+    return Group(
+        key=group_key(transfer, mode),
+        name=mode,
+        role=role,
+        method=mode,
+        transfer=transfer,
+        alpha=cell.alpha,
+        temperature=cell.temperature,
+        arguments=dict(cell.arguments),
+        members=tuple(f"seed {family[m].seed}" for m in chosen),
+        common_test=at_common,
+        grid=tuple(grid),
+        train_seconds=seconds,
+        **_outputs(population.members(fitted.population, chosen), split),
+    )
+
+
+def _averages(stages: Plan, groups: Sequence[Group]) -> list[Group]:
+    """The rows that several stages make together: their students' mean probabilities, seed by seed."""
+    named: dict[tuple[str, str], list[str]] = {}
+    for stage in stages:
+        if stage.averaged:
+            modes = dict.fromkeys(member.mode for member in stage.family)
+            named.setdefault((stage.transfer, stage.averaged), []).extend(
+                group_key(stage.transfer, mode) for mode in modes
+            )
+    return [
+        average([group for group in groups if group.key in keys], transfer, name)
+        for (transfer, name), keys in named.items()
+    ]
+
+
+def average(groups: Sequence[Group], transfer: str, name: str) -> Group:
+    """The row of log mean_g softmax(z_g) over groups g, of the members that all have; costs are sums."""
+    shared = [member for member in groups[0].members if all(member in group.members for group in groups)]
+
+    def mean(split: str) -> np.ndarray:
+        each = [getattr(group, split)[[group.members.index(one) for one in shared]] for group in groups]
+        log_probs = [logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in each]
+        return np.logaddexp.reduce(log_probs, axis=0) - np.float32(np.log(len(groups)))
+
+    def total(values: Sequence[float | None]) -> float | None:
+        return None if None in values else sum(values)
+
+    return Group(
+        key=group_key(transfer, name),
+        name=name,
+        role="average",
+        architecture=" + ".join(dict.fromkeys(group.architecture for group in groups)),
+        method=name,
+        transfer=transfer,
+        alpha=None,
+        temperature=None,
+        members=tuple(shared),
+        val=mean("val"),
+        test=mean("test"),
+        params=sum(group.params for group in groups),
+        flops=total([group.flops for group in groups]),
+        latency_ms={
+            size: total([group.latency_ms[size] for group in groups]) for size in groups[0].latency_ms
+        },
+        train_seconds=total([group.train_seconds for group in groups]),
+    )
+
+
+def group_key(transfer: str, mode: str) -> str:
+    """The key of one mode's row."""
+    return f"students/{transfer}/{mode}"
+
+
+def _outputs(own: Population, split: Split) -> dict:
+    """Logits and costs, as fields of a Group; Interrupted where the process has been asked to stop."""
+    interrupts.check(SAVED)
+    images = split.dataset.test_images
+    return {
+        "architecture": own.model.name,
+        "val": population.logits(own, split.dataset.train_images[split.val]),
+        "test": population.logits(own, images),
+        **costs(own.model, images.shape[1:], str(images.dtype)),
+    }
+
+
+def _latency(forward, variables: PyTree, image: np.ndarray, batch_size: int, num_calls: int = 50) -> float:
+    batch = jnp.repeat(image, batch_size, axis=0)
+    forward(variables, batch).block_until_ready()
+    seconds = []
+    for _ in range(num_calls):
+        begun = time.perf_counter()
+        forward(variables, batch).block_until_ready()
+        seconds.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(seconds)

@@ -1,0 +1,209 @@
+"""What a run says while it goes: metrics.jsonl, TensorBoard events, and a progress line.
+
+metrics.jsonl is the record of truth, one line a record; the rest is for looking at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mtkd_jax.system import terminal
+from mtkd_jax.system.files import parsed, write_atomically
+from mtkd_jax.types import UserError, printable
+
+SECONDS_BETWEEN_LINES = 5.0
+FIELDS = {"stage", "epoch", "step", "member", "name", "value", "wall"}  # of a record
+MOST_MEMBERS_IN_TENSORBOARD = 16  # beyond that only the mean over members is drawn
+
+
+class Logbook:
+    """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere.
+
+    What stderr does not take is lost: a terminal that has gone away, a full disk behind a log or a pipe that
+    nobody reads ends no training.
+    """
+
+    def __init__(self, workdir: Path, quiet: bool = False):
+        # Slow to import, and only a run needs it. The writer itself: tensorboardX's queue around it waits
+        # for ever once the thread behind it has died of a full disk.
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._path = workdir / "metrics.jsonl"
+        self._begun = self._spoken = time.perf_counter()
+        # Plain text in a notebook too, where rich would make a block of HTML of every line.
+        self._console = Console(file=terminal.Stderr(), quiet=quiet, soft_wrap=True, force_jupyter=False)
+        try:
+            (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+            # Held open: as long as it is, no folder made anew is given its number.
+            self._folder = os.open(workdir, os.O_RDONLY)
+        except OSError as error:
+            raise _refused(workdir / "tensorboard", error) from error
+        self._bar: Progress | None = None
+        self._redrawn = False  # a line that the next one takes the place of
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        os.close(self._folder)
+        with contextlib.suppress(OSError):  # a disk that is full has been spoken of, and these are to look at
+            self._events.close()
+
+    def say(self, line: str) -> None:
+        """One plain line, at once."""
+        if self._redrawn:
+            self._redrawn = False
+            terminal.Stderr().write("\n")
+        self._console.print(printable(line), markup=False, highlight=False)
+
+    def warn(self, line: str) -> None:
+        """One plain line that asks for attention."""
+        self.say(f"warning: {line}")
+
+    def record(
+        self, stage: str, epoch: int, step: int, names: Sequence[str], values: dict[str, np.ndarray]
+    ) -> None:
+        """Append {name: [M]} of one validation, a line for every member and name.
+
+        Raises UserError when the disk refuses.
+        """
+        wall = round(time.time(), 3)
+        lines = [
+            json.dumps(
+                {
+                    "stage": stage,
+                    "epoch": epoch,
+                    "step": step,
+                    "member": member,
+                    "name": name,
+                    "value": _finite(of_members[m]),
+                    "wall": wall,
+                }
+            )
+            for name, of_members in values.items()
+            for m, member in enumerate(names)
+        ]
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+            self._draw_points(stage, epoch, names, values)
+        except OSError as error:
+            self.check()
+            raise _refused(self._path, error) from error
+
+    def cut_back(self, stage: str, epoch: int) -> None:
+        """Drop what an interrupted run wrote of `stage` after `epoch`, so that nothing stands twice.
+
+        Says so: a stage that was further than its newest checkpoint must not start again in silence.
+        """
+        if not self._path.exists():
+            return
+        lines = lines_of(self._path)
+        found = [record for record in map(record_of, lines) if record is not None]
+        if len(found) < len(lines):  # such as the half line of a run that was killed while it wrote
+            self.say(f"{self._path}: {len(lines) - len(found)} lines are no records and are dropped")
+        of_stage = [record["epoch"] for record in found if record["stage"] == stage]
+        if max(of_stage, default=0) > epoch:
+            self.say(f"{stage}: had come to epoch {max(of_stage)}, saved up to {epoch}; goes on from there")
+        kept = [record for record in found if record["stage"] != stage or record["epoch"] <= epoch]
+        write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def _draw_points(
+        self, stage: str, epoch: int, names: Sequence[str], values: dict[str, np.ndarray]
+    ) -> None:
+        for name, of_members in values.items():
+            finite = of_members[np.isfinite(of_members)]
+            if len(finite):
+                self._draw_point(f"{stage}/{name}", finite.mean(), epoch)
+            if len(names) <= MOST_MEMBERS_IN_TENSORBOARD:
+                for member, value in zip(names, of_members):
+                    if np.isfinite(value):
+                        self._draw_point(f"{stage}/{name}/{member}", value, epoch)
+        self._events.flush()
+
+    def _draw_point(self, tag: str, value: float, epoch: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        point = scalar(tag, float(value))
+        self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=point))
+
+    def check(self) -> None:
+        """Raise UserError where the folder was removed, or another put in its place, meanwhile."""
+        try:
+            same = os.path.samestat(os.fstat(self._folder), os.stat(self._path.parent))
+        except OSError:
+            same = False
+        if not same:
+            folder = self._path.parent
+            raise UserError(f"{folder} was removed while the run wrote into it; start again where it stays")
+
+    def progress(self, stage: str, step: int, num_steps: int) -> None:
+        """How far `stage` is: a bar with the time left on a terminal, else a line now and then.
+
+        Raises UserError as `check` does.
+        """
+        self.check()
+        in_notebook = terminal.in_notebook()  # whose output says that it is a terminal
+        if self._console.is_terminal and not self._console.quiet and not in_notebook:
+            self._draw(stage, step, num_steps)
+            return
+        now = time.perf_counter()
+        line = f"[{now - self._begun:5.0f} s] {stage}: step {step} of {num_steps}"
+        if in_notebook and not self._console.quiet:
+            self._redraw(line)
+        elif now - self._spoken >= SECONDS_BETWEEN_LINES:
+            self._spoken = now
+            self.say(line)
+
+    def _redraw(self, line: str) -> None:
+        """One line in the place of the last one, which is all that the output below a cell can do."""
+        self._redrawn = True
+        terminal.Stderr().write(f"\r{line:<100}")
+
+    def _draw(self, stage: str, step: int, num_steps: int) -> None:
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(*columns, TextColumn("steps"), TimeRemainingColumn(), console=self._console)
+            self._bar.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(stage, total=num_steps)
+        self._bar.update(self._tasks[stage], completed=step)
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a metrics.jsonl, also of a damaged one; UserError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def record_of(line: str) -> dict | None:
+    """The record that stands in a line of metrics.jsonl; None where none does."""
+    try:
+        record = parsed(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.keys() == FIELDS else None
+
+
+def _refused(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def _finite(value: float) -> float | None:
+    return float(f"{value:.7g}") if np.isfinite(value) else None

@@ -1,0 +1,129 @@
+"""What a finished run keeps: every logit and label that a later analysis could want, in one npz file.
+
+The report is computed from this file alone, so a new question costs no training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mtkd_jax.system.files import write_atomically
+from mtkd_jax.types import UserError
+
+FORMAT = "mtkd_jax predictions 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The members that make one row of the report: teachers of one architecture, seeds of one mode."""
+
+    key: str  # "teachers/mlp", "students/unlabelled/mimic_all"
+    name: str  # the row: "mlp", "mimic_all"
+    role: str  # teacher | student | baseline | control | average (of students) | assistant (teaches students)
+    architecture: str
+    method: str  # the recipe; "" for teachers
+    transfer: str  # "" for teachers | "labelled" | "unlabelled"
+    alpha: float | None  # weight of the hard labels; None for teachers and averages
+    temperature: float | None
+    members: tuple[str, ...]  # S names; equal names in two groups of one transfer are pairs ("seed 0")
+    val: np.ndarray  # [S,V,C] validation logits
+    test: np.ndarray  # [S,N,C] test logits
+    common_test: np.ndarray | None = None  # [S,N,C], the same mode at `Predictions.common_alpha`
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # chosen ones of the method
+    grid: tuple[Mapping[str, Any], ...] = ()  # {"alpha", "temperature", ..., "val_nll"}: mean over seeds
+    params: int = 0  # of one member
+    flops: float | None = None  # of one member and one example, forward
+    latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
+    train_seconds: float | None = None  # of the whole group
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """A run's groups and what they were asked. V validation and N test examples, C classes."""
+
+    dataset: str
+    class_names: tuple[str, ...]
+    sizes: Mapping[str, int]  # {"train", "unlabelled", "val", "test"}
+    val_labels: np.ndarray  # [V] int32
+    test_labels: np.ndarray  # [N]
+    val_index: np.ndarray  # [V] rows in the source's training images
+    test_index: np.ndarray  # [N] rows in the source's test images
+    rules: tuple[str, ...]  # fusion rules, in the order of their rows
+    groups: tuple[Group, ...]
+    common_alpha: float | None = None
+    notes: tuple[str, ...] = ()
+    positive: str = ""  # the class to be detected, where there are two; "" = the last one
+    false_alarm_rate: float = 0.05  # at which its recall is told
+    choose: str = "best"  # which network is to be deployed: config.export.choose
+
+
+def save(path: str | os.PathLike, predictions: Predictions) -> None:
+    """Write `predictions` to `path`, whole or not at all."""
+    groups, group_arrays = zip(*(_split(group) for group in predictions.groups))
+    meta, arrays = _split(predictions)
+    meta = {**meta, "format": FORMAT, "groups": groups}
+    for i, found in enumerate(group_arrays):
+        arrays |= {f"group{i}_{name}": array for name, array in found.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, meta=np.array(json.dumps(meta)), **arrays)
+    write_atomically(path, buffer.getbuffer())
+
+
+def load(path: str | os.PathLike) -> Predictions:
+    """Read what `save` wrote; UserError when the file is missing, damaged or something else."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; give the --workdir of a finished run")
+    try:
+        # Opened here: on a damaged file np.load would leave the one it opened open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged or no npz file; run the experiment again") from error
+    try:
+        meta = json.loads(str(arrays.pop("meta")))
+        if meta.pop("format") != FORMAT:
+            raise ValueError("format")
+        return _join(meta, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: not written by this version's save(); run the experiment again") from error
+
+
+def _split(record: Group | Predictions) -> tuple[dict, dict[str, np.ndarray]]:
+    """A record's plain fields and its arrays; nested groups are left to the caller."""
+    fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    fields.pop("groups", None)
+    arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in fields.items() if name not in arrays}, arrays
+
+
+def _join(meta: dict, arrays: dict[str, np.ndarray]) -> Predictions:
+    num_classes = len(meta["class_names"])
+    groups = []
+    for i, group in enumerate(meta.pop("groups")):
+        prefix = f"group{i}_"
+        own = {
+            name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)
+        }
+        groups.append(Group(**_tuples(group), **own))
+    predictions = Predictions(**_tuples(meta), **arrays, groups=tuple(groups))
+    num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
+    for group in groups:
+        num_members = len(group.members)
+        shapes = [group.val.shape, group.test.shape]
+        if shapes != [(num_members, num_val, num_classes), (num_members, num_test, num_classes)]:
+            raise ValueError(f"{group.key}: logits of shape {shapes}")
+    return predictions
+
+
+def _tuples(fields: dict) -> dict:
+    """JSON has lists where the records have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -1,0 +1,1 @@
+"""The operating system: terminals, signals, paths and files; and the texts people type and read."""

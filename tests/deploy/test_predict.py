@@ -1,0 +1,286 @@
+"""Image files are told their classes by the student's folder alone, and one bad file spoils no other."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from mtkd_jax.data import images
+from mtkd_jax.deploy import deployed, export, predict
+from mtkd_jax.types import Model, Outputs, Task, printable
+
+TASK = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.25,))
+CARD = {
+    "name": "made up: student by hand",
+    "model": "brightness",
+    "task": TASK,
+    "class_names": ["dark", "grey [of all]", "bright"],
+    "input": {"shape": [4, 4, 1], "dtype": "float32", "range": deployed.PIXELS, "fit": "crop"},
+    "training": "none",
+    "data": "none",
+    "source": "none",
+    "metrics": {},
+}
+GREYS = {"a.png": 0, "b.png": 128, "c.PNG": 255, "d.png": 10, "e.png": 200}
+
+
+class Brightness(nn.Module):
+    """Logits -20 (mean - centre)^2 at the centres 0, 0.5, 1 of [0,1]: known by hand for an even image."""
+
+    @nn.compact
+    def __call__(self, image, train):
+        centres = self.param("centres", lambda key: jnp.array([0.0, 0.5, 1.0]))
+        mean = image.mean(axis=(1, 2))
+        logits = -20 * (mean - centres[None]) ** 2
+        return Outputs(logits=logits, heads=logits[None], embedding=mean, features={})
+
+
+def probabilities(grey: int) -> np.ndarray:
+    weights = np.exp(-20 * (grey / 255 - np.array([0, 0.5, 1])) ** 2)
+    return weights / weights.sum()
+
+
+def save(directory, **card):
+    model = Model("brightness", Brightness())
+    card = {**CARD, **card}
+    blank = jnp.zeros((2, *card["input"]["shape"]))
+    variables = model.init(jax.random.key(0), blank)
+    export.save_student(directory, model, variables, card, (blank, model.apply(variables, blank)[0].logits))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("run") / "student")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, grey in GREYS.items():
+        Image.fromarray(np.full((7, 9), grey, np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def lines(printed: str) -> list[dict]:
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "64"])
+def test_every_image_of_a_folder_has_its_class_and_probability(student, photos, capsys, batch):
+    assert predict.main(["--student", student, str(photos), "--json", "--batch", batch]) == 0
+    found = lines(capsys.readouterr().out)
+    assert [one["image"] for one in found] == [str(photos / name) for name in GREYS]
+    for one, grey in zip(found, GREYS.values()):
+        wanted = probabilities(grey)
+        assert set(one) == {"image", "class", "probability"}
+        assert one["class"] == CARD["class_names"][wanted.argmax()]
+        assert one["probability"] == pytest.approx(wanted.max(), abs=1e-5)
+
+
+def test_images_are_brought_to_size_as_in_training(tmp_path, capsys):
+    """Half black, half white, twice as wide as high: cropping keeps the middle, stretching all of it."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, 4:12] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    shape = {"shape": [4, 4, 1], "dtype": "float32", "range": deployed.PIXELS}
+    said = {}
+    for fit in ("", "crop", "stretch"):
+        student = save(tmp_path / f"s{fit}", input={**shape, **({"fit": fit} if fit else {})})
+        assert predict.main(["--student", student, str(tmp_path / "a.png"), "--json"]) == 0
+        told = capsys.readouterr()
+        said[fit] = lines(told.out)[0]["class"]
+        unknown = "does not say how images were brought to 4 x 4 in training: they are cropped here"
+        assert (unknown in told.err) == (fit == "") and told.err.count("\n") == (fit == "")
+    assert said == {"": "bright", "crop": "bright", "stretch": "grey [of all]"}
+    assert predict.main(["--student", student, str(tmp_path / "a.png"), "--json", "--fit", "crop"]) == 0
+    told = capsys.readouterr()
+    assert lines(told.out)[0]["class"] == "bright"
+    assert told.err == "note: --fit crop, but the network was trained with stretch\n"
+
+
+def test_what_is_not_done_as_in_training_is_told(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file)
+    taken = {"shape": [4, 4, 1]}
+    missing = tmp_path / "none.png"
+    assert predict.unlike_training(taken, "", [file, missing]) == []  # nothing has to be brought to size
+    taken = {"shape": [4, 8, 1], "fit": "pad", "files": images.READING}
+    assert predict.unlike_training(taken, "", [file]) == predict.unlike_training(taken, "pad", [file]) == []
+    (said,) = predict.unlike_training({**taken, "files": {**images.READING, "grey": "mean"}}, "", [file])
+    assert said.startswith("grey: luma of ITU-R 601, but in training mean; another version")
+
+
+def test_folders_are_looked_through_and_what_systems_leave_is_passed_over(student, photos, capsys):
+    (photos / "more/deep").mkdir(parents=True)
+    Image.fromarray(np.full((7, 9), 255, np.uint8)).save(photos / "more/deep/z.jfif", format="jpeg")
+    for name in ("._a.png", ".DS_Store", "__MACOSX/._b.png", ".hidden/c.png", "@eaDir/a.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"no image")
+    assert predict.main(["--student", student, str(photos), "--json"]) == 0
+    found = [one["image"] for one in lines(capsys.readouterr().out)]
+    assert found == [str(photos / name) for name in (*GREYS, "more/deep/z.jfif")]
+
+
+def test_names_that_a_terminal_would_obey_are_shown(student, tmp_path, capsys):
+    name = "a\x1b[31m\nb.png"
+    Image.fromarray(np.zeros((7, 9), np.uint8)).save(tmp_path / name)
+    assert predict.main(["--student", student, str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\\nb.png" in shown
+    assert predict.main(["--student", student, str(tmp_path), "--json"]) == 0
+    (one,) = lines(capsys.readouterr().out)
+    assert one["image"] == str(tmp_path / name)  # JSON is exact
+
+
+def test_json_is_one_line_an_image_whatever_its_folder_is_called(student, tmp_path, capsys):
+    folder = tmp_path / "a\x9b31m\u2028\u202eb\udcff"
+    folder.mkdir()
+    Image.fromarray(np.zeros((7, 9), np.uint8)).save(folder / "é 犬.png")
+    assert predict.main(["--student", student, str(folder), str(tmp_path / "é.png"), "--json"]) == 2
+    printed = capsys.readouterr().out
+    assert printed.isascii() is False and all(one.isprintable() for one in printed.split("\n"))
+    assert [one["image"] for one in lines(printed)] == [str(folder / "é 犬.png"), str(tmp_path / "é.png")]
+
+
+def test_names_in_any_script_are_plain_text():
+    for name in ("a\u00a0b", "犬\u3000猫", "می\u200cخواهم", "👨\u200d👩", "é", "a\\nb"):
+        assert printable(name) == name
+    for name, shown in (
+        ("\x9b", r"\x9b"),
+        ("\u202e", r"\u202e"),
+        ("\udcff", r"\udcff"),
+        ("\u2029", r"\u2029"),
+    ):
+        assert printable(name) == printable(printable(name)) == shown
+
+
+def test_several_classes_are_told_in_order(student, photos, capsys):
+    assert predict.main(["--student", student, str(photos / "e.png"), "--json", "--top", "9"]) == 0
+    (one,) = lines(capsys.readouterr().out)
+    assert list(one["probabilities"]) == ["bright", "grey [of all]", "dark"]
+    assert list(one["probabilities"].values()) == pytest.approx(sorted(probabilities(200))[::-1], abs=1e-5)
+    assert (one["class"], one["probability"]) == next(iter(one["probabilities"].items()))
+
+
+def test_what_cannot_be_read_is_told_and_the_others_are_predicted(student, photos, capsys):
+    (photos / "b.png").write_bytes(b"no image")
+    asked = [str(photos / name) for name in ("a.png", "b.png", "nowhere.png", "c.PNG")]
+    assert predict.main(["--student", student, *asked, "--json", "--batch", "3"]) == 2
+    told = capsys.readouterr()
+    found = lines(told.out)
+    assert [one.get("class") for one in found] == ["dark", None, None, "bright"]
+    for one, path in zip(found[1:3], asked[1:3]):
+        assert set(one) == {"image", "error"} and one["image"] == path and path in one["error"]
+    assert told.err == "error: 2 of 4 images could not be read\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_terminal_cannot_write_are_told_and_json_stays_json(
+    student, tmp_path, encoding, monkeypatch
+):
+    names = ("\u00fc.png", os.fsdecode(b"\xff.png"))
+    for name in names:
+        Image.fromarray(np.full((7, 9), 200, np.uint8)).save(tmp_path / name)
+    for asked in ((str(tmp_path),), [str(tmp_path / name) for name in names]):
+        for how in (["--json"], []):
+            raw = io.BytesIO()
+            monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+            assert predict.main(["--student", student, *asked, *how]) == 0
+            told = raw.getvalue().decode(encoding)
+            if how:
+                assert [one["image"] for one in lines(told)] == [str(tmp_path / name) for name in names]
+            else:
+                # Names are folded over lines, perhaps within the four digits of what cannot be written.
+                assert "\\udc" in told and told.count("bright") == 2
+
+
+def test_the_table_says_the_same(student, photos, capsys, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    (photos / "a.png").write_bytes(b"no image")
+    assert predict.main(["--student", student, "photos", "--top", "2"]) == 2
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["photos/b.png", "grey [of all]", f"{probabilities(128)[1]:.4f}"] in rows
+    assert ["bright", f"{probabilities(128)[2]:.4f}"] in rows
+    assert any(row[0] == "photos/a.png" and row[1].startswith("not an image") for row in rows if row)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--top", "0"], "--top 0: must be at least 1"),
+        (["--batch", "0"], "--batch 0: must be at least 1"),
+        (["--fit", "crap"], "did you mean 'crop'"),
+        (["--tap", "1"], "unrecognized arguments: --tap 1"),
+    ],
+)
+def test_a_wrong_command_is_one_line(student, photos, capsys, arguments, said):
+    assert predict.main(["--student", student, str(photos), *arguments]) == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
+
+
+def test_a_folder_without_images_is_one_line(student, tmp_path, capsys):
+    assert predict.main(["--student", student, str(tmp_path)]) == 2
+    assert f"{tmp_path}: holds no image; must hold .bmp" in capsys.readouterr().err
+
+
+def test_a_damaged_program_is_one_line(photos, tmp_path, capsys):
+    directory = save(tmp_path / "student")
+    path = tmp_path / "student" / "model.stablehlo"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert predict.main(["--student", directory, str(photos)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path}: damaged, its SHA-256 is not the one in model.json; export the student again\n"
+    )
+
+
+@pytest.mark.parametrize("shape, scale", [((8, 1, 1), "as in the data"), ((4, 4, 2), deployed.PIXELS)])
+def test_a_student_of_other_arrays_reads_no_image_files(photos, tmp_path, capsys, shape, scale):
+    taken = {"shape": list(shape), "dtype": "float32", "range": scale}
+    task = TASK._replace(mean=(0.5,) * shape[-1], std=(0.25,) * shape[-1])
+    model = Model("sum", Sum())
+    blank = jnp.zeros((2, *shape))
+    card = {**CARD, "input": taken, "task": task}
+    export.save_student(tmp_path / "student", model, {}, card, (blank, model.apply({}, blank)[0].logits))
+    assert predict.main(["--student", str(tmp_path / "student"), str(photos)]) == 2
+    assert f"reads arrays {list(shape)} ({scale}), not image files" in capsys.readouterr().err
+
+
+class Sum(nn.Module):
+    @nn.compact
+    def __call__(self, image, train):
+        logits = jnp.stack(3 * [image.sum(axis=(1, 2, 3))], axis=1)
+        return Outputs(logits=logits, heads=logits[None], embedding=logits, features={})
+
+
+def test_neither_networks_nor_training_are_imported(student, photos):
+    code = (
+        "import sys; from mtkd_jax.deploy import predict; code = predict.main(sys.argv[1:]);"
+        "print(*sorted(name for name in sys.modules"
+        " if name.partition('.')[0] in ('flax', 'optax', 'orbax', 'safetensors', 'ml_collections')"
+        " or name.startswith('mtkd_jax')), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--student", student, str(photos), "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(lines(done.stdout)) == len(GREYS)
+    ours = ("", ".data", ".data.checks", ".data.images", ".deploy", ".deploy.deployed", ".deploy.predict")
+    ours += (".system", ".system.interrupts", ".system.paths", ".system.terminal", ".types")
+    assert done.stderr.split() == [f"mtkd_jax{name}" for name in ours]

@@ -1,0 +1,119 @@
+"""What a stage will cost, against what is known of it."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment
+from mtkd_jax.engine import forecast, jobs
+from mtkd_jax.engine.tuning import in_layout
+from mtkd_jax.mesh import Layout
+from mtkd_jax.plans import teachers
+from mtkd_jax.runs import workdir
+from mtkd_jax.types import UserError
+from tests import small
+
+
+def job(**overrides):
+    config = small.config(**{"runtime.how": "vmap", **overrides})
+    return teachers.job(config, experiment.load_split(config), config.model.name)
+
+
+def test_flops_are_three_forward_passes_of_every_member():
+    found = job(**{"model.name": "mlp(hidden=(8,))", "teachers.num_members": 3})
+    products = 2 * (16 * 8 + 8 * 4)  # images of 16 pixels, 4 classes
+    forward = forecast.forward_flops(found.program.model, found.image.shape)
+    assert products < forward < 1.5 * products + 100  # biases, normalisation and ReLU come on top
+    batch_size, num_steps = found.order(0).shape[-1], found.num_steps
+    assert forecast.flops(found) == 3 * 3 * forward * batch_size * num_steps
+
+
+@pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 2)])
+def test_the_bytes_of_many_members_follow_from_those_of_few(layout):
+    found = in_layout(job(**{"teachers.num_members": 32, "model.name": "mlp(hidden=(64,))"}), layout)
+    assert forecast.peak_bytes(found) == pytest.approx(forecast.program_bytes(found), rel=0.05)
+
+
+def test_as_many_members_at_once_as_fit(monkeypatch):
+    found = job(**{"teachers.num_members": 10, "model.name": "mlp(hidden=(64,))"})
+    assert forecast.members_at_once(found) == 10
+    fixed, each = forecast.bytes_of_members(found)
+    monkeypatch.setattr(forecast, "memory_limit", lambda: int(fixed + 4.5 * each))
+    assert forecast.members_at_once(found) == 4
+    monkeypatch.setattr(forecast, "memory_limit", lambda: 1)
+    assert forecast.members_at_once(found) == 1
+    asked = job(**{"teachers.num_members": 10, "runtime.members_at_once": 3})
+    assert forecast.members_at_once(asked) == 3
+
+
+def test_a_run_in_parts_is_the_same_run_and_lends_the_same_teachers(tmp_path):
+    whole = small.train(small.config(**{"runtime.how": "map"}), tmp_path / "whole")
+    config = small.config(**{"runtime.how": "map", "runtime.members_at_once": 2})
+    parts = small.train(config, tmp_path / "parts")
+    for stage in whole:
+        assert_same_members(parts[stage], whole[stage])
+    split = experiment.load_split(config)
+    workdir.describe(tmp_path / "parts", config, split)
+    borrowing = small.config(**{"teachers.from_run": str(tmp_path / "parts")})
+    lent, _ = teachers.borrowed(borrowing, split)
+    (name,) = lent
+    assert_same_members(lent[name], whole[name])
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / name / "part-2" / "finished")
+    with pytest.raises(UserError, match="holds no finished teachers"):
+        teachers.borrowed(borrowing, split)
+
+
+def assert_same_members(found, expected):
+    assert found.population.names == expected.population.names
+    jax.tree.map(np.testing.assert_array_equal, found.population.variables, expected.population.variables)
+    np.testing.assert_array_equal(found.val_nll, expected.val_nll)
+
+
+def test_a_timed_step_leaves_the_job_as_it_was():
+    found = job()
+    before = jax.device_get(jax.random.key_data(found.init_keys))
+    assert forecast.seconds_per_step(found, num_steps=2, num_rounds=1) > 0
+    np.testing.assert_array_equal(jax.random.key_data(found.init_keys), before)
+
+
+def test_the_card_covers_every_stage():
+    config = small.config(**{"students.modes": ("output_avg", "supernet"), "train.epochs": 1})
+    costs = list(experiment.costs(config, timed=True))
+    assert [cost.stage for cost in costs] == [
+        "teachers-mlp-hidden-8",
+        "fuser-logits",
+        "students-labelled-output-avg",
+    ]
+    assert costs[0].num_members == 3 and costs[0].num_params == 16 * 8 + 8 + 8 * 4 + 4
+    assert all(cost.flops > 0 and cost.num_bytes > 0 and cost.seconds > 0 for cost in costs)
+
+
+def test_an_estimate_compiles_no_stage_and_has_the_counts_of_the_timed_card():
+    config = small.config(**{"students.modes": ("output_avg", "supernet"), "train.epochs": 1})
+    forecast.this_machine()  # its products are compiled
+    with small.compilations() as said:
+        estimated = list(experiment.costs(config))
+    assert not [line for line in said if "training" in line or "step" in line]
+    for one, other in zip(estimated, experiment.costs(config, timed=True), strict=True):
+        fields = ("stage", "num_members", "num_params", "num_steps", "flops")
+        assert [getattr(one, name) for name in fields] == [getattr(other, name) for name in fields]
+        assert one.seconds > 0 and one.num_bytes > 0 and (one.timed, other.timed) == (False, True)
+
+
+def test_estimated_seconds_are_products_and_traffic_by_hand():
+    found = job()
+    machine = forecast.Machine(flops=1e9, num_bytes=1e30)
+    assert forecast.estimated_seconds(found, machine) == pytest.approx(forecast.flops(found) / 1e9)
+    twice = forecast.estimated_seconds(found, forecast.Machine(flops=2e9, num_bytes=1e30))
+    assert twice == pytest.approx(forecast.flops(found) / 2e9)
+    by_traffic = forecast.estimated_seconds(found, forecast.Machine(flops=1e30, num_bytes=1e9))
+    assert by_traffic == pytest.approx(forecast.estimated_seconds(found, forecast.Machine(1e30, 2e9)) * 2)
+
+
+def test_a_part_keeps_every_second_batch_order():
+    found = job(**{"teachers.num_members": 4})
+    part = jobs.part(found, [1, 3])
+    np.testing.assert_array_equal(part.order(0), found.order(0)[:, [1, 3]])
+    assert part.names == ("teacher 1", "teacher 3")

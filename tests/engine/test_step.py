@@ -1,0 +1,192 @@
+"""Each of the seven seams does what it says, with the smallest recipe that would notice if it did not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment
+from mtkd_jax.config import build_recipe
+from mtkd_jax.engine import population, training
+from mtkd_jax.methods.seams import PLAIN, targets_of
+from mtkd_jax.plans import students, teachers
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import Population
+from tests import small
+
+ONE_STEP = {"data.num_train": 16, "train.epochs": 1, "train.optimizer": "sgd", "train.learning_rate": 0.1}
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """(configuration, split, three untrained teachers)."""
+    config = small.config(**ONE_STEP, **{"students.modes": ("output_avg",), "students.alphas": (0.25,)})
+    split = experiment.load_split(config)
+    model = teachers.network(split, config.model.name)
+    variables = population.init(model, jax.random.split(jax.random.key(5), 3), (4, 4, 1))
+    variables = jax.tree.map(lambda leaf: 3 * leaf, variables)  # opinionated
+    return config, split, (Population(model, variables, {}, ("a", "b", "c")),)
+
+
+def student_job(setting, **seams):
+    """The job of all students of `setting`, their one recipe changed in these seams."""
+    config, split, ensemble = setting
+    (family,) = students.families(config)
+    job = students.job(config, split, "labelled", family, ensemble, {})
+    if not seams:
+        return job
+    recipes = tuple(recipe._replace(**seams) for recipe in job.program.recipes)
+    return dataclasses.replace(job, program=job.program._replace(recipes=recipes))
+
+
+def trained(job, tmp_path):
+    with Logbook(tmp_path, quiet=True) as logbook:
+        return training.fit(job, tmp_path / "checkpoints", logbook).population.variables
+
+
+def initial(job):
+    return population.init(job.program.model, job.init_keys, (4, 4, 1))
+
+
+def close(a, b, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=0), a, b)
+
+
+def test_stimulus_is_what_student_and_teachers_see(setting, tmp_path):
+    mean = student_job(setting).program.model.module.task.mean[0]  # after normalisation: zeros
+    seen = []
+
+    def at_mean(key, batch, augment, networks):
+        batch = dataclasses.replace(batch, image=jnp.full_like(batch.image, mean))
+        seen.append(networks.teachers(batch.image).logits.shape)
+        return batch
+
+    job = student_job(setting, stimulus=at_mean)
+    kernel = trained(job, tmp_path)["params"]["dense1"]["kernel"]
+    close(kernel, initial(job)["params"]["dense1"]["kernel"])  # zeros in: no gradient for the first kernel
+    assert set(seen) == {(3, 16, 4)}
+
+
+def test_view_is_what_the_student_computes_with_and_deploy_what_is_kept(setting, tmp_path):
+    sign = lambda params: jax.tree.map(jnp.sign, params)  # noqa: E731
+    job = student_job(
+        setting,
+        view=lambda params, state, key: jax.tree.map(
+            lambda p: p + jax.lax.stop_gradient(jnp.sign(p) - p), params
+        ),
+        deploy=lambda state: {"params": sign(state.params), **state.model_state},
+    )
+    kept = trained(job, tmp_path / "signs")
+    assert {float(v) for leaf in jax.tree.leaves(kept) for v in np.unique(leaf)} <= {-1.0, 0.0, 1.0}
+    plain = trained(student_job(setting, deploy=job.program.recipes[0].deploy), tmp_path / "plain")
+    differs = [not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(plain))]
+    assert any(differs)  # the gradient was taken at the signs
+
+
+def test_after_remembers_and_deploy_can_return_the_memory(setting, tmp_path):
+    job = student_job(
+        setting,
+        init_mem=lambda variables: {"average": variables["params"]},
+        after=lambda state, context: dataclasses.replace(
+            state,
+            mem={
+                "average": jax.tree.map(
+                    lambda old, new: 0.75 * old + 0.25 * new, state.mem["average"], state.params
+                )
+            },
+        ),
+        deploy=lambda state: {"params": state.mem["average"], **state.model_state},
+    )
+    expected = jax.tree.map(
+        lambda before, after: 0.75 * before + 0.25 * after,
+        initial(job),
+        trained(student_job(setting), tmp_path / "plain"),
+    )
+    close(trained(job, tmp_path / "average"), expected)
+
+
+def test_after_can_change_the_parameters(setting, tmp_path):
+    job = student_job(
+        setting,
+        after=lambda state, context: dataclasses.replace(
+            state, params=jax.tree.map(lambda p: p.clip(-0.05, 0.05), state.params)
+        ),
+    )
+    clipped = trained(job, tmp_path)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(clipped)) <= np.float32(0.05)
+
+
+def test_targets_drawn_by_each_member_are_those_of_the_shared_table(setting, tmp_path):
+    shared = trained(student_job(setting), tmp_path / "shared")
+    own = trained(student_job(setting, reads_student=("weigh", "aim")), tmp_path / "own")
+    close(shared, own)
+
+
+def test_weigh_chooses_among_teachers(setting, tmp_path):
+    """All weight on teacher 1 is training by teacher 1 alone."""
+    config, split, ensemble = setting
+
+    def only_teacher_1(context):
+        return jnp.zeros(context.teacher.logits.shape[:2]).at[1].set(1.0)
+
+    weighed = trained(student_job(setting, weigh=only_teacher_1), tmp_path / "weighed")
+    alone = (population.members(ensemble[0], [1]),)
+    by_one = trained(student_job((config, split, alone)), tmp_path / "alone")
+    close(weighed, by_one)
+
+
+def test_the_step_stops_gradients_through_weigh_and_aim(setting, tmp_path):
+    """Targets made of the student's own logits: the gradient is that of constant targets."""
+
+    def own_opinion(context, w):
+        return targets_of(
+            jax.nn.softmax(context.student.logits)[None], jnp.ones((1, len(context.batch.label)))
+        )
+
+    def linear(context):
+        return (context.targets.probs[0] * context.student.logits).sum(-1)
+
+    job = student_job(setting, reads_student=("weigh", "aim"), aim=own_opinion, term=linear)
+    found = trained(job, tmp_path)
+    examples, indices = job.lessons.examples, job.order(0)[0]
+    image = examples.image[indices].astype(jnp.float32) / 255
+    model, before = job.program.model, population.take(initial(job), 0)
+
+    def loss_of(variables):
+        logits = model.apply(variables, image)[0].logits
+        return (jax.lax.stop_gradient(jax.nn.softmax(logits)) * logits).sum(-1).mean()
+
+    nesterov = 0.1 * (1 + 0.9)  # the first step of momentum 0.9
+    expected = jax.tree.map(lambda p, g: p - nesterov * g, before, jax.grad(loss_of)(before))
+    close(population.take(found, 0), expected)
+
+
+def test_lessons_drawn_by_each_member_equal_a_shared_one(setting, tmp_path):
+    job = student_job(setting)
+    num_members = len(job.names)
+    repeated = dataclasses.replace(
+        job, order=lambda epoch: np.repeat(job.order(epoch)[:, None], num_members, axis=1)
+    )
+    close(trained(job, tmp_path / "shared"), trained(repeated, tmp_path / "own"))
+
+
+def test_all_students_see_the_same_augmentation(tmp_path):
+    """Equal students stay equal under strong noise."""
+    config = small.config(
+        **{**ONE_STEP, "data.augment.noise": 0.5, "students.modes": ("output_avg", "loss_avg")},
+        **{"students.alphas": (1.0,)},
+    )
+    done = small.train(config, tmp_path)
+    of = done["students-labelled-output-avg"].population
+    names = [f"{mode} a=1 T=1 seed 0" for mode in ("output_avg", "loss_avg", "baseline")]
+    first, *others = (population.take(of.variables, of.names.index(name)) for name in names)
+    for other in others:
+        close(first, other)
+
+
+def test_recipes_inherit_what_they_do_not_change():
+    recipe = build_recipe("mimic_all")
+    changed = {name for name in recipe._fields if getattr(recipe, name) != getattr(PLAIN, name)}
+    assert changed == {"name", "aim", "num_heads"}

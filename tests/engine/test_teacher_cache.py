@@ -1,0 +1,117 @@
+"""Teachers asked once say what they would have said every time, to the bit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mtkd_jax.engine import teacher_cache, training
+from mtkd_jax.engine.tuning import in_layout
+from mtkd_jax.mesh import Layout
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import UserError
+from tests import small
+from tests.test_mesh import students_job
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+NOISE = {"data.augment.noise": 0.1, "data.augment.shift": 1}
+
+
+def trained(job, tmp_path):
+    with Logbook(tmp_path, quiet=True) as logbook:
+        return training.fit(job, tmp_path / "checkpoints", logbook).population.variables
+
+
+@pytest.mark.parametrize("layout", [Layout("vmap"), Layout("map", 2)])
+@pytest.mark.parametrize("augment, by", [({}, "example"), (NOISE, "step")])
+def test_students_of_cached_teachers_are_the_same_to_the_bit(augment, by, layout, tmp_path):
+    job = in_layout(students_job("output_avg", **augment), layout)
+    cached = teacher_cache.filled(job, {})
+    assert cached.program.said_by == by and cached.lessons.said is not None
+    jax.tree.map(
+        np.testing.assert_array_equal, trained(cached, tmp_path / "cached"), trained(job, tmp_path / "not")
+    )
+
+
+def test_what_was_said_is_what_the_teachers_say():
+    job = in_layout(students_job("output_avg"), Layout("vmap"))
+    said = teacher_cache.filled(job, {}).lessons.said
+    image = job.lessons.examples.image.astype(np.float32) / 255
+    (variables,) = job.lessons.teachers
+    expected = jax.vmap(lambda one: job.program.teachers[0].apply(one, image)[0].logits)(variables)
+    np.testing.assert_allclose(said, expected, atol=1e-5)
+
+
+def test_families_share_what_was_said_and_other_teachers_are_asked_again():
+    cache = {}
+    first = teacher_cache.filled(students_job("output_avg"), cache)
+    second = teacher_cache.filled(students_job("mimic_all"), cache)
+    assert second.lessons.said is first.lessons.said
+    job = students_job("output_avg")
+    others = jax.tree.map(lambda leaf: leaf + 1, job.lessons.teachers)
+    job = dataclasses.replace(job, lessons=dataclasses.replace(job.lessons, teachers=others))
+    assert not np.array_equal(teacher_cache.filled(job, cache).lessons.said, first.lessons.said)
+
+
+def test_another_augmentation_is_asked_again():
+    cache = {}
+    plain = teacher_cache.filled(students_job("output_avg"), cache).lessons.said
+    noisy = teacher_cache.filled(students_job("output_avg", **NOISE), cache).lessons.said
+    more = {"data.augment.noise": 0.2, "data.augment.shift": 1}
+    noisier = teacher_cache.filled(students_job("output_avg", **more), cache).lessons.said
+    assert plain.shape[1] != noisy.shape[1] and not np.array_equal(noisy, noisier)
+
+
+def test_half_precision_only_on_request():
+    assert teacher_cache.filled(students_job("output_avg"), {}).lessons.said.dtype == np.float32
+    job = students_job("output_avg", **{"runtime.teacher_cache": "float16"})
+    assert teacher_cache.filled(job, {}).lessons.said.dtype == np.float16
+    off = students_job("output_avg", **{"runtime.teacher_cache": "off"})
+    assert teacher_cache.filled(off, {}) is off
+
+
+def test_a_cache_that_cannot_be_is_left_out_or_refused(monkeypatch):
+    auto, asked = (
+        students_job("output_avg", **{"runtime.teacher_cache": mode}) for mode in ("auto", "float32")
+    )
+    greedy = lambda job: dataclasses.replace(  # noqa: E731
+        job,
+        program=job.program._replace(
+            recipes=tuple(r._replace(needs=("embedding",)) for r in job.program.recipes)
+        ),
+    )
+    assert teacher_cache.filled(greedy(auto), {}).lessons.said is None
+    with pytest.raises(UserError, match="reads more of the teachers than the logits"):
+        teacher_cache.filled(greedy(asked), {})
+    monkeypatch.setattr(teacher_cache.forecast, "memory_limit", lambda: 100)
+    assert teacher_cache.filled(auto, {}).lessons.said is None
+    with pytest.raises(UserError, match="MiB"):
+        teacher_cache.filled(asked, {})
+
+
+def test_a_whole_run_is_the_same_with_and_without(tmp_path):
+    found = [
+        small.train(
+            small.config(**{"runtime.teacher_cache": cache, "students.transfer": ("labelled",)}),
+            tmp_path / cache,
+        )
+        for cache in ("auto", "off")
+    ]
+    for stage in found[0]:
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            found[0][stage].population.variables,
+            found[1][stage].population.variables,
+        )
+
+
+def test_logits_that_float16_does_not_hold_are_refused_by_the_name_of_the_field():
+    job = dataclasses.replace(students_job("output_avg"), teacher_cache="float16")
+    (variables,) = job.lessons.teachers
+    loud = jax.tree.map(lambda leaf: leaf * np.float32(1e6), variables)
+    job = dataclasses.replace(job, lessons=dataclasses.replace(job.lessons, teachers=(loud,)))
+    with pytest.raises(
+        UserError, match="^config.runtime.teacher_cache: float16 holds numbers up to 65504, .* auto"
+    ):
+        teacher_cache.filled(job, {})

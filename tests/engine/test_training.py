@@ -1,0 +1,339 @@
+"""The one loop: against an explicit loop, best weights, early stopping, lost members, resuming."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtkd_jax import experiment, optimizers
+from mtkd_jax.config import build_recipe
+from mtkd_jax.data import loading
+from mtkd_jax.engine import forecast, population, training
+from mtkd_jax.engine.step import same_family
+from mtkd_jax.plans import plan, students, teachers
+from mtkd_jax.runs import checkpoint
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import UserError
+from tests import small
+
+
+def teachers_job(**overrides):
+    config = small.config(**overrides)
+    return teachers.job(config, experiment.load_split(config), config.model.name)
+
+
+def fitted(job, tmp_path, **arguments):
+    with Logbook(tmp_path, quiet=True) as logbook:
+        return training.fit(job, tmp_path / "checkpoints" / job.stage, logbook, **arguments)
+
+
+def test_teachers_are_what_a_plain_optax_loop_trains(tmp_path):
+    job = teachers_job(**{"train.epochs": 3, "train.learning_rate": 3e-2})
+    found = fitted(job, tmp_path)
+    model, examples = job.program.model, job.lessons.examples
+    transform = optax.adam(3e-2)
+    best = None
+    for k in range(3):
+        variables = model.init(job.init_keys[k], jnp.zeros((1, 4, 4, 1)))
+        opt_state, nlls = transform.init(variables), []
+
+        def loss_of(variables, indices):
+            image = examples.image[indices].astype(jnp.float32) / 255
+            logits = model.apply(variables, image)[0].logits
+            return optax.softmax_cross_entropy_with_integer_labels(logits, examples.label[indices]).mean()
+
+        best = variables
+        for epoch in range(3):
+            for indices in job.order(epoch)[:, k]:
+                with jax.numpy_dtype_promotion("standard"):
+                    updates, opt_state = transform.update(jax.grad(loss_of)(variables, indices), opt_state)
+                variables = optax.apply_updates(variables, updates)
+            images, labels = job.validation
+            logits = model.apply(variables, images.astype(jnp.float32) / 255)[0].logits
+            nlls.append(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
+            best = variables if np.argmin(nlls) == epoch else best
+        expected = population.take(found.population.variables, k)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), best, expected)
+        np.testing.assert_allclose(found.val_nll[k], min(nlls), atol=1e-5)
+
+
+def test_a_student_with_alpha_one_is_the_baseline_and_the_control_is_mimic_all(tmp_path):
+    modes = ("mimic_all", "output_avg", "logit_avg", "vote", "loss_avg", "supernet")
+    done = small.train(small.config(**{"students.modes": modes, "students.alphas": (1.0,)}), tmp_path)
+
+    def student(stage, name):
+        of = done[stage].population
+        return population.take(of.variables, of.names.index(f"{name} a=1 T=1 seed 0"))
+
+    close = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)  # noqa: E731
+    for mode in modes[1:]:
+        close(
+            student("students-labelled-output-avg", mode), student("students-labelled-output-avg", "baseline")
+        )
+    close(
+        student("students-labelled-mimic-all", "mimic_all"), student("students-labelled-mimic-all", "control")
+    )
+
+
+def test_one_head_modes_are_one_family():
+    config = small.config(**{"students.modes": ("mimic_all", "vote", "output_avg", "supernet", "logit_avg")})
+    families = students.families(config)
+    assert [{member.mode for member in family} for family in families] == [
+        {"mimic_all", "control"},
+        {"vote", "output_avg", "supernet", "logit_avg", "baseline"},
+    ]
+    assert not same_family(build_recipe("mimic_all"), build_recipe("output_avg"))
+
+
+def test_recipes_whose_targets_read_the_student_are_not_mixed():
+    first, second = (build_recipe(mode)._replace(reads_student=("aim",)) for mode in ("output_avg", "vote"))
+    assert not same_family(first, second) and same_family(first, first._replace(name="again"))
+
+
+@pytest.mark.parametrize("mode", ["mimic_all", "mimic_all()"])
+def test_every_mode_with_more_heads_has_its_control(mode):
+    modes = {
+        member.mode
+        for family in students.families(small.config(**{"students.modes": (mode,)}))
+        for member in family
+    }
+    assert modes == {mode, "control", "baseline"}
+
+
+def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
+    config = small.config(
+        **{"students.transfer": ("labelled", "unlabelled"), "students.modes": ("output_avg",)}
+    )
+    config.data.num_train = 48
+    split = experiment.load_split(config)
+    stages = plan.named(config, split)
+    with Logbook(tmp_path, quiet=True) as logbook:
+        with small.compilations() as first:
+            done = plan.run(stages[:-1], tmp_path, logbook, 1e9)
+        with small.compilations() as second:
+            plan.run(stages[-1:], tmp_path, logbook, 1e9, done)
+    assert [line for line in first if "training_chunk" in line]
+    assert not [line for line in second if "training_chunk" in line]
+
+
+def curves(workdir):
+    """Validation NLL [E,M] from metrics.jsonl."""
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    values = [record["value"] for record in records if record["name"] == "val_nll"]
+    return np.array(values, np.float64).reshape(-1, 3)
+
+
+def a_round_at_once(job):
+    return dataclasses.replace(job, steps_at_once=job.steps_per_round)
+
+
+def test_stopped_members_keep_their_best_and_the_others_go_on(tmp_path):
+    job = a_round_at_once(
+        teachers_job(**{"train.epochs": 40, "train.learning_rate": 0.3, "teachers.patience": 2})
+    )
+    patient = fitted(job, tmp_path / "a")
+    to_the_end = fitted(dataclasses.replace(job, patience=0), tmp_path / "b")
+    nlls = curves(tmp_path / "b")  # of the run to the end: [E,M]
+    for m in range(3):
+        stop = next(e for e in range(2, 40) if nlls[e - 1 : e + 1, m].min() >= nlls[: e - 1, m].min())
+        np.testing.assert_allclose(patient.val_nll[m], nlls[: stop + 1, m].min(), rtol=1e-5)
+        assert stop < 39 and nlls[stop, m] > nlls[: stop + 1, m].min()  # it did stop, and not at its best
+    assert len(curves(tmp_path / "a")) < 40
+    np.testing.assert_allclose(to_the_end.val_nll, nlls.min(axis=0), rtol=1e-5)
+    images, labels = job.validation
+    logits = population.logits(patient.population, np.asarray(images))
+    for m in range(3):
+        expected = optax.softmax_cross_entropy_with_integer_labels(logits[m], labels).mean()
+        np.testing.assert_allclose(patient.val_nll[m], expected, atol=1e-5)
+
+
+def test_a_member_that_breaks_down_is_named_and_harms_nobody(tmp_path):
+    job = teachers_job(**{"teachers.learning_rates": (1e-2, 1e30, 1e-2)})
+    sound = teachers_job()
+    broken, whole = fitted(job, tmp_path / "broken"), fitted(sound, tmp_path / "whole")
+    assert broken.lost == ("teacher 1",)
+    assert broken.sound.names == ("teacher 0", "teacher 2")
+    for m in (0, 2):
+        a, b = (population.take(f.population.variables, m) for f in (broken, whole))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(broken.population.variables))
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        ({"train.learning_rate": 1e30}, "lower train.learning_rate (now 1e+30)"),
+        ({"train.weight_decay": 1e30}, "lower train.weight_decay (now 1e+30)"),
+    ],
+)
+def test_when_every_member_breaks_down_it_says_what_to_lower(overrides, said, tmp_path):
+    with pytest.raises(UserError) as error:
+        fitted(teachers_job(**overrides), tmp_path)
+    assert said in str(error.value)
+
+
+def test_when_nothing_was_finite_from_the_beginning_it_is_not_the_learning_rate(tmp_path):
+    job = teachers_job()
+    images, labels = job.validation
+    images = jnp.full(images.shape, jnp.nan, jnp.float32)
+    examples = dataclasses.replace(
+        job.lessons.examples, image=jnp.full_like(job.lessons.examples.image, jnp.nan)
+    )
+    job = dataclasses.replace(
+        job, validation=(images, labels), lessons=dataclasses.replace(job.lessons, examples=examples)
+    )
+    with pytest.raises(UserError, match="not even the first outputs are: look at the images") as error:
+        fitted(job, tmp_path)
+    assert "learning_rate" not in str(error.value)
+
+
+@pytest.mark.parametrize("steps_at_once", [2, 3, 6])  # of 3 a round: its parts, a round, two rounds
+def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monkeypatch, steps_at_once):
+    job = dataclasses.replace(teachers_job(**{"train.epochs": 6}), steps_at_once=steps_at_once)
+    assert job.steps_per_round == 3
+    whole = fitted(job, tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after(saves):
+        def save(directory, step, tree, info, **arguments):
+            checkpoint_save(directory, step, tree, info, **arguments)
+            saves.append(step)
+            if len(saves) == 2:
+                raise Stopped
+
+        return save
+
+    checkpoint_save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", stop_after(saves := []))
+    with pytest.raises(Stopped):
+        fitted(job, tmp_path / "cut", checkpoint_seconds=0.0)
+    assert saves == [{2: 2, 3: 3, 6: 6}[steps_at_once], {2: 3, 3: 6, 6: 12}[steps_at_once]]
+    resumed = fitted(job, tmp_path / "cut", checkpoint_seconds=0.0)
+    jax.tree.map(np.testing.assert_array_equal, resumed.population.variables, whole.population.variables)
+    records = lambda at: [  # noqa: E731
+        line.split('"wall"')[0] for line in (at / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+    restored = fitted(job, tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, restored.population.variables, whole.population.variables)
+
+
+@pytest.mark.parametrize("how", ["map", "vmap", "loop", "shard_map"])
+def test_a_round_in_parts_is_the_round(tmp_path, how):
+    job = teachers_job(**{"train.epochs": 4, "train.eval_every": 2, "runtime.how": how})
+    whole = fitted(job, tmp_path / "whole")
+    in_parts = fitted(dataclasses.replace(job, steps_at_once=4), tmp_path / "parts")  # 3 and 3 of each 6
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        in_parts.population.variables,
+        whole.population.variables,
+    )
+    np.testing.assert_allclose(curves(tmp_path / "parts"), curves(tmp_path / "whole"), rtol=1e-4)
+
+
+def test_pieces_cover_a_stage_once_and_have_few_sizes():
+    job = teachers_job(**{"train.epochs": 12, "train.eval_every": 2})  # rounds of 6 steps
+    for at_once, sizes in {1: {1}, 4: {3}, 5: {3}, 6: {6}, 13: {12}, 10**6: {36}}.items():
+        job = dataclasses.replace(job, steps_at_once=at_once)
+        found = training.pieces(job)
+        assert {piece.num_steps for piece in found} == sizes
+        steps = [piece.first + n for piece in found for n in range(piece.num_steps)]
+        assert steps == list(range(job.num_steps))
+    resumed = training.pieces(dataclasses.replace(job, steps_at_once=12), step=4)  # saved by other pieces
+    assert [tuple(piece) for piece in resumed] == [(4, 2), (6, 12), (18, 12), (30, 6)]
+    orders = np.concatenate([job.order(epoch) for epoch in range(12)])
+    np.testing.assert_array_equal(training.indices_of(job, training.Piece(4, 9)), orders[4:13])
+
+
+class Lazy:
+    """Images that remember how many of them were asked for at a time."""
+
+    def __init__(self, images):
+        self.images, self.asked = images, []
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, rows):
+        found = self.images[rows]
+        self.asked.append(len(found))
+        return found
+
+    def identity(self):
+        return self.images.tobytes()
+
+
+def test_images_that_are_read_when_asked_for_train_the_same_members(tmp_path, monkeypatch):
+    """Teachers in orders of their own and students that share one, a few images held at a time."""
+    monkeypatch.setattr(loading, "MOST_LOOKED_AT", 60)
+    config = small.config(**{"train.epochs": 2, "train.eval_every": 2})
+    held = experiment.load_split(config)
+    lazy = Lazy(held.dataset.train_images)
+    read = dataclasses.replace(held, dataset=dataclasses.replace(held.dataset, train_images=lazy))
+    trained = {}
+    for name, split in (("held", held), ("read", read)):
+        job = teachers.job(config, split, config.model.name)
+        trained[name] = [fitted(dataclasses.replace(job, steps_at_once=1), tmp_path / name)]
+        ensemble = (trained[name][0].population,)
+        for family in students.families(config):
+            job = students.job(config, split, "labelled", family, ensemble, {})
+            job = dataclasses.replace(job, steps_at_once=1)
+            trained[name].append(fitted(job, tmp_path / name / job.stage))
+    for a, b in zip(trained["held"], trained["read"]):
+        jax.tree.map(np.testing.assert_array_equal, a.population.variables, b.population.variables)
+    whole, *windows = lazy.asked  # the first are those that mean and deviation are taken of
+    assert whole == 60 and windows and max(windows) <= 48  # three members, sixteen images each
+
+
+def test_pieces_hold_no_more_images_than_they_may_and_take_some_seconds(monkeypatch):
+    config = small.config()
+    split = experiment.load_split(config)
+    lazy = Lazy(split.dataset.train_images)  # 4x4 bytes each
+    split = dataclasses.replace(split, dataset=dataclasses.replace(split.dataset, train_images=lazy))
+    job = teachers.job(config, split, config.model.name)  # 3 x 16 images a step
+    for stream_bytes, steps in ((16 * 48 * 2, 2), (16 * 48 * 3 - 1, 2), (1, 1), (10**9, 256)):
+        assert forecast.in_pieces(dataclasses.replace(job, stream_bytes=stream_bytes)).steps_at_once == steps
+    job = dataclasses.replace(job, images=None)
+    monkeypatch.setitem(forecast.BUSY, "cpu", 3.5 * forecast.flops(job) / job.num_steps)
+    monkeypatch.setattr(forecast, "SECONDS_OF_A_PIECE", 2)
+    assert forecast.in_pieces(job).steps_at_once == 7
+
+
+def test_sgd_is_nesterov_with_decay_in_the_gradient():
+    transform = optimizers.build("sgd", 0.1, 0.5)
+    state, w = transform.init(jnp.float32(2.0)), 2.0
+    velocity = 0.0
+    for gradient in (1.0, -3.0):
+        decayed = gradient + 0.5 * w
+        velocity = 0.9 * velocity + decayed
+        updates, state = transform.update(jnp.float32(gradient), state, jnp.float32(w))
+        w_next = w - 0.1 * (decayed + 0.9 * velocity)
+        np.testing.assert_allclose(w + updates, w_next, rtol=1e-6)
+        w = w_next
+
+
+@pytest.mark.parametrize(
+    "name, values", [("constant", (1, 1, 1)), ("cosine", (1, 0.5, 0)), ("steps", (1, 1, 1e-3))]
+)
+def test_schedules_at_start_half_and_end(name, values):
+    found = [optimizers.schedule(name, jnp.float32(progress)) for progress in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(found, values, atol=1e-6)
+
+
+def test_what_is_restored_stands_where_what_was_just_trained_does(tmp_path):
+    """Else another program evaluates it, whose numbers differ by roundings on some processors."""
+    config = small.config(**{"teachers.num_members": 4, "runtime.how": "shard_map"})
+    places = []
+    for _ in range(2):  # the second time all is restored
+        done = small.train(config, tmp_path)
+        leaves = [leaf for fitted in done.values() for leaf in jax.tree.leaves(fitted.population.variables)]
+        places.append([(leaf.sharding, leaf.committed, leaf.weak_type) for leaf in leaves])
+    assert places[0] == places[1]
+    assert {len(sharding.device_set) for sharding, *_ in places[0]} == {1}

@@ -1,0 +1,97 @@
+"""`auto` asks the clock once and remembers what it said."""
+
+import json
+
+import jax
+import pytest
+
+from mtkd_jax import experiment
+from mtkd_jax.engine import forecast, tuning
+from mtkd_jax.mesh import Layout
+from mtkd_jax.plans import teachers
+from mtkd_jax.system import files
+from tests import small
+
+
+@pytest.fixture
+def job():
+    config = small.config()
+    return teachers.job(config, experiment.load_split(config), config.model.name)
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """A clock by which `map` on one device is the fastest, which counts how often it is asked."""
+    asked = []
+
+    def seconds(job):
+        asked.append(job.program.layout)
+        return 1.0 if job.program.layout == Layout("map", 1) else 2.0
+
+    monkeypatch.setattr(forecast, "seconds_per_step", seconds)
+    monkeypatch.setitem(tuning.WORTH_A_TRIAL, "cpu", 0.0)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache" / "xla"))
+    (tmp_path / "cache").mkdir()
+    yield asked
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_fastest_candidate_is_taken_and_remembered(job, clock, tmp_path):
+    said = []
+    found = tuning.settled(job, tmp_path / "stage", said.append)
+    assert found.program.layout == Layout("map", 1)
+    assert clock == list(job.candidates) and len(job.candidates) == 4
+    assert "map 1e+03 ms" in said[0]
+    assert tuning.settled(job, tmp_path / "stage", said.append) == found  # from the stage's folder
+    assert tuning.settled(job, tmp_path / "another", said.append) == found  # from the cache
+    assert len(clock) == 4
+    stored = json.loads((tmp_path / "another" / "layout.json").read_text())
+    assert stored["question"] == tuning.question(job)
+
+
+def test_a_resumed_stage_keeps_its_layout_whatever_the_cache_says_now(job, clock, tmp_path):
+    tuning.settled(job, tmp_path / "stage", print)
+    other = {json.dumps(layout): float(n) for n, layout in enumerate(job.candidates)}
+    tuning.cache_file().write_text(json.dumps({tuning.question(job): other}))
+    assert tuning.settled(job, tmp_path / "stage", print).program.layout == Layout("map", 1)
+    assert tuning.settled(job, tmp_path / "new", print).program.layout == job.candidates[0]
+
+
+def test_answers_about_other_devices_or_damaged_ones_are_asked_again(job, clock, tmp_path):
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    (folder / "layout.json").write_text('{"seconds": {"[\\"vmap\\", 64, 1]": 1.0}}')
+    tuning.cache_file().write_text("{not json")
+    assert tuning.settled(job, folder, print).program.layout == Layout("map", 1)
+    assert len(clock) == 4
+
+
+def test_a_short_stage_is_not_worth_a_trial(job, clock, tmp_path, monkeypatch):
+    monkeypatch.setitem(tuning.WORTH_A_TRIAL, "cpu", 1e12)
+    assert tuning.settled(job, tmp_path, print) is job
+    assert clock == [] and not (tmp_path / "layout.json").exists()
+
+
+def test_a_named_layout_is_not_timed(clock, tmp_path):
+    config = small.config(**{"runtime.how": "vmap"})
+    job = teachers.job(config, experiment.load_split(config), config.model.name)
+    assert tuning.settled(job, tmp_path, print) is job and clock == []
+
+
+def test_the_clock_itself_times_every_candidate(job):
+    found = tuning.timed(job)
+    assert list(found) == [json.dumps(layout) for layout in job.candidates]
+    assert all(0 < seconds < 60 for seconds in found.values())
+
+
+def test_of_several_processes_the_first_decides_and_alone_remembers(job, tmp_path, monkeypatch):
+    """They share the folder, and each has other memory free."""
+    monkeypatch.setattr(forecast, "members_at_once", lambda job: 3)
+    monkeypatch.setattr(tuning.mesh, "agreed", lambda number: 2)  # what the first one found
+    monkeypatch.setattr(tuning.mesh, "is_first", lambda: False)
+    assert tuning.members_at_once(job, tmp_path) == 2
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tuning.mesh, "is_first", lambda: True)
+    assert tuning.members_at_once(job, tmp_path) == 2
+    assert files.read_sealed(tmp_path / tuning.PARTS, "") == {"members_at_once": 2}

@@ -1,0 +1,156 @@
+"""Methods of methods/averages.py: the average by hand, the loss by hand, and a training with few labels."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment
+from mtkd_jax.data.augment import augment
+from mtkd_jax.engine import population, training
+from mtkd_jax.methods import averages
+from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.plans import students
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import Networks, Outputs, TrainState, UserError
+from tests import small
+from tests.contexts import P1, Q, context
+
+MODE = "averages.mean_teacher"
+
+
+def state(params, mem):
+    return TrainState(params={"w": params}, aux={}, model_state={}, opt_state={}, mem=mem, key=None)
+
+
+@pytest.mark.parametrize("decay, expected", [(0.99, [1 / 2, 2 / 3, 3 / 4]), (0.6, [1 / 2, 0.7, 0.82])])
+def test_the_average_by_hand(decay, expected):
+    """A student of 1 and an average that starts at 0: d = 1/2, 2/3, 3/4, ..., but never above `decay`."""
+    mem = {"params": {"w": jnp.float32(0.0)}}
+    for step, average in enumerate(expected):
+        seen = context([Q], [[P1]], step=step, decay=decay)
+        mem = averages.mean_teacher().after(state(jnp.float32(1.0), mem), seen).mem
+        np.testing.assert_allclose(mem["params"]["w"], average, rtol=1e-6)
+
+
+def test_batch_statistics_are_averaged_too():
+    now = dataclasses.replace(state(jnp.ones(2), None), model_state={"batch_stats": jnp.full(2, 5.0)})
+    start = averages.mean_teacher().init_mem({"params": {"w": jnp.zeros(2)}, "batch_stats": jnp.ones(2)})
+    recipe = averages.mean_teacher()
+    moved = recipe.after(dataclasses.replace(now, mem=start), context([Q], [[P1]], decay=0.99))
+    np.testing.assert_allclose(recipe.deploy(moved)["batch_stats"], [3.0, 3.0])
+    np.testing.assert_allclose(recipe.deploy(moved)["params"]["w"], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    "ramp, progress, factor",
+    [(1.0, 0.0, 0.006738), (1.0, 0.5, 0.286505), (0.25, 0.125, 0.286505), (0.25, 0.25, 1.0), (0.0, 0.0, 1.0)],
+)
+def test_the_loss_by_hand(ramp, progress, factor):
+    seen = context([Q], [[P1]], progress=progress, weight=12.0, alpha=0.3, temperature=4.0)
+    found = averages.mean_teacher(ramp=ramp).term(seen)
+    np.testing.assert_allclose(found, [np.log(4) + 12.0 * factor * 0.125 / 3], rtol=1e-5)
+
+
+def test_without_labels_there_is_consistency_alone():
+    labelled = [False, True, False]
+    seen = context([Q, Q, P1], [[P1, P1, P1]], labelled=labelled, weight=3.0)
+    found = averages.mean_teacher().term(seen)
+    np.testing.assert_allclose(found, [0.125, 3 * np.log(4) + 0.125, 0.0], rtol=1e-5, atol=1e-7)
+
+
+def noisy(key, images):
+    return augment(key, images, noise=0.2)
+
+
+def test_two_views_are_two_draws_of_the_augmentation():
+    batch = context(np.zeros((3, 4)), np.zeros((1, 3, 4))).batch
+    batch = dataclasses.replace(batch, image=jnp.full((3, 4, 4, 1), 0.5))
+    seen = averages.mean_teacher().stimulus(jax.random.key(1), batch, noisy, None)
+    own, other = seen.image, seen.views["teacher"]
+    assert own.shape == other.shape == batch.image.shape
+    moved = [np.abs(view - batch.image).mean() for view in (own, other)]
+    np.testing.assert_allclose(moved, [0.16, 0.16], atol=0.05)
+    assert abs(np.corrcoef(np.ravel(own), np.ravel(other))[0, 1]) < 0.5
+
+
+def test_the_teacher_is_the_average_on_its_own_view_in_training():
+    def network(variables, image, *, train, key):
+        assert train and key is not None
+        logits = variables["params"]["w"] * image.reshape(1, -1)
+        return Outputs(logits, logits[None], logits, {}), {}
+
+    seen = context([Q], [[P1]])
+    batch = dataclasses.replace(seen.batch, views={"teacher": jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)})
+    own = state(jnp.float32(1.0), {"params": {"w": jnp.float32(10.0)}})
+    seen = dataclasses.replace(seen, batch=batch, state=own)
+    said = averages.mean_teacher().teach(seen, Networks(None, network))
+    np.testing.assert_array_equal(said.logits, [[[10.0, 20.0, 30.0]]])
+
+
+@pytest.mark.parametrize("wrong", [{"decay": 1.0}, {"decay": -0.1}, {"ramp": 1.5}])
+def test_numbers_out_of_range_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"mean_teacher.{name}="):
+        averages.mean_teacher(**wrong)
+
+
+# --- in the step --------------------------------------------------------------------------------------
+
+
+def test_after_one_step_without_augmentation_the_average_is_half_way(tmp_path):
+    """Teacher and student are equal on equal views: nothing but the labels moves the first step."""
+    config = small.config(
+        **{
+            "data.num_train": 16,
+            "model.name": "mlp(hidden=(8,), batch_norm=True)",
+            "train.epochs": 1,
+            "train.optimizer": "sgd",
+            "train.learning_rate": 0.1,
+            "students.modes": (MODE,),
+            "students.num_seeds": 1,
+            "runtime.how": "vmap",
+        }
+    )
+    split = experiment.load_split(config)
+    family, _ = students.families(config)
+    assert [member.cell.alpha for member in family] == [1.0]
+    job = students.job(config, split, "labelled", family, (), {})
+    supervised = dataclasses.replace(job, program=job.program._replace(recipes=(SUPERVISED,)))
+    before = population.init(job.program.model, job.init_keys, (4, 4, 1))
+    after = trained(supervised, tmp_path / "supervised")
+    average = trained(job, tmp_path / "average")
+    assert set(average) == {"params", "batch_stats"}
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, atol=1e-6, rtol=0), average, before, after
+    )
+
+
+def trained(job, directory):
+    with Logbook(directory, quiet=True) as logbook:
+        return training.fit(job, directory / "checkpoints", logbook).population.variables
+
+
+def test_it_learns_from_few_labels_and_unlabelled_images(tmp_path):
+    config = small.config(
+        **{
+            "data.num_train": 8,
+            "data.augment.noise": 0.2,
+            "teachers.num_members": 1,
+            "students.modes": (f"{MODE}(weight=10.0, decay=0.9)",),
+            "students.transfer": ("unlabelled",),
+            "students.epochs": 15,
+            "train.batch_size": 8,
+            "runtime.how": "vmap",
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "mean-teacher" in stage)
+    assert not fitted.lost
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for member in fitted.population.names:
+        nll = [r["value"] for r in records if r["member"] == member and r["name"] == "val_nll"]
+        assert len(nll) == 15 and nll[-1] < 0.8 * nll[0], nll

@@ -1,0 +1,77 @@
+"""The plan before it is run: every stage's first step is traced, and what cannot be is one line."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment
+from mtkd_jax.engine import population, training
+from mtkd_jax.plans import plan
+from mtkd_jax.types import UserError
+from tests import small
+
+TWO = ("mlp(hidden=(8, 8))", "mlp(hidden=(8,))")
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ({"students.modes": ("features.hints(student='stage9')",)}, "student has no feature 'stage9'"),
+        ({"students.modes": ("features.hints(teacher='stage9')",)}, "teacher has no feature 'stage9'"),
+        (
+            {"students.modes": ("features.hints(teacher='stage2')",), "teachers.models": TWO},
+            "teacher has no feature 'stage2'; it has stage1",
+        ),
+        ({"students.modes": ("output_avg", "features.attention_transfer")}, "features.attention_transfer: "),
+        ({"plan": "specialists", "students.modes": ("features.attention_transfer",)}, "attention_transfer"),
+        ({"students.modes": ("binary.xnor",)}, "no layer between the first and the last"),
+        ({"students.modes": ("fused:trimmed_mean_probs",), "teachers.num_members": 2}, "needs 3 members"),
+        ({"plan": "born_again(mode='features.hints(student=\"stage9\")')"}, "born_again 1: "),
+        (
+            {"plan": "assistants(models=('mlp(hidden=(6, 6))',), mode='features.hints(student=\"stage2\")')"},
+            "config.plan: assisted: features.hints: the student has no feature 'stage2'",
+        ),
+    ],
+)
+def test_what_the_first_step_would_reveal_is_one_line_before_any_teacher_is_trained(
+    overrides, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(training, "first_progress", lambda job: pytest.fail("trained"))
+    with pytest.raises(UserError) as error:
+        experiment.run(small.config(**overrides), tmp_path, quiet=True)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith("config.") and str(error.value).count("config.") == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_levels_that_nobody_knows_are_not_changed():
+    config = small.config(**{"data.augment.rand_augment": (1, 5)})
+    split = experiment.load_split(config)
+    plan.check(config, split)
+    own_units = dataclasses.replace(split.dataset, train_images=split.dataset.train_images * np.float32(0.1))
+    with pytest.raises(UserError, match=r"^config.data.augment.rand_augment: .* float32 images"):
+        plan.check(config, dataclasses.replace(split, dataset=own_units))
+
+
+def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypatch):
+    """Of teachers, a fused network, the students it teaches, and two stages that learn one from the other."""
+    overrides = {"plan": "hints_then_distil", "students.modes": ("supernet",), "train.epochs": 1}
+    config = small.config(**overrides, **{"runtime.how": "vmap"})
+    with monkeypatch.context() as patch:
+        for computing in ("init", "in_blocks"):
+            patch.setattr(population, computing, lambda *_: pytest.fail("computed"))
+        stages, borrowed, _ = experiment.planned(config, experiment.load_split(config))
+        rehearsed = plan.rehearse(stages, config, borrowed)
+    begun = {}
+    for stage in stages:
+        begun[stage.name] = training.untrained(stage.make(begun))
+    assert shapes(rehearsed) == shapes(begun)
+
+
+def shapes(done):
+    return {
+        name: (fitted.population.names, jax.tree.map(lambda leaf: leaf.shape, fitted.population.variables))
+        for name, fitted in done.items()
+    }

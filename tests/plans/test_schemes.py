@@ -1,0 +1,393 @@
+"""The named plans: what each stage learns from, against the same training written out, and whole runs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax import config as configuration
+from mtkd_jax import experiment, main
+from mtkd_jax.engine import jobs, population, step, training
+from mtkd_jax.plans import plan, students, teachers
+from mtkd_jax.report import document
+from mtkd_jax.results import evaluation
+from mtkd_jax.runs import predictions
+from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import UserError
+from tests import small
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+PLANS = {
+    "born_again(generations=2)": ["born_again 1", "born_again 2", "BANE"],
+    "assistants(models=('mlp(hidden=(12,))',))": ["assistant 1", "assisted"],
+    "hints_then_distil": ["hints_then_distil"],
+    "specialists": [],
+}
+BORN_AGAIN, *_ = PLANS
+
+
+DIGITS = {
+    "data.source": "digits",
+    "data.num_train": 300,
+    "model.name": "mlp(hidden=(16,))",
+    "teachers.num_members": 5,
+    "train.batch_size": 50,
+    "train.epochs": 12,
+    "students.modes": ("logit_avg",),
+    "runtime.how": "vmap",
+}
+
+
+def config_of(address, **overrides):
+    """Digits with one mode, two seeds and one layout: few programs to compile."""
+    return small.config(**{"plan": address, **DIGITS, **overrides})
+
+
+def stages_and_done(config, workdir, count=None):
+    """The plan's stages, and what the first `count` of them train."""
+    stages = plan.named(config, experiment.load_split(config))
+    with Logbook(workdir, quiet=True) as logbook:
+        return stages, plan.run(stages[:count], workdir, logbook, 1e9)
+
+
+def trained(job, directory):
+    with Logbook(directory, quiet=True) as logbook:
+        return training.fit(job, directory / "checkpoints", logbook).population
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+# --- whole runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generations(tmp_path_factory):
+    """Two generations: (configuration, stages, what they trained)."""
+    config = config_of(BORN_AGAIN)
+    return config, *stages_and_done(config, tmp_path_factory.mktemp("generations"))
+
+
+@pytest.fixture(scope="module", params=PLANS)
+def on_digits(request, generations, tmp_path_factory):
+    """Each plan on digits: (its address, what is predicted, the report)."""
+    config = config_of(request.param)
+    stages = plan.named(config, experiment.load_split(config))
+    _, _, done = generations  # teachers and baseline are the same in most plans
+    done = {} if request.param == "specialists" else done
+    workdir = tmp_path_factory.mktemp("run")
+    with Logbook(workdir, quiet=True) as logbook:
+        done = plan.run([s for s in stages if s.name not in done], workdir, logbook, 1e9, done)
+    predicted = evaluation.predict(config, experiment.load_split(config), stages, done)
+    return config.plan, predicted, document.build(predicted)
+
+
+def test_a_run_has_the_rows_of_its_plan_beside_the_baseline(on_digits):
+    address, predicted, result = on_digits
+    rows = {row["name"]: row for row in result["rows"] if row["role"] not in ("teacher", "ensemble")}
+    assert set(rows) == {"logit_avg", "baseline", *PLANS[address]}
+    compared = {one["a"] for one in result["comparisons"] if one["b"] == "baseline"}
+    assert compared == {"logit_avg", *(name for name in PLANS[address] if not name.startswith("assistant "))}
+    assert all(row["accuracy"]["mean"] > 0.6 for row in rows.values()), rows
+    assert result["chosen_student"]["name"] not in ("BANE", "assistant 1")
+    figures = document.figures(predicted, result, [])
+    assert "rows" in figures
+
+
+@pytest.mark.parametrize("on_digits", [BORN_AGAIN], indirect=True)
+def test_bane_is_the_mean_of_its_generations(on_digits):
+    _, predicted, _ = on_digits
+    groups = {group.name: group for group in predicted.groups}
+    both = [groups["born_again 1"], groups["born_again 2"]]
+    np.testing.assert_array_equal(groups["BANE"].test, evaluation.average(both, "labelled", "").test)
+    assert groups["BANE"].members == both[0].members and groups["BANE"].role == "average"
+
+
+def group_of(*members):
+    """A row of these seeds with random logits."""
+    rng = np.random.default_rng(len(members))
+    val, test = (3 * rng.normal(size=(len(members), n, 4)).astype(np.float32) for n in (5, 6))
+    costs = dict(params=10, flops=None, latency_ms={"1": 2.0}, train_seconds=1.5)
+    row = dict(key="", name="", role="student", architecture="mlp", method="", transfer="labelled")
+    return predictions.Group(**row, alpha=0.0, temperature=1.0, members=members, val=val, test=test, **costs)
+
+
+def test_an_average_is_of_probabilities_of_the_members_that_all_have_at_summed_costs():
+    groups = group_of("seed 0", "seed 1", "seed 2"), group_of("seed 2", "seed 0")
+    found = evaluation.average(groups, "labelled", "both")
+    assert found.members == ("seed 0", "seed 2")
+    for split in ("val", "test"):
+        each = [np.float64(getattr(groups[0], split)[[0, 2]]), np.float64(getattr(groups[1], split)[[1, 0]])]
+        probs = [np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True) for z in each]
+        np.testing.assert_allclose(np.exp(getattr(found, split)), sum(probs) / 2, atol=1e-6)
+    assert (found.params, found.flops, found.latency_ms, found.train_seconds) == (20, None, {"1": 4.0}, 3.0)
+    alone = evaluation.average(groups[:1], "labelled", "alone")
+    np.testing.assert_allclose(
+        np.exp(alone.test).sum(axis=-1), 1.0, rtol=1e-5
+    )  # of one member it is that member
+    differences = alone.test - groups[0].test
+    np.testing.assert_allclose(
+        differences, np.broadcast_to(differences[..., :1], differences.shape), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("on_digits", ["specialists"], indirect=True)
+def test_specialists_are_one_good_classifier_together_and_none_alone(on_digits):
+    _, _, result = on_digits
+    rows = {row["name"]: row["accuracy"] for row in result["rows"]}
+    assert rows["mean_logits"]["mean"] > 0.75
+    assert max(rows["specialist mlp(hidden=(16,))"]["values"]) < 0.55
+    assert any("mean_logits" in note for note in result["notes"])
+
+
+# --- lineages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", PLANS)
+def test_every_transfer_set_has_stages_of_its_own(address):
+    config = config_of(address, **{"students.transfer": ("labelled", "unlabelled")})
+    stages = plan.named(config, experiment.load_split(config))
+    assert len({stage.name for stage in stages}) == len(stages)
+    of = {t: [s.family for s in stages if s.transfer == t] for t in config.students.transfer}
+    assert of["labelled"] == of["unlabelled"] and of["labelled"]
+
+
+@pytest.mark.parametrize("mode", ["targets.cwtm", "features.hints"])
+def test_a_seed_learns_from_its_own_teacher_as_if_there_were_no_other(mode, generations, tmp_path):
+    """One population, every teacher asked once, against every seed alone with its one teacher."""
+    _, _, done = generations
+    config = config_of(f"born_again(mode='{mode}')", **{"train.epochs": 1})
+    split = experiment.load_split(config)
+    _, baseline_stage, stage, *_ = plan.named(config, split)
+    found, baseline = trained(stage.make(done), tmp_path / "all"), done[baseline_stage.name].population
+    family = students.grid(config, "alone", configuration.build_recipe(mode))
+    for seed in range(2):
+        parent = baseline.names.index(f"baseline a=1 T=1 seed {seed}")
+        ensemble = (population.members(baseline, [parent]),)
+        rows = [m for m, member in enumerate(family) if member.seed == seed]
+        alone = jobs.part(students.job(config, split, "labelled", family, ensemble, {}), rows)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(alone.init_keys)  # generation 1
+        expected = trained(dataclasses.replace(alone, init_keys=keys), tmp_path / f"alone{seed}")
+        close(population.take(found.variables, rows), expected.variables, 2e-5)
+
+
+def test_generations_start_apart_and_learn_from_the_one_before(generations):
+    _, stages, done = generations
+    assert [stage.name for stage in stages[1:]] == [
+        "students-labelled-logit-avg",
+        "students-labelled-born-again-1",
+        "students-labelled-born-again-2",
+    ]
+    works = [stage.make(done) for stage in stages[1:]]
+    kernels = [training.first_progress(job).train.params["dense1"]["kernel"] for job in works]
+    for earlier, later in zip(kernels, kernels[1:]):
+        assert float(jnp.abs(earlier[0] - later[0]).max()) > 0.1
+    family, fitted = stages[2].family, done[stages[2].name]
+    cell, _ = students.choose(family, fitted.val_nll)
+    rows = [m for m, member in enumerate(family) if member.cell == cell]
+    equal(works[2].lessons.teachers[0], population.take(fitted.population.variables, rows))
+    np.testing.assert_array_equal(works[2].hyper["own_teacher"], [m.seed for m in stages[3].family])
+
+
+def test_a_plan_goes_on_stage_by_stage(generations, tmp_path):
+    _, stages, whole = generations
+    with Logbook(tmp_path, quiet=True) as logbook:
+        for number in (2, 3, 4):
+            found = plan.run(stages[:number], tmp_path, logbook, 1e9)
+    for name, fitted in whole.items():
+        equal(fitted.population.variables, found[name].population.variables)
+
+
+def test_nobody_learns_from_a_teacher_that_broke_down(generations):
+    _, stages, done = generations
+    lost = "baseline a=1 T=1 seed 1"
+    broken = {**done, stages[1].name: dataclasses.replace(done[stages[1].name], lost=(lost,))}
+    with pytest.raises(UserError, match=f"{lost} stopped being finite.*learning_rate"):
+        stages[2].make(broken)
+
+
+def test_the_cost_of_a_generation_is_known_before_it_is_trained(generations):
+    _, stages, done = generations
+    (cost,) = plan.costs(stages[2:3], done)
+    assert cost.stage == stages[2].name and cost.flops > 0 and cost.num_members == 4
+
+
+def test_assistants_are_taught_in_turn(generations):
+    _, _, done = generations
+    config = config_of(
+        "assistants(models=('mlp(hidden=(7,))', 'mlp(hidden=(6,))'))",
+        **{"students.model": "mlp(hidden=(5,))"},
+    )
+    stages, done = plan.named(config, experiment.load_split(config)), dict(done)
+    works = []
+    for stage in stages[2:]:
+        works.append(stage.make(done))
+        done[stage.name] = training.untrained(works[-1])
+    chain = [f"mlp(hidden=({width},))" for width in (16, 7, 6, 5)]
+    assert [[model.name for model in job.program.teachers] for job in works] == [
+        [name] for name in chain[:-1]
+    ]
+    assert [job.program.model.name for job in works] == chain[1:]
+    assert [len(jax.tree.leaves(job.lessons.teachers)[0]) for job in works] == [5, 2, 2]
+    assert ["own_teacher" in job.hyper for job in works] == [False, True, True]
+    assert [stage.role for stage in stages[2:]] == ["assistant", "assistant", "student"]
+
+
+# --- hints --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hinted(generations, tmp_path_factory):
+    """The two stages of hints_then_distil and what the first one trained."""
+    _, _, done = generations
+    config = config_of("hints_then_distil", **{"train.epochs": 3})
+    stages = plan.named(config, experiment.load_split(config))[2:]
+    workdir = tmp_path_factory.mktemp("hints")
+    with Logbook(workdir, quiet=True) as logbook:
+        return stages, plan.run(stages[:1], workdir, logbook, 1e9, done)
+
+
+def test_students_begin_where_the_hints_ended(hinted):
+    stages, done = hinted
+    hints, distil = (stage.make(done) for stage in stages)
+    before, after = training.first_progress(hints).train.params, done[stages[0].name].population.variables
+    equal(after["params"]["heads"], before["heads"])
+    assert float(jnp.abs(after["params"]["dense1"]["kernel"] - before["dense1"]["kernel"]).max()) > 1e-2
+    begun = training.first_progress(distil).train
+    assert begun.aux == {}
+    equal(begun.params, population.take(after, [member.seed for member in stages[1].family])["params"])
+    part = training.first_progress(jobs.part(distil, [3, 1])).train
+    equal(part.params, population.take(begun.params, [3, 1]))
+
+
+def test_to_begin_with_somebodys_weights_leaves_him_his(hinted, tmp_path):
+    stages, done = hinted
+    trained(stages[1].make(done), tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(done[stages[0].name].population.variables))
+
+
+def test_hints_keep_the_weights_of_the_last_step(hinted):
+    """Not those at the lowest validation NLL of heads that know nothing."""
+    stages, done = hinted
+    job = stages[0].make(done)
+    states, take_step = training.first_progress(job).train, jax.jit(step.make_step(job.program))
+    hyper = {name: jnp.asarray(values) for name, values in job.hyper.items()}
+    for number, indices in enumerate(np.concatenate([job.order(epoch) for epoch in range(job.epochs)])):
+        states, _ = take_step(states, hyper, jnp.asarray(indices), jnp.int32(number), job.lessons)
+    close(done[stages[0].name].population.variables["params"], states.params, 1e-5)
+
+
+# --- specialists --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "num_specialists, num_classes", [(3, 3), (3, 4), (4, 10), (5, 10), (7, 100), (5, 101)]
+)
+def test_every_class_is_covered_by_exactly_two(num_specialists, num_classes):
+    covered = teachers.coverage(num_specialists, num_classes)
+    assert covered.shape == (num_specialists, num_classes)
+    np.testing.assert_array_equal(covered.sum(axis=0), 2)
+    sizes = covered.sum(axis=1)
+    assert sizes.max() - sizes.min() <= 1 and sizes.min() >= 1
+    assert len({row.tobytes() for row in covered}) == num_specialists
+
+
+def specialists_job(**overrides):
+    config = small.config(
+        **{
+            "plan": "specialists",
+            "data.source": "synthetic(num_classes=5, num_train=120, num_test=40, size=4, noise=0.4)",
+            "model.name": "mlp(hidden=(8,), batch_norm=True)",
+            "teachers.num_members": 4,
+            "train.optimizer": "sgd",
+            "train.learning_rate": 0.1,
+            "train.epochs": 1,
+            "runtime.how": "vmap",
+            **overrides,
+        }
+    )
+    return teachers.specialists_job(config, experiment.load_split(config), config.model.name)
+
+
+def test_one_step_of_specialists_is_that_of_one_network_written_out():
+    job = specialists_job()
+    states = training.first_progress(job).train
+    hyper = {name: jnp.asarray(values) for name, values in job.hyper.items()}
+    indices = job.order(0)[0]
+    found, losses = jax.jit(step.make_step(job.program))(
+        states, hyper, jnp.asarray(indices), jnp.int32(0), job.lessons
+    )
+    network = job.program.model.module.network  # without any share
+    image = job.lessons.examples.image[indices].astype(jnp.float32) / 255
+    label = job.lessons.examples.label[indices]
+    covered = jnp.asarray(teachers.coverage(4, 5))
+
+    def joint(params):
+        def own(params, stats):
+            variables = {"params": params["network"], "batch_stats": stats["network"]}
+            return network.apply(variables, image, train=True, mutable=["batch_stats"])[0].logits
+
+        logits = jax.vmap(own)(params, states.model_state["batch_stats"])  # [K,B,C]
+        unified = jnp.where(covered[:, None], logits, 0.0).sum(axis=0) / 2  # of the two that cover a class
+        return -jnp.take_along_axis(jax.nn.log_softmax(unified), label[:, None], axis=1).mean()
+
+    loss, gradients = jax.value_and_grad(joint)(states.params)
+    np.testing.assert_allclose(losses, jnp.full(4, loss), rtol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * (1 + 0.9) * g, states.params, gradients)
+    close(found.params, expected, 1e-6)
+    np.testing.assert_array_equal(
+        found.model_state["coverage"]["share"], states.model_state["coverage"]["share"]
+    )
+
+
+def test_where_one_specialist_breaks_down_so_does_the_whole(tmp_path):
+    job = specialists_job(**{"teachers.learning_rates": (0.1, 0.1, 1e30, 0.1)})
+    with pytest.raises(UserError, match="all 4 members"):
+        trained(job, tmp_path)
+
+
+# --- what cannot be -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address, overrides, expected",
+    [
+        ("born_agen", {}, "did you mean 'born_again'"),
+        ("born_again(generations=0)", {}, "at least 1"),
+        ("born_again(generations='many')", {}, "generations='many'"),
+        ("born_again(mode='mimic_all')", {}, "one head"),
+        ("born_again(mode='peers.dml')", {}, "one frozen teacher"),
+        ("born_again(mode='supernet')", {}, "one frozen teacher"),
+        ("born_again(mode='weights.aekd')", {}, "one frozen teacher"),
+        ("born_again(mode='output_av')", {}, "'output_avg'"),
+        ("born_again", {"students.modes": ()}, "students.modes"),
+        ("assistants", {}, "name the networks"),
+        ("assistants(models=('mlp(hiden=(3,))',))", {}, "hiden"),
+        ("hints_then_distil(hints='features.hints_only(student=\"stage2\")')", {}, "no feature 'stage2'"),
+        ("hints_then_distil(mode='mimic_all')", {}, "one head"),
+        ("specialists", {"teachers.num_members": 2}, "needs 3 to 4"),
+        ("specialists", {"teachers.num_members": 5}, "needs 3 to 4"),
+        ("specialists", {"teachers.patience": 3}, "config.teachers.patience: 3"),
+        ("specialists", {"teachers.subset_fraction": 0.5}, "subset_fraction"),
+        ("specialists", {"teachers.bootstrap": True}, "bootstrap"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_is_written(address, overrides, expected, tmp_path):
+    with pytest.raises(UserError) as error:
+        experiment.run(small.config(**{"plan": address, **overrides}), tmp_path, quiet=True)
+    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).count("config.") == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_plans_are_listed(capsys):
+    assert main.main(["main", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name.partition("(")[0] in printed for name in PLANS)

@@ -1,0 +1,125 @@
+"""Intervals and tests: against scipy's own, by coverage, and at their edges."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mtkd_jax.results import intervals
+from tests.references import metrics as reference
+
+
+def test_t_interval_agrees_with_scipy():
+    values = [0.91, 0.93, 0.90, 0.95]
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert intervals.t_interval(values) == pytest.approx(tuple(expected))
+    assert intervals.t_interval([0.5]) is None
+    assert intervals.t_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_paired_t_agrees_with_scipy():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 8))
+    expected = stats.ttest_rel(a, b)
+    found = intervals.paired_t(a, b)
+    assert found["p_value"] == pytest.approx(expected.pvalue)
+    assert found["ci95"] == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found["mean_difference"] == pytest.approx((a - b).mean())
+    assert found["n"] == 8
+
+
+def test_paired_t_without_an_estimate_of_noise():
+    assert intervals.paired_t([0.5], [0.4]) | {"mean_difference": 0} == {
+        "mean_difference": 0,
+        "ci95": None,
+        "p_value": None,
+        "n": 1,
+    }
+    same = intervals.paired_t([0.7, 0.9], [0.7, 0.9])
+    assert (same["p_value"], same["ci95"]) == (1.0, (0.0, 0.0))
+    # 0.9 - 0.8 and 0.8 - 0.7 differ by rounding only: a t of 1e15 would be no finding.
+    shifted = intervals.paired_t([0.9, 0.8], [0.8, 0.7])
+    assert (shifted["p_value"], shifted["ci95"]) == (None, None)
+
+
+def test_bootstrap_of_one_seed_is_close_to_the_normal_interval():
+    right = np.random.default_rng(0).random(2000) < 0.9
+    low, high = intervals.bootstrap_interval(right)
+    half = 1.96 * np.sqrt(right.mean() * (1 - right.mean()) / 2000)
+    assert (low, high) == pytest.approx((right.mean() - half, right.mean() + half), abs=0.002)
+    assert (low, high) == intervals.bootstrap_interval(right)  # seeded
+    assert (low, high) != intervals.bootstrap_interval(right, seed=1)
+
+
+def test_bootstrap_holds_the_noise_of_seeds_too():
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(size=(6, 1))
+    low, high = intervals.bootstrap_interval(np.repeat(seeds, 500, axis=1))  # examples add nothing
+    spread = seeds.std() / np.sqrt(6)
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert low < seeds.mean() < high
+
+
+def test_bootstrap_covers_the_truth():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        low, high = intervals.bootstrap_interval(rng.random(150) < 0.8, seed=seed, num_resamples=200)
+        hits += low <= 0.8 <= high
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_holm_by_hand():
+    assert intervals.holm([0.02, 0.01, 0.5, 0.2]) == pytest.approx([0.06, 0.04, 0.5, 0.4])
+    assert intervals.holm([0.9, None, 0.8]) == pytest.approx([1.0, None, 1.0])
+    assert intervals.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_agrees_with_the_definition(p_values):
+    found = intervals.holm(p_values)
+    assert found == pytest.approx(reference.holm(p_values))
+    assert all(p <= q <= 1 for p, q in zip(p_values, found))
+
+
+def test_detectable_difference_is_found_four_times_in_five():
+    """Differences of that size, with noise of that size, tested at the strictest of Holm's thresholds."""
+    rng = np.random.default_rng(0)
+    n, num_tests = 10, 3
+    noise = rng.normal(size=n)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)  # s is 1 exactly
+    size = intervals.detectable_difference(noise, np.zeros(n), num_tests)
+    samples = size + rng.normal(size=(4000, n))
+    found = np.mean(stats.ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05 / num_tests)
+    assert found == pytest.approx(0.8, abs=0.04)
+    assert size > intervals.detectable_difference(noise, np.zeros(n))
+    assert intervals.detectable_difference([1.0], [0.0]) is None
+    assert intervals.detectable_difference([1.0, 2.0], [0.0, 1.0]) is None
+
+
+def test_bootstrap_of_shares_is_that_of_the_examples_written_out():
+    """Resampling zeros and ones many times is drawing a binomial number as often, for each class alone."""
+    found, of = np.array([45, 12]), np.array([60, 15])
+    right = np.concatenate([np.arange(n) < k for k, n in zip(found, of)]).astype(float)
+    strata = np.repeat([0, 1], of)
+    weight = np.repeat(1 / (2 * of), of)
+    ((low, high),) = intervals.bootstrap_statistics(
+        lambda times: [(times * weight * right).sum()], strata, num_resamples=4000
+    )
+    assert intervals.bootstrap_shares(found, of, num_resamples=4000) == pytest.approx((low, high), abs=0.01)
+    assert intervals.bootstrap_shares(np.array([0]), np.array([9])) == (0, 0)
+
+
+def test_bootstrap_of_statistics_keeps_the_size_of_every_stratum():
+    strata = np.array([3, 1, 1, 3, 1])
+    seen = []
+    found = intervals.bootstrap_statistics(
+        lambda times: seen.append(times.tolist()) or (times @ np.arange(5), 7.0), strata, num_resamples=50
+    )
+    assert {(sum(np.array(times)[strata == 1]), sum(np.array(times)[strata == 3])) for times in seen} == {
+        (3, 2)
+    }
+    assert len({tuple(times) for times in seen}) > 20
+    sums = [np.dot(times, np.arange(5)) for times in seen]
+    assert found[0] == pytest.approx(tuple(np.quantile(sums, [0.025, 0.975]))) and found[1] == (7, 7)
