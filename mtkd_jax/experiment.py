@@ -37,7 +37,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     report, which takes no lock. Raises UserError, one line, for whatever the user can mend, and Interrupted,
     with all training saved, when the process is asked to stop (interrupts.py).
     """
-    into = paths.typed(into, "the folder of the run")
+    into = paths.parse(into, "the folder of the run")
     configuration.validate(config)
     mesh.check_precision()
     config = configuration.in_one_spelling(config)
@@ -46,7 +46,7 @@ def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, 
     if finished is not None and not document.can_be_shown(finished):  # an earlier version's
         finished = None
     writes = finished is None and mesh.is_first()
-    with interrupts.listening(), workdir.locked(into) if writes else contextlib.nullcontext():
+    with interrupts.handle_signals(), workdir.lock(into) if writes else contextlib.nullcontext():
         if mesh.is_first():
             workdir.check(into, config, split)
         mesh.wait_for_all("checked")
@@ -102,9 +102,9 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     Raises UserError where it does not, as far as can be told without computing.
     """
     plan.check(config, split)
-    stages = plan.named(config, split)
+    stages = plan.build(config, split)
     plan.check_choice(config, stages)
-    borrowed, notes = teachers.borrowed(config, split)
+    borrowed, notes = teachers.borrow(config, split)
     plan.rehearse(stages, config, borrowed)
     return stages, borrowed, notes
 

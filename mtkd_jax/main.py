@@ -62,7 +62,7 @@ def _main(argv: Sequence[str]) -> int:
         return _plan(options.config, options.plan)
     from mtkd_jax import mesh
 
-    with mesh.together(), interrupts.listening():
+    with mesh.together(), interrupts.handle_signals():
         return _run(options.config, options.workdir)
 
 
@@ -94,7 +94,7 @@ def _require(options: argparse.Namespace) -> None:
         if getattr(options, name) is None:
             raise UserError(f"--{name} is missing; usage: {USAGE}")
     if options.workdir is not None:
-        options.workdir = paths.typed(options.workdir, "--workdir")
+        options.workdir = paths.parse(options.workdir, "--workdir")
 
 
 def _surplus(argument: str, known: Sequence[str]) -> str:
@@ -126,7 +126,7 @@ def _plan(config: ConfigDict, how: str) -> int:
     for cost in experiment.costs(config, timed=how == "timed"):
         stages.append(cost._asdict())
         terminal.tell(f"mtkd_jax: {tables.cost_line(stages[-1])}")
-    terminal.console().print(tables.drawn(*tables.costs(stages)))
+    terminal.console().print(tables.render(*tables.costs(stages)))
     print(tables.costs_caption(stages))
     return 0
 

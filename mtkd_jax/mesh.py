@@ -32,14 +32,14 @@ WITHOUT_YNNPACK_CONVOLUTIONS = {  # all else that jaxlib 0.10 gives to YNNPACK
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
-WALKS = ("vmap", "map", "unroll", "loop")  # of the members on one device, see population.over_members
-HOW = (*WALKS, "shard_map", "pmap")  # runtime.how, but for auto
+MEMBER_LOOPS = ("vmap", "map", "unroll", "loop")  # of the members on one device, see population.over_members
+HOW = (*MEMBER_LOOPS, "shard_map", "pmap")  # runtime.how, but for auto
 
 
 class Layout(NamedTuple):
-    """How a population is walked and over which devices it is spread. Hashable: part of a jit key."""
+    """How a population is computed and over which devices it is spread. Hashable: part of a jit key."""
 
-    walk: str  # of the members on one device: vmap | map | unroll | loop
+    member_loop: str  # over the members on one device: vmap | map | unroll | loop
     member: int = 1  # devices that share the members
     data: int = 1  # devices that share one batch
 
@@ -49,9 +49,9 @@ class Layout(NamedTuple):
 
     def __str__(self) -> str:
         if self.num_devices == 1:
-            return self.walk
+            return self.member_loop
         shards = f", {self.data} data shards" if self.data > 1 else ""
-        return f"{self.walk} on {self.num_devices} devices{shards}"
+        return f"{self.member_loop} on {self.num_devices} devices{shards}"
 
 
 def use_devices(num_devices: int = 0) -> None:

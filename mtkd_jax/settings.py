@@ -82,7 +82,7 @@ def shipped() -> dict[str, str]:
 def _found(asked: str) -> tuple[Path, str]:
     """(file, variant) of what --config says."""
     text, _, variant = asked.partition(":")
-    path = paths.typed(text, "--config")
+    path = paths.parse(text, "--config")
     if not path.is_file() and text in shipped():
         return SHIPPED / f"{text}.py", variant
     if path.suffix == ".py" or os.sep in text or path.exists():

@@ -240,7 +240,7 @@ class Peers:
 
     logits: Array  # [P,B,C], zeros for one that broke down
     place: Array  # [] int32, the reader's own row
-    sound: Array  # [P] bool; False once a peer's logits are not finite
+    finite: Array  # [P] bool; False once a peer's logits are not finite
 
 
 @pytree

@@ -44,7 +44,7 @@ def config(**overrides) -> ConfigDict:
 def train(small: ConfigDict, workdir: Path) -> plan.Done:
     """Everything `experiment.run` trains, without evaluation and report."""
     split = experiment.load_split(small)
-    stages = plan.named(small, split)
+    stages = plan.build(small, split)
     with Logbook(workdir, quiet=True) as logbook:
         return plan.run(stages, workdir, logbook, checkpoint_seconds=1e9)
 

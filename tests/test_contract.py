@@ -18,7 +18,7 @@ from mtkd_jax import experiment, mesh
 from mtkd_jax.deploy import export
 from mtkd_jax.engine import population, training
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.tuning import in_layout
+from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import plan, students
@@ -61,7 +61,7 @@ def trained(methods: bool) -> Trained:
     split = experiment.load_split(config)
     with tempfile.TemporaryDirectory() as folder, small.compilations() as said:
         with Logbook(Path(folder), quiet=True) as logbook:
-            done = plan.run(plan.named(config, split), Path(folder), logbook, 1e9)
+            done = plan.run(plan.build(config, split), Path(folder), logbook, 1e9)
         records = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
         losses = {}
         for record in records:
@@ -81,7 +81,7 @@ def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_c
         for member in of_mode:
             values = run.losses[students.member_name(member)]
             assert values[-1] < 0.9 * values[0], (member, values)
-    assert all(not fitted.lost for fitted in run.done.values())
+    assert all(not fitted.diverged for fitted in run.done.values())
     assert 0 < run.num_compilations <= len(run.done)
 
 
@@ -98,15 +98,15 @@ def test_every_method_takes_two_steps_that_move_the_student():
         }
     )
     done, met = {}, set()
-    for stage in plan.named(config, experiment.load_split(config)):
-        job = in_layout((stage.outline or stage.make)(done), Layout("map"))
+    for stage in plan.build(config, experiment.load_split(config)):
+        job = with_layout((stage.outline or stage.make)(done), Layout("map"))
         done[stage.name] = training.untrained(job)
         if not stage.family:
             continue
         first = training.first_progress(job)
         before = mesh.on_host(first.train.params)
         steps = training.compiled_part(job.program)
-        last = mesh.on_host(steps(first, job.hyper, job.order(0)[:2], np.int32(0), job.lessons))
+        last = mesh.on_host(steps(first, job.hyper, job.order(0)[:2], np.int32(0), job.stage_data))
         pairs = zip(jax.tree.leaves(before), jax.tree.leaves(last.train.params))
         moved = [np.abs(a - b).reshape(len(a), -1).max(axis=1) for a, b in pairs]
         for row, member in enumerate(stage.family):
@@ -190,13 +190,13 @@ def test_every_mode_takes_the_same_steps_in_every_layout(mode, layouts):
         }
     )
     done, compared = {}, 0
-    for stage in plan.named(config, experiment.load_split(config)):
+    for stage in plan.build(config, experiment.load_split(config)):
         job = stage.make(done)
         done[stage.name] = training.untrained(job)
         if mode in {member.mode for member in stage.family}:
-            expected = after_three_steps(in_layout(job, Layout("vmap")))
+            expected = after_three_steps(with_layout(job, Layout("vmap")))
             for layout in layouts:
-                found = after_three_steps(in_layout(job, layout))
+                found = after_three_steps(with_layout(job, layout))
                 jax.tree.map(same_but_for_rounding, found, expected)
                 compared += 1
     assert compared == len(layouts)
@@ -211,10 +211,10 @@ def same_but_for_rounding(found: np.ndarray, expected: np.ndarray) -> None:
 def after_three_steps(job: Job) -> dict:
     """Everything that changes in training: parameters, statistics, moments, averages, losses."""
     layout = job.program.layout
-    lessons, hyper = mesh.everywhere((job.lessons, job.hyper), layout)
+    stage_data, hyper = mesh.everywhere((job.stage_data, job.hyper), layout)
     progress = mesh.spread_out(training.first_progress(job), layout)
     indices = mesh.everywhere(job.order(0)[:3], layout)
-    progress = training.compiled_part(job.program)(progress, hyper, indices, np.int32(0), lessons)
+    progress = training.compiled_part(job.program)(progress, hyper, indices, np.int32(0), stage_data)
     progress = mesh.on_host(progress)
     return vars(progress.train) | {"key": (), "loss": progress.loss}
 

@@ -155,8 +155,8 @@ def test_a_student_that_breaks_down_has_no_part_in_its_row():
     model = teachers.network(split, config.model.name)
     variables = population.init(model, jax.random.split(jax.random.key(0), len(family)), (4, 4, 1))
     trained = Population(model, variables, {}, names)
-    alive = np.array([not (member.mode == "baseline" and member.seed == 1) for member in family])
-    fitted = training.fitted_of(trained, {"alive": alive, "val_nll": np.ones(len(family))}, 0.0)
+    finite = np.array([not (member.mode == "baseline" and member.seed == 1) for member in family])
+    fitted = training.as_fitted(trained, {"alive": finite, "val_nll": np.ones(len(family))}, 0.0)
     stage = plan.Stage("students", None, family, "labelled")
     predicted = evaluation.predict(config, split, (stage,), {"students": fitted})
     rows = {group.name: group for group in predicted.groups}

@@ -18,7 +18,7 @@ import pytest
 from mtkd_jax import experiment, mesh
 from mtkd_jax.config import build_model
 from mtkd_jax.engine import jobs, layouts, training
-from mtkd_jax.engine.tuning import in_layout
+from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import layers
 from mtkd_jax.plans import students, teachers
@@ -52,10 +52,10 @@ def test_members_over_devices_are_the_same_members(model, tmp_path):
     job = dataclasses.replace(
         job, steps_at_once=job.steps_per_round
     )  # several pieces, one handed to the next
-    alone = fitted(in_layout(job, Layout("map")), tmp_path / "1")
+    alone = fitted(with_layout(job, Layout("map")), tmp_path / "1")
     for width in (2, 3, 4):
         with small.compilations() as said:
-            spread = fitted(in_layout(job, Layout("map", width)), tmp_path / str(width))
+            spread = fitted(with_layout(job, Layout("map", width)), tmp_path / str(width))
         assert len([line for line in said if "training_chunk" in line]) == 1
         close(spread.population.variables, alone.population.variables, 1e-6)
         np.testing.assert_allclose(spread.val_nll, alone.val_nll, atol=1e-6)
@@ -74,8 +74,8 @@ def test_a_batch_split_over_devices_is_the_same_batch(model, layout, tmp_path):
             "train.learning_rate": 0.1,
         }
     )
-    whole = fitted(in_layout(job, Layout("vmap")), tmp_path / "whole")
-    split = fitted(in_layout(job, layout), tmp_path / "split")
+    whole = fitted(with_layout(job, Layout("vmap")), tmp_path / "whole")
+    split = fitted(with_layout(job, layout), tmp_path / "split")
     close(split.population.variables, whole.population.variables, 1e-5)
 
 
@@ -96,28 +96,28 @@ def students_job(mode, **overrides):
 def test_students_are_the_same_on_every_layout(mode, layout, tmp_path):
     """The teachers' work is shared out among the devices, three teachers over four of them."""
     job = students_job(mode, **{"data.augment.noise": 0.1})
-    one = fitted(in_layout(job, Layout("vmap")), tmp_path / "one")
-    many = fitted(in_layout(job, layout), tmp_path / "many")
+    one = fitted(with_layout(job, Layout("vmap")), tmp_path / "one")
+    many = fitted(with_layout(job, layout), tmp_path / "many")
     close(many.population.variables, one.population.variables, 1e-5)
 
 
 def compiled_text(job):
     rounds = job.order(0)[None]
     chunk = training.compiled_chunk(job.program, job.patience, job.eval_every)
-    lessons, validation = mesh.everywhere((job.lessons, job.validation), job.program.layout)
+    stage_data, validation = mesh.everywhere((job.stage_data, job.validation), job.program.layout)
     progress = mesh.spread_out(training.first_progress(job), job.program.layout)
-    return chunk.lower(progress, job.hyper, rounds, np.int32(0), lessons, validation).compile().as_text()
+    return chunk.lower(progress, job.hyper, rounds, np.int32(0), stage_data, validation).compile().as_text()
 
 
 def test_members_never_speak_to_each_other():
     """No collective in the compiled text; and the test would see one, for split batches have them."""
     job = teachers_job(**{"model.name": "cnn(widths=(4, 4), dense=8)"})
-    assert not re.search(COLLECTIVES, compiled_text(in_layout(job, Layout("vmap", 4))))
-    assert re.search("all-reduce", compiled_text(in_layout(job, Layout("vmap", 2, 2))))
+    assert not re.search(COLLECTIVES, compiled_text(with_layout(job, Layout("vmap", 4))))
+    assert re.search("all-reduce", compiled_text(with_layout(job, Layout("vmap", 2, 2))))
 
 
 def test_students_gather_what_teachers_say_and_nothing_larger():
-    job = in_layout(students_job("output_avg"), Layout("vmap", 2))
+    job = with_layout(students_job("output_avg"), Layout("vmap", 2))
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", compiled_text(job))
     assert gathered == ["3,16,4"]  # K teachers, B images, C classes
 
@@ -237,11 +237,13 @@ def test_processes_are_told_apart_in_one_line(processes):
 
 
 def test_a_part_is_its_members_alone(tmp_path):
-    job = in_layout(teachers_job(), Layout("map"))
+    job = with_layout(teachers_job(), Layout("map"))
     whole = fitted(job, tmp_path / "whole")
     pieces = jobs.parts(job, 3)
     assert [len(piece.names) for piece in pieces] == [3, 1]
-    joined = training.joined([fitted(piece, tmp_path / piece.stage.replace("/", "-")) for piece in pieces])
+    joined = training.concatenate(
+        [fitted(piece, tmp_path / piece.stage.replace("/", "-")) for piece in pieces]
+    )
     assert joined.population.names == whole.population.names
     jax.tree.map(np.testing.assert_array_equal, joined.population.variables, whole.population.variables)
     np.testing.assert_array_equal(joined.val_nll, whole.val_nll)

@@ -138,7 +138,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from mtkd_jax.runs import workdir
-with workdir.locked(Path(sys.argv[1])):
+with workdir.lock(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
 """
@@ -159,9 +159,9 @@ def test_a_second_run_is_refused_until_the_first_one_is_dead(command, whole, tmp
 
 def test_a_lock_is_given_back_and_a_finished_report_needs_none(whole, tmp_path):
     for _ in range(2):
-        with workdir.locked(tmp_path), pytest.raises(UserError, match="in use"), workdir.locked(tmp_path):
+        with workdir.lock(tmp_path), pytest.raises(UserError, match="in use"), workdir.lock(tmp_path):
             pass
-    with workdir.locked(whole):
+    with workdir.lock(whole):
         assert experiment.run(small.config(**FUSED), whole, quiet=True) == workdir.read_report(whole)
 
 
@@ -325,7 +325,7 @@ def test_a_stage_of_another_run_or_in_the_place_of_another_is_refused(command, w
 def test_other_rules_in_a_finished_run_train_nothing_and_are_reported(command, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
     into, asked = tmp_path / "run", ["--config.fusion.rules=('mean_probs','copeland')"]
-    monkeypatch.setattr(training, "advanced", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(training, "advance", lambda *_: pytest.fail("trained"))
     assert main.main([*command, f"--workdir={into}", *asked]) == 0
     report = workdir.read_report(into)
     assert [row["name"] for row in report["rows"] if row["role"] == "ensemble"] == ["mean_probs", "copeland"]

@@ -47,7 +47,7 @@ def _main(argv: Sequence[str] | None) -> None:
     mesh.use_devices()
     workdir.use_compile_cache()
     begun, others = time.perf_counter(), tell.seconds_of_others()
-    result = measured(asked)
+    result = measure_suite(asked)
     result["machine"] = tell.machine(_share(others, begun))
     where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
     if asked.json is not None:
@@ -57,7 +57,7 @@ def _main(argv: Sequence[str] | None) -> None:
     document.say(tell.terminal(result), "What this shows", tell.findings(result), where)
 
 
-def measured(asked: argparse.Namespace) -> dict:
+def measure_suite(asked: argparse.Namespace) -> dict:
     """One suite's numbers; medians are in seconds, multiplied by `scale` in its unit."""
     if asked.suite == "fusion":
         result = rules.measure(**rule_study.COST, quick=asked.quick)

@@ -30,7 +30,7 @@ class Side(NamedTuple):
     units: float = 1  # of work in one call, such as training steps of one member
 
 
-def measured(
+def measure(
     of: Case, makers: Mapping[str, Callable[[], Side]], rounds: int, to_the_end: bool = False
 ) -> tuple[list[dict], list[dict]]:
     """(records, left out) of the sides of one case; a side is made, and compiled, only here.
@@ -58,11 +58,11 @@ def take_turns(sides: Mapping[str, Side], rounds: int, behind: float) -> dict[st
         best = min((values[0] for values in seconds.values() if values), default=0.0)
         for name, side in sides.items():
             if number == 0 or seconds[name][0] <= behind * best:
-                seconds[name].append(timed(side.run) / side.units)
+                seconds[name].append(time_call(side.run) / side.units)
     return seconds
 
 
-def timed(run: Callable[[], object]) -> float:
+def time_call(run: Callable[[], object]) -> float:
     """Seconds of one call."""
     begun = time.perf_counter()
     run()

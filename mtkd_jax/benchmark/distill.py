@@ -30,8 +30,8 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
     for network in networks:
         for num_teachers, num_students in cases:
             case = Case(network.name, f"K={num_teachers} S={num_students}")
-            makers = _makers(network, engine.frozen(network, num_teachers), num_students)
-            records += clock.measured(case, makers, 3 if quick else 7, to_the_end=True)[0]
+            makers = _makers(network, engine.freeze(network, num_teachers), num_students)
+            records += clock.measure(case, makers, 3 if quick else 7, to_the_end=True)[0]
     return {
         "unit": UNIT,
         "scale": 1e3,
@@ -68,7 +68,7 @@ def _makers(network: Network, teachers: Population, num_students: int) -> dict[s
         return Side(lambda: [run() for run in runs], network.num_steps)
 
     job = engine.students(network, num_students, (teachers,))
-    makers = {CACHED: lambda: steps(engine.cached(job)), ASKED: lambda: steps(job)}
+    makers = {CACHED: lambda: steps(engine.cache_teachers(job)), ASKED: lambda: steps(job)}
     if num_students > 1:
         return {APART: apart, **makers}
     alone = engine.students(network, 1, ())

@@ -33,15 +33,15 @@ def students(network: Network, num_members: int, ensemble: Ensemble) -> Job:
     """Members that share their batches and the teachers, if there are any."""
     order = networks.order(network, 1)[:, 0]
     job = _job(network, num_members, order, "auto", ensemble)
-    return tuning.in_layout(job, fastest(job))
+    return tuning.with_layout(job, fastest(job))
 
 
-def cached(job: Job) -> Job:
+def cache_teachers(job: Job) -> Job:
     """The same students, whose teachers have been asked beforehand."""
-    return teacher_cache.filled(dataclasses.replace(job, teacher_cache="float32"), {})
+    return teacher_cache.fill(dataclasses.replace(job, teacher_cache="float32"), {})
 
 
-def frozen(network: Network, num_members: int) -> Population:
+def freeze(network: Network, num_members: int) -> Population:
     """Networks as they are initialised."""
     model = network.model
     variables = population.init(model, jax.random.split(jax.random.key(2), num_members), network.shape)
@@ -52,31 +52,31 @@ def fastest(job: Job) -> Layout:
     """What a long run with `runtime.how = auto` would be trained in, found out by its own trial."""
     if len(job.candidates) == 1:
         return job.candidates[0]
-    seconds = list(tuning.timed(job).values())
+    seconds = list(tuning.measure(job).values())
     return job.candidates[seconds.index(min(seconds))]
 
 
 def side(job: Job) -> Side:
     """A call trains every member for the steps of an epoch; counted are steps of one member."""
-    run = prepared(job)
+    run = prepare(job)
     run()
     return Side(run, len(job.order(0)) * len(job.names))
 
 
-def prepared(job: Job) -> Callable[[], object]:
+def prepare(job: Job) -> Callable[[], object]:
     """An epoch of the job at every call; the first one compiles.
 
     The chunk of `training.fit`: several steps under a scan, donated state, and at the end validation (on one
     example here) and the copy of the best weights.
     """
     layout, rounds = job.program.layout, job.order(0)[None]
-    lessons, validation = mesh.everywhere((job.lessons, job.validation), layout)
+    stage_data, validation = mesh.everywhere((job.stage_data, job.validation), layout)
     progress = mesh.spread_out(first_progress(job), layout)
     chunk = compiled_chunk(job.program, job.patience, job.eval_every)
 
     def run():
         nonlocal progress
-        progress, metrics = chunk(progress, job.hyper, rounds, np.int32(0), lessons, validation)
+        progress, metrics = chunk(progress, job.hyper, rounds, np.int32(0), stage_data, validation)
         return jax.block_until_ready((progress, metrics))
 
     return run

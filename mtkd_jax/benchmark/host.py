@@ -52,7 +52,7 @@ def _case(name: str, job: Job, rounds: int) -> tuple[list[dict], str]:
     waits: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Logbook(Path(folder), quiet=True) as logbook:
         makers = {RUN: lambda: in_a_run(job, logbook, waits), DEVICE: lambda: alone(job)}
-        records, _ = clock.measured(Case(name), makers, rounds, to_the_end=True)
+        records, _ = clock.measure(Case(name), makers, rounds, to_the_end=True)
     records.append({**Case(name)._asdict(), "side": HOST, **clock.summary(waits[-rounds:])})
     whole, host = (next(one["median"] for one in records if one["side"] == side) for side in (RUN, HOST))
     size = training.pieces(job)[0].num_steps
@@ -69,7 +69,7 @@ def stages() -> Mapping[str, Job]:
     ahead, borrowed, _ = experiment.planned(config, split)
     done = plan.rehearse(ahead, config, borrowed)
     digits = {
-        f"digits, {stage.name}": forecast.in_pieces(teacher_cache.filled(stage.make(done), {}))
+        f"digits, {stage.name}": forecast.in_pieces(teacher_cache.fill(stage.make(done), {}))
         for stage in ahead
     }
     return {**digits, "cnn, K = 8": engine.teachers(NETWORKS["cnn"], 8)}
@@ -83,12 +83,12 @@ def in_a_run(job: Job, logbook: Logbook, waits: list[float]) -> Side:
     def run():
         nonlocal progress
         waited, ready = 0.0, time.perf_counter()
-        for piece, indices, lessons in training.given(job, first):
+        for piece, indices, stage_data in training.iterate_pieces(job, first):
             waited += time.perf_counter() - ready
-            progress, metrics = training.advanced(job, piece, progress, hyper, indices, lessons, validation)
+            progress, metrics = training.advance(job, piece, progress, hyper, indices, stage_data, validation)
             jax.block_until_ready((progress, metrics))
             ready = time.perf_counter()
-            training.recorded(job, piece, metrics, logbook)
+            training.record(job, piece, metrics, logbook)
             mesh.on_host(progress.stopped)
         waits.append(waited + time.perf_counter() - ready)
 
@@ -106,7 +106,7 @@ def alone(job: Job) -> Side:
 
     def run():
         nonlocal progress
-        progress, metrics = chunk(progress, hyper, rounds, np.int32(0), job.lessons, validation)
+        progress, metrics = chunk(progress, hyper, rounds, np.int32(0), job.stage_data, validation)
         jax.block_until_ready((progress, metrics))
 
     run()
@@ -116,6 +116,6 @@ def alone(job: Job) -> Side:
 def _begun(job: Job) -> tuple:
     """(job, validation, hyper, progress) where the device finds them, as at the first piece of a stage."""
     layout = job.program.layout
-    lessons, validation, hyper = mesh.everywhere((job.lessons, job.validation, job.hyper), layout)
+    stage_data, validation, hyper = mesh.everywhere((job.stage_data, job.validation, job.hyper), layout)
     progress = mesh.spread_out(training.first_progress(job), layout)
-    return dataclasses.replace(job, lessons=lessons), validation, hyper, progress
+    return dataclasses.replace(job, stage_data=stage_data), validation, hyper, progress

@@ -27,7 +27,7 @@ def measure(networks: Sequence[Network], quick: bool, sizes: Sequence[int] = SIZ
     makers |= {f"products of {size}": lambda size=size: product_on_each_device(size) for size in sizes}
     trained = [f"{network.name}, K = {NUM_MEMBERS}" for network in networks]
     makers |= {case: lambda network=network: training(network) for case, network in zip(trained, networks)}
-    seconds, _ = clock.measured(Case("rate"), makers, 3 if quick else 7, to_the_end=True)
+    seconds, _ = clock.measure(Case("rate"), makers, 3 if quick else 7, to_the_end=True)
     records = [{**one, **rates(one)} for one in seconds]
     best = max(one["median"] for one in records if one["side"] not in trained)
     return {
@@ -61,7 +61,7 @@ def rates(one: dict) -> dict:
 def training(network: Network) -> Side:
     """The engine; counted are GFLOP of convolutions and dense layers."""
     job = engine.teachers(network, NUM_MEMBERS)
-    side = engine.side(tuning.in_layout(job, engine.fastest(job)))
+    side = engine.side(tuning.with_layout(job, engine.fastest(job)))
     return side._replace(units=side.units * work.of_training(network) / 1e9)
 
 

@@ -81,7 +81,7 @@ def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], 
     for how, layout in layouts.items():
         name_of.setdefault(layout, how)
     makers: dict[str, Callable[[], Side]] = {
-        how: lambda layout=layout: engine.side(tuning.in_layout(job, layout))
+        how: lambda layout=layout: engine.side(tuning.with_layout(job, layout))
         for layout, how in name_of.items()
     }
     makers |= {name: partial(make, network, num_members) for name, make in RIVALS.items()}
@@ -89,7 +89,7 @@ def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], 
         reason = _hopeless(name, network, num_members, quick)
         if reason and makers.pop(name, None):
             left_out.append({"side": name, "reason": reason})
-    records, missing = clock.measured(case, makers, 3 if quick else 7)
+    records, missing = clock.measure(case, makers, 3 if quick else 7)
     chosen = engine.fastest(job)
     measured = {one["side"]: one for one in records}
     for name, layout in {**layouts, "auto": chosen}.items():
@@ -111,7 +111,7 @@ def _layouts(
             left_out.append({"side": how, "reason": str(error)})
     for layout in candidates:
         if layout not in layouts.values():
-            layouts[f"{layout.walk} spread"] = layout
+            layouts[f"{layout.member_loop} spread"] = layout
     return layouts, left_out
 
 

@@ -47,7 +47,7 @@ def measure(quick: bool) -> dict:
     }
 
 
-def trained(width: int, num_members: int) -> dict:
+def train(width: int, num_members: int) -> dict:
     """What a child does: bytes forecast, and bytes its resident set grows by.
 
     With JAX started and all of it compiled by an earlier child, so that neither is counted.
@@ -57,7 +57,7 @@ def trained(width: int, num_members: int) -> dict:
     network = NETWORKS["mlp"]._replace(arguments={"hidden": (width, width)})
     job = engine.teachers(network, num_members)
     before = _resident("VmRSS")
-    engine.prepared(job)()
+    engine.prepare(job)()
     grown = _resident("VmHWM") - before
     return {"forecast": forecast.peak_bytes(job), "grown": grown}
 
@@ -69,4 +69,4 @@ def _resident(what: str) -> int:
 
 
 if __name__ == "__main__":
-    children.answer(trained(*map(int, sys.argv[1:])))
+    children.answer(train(*map(int, sys.argv[1:])))

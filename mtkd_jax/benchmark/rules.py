@@ -21,7 +21,7 @@ def measure(num_members: int, num_examples: int, num_classes: int, quick: bool) 
     names = [name for names in rule_study.families().values() for name in names if name in rules.RULES]
     makers = {name: partial(_side, name, logits) for name in names}
     case = Case(f"{num_members} members, {num_examples:,} examples, {num_classes} classes")
-    records, left_out = clock.measured(case, makers, 3 if quick else 7, to_the_end=True)
+    records, left_out = clock.measure(case, makers, 3 if quick else 7, to_the_end=True)
     return {
         "unit": UNIT,
         "scale": 1e3,

@@ -14,7 +14,7 @@ from mtkd_jax.benchmark import children, clock, engine
 from mtkd_jax.benchmark.clock import Case
 from mtkd_jax.benchmark.networks import NETWORKS, Network
 from mtkd_jax.engine import tuning
-from mtkd_jax.engine.population import natural_walk
+from mtkd_jax.engine.population import natural_member_loop
 from mtkd_jax.mesh import Layout
 from mtkd_jax.runs import workdir
 
@@ -71,9 +71,9 @@ def on_devices(name: str, num_members: int, num_devices: int, calls: int) -> dic
     """What a child does: seconds of one step of one member, in each of some calls."""
     workdir.use_compile_cache()
     job = engine.teachers(NETWORKS[name], num_members)
-    layout = Layout(natural_walk(job.program.model), num_devices)
-    side = engine.side(tuning.in_layout(job, layout))
-    return {"seconds": [clock.timed(side.run) / side.units for _ in range(calls)]}
+    layout = Layout(natural_member_loop(job.program.model), num_devices)
+    side = engine.side(tuning.with_layout(job, layout))
+    return {"seconds": [clock.time_call(side.run) / side.units for _ in range(calls)]}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _case(network: Network, cache: str, rounds: int) -> list[dict]:
         "imports": lambda: Side(lambda: _start("", cache)),
     }
     case = Case(network.name, f"K = {NUM_MEMBERS}")
-    return clock.measured(case, makers, rounds, to_the_end=True)[0]
+    return clock.measure(case, makers, rounds, to_the_end=True)[0]
 
 
 def _start(name: str, cache: str) -> None:
@@ -66,7 +66,7 @@ def first_steps(name: str, num_members: int) -> dict:
     mesh.use_devices()
     workdir.use_compile_cache()
     if name:
-        engine.prepared(engine.teachers(NETWORKS[name], num_members))()
+        engine.prepare(engine.teachers(NETWORKS[name], num_members))()
     return {"devices": workdir.environment(0)["devices"]}
 
 

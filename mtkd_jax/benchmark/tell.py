@@ -77,7 +77,7 @@ def terminal(result: dict) -> Group:
     """The tables for a terminal."""
     parts = []
     for title, sheet in sheets(result):
-        parts += [Text(f"\n{title}", style="bold"), tables.drawn(*sheet)]
+        parts += [Text(f"\n{title}", style="bold"), tables.render(*sheet)]
     return Group(*parts)
 
 

@@ -41,7 +41,7 @@ def shift(image: Array, key: Array, *, pixels: int) -> Array:
             f"shift = {pixels}: must be less than {min(height, width)}, for images {height}x{width}"
         )
     down, right = places.below(key, 2 * pixels + 1, 2 * pixels + 1) - pixels
-    return places.taken(image, jnp.arange(height)[:, None] + down, jnp.arange(width)[None, :] + right)
+    return places.take(image, jnp.arange(height)[:, None] + down, jnp.arange(width)[None, :] + right)
 
 
 def cutout(image: Array, key: Array, *, size: int) -> Array:

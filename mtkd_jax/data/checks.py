@@ -14,7 +14,7 @@ import numpy as np
 from mtkd_jax.types import DataSet, UserError, printable
 
 
-def checked(dataset: DataSet, where: str) -> DataSet:
+def check(dataset: DataSet, where: str) -> DataSet:
     """The same data with int32 labels [N] and uint8 or float32 images, and notes on what is suspicious.
 
     Raises `UserError` naming the array for shapes, kinds and labels that cannot be, classes without an
@@ -74,7 +74,7 @@ def checked(dataset: DataSet, where: str) -> DataSet:
         raise wrong("train_labels", f"{dataset.num_classes} class: must be at least 2")
     counts = np.bincount(fields["train_labels"], minlength=dataset.num_classes)
     if empty := np.flatnonzero(counts == 0).tolist():
-        unnamed = dataset.class_names == numbered(dataset.num_classes)
+        unnamed = dataset.class_names == number_names(dataset.num_classes)
         hint = "; numpy.unique(labels, return_inverse=True)[1] counts from 0 without gaps" if unnamed else ""
         raise wrong(
             "train_labels",
@@ -88,9 +88,7 @@ def checked(dataset: DataSet, where: str) -> DataSet:
             f"{test.dtype} {test.shape[1:]}: must be as in train_images, {train.dtype} {train.shape[1:]}",
         )
     dataset = dataclasses.replace(dataset, **fields)
-    dataset = dataclasses.replace(
-        dataset, **_checked_groups(dataset, wrong), **_checked_val_rows(dataset, wrong)
-    )
+    dataset = dataclasses.replace(dataset, **_check_groups(dataset, wrong), **_check_val_rows(dataset, wrong))
     notes = _names_alike(dataset.class_names)
     # Images that are read when they are asked for are files, which have one scale.
     if isinstance(train, np.ndarray) and isinstance(test, np.ndarray):
@@ -278,7 +276,7 @@ def _meaning(name: str) -> str | float:
 # --- groups and rows ----------------------------------------------------------------------------------
 
 
-def _checked_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray | None]:
+def _check_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray | None]:
     """Groups as int32, given for both parts or for neither."""
     given = {part: getattr(dataset, f"{part}_groups") for part in ("train", "test")}
     if all(groups is None for groups in given.values()):
@@ -291,7 +289,7 @@ def _checked_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray |
     return {f"{part}_groups": groups.astype(np.int32) for part, groups in given.items()}
 
 
-def _checked_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
+def _check_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
     """Rows of the training set, sorted, each once."""
     rows = dataset.val_rows
     if rows is None:
@@ -312,24 +310,24 @@ def _checked_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray
 # --- words and files ----------------------------------------------------------------------------------
 
 
-def numbered(num_classes: int) -> tuple[str, ...]:
+def number_names(num_classes: int) -> tuple[str, ...]:
     return tuple(str(c) for c in range(num_classes))
 
 
 def names_from(labels: np.ndarray, where: str) -> tuple[str, ...]:
     """Class numbers as names, for a file without names: as many as the training labels ask for."""
     if labels.dtype.kind not in "iu" or labels.size == 0 or labels.max() < 0:
-        return numbered(0)
+        return number_names(0)
     # More classes than examples leave a class empty. Said here, before a stray label of 10**9 names as many.
     if labels.max() >= labels.size:
         raise UserError(
             f"{where}: train_labels: reaches {labels.max()} in {labels.size} examples: "
             "must be 0..C-1 with every class in the training set"
         )
-    return numbered(int(labels.max()) + 1)
+    return number_names(int(labels.max()) + 1)
 
 
-def shortened(words: Sequence[str]) -> str:
+def shorten(words: Sequence[str]) -> str:
     """A list of words for a line: the first twelve, and how many more there are."""
     more = f" and {len(words) - 12} more" if len(words) > 12 else ""
     return f"{', '.join(words[:12])}{more}" or "nothing"
@@ -339,7 +337,7 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def opened(path: str | os.PathLike, mode: str = "r", **options) -> IO:
+def open_file(path: str | os.PathLike, mode: str = "r", **options) -> IO:
     """`open`; OSError for what is no regular file: a pipe would be waited for, a device may not end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("no regular file")

@@ -62,7 +62,7 @@ def read(path: str | os.PathLike, *, shape: tuple[int, int, int], fit: str = "cr
     if channels not in (1, 3):
         raise UserError(f"images: {channels} channels: must be 1 (grey) or 3 (colour)")
     bring_to_size = fitting(fit)
-    with _opened(path) as image:
+    with _open(path) as image:
         # A JPEG is decoded at an eighth, a quarter or half of its size where twice the shape remains.
         image.draft(None, (2 * max(height, width),) * 2)
         has_16_bits = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
@@ -87,13 +87,13 @@ def files_below(folder: str | os.PathLike) -> list[Path]:
         place = waiting.pop(0)
         if (here := os.path.realpath(place)) not in seen:
             seen.add(here)
-            folders, names = listed(place)
+            folders, names = list_entries(place)
             found += [place / name for name in names]
             waiting += [place / name for name in folders]
     return sorted(found)
 
 
-def listed(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+def list_entries(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     """Names of the folders and of all else in a folder, sorted, links followed, without those of the system.
 
     Raises UserError naming the folder where it may not be read.
@@ -128,7 +128,7 @@ def shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
 
     Raises `UserError` as `read` does, but cannot see that the rest of a file is damaged.
     """
-    with _opened(path) as image:
+    with _open(path) as image:
         width, height = image.size
         # Pillow gives the size of a TIFF as it is turned, of all others as they are stored.
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
@@ -148,7 +148,7 @@ def fitting(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
     """The image of a file, its pixels not yet decoded; whatever goes wrong with it names the file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for

@@ -69,7 +69,7 @@ def _warped(image: Array, row=(1.0, 0.0), column=(0.0, 1.0), down=0.0, right=0.0
     x = jnp.arange(width, dtype=jnp.float32)[None, :] - (width - 1) / 2
     rows = row[0] * y + row[1] * x + down + (height - 1) / 2
     columns = column[0] * y + column[1] * x + right + (width - 1) / 2
-    return places.taken(image, _nearest(rows), _nearest(columns))
+    return places.take(image, _nearest(rows), _nearest(columns))
 
 
 def _nearest(coordinates: Array) -> Array:

@@ -52,7 +52,7 @@ class Machine(NamedTuple):
     num_bytes: float  # read or written
 
 
-def estimated(job: Job, machine: Machine) -> Cost:
+def estimate(job: Job, machine: Machine) -> Cost:
     """The card of one stage by formula; nothing is compiled but the count of the network's products."""
     fixed, each = estimated_bytes(job)
     num_at_once = _as_many_as_fit(job, fixed, each)
@@ -60,7 +60,7 @@ def estimated(job: Job, machine: Machine) -> Cost:
     return _cost(job, num_at_once, num_bytes, estimated_seconds(job, machine), timed=False)
 
 
-def timed(job: Job) -> Cost:
+def measure(job: Job) -> Cost:
     """The same from the program itself: compiles it three times and runs a few steps."""
     num_at_once = members_at_once(job)
     seconds = sum(map(seconds_per_step, parts(job, num_at_once))) * job.num_steps
@@ -87,8 +87,8 @@ def flops(job: Job) -> float:
     """Of the whole stage: three forward passes of every member and one of every teacher that is asked."""
     program, batch_size, shape = job.program, job.order(0).shape[-1], job.image.shape
     of_one = FORWARDS_PER_STEP * len(job.names) * forward_flops(program.model, shape)
-    if job.lessons.said is None:
-        for model, variables in zip(program.teachers, job.lessons.teachers):
+    if job.stage_data.cached_logits is None:
+        for model, variables in zip(program.teachers, job.stage_data.teachers):
             of_one += len(jax.tree.leaves(variables)[0]) * forward_flops(model, shape)
     return of_one * batch_size * job.num_steps
 
@@ -157,12 +157,12 @@ def estimated_seconds(job: Job, machine: Machine) -> float:
 def seconds_per_step(job: Job, num_steps: int = 4, num_rounds: int = 3) -> float:
     """Wall time of one training step of all members, the best of a few rounds; nothing is kept."""
     indices = job.order(0)[:num_steps]
-    lessons = mesh.everywhere(job.lessons, job.program.layout)
+    stage_data = mesh.everywhere(job.stage_data, job.program.layout)
     progress, steps = first_progress(job), compiled_part(job.program)
     seconds = []
     for _ in range(num_rounds + 1):  # the first one compiles
         begun = time.perf_counter()
-        progress = jax.block_until_ready(steps(progress, job.hyper, indices, np.int32(0), lessons))
+        progress = jax.block_until_ready(steps(progress, job.hyper, indices, np.int32(0), stage_data))
         seconds.append(time.perf_counter() - begun)
     return min(seconds[1:]) / len(indices)
 
@@ -179,7 +179,7 @@ def members_at_once(job: Job) -> int:
     if job.at_once:
         return min(job.at_once, num_members)
     state = _state_bytes(part(job, range(job.num_peers))) / job.num_peers
-    if 8 * state * num_members + _num_bytes((job.lessons, job.validation)) < memory_limit() / 4:
+    if 8 * state * num_members + _num_bytes((job.stage_data, job.validation)) < memory_limit() / 4:
         return num_members
     return _as_many_as_fit(job, *bytes_of_members(job))
 
@@ -202,9 +202,9 @@ def estimated_bytes(job: Job) -> tuple[float, float]:
     time.
     """
     layout, num_members = job.program.layout, len(job.names)
-    fixed = _num_bytes((job.lessons, job.validation)) * layout.num_devices
+    fixed = _num_bytes((job.stage_data, job.validation)) * layout.num_devices
     state, activations = _state_bytes(job) / num_members, _activation_bytes(job)
-    if layout.walk == "vmap":
+    if layout.member_loop == "vmap":
         return fixed, 2 * state + activations
     return fixed + activations * layout.member, 2 * state
 
@@ -235,7 +235,7 @@ def _state_bytes(job: Job) -> int:
     """What the members hold between two steps, and their best weights; nothing is computed."""
     program = job.program
     variables = jax.eval_shape(jax.vmap(program.model.init, (0, None)), job.init_keys, job.image)
-    state = jax.eval_shape(lambda *of: init_state(program, *of, job.lessons), variables, job.init_keys)
+    state = jax.eval_shape(lambda *of: init_state(program, *of, job.stage_data), variables, job.init_keys)
     return _num_bytes((state, variables))
 
 
@@ -259,9 +259,9 @@ def bytes_of_members(job: Job) -> tuple[float, float]:
 def program_bytes(job: Job) -> int:
     """Arguments, results and intermediate arrays of one compiled chunk, as the compiler plans them."""
     rounds = job.order(0)[: job.eval_every * len(job.order(0))][None]
-    lessons, validation = mesh.everywhere((job.lessons, job.validation), job.program.layout)
+    stage_data, validation = mesh.everywhere((job.stage_data, job.validation), job.program.layout)
     chunk = compiled_chunk(job.program, job.patience, job.eval_every)
-    arguments = (first_progress(job), job.hyper, rounds, np.int32(0), lessons, validation)
+    arguments = (first_progress(job), job.hyper, rounds, np.int32(0), stage_data, validation)
     planned = chunk.lower(*arguments).compile().memory_analysis()
     of_device = (
         planned.argument_size_in_bytes

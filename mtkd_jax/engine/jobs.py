@@ -16,7 +16,7 @@ from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import layouts
 from mtkd_jax.engine.population import frozen_parts, take
-from mtkd_jax.engine.step import Lessons, Program
+from mtkd_jax.engine.step import Program, StageData
 from mtkd_jax.mesh import Layout
 from mtkd_jax.types import Array, Ensemble, Examples, Images, Model, PyTree, Recipe, UserError
 
@@ -27,7 +27,7 @@ class Job:
 
     stage: str  # also the name of its checkpoint folder
     program: Program
-    lessons: Lessons
+    stage_data: StageData
     names: tuple[str, ...]  # [M]
     hyper: Mapping[str, np.ndarray]  # {name: [M,...]}
     init_keys: Array  # [M] typed keys: initial weights and each member's own randomness
@@ -39,7 +39,7 @@ class Job:
     candidates: tuple[Layout, ...] = ()  # layouts to choose from by timing; program.layout is the first guess
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
     teacher_cache: str = "off"  # see teacher_cache.MODES
-    images: Images | None = None  # read when they are asked for; lessons.examples then holds no image
+    images: Images | None = None  # read when they are asked for; stage_data.examples then holds no image
     stream_bytes: int = 2**28  # of them held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
@@ -109,10 +109,10 @@ def make(
         augmentation=tuple(sorted(config.data.augment.items())) if augment else (),
         layout=candidates[0],
     )
-    lessons = Lessons(
+    stage_data = StageData(
         examples=examples,
         teachers=teacher_variables,
-        said=None,
+        cached_logits=None,
         prepared=dict(prepared or {}),
         temperatures=jnp.asarray(temperatures, jnp.float32),
         key=jax.random.fold_in(key, word("lessons")),
@@ -120,7 +120,7 @@ def make(
     return Job(
         stage=stage,
         program=program,
-        lessons=lessons,
+        stage_data=stage_data,
         names=names,
         hyper=hyper,
         init_keys=jax.vmap(lambda m: jax.random.fold_in(key, m))(members),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from mtkd_jax.engine.population import natural_walk
+from mtkd_jax.engine.population import natural_member_loop
 from mtkd_jax.mesh import Layout
 from mtkd_jax.types import Model, UserError
 
@@ -24,7 +24,7 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
         raise UserError(f"config.runtime.data_shards: {data_shards}, but there are {num_devices} devices")
     most = num_devices // data_shards
     spread = min(most, num_members)
-    natural = natural_walk(model)
+    natural = natural_member_loop(model)
     if jax.process_count() > 1:  # every process must have a part in it, and no clock may decide
         return (Layout(natural, most, data_shards),)
     if how == "auto":

@@ -46,10 +46,10 @@ def over_members(function: Callable, how: str) -> Callable:
         return partial(_one_by_one, function)
     if how == "loop":
         return partial(_one_by_one, jax.jit(function))
-    raise ValueError(f"how is {how!r}; known are {', '.join(mesh.WALKS)}")
+    raise ValueError(f"how is {how!r}; known are {', '.join(mesh.MEMBER_LOOPS)}")
 
 
-def natural_walk(model: Model) -> str:
+def natural_member_loop(model: Model) -> str:
     """How members are walked unless somebody has measured: `map` for convolutions on a CPU, else `vmap`."""
     return "map" if model.convolutional and jax.default_backend() == "cpu" else "vmap"
 
@@ -100,7 +100,7 @@ def apply_ensemble(
     """
     logits, embedding, features = [], [], []
     for model, stacked in zip(models, variables):
-        outputs = over_members(_evaluate(model, needs), natural_walk(model))(stacked, image)
+        outputs = over_members(_evaluate(model, needs), natural_member_loop(model))(stacked, image)
         logits.append(outputs.logits)
         embedding.extend(outputs.embedding)
         features.extend(
@@ -129,10 +129,10 @@ def frozen_parts(ensemble: Ensemble) -> tuple[tuple[Model, ...], tuple[PyTree, .
 def logits(population: Population, images: np.ndarray | Images) -> np.ndarray:
     """Logits [M,N,C] of every member on images [N,h,w,c] (uint8 or float32), on the host."""
     predict = _predict(population.model)
-    return np.swapaxes(in_blocks(lambda part: predict(population.variables, part), images), 0, 1)
+    return np.swapaxes(map_blocks(lambda part: predict(population.variables, part), images), 0, 1)
 
 
-def in_blocks(function: Callable, images: np.ndarray | Images, size: int = 512) -> np.ndarray:
+def map_blocks(function: Callable, images: np.ndarray | Images, size: int = 512) -> np.ndarray:
     """`function` of images [N,...], a block at a time; its results [N,...] side by side on the host.
 
     The last block is filled up, so that one compiled program serves all of them. Raises Interrupted between
@@ -149,7 +149,7 @@ def in_blocks(function: Callable, images: np.ndarray | Images, size: int = 512) 
     return np.concatenate(parts)
 
 
-def blanks(function: Callable, images: np.ndarray) -> np.ndarray:
+def zeros_like_output(function: Callable, images: np.ndarray) -> np.ndarray:
     """Zeros in the shape of what `in_blocks` returns; nothing is computed."""
     of_one = jax.eval_shape(function, images[:1])
     return np.zeros((len(images), *of_one.shape[1:]), of_one.dtype)
@@ -176,7 +176,7 @@ def _init(model: Model, image_shape: tuple[int, ...]) -> Callable:
 @lru_cache
 def _predict(model: Model) -> Callable:
     def predict(variables, image):
-        evaluate = over_members(_evaluate(model), natural_walk(model))
+        evaluate = over_members(_evaluate(model), natural_member_loop(model))
         return jnp.swapaxes(evaluate(variables, scale(image)).logits, 0, 1)
 
     return mesh.jit(predict)

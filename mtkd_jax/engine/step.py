@@ -1,8 +1,8 @@
 """The one training step, for a whole population at once, built from a recipe's seven seams.
 
-Three parts. The LESSON (batch, stimulus, teachers, targets) is drawn once for all members when they share
-their batches, or by each member from its own when they do not. Every member SEES it (view, student) and
-LEARNS from it (teach, weigh, aim, term, update, after); between the two, peers exchange what they say.
+Three parts. The INPUTS (batch, stimulus, teachers, targets) are made once for all members when they share
+their batches, or by each member from its own when they do not. Every member computes a FORWARD pass (view,
+student) and an UPDATE (aim, term, gradient, optimiser, after); between the two, peers exchange their logits.
 Nothing here asks which method is trained.
 """
 
@@ -50,7 +50,7 @@ class Program(NamedTuple):
     num_steps: int  # of the whole stage, for the schedule
     augmentation: tuple[tuple[str, float | tuple[int, ...]], ...]
     layout: Layout
-    said_by: str = ""  # how lessons.said is addressed, if there: "example" | "step"
+    cache_index: str = ""  # how stage_data.cached_logits is indexed, if there: "example" | "step"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -60,12 +60,14 @@ class Program(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lessons:
-    """What a stage's lessons are drawn from, constant while it runs, traced."""
+class StageData:
+    """What a stage's batches are made from: constant while it runs, traced."""
 
     examples: Examples
     teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]
-    said: Array | None  # [K,N,C] or [K,S*B,C], their logits where they were asked before; see teacher_cache
+    cached_logits: (
+        Array | None
+    )  # [K,N,C] or [K,S*B,C], their logits where they were asked before; see teacher_cache
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
@@ -73,18 +75,18 @@ class Lessons:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Lesson:
+class _Inputs:
     context: Context
     table: Targets | None  # targets of every (recipe, temperature), stacked; see _table
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Seen:
-    """What a member has made of a lesson, on the rows of this device, and the way back to its parameters."""
+class _Forward:
+    """A member's outputs on the rows of this device, and the way back from these to its parameters."""
 
     outputs: Outputs
-    pull: Callable
+    vjp: Callable
     model_state: PyTree
 
 
@@ -100,7 +102,7 @@ def same_family(a: Recipe, b: Recipe) -> bool:
     return a == b if a.reads_student else a._replace(weigh=b.weigh, aim=b.aim, prepare=b.prepare) == b
 
 
-def init_state(program: Program, variables: PyTree, keys: Array, lessons: Lessons) -> TrainState:
+def init_state(program: Program, variables: PyTree, keys: Array, stage_data: StageData) -> TrainState:
     """The first state of every member, stacked, from variables [M,...] and keys [M]."""
     transform = optimizers.build(program.optimizer, 1.0, 0.0)
     recipe = program.recipes[0]
@@ -113,8 +115,8 @@ def init_state(program: Program, variables: PyTree, keys: Array, lessons: Lesson
             return student, None
         return student, apply_ensemble(program.teachers, teachers, image, program.needs)
 
-    image = jax.eval_shape(loading.scale, lessons.examples.image[:2])
-    student, teacher = jax.eval_shape(outputs_of, variables, lessons.teachers, image)
+    image = jax.eval_shape(loading.scale, stage_data.examples.image[:2])
+    student, teacher = jax.eval_shape(outputs_of, variables, stage_data.teachers, image)
     aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
     return TrainState(
         params=params,
@@ -127,50 +129,50 @@ def init_state(program: Program, variables: PyTree, keys: Array, lessons: Lesson
 
 
 def make_step(program: Program) -> Callable:
-    """(states [M], hyper {name: [M,...]}, indices [B] or [M,B], step [], lessons) -> (states, losses [M]).
+    """(states [M], hyper {name: [M,...]}, indices [B] or [M,B], step [], stage_data) -> (states, losses [M]).
 
     Where the layout has several devices this is one device's part, to be called inside `mesh.spread`.
     """
     recipe, layout = program.recipes[0], program.layout
 
-    def give_lesson(key: Array, indices: Array, step: Array, lessons: Lessons, shared: bool) -> _Lesson:
-        batch, key = _batch(program, key, indices, lessons)
+    def make_inputs(key: Array, indices: Array, step: Array, stage_data: StageData, shared: bool) -> _Inputs:
+        batch, key = _batch(program, key, indices, stage_data)
         progress = step.astype(jnp.float32) / program.num_steps
-        context = Context(batch, None, lessons.prepared, {}, key, step, progress)
+        context = Context(batch, None, stage_data.prepared, {}, key, step, progress)
         if "teach" not in recipe.reads_student:
-            teach = _networks(program, lessons)
-            if lessons.said is not None:
+            teach = _networks(program, stage_data)
+            if stage_data.cached_logits is not None:
                 rows = (
                     indices
-                    if program.said_by == "example"
+                    if program.cache_index == "example"
                     else step * len(indices) + jnp.arange(len(indices))
                 )
-                said = TeacherOutputs(lessons.said[:, rows].astype(jnp.float32), (), ())
-                teach = teach._replace(teachers=lambda image: said)
+                cached = TeacherOutputs(stage_data.cached_logits[:, rows].astype(jnp.float32), (), ())
+                teach = teach._replace(teachers=lambda image: cached)
             elif shared:
                 teach = teach._replace(teachers=mesh.shared_out(teach.teachers, layout))
             context = dataclasses.replace(context, teacher=recipe.teach(context, teach))
-        table = None if recipe.reads_student else _table(program.recipes, context, lessons.temperatures)
-        return jax.lax.stop_gradient(_Lesson(context, table))
+        table = None if recipe.reads_student else _table(program.recipes, context, stage_data.temperatures)
+        return jax.lax.stop_gradient(_Inputs(context, table))
 
-    def aimed(lesson: _Lesson, context: Context, lessons: Lessons) -> Context:
+    def with_targets(inputs: _Inputs, context: Context, stage_data: StageData) -> Context:
         """The context with teachers and targets, neither of which passes a gradient on."""
-        if lesson.table is not None:
-            targets = jax.tree.map(lambda leaf: leaf[context.hyper["target"]], lesson.table)
+        if inputs.table is not None:
+            targets = jax.tree.map(lambda leaf: leaf[context.hyper["target"]], inputs.table)
             return dataclasses.replace(context, targets=targets)
-        seen = jax.lax.stop_gradient(context)
+        known = jax.lax.stop_gradient(context)
         if "teach" in recipe.reads_student:
-            seen = dataclasses.replace(seen, teacher=recipe.teach(seen, _networks(program, lessons)))
-        found = seen.teacher, recipe.aim(seen, recipe.weigh(seen))
+            known = dataclasses.replace(known, teacher=recipe.teach(known, _networks(program, stage_data)))
+        found = known.teacher, recipe.aim(known, recipe.weigh(known))
         teacher, targets = jax.lax.stop_gradient(found)
         return dataclasses.replace(context, teacher=teacher, targets=targets)
 
     def keys_of(state: TrainState, step: Array) -> Array:
         return jax.random.split(jax.random.fold_in(state.key, step), 4)
 
-    def see(state: TrainState, lesson: _Lesson, step: Array) -> _Seen:
+    def forward(state: TrainState, inputs: _Inputs, step: Array) -> _Forward:
         _, view_key, apply_key, _ = keys_of(state, step)
-        image = mesh.own_rows(lesson.context.batch.image, layout)
+        image = mesh.own_rows(inputs.context.batch.image, layout)
         apply_key = mesh.own_key(apply_key, layout)
 
         def outputs_of(params):
@@ -178,68 +180,78 @@ def make_step(program: Program) -> Callable:
             outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
             return with_features(outputs, program.needs, program.model), model_state
 
-        outputs, pull, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
-        return _Seen(outputs, pull, model_state)
+        outputs, vjp, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
+        return _Forward(outputs, vjp, model_state)
 
-    def learn(state, hyper, lesson: _Lesson, seen: _Seen, peers: Peers | None, step, lessons):
+    def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, step, stage_data):
         *_, seam_key = keys_of(state, step)
         context = dataclasses.replace(
-            lesson.context, hyper=hyper, peers=peers, state=state, key=seam_key, step=step
+            inputs.context, hyper=hyper, peers=peers, state=state, key=seam_key, step=step
         )
-        whole = mesh.whole_batch(seen.outputs, layout)
-        context = aimed(lesson, dataclasses.replace(context, student=whole), lessons)
+        whole = mesh.whole_batch(forward_pass.outputs, layout)
+        context = with_targets(inputs, dataclasses.replace(context, student=whole), stage_data)
 
         def loss_of(outputs, aux):
             student = mesh.whole_batch(outputs, layout)
-            said = dataclasses.replace(context, student=student, state=dataclasses.replace(state, aux=aux))
-            return recipe.term(said).mean()
+            known = dataclasses.replace(context, student=student, state=dataclasses.replace(state, aux=aux))
+            return recipe.term(known).mean()
 
-        loss, (by_outputs, by_aux) = jax.value_and_grad(loss_of, argnums=(0, 1))(seen.outputs, state.aux)
-        (by_params,) = mesh.sum_over_data(seen.pull(by_outputs), layout)
-        state = _updated(program, recipe, hyper, step, (by_params, by_aux), state, seen.model_state)
+        loss, (by_outputs, by_aux) = jax.value_and_grad(loss_of, argnums=(0, 1))(
+            forward_pass.outputs, state.aux
+        )
+        (by_params,) = mesh.sum_over_data(forward_pass.vjp(by_outputs), layout)
+        state = _apply_gradients(
+            program, recipe, hyper, step, (by_params, by_aux), state, forward_pass.model_state
+        )
         return recipe.after(state, context), loss
 
-    def alone(member, shared):
-        """A member that needs nobody else: it sees and learns in one go."""
+    def forward_and_update(member, shared):
+        """Both passes of a member that reads nobody else's logits."""
         state, hyper, own_indices = member
-        lesson, step, lessons = shared
-        if lesson is None:
-            lesson = give_lesson(keys_of(state, step)[0], own_indices, step, lessons, shared=False)
-        return learn(state, hyper, lesson, see(state, lesson, step), None, step, lessons)
+        inputs, step, stage_data = shared
+        if inputs is None:
+            inputs = make_inputs(keys_of(state, step)[0], own_indices, step, stage_data, shared=False)
+        return update(state, hyper, inputs, forward(state, inputs, step), None, step, stage_data)
 
-    def one_sees(member, shared):
-        lesson, step = shared
-        return see(member, lesson, step)
+    def forward_of_one(member, shared):
+        inputs, step = shared
+        return forward(member, inputs, step)
 
-    def one_learns(member, shared):
-        (state, hyper, seen), (lesson, logits, step, lessons) = member, shared
-        return learn(state, hyper, lesson, seen, _peers(hyper, logits), step, lessons)
+    def update_of_one(member, shared):
+        (state, hyper, forward_pass), (inputs, logits, step, stage_data) = member, shared
+        return update(state, hyper, inputs, forward_pass, _peers(hyper, logits), step, stage_data)
 
-    def step(states, hyper, indices, step, lessons):
-        walk = layout.walk
+    def step(states, hyper, indices, step, stage_data):
+        member_loop = layout.member_loop
         if indices.ndim == 2:
-            return over_members(alone, walk)((states, hyper, indices), (None, step, lessons))
-        lesson = give_lesson(jax.random.fold_in(lessons.key, step), indices, step, lessons, shared=True)
+            return over_members(forward_and_update, member_loop)(
+                (states, hyper, indices), (None, step, stage_data)
+            )
+        inputs = make_inputs(jax.random.fold_in(stage_data.key, step), indices, step, stage_data, shared=True)
         if recipe.num_peers == 1:
-            return over_members(alone, walk)((states, hyper, None), (lesson, step, lessons))
-        # jit, so that it is traced once: ways back that were traced apart differ, and cannot be stacked.
-        seen = over_members(jax.jit(one_sees), walk)(states, (lesson, step))
-        outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(seen.outputs)
+            return over_members(forward_and_update, member_loop)(
+                (states, hyper, None), (inputs, step, stage_data)
+            )
+        # jit, so that it is traced once: vjps that were traced apart differ, and cannot be stacked.
+        forward_pass = over_members(jax.jit(forward_of_one), member_loop)(states, (inputs, step))
+        outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(forward_pass.outputs)
         logits = jax.lax.stop_gradient(mesh.all_members(outputs.logits, layout))
-        return over_members(one_learns, walk)((states, hyper, seen), (lesson, logits, step, lessons))
+        return over_members(update_of_one, member_loop)(
+            (states, hyper, forward_pass), (inputs, logits, step, stage_data)
+        )
 
     return step
 
 
 @lru_cache
-def compiled_asking(program: Program) -> Callable:
-    """(batches [S,B], lessons) -> [S,K,B,C], what the frozen teachers say of a stage's first S lessons."""
+def compiled_teacher_logits(program: Program) -> Callable:
+    """(batches [S,B], stage_data) -> [S,K,B,C], the frozen teachers' logits on a stage's first S batches."""
 
-    def ask(batches: Array, lessons: Lessons) -> Array:
+    def ask(batches: Array, stage_data: StageData) -> Array:
         def one(numbered: tuple[Array, Array]) -> Array:
             step, indices = numbered
-            batch, _ = _batch(program, jax.random.fold_in(lessons.key, step), indices, lessons)
-            ask_about = mesh.shared_out(_networks(program, lessons).teachers, program.layout)
+            batch, _ = _batch(program, jax.random.fold_in(stage_data.key, step), indices, stage_data)
+            ask_about = mesh.shared_out(_networks(program, stage_data).teachers, program.layout)
             return ask_about(batch.image).logits
 
         return jax.lax.map(one, (jnp.arange(len(batches)), batches))
@@ -247,17 +259,17 @@ def compiled_asking(program: Program) -> Callable:
     return mesh.jit(mesh.on_all(ask, program.layout))
 
 
-def _batch(program: Program, key: Array, indices: Array, lessons: Lessons) -> tuple[Batch, Array]:
+def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) -> tuple[Batch, Array]:
     """The batch after the stimulus, and the key for the other seams."""
     stimulus_key, key = jax.random.split(key)
-    batch = loading.gather(lessons.examples, indices)
+    batch = loading.gather(stage_data.examples, indices)
     stimulus = program.recipes[0].stimulus
-    return stimulus(stimulus_key, batch, augmented(program), _networks(program, lessons)), key
+    return stimulus(stimulus_key, batch, augmentation_of(program), _networks(program, stage_data)), key
 
 
-def _networks(program: Program, lessons: Lessons) -> Networks:
+def _networks(program: Program, stage_data: StageData) -> Networks:
     def teachers(image: Array) -> TeacherOutputs:
-        return apply_ensemble(program.teachers, lessons.teachers, image, program.needs)
+        return apply_ensemble(program.teachers, stage_data.teachers, image, program.needs)
 
     return Networks(teachers, program.model.apply)
 
@@ -265,16 +277,16 @@ def _networks(program: Program, lessons: Lessons) -> Networks:
 def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
     """A member's cohort, from the logits [M,B,C] of all; who broke down must not take the others along."""
     own = logits[hyper["mates"]]
-    sound = jnp.isfinite(own).all(axis=(1, 2))
-    return Peers(jnp.where(sound[:, None, None], own, 0.0), hyper["place"], sound)
+    finite = jnp.isfinite(own).all(axis=(1, 2))
+    return Peers(jnp.where(finite[:, None, None], own, 0.0), hyper["place"], finite)
 
 
-def augmented(program: Program) -> Callable:
+def augmentation_of(program: Program) -> Callable:
     """(key, images) -> images, with the configured augmentation."""
     return lambda key, images: augment.augment(key, images, **dict(program.augmentation))
 
 
-def _updated(
+def _apply_gradients(
     program: Program,
     recipe: Recipe,
     hyper: Mapping[str, Array],

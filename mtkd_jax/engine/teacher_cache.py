@@ -17,7 +17,7 @@ import numpy as np
 from mtkd_jax import mesh
 from mtkd_jax.engine import forecast
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.step import compiled_asking
+from mtkd_jax.engine.step import compiled_teacher_logits
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
 from mtkd_jax.types import Array, UserError
 
@@ -27,7 +27,7 @@ SHARE_OF_MEMORY = 0.25
 Cache = dict[str, Array]  # hash of teachers and stimulus -> logits
 
 
-def filled(job: Job, cache: Cache) -> Job:
+def fill(job: Job, cache: Cache) -> Job:
     """The job with its teachers' logits, from `cache`, which is brought up to date, where they may be kept.
 
     "auto" keeps float32 where the method reads logits alone and memory allows. Asked for by name, a cache
@@ -40,11 +40,11 @@ def filled(job: Job, cache: Cache) -> Job:
     key = _digest(job, by, dtype)
     if key not in cache:
         cache.clear()  # one at a time: stages that share one follow each other
-        cache[key] = _narrowed(_asked(job, by), dtype)
+        cache[key] = _narrow(_ask(job, by), dtype)
     return _with(job, by, cache[key])
 
 
-def outlined(job: Job) -> Job:
+def outline(job: Job) -> Job:
     """The job as `filled` leaves it, but that nobody is asked: zeros stand for the logits."""
     how = _how(job)
     if how is None:
@@ -71,8 +71,8 @@ def _how(job: Job) -> tuple[str, np.dtype] | None:
 
 
 def _with(job: Job, by: str, said: Array) -> Job:
-    lessons = dataclasses.replace(job.lessons, said=said)
-    return dataclasses.replace(job, program=job.program._replace(said_by=by), lessons=lessons)
+    stage_data = dataclasses.replace(job.stage_data, cached_logits=said)
+    return dataclasses.replace(job, program=job.program._replace(cache_index=by), stage_data=stage_data)
 
 
 def _is_identity(job: Job) -> bool:
@@ -96,30 +96,30 @@ def _why_not(job: Job, by: str, dtype: np.dtype) -> str:
 
 
 def _num_rows(job: Job, by: str) -> int:
-    return len(job.lessons.examples.label) if by == "example" else job.num_steps * job.order(0).shape[-1]
+    return len(job.stage_data.examples.label) if by == "example" else job.num_steps * job.order(0).shape[-1]
 
 
 def _num_teachers(job: Job) -> int:
-    return sum(len(jax.tree.leaves(variables)[0]) for variables in job.lessons.teachers)
+    return sum(len(jax.tree.leaves(variables)[0]) for variables in job.stage_data.teachers)
 
 
-def _asked(job: Job, by: str) -> Array:
+def _ask(job: Job, by: str) -> Array:
     """[K,R,C] float32."""
     batch_size = job.order(0).shape[-1]
     if by == "example":
-        num_rows = len(job.lessons.examples.label)
+        num_rows = len(job.stage_data.examples.label)
         indices = np.arange(num_rows + -num_rows % batch_size, dtype=np.int32) % num_rows
         batches = indices.reshape(-1, batch_size)
     else:
         batches = np.concatenate([job.order(epoch) for epoch in range(job.epochs)])
         num_rows = batches.size
-    lessons = mesh.everywhere(job.lessons, job.program.layout)
-    logits = compiled_asking(job.program)(batches, lessons)  # [S,K,B,C]
+    stage_data = mesh.everywhere(job.stage_data, job.program.layout)
+    logits = compiled_teacher_logits(job.program)(batches, stage_data)  # [S,K,B,C]
     by_row = jnp.moveaxis(jnp.asarray(jax.device_get(logits)), 1, 0)
     return by_row.reshape(by_row.shape[0], -1, by_row.shape[-1])[:, :num_rows]
 
 
-def _narrowed(logits: Array, dtype: np.dtype) -> Array:
+def _narrow(logits: Array, dtype: np.dtype) -> Array:
     largest, most = float(jnp.abs(logits).max()), float(np.finfo(dtype).max)
     if np.isfinite(largest) and largest > most:
         raise UserError(
@@ -130,11 +130,14 @@ def _narrowed(logits: Array, dtype: np.dtype) -> Array:
 
 
 def _digest(job: Job, by: str, dtype: np.dtype) -> str:
-    program, lessons = job.program, job.lessons
+    program, stage_data = job.program, job.stage_data
     digest = hashlib.sha256()
     words = (program.teachers, program.augmentation, program.recipes[0].stimulus, program.layout, by, dtype)
     digest.update(repr(words).encode())
-    arrays = [*jax.tree.leaves((lessons.teachers, lessons.examples)), jax.random.key_data(lessons.key)]
+    arrays = [
+        *jax.tree.leaves((stage_data.teachers, stage_data.examples)),
+        jax.random.key_data(stage_data.key),
+    ]
     if by == "step":
         arrays += [job.order(epoch) for epoch in range(job.epochs)]
     for array in arrays:

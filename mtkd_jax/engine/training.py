@@ -25,7 +25,7 @@ from mtkd_jax.data import loading, streams
 from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.step import Lessons, Program, init_state, make_step
+from mtkd_jax.engine.step import Program, StageData, init_state, make_step
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
@@ -43,7 +43,7 @@ class Progress:
     best_nll: Array  # [M]
     stale: Array  # [M] epochs since then
     stopped: Array  # [M] bool
-    alive: Array  # [M] bool; False for good once a loss was not finite: `best` stays what it was
+    finite: Array  # [M] bool; False for good once a loss was not finite: `best` stays what it was
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Fitted:
 
     population: Population
     val_nll: np.ndarray  # [M] at the best weights
-    lost: tuple[str, ...]  # members whose loss was not finite; they kept their last good weights
+    diverged: tuple[str, ...]  # members whose loss was not finite; they kept their last good weights
     seconds: float
 
     @property
-    def sound(self) -> Population:
-        """The population without its lost members."""
-        if not self.lost:
+    def finite_members(self) -> Population:
+        """The population without its diverged members."""
+        if not self.diverged:
             return self.population
         names = self.population.names
-        return population.members(self.population, [m for m, n in enumerate(names) if n not in self.lost])
+        return population.members(self.population, [m for m, n in enumerate(names) if n not in self.diverged])
 
 
 def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float = 30.0) -> Fitted:
@@ -72,24 +72,24 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     all is saved, when the process has been asked to stop.
     """
     progress = first_progress(job)
-    done = _restored(job, directory / "finished", mesh.on_host(_result(progress)), logbook)
+    done = _restore(job, directory / "finished", mesh.on_host(_result(progress)), logbook)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
-    step, progress, seconds = _resumed(job, progress, directory, logbook)
+    step, progress, seconds = _resume(job, progress, directory, logbook)
     logbook.cut_back(job.stage, step // job.steps_per_epoch)
     layout = job.program.layout
     validation, hyper = mesh.everywhere((job.validation, job.hyper), layout)
     progress = mesh.spread_out(progress, layout)
     started = saved = time.perf_counter()
-    with contextlib.closing(given(job, pieces(job, step))) as ahead:
-        for piece, indices, lessons in ahead:
-            progress, metrics = advanced(job, piece, progress, hyper, indices, lessons, validation)
-            step = recorded(job, piece, metrics, logbook)
+    with contextlib.closing(iterate_pieces(job, pieces(job, step))) as ahead:
+        for piece, indices, stage_data in ahead:
+            progress, metrics = advance(job, piece, progress, hyper, indices, stage_data, validation)
+            step = record(job, piece, metrics, logbook)
             if step == job.num_steps or mesh.on_host(progress.stopped).all():
                 break
             now = time.perf_counter()
-            stop = mesh.any_asked(interrupts.asked())
+            stop = mesh.any_asked(interrupts.stop_requested())
             if stop or mesh.agreed(now - saved >= checkpoint_seconds):
                 logbook.check()  # saved into a folder that is no more, it would come back without its run
                 info = {"seconds": seconds + now - started, **_owner(job)}
@@ -107,8 +107,8 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     return fitted
 
 
-def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tuple[int, Progress, float]:
-    found = _restored(job, directory, first, logbook)
+def _resume(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tuple[int, Progress, float]:
+    found = _restore(job, directory, first, logbook)
     if found is None:
         return 0, first, 0.0
     step, progress, info = found
@@ -116,7 +116,7 @@ def _resumed(job: Job, first: Progress, directory: Path, logbook: Logbook) -> tu
     return step, progress, info["seconds"]
 
 
-def _restored(job: Job, directory: Path, like: PyTree, logbook: Logbook) -> tuple[int, PyTree, dict] | None:
+def _restore(job: Job, directory: Path, like: PyTree, logbook: Logbook) -> tuple[int, PyTree, dict] | None:
     def owned(info: dict) -> PyTree:
         check_owner(info, directory, job.stage, job.run)
         return like
@@ -149,7 +149,7 @@ def first_progress(job: Job) -> Progress:
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
     # Spread before there is more of it: moved as a whole, all of the state would stand there twice.
     variables, keys = mesh.spread_out((variables, keys), layout)
-    train = init_state(job.program, variables, keys, job.lessons)
+    train = init_state(job.program, variables, keys, job.stage_data)
     # All of it is donated, so no buffer may stand in it twice: memory and best weights begin as copies.
     train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
     first = Progress(
@@ -159,23 +159,24 @@ def first_progress(job: Job) -> Progress:
         best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
         stale=jnp.zeros(num_members, jnp.int32),
         stopped=jnp.zeros(num_members, bool),
-        alive=jnp.ones(num_members, bool),
+        finite=jnp.ones(num_members, bool),
     )
     return mesh.spread_out(first, layout)
 
 
 def _result(progress: Progress) -> dict[str, PyTree]:
-    return {"variables": progress.best, "val_nll": progress.best_nll, "alive": progress.alive}
+    # "alive", not "finite": finished stages that were saved before it was called so are still read.
+    return {"variables": progress.best, "val_nll": progress.best_nll, "alive": progress.finite}
 
 
 def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
-    alive = np.asarray(result["alive"])
-    if not alive.any():
+    finite = np.asarray(result["alive"])
+    if not finite.any():
         raise UserError(
-            f"{job.stage}: the loss of all {len(alive)} members stopped being finite; {_what_to_mend(job)}"
+            f"{job.stage}: the loss of all {len(finite)} members stopped being finite; {_what_to_mend(job)}"
         )
     trained = Population(job.program.model, result["variables"], job.hyper, job.names)
-    return fitted_of(trained, result, seconds)
+    return as_fitted(trained, result, seconds)
 
 
 USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
@@ -199,17 +200,17 @@ def _what_to_mend(job: Job) -> str:
     return f"lower train.learning_rate (now {largest['learning_rate']:g})"
 
 
-def fitted_of(trained: Population, result: dict[str, PyTree], seconds: float) -> Fitted:
-    """What a finished stage's result says of its population; lost members have no validation NLL (inf).
+def as_fitted(trained: Population, result: dict[str, PyTree], seconds: float) -> Fitted:
+    """What a finished stage's result says of its population; diverged members have no validation NLL (inf).
 
     Weights stand on the first device, wherever they come from: what reads them is then one program, whether
     they were trained just now, restored, or lent by another run, and its numbers are the same to the bit.
     """
-    alive = np.asarray(result["alive"])
-    lost = tuple(name for name, ok in zip(trained.names, alive) if not ok)
+    finite = np.asarray(result["alive"])
+    diverged = tuple(name for name, ok in zip(trained.names, finite) if not ok)
     at_rest = jax.tree.map(jnp.asarray, mesh.on_host(trained.variables))
     trained = dataclasses.replace(trained, variables=at_rest)
-    return Fitted(trained, np.where(alive, result["val_nll"], np.inf), lost, seconds)
+    return Fitted(trained, np.where(finite, result["val_nll"], np.inf), diverged, seconds)
 
 
 def untrained(job: Job) -> Fitted:
@@ -218,7 +219,7 @@ def untrained(job: Job) -> Fitted:
     return _fitted(job, {**result, "val_nll": np.zeros(len(job.names), np.float32)}, 0.0)
 
 
-def joined(parts: Sequence[Fitted]) -> Fitted:
+def concatenate(parts: Sequence[Fitted]) -> Fitted:
     """What was trained part by part, as one population."""
     populations = [part.population for part in parts]
     concatenate = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
@@ -230,7 +231,7 @@ def joined(parts: Sequence[Fitted]) -> Fitted:
             tuple(name for p in populations for name in p.names),
         ),
         np.concatenate([part.val_nll for part in parts]),
-        tuple(name for part in parts for name in part.lost),
+        tuple(name for part in parts for name in part.diverged),
         sum(part.seconds for part in parts),
     )
 
@@ -278,24 +279,30 @@ def indices_of(job: Job, piece: Piece) -> np.ndarray:
     return orders[begin : begin + piece.num_steps]
 
 
-def given(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray, Lessons]]:
-    """Every piece with its indices, and with lessons that hold the examples these point to."""
+def iterate_pieces(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray, StageData]]:
+    """Every piece with its indices, and stage data that hold the examples these point to."""
     if job.images is None:
-        lessons = mesh.everywhere(job.lessons, job.program.layout)
-        yield from ((piece, indices_of(job, piece), lessons) for piece in ahead)
+        stage_data = mesh.everywhere(job.stage_data, job.program.layout)
+        yield from ((piece, indices_of(job, piece), stage_data) for piece in ahead)
         return
     # The reader is some pieces ahead, so what it asks for is thought up twice rather than kept.
     rows = (loading.rows_of(indices_of(job, piece)) for piece in ahead)
     with contextlib.closing(streams.read_ahead(job.images, rows)) as read:
         for piece, images in zip(ahead, read):
             indices = indices_of(job, piece)
-            window, local = loading.window(job.lessons.examples, images, indices)
-            lessons = dataclasses.replace(job.lessons, examples=window)
-            yield piece, local, mesh.everywhere(lessons, job.program.layout)
+            window, local = loading.window(job.stage_data.examples, images, indices)
+            stage_data = dataclasses.replace(job.stage_data, examples=window)
+            yield piece, local, mesh.everywhere(stage_data, job.program.layout)
 
 
-def advanced(
-    job: Job, piece: Piece, progress: Progress, hyper: dict, indices: np.ndarray, lessons: Lessons, validation
+def advance(
+    job: Job,
+    piece: Piece,
+    progress: Progress,
+    hyper: dict,
+    indices: np.ndarray,
+    stage_data: StageData,
+    validation,
 ) -> tuple[Progress, dict[str, Array]]:
     """Progress after a piece, and {name: [R,M]} of the R rounds that end in it."""
     program, layout = job.program, job.program.layout
@@ -303,8 +310,8 @@ def advanced(
     if piece.whole_rounds(job):
         rounds = mesh.everywhere(indices.reshape(-1, job.steps_per_round, *indices.shape[1:]), layout)
         chunk = compiled_chunk(program, job.patience, job.eval_every)
-        return chunk(progress, hyper, rounds, first, lessons, validation)
-    progress = compiled_part(program)(progress, hyper, mesh.everywhere(indices, layout), first, lessons)
+        return chunk(progress, hyper, rounds, first, stage_data, validation)
+    progress = compiled_part(program)(progress, hyper, mesh.everywhere(indices, layout), first, stage_data)
     if (piece.first + piece.num_steps) % job.steps_per_round:
         return progress, {}
     return compiled_validation(program, job.patience, job.eval_every)(
@@ -312,7 +319,7 @@ def advanced(
     )
 
 
-def recorded(job: Job, piece: Piece, metrics: dict[str, Array], logbook: Logbook) -> int:
+def record(job: Job, piece: Piece, metrics: dict[str, Array], logbook: Logbook) -> int:
     """Wait for a piece and write its rounds into the logbook; returns the step that training has come to."""
     for number, values in enumerate(_rows(mesh.on_host(metrics)), start=1):
         at = (piece.first // job.steps_per_round + number) * job.steps_per_round
@@ -338,21 +345,21 @@ def _deployed(program: Program, train: TrainState) -> PyTree:
 
 @lru_cache
 def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable:
-    """(progress, hyper, rounds [R,S,...], first step, lessons, val) -> (progress, metrics {name: [R,M]})."""
+    """(progress, hyper, rounds [R,S,...], first, stage_data, val) -> (progress, metrics {name: [R,M]})."""
     steps, layout = _steps(program), program.layout
-    scan = _host_scan if layout.walk == "loop" else jax.lax.scan
+    scan = _host_scan if layout.member_loop == "loop" else jax.lax.scan
 
-    def chunk(progress, hyper, rounds, first_step, lessons, val):
+    def chunk(progress, hyper, rounds, first_step, stage_data, val):
         def one_round(carry, indices):
             progress, first = carry
-            progress = steps(progress, hyper, indices, first, lessons)
-            progress, metrics = _validated(program, progress, len(indices), val, patience, eval_every)
+            progress = steps(progress, hyper, indices, first, stage_data)
+            progress, metrics = _validate(program, progress, len(indices), val, patience, eval_every)
             return (progress, first + len(indices)), metrics
 
         (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
         return progress, metrics
 
-    if layout.walk == "loop":
+    if layout.member_loop == "loop":
         return chunk
 
     def training_chunk(progress, hyper, rounds, *shared):
@@ -365,9 +372,9 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
 
 @lru_cache
 def compiled_part(program: Program) -> Callable:
-    """(progress, hyper, indices [S,...], first step, lessons) -> progress: steps without their validation."""
+    """(progress, hyper, indices [S,...], first step, stage_data) -> progress: steps, no validation."""
     steps, layout = _steps(program), program.layout
-    if layout.walk == "loop":
+    if layout.member_loop == "loop":
         return steps
 
     def training_part(progress, hyper, indices, *shared):
@@ -384,43 +391,43 @@ def compiled_validation(program: Program, patience: int, eval_every: int) -> Cal
     layout = program.layout
 
     def validated(progress, num_steps, val):
-        progress, metrics = _validated(program, progress, num_steps, val, patience, eval_every)
+        progress, metrics = _validate(program, progress, num_steps, val, patience, eval_every)
         return progress, {name: values[None] for name, values in metrics.items()}
 
-    if layout.walk == "loop":
+    if layout.member_loop == "loop":
         return validated
     return mesh.jit(mesh.spread(validated, layout, (0, None, None), (0, 1)), donate_argnums=0)
 
 
 def _steps(program: Program) -> Callable:
-    """(progress, hyper, indices [S,B] or [S,M,B], first step, lessons) -> progress after S steps."""
+    """(progress, hyper, indices [S,B] or [S,M,B], first step, stage_data) -> progress after S steps."""
     step, layout = make_step(program), program.layout
-    alone = make_step(program._replace(layout=layout._replace(walk="unroll")))
-    scan = _host_scan if layout.walk == "loop" else jax.lax.scan
+    alone = make_step(program._replace(layout=layout._replace(member_loop="unroll")))
+    scan = _host_scan if layout.member_loop == "loop" else jax.lax.scan
 
-    def steps(progress, hyper, indices, first_step, lessons):
+    def steps(progress, hyper, indices, first_step, stage_data):
         def one_step(carry, indices):
             train, number = carry
-            train, losses = step(train, hyper, indices, number, lessons)
+            train, losses = step(train, hyper, indices, number, stage_data)
             return (train, number + 1), losses
 
         def steps_of_one(member, shared):
             train, hyper, indices = jax.tree.map(lambda leaf: leaf[None], member)
-            number, lessons = shared
+            number, stage_data = shared
 
             def one_step(carry, indices):
                 train, number = carry
-                train, losses = alone(train, hyper, indices[None], number, lessons)
+                train, losses = alone(train, hyper, indices[None], number, stage_data)
                 return (train, number + 1), losses
 
             (train, _), losses = jax.lax.scan(one_step, (train, number), indices[0])
             return jax.tree.map(lambda leaf: leaf[0], train), losses[:, 0]
 
-        if layout.walk == "map" and indices.ndim == 3:
+        if layout.member_loop == "map" and indices.ndim == 3:
             # Nobody shares anything: a member goes through all steps before the next one begins, and its
             # weights stay in the cache: 784-256-256-10 took 28 % less. The same numbers as step by step.
             members = (progress.train, hyper, jnp.moveaxis(indices, 1, 0))
-            train, losses = population.over_members(steps_of_one, "map")(members, (first_step, lessons))
+            train, losses = population.over_members(steps_of_one, "map")(members, (first_step, stage_data))
             losses = losses.T
         else:
             (train, _), losses = scan(one_step, (progress.train, first_step), indices)
@@ -438,18 +445,18 @@ def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _validated(program, progress: Progress, num_steps, val, patience, eval_every):
+def _validate(program, progress: Progress, num_steps, val, patience, eval_every):
     """Progress at the end of a round of `num_steps`, every member's best weights brought up to date.
 
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
     """
     train, loss = progress.train, progress.loss / num_steps
     deployed = _deployed(program, train)
-    nll, accuracy = population.over_members(_evaluator(program), program.layout.walk)(deployed, val)
-    alive = progress.alive & jnp.isfinite(loss) & jnp.isfinite(nll)
-    better = (nll < progress.best_nll) & ~progress.stopped & alive
+    nll, accuracy = population.over_members(_evaluator(program), program.layout.member_loop)(deployed, val)
+    finite = progress.finite & jnp.isfinite(loss) & jnp.isfinite(nll)
+    better = (nll < progress.best_nll) & ~progress.stopped & finite
     stale = jnp.where(better, 0, progress.stale + eval_every)
-    stopped = progress.stopped | ~alive
+    stopped = progress.stopped | ~finite
     if patience:
         stopped |= stale >= patience
     best = jax.tree.map(
@@ -458,7 +465,7 @@ def _validated(program, progress: Progress, num_steps, val, patience, eval_every
         progress.best,
     )
     best_nll = jnp.where(better, nll, progress.best_nll)
-    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, alive)
+    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, finite)
     return after, {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
 
 

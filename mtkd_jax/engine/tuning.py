@@ -29,7 +29,7 @@ PARTS = "parts.json"
 Answer = dict[str, float]  # {layout as JSON: seconds a step}
 
 
-def settled(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
+def choose_layout(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
     """The job in the layout it is trained in; `directory` is the stage's checkpoint folder."""
     if len(job.candidates) == 1:
         return job
@@ -37,12 +37,12 @@ def settled(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
     if answer is None:
         if forecast.flops(job) < WORTH_A_TRIAL[jax.default_backend()]:
             return job
-        answer = _usable(_read(cache_file()).get(question(job)), job) or timed(job)
+        answer = _usable(_read(cache_file()).get(question(job)), job) or measure(job)
         with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
             _remember(cache_file(), {**_read(cache_file()), question(job): answer})
         _remember(directory / FILE, {"question": question(job), "seconds": answer})
         say(f"{job.stage}: {_told(answer)}")
-    return in_layout(job, _layout(min(answer, key=answer.get)))
+    return with_layout(job, _layout(min(answer, key=answer.get)))
 
 
 def members_at_once(job: Job, directory: Path) -> int:
@@ -71,15 +71,15 @@ def members_at_once(job: Job, directory: Path) -> int:
     return before
 
 
-def timed(job: Job) -> Answer:
+def measure(job: Job) -> Answer:
     """Seconds a step in every candidate layout; each compiles the stage's program and runs a few steps."""
     job = part(job, range(forecast.members_at_once(job)))
     return {
-        json.dumps(layout): forecast.seconds_per_step(in_layout(job, layout)) for layout in job.candidates
+        json.dumps(layout): forecast.seconds_per_step(with_layout(job, layout)) for layout in job.candidates
     }
 
 
-def in_layout(job: Job, layout: Layout) -> Job:
+def with_layout(job: Job, layout: Layout) -> Job:
     """The same job, its members walked and spread otherwise."""
     return dataclasses.replace(job, program=job.program._replace(layout=layout))
 
@@ -87,14 +87,14 @@ def in_layout(job: Job, layout: Layout) -> Job:
 def question(job: Job) -> str:
     """What an answer depends on."""
     program, device = job.program, jax.devices()[0]
-    num_teachers = sum(len(jax.tree.leaves(variables)[0]) for variables in job.lessons.teachers)
+    num_teachers = sum(len(jax.tree.leaves(variables)[0]) for variables in job.stage_data.teachers)
     return " | ".join(
         (
             program.model.name,
             f"images {job.image.shape[1:]}",
             f"batch {job.order(0).shape[-1]}",
             f"{len(job.names)} members",
-            f"{num_teachers} teachers, said {job.lessons.said is not None}",
+            f"{num_teachers} teachers, said {job.stage_data.cached_logits is not None}",
             f"{jax.device_count()} {device.platform} {device.device_kind}",
             f"data shards {program.layout.data}",
             f"jax {jax.__version__}",

@@ -81,7 +81,7 @@ def study(found: Predictions, watch: Watch = iter) -> dict:
         "diversity": analysis.diversity(found),
         "teachers": _valued(found),
     }
-    result |= {"findings": _shown(result), "notes": _terms(result)}
+    result |= {"findings": _summarise(result), "notes": _terms(result)}
     return analysis.plain(result)
 
 
@@ -215,7 +215,7 @@ def study_of_sizes(found: Predictions, sizes: Sequence[int], watch: Watch = iter
         "rules": lines,
         "skipped": [{"rule": name, "reason": reason} for name, reason in skipped.items()],
     }
-    result |= {"findings": _shown_of_sizes(result)}
+    result |= {"findings": _summarise_sizes(result)}
     return analysis.plain(result)
 
 
@@ -278,7 +278,7 @@ def cost(
         "logits_bytes": logits.nbytes,
         "peak_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
-    return result | {"findings": _shown_of_cost(result)}
+    return result | {"findings": _summarise_cost(result)}
 
 
 def _timed(decide: Callable[[Array], Array], logits: Array) -> float:
@@ -290,7 +290,7 @@ def _timed(decide: Callable[[Array], Array], logits: Array) -> float:
 # --- words --------------------------------------------------------------------------------------------
 
 
-def _shown(result: dict) -> list[str]:
+def _summarise(result: dict) -> list[str]:
     num_teachers, one = result["num_teachers"], result["one_teacher"]
     oracle, interval = result["oracle"]["mean"], findings.interval(result["oracle"]["ci95"], "accuracy")
     return [
@@ -382,7 +382,7 @@ def _terms(result: dict) -> list[str]:
     ]
 
 
-def _shown_of_sizes(result: dict) -> list[str]:
+def _summarise_sizes(result: dict) -> list[str]:
     num_repeats, sizes = result["num_repeats"], result["sizes"]
     said = [
         f"Voters: {result['num_teachers']}; one alone is right on "
@@ -404,7 +404,7 @@ def _shown_of_sizes(result: dict) -> list[str]:
     return [*said, *_left_out(result["skipped"])]
 
 
-def _shown_of_cost(result: dict) -> list[str]:
+def _summarise_cost(result: dict) -> list[str]:
     return [
         f"Logits of {result['num_members']} members, {result['num_examples']:,} examples, "
         f"{result['num_classes']} classes, {result['logits_bytes'] / 1e9:.2f} GB: median of "
@@ -444,7 +444,7 @@ def _main(argv: Sequence[str] | None) -> None:
         document.write_files(asked.json.parent, {asked.json.name: document.as_json(result)})
     if asked.into is not None:
         document.put_into(asked.into, what, _markdown(table, result))
-    document.say(tables.drawn(*table), "What this shows", result["findings"], more)
+    document.say(tables.render(*table), "What this shows", result["findings"], more)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

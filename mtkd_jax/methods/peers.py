@@ -64,7 +64,7 @@ def _loss_of_mean(context: Context) -> Array:
     peers = context.peers
     cohort = peers.logits.at[peers.place].set(context.student.logits)
     # Together they are one network: where one peer breaks down, so does the whole.
-    logits = jnp.where(peers.sound.all(), cohort, jnp.nan).mean(axis=0)
+    logits = jnp.where(peers.finite.all(), cohort, jnp.nan).mean(axis=0)
     return hard_loss(
         dataclasses.replace(context, student=dataclasses.replace(context.student, logits=logits))
     )
@@ -80,9 +80,9 @@ def _peers(context: Context, networks: Networks) -> TeacherOutputs:
 
 
 def _the_others(context: Context) -> Array:
-    """w [P,B]: alike for every sound peer but the reader, 0 for the rest."""
+    """w [P,B]: alike for every finite peer but the reader, 0 for the rest."""
     peers = context.peers
-    others = (peers.sound & (jnp.arange(len(peers.sound)) != peers.place)).astype(jnp.float32)
+    others = (peers.finite & (jnp.arange(len(peers.finite)) != peers.place)).astype(jnp.float32)
     share = others / jnp.maximum(others.sum(), 1.0)
     return jnp.broadcast_to(share[:, None], peers.logits.shape[:2])
 

@@ -30,7 +30,7 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import forecast, population, step, teacher_cache, tuning
 from mtkd_jax.engine.jobs import Job, parts
 from mtkd_jax.engine.teacher_cache import Cache
-from mtkd_jax.engine.training import Fitted, fit, joined, untrained
+from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
 from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.students import Family
@@ -59,7 +59,7 @@ class Stage(NamedTuple):
 Plan = tuple[Stage, ...]
 
 
-def named(config: ConfigDict, split: Split) -> Plan:
+def build(config: ConfigDict, split: Split) -> Plan:
     """The plan that `config.plan` names, one of schemes.py; raises UserError where it cannot be.
 
     No two stages have one name: the second would be restored from the first one's checkpoints.
@@ -98,7 +98,7 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
             students.fuser_stage(tap),
             lambda done, tap=tap: students.fuser_job(config, split, tap, ensemble_of(done)),
             outline=lambda done, tap=tap: students.fuser_job(
-                config, split, tap, ensemble_of(done), population.blanks
+                config, split, tap, ensemble_of(done), population.zeros_like_output
             ),
         )
         for tap in taps
@@ -169,7 +169,7 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
     for stage in plan:
         job = (stage.outline or stage.make)(done)
         try:
-            done[stage.name] = _traced(job)
+            done[stage.name] = _trace(job)
         except UserError as error:
             modes = tuple(dict.fromkeys(member.mode for member in stage.family))
             field = "students.modes" if {*modes} & {*config.students.modes} else "plan"
@@ -177,13 +177,13 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
     return done
 
 
-def _traced(job: Job) -> Fitted:
+def _trace(job: Job) -> Fitted:
     """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
     program, zeros = job.program._replace(layout=Layout("map")), _zeros(job)
 
     def first_step(variables, keys, *arguments):
-        states = step.init_state(program, variables, keys, job.lessons)
-        return step.make_step(program)(states, *arguments, job.lessons)
+        states = step.init_state(program, variables, keys, job.stage_data)
+        return step.make_step(program)(states, *arguments, job.stage_data)
 
     variables = zeros.population.variables
     jax.eval_shape(first_step, variables, job.init_keys, job.hyper, job.order(0)[0], np.int32(0))
@@ -213,19 +213,19 @@ def run(
     """
     done, cache = dict(done or {}), {}
     for stage in plan:
-        if number := mesh.any_asked(interrupts.asked()):
+        if number := mesh.any_asked(interrupts.stop_requested()):
             raise interrupts.Interrupted(number, f"all before {stage.name} is saved")
         job, directory = stage.make(done), workdir / "checkpoints" / stage.name
         job = dataclasses.replace(job, run=run)
-        done[stage.name] = _trained(job, directory, cache, logbook, checkpoint_seconds)
-        if done[stage.name].lost:
+        done[stage.name] = _train(job, directory, cache, logbook, checkpoint_seconds)
+        if done[stage.name].diverged:
             logbook.warn(left_out(stage.name, done[stage.name]))
     return done
 
 
 def left_out(name: str, fitted: Fitted) -> str:
     """What log and report say of the members of a stage that broke down."""
-    return f"{name}: {', '.join(fitted.lost)} left out, the loss was not finite"
+    return f"{name}: {', '.join(fitted.diverged)} left out, the loss was not finite"
 
 
 def costs(plan: Plan, done: Done | None = None, timed: bool = False) -> Iterator[forecast.Cost]:
@@ -236,33 +236,35 @@ def costs(plan: Plan, done: Done | None = None, timed: bool = False) -> Iterator
     done, cache = dict(done or {}), {}
     for stage in plan:
         if timed:
-            job = teacher_cache.filled(stage.make(done), cache)
-            yield forecast.timed(job)
+            job = teacher_cache.fill(stage.make(done), cache)
+            yield forecast.measure(job)
             done[stage.name] = untrained(job)
         else:
-            job = teacher_cache.outlined((stage.outline or stage.make)(done))
-            yield forecast.estimated(job, forecast.this_machine())
+            job = teacher_cache.outline((stage.outline or stage.make)(done))
+            yield forecast.estimate(job, forecast.this_machine())
             done[stage.name] = _zeros(job)
 
 
-def _trained(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint_seconds: float) -> Fitted:
+def _train(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint_seconds: float) -> Fitted:
     """One stage, in the layout that is fastest and in as many parts as memory asks for."""
     if checkpoint.latest(directory / "finished"):
         return fit(job, directory, logbook, checkpoint_seconds)  # only restored
-    job = tuning.settled(job, directory, logbook.say)
+    job = tuning.choose_layout(job, directory, logbook.say)
     at_once = tuning.members_at_once(job, directory)
-    several = [forecast.in_pieces(one) for one in parts(teacher_cache.filled(job, cache), at_once)]
+    several = [forecast.in_pieces(one) for one in parts(teacher_cache.fill(job, cache), at_once)]
     if len(several) == 1:
         return fit(several[0], directory, logbook, checkpoint_seconds)
     logbook.say(f"{job.stage}: {len(job.names)} members in {len(several)} parts of at most {at_once}")
-    return joined(
+    return concatenate(
         [fit(one, directory / Path(one.stage).name, logbook, checkpoint_seconds) for one in several]
     )
 
 
 def ensemble_of(done: Done) -> Ensemble:
     """The teachers among what is done, without members whose training broke down."""
-    return tuple(fitted.sound for stage, fitted in done.items() if stage.startswith(teachers.STAGE_PREFIX))
+    return tuple(
+        fitted.finite_members for stage, fitted in done.items() if stage.startswith(teachers.STAGE_PREFIX)
+    )
 
 
 def _fused_networks(done: Done, family: Family) -> dict[str, Callable]:

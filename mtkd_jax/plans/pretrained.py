@@ -29,7 +29,7 @@ TYPES = {  # of safetensors; float8 is left out, because it means nothing withou
 }
 
 
-def begun(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
+def initialise(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
     """The job with members that begin with the weights of files, each with its own or all with the only one.
 
     Heads for another number of classes are drawn as ever; without `heads`, all of them are. No files leave
@@ -53,7 +53,7 @@ def begun(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
 def variables(files: Sequence[str], model: Model, field: str, any_classes: bool = False) -> list[PyTree]:
     """Those of every file, see `from_pytorch`; a UserError names the field of the configuration as well."""
     try:
-        return [from_pytorch(paths.typed(file, "the path"), model, any_classes) for file in files]
+        return [from_pytorch(paths.parse(file, "the path"), model, any_classes) for file in files]
     except UserError as error:
         raise UserError(f"config.{field}: {error}") from None
 

@@ -132,8 +132,8 @@ def hints_then_distil(
 
         def distil(done: Done, transfer=transfer, family=family, hinted=hinted) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
-            if done[hinted].lost:
-                raise UserError(f"{hinted}: {_broke_down(done[hinted].lost)}")
+            if done[hinted].diverged:
+                raise UserError(f"{hinted}: {_broke_down(done[hinted].diverged)}")
             begun = done[hinted].population.variables
             return dataclasses.replace(job, start=population.take(begun, [member.seed for member in family]))
 
@@ -212,9 +212,9 @@ def _chosen(stage: Stage, row: str, done: Done) -> Population:
     own = students.members_of(stage.family, row)
     cell, _ = students.choose([stage.family[m] for m in own], fitted.val_nll[own])
     chosen = students.members_of(stage.family, row, cell)
-    lost = [fitted.population.names[m] for m in chosen if fitted.population.names[m] in fitted.lost]
-    if lost:
-        raise UserError(f"{stage.name}: {_broke_down(lost)}")
+    diverged = [fitted.population.names[m] for m in chosen if fitted.population.names[m] in fitted.diverged]
+    if diverged:
+        raise UserError(f"{stage.name}: {_broke_down(diverged)}")
     return population.members(fitted.population, chosen)
 
 

@@ -113,7 +113,7 @@ def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, l
 
     Ties go to the alpha nearest to 0.25, then to the lowest temperature.
     """
-    cells: dict[Cell, list[float]] = {}  # a lost member is inf: its cell is chosen last
+    cells: dict[Cell, list[float]] = {}  # a diverged member is inf: its cell is chosen last
     for member, nll in zip(members, val_nll):
         cells.setdefault(member.cell, []).append(float(nll))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
@@ -139,9 +139,11 @@ def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) ->
     ]
 
 
-def sound_members(fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
+def finite_members(
+    fitted: Fitted, family: Sequence[Member], mode: str, cell: Cell | None = None
+) -> list[int]:
     """`members_of` without those whose training broke down."""
-    return [m for m in members_of(family, mode, cell) if fitted.population.names[m] not in fitted.lost]
+    return [m for m in members_of(family, mode, cell) if fitted.population.names[m] not in fitted.diverged]
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -221,7 +223,7 @@ def job(
         job = dataclasses.replace(job, init_keys=keys)
     is_own = config.students.init_from and address == student_model(config)
     files = (config.students.init_from,) if is_own else ()
-    return pretrained.begun(job, files, "students.init_from", heads=False)
+    return pretrained.initialise(job, files, "students.init_from", heads=False)
 
 
 def _mates(family: Sequence[Member]) -> np.ndarray:
@@ -306,7 +308,7 @@ def fuser_stage(tap: str) -> str:
 
 
 def fuser_job(
-    config: ConfigDict, split: Split, tap: str, ensemble: Ensemble, ask: Callable = population.in_blocks
+    config: ConfigDict, split: Split, tap: str, ensemble: Ensemble, ask: Callable = population.map_blocks
 ) -> Job:
     """Fitting the Dense layer on the labelled images, as the paper does: <= 50 epochs, patience 5.
 

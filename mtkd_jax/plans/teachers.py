@@ -15,7 +15,7 @@ from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
 from mtkd_jax.engine.jobs import Job, per_member
-from mtkd_jax.engine.training import Fitted, check_owner, fitted_of, joined
+from mtkd_jax.engine.training import Fitted, as_fitted, check_owner, concatenate
 from mtkd_jax.methods.peers import UNIFIED
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.specialists import Specialist
@@ -71,7 +71,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         patience=config.teachers.patience,
         seeded_by=stage,
     )
-    return pretrained.begun(job, config.teachers.init_from, "teachers.init_from", heads=True)
+    return pretrained.initialise(job, config.teachers.init_from, "teachers.init_from", heads=True)
 
 
 def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
@@ -154,7 +154,7 @@ def beginning(config: ConfigDict, split: Split, address: str) -> str:
     )
 
 
-def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
     """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
 
     Those of the finished run `teachers.from_run`, or with `teachers.trained` those of the files
@@ -166,7 +166,7 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
         return _from_files(config, split)
     if not config.teachers.from_run:
         return {}, ()
-    source = paths.typed(config.teachers.from_run, "config.teachers.from_run")
+    source = paths.parse(config.teachers.from_run, "config.teachers.from_run")
     ours = {
         "num_members": config.teachers.num_members,
         "models": [canonical("model", address, "teachers.models") for address in teacher_models(config)],
@@ -188,7 +188,7 @@ def borrowed(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple
         "use the same data, num_train, val_fraction and seed",
     )
     found = {
-        stage_name(address): _restored(source, address, split, config.teachers.num_members)
+        stage_name(address): _restore(source, address, split, config.teachers.num_members)
         for address in teacher_models(config)
     }
     count = sum(fitted.population.num_members for fitted in found.values())
@@ -245,7 +245,7 @@ def _check_same(source: Path, theirs: dict, ours: dict, mend: str) -> None:
             )
 
 
-def _restored(source: Path, address: str, split: Split, num_members: int) -> Fitted:
+def _restore(source: Path, address: str, split: Split, num_members: int) -> Fitted:
     folder = source / "checkpoints" / stage_name(address)
     whole = checkpoint.latest(folder / "finished")
     parts = sorted(folder.glob("part-*"), key=lambda part: (len(part.name), part.name))  # -10 after -9
@@ -255,7 +255,7 @@ def _restored(source: Path, address: str, split: Split, num_members: int) -> Fit
     found = [_restored_part(part, model, split, run) for part in ([folder] if whole else parts)]
     if None in found or sum(part.population.num_members for part in found) != num_members:
         raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
-    return joined(found)
+    return concatenate(found)
 
 
 def _restored_part(folder: Path, model: Model, split: Split, run: str) -> Fitted | None:
@@ -275,7 +275,7 @@ def _restored_part(folder: Path, model: Model, split: Split, run: str) -> Fitted
     if stored is None:
         return None
     _, result, info = stored
-    return fitted_of(
+    return as_fitted(
         Population(model, result["variables"], {}, tuple(info["members"])), result, info["seconds"]
     )
 

@@ -23,7 +23,7 @@ from mtkd_jax.results import analysis
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
-from mtkd_jax.system.files import parsed, write_atomically
+from mtkd_jax.system.files import parse, write_atomically
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError, printable
 
@@ -44,7 +44,7 @@ PLOTS = {
 def build(found: Predictions) -> dict:
     """The dict of report.json: the numbers, what they show ("findings") and on what terms ("notes")."""
     report = analysis.numbers(found)
-    report["findings"] = findings.shown(report)
+    report["findings"] = findings.summarise(report)
     report["notes"] = findings.notes(found, report)
     return report
 
@@ -257,7 +257,7 @@ def _read_curves(path: Path) -> list[dict]:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        return parsed(path.read_text(encoding="utf-8")) if path.exists() else None
+        return parse(path.read_text(encoding="utf-8")) if path.exists() else None
     except ValueError as error:
         raise UserError(f"{path}: not JSON; restore it or remove it") from error
 

@@ -36,7 +36,7 @@ def better_or_worse(comparison: dict) -> str:
 # --- what this run shows ------------------------------------------------------------------------------
 
 
-def shown(report: dict) -> list[str]:
+def summarise(report: dict) -> list[str]:
     """Paragraphs in plain language, from the numbers of report.json alone."""
     found = [_ensemble(report), *map(_gap, report["gaps"]), *_detection(report)]
     for family in dict.fromkeys(one["family"] for one in report["comparisons"]):
@@ -79,7 +79,7 @@ def _paragraph(on_accuracy: list[dict], on_nll: list[dict]) -> str:
     if one["family"] == analysis.CROSS_FAMILY:
         against = "With the unlabelled images, against the labelled-only baseline"
     else:
-        against = f"Against {_called(one['b'])} ({one['family']})"
+        against = f"Against {_name_of(one['b'])} ({one['family']})"
     return f"{against}: {_on_accuracy(on_accuracy)} {_on_nll(on_nll)}"
 
 
@@ -87,7 +87,7 @@ def _on_accuracy(tested: list[dict]) -> str:
     """One sentence a finding, then one for all that is inside the noise."""
     words = {"better": "beats", "worse": "is worse than"}
     sentences = [
-        f"{one['a']} {words[better_or_worse(one)]} {_called(one['b'])}, {points(one['mean_difference'])} "
+        f"{one['a']} {words[better_or_worse(one)]} {_name_of(one['b'])}, {points(one['mean_difference'])} "
         f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}."
         for one in tested
         if better_or_worse(one)
@@ -115,7 +115,7 @@ def _on_nll(tested: list[dict]) -> str:
     return f"NLL: {'; '.join(parts) or 'no difference larger than noise'}."
 
 
-def _called(name: str) -> str:
+def _name_of(name: str) -> str:
     return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
 
 
@@ -280,7 +280,7 @@ def _deploy(report: dict) -> list[str]:
         said.append(f"{_place(kept)} has {_numbers(kept)} there.")
         asks += f", though {_place(best)} is better on validation"
     said.append(
-        f"Deploy {_called(_place(kept))}, {asks}; on test it has {percent(kept['accuracy'])}, "
+        f"Deploy {_name_of(_place(kept))}, {asks}; on test it has {percent(kept['accuracy'])}, "
         f"NLL {kept['nll']:.3f}."
     )
     return [" ".join(said)]

@@ -190,7 +190,7 @@ def _show(found: dict) -> None:
     what = f"{found['name']}: images {shape} {found['dtype']}, {len(found['class_names'])} classes"
     out.print(printable(what), markup=False, highlight=False)
     for title, (header, cells) in _sheets(found).items():
-        out.print(Text(f"\n{title}", style="bold"), tables.drawn(header, cells))
+        out.print(Text(f"\n{title}", style="bold"), tables.render(header, cells))
     number = found["duplicates"]["conflicting"]
     conflict = [f"{number:,} different images stand under more than one label."] if number else []
     for note in (*found["notes"], *conflict):

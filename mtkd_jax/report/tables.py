@@ -284,28 +284,31 @@ def costs_caption(stages: Sequence[Mapping]) -> str:
     return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION) + COSTS_CAPTION
 
 
-def drawn(header: Sequence[str], cells: Cells) -> Table:
+def render(header: Sequence[str], cells: Cells) -> Table:
     """One table for the terminal."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for number, name in enumerate(header):
-        table.add_column(_shown(name), justify="right" if number else "left", no_wrap=True)
+        table.add_column(_as_text(name), justify="right" if number else "left", no_wrap=True)
     for row in cells:
-        table.add_row(*map(_shown, row))
+        table.add_row(*map(_as_text, row))
     return table
 
 
-def _shown(text: str) -> Text:
+def _as_text(text: str) -> Text:
     """As it is: neither rich nor the terminal reads anything into the names that stand in a table."""
     return Text(printable(text))
 
 
 def terminal(report: dict) -> Group:
     """The main table for a terminal of 100 columns, and the detector's below it where there is one."""
-    parts = [*_drawn_sections(main_header(report), main_sections(report)), Text(caption(report), style="dim")]
+    parts = [
+        *_render_sections(main_header(report), main_sections(report)),
+        Text(caption(report), style="dim"),
+    ]
     if report["detection"] is not None:
         parts += [
             Text(f"\n{detection_title(report)}", style="bold"),
-            *_drawn_sections(*detection(report)),
+            *_render_sections(*detection(report)),
             Text(DETECTION_CAPTION, style="dim"),
         ]
     return Group(*parts)
@@ -322,12 +325,12 @@ def merged_terminal(reports: Mapping[str, dict], width: int) -> Group:
     while left:
         at_once = [dict(list(left.items())[:num]) for num in range(1, len(left) + 1)]
         fit = [some for some in at_once if NAME + sum(_widths(*merged(some))[1:]) <= width] or at_once[:1]
-        parts += _drawn_sections(*merged(fit[-1]))
+        parts += _render_sections(*merged(fit[-1]))
         left = {run: report for run, report in left.items() if run not in fit[-1]}
     return Group(*parts, Text(MERGED_CAPTION, style="dim"))
 
 
-def _drawn_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
+def _render_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
     """rich has no cell that spans columns: every section is a table of its own with the same widths."""
     widths = [width - 2 for width in _widths(header, sections)]
     widths[0] = min(widths[0], 99 - sum(width + 2 for width in widths[1:]))  # a long name is folded
@@ -336,9 +339,11 @@ def _drawn_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
         for name, width in zip(header, widths):
             justify = "right" if name else "left"
-            table.add_column(_shown(name), justify=justify, width=width, overflow="fold", no_wrap=bool(name))
+            table.add_column(
+                _as_text(name), justify=justify, width=width, overflow="fold", no_wrap=bool(name)
+            )
         for row in cells:
-            table.add_row(*map(_shown, row))
+            table.add_row(*map(_as_text, row))
         found += [Text(f"\n{printable(title)}", style="bold"), table]
     return found
 
@@ -346,7 +351,7 @@ def _drawn_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]
 def _widths(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list[int]:
     """Columns of the terminal that every column of a table takes, with the two beside it."""
     every_row = [header, *(row for _, cells in sections for row in cells)]
-    return [max(_shown(cell).cell_len for cell in column) + 2 for column in zip(*every_row)]
+    return [max(_as_text(cell).cell_len for cell in column) + 2 for column in zip(*every_row)]
 
 
 def markdown(header: Sequence[str], rows: Cells) -> str:

@@ -145,7 +145,7 @@ def _lowest(values: list[float]) -> int:
 def rows(predictions: Predictions) -> list[dict]:
     """Teachers (a row an architecture), fusion rules, then students, baselines and controls.
 
-    A rule that cannot fuse these teachers, of whom some may have been lost, has no row.
+    A rule that cannot fuse these teachers, of whom some may have diverged, has no row.
     """
     others = [group for group in predictions.groups if group.role != "teacher"]
     share_of = {gap["transfer"]: gap for gap in gaps(predictions)}

@@ -21,7 +21,7 @@ from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
-from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, members_of, sound_members
+from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
 from mtkd_jax.types import Model, Population, PyTree
@@ -44,11 +44,11 @@ def predict(
     num_teachers = sum(len(group.members) for group in groups)
     unfit = _unfit_modes(stages, num_teachers)
     for (transfer, mode), trained in rows_of(stages, done).items():
-        sound = any(sound_members(fitted, stage.family, mode) for stage, fitted in trained)
-        if sound and mode not in unfit:
+        finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
+        if finite and mode not in unfit:
             groups.append(_student_group(config, split, transfer, mode, trained))
     groups += _averages(stages, groups)
-    lost = [left_out(name, fitted) for name, fitted in done.items() if fitted.lost]
+    diverged = [left_out(name, fitted) for name, fitted in done.items() if fitted.diverged]
     impossible = [
         f"Left out, for the {num_teachers} teachers that are left: {mode} needs {number} teachers."
         for mode, number in unfit.items()
@@ -74,7 +74,7 @@ def predict(
             *notes,
             *_balancing(config),
             *dict.fromkeys(stage.note for stage in stages if stage.note),
-            *lost,
+            *diverged,
             *impossible,
         ),
         positive=positive_class(config, dataset.class_names),
@@ -132,20 +132,20 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
 def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
     """Network and variables of one member of a group of teachers or students."""
     if group.role == "teacher":
-        trained = done[group.key.replace("/", "-", 1)].sound
+        trained = done[group.key.replace("/", "-", 1)].finite_members
         return trained.model, population.take(trained.variables, position)
     cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
     for stage in stages:
         if stage.transfer == group.transfer and stage.family:
             fitted = done[stage.name]
-            found = sound_members(fitted, stage.family, group.method, cell)
+            found = finite_members(fitted, stage.family, group.method, cell)
             if found:
                 return fitted.population.model, population.take(fitted.population.variables, found[position])
     raise ValueError(f"{group.key} was not trained by this run")
 
 
 def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
-    own = fitted.sound
+    own = fitted.finite_members
     return Group(
         key=stage.replace("-", "/", 1),
         name=own.model.name,
@@ -185,9 +185,9 @@ def _student_group(
     cell, grid = choose(members, val_nll)
     stage, fitted = next((stage, fitted) for stage, fitted in trained if members_of(stage.family, mode, cell))
     family = stage.family
-    chosen = sound_members(fitted, family, mode, cell)
+    chosen = finite_members(fitted, family, mode, cell)
     role = ROLES.get(mode, stage.role)
-    common = sound_members(fitted, family, mode, cell._replace(alpha=common_alpha(config)))
+    common = finite_members(fitted, family, mode, cell._replace(alpha=common_alpha(config)))
     at_common = None
     if role == "student" and common:
         at_common = population.logits(

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtkd_jax.system import terminal
-from mtkd_jax.system.files import parsed, write_atomically
+from mtkd_jax.system.files import parse, write_atomically
 from mtkd_jax.types import UserError, printable
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -195,7 +195,7 @@ def lines_of(path: Path) -> list[str]:
 def record_of(line: str) -> dict | None:
     """The record that stands in a line of metrics.jsonl; None where none does."""
     try:
-        record = parsed(line)
+        record = parse(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and record.keys() == FIELDS else None

@@ -103,7 +103,7 @@ def describe(workdir: Path, config: ConfigDict, split: Split) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path) -> Iterator[None]:
     """Keep `workdir`, made where it is missing, from every other run; UserError where one has it already.
 
     The lock is of the open file, so that the system takes it from a run that died, however it died. A
@@ -176,7 +176,7 @@ def read_report(workdir: Path) -> dict[str, Any] | None:
     try:
         data = (workdir / REPORT).read_bytes()
         digests = _sealed(workdir)
-        report = files.parsed(data)
+        report = files.parse(data)
     except (OSError, ValueError):  # a UserError is one
         return None
     # Of a run that stopped before its student was written, `mtkd_jax.report` seals a report alone.
@@ -271,7 +271,7 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
 def _lent_by(from_run: str) -> str:
     """What names the run that lends its teachers; "" where there is none, or none that can be asked."""
     try:
-        return read_run(paths.typed(from_run, "config.teachers.from_run")) if from_run else ""
+        return read_run(paths.parse(from_run, "config.teachers.from_run")) if from_run else ""
     except UserError:
         return ""
 
@@ -285,7 +285,7 @@ def _known_of_both(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, 
 
 def _digest_of_file(path: str, field: str) -> str:
     try:
-        return hashlib.sha256(paths.typed(path, f"config.{field}").read_bytes()).hexdigest()
+        return hashlib.sha256(paths.parse(path, f"config.{field}").read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(f"config.{field}: {path}: cannot read the weights: {error.strerror}") from None
 

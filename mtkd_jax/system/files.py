@@ -50,7 +50,7 @@ def read_sealed(path: Path, mend: str) -> dict[str, Any] | None:
     return content
 
 
-def parsed(text: str | bytes) -> Any:
+def parse(text: str | bytes) -> Any:
     """What JSON says; ValueError for what is none, also where it is nested without end."""
     try:
         return json.loads(text)
@@ -63,7 +63,7 @@ def read_object(path: Path, mend: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = parsed(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); {mend}") from None
     if not isinstance(content, dict):

@@ -32,7 +32,7 @@ class Interrupted(Exception):
         return [f"mtkd_jax: stopped; {self}; run the cell again to go on from there"]
 
 
-def asked() -> int:
+def stop_requested() -> int:
     """The number of the signal that asked this process to stop; 0 if none has."""
     return _noted
 
@@ -44,7 +44,7 @@ def check(where: str) -> None:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """Within it SIGTERM and SIGINT are noted; a second SIGINT does at once what it would have done before.
 
     That is to raise KeyboardInterrupt unless somebody chose otherwise. SIGHUP, by which a terminal says that

@@ -8,7 +8,7 @@ from pathlib import Path
 from mtkd_jax.types import UserError
 
 
-def typed(path: str | os.PathLike, what: str, any_name: bool = False) -> Path:
+def parse(path: str | os.PathLike, what: str, any_name: bool = False) -> Path:
     """A path with its `~` expanded; UserError, which begins with `what`, where it cannot be meant.
 
     Empty, with a NUL, of an unknown home, or, unless it may have `any_name`, not UTF-8: names of folders

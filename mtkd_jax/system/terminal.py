@@ -170,7 +170,7 @@ def path(text: str, any_name: bool = False) -> Path:
     from mtkd_jax.types import UserError
 
     try:
-        return paths.typed(text, "the path", any_name)
+        return paths.parse(text, "the path", any_name)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -105,7 +105,7 @@ def test_the_engine_trains_like_plain_flax(network):
     """Same initial weights, same batches: the same weights after the steps of a call."""
     job = engine.teachers(network, 1)
     before = for_plain(population.take(first_progress(job).train.params, 0))
-    progress, _ = engine.prepared(job)()
+    progress, _ = engine.prepare(job)()
     ours = for_plain(population.take(progress.train.params, 0))
     close(ours, trained_plainly(network, {"params": before})["params"])
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, ours)
@@ -251,7 +251,7 @@ def test_operations_of_training_by_hand():
 
 def test_sides_take_turns_and_who_is_far_behind_has_one_round(monkeypatch):
     calls, seconds = [], {"a": 2.0, "b": 1.0, "c": 50.0}
-    monkeypatch.setattr(clock, "timed", lambda run: (calls.append(run()), seconds[calls[-1]])[1])
+    monkeypatch.setattr(clock, "time_call", lambda run: (calls.append(run()), seconds[calls[-1]])[1])
     sides = {name: Side(lambda name=name: name, units=2) for name in seconds}
     found = clock.take_turns(sides, rounds=3, behind=3.0)
     assert calls == ["a", "b", "c", "a", "b", "a", "b"]
@@ -262,7 +262,7 @@ def test_a_side_that_cannot_be_is_left_out_with_its_reason(capsys):
     def missing():
         raise LeftOut("not there")
 
-    records, left_out = clock.measured(Case("x", "y"), {"a": lambda: Side(lambda: None), "b": missing}, 1)
+    records, left_out = clock.measure(Case("x", "y"), {"a": lambda: Side(lambda: None), "b": missing}, 1)
     assert capsys.readouterr().err == "measuring x, y: a, b\n"
     assert [one["side"] for one in records] == ["a"]
     assert left_out == [{"of": "x", "case": "y", "side": "b", "reason": "not there"}]

@@ -316,7 +316,7 @@ def test_the_files_below_a_folder_are_found_once_and_none_of_the_system(tmp_path
     found = [path.relative_to(tmp_path).as_posix() for path in images.files_below(tmp_path)]
     assert found == ["3.txt", "b/1.PNG", "b/c/2.jfif", "b/loop"]
     assert images.below(tmp_path) == [tmp_path / "b/1.PNG", tmp_path / "b/c/2.jfif"]
-    assert images.listed(tmp_path / "b") == (["c", "up"], ["1.PNG", "loop"])
+    assert images.list_entries(tmp_path / "b") == (["c", "up"], ["1.PNG", "loop"])
     with pytest.raises(
         UserError, match="none: cannot be read \\(No such file or directory\\); must be a folder"
     ):

@@ -159,7 +159,7 @@ def test_a_run_without_weights_carries_none_and_one_with_them_hands_them_to_ever
         students.job(weighted, split, "labelled", family, (), {}),
     ]
     for job in made:
-        batch = jax.jit(loading.gather)(job.lessons.examples, jnp.asarray(split.train[:5]))
+        batch = jax.jit(loading.gather)(job.stage_data.examples, jnp.asarray(split.train[:5]))
         np.testing.assert_array_equal(batch.weight, loading.class_weights(split)[split.train[:5]])
 
 
@@ -183,7 +183,7 @@ def test_balancing_finds_more_of_the_rare_class(field, tmp_path, monkeypatch):
             **{field: value, "data.num_train": 0, "students.modes": (), "teachers.num_members": 2}
         )
         split = experiment.load_split(config)
-        stages = plan.named(config, split)
+        stages = plan.build(config, split)
         done = small.train(config, tmp_path / value)
         group = evaluation.predict(config, split, stages, done)
         decided = group.groups[0].test.argmax(axis=-1)

@@ -8,7 +8,7 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.engine import forecast, jobs
-from mtkd_jax.engine.tuning import in_layout
+from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import teachers
 from mtkd_jax.runs import workdir
@@ -32,7 +32,7 @@ def test_flops_are_three_forward_passes_of_every_member():
 
 @pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 2)])
 def test_the_bytes_of_many_members_follow_from_those_of_few(layout):
-    found = in_layout(job(**{"teachers.num_members": 32, "model.name": "mlp(hidden=(64,))"}), layout)
+    found = with_layout(job(**{"teachers.num_members": 32, "model.name": "mlp(hidden=(64,))"}), layout)
     assert forecast.peak_bytes(found) == pytest.approx(forecast.program_bytes(found), rel=0.05)
 
 
@@ -57,12 +57,12 @@ def test_a_run_in_parts_is_the_same_run_and_lends_the_same_teachers(tmp_path):
     split = experiment.load_split(config)
     workdir.describe(tmp_path / "parts", config, split)
     borrowing = small.config(**{"teachers.from_run": str(tmp_path / "parts")})
-    lent, _ = teachers.borrowed(borrowing, split)
+    lent, _ = teachers.borrow(borrowing, split)
     (name,) = lent
     assert_same_members(lent[name], whole[name])
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / name / "part-2" / "finished")
     with pytest.raises(UserError, match="holds no finished teachers"):
-        teachers.borrowed(borrowing, split)
+        teachers.borrow(borrowing, split)
 
 
 def assert_same_members(found, expected):

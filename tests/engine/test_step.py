@@ -150,7 +150,7 @@ def test_the_step_stops_gradients_through_weigh_and_aim(setting, tmp_path):
 
     job = student_job(setting, reads_student=("weigh", "aim"), aim=own_opinion, term=linear)
     found = trained(job, tmp_path)
-    examples, indices = job.lessons.examples, job.order(0)[0]
+    examples, indices = job.stage_data.examples, job.order(0)[0]
     image = examples.image[indices].astype(jnp.float32) / 255
     model, before = job.program.model, population.take(initial(job), 0)
 

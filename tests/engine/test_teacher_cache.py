@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.engine import teacher_cache, training
-from mtkd_jax.engine.tuning import in_layout
+from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import UserError
@@ -26,49 +26,51 @@ def trained(job, tmp_path):
 @pytest.mark.parametrize("layout", [Layout("vmap"), Layout("map", 2)])
 @pytest.mark.parametrize("augment, by", [({}, "example"), (NOISE, "step")])
 def test_students_of_cached_teachers_are_the_same_to_the_bit(augment, by, layout, tmp_path):
-    job = in_layout(students_job("output_avg", **augment), layout)
-    cached = teacher_cache.filled(job, {})
-    assert cached.program.said_by == by and cached.lessons.said is not None
+    job = with_layout(students_job("output_avg", **augment), layout)
+    cached = teacher_cache.fill(job, {})
+    assert cached.program.cache_index == by and cached.stage_data.cached_logits is not None
     jax.tree.map(
         np.testing.assert_array_equal, trained(cached, tmp_path / "cached"), trained(job, tmp_path / "not")
     )
 
 
 def test_what_was_said_is_what_the_teachers_say():
-    job = in_layout(students_job("output_avg"), Layout("vmap"))
-    said = teacher_cache.filled(job, {}).lessons.said
-    image = job.lessons.examples.image.astype(np.float32) / 255
-    (variables,) = job.lessons.teachers
+    job = with_layout(students_job("output_avg"), Layout("vmap"))
+    said = teacher_cache.fill(job, {}).stage_data.cached_logits
+    image = job.stage_data.examples.image.astype(np.float32) / 255
+    (variables,) = job.stage_data.teachers
     expected = jax.vmap(lambda one: job.program.teachers[0].apply(one, image)[0].logits)(variables)
     np.testing.assert_allclose(said, expected, atol=1e-5)
 
 
 def test_families_share_what_was_said_and_other_teachers_are_asked_again():
     cache = {}
-    first = teacher_cache.filled(students_job("output_avg"), cache)
-    second = teacher_cache.filled(students_job("mimic_all"), cache)
-    assert second.lessons.said is first.lessons.said
+    first = teacher_cache.fill(students_job("output_avg"), cache)
+    second = teacher_cache.fill(students_job("mimic_all"), cache)
+    assert second.stage_data.cached_logits is first.stage_data.cached_logits
     job = students_job("output_avg")
-    others = jax.tree.map(lambda leaf: leaf + 1, job.lessons.teachers)
-    job = dataclasses.replace(job, lessons=dataclasses.replace(job.lessons, teachers=others))
-    assert not np.array_equal(teacher_cache.filled(job, cache).lessons.said, first.lessons.said)
+    others = jax.tree.map(lambda leaf: leaf + 1, job.stage_data.teachers)
+    job = dataclasses.replace(job, stage_data=dataclasses.replace(job.stage_data, teachers=others))
+    assert not np.array_equal(
+        teacher_cache.fill(job, cache).stage_data.cached_logits, first.stage_data.cached_logits
+    )
 
 
 def test_another_augmentation_is_asked_again():
     cache = {}
-    plain = teacher_cache.filled(students_job("output_avg"), cache).lessons.said
-    noisy = teacher_cache.filled(students_job("output_avg", **NOISE), cache).lessons.said
+    plain = teacher_cache.fill(students_job("output_avg"), cache).stage_data.cached_logits
+    noisy = teacher_cache.fill(students_job("output_avg", **NOISE), cache).stage_data.cached_logits
     more = {"data.augment.noise": 0.2, "data.augment.shift": 1}
-    noisier = teacher_cache.filled(students_job("output_avg", **more), cache).lessons.said
+    noisier = teacher_cache.fill(students_job("output_avg", **more), cache).stage_data.cached_logits
     assert plain.shape[1] != noisy.shape[1] and not np.array_equal(noisy, noisier)
 
 
 def test_half_precision_only_on_request():
-    assert teacher_cache.filled(students_job("output_avg"), {}).lessons.said.dtype == np.float32
+    assert teacher_cache.fill(students_job("output_avg"), {}).stage_data.cached_logits.dtype == np.float32
     job = students_job("output_avg", **{"runtime.teacher_cache": "float16"})
-    assert teacher_cache.filled(job, {}).lessons.said.dtype == np.float16
+    assert teacher_cache.fill(job, {}).stage_data.cached_logits.dtype == np.float16
     off = students_job("output_avg", **{"runtime.teacher_cache": "off"})
-    assert teacher_cache.filled(off, {}) is off
+    assert teacher_cache.fill(off, {}) is off
 
 
 def test_a_cache_that_cannot_be_is_left_out_or_refused(monkeypatch):
@@ -81,13 +83,13 @@ def test_a_cache_that_cannot_be_is_left_out_or_refused(monkeypatch):
             recipes=tuple(r._replace(needs=("embedding",)) for r in job.program.recipes)
         ),
     )
-    assert teacher_cache.filled(greedy(auto), {}).lessons.said is None
+    assert teacher_cache.fill(greedy(auto), {}).stage_data.cached_logits is None
     with pytest.raises(UserError, match="reads more of the teachers than the logits"):
-        teacher_cache.filled(greedy(asked), {})
+        teacher_cache.fill(greedy(asked), {})
     monkeypatch.setattr(teacher_cache.forecast, "memory_limit", lambda: 100)
-    assert teacher_cache.filled(auto, {}).lessons.said is None
+    assert teacher_cache.fill(auto, {}).stage_data.cached_logits is None
     with pytest.raises(UserError, match="MiB"):
-        teacher_cache.filled(asked, {})
+        teacher_cache.fill(asked, {})
 
 
 def test_a_whole_run_is_the_same_with_and_without(tmp_path):
@@ -108,10 +110,10 @@ def test_a_whole_run_is_the_same_with_and_without(tmp_path):
 
 def test_logits_that_float16_does_not_hold_are_refused_by_the_name_of_the_field():
     job = dataclasses.replace(students_job("output_avg"), teacher_cache="float16")
-    (variables,) = job.lessons.teachers
+    (variables,) = job.stage_data.teachers
     loud = jax.tree.map(lambda leaf: leaf * np.float32(1e6), variables)
-    job = dataclasses.replace(job, lessons=dataclasses.replace(job.lessons, teachers=(loud,)))
+    job = dataclasses.replace(job, stage_data=dataclasses.replace(job.stage_data, teachers=(loud,)))
     with pytest.raises(
         UserError, match="^config.runtime.teacher_cache: float16 holds numbers up to 65504, .* auto"
     ):
-        teacher_cache.filled(job, {})
+        teacher_cache.fill(job, {})

@@ -1,4 +1,4 @@
-"""The one loop: against an explicit loop, best weights, early stopping, lost members, resuming."""
+"""The one loop: against an explicit loop, best weights, early stopping, diverged members, resuming."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def fitted(job, tmp_path, **arguments):
 def test_teachers_are_what_a_plain_optax_loop_trains(tmp_path):
     job = teachers_job(**{"train.epochs": 3, "train.learning_rate": 3e-2})
     found = fitted(job, tmp_path)
-    model, examples = job.program.model, job.lessons.examples
+    model, examples = job.program.model, job.stage_data.examples
     transform = optax.adam(3e-2)
     best = None
     for k in range(3):
@@ -110,7 +110,7 @@ def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
     )
     config.data.num_train = 48
     split = experiment.load_split(config)
-    stages = plan.named(config, split)
+    stages = plan.build(config, split)
     with Logbook(tmp_path, quiet=True) as logbook:
         with small.compilations() as first:
             done = plan.run(stages[:-1], tmp_path, logbook, 1e9)
@@ -155,8 +155,8 @@ def test_a_member_that_breaks_down_is_named_and_harms_nobody(tmp_path):
     job = teachers_job(**{"teachers.learning_rates": (1e-2, 1e30, 1e-2)})
     sound = teachers_job()
     broken, whole = fitted(job, tmp_path / "broken"), fitted(sound, tmp_path / "whole")
-    assert broken.lost == ("teacher 1",)
-    assert broken.sound.names == ("teacher 0", "teacher 2")
+    assert broken.diverged == ("teacher 1",)
+    assert broken.finite_members.names == ("teacher 0", "teacher 2")
     for m in (0, 2):
         a, b = (population.take(f.population.variables, m) for f in (broken, whole))
         jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -181,10 +181,10 @@ def test_when_nothing_was_finite_from_the_beginning_it_is_not_the_learning_rate(
     images, labels = job.validation
     images = jnp.full(images.shape, jnp.nan, jnp.float32)
     examples = dataclasses.replace(
-        job.lessons.examples, image=jnp.full_like(job.lessons.examples.image, jnp.nan)
+        job.stage_data.examples, image=jnp.full_like(job.stage_data.examples.image, jnp.nan)
     )
     job = dataclasses.replace(
-        job, validation=(images, labels), lessons=dataclasses.replace(job.lessons, examples=examples)
+        job, validation=(images, labels), stage_data=dataclasses.replace(job.stage_data, examples=examples)
     )
     with pytest.raises(UserError, match="not even the first outputs are: look at the images") as error:
         fitted(job, tmp_path)

@@ -39,23 +39,23 @@ def clock(monkeypatch, tmp_path):
 
 def test_the_fastest_candidate_is_taken_and_remembered(job, clock, tmp_path):
     said = []
-    found = tuning.settled(job, tmp_path / "stage", said.append)
+    found = tuning.choose_layout(job, tmp_path / "stage", said.append)
     assert found.program.layout == Layout("map", 1)
     assert clock == list(job.candidates) and len(job.candidates) == 4
     assert "map 1e+03 ms" in said[0]
-    assert tuning.settled(job, tmp_path / "stage", said.append) == found  # from the stage's folder
-    assert tuning.settled(job, tmp_path / "another", said.append) == found  # from the cache
+    assert tuning.choose_layout(job, tmp_path / "stage", said.append) == found  # from the stage's folder
+    assert tuning.choose_layout(job, tmp_path / "another", said.append) == found  # from the cache
     assert len(clock) == 4
     stored = json.loads((tmp_path / "another" / "layout.json").read_text())
     assert stored["question"] == tuning.question(job)
 
 
 def test_a_resumed_stage_keeps_its_layout_whatever_the_cache_says_now(job, clock, tmp_path):
-    tuning.settled(job, tmp_path / "stage", print)
+    tuning.choose_layout(job, tmp_path / "stage", print)
     other = {json.dumps(layout): float(n) for n, layout in enumerate(job.candidates)}
     tuning.cache_file().write_text(json.dumps({tuning.question(job): other}))
-    assert tuning.settled(job, tmp_path / "stage", print).program.layout == Layout("map", 1)
-    assert tuning.settled(job, tmp_path / "new", print).program.layout == job.candidates[0]
+    assert tuning.choose_layout(job, tmp_path / "stage", print).program.layout == Layout("map", 1)
+    assert tuning.choose_layout(job, tmp_path / "new", print).program.layout == job.candidates[0]
 
 
 def test_answers_about_other_devices_or_damaged_ones_are_asked_again(job, clock, tmp_path):
@@ -63,24 +63,24 @@ def test_answers_about_other_devices_or_damaged_ones_are_asked_again(job, clock,
     folder.mkdir()
     (folder / "layout.json").write_text('{"seconds": {"[\\"vmap\\", 64, 1]": 1.0}}')
     tuning.cache_file().write_text("{not json")
-    assert tuning.settled(job, folder, print).program.layout == Layout("map", 1)
+    assert tuning.choose_layout(job, folder, print).program.layout == Layout("map", 1)
     assert len(clock) == 4
 
 
 def test_a_short_stage_is_not_worth_a_trial(job, clock, tmp_path, monkeypatch):
     monkeypatch.setitem(tuning.WORTH_A_TRIAL, "cpu", 1e12)
-    assert tuning.settled(job, tmp_path, print) is job
+    assert tuning.choose_layout(job, tmp_path, print) is job
     assert clock == [] and not (tmp_path / "layout.json").exists()
 
 
 def test_a_named_layout_is_not_timed(clock, tmp_path):
     config = small.config(**{"runtime.how": "vmap"})
     job = teachers.job(config, experiment.load_split(config), config.model.name)
-    assert tuning.settled(job, tmp_path, print) is job and clock == []
+    assert tuning.choose_layout(job, tmp_path, print) is job and clock == []
 
 
 def test_the_clock_itself_times_every_candidate(job):
-    found = tuning.timed(job)
+    found = tuning.measure(job)
     assert list(found) == [json.dumps(layout) for layout in job.candidates]
     assert all(0 < seconds < 60 for seconds in found.values())
 

@@ -268,7 +268,7 @@ def run(tmp_path, few_rules):
 
 def printed(result, sheet):
     console = Console(width=100, file=io.StringIO())
-    console.print(tables.drawn(*sheet(result)))
+    console.print(tables.render(*sheet(result)))
     return console.file.getvalue()
 
 

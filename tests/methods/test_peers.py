@@ -19,14 +19,14 @@ from tests.contexts import context as context_of
 from tests.references import methods as reference
 
 
-def context(logits, place=0, sound=None, teachers=((P1,),), **hyper):
+def context(logits, place=0, finite=None, teachers=((P1,),), **hyper):
     """What peer `place` of a cohort with these logits [P,B,C] sees."""
     logits = jnp.asarray(logits, jnp.float32)
-    sound = jnp.ones(len(logits), bool) if sound is None else jnp.asarray(sound)
+    finite = jnp.ones(len(logits), bool) if finite is None else jnp.asarray(finite)
     own = {"teacher_weight": 1.0, "peer_weight": 1.0, **hyper}
     seen = context_of(logits[place], np.asarray(teachers), **own)
-    logits = jnp.where(sound[:, None, None], logits, 0.0)
-    return dataclasses.replace(seen, peers=Peers(logits, jnp.int32(place), sound))
+    logits = jnp.where(finite[:, None, None], logits, 0.0)
+    return dataclasses.replace(seen, peers=Peers(logits, jnp.int32(place), finite))
 
 
 def taught(recipe, seen):
@@ -70,13 +70,13 @@ def test_peers_at_other_places_are_the_same_peers():
 
 def test_a_peer_that_broke_down_is_left_out():
     broken = [[P1], [Q], [np.full(3, np.nan)]]
-    found = loss_of(peers.dml(num_peers=3), context(broken, sound=[True, True, False]))
+    found = loss_of(peers.dml(num_peers=3), context(broken, finite=[True, True, False]))
     np.testing.assert_allclose(found, loss_of(peers.dml(), context(broken[:2])), rtol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", [peers.dml(), peers.kd_ml(teacher_weight=0.0)])
 def test_who_is_left_alone_has_no_soft_loss_and_no_nan(recipe):
-    seen = context([[P1], [np.full(3, np.nan)]], sound=[True, False], alpha=0.25, teacher_weight=0.0)
+    seen = context([[P1], [np.full(3, np.nan)]], finite=[True, False], alpha=0.25, teacher_weight=0.0)
 
     def of(logits):
         student = dataclasses.replace(seen.student, logits=logits, heads=logits[None])
@@ -145,23 +145,23 @@ def job_of(mode, how="vmap", num_seeds=1):
 
 def first_states(job):
     variables = population.init(job.program.model, job.init_keys, (4, 4, 1))
-    return step.init_state(job.program, variables, job.init_keys, job.lessons)
+    return step.init_state(job.program, variables, job.init_keys, job.stage_data)
 
 
 def one_step(job, states):
     take_step = mesh.spread(step.make_step(job.program), job.program.layout, (0, 0, None, None, None), (0, 0))
     hyper = {name: jnp.asarray(values) for name, values in job.hyper.items()}
-    return jax.jit(take_step)(states, hyper, jnp.asarray(job.order(0)[0]), jnp.int32(0), job.lessons)
+    return jax.jit(take_step)(states, hyper, jnp.asarray(job.order(0)[0]), jnp.int32(0), job.stage_data)
 
 
 def explicit_step(job, states, rows, teacher_weight=0.0, peer_weight=1.0):
     """Parameters, batch statistics and losses of the cohort `rows` after a step, from the joint loss."""
-    model, examples = job.program.model, job.lessons.examples
+    model, examples = job.program.model, job.stage_data.examples
     indices = job.order(0)[0]
     image = examples.image[indices].astype(jnp.float32) / 255
     labels = jax.nn.one_hot(examples.label[indices], model.module.task.num_classes)
-    (said_by,), (teacher_model,) = job.lessons.teachers, job.program.teachers
-    of_teachers = [teacher_model.apply(population.take(said_by, k), image)[0].logits for k in range(2)]
+    (cache_index,), (teacher_model,) = job.stage_data.teachers, job.program.teachers
+    of_teachers = [teacher_model.apply(population.take(cache_index, k), image)[0].logits for k in range(2)]
     params = [population.take(states.params, row) for row in rows]
     stats = [population.take(states.model_state, row) for row in rows]
 
@@ -236,5 +236,5 @@ def test_a_cohort_learns(mode, tmp_path):
     config = small.config(**changes, **{"runtime.how": "vmap"})
     done = small.train(config, tmp_path)
     (fitted,) = (f for stage, f in done.items() if "peers" in stage)
-    assert len(fitted.population.names) == 2 * 3 and not fitted.lost
+    assert len(fitted.population.names) == 2 * 3 and not fitted.diverged
     assert (fitted.val_nll < 0.9 * np.log(4)).all(), fitted.val_nll

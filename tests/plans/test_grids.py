@@ -33,7 +33,7 @@ def grids(**overrides):
 
 def test_every_combination_is_trained_once_under_a_name_of_its_own():
     config = grids()
-    stages = plan.named(config, experiment.load_split(config))
+    stages = plan.build(config, experiment.load_split(config))
     assert len({stage.name for stage in stages}) == len(stages)
     trained = [(member.mode, member.cell, member.seed) for stage in stages for member in stage.family]
     assert len(set(trained)) == len(trained)
@@ -99,7 +99,7 @@ def test_members_are_told_apart_at_every_digit():
 def test_modes_that_differ_in_a_sign_alone_are_both_trained():
     modes = ("stimuli.ods(step_size=1.0)", "stimuli.ods(step_size=-1.0)")
     config = small.config(**{"students.modes": modes})
-    names = [stage.name for stage in plan.named(config, experiment.load_split(config))]
+    names = [stage.name for stage in plan.build(config, experiment.load_split(config))]
     assert len(set(names)) == len(names) and sum("ods" in name for name in names) == 2
 
 

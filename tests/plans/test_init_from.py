@@ -97,7 +97,7 @@ def test_trained_teachers_teach_as_they_are(files):
     config = config_of(**{"teachers.init_from": weights, "teachers.trained": True})
     split = experiment.load_split(config)
     assert plan.train_teachers(config, split) == ()
-    found, (note, normalised) = teachers.borrowed(config, split)
+    found, (note, normalised) = teachers.borrow(config, split)
     assert "if they were trained with others, set teachers.mean and teachers.std" in normalised
     assert note == f"The teachers are those of {', '.join(weights)}, as they are."
     (own,) = plan.ensemble_of(found)
@@ -119,7 +119,7 @@ def test_trained_teachers_may_normalise_by_what_they_were_trained_with(files):
         }
     )
     split = experiment.load_split(config)
-    found, (_, normalised) = teachers.borrowed(config, split)
+    found, (_, normalised) = teachers.borrow(config, split)
     assert normalised.startswith("The teachers' images are normalised by mean 0.25; std 0.75 (teachers.mean")
     (own,) = plan.ensemble_of(found)
     images = np.float32(split.dataset.test_images[:8] / 255)
@@ -129,14 +129,14 @@ def test_trained_teachers_may_normalise_by_what_they_were_trained_with(files):
     (mean,), (std,) = loading.channel_statistics(split)
     assert normalised.endswith(f"the students have them, differ: mean {mean:.3g}; std {std:.3g}.")
     config.teachers.mean, config.teachers.std = (mean + 0.004,), (std - 0.004,)
-    assert "differ" not in teachers.borrowed(config, split)[1][1]
+    assert "differ" not in teachers.borrow(config, split)[1][1]
     for name, of_mean, of_std in (("mean", 125.3, 0.2), ("std", 0.5, 63.0)):
         config.teachers.mean, config.teachers.std = (of_mean,), (of_std,)
         with pytest.raises(UserError, match=rf"teachers.{name}: \([\d.]+,\) is not of images in 0..1"):
-            teachers.borrowed(config, split)
+            teachers.borrow(config, split)
     config.teachers.mean, config.teachers.std = (0.2, 0.2, 0.2), (1.0, 1.0, 1.0)
     with pytest.raises(UserError, match="teachers.mean: has 3 values for images of 1 channels"):
-        teachers.borrowed(config, split)
+        teachers.borrow(config, split)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "state_dict.model."])

@@ -60,7 +60,7 @@ def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypat
     overrides = {"plan": "hints_then_distil", "students.modes": ("supernet",), "train.epochs": 1}
     config = small.config(**overrides, **{"runtime.how": "vmap"})
     with monkeypatch.context() as patch:
-        for computing in ("init", "in_blocks"):
+        for computing in ("init", "map_blocks"):
             patch.setattr(population, computing, lambda *_: pytest.fail("computed"))
         stages, borrowed, _ = experiment.planned(config, experiment.load_split(config))
         rehearsed = plan.rehearse(stages, config, borrowed)

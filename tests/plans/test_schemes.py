@@ -47,7 +47,7 @@ def config_of(address, **overrides):
 
 def stages_and_done(config, workdir, count=None):
     """The plan's stages, and what the first `count` of them train."""
-    stages = plan.named(config, experiment.load_split(config))
+    stages = plan.build(config, experiment.load_split(config))
     with Logbook(workdir, quiet=True) as logbook:
         return stages, plan.run(stages[:count], workdir, logbook, 1e9)
 
@@ -79,7 +79,7 @@ def generations(tmp_path_factory):
 def on_digits(request, generations, tmp_path_factory):
     """Each plan on digits: (its address, what is predicted, the report)."""
     config = config_of(request.param)
-    stages = plan.named(config, experiment.load_split(config))
+    stages = plan.build(config, experiment.load_split(config))
     _, _, done = generations  # teachers and baseline are the same in most plans
     done = {} if request.param == "specialists" else done
     workdir = tmp_path_factory.mktemp("run")
@@ -153,7 +153,7 @@ def test_specialists_are_one_good_classifier_together_and_none_alone(on_digits):
 @pytest.mark.parametrize("address", PLANS)
 def test_every_transfer_set_has_stages_of_its_own(address):
     config = config_of(address, **{"students.transfer": ("labelled", "unlabelled")})
-    stages = plan.named(config, experiment.load_split(config))
+    stages = plan.build(config, experiment.load_split(config))
     assert len({stage.name for stage in stages}) == len(stages)
     of = {t: [s.family for s in stages if s.transfer == t] for t in config.students.transfer}
     assert of["labelled"] == of["unlabelled"] and of["labelled"]
@@ -165,7 +165,7 @@ def test_a_seed_learns_from_its_own_teacher_as_if_there_were_no_other(mode, gene
     _, _, done = generations
     config = config_of(f"born_again(mode='{mode}')", **{"train.epochs": 1})
     split = experiment.load_split(config)
-    _, baseline_stage, stage, *_ = plan.named(config, split)
+    _, baseline_stage, stage, *_ = plan.build(config, split)
     found, baseline = trained(stage.make(done), tmp_path / "all"), done[baseline_stage.name].population
     family = students.grid(config, "alone", configuration.build_recipe(mode))
     for seed in range(2):
@@ -192,7 +192,7 @@ def test_generations_start_apart_and_learn_from_the_one_before(generations):
     family, fitted = stages[2].family, done[stages[2].name]
     cell, _ = students.choose(family, fitted.val_nll)
     rows = [m for m, member in enumerate(family) if member.cell == cell]
-    equal(works[2].lessons.teachers[0], population.take(fitted.population.variables, rows))
+    equal(works[2].stage_data.teachers[0], population.take(fitted.population.variables, rows))
     np.testing.assert_array_equal(works[2].hyper["own_teacher"], [m.seed for m in stages[3].family])
 
 
@@ -207,9 +207,9 @@ def test_a_plan_goes_on_stage_by_stage(generations, tmp_path):
 
 def test_nobody_learns_from_a_teacher_that_broke_down(generations):
     _, stages, done = generations
-    lost = "baseline a=1 T=1 seed 1"
-    broken = {**done, stages[1].name: dataclasses.replace(done[stages[1].name], lost=(lost,))}
-    with pytest.raises(UserError, match=f"{lost} stopped being finite.*learning_rate"):
+    diverged = "baseline a=1 T=1 seed 1"
+    broken = {**done, stages[1].name: dataclasses.replace(done[stages[1].name], diverged=(diverged,))}
+    with pytest.raises(UserError, match=f"{diverged} stopped being finite.*learning_rate"):
         stages[2].make(broken)
 
 
@@ -225,7 +225,7 @@ def test_assistants_are_taught_in_turn(generations):
         "assistants(models=('mlp(hidden=(7,))', 'mlp(hidden=(6,))'))",
         **{"students.model": "mlp(hidden=(5,))"},
     )
-    stages, done = plan.named(config, experiment.load_split(config)), dict(done)
+    stages, done = plan.build(config, experiment.load_split(config)), dict(done)
     works = []
     for stage in stages[2:]:
         works.append(stage.make(done))
@@ -235,7 +235,7 @@ def test_assistants_are_taught_in_turn(generations):
         [name] for name in chain[:-1]
     ]
     assert [job.program.model.name for job in works] == chain[1:]
-    assert [len(jax.tree.leaves(job.lessons.teachers)[0]) for job in works] == [5, 2, 2]
+    assert [len(jax.tree.leaves(job.stage_data.teachers)[0]) for job in works] == [5, 2, 2]
     assert ["own_teacher" in job.hyper for job in works] == [False, True, True]
     assert [stage.role for stage in stages[2:]] == ["assistant", "assistant", "student"]
 
@@ -248,7 +248,7 @@ def hinted(generations, tmp_path_factory):
     """The two stages of hints_then_distil and what the first one trained."""
     _, _, done = generations
     config = config_of("hints_then_distil", **{"train.epochs": 3})
-    stages = plan.named(config, experiment.load_split(config))[2:]
+    stages = plan.build(config, experiment.load_split(config))[2:]
     workdir = tmp_path_factory.mktemp("hints")
     with Logbook(workdir, quiet=True) as logbook:
         return stages, plan.run(stages[:1], workdir, logbook, 1e9, done)
@@ -280,7 +280,7 @@ def test_hints_keep_the_weights_of_the_last_step(hinted):
     states, take_step = training.first_progress(job).train, jax.jit(step.make_step(job.program))
     hyper = {name: jnp.asarray(values) for name, values in job.hyper.items()}
     for number, indices in enumerate(np.concatenate([job.order(epoch) for epoch in range(job.epochs)])):
-        states, _ = take_step(states, hyper, jnp.asarray(indices), jnp.int32(number), job.lessons)
+        states, _ = take_step(states, hyper, jnp.asarray(indices), jnp.int32(number), job.stage_data)
     close(done[stages[0].name].population.variables["params"], states.params, 1e-5)
 
 
@@ -322,11 +322,11 @@ def test_one_step_of_specialists_is_that_of_one_network_written_out():
     hyper = {name: jnp.asarray(values) for name, values in job.hyper.items()}
     indices = job.order(0)[0]
     found, losses = jax.jit(step.make_step(job.program))(
-        states, hyper, jnp.asarray(indices), jnp.int32(0), job.lessons
+        states, hyper, jnp.asarray(indices), jnp.int32(0), job.stage_data
     )
     network = job.program.model.module.network  # without any share
-    image = job.lessons.examples.image[indices].astype(jnp.float32) / 255
-    label = job.lessons.examples.label[indices]
+    image = job.stage_data.examples.image[indices].astype(jnp.float32) / 255
+    label = job.stage_data.examples.label[indices]
     covered = jnp.asarray(teachers.coverage(4, 5))
 
     def joint(params):

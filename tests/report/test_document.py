@@ -300,7 +300,7 @@ def test_chosen_student_is_chosen_on_validation_and_never_a_control(made):
 def told(predictions):
     """What report.json says of the network to deploy, and the last sentence of the findings."""
     analysed = analysis.numbers(predictions)
-    return analysed["deploy"], findings.shown(analysed)[-1]
+    return analysed["deploy"], findings.summarise(analysed)[-1]
 
 
 def with_a_perfect_member(made, name, transfer, member, rest=1.0):
@@ -483,7 +483,7 @@ def test_names_stay_names_in_every_form_of_a_report(tmp_path, capsys):
 
 def test_a_table_of_the_terminal_obeys_no_name_and_is_as_wide_as_they_are(capsys):
     console = Console(width=100, file=io.StringIO())
-    console.print(tables.drawn(["", "[/x]"], [["[red]a", "\x1b]0;title\x07"], ["犬の写真", "b\nc"]]))
+    console.print(tables.render(["", "[/x]"], [["[red]a", "\x1b]0;title\x07"], ["犬の写真", "b\nc"]]))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert [line.split() for line in lines if line and "─" not in line] == [
         ["[/x]"],

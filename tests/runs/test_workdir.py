@@ -86,7 +86,7 @@ def test_whatever_stands_in_a_file_it_is_one_line_or_the_same_run(name, run, con
             if value is None and trains & {*place}:  # an empty group has all its fields at their defaults
                 assert told, place
     files.write_sealed(path, changed(written, next(places(written)), 3))
-    assert str(run) in refusal(teachers.borrowed, lent, split)
+    assert str(run) in refusal(teachers.borrow, lent, split)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", '{"config": [', "\0", '{"config": {}', ""])
@@ -102,7 +102,7 @@ def test_a_run_without_its_data_is_damaged_and_not_another_run(run, config, spli
     (run / "data.json").unlink()
     assert f"{run / 'data.json'}: is missing; restore it" in refusal(workdir.check, run, config, split)
     lent = small.config(**{"teachers.from_run": str(run)})
-    assert "data.json: is missing" in refusal(teachers.borrowed, lent, split)
+    assert "data.json: is missing" in refusal(teachers.borrow, lent, split)
 
 
 def test_every_bit_of_a_sealed_file_is_told_or_changes_nothing(run):
@@ -124,7 +124,7 @@ def test_a_lock_that_is_a_folder_is_one_line(run):
     (run / workdir.LOCK).mkdir()
 
     def lock():
-        with workdir.locked(run):
+        with workdir.lock(run):
             pytest.fail("locked")
 
     assert "cannot be written: Is a directory" in refusal(lock)
@@ -272,7 +272,7 @@ def test_addresses_that_mean_the_same_are_one_run(field, one, other, run, split)
     workdir.check(run, of_other, split)
     assert workdir.read_config(run) == workdir._settings(of_other)
     stages = [
-        [stage.name for stage in experiment.plan.named(configuration.in_one_spelling(config), split)]
+        [stage.name for stage in experiment.plan.build(configuration.in_one_spelling(config), split)]
         for config in (of_one, of_other)
     ]
     assert stages[0] == stages[1]
@@ -295,9 +295,9 @@ def test_arguments_that_mean_the_same_are_one_run(run, split):
 
 def test_teachers_are_lent_whatever_the_spelling_of_their_network(run, split):
     lent = small.config(**{"model.name": "mlp( hidden=( 8, ), dropout=0 )", "teachers.from_run": str(run)})
-    assert "holds no finished teachers" in refusal(teachers.borrowed, lent, split)  # else it is the right run
+    assert "holds no finished teachers" in refusal(teachers.borrow, lent, split)  # else it is the right run
     other = small.config(**{"model.name": "mlp(hidden=(9,))", "teachers.from_run": str(run)})
-    assert "has another models: ['mlp(hidden=(8,))'] there" in refusal(teachers.borrowed, other, split)
+    assert "has another models: ['mlp(hidden=(8,))'] there" in refusal(teachers.borrow, other, split)
 
 
 # --- rules --------------------------------------------------------------------------------------------

@@ -26,24 +26,24 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", EXIT_CODES)
 def test_a_signal_is_noted_and_the_old_handlers_come_back(number, capfd):
     before = [signal.getsignal(one) for one in EXIT_CODES]
-    with interrupts.listening():
-        assert interrupts.asked() == 0
+    with interrupts.handle_signals():
+        assert interrupts.stop_requested() == 0
         interrupts.check("nobody has asked")
         send(number)
-        assert interrupts.asked() == number
+        assert interrupts.stop_requested() == number
         with pytest.raises(interrupts.Interrupted, match="^all is saved$") as caught:
             interrupts.check("all is saved")
         assert caught.value.signal == number
-    assert interrupts.asked() == 0
+    assert interrupts.stop_requested() == 0
     assert [signal.getsignal(one) for one in EXIT_CODES] == before
     assert capfd.readouterr().err.strip().count("\n") == 0  # one line
 
 
 def test_a_second_ctrl_c_is_a_keyboard_interrupt_and_a_second_sigterm_is_none():
-    with pytest.raises(KeyboardInterrupt), interrupts.listening():
+    with pytest.raises(KeyboardInterrupt), interrupts.handle_signals():
         send(signal.SIGTERM)
         send(signal.SIGTERM)
-        assert interrupts.asked() == signal.SIGTERM
+        assert interrupts.stop_requested() == signal.SIGTERM
         send(signal.SIGINT)
 
 
@@ -51,7 +51,7 @@ def test_a_second_ctrl_c_does_what_the_first_would_have_done_before():
     heard = []
     before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
-        with pytest.raises(KeyboardInterrupt), interrupts.listening():
+        with pytest.raises(KeyboardInterrupt), interrupts.handle_signals():
             send(signal.SIGINT)
             assert heard == []
             send(signal.SIGINT)
@@ -62,9 +62,9 @@ def test_a_second_ctrl_c_does_what_the_first_would_have_done_before():
 
 def test_a_terminal_that_goes_away_asks_for_nothing():
     before = signal.getsignal(signal.SIGHUP)
-    with interrupts.listening():
+    with interrupts.handle_signals():
         send(signal.SIGHUP)
-        assert interrupts.asked() == 0
+        assert interrupts.stop_requested() == 0
     assert signal.getsignal(signal.SIGHUP) == before
 
 
@@ -72,7 +72,7 @@ def test_outside_the_main_thread_nothing_is_touched():
     before, found = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with interrupts.listening():
+        with interrupts.handle_signals():
             found.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)

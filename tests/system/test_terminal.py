@@ -137,9 +137,9 @@ def listing(capsys) -> str:
 
 def test_a_path_is_what_was_meant(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert paths.typed("~/x", "--workdir") == tmp_path / "x"
-    assert paths.typed("a/~b", "--workdir") == Path("a/~b")
-    assert paths.typed(Path("ü"), "--workdir") == Path("ü")
+    assert paths.parse("~/x", "--workdir") == tmp_path / "x"
+    assert paths.parse("a/~b", "--workdir") == Path("a/~b")
+    assert paths.parse(Path("ü"), "--workdir") == Path("ü")
     for text, said in (
         ("", "--workdir is empty"),
         ("a\0b", "UTF-8 without NUL"),
@@ -147,7 +147,7 @@ def test_a_path_is_what_was_meant(monkeypatch, tmp_path):
         ("~nosuchuser/x", "write the whole path"),
     ):
         with pytest.raises(UserError) as caught:
-            paths.typed(text, "--workdir")
+            paths.parse(text, "--workdir")
         assert said in str(caught.value)
         str(caught.value).encode()
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mtkd_jax.data.checks import checked, first_line, opened
+from mtkd_jax.data.checks import check, first_line, open_file
 from mtkd_jax.types import DataSet, UserError
 
 _LIMIT = 2**28  # bytes that an archive may unpack to, or a file hold; the published ones have 186 MB
@@ -113,7 +113,7 @@ def _published(name: str, path: str, *forms: _Form) -> DataSet:
     records = [read(file, form.records) for file in form.train]
     train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*records))
     test_images, test_labels = read(form.test, form.records)
-    return checked(
+    return check(
         DataSet(
             name=name,
             train_images=_upright(train_images),
@@ -141,7 +141,7 @@ def _files(path: str, wanted: set[str]) -> dict[str, Content]:
         )
     try:
         if not place.is_dir():
-            with opened(place, "rb") as packed:
+            with open_file(place, "rb") as packed:
                 return _members(_content(gzip.open(packed), path), wanted)
         there = [place / name for name in sorted(wanted) if (place / name).is_file()]
         return {file.name: _content(file.open("rb"), str(file)) for file in there}

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from mtkd_jax.data.checks import as_vector, checked, first_line, names_from, shortened
+from mtkd_jax.data.checks import as_vector, check, first_line, names_from, shorten
 from mtkd_jax.types import DataSet, UserError
 
 _KERAS = {  # the same under the names of Keras
@@ -66,7 +66,7 @@ def npz(*, path: str, layout: str = "") -> DataSet:
         if name not in arrays:
             raise UserError(
                 f"{path}: no array {name}{f' (or {_KERAS[name]})' if name in _KERAS else ''}; "
-                f"must hold {', '.join(wanted)}, and holds {shortened(sorted(names))}"
+                f"must hold {', '.join(wanted)}, and holds {shorten(sorted(names))}"
             )
 
     fields = {name: as_vector(arrays[name]) for name in wanted if not name.endswith("images")}
@@ -87,7 +87,7 @@ def npz(*, path: str, layout: str = "") -> DataSet:
         class_names = names_from(fields["train_labels"], path)
     notes = ("The images are [N,c,h,w], and were turned to [N,h,w,c].",) if turned else ()
     dataset = DataSet(name=pathlib.Path(path).stem, class_names=class_names, notes=notes, **fields)
-    return checked(dataset, where=path)
+    return check(dataset, where=path)
 
 
 def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
@@ -110,7 +110,7 @@ def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
     }
     for name in ("train_images", "test_images"):
         arrays[name] = arrays[name][..., None]
-    return checked(
+    return check(
         DataSet(
             name=folder.resolve().name,
             class_names=class_names or names_from(arrays["train_labels"], path),

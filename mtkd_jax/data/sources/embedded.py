@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtkd_jax.data.checks import checked, numbered
+from mtkd_jax.data.checks import check, number_names
 from mtkd_jax.types import DataSet, UserError
 
 
@@ -22,7 +22,7 @@ def digits() -> DataSet:
     train, test = train_test_split(
         np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0
     )
-    return checked(
+    return check(
         DataSet(
             name="digits",
             train_images=images[train],
@@ -67,14 +67,14 @@ def synthetic(
 
     train_images, train_labels = draw(num_train)
     test_images, test_labels = draw(num_test)
-    return checked(
+    return check(
         DataSet(
             name="synthetic",
             train_images=train_images,
             train_labels=train_labels,
             test_images=test_images,
             test_labels=test_labels,
-            class_names=numbered(num_classes),
+            class_names=number_names(num_classes),
         ),
         where="synthetic",
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.checks import checked, first_line, opened, shortened
+from mtkd_jax.data.checks import check, first_line, open_file, shorten
 from mtkd_jax.data.loading import part_of_groups
 from mtkd_jax.types import DataSet, Images, UserError, printable
 
@@ -161,7 +161,7 @@ def _composed(label: str) -> str:
 
 def _images_in(place: pathlib.Path) -> list[str]:
     """Names of the files in a folder itself that end as images do."""
-    return [name for name in image_files.listed(place)[1] if image_files.is_named_as_image(name)]
+    return [name for name in image_files.list_entries(place)[1] if image_files.is_named_as_image(name)]
 
 
 def _unwrapped(place: pathlib.Path, splits: bool) -> pathlib.Path:
@@ -172,11 +172,11 @@ def _unwrapped(place: pathlib.Path, splits: bool) -> pathlib.Path:
     seen = set()
     while os.path.realpath(place) not in seen:  # a link may lead back up
         seen.add(os.path.realpath(place))
-        folders, _ = image_files.listed(place)
+        folders, _ = image_files.list_entries(place)
         if len(folders) != 1 or _images_in(place) or (splits and _part_of(folders[0])):
             break
         inner = place / folders[0]
-        if _images_in(inner) or not image_files.listed(inner)[0]:
+        if _images_in(inner) or not image_files.list_entries(inner)[0]:
             break
         place = inner
     return place
@@ -196,7 +196,7 @@ def _places(top: pathlib.Path, splits: bool) -> list[_Place]:
         parts = _parts(top, names)
         tops = {name: _unwrapped(top / name, splits=False) for name in names}
         return [(tops[name] / label, label, parts[name]) for name in names for label in _folders(tops[name])]
-    inner = {name: image_files.listed(top / name)[0] for name in names}
+    inner = {name: image_files.list_entries(top / name)[0] for name in names}
     if any(len(set(map(_part_of, folders)) - {""}) > 1 for folders in inner.values()):
         return [
             (top / label / name, label, part)
@@ -209,7 +209,7 @@ def _places(top: pathlib.Path, splits: bool) -> list[_Place]:
 
 def _folders(parent: pathlib.Path) -> list[str]:
     """Names of the folders in a folder, sorted; at least one."""
-    found, files = image_files.listed(parent)
+    found, files = image_files.list_entries(parent)
     for name in files:
         if not pathlib.PurePath(name).suffix and os.path.islink(parent / name):
             raise UserError(
@@ -396,7 +396,7 @@ def _table(
     columns is told by the first line.
     """
     try:
-        with opened(file, encoding="utf-8-sig", newline="") as stream:
+        with open_file(file, encoding="utf-8-sig", newline="") as stream:
             head = stream.readline()
             if "\0" in head:
                 raise ValueError("it holds zeros, as UTF-16 does")
@@ -455,7 +455,7 @@ def _check_columns(
             hint = f" (is it {near[0]}?)" if near else ""
             parted = "" if len(columns) > 1 else ", between commas, tabs, semicolons or bars"
             raise UserError(
-                f"{file}: has no column {name}, but {shortened(columns)}{hint}; the first line must name the "
+                f"{file}: has no column {name}, but {shorten(columns)}{hint}; the first line must name the "
                 f"columns, with {' and '.join(needed)}{parted}"
             )
 
@@ -585,7 +585,7 @@ def _dataset(
     left_out = (
         [f"{len(errors)} of {len(files)} images were left out, the first: {errors[0]}"] if errors else []
     )
-    return checked(
+    return check(
         DataSet(
             name=name,
             class_names=tuple(labels),

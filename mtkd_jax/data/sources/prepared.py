@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtkd_jax.data import streams
-from mtkd_jax.data.checks import checked, first_line
+from mtkd_jax.data.checks import check, first_line
 from mtkd_jax.types import DataSet, Images, UserError
 
 _Records = Sequence[Mapping[str, Any]]  # decoded, {"image": [h,w,c], "label": []}
@@ -50,7 +50,7 @@ def tfds(*, name: str) -> DataSet:
     (train_images, train_labels), (test_images, test_labels) = (
         _images_and_labels(part, f"tfds {name}") for part in (train, test)
     )
-    return checked(
+    return check(
         DataSet(
             name=name,
             train_images=train_images,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtkd_jax.data.checks import as_vector, checked, first_line, opened
+from mtkd_jax.data.checks import as_vector, check, first_line, open_file
 from mtkd_jax.data.sources.arrays import read_npz
 from mtkd_jax.types import DataSet, UserError
 
@@ -49,7 +49,7 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
             f"one length; {_PADS}"
         )
     class_names, train_labels, test_labels = _coded(train.classes, test.classes)
-    return checked(
+    return check(
         DataSet(
             name=name,
             train_images=train.values[:, :, None],
@@ -148,7 +148,7 @@ def _filled(channel: np.ndarray, length: int, pad: str) -> np.ndarray:
 def _read(file: pathlib.Path) -> list[Series]:
     rows = {".tsv": _tsv_rows, ".ts": _ts_rows, ".arff": _arff_rows}[file.suffix]
     try:
-        with opened(file, encoding="utf-8-sig") as lines:
+        with open_file(file, encoding="utf-8-sig") as lines:
             filled = (
                 (n, line.rstrip("\r\n"))
                 for n, line in enumerate(lines, start=1)
