@@ -27,7 +27,6 @@ from ml_collections import ConfigDict
 
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
-from mtkd_jax.optimizers import OPTIMIZERS, SCHEDULES
 from mtkd_jax.system import paths
 from mtkd_jax.system.spelling import hint, likeness, nearest
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
@@ -39,6 +38,8 @@ KINDS = {
     "model": ("models", ("Model",)),
     "source": ("data.sources", ("DataSet",)),
     "plan": ("plans.schemes", ("Plan",)),
+    "optimizer": ("optimizers", ("Optimizer",)),
+    "schedule": ("optimizers", ("Schedule",)),
 }
 ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "model.name": ("model",),
@@ -49,6 +50,10 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "fusion.rules": ("rule",),
     "data.source": ("source",),
     "plan": ("plan",),
+    "train.optimizer": ("optimizer",),
+    "train.schedule": ("schedule",),
+    "students.alpha_schedule": ("schedule",),
+    "students.temperature_schedule": ("schedule",),
 }
 TRANSFERS = ("labelled", "unlabelled")
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
@@ -93,9 +98,17 @@ def default() -> ConfigDict:
     config.train.epochs = 60  # of teachers, and of students unless they say otherwise
     config.train.eval_every = 1  # epochs between validations; best weights are chosen among these
     config.train.batch_size = 64  # full batches only
-    config.train.optimizer = "adam"
+    config.train.optimizer = "adam"  # an address; --list names all
     config.train.learning_rate = 1e-3
-    config.train.schedule = "constant"
+    config.train.schedule = "constant"  # of the learning rate; an address
+    config.train.warmup = 0.0  # share of the training over which the learning rate rises, before the schedule
+    config.train.clip_norm = 0.0  # longer gradients are cut to this length, per member; 0 = off
+    config.train.ema_decay = 0.0  # such as 0.999: an average of the weights is what is used; 0 = off
+    config.train.accumulate = 1  # steps whose mean gradient makes one update: a batch as many times as large
+    config.train.mixup = (
+        0.0  # pairs of images and labels are mixed by shares from Beta(mixup, mixup); 0 = off
+    )
+    config.train.cutmix = 0.0  # or a box of one is cut into the other, by shares from Beta(cutmix, cutmix)
     config.train.weight_decay = 0.0
     config.train.label_smoothing = 0.0
     config.train.class_weights = "none"  # or "balanced": the hard labels of rare classes count more
@@ -109,6 +122,8 @@ def default() -> ConfigDict:
     config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
     config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
     config.students.temperatures = (1.0,)
+    config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
+    config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
     config.students.num_seeds = 5
     config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
     config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images
@@ -174,9 +189,13 @@ RANGES = {
     "train.epochs": _at_least(1),
     "train.eval_every": _at_least(1),
     "train.batch_size": _at_least(1),
-    "train.optimizer": _one_of(OPTIMIZERS),
     "train.learning_rate": _POSITIVE,
-    "train.schedule": _one_of(SCHEDULES),
+    "train.warmup": _SHARE,
+    "train.clip_norm": _at_least(0),
+    "train.ema_decay": _SHARE,
+    "train.accumulate": _at_least(1),
+    "train.mixup": _at_least(0),
+    "train.cutmix": _at_least(0),
     "train.weight_decay": _at_least(0),
     "train.label_smoothing": _SHARE,
     "train.class_weights": _one_of(("none", "balanced")),
@@ -295,6 +314,13 @@ def _check_addresses(config: ConfigDict) -> None:
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
     check_rules(config, num_classes=2)
+    for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
+        build("schedule", dict(fields(config))[field], field)
+    optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
+    if optimizer.averages and config.train.ema_decay:
+        raise UserError(
+            f"config.train.ema_decay: {config.train.optimizer} averages the weights itself; must be 0 with it"
+        )
     source_call(config)
     resolve("plan", config.plan, "plan")
 
@@ -482,22 +508,23 @@ def _named(address: str, field: str, kind: str) -> tuple[str, dict[str, Any]]:
     return short[1], {next(iter(known)): short[2]}
 
 
-def build_model(address: str, task: Task, field: str = "model.name") -> Model:
-    """The network an address names, for a task."""
-    function, arguments = resolve("model", address, field)
+def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> Any:
+    """What the function of an address returns, called with `given` and with further arguments."""
+    function, arguments = resolve(kind, address, field)
     try:
-        return function(task, **arguments)
+        return function(*given, **arguments, **further)
     except UserError as error:
         raise UserError(f"config.{field}: {error}") from None
+
+
+def build_model(address: str, task: Task, field: str = "model.name") -> Model:
+    """The network an address names, for a task."""
+    return build("model", address, field, task)
 
 
 def build_recipe(address: str, field: str = "students.modes", **further: Any) -> Recipe:
     """The method an address names, with further arguments; its name is the address."""
-    function, arguments = resolve("mode", address, field)
-    try:
-        return function(**arguments, **further)._replace(name=address)
-    except UserError as error:
-        raise UserError(f"config.{field}: {error}") from None
+    return build("mode", address, field, **further)._replace(name=address)
 
 
 def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Arguments], ...]:

@@ -1,36 +1,222 @@
-"""Optimisers and schedules of the learning rate, by name."""
+"""Optimisers, and schedules of what changes over training, by name.
+
+An optimiser is a function here that returns an `Optimizer`, a schedule one that returns a `Schedule`; their
+addresses stand in the configuration: `train.optimizer = "sgd(momentum=0.8)"`. The work is optax's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 import optax
 
-from mtkd_jax.types import Array
-
-OPTIMIZERS = ("adam", "sgd")
-SCHEDULES = ("constant", "cosine", "steps")
+from mtkd_jax.types import Array, PyTree, UserError
 
 
-def build(name: str, learning_rate: Array | float, weight_decay: Array | float):
-    """The optax transformation; rate and decay may be traced, so every member has its own.
+class Optimizer(NamedTuple):
+    """An optimiser but for learning rate and weight decay. Hashable and equal by value: part of a jit key."""
 
-    adam is AdamW (decay decoupled), sgd is Nesterov 0.9 with decay added to the gradient, as each is
-    customary in the distillation literature.
+    transform: Callable  # (rate, decay, **arguments) -> optax.GradientTransformation
+    arguments: tuple[tuple[str, Any], ...] = ()
+    averages: bool = False  # whether its state holds the average of the weights, which is what is used
+
+    def __call__(self, rate: Array | float, decay: Array | float) -> optax.GradientTransformation:
+        """The transformation; rate and decay may be traced, so that every member has its own."""
+        return self.transform(rate, decay, **dict(self.arguments))
+
+    def averaged(self, state: PyTree, params: PyTree) -> PyTree:
+        """The weights to validate and deploy, from the optimiser's state and those that are trained."""
+        return optax.contrib.schedule_free_eval_params(state, params) if self.averages else params
+
+
+class Schedule(NamedTuple):
+    """A factor that changes over training. Hashable and equal by value: part of a jit key."""
+
+    factor: Callable  # (progress in [0,1), **arguments) -> factor
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, progress: Array) -> Array:
+        """The factor [] float32 at a progress [] float32 in [0,1): the share of the steps that are done."""
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes whole numbers with fractions
+            return jnp.asarray(self.factor(progress, **dict(self.arguments)), jnp.float32)
+
+
+# --- optimisers ---------------------------------------------------------------------------------------
+
+
+def sgd(*, momentum: float = 0.9, nesterov: bool = True) -> Optimizer:
+    """Stochastic gradient descent with momentum; the weight decay is added to the gradient.
+
+    Source: Sutskever et al. 2013 (Nesterov's momentum as networks use it).
     """
-    if name == "adam":
-        return optax.adamw(learning_rate, weight_decay=weight_decay)
-    if name == "sgd":
-        decay = optax.add_decayed_weights(weight_decay)
-        return optax.chain(decay, optax.sgd(learning_rate, momentum=0.9, nesterov=True))
-    raise ValueError(f"optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
+    return Optimizer(_sgd, (("momentum", momentum), ("nesterov", nesterov)))
 
 
-def schedule(name: str, progress: Array) -> Array:
-    """The factor on the learning rate at progress in [0,1)."""
-    if name == "constant":
-        return jnp.ones_like(progress)
-    if name == "cosine":
-        return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    if name == "steps":  # a tenth at each of 5/8, 6/8 and 7/8: 150, 180, 210 of 240 epochs
-        return 0.1 ** jnp.sum(progress >= jnp.array([0.625, 0.75, 0.875])).astype(jnp.float32)
-    raise ValueError(f"schedule {name!r}; known are {', '.join(SCHEDULES)}")
+def adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
+    """Adam; the weight decay is decoupled from the gradient, as in `adamw`: the two are one.
+
+    Source: Kingma and Ba 2015, arXiv 1412.6980.
+    """
+    return adamw(b1=b1, b2=b2, eps=eps)
+
+
+def adamw(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
+    """Adam with decoupled weight decay: rate * decay * weight is taken off at every step.
+
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
+    """
+    return Optimizer(_adamw, (("b1", b1), ("b2", b2), ("eps", eps)))
+
+
+def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> Optimizer:
+    """Adam whose step in each layer is as long as its weights, times the rate: for large batches.
+
+    Source: You et al. 2020, arXiv 1904.00962.
+    """
+    return Optimizer(_lamb, (("b1", b1), ("b2", b2), ("eps", eps)))
+
+
+def lion(*, b1: float = 0.9, b2: float = 0.99) -> Optimizer:
+    """The sign of a momentum: every weight moves by the rate; a third to a tenth of Adam's rate is customary.
+
+    Source: Chen et al. 2023, arXiv 2302.06675.
+    """
+    return Optimizer(_lion, (("b1", b1), ("b2", b2)))
+
+
+def muon(*, beta: float = 0.95, adam_rate: float = 0.1) -> Optimizer:
+    """Momentum whose matrices are made orthogonal; all that is no matrix is trained by AdamW.
+
+    Matrices are the kernels of dense layers. Kernels of convolutions, biases and norms are none: they take
+    Adam with Nesterov momentum, at `adam_rate` times the learning rate.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    """
+    return Optimizer(_muon, (("beta", beta), ("adam_rate", adam_rate)))
+
+
+def schedule_free(*, base: str = "adamw", b1: float = 0.9) -> Optimizer:
+    """Training without a schedule: an average of the weights takes the part that falling rates have.
+
+    `base` is "adamw" or "sgd". The average is what is validated and deployed; gradients are taken between it
+    and where the base has come to. Leave `train.schedule` constant; a warm-up helps. Batch
+    statistics are those of the weights that are trained. Raises UserError for another base.
+
+    Source: Defazio et al. 2024, arXiv 2405.15682.
+    """
+    if base not in ("adamw", "sgd"):
+        raise UserError(f"schedule_free(base={base!r}): must be adamw or sgd")
+    return Optimizer(_schedule_free, (("base", base), ("b1", b1)), averages=True)
+
+
+def _sgd(rate, decay, *, momentum, nesterov):
+    return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, momentum or None, nesterov))
+
+
+def _adamw(rate, decay, **betas):
+    return optax.adamw(rate, weight_decay=decay, **betas)
+
+
+def _lamb(rate, decay, **betas):
+    return optax.lamb(rate, weight_decay=decay, **betas)
+
+
+def _lion(rate, decay, **betas):
+    return optax.lion(rate, weight_decay=decay, **betas)
+
+
+def _muon(rate, decay, *, beta, adam_rate):
+    return optax.contrib.muon(
+        rate,
+        beta=beta,
+        weight_decay=decay,
+        adam_weight_decay=decay,
+        adam_learning_rate=adam_rate * rate,
+    )
+
+
+def _schedule_free(rate, decay, *, base, b1):
+    make = {"adamw": optax.contrib.schedule_free_adamw, "sgd": optax.contrib.schedule_free_sgd}[base]
+    return make(rate, b1=b1, weight_decay=decay)
+
+
+# --- schedules ----------------------------------------------------------------------------------------
+
+
+def constant() -> Schedule:
+    """1 from the first step to the last."""
+    return Schedule(_constant)
+
+
+def cosine(*, end: float = 0.0) -> Schedule:
+    """From 1 to `end` along half a cosine.
+
+    Source: Loshchilov and Hutter 2017, arXiv 1608.03983, without restarts.
+    """
+    return Schedule(_cosine, (("end", _share("cosine", "end", end)),))
+
+
+def linear(*, start: float = 1.0, end: float = 0.0) -> Schedule:
+    """From `start` to `end` along a line."""
+    return Schedule(_linear, tuple((n, _share("linear", n, v)) for n, v in (("start", start), ("end", end))))
+
+
+def steps(*, at: tuple[float, ...] = (0.625, 0.75, 0.875), factor: float = 0.1) -> Schedule:
+    """1, times `factor` at each of the shares `at` of training: epochs 150, 180 and 210 of 240."""
+    if list(at) != sorted(set(at)) or not all(0 < share < 1 for share in at):
+        raise UserError(f"steps(at={at}): must be rising shares of the training, between 0 and 1")
+    return Schedule(_steps, (("at", tuple(at)), ("factor", _share("steps", "factor", factor))))
+
+
+def one_cycle(*, peak: float = 0.3, start: float = 0.04, end: float = 4e-6) -> Schedule:
+    """From `start` up to 1 at the share `peak` of training, then down to `end`, along cosines.
+
+    Source: Smith and Topin 2018, arXiv 1708.07120.
+    """
+    if not 0 < peak < 1 or not 0 < start <= 1 or not 0 < end <= 1:
+        raise UserError(f"one_cycle(peak={peak}, start={start}, end={end}): each must lie between 0 and 1")
+    return Schedule(_one_cycle, (("peak", peak), ("start", start), ("end", end)))
+
+
+def warmed_up(schedule: Schedule, warmup: float, step: Array, num_steps: int) -> Array:
+    """The factor [] at a step: a line up to 1 over the first `warmup` of training, then the schedule.
+
+    The schedule begins where the warm-up ends. The first step has a rate already, 1 / (warmup num_steps).
+    """
+    done = step.astype(jnp.float32) / num_steps
+    if not warmup:
+        return schedule(done)
+    rising = (done + 1.0 / num_steps) / warmup
+    return jnp.where(rising < 1.0, rising, schedule(jnp.maximum(done - warmup, 0.0) / (1.0 - warmup)))
+
+
+def _share(schedule: str, name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise UserError(f"{schedule}({name}={value}): must lie in [0, 1]; it is a factor")
+    return value
+
+
+def _constant(progress):
+    return jnp.ones_like(progress)
+
+
+def _cosine(progress, *, end):
+    return optax.cosine_decay_schedule(1.0, 1, end)(progress)
+
+
+def _linear(progress, *, start, end):
+    return optax.linear_schedule(start, end, 1)(progress)
+
+
+def _steps(progress, *, at, factor):
+    return optax.piecewise_constant_schedule(1.0, dict.fromkeys(at, factor))(progress)
+
+
+def _one_cycle(progress, *, peak, start, end):
+    # Not optax's: its pieces of cosines are at least one whole step long, and here all of training is 1.
+    rising = 1.0 + (start - 1.0) * _cosine(progress / peak, end=0.0)
+    falling = _cosine((progress - peak) / (1.0 - peak), end=end)
+    return jnp.where(progress < peak, rising, falling)

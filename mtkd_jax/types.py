@@ -112,6 +112,17 @@ class Examples:
 
 @pytree
 @dataclasses.dataclass(frozen=True)
+class Mixed:
+    """The hard labels of the images that a batch is mixed with, and how much its own count beside them."""
+
+    share: Array  # [B] float32 in [0.5, 1], of the own label
+    label: Array  # [B] int32
+    labelled: Array  # [B] bool
+    weight: Array | None  # [B] float32
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """One batch after the stimulus: images are float32 in [0,1] (or whatever a float source holds)."""
 
@@ -120,6 +131,7 @@ class Batch:
     index: Array  # [B] int32, the row in Examples
     labelled: Array  # [B] bool
     weight: Array | None = None  # [B] float32, of the hard label; None: all alike
+    mixed: Mixed | None = None  # the labels of the images that are mixed in; see data.mixing
     views: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # further images, by name
 
 
@@ -213,6 +225,7 @@ class TrainState:
     aux: PyTree  # parameters of the method, not of the network (regressors, projections); {} by default
     model_state: PyTree  # batch statistics; {} without any
     opt_state: PyTree  # of (params, aux)
+    average: PyTree  # of params and model_state over the steps; {} unless train.ema_decay
     mem: PyTree  # what `after` remembers (averages, buffers); {} by default
     key: Array  # the member's own; used as fold_in(key, step), never split
 

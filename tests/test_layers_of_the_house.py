@@ -22,7 +22,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
     {"mesh", "system", "types"},
 ]
 PURE = {"methods", "models", "fusion", "optimizers", "types", "results.metrics", "results.intervals"}
-PURE |= {"data.augment", "data.places", "data.rand_augment"}
+PURE |= {"data.augment", "data.mixing", "data.places", "data.rand_augment"}
 WORLDLY = {
     "absl",
     "orbax",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtkd_jax.config import build
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import layouts
@@ -90,10 +91,16 @@ def make(
     images: Images | None = None,
 ) -> Job:
     """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it."""
-    if config.train.batch_size % config.runtime.data_shards:
+    train, num_steps = config.train, epochs * len(order(0))
+    if train.batch_size % config.runtime.data_shards:
         raise UserError(
-            f"config.train.batch_size: {config.train.batch_size} does not divide over "
+            f"config.train.batch_size: {train.batch_size} does not divide over "
             f"config.runtime.data_shards = {config.runtime.data_shards} devices"
+        )
+    if num_steps < train.accumulate:
+        raise UserError(
+            f"config.train.accumulate: {train.accumulate} steps make one update; must be at most the "
+            f"{num_steps} of {stage}"
         )
     key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
     members = jnp.asarray(tuple(members), jnp.uint32)
@@ -103,11 +110,20 @@ def make(
         model=model,
         recipes=recipes,
         teachers=teacher_models,
-        optimizer=config.train.optimizer,
-        schedule=config.train.schedule,
-        num_steps=epochs * len(order(0)),
+        optimizer=build("optimizer", train.optimizer, "train.optimizer"),
+        schedule=build("schedule", train.schedule, "train.schedule"),
+        num_steps=num_steps,
         augmentation=tuple(sorted(config.data.augment.items())) if augment else (),
         layout=candidates[0],
+        warmup=train.warmup,
+        averages=train.ema_decay > 0,
+        accumulate=train.accumulate,
+        mixup=train.mixup if augment else 0.0,
+        cutmix=train.cutmix if augment else 0.0,
+        alpha_schedule=build("schedule", config.students.alpha_schedule, "students.alpha_schedule"),
+        temperature_schedule=build(
+            "schedule", config.students.temperature_schedule, "students.temperature_schedule"
+        ),
     )
     stage_data = StageData(
         examples=examples,
@@ -122,7 +138,7 @@ def make(
         program=program,
         stage_data=stage_data,
         names=names,
-        hyper=hyper,
+        hyper={**_common_hyper(config, len(names)), **hyper},
         init_keys=jax.vmap(lambda m: jax.random.fold_in(key, m))(members),
         order=order,
         validation=validation,
@@ -135,6 +151,13 @@ def make(
         images=images,
         stream_bytes=config.runtime.stream_mb * 2**20,
     )
+
+
+def _common_hyper(config: ConfigDict, num_members: int) -> dict[str, np.ndarray]:
+    """The numbers of the optimiser that are alike for all members unless a stage says otherwise: [M]."""
+    names = ["learning_rate", "weight_decay", "label_smoothing"]
+    names += [name for name in ("clip_norm", "ema_decay") if config.train[name]]
+    return {name: np.full(num_members, config.train[name], np.float32) for name in names}
 
 
 def examples(config: ConfigDict, split: Split) -> Examples:

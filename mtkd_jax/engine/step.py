@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import optax
 
 from mtkd_jax import mesh, optimizers
-from mtkd_jax.data import augment, loading
+from mtkd_jax.data import augment, loading, mixing
 from mtkd_jax.engine import population
 from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
 from mtkd_jax.mesh import Layout
+from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
     Array,
     Batch,
@@ -45,11 +46,18 @@ class Program(NamedTuple):
     model: Model
     recipes: tuple[Recipe, ...]  # one family, see `same_family`
     teachers: tuple[Model, ...]
-    optimizer: str
-    schedule: str
-    num_steps: int  # of the whole stage, for the schedule
+    optimizer: Optimizer
+    schedule: Schedule  # of the learning rate
+    num_steps: int  # of the whole stage, for the schedules
     augmentation: tuple[tuple[str, float | tuple[int, ...]], ...]
     layout: Layout
+    warmup: float = 0.0  # share of the steps over which the learning rate rises
+    averages: bool = False  # whether an average of the weights is kept, which is what is used
+    accumulate: int = 1  # steps whose gradients make one update
+    mixup: float = 0.0  # Beta(mixup, mixup) of the shares; 0 = off
+    cutmix: float = 0.0
+    alpha_schedule: Schedule = optimizers.constant()  # of the teachers' weight, 1 - alpha
+    temperature_schedule: Schedule = optimizers.constant()  # of temperature - 1
     cache_index: str = ""  # how stage_data.cached_logits is indexed, if there: "example" | "step"
 
     @property
@@ -90,6 +98,9 @@ class _Forward:
     model_state: PyTree
 
 
+MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
+
+
 def same_family(a: Recipe, b: Recipe) -> bool:
     """Whether two recipes can be trained as one population, by one program.
 
@@ -104,7 +115,7 @@ def same_family(a: Recipe, b: Recipe) -> bool:
 
 def init_state(program: Program, variables: PyTree, keys: Array, stage_data: StageData) -> TrainState:
     """The first state of every member, stacked, from variables [M,...] and keys [M]."""
-    transform = optimizers.build(program.optimizer, 1.0, 0.0)
+    transform = _transform(program, 1.0, 0.0)
     recipe = program.recipes[0]
     params = variables["params"]
 
@@ -123,6 +134,7 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         aux=aux,
         model_state={name: value for name, value in variables.items() if name != "params"},
         opt_state=jax.vmap(transform.init)((params, aux)),
+        average=jax.tree.map(jnp.copy, dict(variables)) if program.averages else {},
         mem=jax.vmap(recipe.init_mem)(variables),
         key=keys,
     )
@@ -152,7 +164,8 @@ def make_step(program: Program) -> Callable:
             elif shared:
                 teach = teach._replace(teachers=mesh.shared_out(teach.teachers, layout))
             context = dataclasses.replace(context, teacher=recipe.teach(context, teach))
-        table = None if recipe.reads_student else _table(program.recipes, context, stage_data.temperatures)
+        temperatures = _annealed_temperature(program, stage_data.temperatures, progress)
+        table = None if recipe.reads_student else _table(program.recipes, context, temperatures)
         return jax.lax.stop_gradient(_Inputs(context, table))
 
     def with_targets(inputs: _Inputs, context: Context, stage_data: StageData) -> Context:
@@ -185,6 +198,7 @@ def make_step(program: Program) -> Callable:
 
     def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, step, stage_data):
         *_, seam_key = keys_of(state, step)
+        hyper = _annealed(program, hyper, inputs.context.progress)
         context = dataclasses.replace(
             inputs.context, hyper=hyper, peers=peers, state=state, key=seam_key, step=step
         )
@@ -203,7 +217,8 @@ def make_step(program: Program) -> Callable:
         state = _apply_gradients(
             program, recipe, hyper, step, (by_params, by_aux), state, forward_pass.model_state
         )
-        return recipe.after(state, context), loss
+        state = recipe.after(state, context)
+        return (_with_average(state, hyper["ema_decay"], step) if program.averages else state), loss
 
     def forward_and_update(member, shared):
         """Both passes of a member that reads nobody else's logits."""
@@ -263,8 +278,13 @@ def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) 
     """The batch after the stimulus, and the key for the other seams."""
     stimulus_key, key = jax.random.split(key)
     batch = loading.gather(stage_data.examples, indices)
-    stimulus = program.recipes[0].stimulus
-    return stimulus(stimulus_key, batch, augmentation_of(program), _networks(program, stage_data)), key
+    stimulus, augment_images = program.recipes[0].stimulus, augmentation_of(program)
+    if program.mixup or program.cutmix:
+        mixing_key = jax.random.fold_in(stimulus_key, MIXING)
+        mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
+        batch = mixing.mix_labels(mixture, batch)
+        augment_images = mixing.mixing(mixture, augment_images)
+    return stimulus(stimulus_key, batch, augment_images, _networks(program, stage_data)), key
 
 
 def _networks(program: Program, stage_data: StageData) -> Networks:
@@ -286,6 +306,54 @@ def augmentation_of(program: Program) -> Callable:
     return lambda key, images: augment.augment(key, images, **dict(program.augmentation))
 
 
+def deployed(program: Program, state: TrainState) -> PyTree:
+    """What is validated, kept as best and exported of a member: its weights, or the average of these."""
+    if program.averages:
+        params, model_state = state.average["params"], {n: state.average[n] for n in state.model_state}
+    else:
+        inner = state.opt_state.inner_opt_state if program.accumulate > 1 else state.opt_state
+        params, _ = program.optimizer.averaged(inner, (state.params, state.aux))
+        model_state = state.model_state
+    return program.recipes[0].deploy(dataclasses.replace(state, params=params, model_state=model_state))
+
+
+def _with_average(state: TrainState, decay: Array, step: Array) -> TrainState:
+    """The state with the weights of a step taken into their average, batch statistics too.
+
+    The decay begins lower, (1 + t) / (10 + t) at step t, so that the first weights are soon forgotten.
+    """
+    t = step.astype(jnp.float32)
+    decay = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    now = {"params": state.params, **state.model_state}
+    average = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.average, now)
+    return dataclasses.replace(state, average=average)
+
+
+def _annealed(program: Program, hyper: Mapping[str, Array], progress: Array) -> Mapping[str, Array]:
+    """A member's numbers at a point of training: `alpha` and `temperature` follow their schedules.
+
+    A factor f on the teachers' weight makes alpha 1 - (1 - alpha) f, one on the temperature 1 + (T - 1) f:
+    alpha = 1 and T = 1 are what they are under any schedule.
+    """
+    hyper = dict(hyper)
+    if "alpha" in hyper and program.alpha_schedule != optimizers.constant():
+        hyper["alpha"] = 1.0 - (1.0 - hyper["alpha"]) * program.alpha_schedule(progress)
+    if "temperature" in hyper:
+        hyper["temperature"] = _annealed_temperature(program, hyper["temperature"], progress)
+    return hyper
+
+
+def _annealed_temperature(program: Program, temperature: Array, progress: Array) -> Array:
+    if program.temperature_schedule == optimizers.constant():
+        return temperature
+    return 1.0 + (temperature - 1.0) * program.temperature_schedule(progress)
+
+
+def _transform(program: Program, rate: Array | float, decay: Array | float):
+    transform = program.optimizer(rate, decay)
+    return optax.MultiSteps(transform, program.accumulate) if program.accumulate > 1 else transform
+
+
 def _apply_gradients(
     program: Program,
     recipe: Recipe,
@@ -296,9 +364,11 @@ def _apply_gradients(
     model_state: PyTree,
 ) -> TrainState:
     """The state after one step of the optimiser; what the recipe does not train stays what it was."""
-    rate = hyper["learning_rate"] * optimizers.schedule(program.schedule, step / program.num_steps)
-    transform = optimizers.build(program.optimizer, rate, hyper["weight_decay"])
+    factor = optimizers.warmed_up(program.schedule, program.warmup, step, program.num_steps)
+    transform = _transform(program, hyper["learning_rate"] * factor, hyper["weight_decay"])
     trained = (state.params, state.aux)
+    if "clip_norm" in hyper:
+        grads, _ = optax.clip_by_global_norm(hyper["clip_norm"]).update(grads, optax.EmptyState())
     # optax mixes its integer step count into float arithmetic, which a strict session forbids.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = transform.update(grads, state.opt_state, trained)

@@ -76,7 +76,8 @@ def _with(job: Job, by: str, said: Array) -> Job:
 
 
 def _is_identity(job: Job) -> bool:
-    plain = all(not value for _, value in job.program.augmentation)
+    program = job.program
+    plain = not any((*dict(program.augmentation).values(), program.mixup, program.cutmix))
     return plain and job.program.recipes[0].stimulus is configured_stimulus
 
 
@@ -132,7 +133,8 @@ def _narrow(logits: Array, dtype: np.dtype) -> Array:
 def _digest(job: Job, by: str, dtype: np.dtype) -> str:
     program, stage_data = job.program, job.stage_data
     digest = hashlib.sha256()
-    words = (program.teachers, program.augmentation, program.recipes[0].stimulus, program.layout, by, dtype)
+    images = (program.augmentation, program.mixup, program.cutmix, program.recipes[0].stimulus)
+    words = (program.teachers, images, program.layout, by, dtype)
     digest.update(repr(words).encode())
     arrays = [
         *jax.tree.leaves((stage_data.teachers, stage_data.examples)),

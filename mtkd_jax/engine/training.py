@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from mtkd_jax.data import loading, streams
 from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.step import Program, StageData, init_state, make_step
+from mtkd_jax.engine.step import Program, StageData, deployed, init_state, make_step
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
@@ -336,8 +336,8 @@ def _rows(metrics: dict[str, np.ndarray]):
 
 
 def _deployed(program: Program, train: TrainState) -> PyTree:
-    """What is validated, kept as best, and exported: [M,...]."""
-    return jax.vmap(program.recipes[0].deploy)(train)
+    """`step.deployed` of every member, [M,...]."""
+    return jax.vmap(partial(deployed, program))(train)
 
 
 # --- programs -----------------------------------------------------------------------------------------

@@ -1,71 +1,78 @@
 """The modes of the founding paper (Zuchniak 2023, arXiv 2302.07215) and their natural relatives.
 
 All train one student from K teachers; they differ in what the student is to match (`aim`), and
-`mimic_all` also in how many heads the student has. Bugs of the released code are not reproduced: there
-the temperature is accepted and never used, and vote ties go to the lowest class index.
+`mimic_all` also in how many heads the student has. `divergence` says how the distance to it is measured:
+"forward_kl", "reverse_kl", "jsd" or "mse", see methods/divergences.py. Bugs of the released code are not
+reproduced: there the temperature is accepted and never used, and vote ties go to the lowest class index.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mtkd_jax.fusion import rules
-from mtkd_jax.methods.seams import PLAIN, targets_of
+from mtkd_jax.methods.seams import PLAIN, HardAnd, soft_loss_by, targets_of
 from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
 
-def output_avg() -> Recipe:
+def output_avg(*, divergence: str = "forward_kl") -> Recipe:
     """Match the mean of the teachers' softened probabilities: KL(mean_k softmax(z_k/T) || p)."""
-    return PLAIN._replace(name="output_avg")
+    return _matching(divergence, name="output_avg")
 
 
-def loss_avg() -> Recipe:
+def loss_avg(*, divergence: str = "forward_kl") -> Recipe:
     """Match every teacher with the one head: mean_k KL(q_k || p).
 
     At one shared temperature its gradient is that of `output_avg`; only the loss value differs, by the
     Jensen gap H(mean_k q_k) - mean_k H(q_k), which no student can change.
     """
-    return PLAIN._replace(name="loss_avg", aim=_all_teachers_at_once)
+    aim = _all_teachers_at_once if divergence == "forward_kl" else each_teacher
+    return _matching(divergence, name="loss_avg", aim=aim)
 
 
-def logit_avg() -> Recipe:
+def logit_avg(*, divergence: str = "forward_kl") -> Recipe:
     """Match the mean logit, a geometric mean of the teachers: KL(softmax(mean_k z_k/T) || p)."""
-    return PLAIN._replace(name="logit_avg", aim=_mean_logit)
+    return _matching(divergence, name="logit_avg", aim=_mean_logit)
 
 
-def vote() -> Recipe:
+def vote(*, divergence: str = "forward_kl") -> Recipe:
     """Match the teachers' ballots: KL(normalised Borda scores || p); the scores are not softened."""
-    return PLAIN._replace(name="vote", aim=_borda)
+    return _matching(divergence, name="vote", aim=_borda)
 
 
-def fused(*, rule: str = "mean_probs") -> Recipe:
+def fused(*, rule: str = "mean_probs", divergence: str = "forward_kl") -> Recipe:
     """Match the teachers' softened logits fused by any rule that gives probabilities; short: "fused:RULE"."""
     if rule not in rules.RULES - rules.RANK_RULES:
         known = ", ".join(sorted(rules.RULES - rules.RANK_RULES))
         raise UserError(f"fused: {rule!r} is no rule that gives probabilities; known are {known}")
-    return PLAIN._replace(name=f"fused:{rule}", aim=_FusedBy(rule))
+    return _matching(divergence, name=f"fused:{rule}", aim=_FusedBy(rule))
 
 
-def supernet() -> Recipe:
+def supernet(*, divergence: str = "forward_kl") -> Recipe:
     """Match a Dense layer on the teachers' concatenated logits, fitted first on the training labels."""
-    return PLAIN._replace(name="supernet", aim=_fused_logits, prepare="logits")
+    return _matching(divergence, name="supernet", aim=_fused_logits, prepare="logits")
 
 
-def supernet2() -> Recipe:
+def supernet2(*, divergence: str = "forward_kl") -> Recipe:
     """Match a Dense layer on the teachers' concatenated embeddings, fitted first on the training labels."""
-    return PLAIN._replace(name="supernet2", aim=_fused_embeddings, prepare="embedding")
+    return _matching(divergence, name="supernet2", aim=_fused_embeddings, prepare="embedding")
 
 
-def mimic_all() -> Recipe:
+def mimic_all(*, divergence: str = "forward_kl") -> Recipe:
     """Simultaneous mimicry: K heads on one body, head k matches teacher k; the prediction is their mean.
 
     L = alpha CE(y, mean_k p_k) + (1 - alpha) T^2 (1/K) sum_k KL(q_k || p_k). The same idea stands in
     Hydra (Tran et al. 2020, arXiv 2001.04694).
     """
-    return PLAIN._replace(name="mimic_all", aim=each_teacher, num_heads=_head_per_teacher)
+    return _matching(divergence, name="mimic_all", aim=each_teacher, num_heads=_head_per_teacher)
+
+
+def _matching(divergence: str, **changed: Any) -> Recipe:
+    return PLAIN._replace(term=HardAnd(soft_loss_by(divergence)), **changed)
 
 
 def each_teacher(context: Context, w: Array) -> Targets:

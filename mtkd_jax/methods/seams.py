@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mtkd_jax.methods import divergences
 from mtkd_jax.types import Array, Batch, Context, Recipe, Targets, TeacherOutputs, TrainState
 
 
@@ -54,26 +55,55 @@ def hard_loss(context: Context) -> Array:
     Smoothing is (1 - e) onehot(y) + e / C. The sum over the batch is divided by the number of labelled
     examples, not by B: what few labels a batch has count as much as a batch full of them. Where examples
     have weights w (see `loading.class_weights`), the mean over the labelled of a batch is that of w_i CE_i:
-    it is not divided by the sum of w, so that a class counts the same in every batch.
+    it is not divided by the sum of w, so that a class counts the same in every batch. Of mixed images (MixUp,
+    CutMix) both labels count, each with its share.
     """
     batch, smoothing = context.batch, context.hyper["label_smoothing"]
     log_probs = jax.nn.log_softmax(context.student.logits)
-    of_label = jnp.take_along_axis(log_probs, batch.label[:, None], axis=-1)[:, 0]
-    loss = -(1.0 - smoothing) * of_label - smoothing * log_probs.mean(axis=-1)
-    if batch.weight is not None:
-        loss = batch.weight * loss
-    num_labelled = jnp.maximum(batch.labelled.sum(), 1).astype(loss.dtype)
-    return jnp.where(batch.labelled, loss, 0.0) * (batch.label.shape[0] / num_labelled)
+
+    def of_label(label: Array, weight: Array | None) -> Array:
+        own = jnp.take_along_axis(log_probs, label[:, None], axis=-1)[:, 0]
+        loss = -(1.0 - smoothing) * own - smoothing * log_probs.mean(axis=-1)
+        return loss if weight is None else weight * loss
+
+    loss = jnp.where(batch.labelled, of_label(batch.label, batch.weight), 0.0)
+    counts = batch.labelled.astype(loss.dtype)
+    if batch.mixed is not None:
+        share, mixed = batch.mixed.share, batch.mixed
+        of_other = jnp.where(mixed.labelled, of_label(mixed.label, mixed.weight), 0.0)
+        loss = share * loss + (1.0 - share) * of_other
+        counts = share * counts + (1.0 - share) * mixed.labelled.astype(loss.dtype)
+    return loss * (batch.label.shape[0] / jnp.maximum(counts.sum(), 1.0))
 
 
 def soft_loss(context: Context) -> Array:
     """T^2 sum_q mass_q KL(probs_q || softmax(z_h / T)) [B]; one head meets every target."""
+    return _summed(context, divergences.forward_kl)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftLoss:
+    """`soft_loss` with another divergence in the place of KL, by its name. Comparable by value."""
+
+    divergence: str
+
+    def __call__(self, context: Context) -> Array:
+        return _summed(context, divergences.named(self.divergence))
+
+
+def soft_loss_by(divergence: str) -> Callable[[Context], Array]:
+    """`soft_loss`, or the same with the divergence of that name; UserError where there is none."""
+    divergences.named(divergence)
+    return soft_loss if divergence == "forward_kl" else SoftLoss(divergence)
+
+
+def _summed(context: Context, divergence: Callable[[Targets, Array], Array]) -> Array:
     temperature, targets = context.hyper["temperature"], context.targets
     log_student = jax.nn.log_softmax(context.student.heads / temperature, axis=-1)
     if log_student.shape[0] != targets.probs.shape[0]:
         log_student = jnp.broadcast_to(log_student, targets.probs.shape)
-    kl = -targets.entropy - jnp.sum(targets.probs * log_student, axis=-1)
-    return temperature**2 * jnp.sum(jnp.where(targets.mass > 0, targets.mass * kl, 0.0), axis=0)
+    values = divergence(targets, log_student)
+    return temperature**2 * jnp.sum(jnp.where(targets.mass > 0, targets.mass * values, 0.0), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,9 +202,6 @@ def job(
                 name: column(dict(member.recipe.hyper)[name] for member in family)
                 for name, _ in recipes[0].hyper
             },
-            "learning_rate": column(config.train.learning_rate for _ in family),
-            "weight_decay": column(config.train.weight_decay for _ in family),
-            "label_smoothing": column(config.train.label_smoothing for _ in family),
         },
         temperatures=temperatures,
         order=batches(config, split, transfer),
@@ -335,7 +332,6 @@ def fuser_job(
         members=(0,),
         names=(f"Dense on {tap}",),
         hyper={
-            "learning_rate": np.full(1, config.train.learning_rate, np.float32),
             "weight_decay": np.zeros(1, np.float32),
             "label_smoothing": np.zeros(1, np.float32),
             "target": np.zeros(1, np.int32),

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from mtkd_jax import experiment, optimizers
+from mtkd_jax import experiment
 from mtkd_jax.config import build_recipe
 from mtkd_jax.data import loading
 from mtkd_jax.engine import forecast, population, training
@@ -31,15 +31,51 @@ def fitted(job, tmp_path, **arguments):
         return training.fit(job, tmp_path / "checkpoints" / job.stage, logbook, **arguments)
 
 
-def test_teachers_are_what_a_plain_optax_loop_trains(tmp_path):
-    job = teachers_job(**{"train.epochs": 3, "train.learning_rate": 3e-2})
+def in_two_steps(transform):
+    """Updates by the mean gradient of two steps, as somebody would write it who does not know MultiSteps."""
+
+    def update(gradient, state, params):
+        inner, kept = state
+        if kept is None:
+            return jax.tree.map(jnp.zeros_like, gradient), (inner, gradient)
+        mean = jax.tree.map(lambda a, b: (a + b) / 2, kept, gradient)
+        updates, inner = transform.update(mean, inner, params)
+        return updates, (inner, None)
+
+    return optax.GradientTransformation(lambda params: (transform.init(params), None), update)
+
+
+@pytest.mark.parametrize(
+    "options, transform, average_decay",
+    [
+        ({}, optax.adam(3e-2), None),
+        ({"clip_norm": 0.3}, optax.chain(optax.clip_by_global_norm(0.3), optax.adam(3e-2)), None),
+        ({"ema_decay": 0.2}, optax.adam(3e-2), 0.2),
+        ({"accumulate": 2, "optimizer": "sgd", "weight_decay": 0.1}, "sgd in two steps", None),
+        (
+            {"schedule": "cosine", "warmup": 0.25},  # of 12 steps: 1/3, 2/3, then the cosine over the other 9
+            optax.adam(
+                lambda t: 3e-2 * jnp.minimum((t + 1) / 3, 0.5 + 0.5 * jnp.cos(jnp.pi * (t - 3).clip(0) / 9))
+            ),
+            None,
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_teachers_are_what_a_plain_optax_loop_trains(options, transform, average_decay, tmp_path):
+    options = {f"train.{name}": value for name, value in options.items()}
+    job = teachers_job(**{"train.epochs": 4, "train.learning_rate": 3e-2, **options})
+    assert job.num_steps == 12
+    if transform == "sgd in two steps":
+        transform = in_two_steps(
+            optax.chain(optax.add_decayed_weights(0.1), optax.sgd(3e-2, momentum=0.9, nesterov=True))
+        )
     found = fitted(job, tmp_path)
     model, examples = job.program.model, job.stage_data.examples
-    transform = optax.adam(3e-2)
     best = None
     for k in range(3):
         variables = model.init(job.init_keys[k], jnp.zeros((1, 4, 4, 1)))
-        opt_state, nlls = transform.init(variables), []
+        opt_state, nlls, used, step = transform.init(variables), [], variables, 0
 
         def loss_of(variables, indices):
             image = examples.image[indices].astype(jnp.float32) / 255
@@ -47,18 +83,50 @@ def test_teachers_are_what_a_plain_optax_loop_trains(tmp_path):
             return optax.softmax_cross_entropy_with_integer_labels(logits, examples.label[indices]).mean()
 
         best = variables
-        for epoch in range(3):
+        for epoch in range(4):
             for indices in job.order(epoch)[:, k]:
                 with jax.numpy_dtype_promotion("standard"):
-                    updates, opt_state = transform.update(jax.grad(loss_of)(variables, indices), opt_state)
+                    gradient = jax.grad(loss_of)(variables, indices)
+                    updates, opt_state = transform.update(gradient, opt_state, variables)
                 variables = optax.apply_updates(variables, updates)
+                decay = 0.0 if average_decay is None else min(average_decay, (1 + step) / (10 + step))
+                used = jax.tree.map(lambda a, v, d=decay: d * a + (1 - d) * v, used, variables)
+                step += 1
             images, labels = job.validation
-            logits = model.apply(variables, images.astype(jnp.float32) / 255)[0].logits
+            logits = model.apply(used, images.astype(jnp.float32) / 255)[0].logits
             nlls.append(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
-            best = variables if np.argmin(nlls) == epoch else best
+            best = used if np.argmin(nlls) == epoch else best
         expected = population.take(found.population.variables, k)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), best, expected)
-        np.testing.assert_allclose(found.val_nll[k], min(nlls), atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), best, expected)
+        np.testing.assert_allclose(found.val_nll[k], min(nlls), atol=2e-5)
+
+
+def test_more_steps_an_update_than_there_are_is_refused():
+    with pytest.raises(UserError, match="config.train.accumulate: 99 steps make one update; must be at most"):
+        teachers_job(**{"train.accumulate": 99})
+
+
+def test_schedules_of_alpha_and_temperature_at_their_ends_are_the_baseline_and_temperature_1(tmp_path):
+    """Teachers of weight 0 teach nothing; (T - 1) times 0 makes T = 1, also where each member aims itself."""
+    never = "linear(start=0.0, end=0.0)"
+    modes = {"students.modes": ("output_avg", "weights.aekd"), "students.alphas": (0.25,)}
+    warm = {"students.temperatures": (1.0, 4.0)}
+
+    def students_of(**overrides):
+        done = small.train(small.config(**modes, **overrides), tmp_path / str(len(list(tmp_path.iterdir()))))
+        stages = [fitted for name, fitted in done.items() if name.startswith("students")]
+        return {
+            name: population.take(fitted.population.variables, row)
+            for fitted in stages
+            for row, name in enumerate(fitted.population.names)
+        }
+
+    close = lambda a, b: jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)  # noqa: E731
+    silent = students_of(**{"students.alpha_schedule": never})
+    close(silent["output_avg a=0.25 T=1 seed 0"], silent["baseline a=1 T=1 seed 0"])
+    cold = students_of(**{"students.temperature_schedule": never}, **warm)
+    for mode in modes["students.modes"]:
+        close(cold[f"{mode} a=0.25 T=4 seed 1"], cold[f"{mode} a=0.25 T=1 seed 1"])
 
 
 def test_a_student_with_alpha_one_is_the_baseline_and_the_control_is_mimic_all(tmp_path):
@@ -304,27 +372,6 @@ def test_pieces_hold_no_more_images_than_they_may_and_take_some_seconds(monkeypa
     monkeypatch.setitem(forecast.BUSY, "cpu", 3.5 * forecast.flops(job) / job.num_steps)
     monkeypatch.setattr(forecast, "SECONDS_OF_A_PIECE", 2)
     assert forecast.in_pieces(job).steps_at_once == 7
-
-
-def test_sgd_is_nesterov_with_decay_in_the_gradient():
-    transform = optimizers.build("sgd", 0.1, 0.5)
-    state, w = transform.init(jnp.float32(2.0)), 2.0
-    velocity = 0.0
-    for gradient in (1.0, -3.0):
-        decayed = gradient + 0.5 * w
-        velocity = 0.9 * velocity + decayed
-        updates, state = transform.update(jnp.float32(gradient), state, jnp.float32(w))
-        w_next = w - 0.1 * (decayed + 0.9 * velocity)
-        np.testing.assert_allclose(w + updates, w_next, rtol=1e-6)
-        w = w_next
-
-
-@pytest.mark.parametrize(
-    "name, values", [("constant", (1, 1, 1)), ("cosine", (1, 0.5, 0)), ("steps", (1, 1, 1e-3))]
-)
-def test_schedules_at_start_half_and_end(name, values):
-    found = [optimizers.schedule(name, jnp.float32(progress)) for progress in (0.0, 0.5, 1.0)]
-    np.testing.assert_allclose(found, values, atol=1e-6)
 
 
 def test_what_is_restored_stands_where_what_was_just_trained_does(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from mtkd_jax import config as configuration
 from mtkd_jax.methods import seams
-from mtkd_jax.types import Batch, Context, Outputs, TeacherOutputs
+from mtkd_jax.types import Batch, Context, Outputs, TeacherOutputs, UserError
 from tests.references import losses
 
 MODES = (*(mode for mode in configuration.catalogue("mode") if "." not in mode), "fused:median_probs")
@@ -143,6 +143,58 @@ def test_hidden_labels_do_not_reach_the_loss(mode):
     assert (np.asarray(with_these)[~labelled] == 0).all()
     alone = loss_of(mode, heads[:, labelled], teachers[:, labelled], [0, 1], alpha=1.0)
     np.testing.assert_allclose(np.mean(with_these), np.mean(alone), rtol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd", "mse"])
+@pytest.mark.parametrize("mode", ["output_avg", "loss_avg", "mimic_all", "logit_avg"])
+def test_other_divergences_are_their_references(mode, divergence):
+    rng = np.random.default_rng(3)
+    heads, teachers = rng.normal(size=(num_heads(mode), B, C)), rng.normal(size=(K, B, C))
+    for temperature in (1.0, 4.0):
+        found = loss_of(
+            f"{mode}:{divergence}", heads, teachers, np.zeros(B), alpha=0.25, temperature=temperature
+        )
+        expected = [
+            losses.loss(
+                mode,
+                heads[:, b],
+                teachers[:, b],
+                0,
+                0.25,
+                temperature,
+                divergence=getattr(losses, divergence),
+            )
+            for b in range(B)
+        ]
+        np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+def test_mse_of_one_teacher_is_that_of_the_centred_logits_at_any_temperature():
+    rng = np.random.default_rng(4)
+    student, teacher = rng.normal(size=(2, B, C))
+    centred = student - teacher - (student - teacher).mean(axis=-1, keepdims=True)
+    for temperature in (1.0, 7.0):
+        found = loss_of("logit_avg:mse", student[None], teacher[None], np.zeros(B), temperature=temperature)
+        np.testing.assert_allclose(found, 0.5 * (centred**2).mean(axis=-1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd", "mse"])
+@pytest.mark.parametrize("mode", ["output_avg", "vote", "mimic_all"])
+def test_divergences_are_finite_where_probabilities_underflow(mode, divergence):
+    """Logits 400 apart, teachers and student sure of different classes."""
+    heads = 400.0 * np.ones((num_heads(mode), B, C), np.float32) * np.array([1, -1, 0], np.float32)
+    teachers = -400.0 * np.ones((K, B, C), np.float32) * np.array([1, -1, 0], np.float32)
+    address = f"{mode}:{divergence}"
+    assert np.isfinite(loss_of(address, heads, teachers, np.zeros(B))).all()
+    gradient = np.asarray(student_gradient(address, heads, teachers, np.zeros(B)))
+    assert np.isfinite(gradient).all()
+    agreed = loss_of(f"output_avg:{divergence}", teachers[:1], teachers, np.zeros(B))
+    np.testing.assert_allclose(agreed, 0.0, atol=1e-5)
+
+
+def test_an_unknown_divergence_is_refused():
+    with pytest.raises(UserError, match="students.modes: divergence='kld': there is no such divergence"):
+        configuration.build_recipe("vote:kld")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -27,6 +27,21 @@ def borda(ballots):
     return scores / scores.sum()
 
 
+def reverse_kl(q, p):
+    return kl(p, q)
+
+
+def jsd(q, p):
+    middle = (q + p) / 2
+    return 0.5 * kl(q, middle) + 0.5 * kl(p, middle)
+
+
+def mse(q, p):
+    """Half the mean square between the logs less their means."""
+    difference = np.log(p) - np.log(q)
+    return 0.5 * np.mean((difference - difference.mean()) ** 2)
+
+
 def soft_targets(mode, teachers, temperature, fused=None):
     """[(weight, distribution)] the student is to match for one example; teachers [K,C]."""
     if mode in ("mimic_all", "loss_avg"):
@@ -45,11 +60,11 @@ def soft_targets(mode, teachers, temperature, fused=None):
     raise ValueError(mode)
 
 
-def loss(mode, heads, teachers, label, alpha, temperature, smoothing=0.0, fused=None):
-    """alpha CE(y, mean_h p_h) + (1 - alpha) T^2 sum_q w_q KL(q || p_h) of one example; heads [H,C]."""
+def loss(mode, heads, teachers, label, alpha, temperature, smoothing=0.0, fused=None, divergence=kl):
+    """alpha CE(y, mean_h p_h) + (1 - alpha) T^2 sum_q w_q divergence(q, p_h) of one example; heads [H,C]."""
     prediction = np.mean([softmax(head) for head in heads], axis=0)
     soft = 0.0
     for q, (weight, target) in enumerate(soft_targets(mode, teachers, temperature, fused)):
         head = heads[q] if len(heads) > 1 else heads[0]
-        soft += weight * kl(target, softmax(head, temperature))
+        soft += weight * divergence(target, softmax(head, temperature))
     return alpha * cross_entropy(prediction, label, smoothing) + (1 - alpha) * temperature**2 * soft
