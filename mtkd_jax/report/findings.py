@@ -399,7 +399,7 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
     measured = []
     for transfer in analysis.transfers(predictions):
         pair = [analysis.find(predictions, transfer, name=name) for name in ("output_avg", "loss_avg")]
-        if None in pair:
+        if None in pair or any("divergence" in group.arguments for group in pair):
             continue
         of_row = {row["name"]: row for row in report["rows"] if row["transfer"] == transfer}
         accuracies = [of_row[group.name]["accuracy"]["mean"] for group in pair]
