@@ -80,7 +80,7 @@ def mix_images(mixture: Mixture, images: Array) -> Array:
     return jnp.where(mixture.inside, others, own * images + (1.0 - own) * others)
 
 
-def mixing(mixture: Mixture, augment: Callable) -> Callable:
+def mix_after(augment: Callable, mixture: Mixture) -> Callable:
     """`augment` (key, images) -> images, with the images mixed when that is done."""
     return lambda key, images: mix_images(mixture, augment(key, images))
 

@@ -39,6 +39,8 @@ from mtkd_jax.types import (
     TrainState,
 )
 
+MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
+
 
 class Program(NamedTuple):
     """Everything about a step that is compiled into it. Hashable: equal programs are compiled once."""
@@ -73,9 +75,7 @@ class StageData:
 
     examples: Examples
     teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]
-    cached_logits: (
-        Array | None
-    )  # [K,N,C] or [K,S*B,C], their logits where they were asked before; see teacher_cache
+    cached_logits: Array | None  # [K,N,C] or [K,S*B,C], where they were asked before; see teacher_cache
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
@@ -96,9 +96,6 @@ class _Forward:
     outputs: Outputs
     vjp: Callable
     model_state: PyTree
-
-
-MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
 
 
 def same_family(a: Recipe, b: Recipe) -> bool:
@@ -283,7 +280,7 @@ def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) 
         mixing_key = jax.random.fold_in(stimulus_key, MIXING)
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
         batch = mixing.mix_labels(mixture, batch)
-        augment_images = mixing.mixing(mixture, augment_images)
+        augment_images = mixing.mix_after(augment_images, mixture)
     return stimulus(stimulus_key, batch, augment_images, _networks(program, stage_data)), key
 
 

@@ -26,7 +26,7 @@ def mixed(shape, seed=0, **how):
     """(images, batch with labels, mixture) as NumPy."""
     batch = batch_of(shape)
     mixture = mixing.draw(jax.random.key(seed), batch.image.shape, **{"mixup": 0.0, "cutmix": 0.0, **how})
-    images = mixing.mixing(mixture, lambda key, images: images)(jax.random.key(0), batch.image)
+    images = mixing.mix_after(lambda key, images: images, mixture)(jax.random.key(0), batch.image)
     return jax.tree.map(np.asarray, (images, mixing.mix_labels(mixture, batch), mixture))
 
 
