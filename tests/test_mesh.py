@@ -64,12 +64,16 @@ def test_members_over_devices_are_the_same_members(model, tmp_path):
 @pytest.mark.parametrize("model", ["mlp(hidden=(8,))", BATCH_NORM])
 @pytest.mark.parametrize("layout", [Layout("vmap", 1, 2), Layout("map", 2, 2), Layout("vmap", 1, 4)])
 def test_a_batch_split_over_devices_is_the_same_batch(model, layout, tmp_path):
-    """Augmentation, batch statistics, the count of labels: all are of the whole batch."""
+    """Augmentation, mixing, batch statistics, counts of labels, norms of gradients: of the whole batch."""
     job = teachers_job(
         **{
             "model.name": model,
             "train.epochs": 5,
             "data.augment.noise": 0.1,
+            "train.mixup": 0.4,
+            "train.cutmix": 1.0,
+            "train.clip_norm": 1.0,
+            "train.ema_decay": 0.9,
             "train.optimizer": "sgd",
             "train.learning_rate": 0.1,
         }
@@ -95,7 +99,8 @@ def students_job(mode, **overrides):
 @pytest.mark.parametrize("layout", [Layout("vmap", 4, 1), Layout("vmap", 2, 2), Layout("map", 1, 4)])
 def test_students_are_the_same_on_every_layout(mode, layout, tmp_path):
     """The teachers' work is shared out among the devices, three teachers over four of them."""
-    job = students_job(mode, **{"data.augment.noise": 0.1})
+    annealed = {"students.alpha_schedule": "linear", "students.temperature_schedule": "linear"}
+    job = students_job(mode, **{"train.mixup": 0.4, "students.temperatures": (3.0,), **annealed})
     one = fitted(with_layout(job, Layout("vmap")), tmp_path / "one")
     many = fitted(with_layout(job, layout), tmp_path / "many")
     close(many.population.variables, one.population.variables, 1e-5)

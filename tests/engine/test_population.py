@@ -32,11 +32,16 @@ def close(a, b, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=0), a, b)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_how_trains_the_same_teachers(model, tmp_path):
-    found = {
-        how: fitted(teachers_job(**{"model.name": model, "runtime.how": how}), tmp_path / how) for how in HOW
-    }
+AVERAGED = {"train.ema_decay": 0.9, "train.accumulate": 2, "train.clip_norm": 0.5, "train.warmup": 0.5}
+MIXED = {"train.mixup": 0.4, "train.cutmix": 1.0, "train.schedule": "cosine"}
+
+
+@pytest.mark.parametrize("model, options", zip(MODELS, ({}, AVERAGED, MIXED)))
+def test_every_how_trains_the_same_teachers(model, options, tmp_path):
+    def job(how):
+        return teachers_job(**{"model.name": model, "runtime.how": how, **options})
+
+    found = {how: fitted(job(how), tmp_path / how) for how in HOW}
     for how in HOW:
         close(found[how].population.variables, found["map"].population.variables, 1e-6)
         np.testing.assert_allclose(found[how].val_nll, found["map"].val_nll, atol=1e-6)
