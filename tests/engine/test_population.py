@@ -36,7 +36,7 @@ AVERAGED = {"train.ema_decay": 0.9, "train.accumulate": 2, "train.clip_norm": 0.
 MIXED = {"train.mixup": 0.4, "train.cutmix": 1.0, "train.schedule": "cosine"}
 
 
-@pytest.mark.parametrize("model, options", zip(MODELS, ({}, AVERAGED, MIXED)))
+@pytest.mark.parametrize("model, options", list(zip(MODELS, ({}, AVERAGED, MIXED))))
 def test_every_how_trains_the_same_teachers(model, options, tmp_path):
     def job(how):
         return teachers_job(**{"model.name": model, "runtime.how": how, **options})
