@@ -157,6 +157,11 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     defaults = _defaults()
     if field not in defaults:
         raise UserError(configuration.unknown_field(field))
+    put(config, field, value(field, text))
+
+
+def put(config: ConfigDict, field: str, new: Any) -> None:
+    """Set a field that there is to a value, whose type `config.validate` checks."""
     *groups, name = field.split(".")
     group = config
     for part in groups:
@@ -164,7 +169,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
         if not isinstance(group, ConfigDict):
             raise UserError(f"config.{part} is no group of fields; start from mtkd_jax.config.default()")
     with group.unlocked(), group.ignore_type():
-        group[name] = value(field, text)
+        group[name] = new
 
 
 def value(field: str, text: str) -> Any:
