@@ -452,10 +452,10 @@ def fuse(
     >>> fuse(logits, "borda").argmax(-1)
     array([0])
     """
-    logits = np.asarray(logits)
+    logits, rule = np.asarray(logits), _rule(rule)
     rules.check(rule, logits)
     parts = {"asked": logits}
-    if rule in rules.FITTED_RULES:
+    if rules.is_fitted(rule):
         if val_logits is None or val_labels is None:
             raise UserError(f"fuse: {rule} is fitted; give it val_logits [K,V,C] and val_labels [V]")
         parts["val"] = np.asarray(val_logits)
@@ -509,8 +509,7 @@ def compare_rules(
     """
     logits, val = np.asarray(logits), np.asarray(val_logits)
     labels, val_labels = np.asarray(labels), np.asarray(val_labels)
-    for name in names:
-        rules.rule(name)
+    names = [_rule(name) for name in names]
     for one, of in ((val, val_labels), (logits, labels)):
         rules.check(rule_study.REFERENCE, one, of)
     if (len(val), val.shape[-1]) != (len(logits), logits.shape[-1]):
@@ -546,6 +545,15 @@ def compare_rules(
 
 
 # --- what all of them share ---------------------------------------------------------------------------
+
+
+def _rule(name: str) -> str:
+    """The name of a rule, which may be an address of the user's own; UserError where there is none."""
+    if ":" in name:
+        configuration.resolve("rule", name, "fusion.rules")
+        return configuration.canonical("rule", name, "fusion.rules")
+    rules.rule(name)
+    return name
 
 
 def _of_arrays(config: ConfigDict, data: DataSet) -> ConfigDict:

@@ -17,6 +17,7 @@ from mtkd_jax import api, experiment
 from mtkd_jax.deploy import export
 from mtkd_jax.results import analysis
 from mtkd_jax.runs import workdir
+from mtkd_jax.system.interrupts import Interrupted
 from tests import small
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -220,6 +221,18 @@ def test_a_workdir_is_gone_on_with_and_a_temporary_one_goes_with_the_teachers(ar
     del temporary
     gc.collect()
     assert not folder.exists()
+
+
+def test_interrupted_without_a_workdir_nothing_is_kept_and_nothing_else_is_promised(tmp_path):
+    for workdir, said in (
+        (None, "without a workdir nothing is kept"),
+        (tmp_path, "saved; run the cell again"),
+    ):
+        with pytest.raises(Interrupted) as stopped, api._folder(workdir) as folder:
+            raise Interrupted(2, "teachers-mlp is saved")
+        (line,) = stopped.value._render_traceback_()
+        assert said in line and ("again" in line) == (workdir is not None)
+    assert folder == tmp_path and folder.exists()
 
 
 # --- one line -----------------------------------------------------------------------------------------

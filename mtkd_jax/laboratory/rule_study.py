@@ -53,6 +53,10 @@ def families(names: Collection[str] = ()) -> dict[str, list[str]]:
         "fitted on validation": sorted(rules.FITTED_RULES),
         "ranks": sorted(rules.RANK_RULES),
     }
+    for name in names:
+        if name not in rules.RULES | rules.FITTED_RULES:  # one of the user's own
+            kind = "ranks" if rules.is_rank(name) else "fitted on validation"
+            found[kind if rules.is_rank(name) or rules.is_fitted(name) else "probabilities"].append(name)
     return {family: _among(of, names) for family, of in found.items()}
 
 
@@ -100,7 +104,7 @@ def _compared(found: Predictions, watch: Watch, names: Collection[str] = ()) -> 
             continue
         scores = metrics.per_example(analysis.fused(found, name)["test"], found.test_labels)
         right[name] = scores["accuracy"]
-        nll = None if name in rules.RANK_RULES else scores["nll"].mean()
+        nll = None if rules.is_rank(name) else scores["nll"].mean()
         compared.append({"rule": name, "family": family, "accuracy": _over_examples(right[name]), "nll": nll})
     for one in compared:
         one["against"] = _against(right[one["rule"]], right[REFERENCE])
@@ -340,7 +344,7 @@ def _recommended(result: dict) -> str:
             f"Recommendation: {REFERENCE}. No rule beats it by more than noise on these "
             f"{result['sizes']['test']:,} test examples; it needs no fit and gives probabilities."
         )
-    ranks = [name for name in better if name in rules.RANK_RULES]
+    ranks = [name for name in better if rules.is_rank(name)]
     without = f" {', '.join(ranks)}: decisions only, no probabilities." if ranks else ""
     if len(better) == 1:
         return (

@@ -83,11 +83,11 @@ def fuse(
     Log-probabilities, or places for the rank rules. A fitted rule is fitted on the part "val".
     """
     decide = rules.rule(rule)
-    if rule in rules.FITTED_RULES:
+    if rules.is_fitted(rule):
         decide = decide(logits["val"], val_labels)
     decide, size = jax.jit(decide), min(BLOCK, max(part.shape[1] for part in logits.values()))
     scores = {split: _in_blocks(decide, part, size) for split, part in logits.items()}
-    if rule in rules.RANK_RULES:
+    if rules.is_rank(rule):
         return scores
     tiny = np.finfo(np.float32).tiny  # a probability may underflow to 0
     return {split: np.log(np.maximum(probs, tiny)) for split, probs in scores.items()}
@@ -248,7 +248,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         metrics.balanced_accuracy(decided["test"], predictions.test_labels),
         intervals.bootstrap_shares(np.diagonal(matrix)[present], matrix.sum(axis=1)[present]),
     )
-    ranks = rule in rules.RANK_RULES  # places are no probabilities
+    ranks = rules.is_rank(rule)  # places are no probabilities
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}
     else:
