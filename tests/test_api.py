@@ -224,14 +224,14 @@ def test_a_workdir_is_gone_on_with_and_a_temporary_one_goes_with_the_teachers(ar
 
 
 def test_interrupted_without_a_workdir_nothing_is_kept_and_nothing_else_is_promised(tmp_path):
-    for workdir, said in (
+    for given, said in (
         (None, "without a workdir nothing is kept"),
         (tmp_path, "saved; run the cell again"),
     ):
-        with pytest.raises(Interrupted) as stopped, api._folder(workdir) as folder:
+        with pytest.raises(Interrupted) as stopped, api._folder(given) as folder:
             raise Interrupted(2, "teachers-mlp is saved")
         (line,) = stopped.value._render_traceback_()
-        assert said in line and ("again" in line) == (workdir is not None)
+        assert said in line and ("again" in line) == (given is not None)
     assert folder == tmp_path and folder.exists()
 
 
