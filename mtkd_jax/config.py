@@ -2,7 +2,8 @@
 
 An ADDRESS names a function where it is defined, with arguments if need be: "cnn", "mlp(hidden=(32,))",
 "logits.dkd(beta=8.0)"; "fused:median_probs" gives the first argument a word. There is no registry: a
-function is found by what it says it returns, so writing it is all it takes to add it. Configuration files
+function is found by what it says it returns, so writing it is all it takes to add it. "mine.py:softer(w=2)",
+"package.module:softer" and "__main__:softer" name functions of the user's own. Configuration files and these
 are the user's own Python and are executed.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -25,9 +27,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtkd_jax.data import checks
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
-from mtkd_jax.system import paths
+from mtkd_jax.optimizers import Optimizer, Schedule
+from mtkd_jax.system import own_code, paths
 from mtkd_jax.system.spelling import hint, likeness, nearest
 from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
 
@@ -377,14 +381,101 @@ def catalogue(kind: str) -> dict[str, Callable]:
 
 
 def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, Any]]:
-    """The function an address names and its arguments, checked against the function's signature."""
+    """The function an address names and its arguments, checked against the function's signature.
+
+    An address of the user's own (see system/own_code.py) has its file executed.
+    """
     name, arguments = _named(address, field, kind)
-    if name not in catalogue(kind):
+    where = _own(kind, address)
+    if not where and name not in catalogue(kind):
         raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{hint(name, catalogue(kind))}")
-    function = catalogue(kind)[name]
+    function = _found(kind, where, name, field) if where else catalogue(kind)[name]
     for argument, value in arguments.items():
         _check_argument(function, kind, name, argument, value, field)
+    if where:
+        _check_call(kind, function, arguments, name, field)
+    if where and kind == "rule":
+        rules.offer(canonical(kind, address, field), function, _returned(function))
     return function, arguments
+
+
+_POSITIONAL = {"mode": 0, "rule": 1, "model": 1, "source": 0, "plan": 2, "optimizer": 0, "schedule": 0}
+
+
+def _own(kind: str, address: str) -> str:
+    """The file or module of an address of the user's own; "" for every other text."""
+    where, _ = own_code.split(address) or ("", "")
+    return "" if where in catalogue(kind) else where
+
+
+def _found(kind: str, where: str, name: str, field: str) -> Callable:
+    """The user's function `name`, WHERE:FUNCTION, which says that it returns what this kind does."""
+    try:
+        function = own_code.find(where, name.removeprefix(f"{where}:"))
+    except UserError as error:
+        if where.isidentifier():  # perhaps a short form, mistyped
+            error = f"{error}, and there is no {kind} {where!r}{hint(where, catalogue(kind))}"
+        raise UserError(f"config.{field}: {name}: {error}") from None
+    _, returns = KINDS[kind]
+    if _returned(function) not in returns:
+        raise UserError(
+            f"config.{field}: {name} must say that it returns what a {kind} does: write "
+            + " or ".join(f"-> '{one}'" for one in returns)
+        )
+    return function
+
+
+def _returned(function: Callable) -> str:
+    """The last word of what a function says it returns, which may be the class itself or text."""
+    said = function.__annotations__.get("return")
+    return said.rpartition(".")[2] if isinstance(said, str) else getattr(said, "__name__", "")
+
+
+def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: str, field: str) -> None:
+    """Raise UserError unless a function of the user's own can be called as its kind is."""
+    signature = inspect.signature(function)
+    number = 2 if _returned(function) == "FittedRule" else _POSITIONAL[kind]
+    bind = signature.bind_partial if kind == "source" else signature.bind
+    try:
+        bind(*[None] * number, **arguments)
+    except TypeError as error:
+        raise UserError(f"config.{field}: {name} called as a {kind} is: {error}") from None
+
+
+def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
+    """`code_behind` all addresses of a configuration: of what is trained, and of the fusion rules."""
+    trained: dict[str, str] = {}
+    told: dict[str, str] = {}
+    flat = dict(fields(config))
+    for field, kinds in ADDRESSES.items():
+        value, found = flat[field], told if field.startswith("fusion.") else trained
+        for address in value if isinstance(value, tuple) else (value,):
+            if field != "export.choose":  # a row, whose address stands elsewhere
+                found |= code_behind(kinds, address)
+            if field == "plan":  # whose words are addresses, too
+                for word in _words(resolve("plan", address, field)[1].values()):
+                    found |= code_behind(("mode", "model"), word)
+    return trained, told
+
+
+def code_behind(kinds: Sequence[str], address: str) -> dict[str, str]:
+    """{file, module or notebook's function: its SHA-256} of an address of the user's own; {} for others."""
+    where, call = own_code.split(address) or ("", "")
+    if not where or any(where in catalogue(kind) for kind in kinds):
+        return {}
+    name, _ = _parse(call, kinds[0])
+    return {f"{where}:{name}" if where == own_code.MAIN else where: own_code.digest(where, name)}
+
+
+def _words(values: Iterable[Any]) -> Iterable[str]:
+    for value in values:
+        yield from (one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, str))
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """As text: of the user's own functions it may be a class."""
+    said = parameter.annotation
+    return said.__name__ if inspect.isclass(said) and not hasattr(said, "__args__") else str(said)
 
 
 def _arguments(function: Callable) -> dict[str, inspect.Parameter]:
@@ -398,7 +489,7 @@ def _check_argument(function: Callable, kind: str, name: str, argument: str, val
         raise UserError(
             f"config.{field}: {kind} {name} has no argument {argument!r}{hint(str(argument), known)}"
         )
-    annotation = known[argument].annotation
+    annotation = _annotation(known[argument])
     if not _fits(value, annotation):
         raise UserError(f"config.{field}: {name}({argument}={_quoted(value)}) must be of type {annotation}")
 
@@ -413,7 +504,10 @@ def canonical(kind: str, address: str, field: str) -> str:
     >>> canonical("plan", "born_again(mode='logits.dkd( warmup=2 )')", "plan")
     "born_again(mode='logits.dkd(warmup=2.0)')"
     """
-    name, _ = _named(address, field, kind)
+    name, arguments = _named(address, field, kind)
+    if _own(kind, address):  # as it is written: nothing is executed to spell it
+        said = ", ".join(f"{n}={arguments[n]!r}" for n in sorted(arguments))
+        return f"{name}({said})" if said else name
     function, arguments = resolve(kind, address, field)
     arguments = {n: _canonical_value(kind, function, n, value) for n, value in arguments.items()}
     parameters = inspect.signature(function).parameters
@@ -449,7 +543,8 @@ def _canonical_value(kind: str, function: Callable, argument: str, value: Any) -
     """A whole number for a float is one; the words of plans are addresses, of modes and models."""
     if kind == "plan":
         return _each(value, partial(_canonical_or_same, ("mode", "model")))
-    is_float = inspect.get_annotations(function).get(argument) in ("float", "tuple[float, ...]")
+    known = _arguments(function)
+    is_float = argument in known and _annotation(known[argument]) in ("float", "tuple[float, ...]")
     return _each(value, lambda one: float(one) if type(one) is int else one) if is_float else value
 
 
@@ -497,10 +592,13 @@ def _is_word(value: Any) -> bool:
 
 def _named(address: str, field: str, kind: str) -> tuple[str, dict[str, Any]]:
     """Name and arguments of an address; the argument of the short form goes by the name of the first."""
+    if where := _own(kind, address):
+        name, arguments = _parse(own_code.split(address)[1], field)
+        return f"{where}:{name}", arguments
     short = re.fullmatch(r"([\w.]+):([\w.]+)", address)
     if short is None:
         return _parse(address, field)
-    known = _arguments(catalogue(kind)[short[1]]) if short[1] in catalogue(kind) else {"": None}
+    known = _arguments(catalogue(kind)[short[1]])
     if not known:
         raise UserError(
             f"config.{field}: {kind} {short[1]} takes no argument, {address!r} gives it {short[2]!r}"
@@ -508,18 +606,38 @@ def _named(address: str, field: str, kind: str) -> tuple[str, dict[str, Any]]:
     return short[1], {next(iter(known)): short[2]}
 
 
+MADE = {  # kind -> what its functions return
+    "model": Model,
+    "mode": Recipe,
+    "source": DataSet,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+}
+
+
 def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> Any:
-    """What the function of an address returns, called with `given` and with further arguments."""
+    """What the function of an address makes, called with `given` and with further arguments: one of MADE."""
     function, arguments = resolve(kind, address, field)
     try:
-        return function(*given, **arguments, **further)
+        made = function(*given, **arguments, **further)
     except UserError as error:
         raise UserError(f"config.{field}: {error}") from None
+    _check_made(kind, made, address, field)
+    return made
+
+
+def _check_made(kind: str, made: Any, address: str, field: str) -> None:
+    if not isinstance(made, MADE[kind]):
+        found, right = type(made).__name__, MADE[kind].__name__
+        raise UserError(f"config.{field}: {address} returned {found}; it must be a {right}")
 
 
 def build_model(address: str, task: Task, field: str = "model.name") -> Model:
     """The network an address names, for a task."""
-    return build("model", address, field, task)
+    model = build("model", address, field, task)
+    if not _own("model", address):
+        return model
+    return dataclasses.replace(model, name=canonical("model", address, field))  # by which it is found again
 
 
 def build_recipe(address: str, field: str = "students.modes", **further: Any) -> Recipe:
@@ -543,7 +661,7 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Argum
         _check_key(field, name, "an argument of the mode")
         if name in arguments:
             raise UserError(f"config.{field}: the address gives {name} already")
-        annotation = str(inspect.get_annotations(function).get(name, ""))
+        annotation = _annotation(_arguments(function)[name]) if name in _arguments(function) else ""
         is_choice = isinstance(value, tuple) and not annotation.startswith("tuple")
         values = value if is_choice else (value,)
         if not values:
@@ -578,7 +696,15 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
     if required:
         raise UserError(f"config.data.source: {config.data.source} needs {required[0]}=...")
-    return lambda: function(**arguments)
+    if not _own("source", config.data.source):
+        return lambda: function(**arguments)
+
+    def checked() -> DataSet:
+        found = function(**arguments)
+        _check_made("source", found, config.data.source, "data.source")
+        return checks.check(found, where=config.data.source)
+
+    return checked
 
 
 def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:

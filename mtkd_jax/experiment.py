@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,55 +26,110 @@ from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts, paths
+from mtkd_jax.types import DataSet, Model, PyTree, UserError
 
-NUM_CHECKED = 64  # test images on which the exported student is compared with the trained one
+NUM_CHECKED = 64  # images on which the exported student is compared with the trained one
 
 
-def run(config: ConfigDict, into: str | Path, quiet: bool = False) -> dict[str, Any]:
+class Trained(NamedTuple):
+    """A plan that has been trained, and what it was made from."""
+
+    config: ConfigDict  # valid, in one spelling
+    split: Split
+    stages: plan.Plan
+    done: plan.Done
+    notes: tuple[str, ...]  # on teachers that came trained
+
+
+def run(
+    config: ConfigDict, into: str | Path, quiet: bool = False, dataset: DataSet | None = None
+) -> dict[str, Any]:
     """Do what `config` says in the folder `into` and return its report.
 
     Goes on where an interrupted run of the same configuration stopped; of a finished one it returns the
-    report, which takes no lock. Raises UserError, one line, for whatever the user can mend, and Interrupted,
-    with all training saved, when the process is asked to stop (interrupts.py).
+    report, which takes no lock. A `dataset` is taken in the place of `data.source`. Raises UserError, one
+    line, for whatever the user can mend, and Interrupted, with all training saved, when the process is asked
+    to stop (interrupts.py).
     """
+    into, config, split = _asked(config, into, dataset)
+    if len(split.dataset.test_labels) == 0:
+        raise UserError(
+            f"{split.dataset.name}: has no test set, and a report says how good networks are on one"
+        )
+    finished = workdir.finished_report(into, config)
+    if finished is not None and not document.can_be_shown(finished):  # an earlier version's
+        finished = None
+    with _checked(config, split, into, writes=finished is None):
+        return _run(config, split, into, quiet) if finished is None else finished
+
+
+def train(
+    config: ConfigDict, into: str | Path, quiet: bool = False, dataset: DataSet | None = None
+) -> Trained:
+    """The first half of `run`: train what `config` says, or restore it where it is trained; no report."""
+    into, config, split = _asked(config, into, dataset)
+    with _checked(config, split, into):
+        begun = _begin(config, split, into, describes=workdir.finished_report(into, config) is None)
+        with _logbook(into, quiet) as logbook:
+            return _train(begun, into, logbook)
+
+
+def _asked(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tuple[Path, ConfigDict, Split]:
     into = paths.parse(into, "the folder of the run")
     configuration.validate(config)
     mesh.check_precision()
     config = configuration.in_one_spelling(config)
-    split = load_split(config)
-    finished = workdir.finished_report(into, config)
-    if finished is not None and not document.can_be_shown(finished):  # an earlier version's
-        finished = None
-    writes = finished is None and mesh.is_first()
+    return into, config, load_split(config, dataset)
+
+
+@contextlib.contextmanager
+def _checked(config: ConfigDict, split: Split, into: Path, writes: bool = True) -> Iterator[None]:
+    """Within it signals are noted, and the folder, where it is written, is this run's alone."""
+    writes = writes and mesh.is_first()
     with interrupts.handle_signals(), workdir.lock(into) if writes else contextlib.nullcontext():
         if mesh.is_first():
             workdir.check(into, config, split)
         mesh.wait_for_all("checked")
-        return _run(config, split, into, quiet) if finished is None else finished
+        yield
 
 
-def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
+def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True) -> Trained:
+    """What is to be trained, of which only what was borrowed is done; describing ends an earlier report."""
     stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
         workdir.check_stages(into, [stage.name for stage in stages])
-        workdir.describe(into, config, split)
+        if describes:
+            workdir.describe(into, config, split)
     mesh.wait_for_all("described")
+    return Trained(config, split, stages, borrowed, notes)
 
-    with Logbook(into if mesh.is_first() else into / f"process{jax.process_index()}", quiet) as logbook:
-        run = workdir.read_run(into)
-        done = plan.run(stages, into, logbook, config.runtime.checkpoint_seconds, borrowed, run)
+
+def _logbook(into: Path, quiet: bool) -> Logbook:
+    return Logbook(into if mesh.is_first() else into / f"process{jax.process_index()}", quiet)
+
+
+def _train(begun: Trained, into: Path, logbook: Logbook) -> Trained:
+    seconds = begun.config.runtime.checkpoint_seconds
+    done = plan.run(begun.stages, into, logbook, seconds, begun.done, workdir.read_run(into))
+    return begun._replace(done=done)
+
+
+def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
+    begun = _begin(config, split, into)
+    with _logbook(into, quiet) as logbook:
+        trained = _train(begun, into, logbook)
 
         if not mesh.is_first():
             mesh.wait_for_all("reported")
             return workdir.read_report(into)
         logbook.say("evaluating")
-        predicted = evaluation.predict(config, split, stages, done, notes)
+        predicted = evaluation.predict(*trained)
         predictions.save(into / workdir.PREDICTIONS, predicted)
 
         interrupts.check(evaluation.SAVED)
         logbook.check()
         logbook.say("writing the student and the report")
-        save_student(config, split, stages, done, predicted, into)
+        save_student(trained, predicted, into)
         workdir.seal(into, workdir.PREDICTIONS)  # with what is made of them; the report alone is missing
         result = document.write(into)
         logbook.check()
@@ -109,11 +164,10 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     return stages, borrowed, notes
 
 
-def load_split(config: ConfigDict) -> Split:
-    """The configured data, checked and cut into training, pool, validation and test."""
-    dataset = configuration.source_call(config)()
+def load_split(config: ConfigDict, dataset: DataSet | None = None) -> Split:
+    """The configured data, or another, checked and cut into training, pool, validation and test."""
     return loading.split(
-        dataset,
+        configuration.source_call(config)() if dataset is None else dataset,
         num_train=config.data.num_train,
         val_fraction=config.data.val_fraction,
         seed=config.seed,
@@ -121,22 +175,33 @@ def load_split(config: ConfigDict) -> Split:
     )
 
 
-def save_student(
-    config: ConfigDict,
-    split: Split,
-    stages: plan.Plan,
-    done: plan.Done,
-    predicted: Predictions,
-    into: Path,
-) -> None:
+def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     """Write the network to deploy to `into`/student, load it again and check that it says the same."""
-    chosen = analysis.network_to_deploy(predicted)
+    chosen = choose_student(trained, predicted)
     if chosen is None:
         return
+    model, variables, card = chosen
+    images = trained.split.dataset.test_images
+    checked = np.asarray(loading.scale(jnp.asarray(images[:NUM_CHECKED])))
+    said = export.logits_of(model, variables, checked)
+    export.save_student(into / "student", model, variables, card, (checked, said))
+    export.verify_student(into / "student", configuration.build_model, checked, said)
+
+
+def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyTree, dict[str, Any]] | None:
+    """The network to deploy, its variables and its card; None where there is none.
+
+    The card says how good it is on the test set, where there is one.
+    """
+    chosen = analysis.network_to_deploy(predicted)
+    if chosen is None:
+        return None
     group, position = chosen
-    model, variables = evaluation.network_of(stages, done, group, position)
-    dataset, logits = split.dataset, group.test[position]
-    measured = metrics.per_example(logits, dataset.test_labels)
+    model, variables = evaluation.network_of(trained.stages, trained.done, group, position)
+    dataset, config = trained.split.dataset, trained.config
+    measured = {}
+    if len(dataset.test_labels):
+        measured = metrics.per_example(group.test[position], dataset.test_labels)
     card = {
         "name": f"{dataset.name}: {group.role} {group.name}",
         "model": group.architecture,
@@ -160,10 +225,7 @@ def save_student(
             for name, values in measured.items()
         },
     }
-    checked = np.asarray(loading.scale(jnp.asarray(dataset.test_images[:NUM_CHECKED])))
-    said = export.logits_of(model, variables, checked)
-    export.save_student(into / "student", model, variables, card, (checked, said))
-    export.verify_student(into / "student", configuration.build_model, checked, said)
+    return model, variables, card
 
 
 def _training(config: ConfigDict, predicted: Predictions, group: Group, position: int) -> str:

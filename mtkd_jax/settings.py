@@ -2,7 +2,8 @@
 
     --config=digits:smoke --config.train.epochs=3 --config.students.modes=vote,fused:borda
 
-Configuration files are the user's own Python and are executed; values of fields are literals and are not.
+Configuration files are the user's own Python and are executed; values of fields are literals and are not,
+but may name functions of the user's own files (system/own_code.py).
 """
 
 from __future__ import annotations
@@ -12,13 +13,9 @@ import inspect
 import io
 import os
 import re
-import sys
 import textwrap
 import tokenize
-import traceback
 from collections.abc import Sequence
-from importlib import util
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -26,7 +23,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax.system import paths
+from mtkd_jax.system import own_code, paths
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.system.terminal import one_line
 from mtkd_jax.types import UserError
@@ -59,12 +56,12 @@ def load(asked: str) -> ConfigDict:
             raise UserError("has no function get_config(), which returns the configuration")
         config = module.get_config(variant) if variant else module.get_config()
     except SyntaxError as error:
-        place = f"{path}, line {error.lineno}" if error.filename == str(path) else str(path)
-        raise UserError(f"{place}: {one_line(error.msg)}") from None
+        raise UserError(f"{own_code.line_of(error, path)}: {one_line(error.msg)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (Exception, SystemExit) as error:  # anything may come out of it
-        raise UserError(f"{_place(error, path)}: {type(error).__name__}: {one_line(error)}") from None
+        place = own_code.line_of(error, path)
+        raise UserError(f"{place}: {type(error).__name__}: {one_line(error)}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
     return config.lock()
@@ -98,28 +95,8 @@ def _found(asked: str) -> tuple[Path, str]:
     )
 
 
-class _Source(SourceFileLoader):
-    """Reads the source itself, never what was compiled of it before: two edits within a second differ."""
-
-    def path_stats(self, path: str) -> dict:
-        raise OSError("as if nothing were known of the file")
-
-
 def _module(path: Path) -> ModuleType:
-    name = f"configuration_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-    loader = _Source(name, str(path))
-    module = util.module_from_spec(util.spec_from_loader(name, loader))
-    sys.modules[name] = module  # dataclasses look their module up
-    loader.exec_module(module)
-    return module
-
-
-def _place(error: BaseException, path: Path) -> str:
-    """The file, and the line of it where the error came out of."""
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-    ]
-    return f"{path}, line {lines[-1]}" if lines else str(path)
+    return own_code.execute(path, f"configuration_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}")
 
 
 # --- single fields ------------------------------------------------------------------------------------
@@ -157,6 +134,11 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     defaults = _defaults()
     if field not in defaults:
         raise UserError(configuration.unknown_field(field))
+    put(config, field, value(field, text))
+
+
+def put(config: ConfigDict, field: str, new: Any) -> None:
+    """Set a field that there is to a value, whose type `config.validate` checks."""
     *groups, name = field.split(".")
     group = config
     for part in groups:
@@ -164,7 +146,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
         if not isinstance(group, ConfigDict):
             raise UserError(f"config.{part} is no group of fields; start from mtkd_jax.config.default()")
     with group.unlocked(), group.ignore_type():
-        group[name] = value(field, text)
+        group[name] = new
 
 
 def value(field: str, text: str) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,12 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
 def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
     """Logits [n,C] of one network, compiled alone: the same program before saving and after loading."""
     with jax.default_matmul_precision("highest"):  # as in the exported program
-        return jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)(variables, images)
+        return _logits(model)(variables, images)
+
+
+@lru_cache
+def _logits(model: Model) -> Callable:
+    return jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)
 
 
 def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,16 +106,22 @@ def predictions(
     `program` and `card` are those of `load_program`; `fit` brings images to size, as in `images.read`. Raises
     UserError when the student reads no image files.
     """
+    shape = check_reads_files(card)
+    images.fitting(fit)
+    size = min(batch, len(paths))
+    for start in range(0, len(paths), size):
+        yield from _of_batch(program, card["class_names"], paths[start : start + size], shape, top, fit, size)
+
+
+def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The shape [h,w,c] of the images that a student sees; UserError when it reads no image files."""
     shape = tuple(card["input"]["shape"])
     if card["input"]["range"] != PIXELS or shape[-1] not in (1, 3):
         raise UserError(
             f"{card['name']}: reads arrays {list(shape)} ({card['input']['range']}), not image files; "
             "must be asked from Python, as its README.md shows"
         )
-    images.fitting(fit)
-    size = min(batch, len(paths))
-    for start in range(0, len(paths), size):
-        yield from _of_batch(program, card["class_names"], paths[start : start + size], shape, top, fit, size)
+    return shape
 
 
 def _of_batch(
@@ -135,7 +141,7 @@ def _of_batch(
         except UserError as error:
             errors[place] = str(error)
     logits = np.asarray(program(pixels.astype(np.float32) / 255), np.float64)
-    for path, error, row in zip(paths, errors, _softmax(logits)):
+    for path, error, row in zip(paths, errors, softmax(logits)):
         best = np.argsort(-row, kind="stable")[:top]
         if error:
             yield Prediction(path, error=error)
@@ -143,7 +149,8 @@ def _of_batch(
             yield Prediction(path, tuple(class_names[i] for i in best), tuple(row[best].tolist()))
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities [N,C] of logits [N,C]."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 

@@ -138,6 +138,8 @@ def map_blocks(function: Callable, images: np.ndarray | Images, size: int = 512)
     The last block is filled up, so that one compiled program serves all of them. Raises Interrupted between
     two blocks where the process has been asked to stop; of several that train together none does so alone.
     """
+    if len(images) == 0:  # a blank one tells the shapes
+        return np.asarray(function(np.zeros((1, *images.shape[1:]), images.dtype)))[:0]
     size = min(size, len(images))
     parts = []
     for start in range(0, len(images), size):

@@ -521,6 +521,21 @@ def _kernel_and_bias(parameters: np.ndarray, num_classes: int) -> tuple[np.ndarr
 # --- finding and checking -----------------------------------------------------------------------------
 
 
+def offer(name: str, function: Callable, returns: str) -> None:
+    """Let `rule` find a function of the user's own; `returns` is "Scores", "Places" or "FittedRule"."""
+    _OWN[name] = function, returns
+
+
+def is_rank(name: str) -> bool:
+    """Whether a rule gives places, of which only the argmax means anything."""
+    return name in RANK_RULES or (name in _OWN and _OWN[name][1] == "Places")
+
+
+def is_fitted(name: str) -> bool:
+    """Whether a rule is fitted on validation data."""
+    return name in FITTED_RULES or (name in _OWN and _OWN[name][1] == "FittedRule")
+
+
 def rule(name: str) -> Callable:
     """The rule of that name, or the function that fits it; UserError with the nearest name if there is none.
 
@@ -528,7 +543,11 @@ def rule(name: str) -> Callable:
     Traceback (most recent call last):
     mtkd_jax.types.UserError: fusion: there is no rule 'bordo'; did you mean 'borda'?
     """
+    if name in _OWN:
+        return _OWN[name][0]
     names = sorted(RULES | FITTED_RULES)
+    if name not in names and ":" in name:  # of a stored run, which must not have a file executed
+        raise UserError(f"fusion: {name} is a rule of somebody's own; the command of the run finds it")
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
         raise UserError(f"fusion: there is no rule {name!r}; did you mean {near!r}?")
@@ -551,8 +570,10 @@ def check(name: str, logits: Array, labels: Array | None = None) -> None:
     if not finite.all():
         member, example, _ = np.argwhere(~finite)[0]
         raise UserError(f"{name}: logits must be finite; member {member}, example {example} is not")
-    if name in RULES:
-        jax.eval_shape(function, logits)  # raises what the rule itself demands of K and C
+    if not is_fitted(name):
+        found = jax.eval_shape(function, logits)  # raises what the rule itself demands of K and C
+        if getattr(found, "shape", None) != logits.shape[1:]:
+            raise UserError(f"{name}: must return scores {logits.shape[1:]} of logits {logits.shape}")
     if labels is None:
         return
     labels = np.asarray(labels)
@@ -572,3 +593,4 @@ def _returning(annotation: str) -> frozenset[str]:
 RANK_RULES = _returning("Places")  # only the argmax of what they return means anything
 RULES = _returning("Scores") | RANK_RULES
 FITTED_RULES = _returning("FittedRule")
+_OWN: dict[str, tuple[Callable, str]] = {}  # {address: (function, what it returns)}

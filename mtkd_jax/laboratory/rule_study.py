@@ -17,7 +17,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -45,28 +45,37 @@ COST = {"num_members": 64, "num_examples": 10_000, "num_classes": 100}
 Watch = Callable[[Iterable[str]], Iterable[str]]  # how the caller follows a walk over rules
 
 
-def families() -> dict[str, list[str]]:
-    """Every rule by what it makes of the logits, the reference first."""
+def families(names: Collection[str] = ()) -> dict[str, list[str]]:
+    """Every rule by what it makes of the logits, the reference first; of `names`, where there are any."""
     probabilities = sorted(rules.RULES - rules.RANK_RULES, key=lambda name: (name != REFERENCE, name))
-    return {
+    found = {
         "probabilities": probabilities,
         "fitted on validation": sorted(rules.FITTED_RULES),
         "ranks": sorted(rules.RANK_RULES),
     }
+    for name in names:
+        if name not in rules.RULES | rules.FITTED_RULES:  # one of the user's own
+            kind = "ranks" if rules.is_rank(name) else "fitted on validation"
+            found[kind if rules.is_rank(name) or rules.is_fitted(name) else "probabilities"].append(name)
+    return {family: _among(of, names) for family, of in found.items()}
+
+
+def _among(rules: Iterable[str], names: Collection[str]) -> list[str]:
+    return [name for name in rules if not names or name in (REFERENCE, *names)]
 
 
 # --- one ensemble -------------------------------------------------------------------------------------
 
 
-def study(found: Predictions, watch: Watch = iter) -> dict:
-    """Every rule on all teachers of a run, and what every teacher is worth: plain numbers and words.
+def study(found: Predictions, watch: Watch = iter, names: Collection[str] = ()) -> dict:
+    """Every rule, or those of `names`, on all teachers of a run, and what every teacher is worth.
 
     Rules are compared on the test examples; teachers are valued on validation, so that whoever drops one has
     not looked at the test set. Raises UserError for logits that are not finite.
     """
     for split, labels in (("val", found.val_labels), ("test", found.test_labels)):
         rules.check(REFERENCE, analysis.teacher_logits(found, split), labels)
-    compared, skipped = _compared(found, watch)
+    compared, skipped = _compared(found, watch, names)
     right = analysis.teacher_logits(found).argmax(-1) == found.test_labels
     result = {
         "dataset": found.dataset,
@@ -77,7 +86,7 @@ def study(found: Predictions, watch: Watch = iter) -> dict:
         "skipped": skipped,
         "one_teacher": {"mean": right.mean(), "max": right.mean(axis=1).max()},
         "oracle": _over_examples(right.any(axis=0)),
-        "against_k": _against_k(found),
+        "against_k": _against_k(found, _among(AGAINST_K, names)),
         "diversity": analysis.diversity(found),
         "teachers": _valued(found),
     }
@@ -85,17 +94,17 @@ def study(found: Predictions, watch: Watch = iter) -> dict:
     return analysis.plain(result)
 
 
-def _compared(found: Predictions, watch: Watch) -> tuple[list[dict], list[dict]]:
+def _compared(found: Predictions, watch: Watch, names: Collection[str] = ()) -> tuple[list[dict], list[dict]]:
     """What every rule reaches on the test examples, against the reference; and the rules left out."""
     compared, skipped, right = [], [], {}
-    for family, name in watch([(family, name) for family, names in families().items() for name in names]):
+    for family, name in watch([(family, name) for family, of in families(names).items() for name in of]):
         reason = _unfit(name, analysis.teacher_logits(found, "val"))
         if reason:
             skipped.append({"rule": name, "reason": reason})
             continue
         scores = metrics.per_example(analysis.fused(found, name)["test"], found.test_labels)
         right[name] = scores["accuracy"]
-        nll = None if name in rules.RANK_RULES else scores["nll"].mean()
+        nll = None if rules.is_rank(name) else scores["nll"].mean()
         compared.append({"rule": name, "family": family, "accuracy": _over_examples(right[name]), "nll": nll})
     for one in compared:
         one["against"] = _against(right[one["rule"]], right[REFERENCE])
@@ -132,11 +141,11 @@ def _over_examples(right: np.ndarray) -> dict:
     return {"mean": right.mean(), "ci95": intervals.bootstrap_interval(right)}
 
 
-def _against_k(found: Predictions) -> dict:
+def _against_k(found: Predictions, names: Iterable[str] = AGAINST_K) -> dict:
     """Mean test accuracy of a few rules over random subsets of the teachers, {"sizes", "rules"}."""
     logits, labels = analysis.teacher_logits(found), found.test_labels
     sizes, rng = metrics.sizes(len(logits), SIZES_AGAINST_K), np.random.default_rng(0)
-    lines: dict[str, list[dict]] = {name: [] for name in AGAINST_K}
+    lines: dict[str, list[dict]] = {name: [] for name in names}
     for size in sizes:
         member_of = metrics.subsets(len(logits), size, SUBSETS_AGAINST_K, rng)
         voters = np.nonzero(member_of)[1].reshape(len(member_of), size)
@@ -335,7 +344,7 @@ def _recommended(result: dict) -> str:
             f"Recommendation: {REFERENCE}. No rule beats it by more than noise on these "
             f"{result['sizes']['test']:,} test examples; it needs no fit and gives probabilities."
         )
-    ranks = [name for name in better if name in rules.RANK_RULES]
+    ranks = [name for name in better if rules.is_rank(name)]
     without = f" {', '.join(ranks)}: decisions only, no probabilities." if ranks else ""
     if len(better) == 1:
         return (

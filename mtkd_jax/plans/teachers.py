@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, canonical, teacher_models
+from mtkd_jax.config import build_model, canonical, code_behind, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
@@ -181,6 +181,8 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         "models": their["teachers"]["models"] or [their["model"]["name"]],
     }
     _check_same(source, theirs, ours, "set teachers.num_members and teachers.models as that run has them")
+    code = {place: sha for one in ours["models"] for place, sha in code_behind(("model",), one).items()}
+    _check_same(source, their.get("own_code", {}), code, "put that code back, or train these teachers anew")
     _check_same(
         source,
         workdir.read_data_identity(source),

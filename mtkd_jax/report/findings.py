@@ -461,7 +461,7 @@ def _rules_left_out(predictions: Predictions, fused_by: Sequence[str]) -> list[s
 
 def _fitted(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:
     on_train = dict.fromkeys(g.name for g in predictions.groups if g.name.startswith("supernet"))
-    on_val = [rule for rule in fused_by if rule in rules.FITTED_RULES]
+    on_val = [rule for rule in fused_by if rules.is_fitted(rule)]
     found = []
     if on_train:
         names = ", ".join(on_train)
@@ -476,7 +476,7 @@ def _fitted(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:
 
 
 def _costs_and_ranks(fused_by: Sequence[str]) -> list[str]:
-    ranks = [rule for rule in fused_by if rule in rules.RANK_RULES]
+    ranks = [rule for rule in fused_by if rules.is_rank(rule)]
     found = [
         "Parameters, FLOPs and latency of an ensemble are sums over its teachers, run one after another."
     ]

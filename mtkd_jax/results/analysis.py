@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -71,13 +71,23 @@ def fused(predictions: Predictions, rule: str) -> dict[str, np.ndarray]:
 
     Log-probabilities, or places for the rank rules. A fitted rule is fitted on the validation split.
     """
-    val, test = (teacher_logits(predictions, split) for split in ("val", "test"))
+    logits = {split: teacher_logits(predictions, split) for split in ("val", "test")}
+    return fuse(rule, logits, predictions.val_labels)
+
+
+def fuse(
+    rule: str, logits: Mapping[str, np.ndarray], val_labels: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The decision by `rule` of the members' logits [K,n,C] of every part, {part: [n,C]}.
+
+    Log-probabilities, or places for the rank rules. A fitted rule is fitted on the part "val".
+    """
     decide = rules.rule(rule)
-    if rule in rules.FITTED_RULES:
-        decide = decide(val, predictions.val_labels)
-    decide, size = jax.jit(decide), min(BLOCK, max(val.shape[1], test.shape[1]))
-    scores = {"val": _in_blocks(decide, val, size), "test": _in_blocks(decide, test, size)}
-    if rule in rules.RANK_RULES:
+    if rules.is_fitted(rule):
+        decide = decide(logits["val"], val_labels)
+    decide, size = jax.jit(decide), min(BLOCK, max(part.shape[1] for part in logits.values()))
+    scores = {split: _in_blocks(decide, part, size) for split, part in logits.items()}
+    if rules.is_rank(rule):
         return scores
     tiny = np.finfo(np.float32).tiny  # a probability may underflow to 0
     return {split: np.log(np.maximum(probs, tiny)) for split, probs in scores.items()}
@@ -238,7 +248,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         metrics.balanced_accuracy(decided["test"], predictions.test_labels),
         intervals.bootstrap_shares(np.diagonal(matrix)[present], matrix.sum(axis=1)[present]),
     )
-    ranks = rule in rules.RANK_RULES  # places are no probabilities
+    ranks = rules.is_rank(rule)  # places are no probabilities
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}
     else:

@@ -352,7 +352,14 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[tuple[str, An
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
-    return _plain(configuration.canonicalise(config.to_dict()))
+    """The fields and, where functions of the user's own are among them, what their code was."""
+    settings = _plain(configuration.canonicalise(config.to_dict()))
+    trained, told = configuration.own_code_digests(config)
+    if trained:
+        settings["own_code"] = trained
+    if told:
+        settings["fusion"]["own_code"] = told
+    return settings
 
 
 def _plain(tree: Any) -> Any:

@@ -23,13 +23,13 @@ _before = signal.default_int_handler  # what handled SIGINT before `listening`
 class Interrupted(Exception):
     """The run was asked to stop and has; its text says up to where it is saved."""
 
-    def __init__(self, signal: int, where: str):
+    def __init__(self, signal: int, where: str, then: str = "; run the cell again to go on from there"):
         super().__init__(where)
-        self.signal = signal
+        self.signal, self._then = signal, then
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in the place of a traceback."""
-        return [f"mtkd_jax: stopped; {self}; run the cell again to go on from there"]
+        return [f"mtkd_jax: stopped; {self}{self._then}"]
 
 
 def stop_requested() -> int:

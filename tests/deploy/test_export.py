@@ -292,7 +292,8 @@ def test_whatever_is_chosen_is_exported_and_predicts_as_it_was_evaluated(
 ):
     root, config, split, stages, done, predicted = evaluated
     predicted = dataclasses.replace(predicted, choose=choose)
-    experiment.save_student(config, split, stages, done, predicted, tmp_path)
+    trained = experiment.Trained(config, split, stages, done, ())
+    experiment.save_student(trained, predicted, tmp_path)
     group, member = analysis.network_to_deploy(predicted)
     model, variables, card = load_student(tmp_path / "student", configuration.build_model)
     assert card["model"] == group.architecture == (address or group.architecture)

@@ -25,7 +25,7 @@ FEW = {  # compiling every rule for every size is what these tests would cost
 
 @pytest.fixture
 def few_rules(monkeypatch):
-    monkeypatch.setattr(rule_study, "families", lambda: FEW)
+    monkeypatch.setattr(rule_study, "families", lambda names=(): FEW)
     monkeypatch.setattr(rule_study, "AGAINST_K", ("mean_probs",))
 
 

@@ -9,11 +9,12 @@ import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import numpy as np
 
-from mtkd_jax.data.checks import as_vector, check, first_line, names_from, shorten
+from mtkd_jax.data.assembly import LAYOUTS, assemble, parts_and_kinds
+from mtkd_jax.data.checks import check, first_line, names_from, shorten
 from mtkd_jax.types import DataSet, UserError
 
 _KERAS = {  # the same under the names of Keras
@@ -52,15 +53,13 @@ def npz(*, path: str, layout: str = "") -> DataSet:
     Other arrays are ignored. Nothing is unpickled or written to disk, and an archive that would unpack to
     more than 64 MiB and 100 times its size is refused. Raises `UserError` naming the file and the array.
     """
-    if layout not in ("", *_LAYOUTS):
+    if layout not in ("", *LAYOUTS):
         raise UserError(f"npz: layout = {layout!r}: must be NHWC or NCHW, or '' where the shapes tell")
     found, names = read_npz(path, {*_KERAS, *_KERAS.values(), *_GROUPS, "class_names"})
     if both := [name for pair in _KERAS.items() if found.keys() >= {*pair} for name in pair]:
         raise UserError(f"{path}: holds {both[0]} and {both[1]}, which are one; must hold one of them")
     arrays = {ours: found[theirs] for ours, theirs in _KERAS.items() if theirs in found} | found
-    parts = ("train", "val", "test") if {"val_images", "val_labels"} & set(arrays) else ("train", "test")
-    grouped = any(f"{part}_groups" in arrays for part in parts)
-    kinds = ("images", "labels", "groups") if grouped else ("images", "labels")
+    parts, kinds = parts_and_kinds(arrays)
     wanted = [f"{part}_{kind}" for part in parts for kind in kinds]
     for name in wanted:
         if name not in arrays:
@@ -69,25 +68,7 @@ def npz(*, path: str, layout: str = "") -> DataSet:
                 f"must hold {', '.join(wanted)}, and holds {shorten(sorted(names))}"
             )
 
-    fields = {name: as_vector(arrays[name]) for name in wanted if not name.endswith("images")}
-    images = {name: arrays[name] for name in wanted if name.endswith("images")}
-    layout = layout or _layout(images, len(fields["train_labels"]), path)
-    fields |= {name: _channels_last(array, layout) for name, array in images.items()}
-    turned = layout == "NCHW" and images["train_images"].ndim == 4
-    if "val" in parts:
-        fields = _with_val_rows(fields, kinds, path)
-    if grouped:
-        fields |= _coded_groups(fields["train_groups"], fields["test_groups"], path)
-    if "class_names" in arrays:
-        names = as_vector(arrays["class_names"])
-        if names.dtype.kind != "U" or names.ndim != 1:
-            raise UserError(f"{path}: class_names: must be a one-dimensional array of text, one name a class")
-        class_names = tuple(names.tolist())
-    else:
-        class_names = names_from(fields["train_labels"], path)
-    notes = ("The images are [N,c,h,w], and were turned to [N,h,w,c].",) if turned else ()
-    dataset = DataSet(name=pathlib.Path(path).stem, class_names=class_names, notes=notes, **fields)
-    return check(dataset, where=path)
+    return assemble(arrays, name=pathlib.Path(path).stem, where=path, layout=layout)
 
 
 def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
@@ -121,38 +102,6 @@ def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
 
 
 # --- NumPy archives -----------------------------------------------------------------------------------
-
-_LAYOUTS = ("NHWC", "NCHW")
-
-
-def _layout(images: dict[str, np.ndarray], num_train: int, path: str) -> str:
-    """What the axes of images of these shapes are, "NHWC" or "NCHW"; UserError where they may be either.
-
-    Channels are likely few, and height and width alike. What is wrong in another way is "NHWC".
-    """
-    number, *shape = images["train_images"].shape
-    if len(shape) != 3 or number != num_train or any([*a.shape[1:]] != shape for a in images.values()):
-        return "NHWC"
-    first, second, last = shape
-    if last <= 4 or first == second != last:
-        return "NHWC"
-    if (first <= 4 and second == last) or (first in (3, 4) and second > 4):
-        return "NCHW"
-    if first <= 4 or second == last:
-        raise UserError(
-            f"{path}: train_images: shape {(number, *shape)}: may be [N,h,w,c] or [N,c,h,w]; must be told, "
-            "with layout='NHWC' or layout='NCHW'"
-        )
-    return "NHWC"
-
-
-def _channels_last(images: np.ndarray, layout: str) -> np.ndarray:
-    """[N,h,w,c] of images in this layout, or [N,h,w,1] of [N,h,w]."""
-    if images.ndim == 3:
-        return images[..., None]
-    if images.ndim == 4 and layout == "NCHW":
-        return np.ascontiguousarray(np.moveaxis(images, 1, -1))
-    return images
 
 
 def read_npz(path: str, wanted: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
@@ -209,39 +158,6 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         promised, follow = math.prod(shape) * max(dtype.itemsize, 1), member.file_size - stream.tell()
     if promised != follow and not dtype.hasobject:  # what holds objects, numpy refuses itself
         raise ValueError(f"its header promises {promised} bytes and {follow} follow")
-
-
-def _with_val_rows(fields: dict[str, np.ndarray], kinds: Sequence[str], path: str) -> dict[str, np.ndarray]:
-    """The fields of a data set whose validation set is made the last rows of the training set."""
-    joined = {name: array for name, array in fields.items() if name.startswith("test")}
-    for kind in kinds:
-        train, val = fields[f"train_{kind}"], fields[f"val_{kind}"]
-        alike = train.shape[1:] == val.shape[1:] and _kind(train) == _kind(val)
-        if not (train.ndim and val.ndim and alike and len(val) == len(fields["val_images"])):
-            raise UserError(
-                f"{path}: val_{kind}: {val.dtype} {val.shape}: must be as in train_{kind}, "
-                f"{train.dtype} {train.shape}, and as many as val_images"
-            )
-        joined[f"train_{kind}"] = np.concatenate([train, val])
-    total = len(joined["train_images"])
-    return joined | {"val_rows": np.arange(total - len(fields["val_images"]), total)}
-
-
-def _kind(array: np.ndarray) -> str:
-    """NumPy's letter for the kind of entries; whole numbers are of one kind, with and without a sign."""
-    return array.dtype.kind.replace("u", "i")
-
-
-def _coded_groups(train: np.ndarray, test: np.ndarray, path: str) -> dict[str, np.ndarray]:
-    """Whole numbers or text as numbers 0, 1, ..., equal in both parts where the group is."""
-    for part, groups in (("train", train), ("test", test)):
-        if groups.ndim != 1 or _kind(groups) not in "iU" or _kind(groups) != _kind(train):
-            raise UserError(
-                f"{path}: {part}_groups: {groups.dtype} {groups.shape}: "
-                "must be [N] whole numbers or [N] text, the same kind in all parts"
-            )
-    codes = np.unique(np.concatenate([train, test]), return_inverse=True)[1]
-    return {"train_groups": codes[: len(train)], "test_groups": codes[len(train) :]}
 
 
 # --- IDX ----------------------------------------------------------------------------------------------

@@ -78,3 +78,14 @@ def synthetic(
         ),
         where="synthetic",
     )
+
+
+def in_memory(*, name: str) -> DataSet:
+    """Arrays that were given in Python, see `mtkd_jax.data_from_arrays`: their name in a run's config.json.
+
+    Raises `UserError` where it is asked for them: they are kept nowhere.
+    """
+    raise UserError(
+        f"config.data.source: {name} are arrays that were given in Python and kept nowhere; give them "
+        "again (mtkd_jax.run), or name a source that can be read, such as npz"
+    )
