@@ -42,7 +42,7 @@ def test_the_default_is_valid():
         ("seed", 10**23, "2**31"),
         ("students.modes", ("mimic_all(",), "not an address"),
         ("students.modes", ("fused:borda",), "no rule that gives probabilities"),
-        ("students.modes", ("vote:borda",), "takes no argument"),
+        ("students.modes", ("logits.regression:borda",), "takes no argument"),
         ("fusion.rules", ("stacking(l2=1.0)",), "without arguments"),
         ("students.modes", ("vote(temprature=2)",), "no argument 'temprature'"),
         ("model.name", "mpl", "'mlp'"),
