@@ -26,8 +26,9 @@ def printable(text: object) -> str:
     Those that turn the direction of writing or are not seen at all are among them; blanks of every width and
     the joiners that several scripts are written with are not. A second time it changes nothing.
 
-    >>> printable("a\\nb\\x1b[31m")
-    'a\\\\nb\\\\x1b[31m'
+    Examples:
+        >>> printable("a\\nb\\x1b[31m")
+        'a\\\\nb\\\\x1b[31m'
     """
     return "".join(c.encode("unicode_escape").decode() if _is_obeyed(c) else c for c in str(text))
 
