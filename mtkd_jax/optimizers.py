@@ -11,7 +11,9 @@ OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "cosine", "steps")
 
 
-def build(name: str, learning_rate: Array | float, weight_decay: Array | float):
+def build(
+    name: str, learning_rate: Array | float, weight_decay: Array | float
+) -> optax.GradientTransformation:
     """The optax transformation; rate and decay may be traced, so every member has its own.
 
     adam is AdamW (decay decoupled), sgd is Nesterov 0.9 with decay added to the gradient, as each is

@@ -26,6 +26,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,7 @@ from mtkd_jax.types import Array, Scores, UserError
 
 Places = Scores  # another name, so that the annotation says which promise a rule makes
 FittedRule = Callable[[Array], Scores]
+AnyArray = Array | np.ndarray  # on the device or on the host
 
 EQUAL = 1e-6  # probabilities this close are equal
 BELIEF = 0.9  # how much of a member's mass Dempster and Shafer lay on single classes
@@ -492,7 +494,7 @@ def _kemeny(margins: Array) -> Array:
 # --- fitted rules -------------------------------------------------------------------------------------
 
 
-def weighted_mean(logits: Array, labels: Array) -> FittedRule:
+def weighted_mean(logits: AnyArray, labels: AnyArray) -> FittedRule:
     r"""Mean probability weighted by each member's validation accuracy.
 
     $$s = \sum_k w_k\, \mathrm{softmax}(z_k), \qquad w_k = \frac{\mathrm{acc}_k}{\sum_j \mathrm{acc}_j}$$
@@ -507,7 +509,7 @@ def weighted_mean(logits: Array, labels: Array) -> FittedRule:
     return _weighted(right / right.sum())
 
 
-def evolved_mean(logits: Array, labels: Array, *, seed: int = 0) -> FittedRule:
+def evolved_mean(logits: AnyArray, labels: AnyArray, *, seed: int = 0) -> FittedRule:
     r"""Mean probability weighted by differential evolution (Storn and Price 1997) on validation NLL.
 
     $$w = \frac{v}{\sum_k v_k}, \qquad
@@ -536,7 +538,7 @@ def evolved_mean(logits: Array, labels: Array, *, seed: int = 0) -> FittedRule:
     return _weighted(best.x / best.x.sum())
 
 
-def stacking(logits: Array, labels: Array, *, l2: float = 1e-2) -> FittedRule:
+def stacking(logits: AnyArray, labels: AnyArray, *, l2: float = 1e-2) -> FittedRule:
     r"""A dense layer on the concatenated logits (stacked generalisation, Wolpert 1992).
 
     $$s = \mathrm{softmax}(W [z_1, \dots, z_K] + b), \qquad
@@ -568,21 +570,21 @@ def stacking(logits: Array, labels: Array, *, l2: float = 1e-2) -> FittedRule:
     return rule
 
 
-def _validated(name: str, logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+def _validated(name: str, logits: AnyArray, labels: AnyArray) -> tuple[np.ndarray, np.ndarray]:
     check(name, logits, labels)
     return np.asarray(logits, np.float64), np.asarray(labels)
 
 
 def _weighted(weights: np.ndarray) -> FittedRule:
-    weights = jnp.asarray(weights, jnp.float32)[:, None, None]
+    w = jnp.asarray(weights, jnp.float32)[:, None, None]
 
     def rule(logits: Array) -> Scores:
-        return (weights * jax.nn.softmax(logits.astype(jnp.float32))).sum(0)
+        return (w * jax.nn.softmax(logits.astype(jnp.float32))).sum(0)
 
     return rule
 
 
-def _concatenated(logits):
+def _concatenated(logits: Any) -> Any:
     """[K,N,C] -> [N,K*C], of either library."""
     return logits.swapaxes(0, 1).reshape(logits.shape[1], -1)
 
@@ -610,7 +612,7 @@ def rule(name: str) -> Callable:
     return globals()[name]
 
 
-def check(name: str, logits: Array, labels: Array | None = None) -> None:
+def check(name: str, logits: AnyArray, labels: AnyArray | None = None) -> None:
     """Raises UserError where rule `name` cannot fuse `logits` [K,B,C], or not be fitted to `labels` [B].
 
     On the host: it looks at the values, which the pure rules do not.

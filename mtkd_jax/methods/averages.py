@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mtkd_jax.methods.seams import SUPERVISED, hard_loss
 from mtkd_jax.types import (
     Array,
+    Augment,
     Batch,
     Context,
     Networks,
@@ -62,7 +63,7 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     )
 
 
-def _two_views(key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+def _two_views(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     of_student, of_teacher = jax.random.split(key)
     views = {"teacher": augment(of_teacher, batch.image)}
     return dataclasses.replace(batch, image=augment(of_student, batch.image), views=views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,7 @@ def _binary(kernel: Array) -> Array:
     return sign * size.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
 
 
-def _of_inner_kernels(function, params: PyTree) -> PyTree:
+def _of_inner_kernels(function: Callable[[Array], Array], params: PyTree) -> PyTree:
     """The parameters with `function` of every kernel between the first layer and the last."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]

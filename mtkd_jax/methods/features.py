@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def pkt(*, weight: float = 30000 / 64) -> Recipe:
 # --- the loss -----------------------------------------------------------------------------------------
 
 
-def _with_feature_loss(name: str, feature_loss: Callable, weight: float, **seams) -> Recipe:
+def _with_feature_loss(name: str, feature_loss: Callable, weight: float, **seams: Any) -> Recipe:
     recipe = PLAIN._replace(name=name, aim=each_teacher, term=_HardSoftAnd(feature_loss), needs=("features",))
     return recipe._replace(hyper=(("weight", weight),), **seams)
 

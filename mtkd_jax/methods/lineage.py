@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class OfOwnTeacher:
 
     seam: Callable
 
-    def __call__(self, context: Context, *more: Array):
+    def __call__(self, context: Context, *more: Array) -> Any:
         own = only(context.teacher, context.hyper["own_teacher"])
         return self.seam(dataclasses.replace(context, teacher=own), *more)
 

@@ -12,20 +12,32 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.types import Array, Batch, Context, Recipe, Targets, TeacherOutputs, TrainState
+from mtkd_jax.types import (
+    Array,
+    Augment,
+    Batch,
+    Context,
+    Networks,
+    Outputs,
+    PyTree,
+    Recipe,
+    Targets,
+    TeacherOutputs,
+    TrainState,
+)
 
 
-def configured_stimulus(key: Array, batch: Batch, augment, networks) -> Batch:
+def configured_stimulus(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     """The configured augmentation, the same image for teachers and student."""
     return dataclasses.replace(batch, image=augment(key, batch.image))
 
 
-def identity_view(params, state, key):
+def identity_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
     """The parameters as they are."""
     return params
 
 
-def frozen_teachers(context: Context, networks) -> TeacherOutputs:
+def frozen_teachers(context: Context, networks: Networks) -> TeacherOutputs:
     """The outputs of the K frozen teachers on the student's images."""
     return networks.teachers(context.batch.image)
 
@@ -115,12 +127,12 @@ def nothing_after(state: TrainState, context: Context) -> TrainState:
     return state
 
 
-def no_mem(variables):
+def no_mem(variables: PyTree) -> PyTree:
     """No memory."""
     return {}
 
 
-def no_aux(key, student, teacher):
+def no_aux(key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
     """No parameters but the network's."""
     return {}
 
@@ -130,7 +142,7 @@ def every_leaf(path: str) -> bool:
     return True
 
 
-def deploy_params(state: TrainState):
+def deploy_params(state: TrainState) -> PyTree:
     """The trained parameters with their batch statistics."""
     return {"params": state.params, **state.model_state}
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.seams import PLAIN, soft_loss
-from mtkd_jax.types import Array, Batch, Networks, Recipe, UserError
+from mtkd_jax.types import Array, Augment, Batch, Networks, Recipe, UserError
 
 
 def funmatch() -> Recipe:
@@ -24,7 +24,7 @@ def funmatch() -> Recipe:
     return PLAIN._replace(name="funmatch", stimulus=_mixed_in_pairs, term=soft_loss, alpha=0.0)
 
 
-def _mixed_in_pairs(key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+def _mixed_in_pairs(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     augment_key, partner_key, share_key = jax.random.split(key, 3)
     image = augment(augment_key, batch.image)
     partner = jax.random.permutation(partner_key, image)
@@ -80,11 +80,11 @@ class _Diversified:
     temperature: float
     by_confidence: bool
 
-    def __call__(self, key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+    def __call__(self, key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
         augment_key, teacher_key, direction_key = jax.random.split(key, 3)
         image = augment(augment_key, batch.image)
 
-        def answer(image):
+        def answer(image: Array) -> tuple[Array, Array]:
             logits = networks.teachers(image).logits
             of_one = logits[jax.random.randint(teacher_key, (), 0, len(logits))]
             probs = jax.nn.softmax(of_one / self.temperature)

@@ -115,7 +115,7 @@ def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 500) -
     # Teachers closer than float32 can tell apart keep equal weights.
     size = jnp.where(steepest > 1e-12, 1.0 / jnp.maximum(steepest, 1e-12), 0.0)
 
-    def descend(step, last_two):
+    def descend(step: Array, last_two: tuple[Array, Array]) -> tuple[Array, Array]:
         before, a = last_two
         ahead = a + step / (step + 3.0) * (a - before)
         return a, _onto_capped_simplex(ahead - size * (apart @ (ahead @ gradients)), cap)

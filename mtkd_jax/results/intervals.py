@@ -11,9 +11,10 @@ LEVEL = 0.95
 POWER = 0.8  # what `detectable_difference` asks for
 
 Interval = tuple[float, float]
+Values = Sequence[float] | np.ndarray  # [n]
 
 
-def t_interval(values: Sequence[float]) -> Interval | None:
+def t_interval(values: Values) -> Interval | None:
     r"""Student's t interval of a mean; None for fewer than two values.
 
     $$\bar{x} \pm t_{0.975,\, n-1}\, \frac{s}{\sqrt{n}}$$
@@ -83,7 +84,7 @@ def bootstrap_statistics(
     return [(float(low), float(high)) for low, high in bounds.T]
 
 
-def paired_t(a: Sequence[float], b: Sequence[float]) -> dict:
+def paired_t(a: Values, b: Values) -> dict:
     r"""Paired t test of a - b: `{"mean_difference", "ci95", "p_value", "n"}`.
 
     $$t = \frac{\bar{d}}{s / \sqrt{n}}, \qquad d_i = a_i - b_i, \qquad p = 2\, P(t_{n-1} > |t|)$$
@@ -97,13 +98,14 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> dict:
         2.0
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    found = {"mean_difference": float(difference.mean()), "ci95": None, "p_value": None, "n": len(difference)}
+    mean = float(difference.mean())
+    found = {"mean_difference": mean, "ci95": None, "p_value": None, "n": len(difference)}
     if len(difference) < 2:
         return found
     if _constant(difference):
-        all_zero = abs(found["mean_difference"]) <= _ROUNDING
+        all_zero = abs(mean) <= _ROUNDING
         return {**found, "ci95": (0.0, 0.0), "p_value": 1.0} if all_zero else found
-    t = difference.mean() / _standard_error(difference)
+    t = mean / _standard_error(difference)
     p_value = float(2 * stats.t.sf(abs(t), len(difference) - 1))
     return {**found, "ci95": t_interval(difference), "p_value": p_value}
 
@@ -126,7 +128,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.binomtest(int(only_a), int(only_a + only_b)).pvalue)
 
 
-def detectable_difference(a: Sequence[float], b: Sequence[float], num_tests: int = 1) -> float | None:
+def detectable_difference(a: Values, b: Values, num_tests: int = 1) -> float | None:
     r"""The true mean difference that `paired_t` would have found with 80 % power among `num_tests` tests.
 
     $$(t_{1 - 0.025/m,\, n-1} + t_{0.8,\, n-1})\, \frac{s}{\sqrt{n}}$$
@@ -168,7 +170,7 @@ def _constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= _ROUNDING)
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def _standard_error(values: Values) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 

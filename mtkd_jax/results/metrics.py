@@ -416,10 +416,10 @@ def subsets(num_teachers: int, size: int, most: int, rng: np.random.Generator) -
     if math.comb(num_teachers, size) <= most:
         picks = list(itertools.combinations(range(num_teachers), size))
     else:
-        picks = set()
-        while len(picks) < most:
-            picks.add(tuple(sorted(rng.choice(num_teachers, size, replace=False).tolist())))
-        picks = sorted(picks)
+        drawn: set[tuple[int, ...]] = set()
+        while len(drawn) < most:
+            drawn.add(tuple(sorted(rng.choice(num_teachers, size, replace=False).tolist())))
+        picks = sorted(drawn)
     member_of = np.zeros((len(picks), num_teachers), np.float32)
     np.put_along_axis(member_of, np.array(picks), 1, axis=1)
     return member_of
