@@ -15,6 +15,8 @@ import optax
 
 from mtkd_jax.types import Array, PyTree, UserError
 
+Number = Array | float  # traced, where every member has its own
+
 
 class Optimizer(NamedTuple):
     """An optimiser but for learning rate and weight decay. Hashable and equal by value: part of a jit key."""
@@ -23,7 +25,7 @@ class Optimizer(NamedTuple):
     arguments: tuple[tuple[str, Any], ...] = ()
     averages: bool = False  # whether its state holds the average of the weights, which is what is used
 
-    def __call__(self, rate: Array | float, decay: Array | float) -> optax.GradientTransformation:
+    def __call__(self, rate: Number, decay: Number) -> optax.GradientTransformation:
         """The transformation; rate and decay may be traced, so that every member has its own."""
         return self.transform(rate, decay, **dict(self.arguments))
 
@@ -112,23 +114,23 @@ def schedule_free(*, base: str = "adamw", b1: float = 0.9) -> Optimizer:
     return Optimizer(_schedule_free, (("base", base), ("b1", b1)), averages=True)
 
 
-def _sgd(rate, decay, *, momentum, nesterov):
+def _sgd(rate: Number, decay: Number, *, momentum: float, nesterov: bool) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, momentum or None, nesterov))
 
 
-def _adamw(rate, decay, **betas):
+def _adamw(rate: Number, decay: Number, **betas: float) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=decay, **betas)
 
 
-def _lamb(rate, decay, **betas):
+def _lamb(rate: Number, decay: Number, **betas: float) -> optax.GradientTransformation:
     return optax.lamb(rate, weight_decay=decay, **betas)
 
 
-def _lion(rate, decay, **betas):
+def _lion(rate: Number, decay: Number, **betas: float) -> optax.GradientTransformation:
     return optax.lion(rate, weight_decay=decay, **betas)
 
 
-def _muon(rate, decay, *, beta, adam_rate):
+def _muon(rate: Number, decay: Number, *, beta: float, adam_rate: float) -> optax.GradientTransformation:
     return optax.contrib.muon(
         rate,
         beta=beta,
@@ -138,7 +140,7 @@ def _muon(rate, decay, *, beta, adam_rate):
     )
 
 
-def _schedule_free(rate, decay, *, base, b1):
+def _schedule_free(rate: Number, decay: Number, *, base: str, b1: float) -> optax.GradientTransformation:
     make = {"adamw": optax.contrib.schedule_free_adamw, "sgd": optax.contrib.schedule_free_sgd}[base]
     return make(rate, b1=b1, weight_decay=decay)
 
@@ -199,23 +201,23 @@ def _share(schedule: str, name: str, value: float) -> float:
     return value
 
 
-def _constant(progress):
+def _constant(progress: Array) -> Array:
     return jnp.ones_like(progress)
 
 
-def _cosine(progress, *, end):
+def _cosine(progress: Array, *, end: float) -> Array:
     return optax.cosine_decay_schedule(1.0, 1, end)(progress)
 
 
-def _linear(progress, *, start, end):
+def _linear(progress: Array, *, start: float, end: float) -> Array:
     return optax.linear_schedule(start, end, 1)(progress)
 
 
-def _steps(progress, *, at, factor):
+def _steps(progress: Array, *, at: tuple[float, ...], factor: float) -> Array:
     return optax.piecewise_constant_schedule(1.0, dict.fromkeys(at, factor))(progress)
 
 
-def _one_cycle(progress, *, peak, start, end):
+def _one_cycle(progress: Array, *, peak: float, start: float, end: float) -> Array:
     # Not optax's: its pieces of cosines are at least one whole step long, and here all of training is 1.
     rising = 1.0 + (start - 1.0) * _cosine(progress / peak, end=0.0)
     falling = _cosine((progress - peak) / (1.0 - peak), end=end)

@@ -17,6 +17,7 @@ import numpy as np
 
 Array = jax.Array
 PyTree = Any
+Absent: Any = None  # what a field holds where nobody may read it; its type is what it is elsewhere
 Scores = jax.Array  # what a fusion rule returns: [B,C], the largest entry is the decision
 
 
@@ -26,8 +27,9 @@ def printable(text: object) -> str:
     Those that turn the direction of writing or are not seen at all are among them; blanks of every width and
     the joiners that several scripts are written with are not. A second time it changes nothing.
 
-    >>> printable("a\\nb\\x1b[31m")
-    'a\\\\nb\\\\x1b[31m'
+    Examples:
+        >>> printable("a\\nb\\x1b[31m")
+        'a\\\\nb\\\\x1b[31m'
     """
     return "".join(c.encode("unicode_escape").decode() if _is_obeyed(c) else c for c in str(text))
 
@@ -48,7 +50,7 @@ class UserError(ValueError):
         return [f"mtkd_jax: {self}"]
 
 
-pytree = jax.tree_util.register_dataclass  # a frozen dataclass that jax can walk
+pytree = jax.tree_util.register_dataclass  # for a frozen dataclass that jax maps over
 
 
 # --- data ---------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ class Model:
 
     name: str
     module: Any
-    convolutional: bool = False  # decides how members are walked on a CPU
+    convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
         """Variables {"params": ..., "batch_stats": ... if any} for images [B,h,w,c]."""
@@ -261,21 +263,22 @@ class Peers:
 class Context:
     """All that a seam may read.
 
-    What runs once for all members (teach, weigh, aim, unless the recipe says `reads_student`) sees `student`
-    and `state` as None, and of `hyper` the temperature and the recipe's own alone.
+    What runs once for all members (teach, weigh, aim, unless the recipe says `reads_student`) sees `student`,
+    `peers` and `state` as None, and of `hyper` the temperature and the recipe's own alone. `teacher` is None
+    in training without teachers, `peers` without a cohort, and `targets` before `aim` has made them.
     """
 
     batch: Batch
-    teacher: TeacherOutputs | None
+    teacher: TeacherOutputs  # or None
     prepared: Mapping[str, PyTree]  # variables the plan fitted before this stage, by name
     hyper: Mapping[str, Array]  # scalars: alpha, temperature, ..., and the recipe's own by name
     key: Array
     step: Array  # [] int32, counted from 0
     progress: Array  # [] float32 in [0,1): step / steps of the stage
-    student: Outputs | None = None
-    peers: Peers | None = None
-    state: TrainState | None = None
-    targets: Targets | None = None
+    student: Outputs = Absent
+    peers: Peers = Absent
+    state: TrainState = Absent
+    targets: Targets = Absent
 
     @property
     def aux(self) -> PyTree:
@@ -287,11 +290,14 @@ class Networks(NamedTuple):
     """Networks a seam may ask about an image it has made itself."""
 
     teachers: Callable[[Array], TeacherOutputs]  # the frozen ones, differentiable in the image
-    student: Callable  # (variables, image, *, train=False, key=None) -> (Outputs, new model_state)
+    student: Callable[..., tuple[Outputs, PyTree]]  # (variables, image, *, train=False, key=None)
+
+
+Augment = Callable[[Array, Array], Array]  # (key, images [B,h,w,c]) -> images, the configured augmentation
 
 
 class Recipe(NamedTuple):
-    """A distillation method: the seven seams of the one training step (step.py) and what they need.
+    """A distillation method: the seven seams of the one training step (`engine.step`) and what they need.
 
     A method overrides one to three seams of `methods.seams.PLAIN` and inherits the rest. The step applies
     `stop_gradient` to stimulus, teach, weigh and aim, so that no method has to remember it. Recipes that
@@ -300,17 +306,17 @@ class Recipe(NamedTuple):
     """
 
     name: str
-    stimulus: Callable  # (key, batch, augment, networks) -> batch
-    view: Callable  # (params, state, key) -> params
-    teach: Callable  # (context, networks) -> TeacherOutputs or None
-    weigh: Callable  # (context) -> w [K,B]
-    aim: Callable  # (context, w) -> Targets
-    term: Callable  # (context) -> loss [B]
-    after: Callable  # (state after the optimiser, context) -> state
-    init_mem: Callable  # (variables) -> mem
-    init_aux: Callable  # (key, student Outputs, TeacherOutputs) -> aux; both as shapes
-    trainable: Callable  # (path, such as "params/conv1/kernel") -> bool; False freezes statistics too
-    deploy: Callable  # (state) -> variables to evaluate and export
+    stimulus: Callable[[Array, Batch, Augment, Networks], Batch]  # of a key: what the networks see
+    view: Callable[[PyTree, TrainState, Array], PyTree]  # (params, state, key) -> params to compute with
+    teach: Callable[[Context, Networks], TeacherOutputs | None]  # None: nobody teaches
+    weigh: Callable[[Context], Array | None]  # w [K,B]
+    aim: Callable[[Context, Array], Targets | None]  # of w
+    term: Callable[[Context], Array]  # loss [B]
+    after: Callable[[TrainState, Context], TrainState]  # of the state after the optimiser
+    init_mem: Callable[[PyTree], PyTree]  # variables -> mem
+    init_aux: Callable[[Array, Outputs, TeacherOutputs], PyTree]  # of a key; student and teachers as shapes
+    trainable: Callable[[str], bool]  # of a path, such as "params/conv1/kernel"; False freezes statistics too
+    deploy: Callable[[TrainState], PyTree]  # variables to evaluate and export
     num_heads: Callable[[int], int]  # K -> H
     num_peers: int = 1  # members of a cohort that read each other's logits; 1 = none
     reads_student: tuple[str, ...] = ()  # of teach, weigh, aim: who reads context.student, state or peers

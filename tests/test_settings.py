@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -200,13 +201,27 @@ def test_every_configuration_of_the_repository_is_shipped_under_its_name():
 
 def test_the_wheel_takes_configurations_and_the_command_along():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "configs/*.py" in project["tool"]["setuptools"]["package-data"]["mtkd_jax"]
+    assert {"configs/*.py", "py.typed"} <= set(project["tool"]["setuptools"]["package-data"]["mtkd_jax"])
+    assert (ROOT / "mtkd_jax" / "py.typed").exists()
     assert project["project"]["scripts"] == {"mtkd": "mtkd_jax.commands:main"}
     assert settings.SHIPPED.samefile(small.CONFIGS)
 
 
-@pytest.mark.slow(seconds=30)
-def test_a_wheel_holds_the_configurations_and_the_command(tmp_path):
+USER_CODE = """\
+from mtkd_jax.methods.seams import PLAIN
+from mtkd_jax.types import Context
+
+def term(context: Context, more: int) -> float:
+    reveal_type(context.student)
+    return 0.0
+
+reveal_type(PLAIN)
+PLAIN._replace(term=term)
+"""
+
+
+@pytest.mark.slow(seconds=40)
+def test_a_wheel_holds_the_configurations_the_command_and_the_types(tmp_path):
     """Built as pip builds it, which fetches setuptools."""
     source = tmp_path / "source"
     kept = {"symlinks": True, "ignore": shutil.ignore_patterns("__pycache__")}
@@ -223,7 +238,26 @@ def test_a_wheel_holds_the_configurations_and_the_command(tmp_path):
             assert archive.read(f"mtkd_jax/configs/{file.name}") == file.read_bytes()
         (points,) = (name for name in names if name.endswith("entry_points.txt"))
         assert "mtkd = mtkd_jax.commands:main" in archive.read(points).decode()
+        archive.extractall(site_packages := _empty_environment(tmp_path / "venv"))
+    assert "mtkd_jax/py.typed" in names
     assert "mtkd_jax/report/templates/report.html.jinja" in names and "mtkd_jax/system/terminal.py" in names
+
+    # mypy reads the annotations of an installed package only where it says py.typed.
+    (tmp_path / "user.py").write_text(USER_CODE)
+    python = site_packages.parents[2] / "bin" / "python"
+    mypy = [sys.executable, "-m", "mypy", "--python-executable", str(python), "--ignore-missing-imports"]
+    mypy += ["--follow-imports=silent", "--config-file=", f"--cache-dir={tmp_path}", "user.py"]
+    said = subprocess.run(mypy, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert 'user.py:5: note: Revealed type is "mtkd_jax.types.Outputs"' in said, said
+    assert "user.py:8: note: Revealed type is" in said and "mtkd_jax.types.Recipe" in said, said
+    assert 'user.py:9: error: Argument "term" to "_replace"' in said, said
+
+
+def _empty_environment(folder: Path) -> Path:
+    """Where packages lie in a new virtual environment without any."""
+    venv.create(folder)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    return site_packages
 
 
 # --- help ---------------------------------------------------------------------------------------------

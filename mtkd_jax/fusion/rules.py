@@ -1,18 +1,24 @@
-"""Decision fusion: the logits of K members [K,B,C] become one decision an example [B,C].
+r"""Decision fusion: the logits of K members [K,B,C] become one decision an example [B,C].
 
-A rule is a pure function `(logits) -> scores` whose largest entry is the decision. Three families, told
-apart by what they return:
+A rule is a pure function `(logits) -> scores` whose largest entry is the decision. There are three
+families, which differ in what they return:
 
-`Scores`      probabilities; every row sums to 1.
-`Places`      places 0..C-1, C-1 to the winner: the rank rules, which count nothing of a member but the order
-              of its logits. Only the argmax is promised, so NLL, ECE and Brier score do not apply.
-`FittedRule`  fitted on validation data, `(logits, labels) -> rule`; the rule returns probabilities.
+- `Scores`: probabilities; every row sums to 1.
+- `Places`: places 0..C-1, C-1 to the winner. These are the rank rules, which read nothing of a member but
+  the order of its logits. Only the argmax is promised, so NLL, ECE and Brier score do not apply.
+- `FittedRule`: fitted on validation data, `(logits, labels) -> rule`; the rule returns probabilities.
 
-Ties are never left to the order of the classes alone, as they are in the code released with Zuchniak 2023
-(arXiv 2302.07215): a decision goes by integer score, then by mean probability, then to the lower index; an
-elimination takes the reverse. Mean probabilities within 1e-6 of the highest (when eliminating: the lowest)
-equal it. A ballot ranks classes by falling logit, equal logits by lower index. M[i,j] is the margin: how many
-more ballots put i above j than j above i. All counts are integers.
+Symbols: $p_k = \mathrm{softmax}(z_k)$ [B,C] are the probabilities of member k. $r_k(c)$ is the position
+of class c on the ballot of member k, 0 for the largest logit; equal logits are ranked by lower index.
+$M_{ij}$ is the margin of two classes: how many more ballots put i above j than j above i. All counts are
+integers.
+
+$$M_{ij} = |\{k : r_k(i) < r_k(j)\}| - |\{k : r_k(j) < r_k(i)\}|$$
+
+Ties are never decided by the order of the classes alone, as they are in the code released with Zuchniak
+2023 (arXiv 2302.07215): a decision goes by integer score, then by mean probability, then to the lower
+index; an elimination takes the reverse. Mean probabilities within 1e-6 of the highest (when eliminating:
+the lowest) equal it.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +38,7 @@ from mtkd_jax.types import Array, Scores, UserError
 
 Places = Scores  # another name, so that the annotation says which promise a rule makes
 FittedRule = Callable[[Array], Scores]
+AnyArray = Array | np.ndarray  # on the device or on the host
 
 EQUAL = 1e-6  # probabilities this close are equal
 BELIEF = 0.9  # how much of a member's mass Dempster and Shafer lay on single classes
@@ -42,28 +50,41 @@ KEMENY_CLASSES = 8  # the table of subsets doubles with every class
 
 
 def mean_probs(logits: Array) -> Scores:
-    """Mean probability of the members: the plain ensemble.
+    r"""Mean probability of the members: the plain ensemble.
 
-    >>> print(mean_probs(jnp.log(jnp.array([[[0.8, 0.2]], [[0.4, 0.6]]]))))
-    [[0.6 0.4]]
+    $$s = \frac{1}{K} \sum_k \mathrm{softmax}(z_k)$$
+
+    Examples:
+        >>> print(mean_probs(jnp.log(jnp.array([[[0.8, 0.2]], [[0.4, 0.6]]]))))
+        [[0.6 0.4]]
     """
     return _mean_probs(logits, axis=-1)
 
 
 def mean_logits(logits: Array) -> Scores:
-    """Softmax of the mean logit: the renormalised geometric mean of the probabilities."""
+    r"""Softmax of the mean logit: the renormalised geometric mean of the probabilities.
+
+    $$s = \mathrm{softmax}(\frac{1}{K} \sum_k z_k)$$
+    """
     return jax.nn.softmax(logits.astype(jnp.float32).mean(0))
 
 
 def median_probs(logits: Array) -> Scores:
-    """Median probability of each class (mean of the two middle ones for even K), renormalised."""
+    r"""Median probability of each class (mean of the two middle ones for even K), renormalised.
+
+    $$s_c = \frac{\mathrm{median}_k\, p_k(c)}{\sum_j \mathrm{median}_k\, p_k(j)}$$
+    """
     return _middle_probs(logits, cut=(len(logits) - 1) // 2)
 
 
 def trimmed_mean_probs(logits: Array) -> Scores:
-    """Mean probability of each class without its max(1, K // 5) lowest and highest, renormalised.
+    r"""Mean probability of each class without its max(1, K // 5) lowest and highest, renormalised.
 
-    Raises UserError for K < 3.
+    $$s_c = \frac{t_c}{\sum_j t_j}, \qquad t_c = \sum_{m < i \le K - m} p_{(i)}(c), \qquad
+    m = \max(1, \lfloor K / 5 \rfloor)$$
+
+    Here $p_{(1)}(c) \le \dots \le p_{(K)}(c)$ are the probabilities of class c in rising order. Raises
+    UserError for K < 3.
     """
     if len(logits) < 3:
         raise UserError(f"trimmed_mean_probs: needs 3 members or more to trim, got {len(logits)}")
@@ -71,7 +92,10 @@ def trimmed_mean_probs(logits: Array) -> Scores:
 
 
 def max_confidence(logits: Array) -> Scores:
-    """Probabilities of the one member with the highest top probability (equal ones: the first member)."""
+    r"""Probabilities of the one member with the highest top probability (equal ones: the first member).
+
+    $$s = p_{k^*}, \qquad k^* = \mathrm{argmax}_k \max_c p_k(c)$$
+    """
     probs = jax.nn.softmax(logits.astype(jnp.float32))
     top = probs.max(-1)
     chosen = jnp.argmax(top >= top.max(0, keepdims=True) - EQUAL, axis=0)
@@ -79,11 +103,15 @@ def max_confidence(logits: Array) -> Scores:
 
 
 def dempster_shafer(logits: Array) -> Scores:
-    """Dempster's rule over members who doubt themselves by 0.1 (Shafer 1976), as pignistic probabilities.
+    r"""Dempster's rule over members who doubt themselves by 0.1 (Shafer 1976), as pignistic probabilities.
 
-    m_k({c}) = 0.9 p_k(c) and m_k(all) = 0.1 combine to m({c}) ~ prod_k (0.9 p_k(c) + 0.1) - 0.1^K and
-    m(all) ~ 0.1^K. In units of 0.1^K and with s_c = sum_k log(1 + 9 p_k(c)), a class and its share of the
-    doubt get exp(s_c) - 1 + 1/C.
+    Member k believes $m_k(\{c\}) = 0.9\, p_k(c)$ and leaves $m_k(\text{all}) = 0.1$ open. Combined, up to one
+    factor:
+
+    $$m(\{c\}) = \prod_k (0.9\, p_k(c) + 0.1) - 0.1^K, \qquad m(\text{all}) = 0.1^K$$
+
+    In units of $0.1^K$ and with $u_c = \sum_k \ln(1 + 9\, p_k(c))$, a class and its share of the doubt get
+    $s_c = e^{u_c} - 1 + 1/C$, renormalised.
     """
     probs = jax.nn.softmax(logits.astype(jnp.float32))
     support = jnp.log1p(BELIEF / (1 - BELIEF) * probs).sum(0)
@@ -114,22 +142,30 @@ def _middle_probs(logits: Array, cut: int) -> Array:
 
 
 def plurality(logits: Array) -> Places:
-    """Most first places.
+    r"""Most first places.
 
-    >>> members = jnp.array([[[0.40, 0.10, 0.11, 0.39]], [[0.01, 0.02, 0.03, 0.94]]])
-    >>> int(plurality(jnp.log(members)).argmax())  # one vote each: the mean probability decides
-    3
+    $$s_c = |\{k : r_k(c) = 0\}|$$
+
+    Examples:
+        >>> members = jnp.array([[[0.40, 0.10, 0.11, 0.39]], [[0.01, 0.02, 0.03, 0.94]]])
+        >>> int(plurality(jnp.log(members)).argmax())  # one vote each: the mean probability decides
+        3
     """
     return _elect(logits, lambda position, _: _count(position == 0))
 
 
 def borda(logits: Array) -> Places:
-    """Borda count (1781): C-1 points for a first place, ..., 0 for a last one."""
+    r"""Borda count (1781): C-1 points for a first place, ..., 0 for a last one.
+
+    $$s_c = \sum_k (C - 1 - r_k(c))$$
+    """
     return _elect(logits, lambda position, _: -_total(position, axis=0))
 
 
 def dowdall(logits: Array) -> Places:
-    """Dowdall's count (Nauru 1971): 1 point for a first place, 1/2 for a second, 1/3, ...
+    r"""Dowdall's count (Nauru 1971): 1 point for a first place, 1/2 for a second, 1/3, ...
+
+    $$s_c = \sum_k \frac{1}{r_k(c) + 1}$$
 
     In units of 1/720720, rounded: integers for K < 2980.
     """
@@ -138,20 +174,29 @@ def dowdall(logits: Array) -> Places:
 
 
 def bucklin(logits: Array) -> Places:
-    """Bucklin voting: at the first rank where more than K/2 ballots name some class, the most named one."""
+    r"""Bucklin voting: at the first rank where more than K/2 ballots name some class, the most named one.
+
+    $$s_c = |\{k : r_k(c) \le \rho\}|, \qquad \rho = \min \{r : \max_c |\{k : r_k(c) \le r\}| > K / 2\}$$
+    """
     return _elect(logits, lambda position, _: _bucklin(position))
 
 
 def stv(logits: Array) -> Places:
-    """Single transferable vote (Hare): drop the class with the fewest first places, count again."""
+    """Single transferable vote (Hare): drop the class with the fewest first places, count again.
+
+    A class's score is the round in which it is dropped; the last one left wins.
+    """
     return _elect(logits, _stv)
 
 
 def borda_scores(logits: Array) -> Array:
-    """Borda points as a distribution [B,C]: share of the K C (C-1) / 2 points. The target of mode `vote`.
+    r"""Borda points as a distribution [B,C]: share of the K C (C-1) / 2 points. The target of mode `vote`.
 
-    >>> print(borda_scores(jnp.array([[[3.0, 1.0]], [[2.0, 1.0]]])))
-    [[1. 0.]]
+    $$s_c = \frac{2}{K C (C - 1)} \sum_k (C - 1 - r_k(c))$$
+
+    Examples:
+        >>> print(borda_scores(jnp.array([[[3.0, 1.0]], [[2.0, 1.0]]])))
+        [[1. 0.]]
     """
     num_members, _, num_classes = logits.shape
 
@@ -165,43 +210,68 @@ def borda_scores(logits: Array) -> Array:
 
 
 def symmetric_borda(logits: Array) -> Places:
-    """Sum of a class's margins, sum_j M[c,j] = 2 Borda - K (C-1): the winner is Borda's."""
+    r"""Sum of a class's margins: the winner is Borda's.
+
+    $$s_c = \sum_j M_{cj} = 2\, \mathrm{Borda}_c - K (C - 1)$$
+    """
     return _elect(logits, lambda position, _: _total(_margins(position), axis=1))
 
 
 def copeland(logits: Array) -> Places:
-    """Copeland (1951): duels won minus duels lost, sum_j sign M[c,j]."""
+    r"""Copeland (1951): duels won minus duels lost.
+
+    $$s_c = \sum_j \mathrm{sign}(M_{cj})$$
+    """
     return _elect(logits, lambda position, _: _total(jnp.sign(_margins(position)), axis=1))
 
 
 def simpson(logits: Array) -> Places:
-    """Simpson (1969), minimax: the best worst duel, min over j != c of M[c,j]."""
+    r"""Simpson (1969), minimax: the best worst duel.
+
+    $$s_c = \min_{j \ne c} M_{cj}$$
+    """
     # M[c,c] = 0 may stay: it only lowers a class that wins every duel, and all others are below 0 then
     return _elect(logits, lambda position, _: _margins(position).min(1))
 
 
 def condorcet(logits: Array) -> Places:
-    """The classes that lose no duel tie, all classes where there is none; the mean probability decides."""
+    r"""The classes that lose no duel tie, all classes where there is none; the mean probability decides.
+
+    $$s_c = [M_{cj} \ge 0 \text{ for all } j]$$
+    """
     return _elect(logits, lambda position, _: jnp.all(_margins(position) >= 0, axis=1).astype(jnp.int32))
 
 
 def baldwin(logits: Array) -> Places:
-    """Baldwin (1926): drop the class with the lowest Borda count, count again."""
+    r"""Baldwin (1926): drop the class with the lowest Borda count, count again.
+
+    A class's score is the round in which it is dropped; the last one left wins. Among the classes A that are
+    left the Borda count orders them as $\sum_{j \in A} M_{cj}$ does.
+    """
     return _elect(logits, lambda position, prob: _baldwin(_margins(position), prob))
 
 
 def nanson(logits: Array) -> Places:
-    """Nanson (1882): drop all strictly below the mean Borda count, count again; the last ones left tie."""
+    r"""Nanson (1882): drop all strictly below the mean Borda count, count again; the last ones left tie.
+
+    Among the classes A that are left, c is below the mean where $\sum_{j \in A} M_{cj} < 0$.
+    """
     return _elect(logits, lambda position, _: _nanson(_margins(position)))
 
 
 def schulze(logits: Array) -> Places:
-    """Schulze (2011) on margins: the classes that no other reaches by a wider path than leads back tie."""
+    r"""Schulze (2011) on margins: the classes that no other reaches by a wider path than leads back tie.
+
+    $$s_c = [P_{cj} \ge P_{jc} \text{ for all } j], \qquad
+    P_{ij} = \max_\text{paths i to j}\ \min_\text{edges ab of the path} M_{ab}$$
+    """
     return _elect(logits, lambda position, _: _schulze(_margins(position)))
 
 
 def kemeny(logits: Array) -> Places:
-    """Kemeny (1959): the classes that top an order with the greatest sum of margins tie.
+    r"""Kemeny (1959): the classes that top an order with the greatest sum of margins tie.
+
+    $$s_c = \max_\text{orders with c on top} \sum_{i \text{ above } j} M_{ij}$$
 
     Raises UserError for C > 8.
     """
@@ -424,11 +494,13 @@ def _kemeny(margins: Array) -> Array:
 # --- fitted rules -------------------------------------------------------------------------------------
 
 
-def weighted_mean(logits: Array, labels: Array) -> FittedRule:
-    """Mean probability weighted by each member's validation accuracy, w = acc / sum acc.
+def weighted_mean(logits: AnyArray, labels: AnyArray) -> FittedRule:
+    r"""Mean probability weighted by each member's validation accuracy.
 
-    `logits` [K,N,C] and `labels` [N] are validation data. Raises UserError on bad data and where no member
-    is right even once.
+    $$s = \sum_k w_k\, \mathrm{softmax}(z_k), \qquad w_k = \frac{\mathrm{acc}_k}{\sum_j \mathrm{acc}_j}$$
+
+    `logits` [K,N,C] and `labels` [N] are validation data. Raises UserError on bad data and where no member is
+    right even once.
     """
     logits, labels = _validated("weighted_mean", logits, labels)
     right = (logits.argmax(-1) == labels).sum(1)
@@ -437,12 +509,14 @@ def weighted_mean(logits: Array, labels: Array) -> FittedRule:
     return _weighted(right / right.sum())
 
 
-def evolved_mean(logits: Array, labels: Array, *, seed: int = 0) -> FittedRule:
-    """Mean probability weighted by differential evolution (Storn and Price 1997) on validation NLL.
+def evolved_mean(logits: AnyArray, labels: AnyArray, *, seed: int = 0) -> FittedRule:
+    r"""Mean probability weighted by differential evolution (Storn and Price 1997) on validation NLL.
 
-    w = v / sum v, v in [0,1]^K. `logits` [K,N,C] and `labels` [N] are validation data. Equal weights are one
-    of the first candidates and the best is kept, so it never does worse than they. Raises UserError on bad
-    data.
+    $$w = \frac{v}{\sum_k v_k}, \qquad
+    v = \mathrm{argmin}_{v \in [0,1]^K} -\frac{1}{N} \sum_n \ln\, \sum_k w_k\, p_k(y_n)$$
+
+    `logits` [K,N,C] and `labels` [N] are validation data. Equal weights are one of the first candidates and
+    the best is kept, so it never does worse than they. Raises UserError on bad data.
     """
     logits, labels = _validated("evolved_mean", logits, labels)
     num_members = len(logits)
@@ -464,12 +538,14 @@ def evolved_mean(logits: Array, labels: Array, *, seed: int = 0) -> FittedRule:
     return _weighted(best.x / best.x.sum())
 
 
-def stacking(logits: Array, labels: Array, *, l2: float = 1e-2) -> FittedRule:
-    """A dense layer on the concatenated logits (stacked generalisation, Wolpert 1992).
+def stacking(logits: AnyArray, labels: AnyArray, *, l2: float = 1e-2) -> FittedRule:
+    r"""A dense layer on the concatenated logits (stacked generalisation, Wolpert 1992).
 
-    Minimises mean CE + l2 / 2 |W|^2 over the validation data `logits` [K,N,C], `labels` [N]; the bias is
-    free. The objective is convex and the search starts from zero, so there is nothing to seed. Raises
-    UserError on bad data.
+    $$s = \mathrm{softmax}(W [z_1, \dots, z_K] + b), \qquad
+    \min_{W, b} \frac{1}{N} \sum_n \mathrm{CE}(y_n, s_n) + \frac{\text{l2}}{2} \lVert W \rVert^2$$
+
+    It is fitted to the validation data `logits` [K,N,C], `labels` [N]; the bias is free. The objective is
+    convex and the search starts from zero, so there is nothing to seed. Raises UserError on bad data.
     """
     logits, labels = _validated("stacking", logits, labels)
     num_classes = logits.shape[-1]
@@ -494,21 +570,21 @@ def stacking(logits: Array, labels: Array, *, l2: float = 1e-2) -> FittedRule:
     return rule
 
 
-def _validated(name: str, logits: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+def _validated(name: str, logits: AnyArray, labels: AnyArray) -> tuple[np.ndarray, np.ndarray]:
     check(name, logits, labels)
     return np.asarray(logits, np.float64), np.asarray(labels)
 
 
 def _weighted(weights: np.ndarray) -> FittedRule:
-    weights = jnp.asarray(weights, jnp.float32)[:, None, None]
+    w = jnp.asarray(weights, jnp.float32)[:, None, None]
 
     def rule(logits: Array) -> Scores:
-        return (weights * jax.nn.softmax(logits.astype(jnp.float32))).sum(0)
+        return (w * jax.nn.softmax(logits.astype(jnp.float32))).sum(0)
 
     return rule
 
 
-def _concatenated(logits):
+def _concatenated(logits: Any) -> Any:
     """[K,N,C] -> [N,K*C], of either library."""
     return logits.swapaxes(0, 1).reshape(logits.shape[1], -1)
 
@@ -539,9 +615,10 @@ def is_fitted(name: str) -> bool:
 def rule(name: str) -> Callable:
     """The rule of that name, or the function that fits it; UserError with the nearest name if there is none.
 
-    >>> rule("bordo")
-    Traceback (most recent call last):
-    mtkd_jax.types.UserError: fusion: there is no rule 'bordo'; did you mean 'borda'?
+    Examples:
+        >>> rule("bordo")
+        Traceback (most recent call last):
+        mtkd_jax.types.UserError: fusion: there is no rule 'bordo'; did you mean 'borda'?
     """
     if name in _OWN:
         return _OWN[name][0]
@@ -554,7 +631,7 @@ def rule(name: str) -> Callable:
     return globals()[name]
 
 
-def check(name: str, logits: Array, labels: Array | None = None) -> None:
+def check(name: str, logits: AnyArray, labels: AnyArray | None = None) -> None:
     """Raises UserError where rule `name` cannot fuse `logits` [K,B,C], or not be fitted to `labels` [B].
 
     On the host: it looks at the values, which the pure rules do not.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mtkd_jax.methods.seams import SUPERVISED, hard_loss
 from mtkd_jax.types import (
     Array,
+    Augment,
     Batch,
     Context,
     Networks,
@@ -22,18 +23,25 @@ from mtkd_jax.types import (
 
 
 def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40 / 150) -> Recipe:
-    """Agree, on another view of the image, with the running average of one's own weights; no label is needed.
+    r"""Agree, on another view of the image, with the running average of one's own weights; needs no label.
 
-    L = hard + weight ramp(s) mean_c (softmax(z)_c - softmax(z')_c)^2, with z' from the average network: after
-    step t = 1, 2, ... it is a' <- d a' + (1 - d) a, d = min(1 - 1/(t+1), decay), of parameters and batch
-    statistics a alike. ramp(s) = exp(-5 (1 - s)^2), where s grows from 0 to 1 over the first `ramp` of the
-    training, a share; 0 switches it off. Both networks run as in training, each on its own draw of the
-    configured augmentation (data.augment), which should not be empty; the average is what is deployed. Hard
-    labels weigh 1 wherever there are any: alpha and temperature play no part. `hard` is the mean over the
-    labelled images of a batch, as everywhere here; the authors' code divides their sum by all of the batch,
-    so that with a share f of them labelled its weight of the consistency is 1/f times ours. Public code
-    averages no batch statistics, and takes a weight between C and C^2. Raises UserError for a decay or ramp
-    out of range.
+    $$\ell = \ell_\text{hard}
+    + \lambda\, r(s)\, \frac{1}{C} \sum_c (\mathrm{softmax}(z)_c - \mathrm{softmax}(z')_c)^2$$
+
+    Here $\lambda$ is `weight` and $z'$ [B,C] are the logits of the average network, whose parameters and
+    batch statistics $a'$ follow those of the student, $a$, after step $t = 1, 2, \dots$:
+
+    $$a' \leftarrow d\, a' + (1 - d)\, a, \qquad d = \min(1 - \frac{1}{t + 1}, \text{decay})$$
+
+    The weight grows by $r(s) = \exp(-5 (1 - s)^2)$, where $s$ goes from 0 to 1 over the first `ramp` of the
+    training, a share; `ramp` = 0 switches it off. Both networks run as in training, each on its own draw of
+    the configured augmentation (`data.augment`), which should not be empty. The average is deployed. Hard
+    labels weigh 1 wherever there are any: alpha and temperature play no part.
+
+    The hard loss is a mean over the labelled images of a batch, as everywhere here. The authors' code divides
+    their sum by all of the batch, so that with a share $f$ of them labelled its weight of the consistency is
+    $1/f$ times ours. Public code averages no batch statistics, and takes a weight between $C$ and $C^2$.
+    Raises UserError for a decay or ramp out of range.
 
     Source: Tarvainen and Valpola 2017, arXiv 1703.01780: weight 100 and decay 0.97 to 0.999 for CIFAR-10.
     """
@@ -55,7 +63,7 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     )
 
 
-def _two_views(key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+def _two_views(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     of_student, of_teacher = jax.random.split(key)
     views = {"teacher": augment(of_teacher, batch.image)}
     return dataclasses.replace(batch, image=augment(of_student, batch.image), views=views)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +13,17 @@ from mtkd_jax.types import Array, Context, PyTree, Recipe, TrainState, UserError
 
 
 def xnor() -> Recipe:
-    """Distil into binary weights: each kernel is its signs times one number for every output channel.
+    r"""Distil into binary weights: each kernel is its signs times one number for every output channel.
 
-    w -> sign(w) mean|w|, the mean over all axes but the last, sign(0) = 1, in every leaf named "kernel" but
-    those of the last layer ("heads") and of the first: of all modules whose name starts with "stem" or, where
-    there is none, the first kernel by name ("conv1", "dense1", "stage1_conv1"). In the gradient
-    d sign(w) / dw = 1 where |w| <= 1, else 0. Real weights are trained, and clipped to [-1,1] after every
-    step; binary ones are validated, reported and exported. Activations stay real: the paper's BWN. The loss
-    is that of `output_avg`; with alpha = 1 it is a binary network without teachers. Raises UserError for a
-    network that has no kernel in between.
+    $$w \rightarrow \mathrm{sign}(w) \cdot \mathrm{mean}\, |w|$$
+
+    The mean is over all axes but the last, and $\mathrm{sign}(0) = 1$. This is done to every leaf named
+    "kernel" but those of the last layer ("heads") and of the first: of all modules whose name starts with
+    "stem" or, where there is none, the first kernel by name ("conv1", "dense1", "stage1_conv1"). In the
+    gradient $\partial\, \mathrm{sign}(w) / \partial w$ is 1 where $|w| \le 1$, else 0. Real weights are
+    trained, and clipped to [-1,1] after every step; binary ones are validated, reported and exported.
+    Activations stay real: the paper's BWN. The loss is that of `output_avg`; with alpha = 1 it is a binary
+    network without teachers. Raises UserError for a network that has no kernel in between.
 
     Source: XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279.
     """
@@ -48,7 +51,7 @@ def _binary(kernel: Array) -> Array:
     return sign * size.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
 
 
-def _of_inner_kernels(function, params: PyTree) -> PyTree:
+def _of_inner_kernels(function: Callable[[Array], Array], params: PyTree) -> PyTree:
     """The parameters with `function` of every kernel between the first layer and the last."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]

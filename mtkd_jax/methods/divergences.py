@@ -1,4 +1,4 @@
-"""How far a student's softened prediction p is from its target q: (Targets [Q,B,C], ln p [Q,B,C]) -> [Q,B].
+r"""How far a student's softened prediction p is from its target q: (Targets [Q,B,C], ln p [Q,B,C]) -> [Q,B].
 
 Each is 0 where the two agree and has a finite gradient, also where probabilities underflow. The loss
 multiplies all of them by T^2, as the gradients of KL at high temperatures need it (Hinton et al. 2015).
@@ -19,7 +19,9 @@ ALMOST_LEAST = 0.999 * math.log(LEAST)
 
 
 def forward_kl(targets: Targets, log_student: Array) -> Array:
-    """KL(q || p) = sum_c q_c (ln q_c - ln p_c): the student has to cover all that the teachers say.
+    r"""Kullback-Leibler divergence from the target: the student has to cover all that the teachers say.
+
+    $$\mathrm{KL}(q \parallel p) = \sum_c q_c (\ln q_c - \ln p_c)$$
 
     Source: Hinton et al. 2015, arXiv 1503.02531.
     """
@@ -27,7 +29,9 @@ def forward_kl(targets: Targets, log_student: Array) -> Array:
 
 
 def reverse_kl(targets: Targets, log_student: Array) -> Array:
-    """KL(p || q) = sum_c p_c (ln p_c - ln q_c): the student keeps to what the teachers are sure of.
+    r"""The same from the student: it keeps to what the teachers are sure of.
+
+    $$\mathrm{KL}(p \parallel q) = \sum_c p_c (\ln p_c - \ln q_c)$$
 
     Source: Gu et al. 2024, arXiv 2306.08543.
     """
@@ -35,7 +39,9 @@ def reverse_kl(targets: Targets, log_student: Array) -> Array:
 
 
 def jsd(targets: Targets, log_student: Array) -> Array:
-    """Jensen-Shannon divergence, 1/2 KL(q || m) + 1/2 KL(p || m) with m = (p + q) / 2: at most ln 2.
+    r"""Jensen-Shannon divergence: symmetric, and at most ln 2.
+
+    $$\frac{1}{2} (\mathrm{KL}(q \parallel m) + \mathrm{KL}(p \parallel m)), \qquad m = (p + q) / 2$$
 
     Source: Lin 1991, IEEE Transactions on Information Theory 37.
     """
@@ -47,7 +53,11 @@ def jsd(targets: Targets, log_student: Array) -> Array:
 
 
 def mse(targets: Targets, log_student: Array) -> Array:
-    """1 / (2 C) sum_c (a_c - b_c)^2 of ln p and ln q, each less its mean; times T^2 that of the logits.
+    r"""Mean squared error of the logits, each vector less its mean.
+
+    $$\frac{1}{2 C} \sum_c (a_c - b_c)^2, \qquad a_c = \ln p_c - \frac{1}{C} \sum_j \ln p_j$$
+
+    and b of q alike; times T^2 it is the error of the logits themselves.
 
     It is what T^2 KL(q || p) comes to at high temperatures (Hinton et al. 2015, section 2.1). As long as no
     probability underflows it is the same at every temperature.

@@ -1,15 +1,18 @@
-"""Methods that also compare what student and teachers compute on the way, beside what they say in the end.
+r"""Methods that also compare features of student and teachers, beside their logits.
 
-L = alpha hard + (1 - alpha) soft + weight sum_k w_k feature_k, where soft is that of `loss_avg`, feature_k
-[B] compares the student with teacher k, and w_k = 1/K. Teachers may differ in architecture. Maps of
-different sizes meet at the smaller height and width, the larger one averaged over windows. The default
-weights are those of RepDistiller's scripts (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
+$$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft} + \lambda \sum_k w_k f_k$$
+
+Here $\ell_\text{soft}$ is that of `loss_avg`, $\lambda$ is `weight`, $f_k$ [B] compares the student with
+teacher k, and $w_k = 1/K$. Teachers may differ in architecture. Maps of different sizes meet at the
+smaller height and width, the larger one averaged over windows. The default weights are those of
+RepDistiller's scripts (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +24,14 @@ from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TeacherOutpu
 
 
 def hints(*, student: str = "stage1", teacher: str = "stage1", weight: float = 200.0) -> Recipe:
-    """Predict a feature of each teacher from one of the student's, by a linear map that is trained along.
+    r"""Predict a feature of each teacher from one of the student's, by a linear map that is trained along.
 
-    feature_k = 1/2 mean_{h,w,d} (u_k - r_k(v))^2 with feature `teacher` of teacher k, u_k [B,h,w,d], feature
-    `student` v and a 1x1 convolution r_k, which is not part of the student. The paper sums where this takes
-    the mean and has one teacher; its training in two stages begins with `hints_only`. weight = 200 is the 100
-    of RepDistiller, whose loss lacks the 1/2. Raises UserError where a network lacks the feature.
+    $$f_k = \frac{1}{2}\, \mathrm{mean}_{h,w,d}\, (u_k - r_k(v))^2$$
+
+    Here $u_k$ [B,h,w,d] is the feature `teacher` of teacher k, $v$ is the feature `student` of the student,
+    and $r_k$ is a 1x1 convolution, which is not part of the student. The paper sums where this takes the mean
+    and has one teacher; its training in two stages begins with `hints_only`. `weight` = 200 is the 100 of
+    RepDistiller, whose loss lacks the 1/2. Raises UserError where a network lacks the feature.
 
     Source: FitNets, Romero et al. 2015, arXiv 1412.6550.
     """
@@ -36,10 +41,12 @@ def hints(*, student: str = "stage1", teacher: str = "stage1", weight: float = 2
 
 
 def hints_only(*, student: str = "stage1", teacher: str = "stage1") -> Recipe:
-    """Learn what `hints` adds and nothing else: the first stage of FitNets, before the student is distilled.
+    r"""Learn what `hints` adds and nothing else: the first stage of FitNets, before the student is distilled.
 
-    L = sum_k w_k feature_k; no label is used and alpha is 0. The heads are not trained. Layers between the
-    feature and the heads have no gradient, but weight decay and batch statistics reach them.
+    $$\ell = \sum_k w_k f_k$$
+
+    The $f_k$ are those of `hints`. No label is used and alpha is 0. The heads are not trained. Layers between
+    the feature and the heads have no gradient, but weight decay and batch statistics reach them.
 
     Source: FitNets, Romero et al. 2015, arXiv 1412.6550.
     """
@@ -55,12 +62,15 @@ def hints_only(*, student: str = "stage1", teacher: str = "stage1") -> Recipe:
 
 
 def attention_transfer(*, weight: float = 1000.0) -> Recipe:
-    """Match where in the image the teachers' features are large, at every stage that both networks have.
+    r"""Match where in the image the teachers' features are large, at every stage that both networks have.
 
-    feature_k = sum_stages mean_{h,w} (a(v) - a(u_k))^2, a(x) = A / ||A||, A = mean_d x_hwd^2: the strength of
-    a map's pixels as a unit vector, 0 where all are 0. Features named "stage..." count where both maps have
-    more than one pixel; a teacher without any such stage adds 0. The paper has the norm in place of the mean
-    square. Raises UserError where this leaves no teacher, as with a student that has no convolution.
+    $$f_k = \sum_\text{stages} \mathrm{mean}_{h,w}\, (a(v) - a(u_k))^2, \qquad
+    a(x) = \frac{A}{\lVert A \rVert}, \qquad A_{hw} = \mathrm{mean}_d\, x_{hwd}^2$$
+
+    Here $v$ and $u_k$ [B,h,w,d] are features of the student and of teacher k, and $a(x)$ [B,h,w] is the
+    strength of a map's pixels as a unit vector, 0 where all are 0. Features named "stage..." count where both
+    maps have more than one pixel; a teacher without any such stage adds 0. The paper has the norm in place of
+    the mean square. Raises UserError where this leaves no teacher, as with a student that has no convolution.
 
     Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928.
     """
@@ -68,12 +78,16 @@ def attention_transfer(*, weight: float = 1000.0) -> Recipe:
 
 
 def pkt(*, weight: float = 30000 / 64) -> Recipe:
-    """Match which examples of the batch are neighbours of which, as the embeddings have it.
+    r"""Match which examples of the batch are neighbours of which, as the embeddings have it.
 
-    feature_k = KL(Q_b || P_b) for example b, with the distributions over the other examples of the batch
-    P_bj = K(e_b, e_j) / sum_{i != b} K(e_b, e_i), K(x, y) = (1 + cos(x, y)) / 2, of the student's embeddings
-    e, and Q of teacher k's; their widths may differ. A vector of zeros has the cosine 0 with all. Public code
-    counts b among its own neighbours and divides by B once more: its 30000 at B = 64 is 30000/64 here.
+    $$f_k = \mathrm{KL}(Q_b \parallel P_b), \qquad
+    P_{bj} = \frac{\kappa(e_b, e_j)}{\sum_{i \ne b} \kappa(e_b, e_i)}, \qquad
+    \kappa(x, y) = \frac{1 + \cos(x, y)}{2}$$
+
+    Here $b$ is the example and $j \ne b$ the other examples of the batch, $P$ is of the student's embeddings
+    $e$ [B,D] and $Q$ of those of teacher k; their widths may differ. A vector of zeros has the cosine 0 with
+    all. Public code counts $b$ among its own neighbours and divides by B once more: its 30000 at B = 64 is
+    30000/64 here.
 
     Source: probabilistic knowledge transfer, Passalis and Tefas 2018, arXiv 1803.10837.
     """
@@ -83,7 +97,7 @@ def pkt(*, weight: float = 30000 / 64) -> Recipe:
 # --- the loss -----------------------------------------------------------------------------------------
 
 
-def _with_feature_loss(name: str, feature_loss: Callable, weight: float, **seams) -> Recipe:
+def _with_feature_loss(name: str, feature_loss: Callable, weight: float, **seams: Any) -> Recipe:
     recipe = PLAIN._replace(name=name, aim=each_teacher, term=_HardSoftAnd(feature_loss), needs=("features",))
     return recipe._replace(hyper=(("weight", weight),), **seams)
 

@@ -1,13 +1,14 @@
-"""Any method made one of a lineage: of all frozen teachers a member has its own, and no other.
+"""Wrappers that give each member a frozen teacher of its own, for any method.
 
-The teachers are then a whole generation, asked once for all members; member m is taught by the row
-hyper["own_teacher"] of them. A seam wrapped here sees that one, as K = 1.
+The teachers are then a whole population, and their logits are computed once for all members. Member m is
+taught by teacher `hyper["own_teacher"]` alone: a wrapped seam sees only that one, as K = 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class OfOwnTeacher:
 
     seam: Callable
 
-    def __call__(self, context: Context, *more: Array):
+    def __call__(self, context: Context, *more: Array) -> Any:
         own = only(context.teacher, context.hyper["own_teacher"])
         return self.seam(dataclasses.replace(context, teacher=own), *more)
 

@@ -1,4 +1,10 @@
-"""Methods that compare the logits of student and teachers in their own way: they change the `term`."""
+r"""Methods that compare the logits of student and teachers in another way: they change the seam `term`.
+
+All share $\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft}$ [B] and differ in
+$\ell_\text{soft}$. Logits are $z$ of the student and $z_k$ of teacher k; softened probabilities are
+$p = \mathrm{softmax}(z / T)$ of the student, $q_k = \mathrm{softmax}(z_k / T)$ of teacher k, and their
+mean $q = \frac{1}{K} \sum_k q_k$; all [B,C]. The label is $y$.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +18,14 @@ from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
 
 def dkd(*, target_weight: float = 1.0, nontarget_weight: float = 8.0, warmup: float = 20 / 240) -> Recipe:
-    """Match the teachers' trust in the true class, and what they say of the others, as two separate losses.
+    r"""Match the teachers' trust in the true class, and their view of the others, as two separate losses.
 
-    soft = ramp T^2 (target_weight KL((q_y, 1-q_y) || (p_y, 1-p_y)) + nontarget_weight KL(q' || p')) with the
-    mean softened teacher q, the softened student p and the label y; q' and p' are renormalised without y.
-    Weights 1 and 1 - q_y would give KL(q || p), which is what examples without a label meet. The ramp grows
+    $$\ell_\text{soft} = r\, T^2 (\beta_1\, \mathrm{KL}(b(q) \parallel b(p))
+    + \beta_2\, \mathrm{KL}(q' \parallel p')), \qquad b(p) = (p_y,\, 1 - p_y)$$
+
+    Here $\beta_1$ is `target_weight`, $\beta_2$ is `nontarget_weight`, $q$ is the mean softened teacher and
+    $p$ the softened student; $q'$ and $p'$ are renormalised without the label $y$. Weights 1 and $1 - q_y$
+    would give $\mathrm{KL}(q \parallel p)$, which is the loss of examples without a label. The ramp $r$ grows
     from 0 to 1 over the first `warmup` of the training, a share; 0 switches it off. In the paper there is one
     teacher and the loss is hard + soft: twice that of alpha = 0.5.
 
@@ -65,12 +74,15 @@ def _kl(probs: Array, log_student: Array, axis: int) -> Array:
 
 
 def dist(*, inter_weight: float = 1.0, intra_weight: float = 1.0) -> Recipe:
-    """Match correlations instead of values: among the classes of an example, among the examples of a class.
+    r"""Match correlations instead of values: among the classes of an example, among the examples of a class.
 
-    soft = T^2 (inter_weight (1 - corr(p_b, q_b)) + intra_weight (1 - mean_c corr(p_:c, q_:c))) for example b,
-    with the softened student p and the mean softened teacher q [B,C]. The second part looks down the columns
-    of a batch, which must be large enough to say something of every class. A constant row or column has the
-    correlation 0.
+    $$\ell_\text{soft} = T^2 (\beta_1 (1 - \rho(p_b, q_b))
+    + \beta_2 (1 - \frac{1}{C} \sum_c \rho(p_{:c}, q_{:c})))$$
+
+    Here $\rho$ is Pearson's correlation, $\beta_1$ is `inter_weight`, $\beta_2$ is `intra_weight`, $p$ [B,C]
+    is the softened student, $q$ [B,C] the mean softened teacher and $b$ the example. The second part looks
+    down the columns of a batch, which must be large enough to hold some examples of every class. A constant
+    row or column has the correlation 0.
 
     Source: Huang et al. 2022, arXiv 2205.10536. The weights are those of its public loss file.
     """
@@ -98,7 +110,9 @@ def _correlation(a: Array, b: Array, axis: int) -> Array:
 
 
 def regression() -> Recipe:
-    """Regress the teachers' mean logits, without any softmax: 1/2 ||z - mean_k z_k||^2 summed over classes.
+    r"""Regress the teachers' mean logits, without any softmax.
+
+    $$\ell_\text{soft} = \frac{1}{2} \sum_c (z_c - \frac{1}{K} \sum_k z_{kc})^2$$
 
     Unlike KL it sees a constant added to all logits. The temperature plays no part.
 
@@ -112,11 +126,15 @@ def _squared_distance(context: Context) -> Array:
 
 
 def lsk() -> Recipe:
-    """Standardise every logit vector, teachers' and student's, before the softmax: only their shape counts.
+    r"""Standardise every logit vector, teachers' and student's, before the softmax: only their shape counts.
 
-    soft = T^2 KL(mean_k softmax(n(z_k) / T) || softmax(n(z) / T)), n(z) = (z - mean_c z) / std_c z with the
-    sample deviation (ddof = 1), and 0 for a constant z. The paper's T is 2. Raises UserError for two classes:
-    whatever z is, n(z) is then one of two vectors, and the loss has no gradient.
+    $$\ell_\text{soft}
+    = T^2\, \mathrm{KL}(\frac{1}{K} \sum_k \mathrm{softmax}(n(z_k) / T)
+    \parallel \mathrm{softmax}(n(z) / T)), \qquad n(z) = \frac{z - \mathrm{mean}_c\, z}{\mathrm{std}_c\, z}$$
+
+    The deviation is that of a sample (ddof = 1), and $n(z) = 0$ for a constant $z$. The paper's T is 2.
+    Raises UserError for two classes: whatever $z$ is, $n(z)$ is then one of two vectors, and the loss has no
+    gradient.
 
     Source: Sun et al. 2024, arXiv 2403.01427.
     """
@@ -146,10 +164,15 @@ def _standardised(logits: Array) -> Array:
 
 
 def mixed_temperatures(*, teacher_temperature: float = 4.0) -> Recipe:
-    """Soften the teachers at a temperature of their own; `temperature` is the student's alone.
+    r"""Soften the teachers at a temperature of their own; `temperature` is the student's alone.
 
-    soft = T_t T KL(mean_k softmax(z_k / T_t) || softmax(z / T)). The factor is ours: it is T^2 where the two
-    are equal, and keeps the scale of the teachers' pull on the logits whatever they are.
+    $$\ell_\text{soft}
+    = T_t\, T\, \mathrm{KL}(\frac{1}{K} \sum_k \mathrm{softmax}(z_k / T_t)
+    \parallel \mathrm{softmax}(z / T))$$
+
+    Here $T_t$ is `teacher_temperature`. The factor is ours: it is $T^2$ where the two are equal, and keeps
+    the scale of the teachers' pull on the logits whatever they are. Raises UserError for a temperature that
+    is not above 0.
 
     Source: heterogeneous temperatures for spiking students, 2021, arXiv 2106.07172.
     """

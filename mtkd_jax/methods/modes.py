@@ -1,9 +1,13 @@
-"""The modes of the founding paper (Zuchniak 2023, arXiv 2302.07215) and their natural relatives.
+r"""The modes of the founding paper (Zuchniak 2023, arXiv 2302.07215) and their natural relatives.
 
-All train one student from K teachers; they differ in what the student is to match (`aim`), and
-`mimic_all` also in how many heads the student has. `divergence` says how the distance to it is measured:
-"forward_kl", "reverse_kl", "jsd" or "mse", see methods/divergences.py. Bugs of the released code are not
-reproduced: there the temperature is accepted and never used, and vote ties go to the lowest class index.
+All train one student from K teachers. They differ in what the student is to match (seam `aim`), and
+`mimic_all` also in how many heads the student has. Logits are $z$ of the student and $z_k$ of teacher k;
+softened probabilities are $p = \mathrm{softmax}(z / T)$ and $q_k = \mathrm{softmax}(z_k / T)$; all [B,C].
+The loss is $\alpha\, \ell_\text{hard} + (1 - \alpha)\, T^2 \ell_\text{match}$ [B]. `divergence` says what
+stands in the place of KL, "forward_kl": "reverse_kl", "jsd" or "mse", see methods/divergences.py.
+
+Bugs of the released code are not reproduced: there the temperature is accepted and never used, and vote
+ties go to the lowest class index.
 """
 
 from __future__ import annotations
@@ -20,32 +24,57 @@ from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
 
 def output_avg(*, divergence: str = "forward_kl") -> Recipe:
-    """Match the mean of the teachers' softened probabilities: KL(mean_k softmax(z_k/T) || p)."""
+    r"""Match the mean of the teachers' softened probabilities.
+
+    $$\ell_\text{match} = \mathrm{KL}(\frac{1}{K} \sum_k \mathrm{softmax}(z_k / T) \parallel p)$$
+
+    Source: Zuchniak 2023, arXiv 2302.07215; for one teacher Hinton et al. 2015, arXiv 1503.02531.
+    """
     return _matching(divergence, name="output_avg")
 
 
 def loss_avg(*, divergence: str = "forward_kl") -> Recipe:
-    """Match every teacher with the one head: mean_k KL(q_k || p).
+    r"""Match every teacher with the one head: the mean of K divergences.
 
-    At one shared temperature its gradient is that of `output_avg`; only the loss value differs, by the
-    Jensen gap H(mean_k q_k) - mean_k H(q_k), which no student can change.
+    $$\ell_\text{match} = \frac{1}{K} \sum_k \mathrm{KL}(q_k \parallel p)$$
+
+    At one shared temperature its gradient is that of `output_avg`; only the loss value differs, by the Jensen
+    gap $H(\frac{1}{K} \sum_k q_k) - \frac{1}{K} \sum_k H(q_k)$, which no student can change.
+
+    Source: Zuchniak 2023, arXiv 2302.07215.
     """
     aim = _all_teachers_at_once if divergence == "forward_kl" else each_teacher
     return _matching(divergence, name="loss_avg", aim=aim)
 
 
 def logit_avg(*, divergence: str = "forward_kl") -> Recipe:
-    """Match the mean logit, a geometric mean of the teachers: KL(softmax(mean_k z_k/T) || p)."""
+    r"""Match the softmax of the mean logit, which is a geometric mean of the teachers.
+
+    $$\ell_\text{match} = \mathrm{KL}(\mathrm{softmax}(\frac{1}{K} \sum_k z_k / T) \parallel p)$$
+    """
     return _matching(divergence, name="logit_avg", aim=_mean_logit)
 
 
 def vote(*, divergence: str = "forward_kl") -> Recipe:
-    """Match the teachers' ballots: KL(normalised Borda scores || p); the scores are not softened."""
+    r"""Match the teachers' ballots: their normalised Borda scores, which are not softened.
+
+    $$\ell_\text{match} = \mathrm{KL}(s \parallel p), \qquad
+    s_c = \frac{2}{K C (C - 1)} \sum_k (C - 1 - r_k(c))$$
+
+    Here $r_k(c)$ is the position of class c on teacher k's ballot, 0 for the largest logit.
+
+    Source: Zuchniak 2023, arXiv 2302.07215.
+    """
     return _matching(divergence, name="vote", aim=_borda)
 
 
 def fused(*, rule: str = "mean_probs", divergence: str = "forward_kl") -> Recipe:
-    """Match the teachers' softened logits fused by any rule that gives probabilities; short: "fused:RULE"."""
+    r"""Match the teachers' softened logits fused by any rule that gives probabilities; short: "fused:RULE".
+
+    $$\ell_\text{match} = \mathrm{KL}(\text{rule}(z_1 / T, \dots, z_K / T) \parallel p)$$
+
+    Raises UserError where `rule` is none of `fusion.rules` that gives probabilities.
+    """
     if rule not in rules.RULES - rules.RANK_RULES:
         known = ", ".join(sorted(rules.RULES - rules.RANK_RULES))
         raise UserError(f"fused: {rule!r} is no rule that gives probabilities; known are {known}")
@@ -53,20 +82,36 @@ def fused(*, rule: str = "mean_probs", divergence: str = "forward_kl") -> Recipe
 
 
 def supernet(*, divergence: str = "forward_kl") -> Recipe:
-    """Match a Dense layer on the teachers' concatenated logits, fitted first on the training labels."""
+    r"""Match a Dense layer on the teachers' concatenated logits, fitted first on the training labels.
+
+    $$\ell_\text{match} = \mathrm{KL}(\mathrm{softmax}((W [z_1, \dots, z_K] + b) / T) \parallel p)$$
+
+    Source: Zuchniak 2023, arXiv 2302.07215.
+    """
     return _matching(divergence, name="supernet", aim=_fused_logits, prepare="logits")
 
 
 def supernet2(*, divergence: str = "forward_kl") -> Recipe:
-    """Match a Dense layer on the teachers' concatenated embeddings, fitted first on the training labels."""
+    r"""Match a Dense layer on the teachers' concatenated embeddings, fitted first on the training labels.
+
+    $$\ell_\text{match} = \mathrm{KL}(\mathrm{softmax}((W [e_1, \dots, e_K] + b) / T) \parallel p)$$
+
+    Here $e_k$ [B,D_k] is the embedding of teacher k: what its last layer reads.
+
+    Source: Zuchniak 2023, arXiv 2302.07215.
+    """
     return _matching(divergence, name="supernet2", aim=_fused_embeddings, prepare="embedding")
 
 
 def mimic_all(*, divergence: str = "forward_kl") -> Recipe:
-    """Simultaneous mimicry: K heads on one body, head k matches teacher k; the prediction is their mean.
+    r"""Simultaneous mimicry: K heads on one body, head k matches teacher k; the prediction is their mean.
 
-    L = alpha CE(y, mean_k p_k) + (1 - alpha) T^2 (1/K) sum_k KL(q_k || p_k). The same idea stands in
-    Hydra (Tran et al. 2020, arXiv 2001.04694).
+    $$\ell = \alpha\, \mathrm{CE}(y, \mathrm{softmax}(z))
+    + (1 - \alpha)\, \frac{T^2}{K} \sum_k \mathrm{KL}(q_k \parallel p_k)$$
+
+    Here $p_k$ is the softened head k and $z$ the logits of the prediction.
+
+    Source: Zuchniak 2023, arXiv 2302.07215; the same idea is Hydra, Tran et al. 2020, arXiv 2001.04694.
     """
     return _matching(divergence, name="mimic_all", aim=each_teacher, num_heads=_head_per_teacher)
 
@@ -76,7 +121,7 @@ def _matching(divergence: str, **changed: Any) -> Recipe:
 
 
 def each_teacher(context: Context, w: Array) -> Targets:
-    """K targets, softmax(z_k / T), of mass w_k."""
+    r"""K targets [K,B,C], $q_k = \mathrm{softmax}(z_k / T)$, of mass $w_k$ [K,B]."""
     return targets_of(_soften(context, context.teacher.logits), w)
 
 

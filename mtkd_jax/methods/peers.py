@@ -1,8 +1,11 @@
-"""Methods whose teachers learn beside the student: peers of one cohort, which start from different weights.
+r"""Methods in which students teach each other: peers of one cohort, which start from different weights.
 
-All peers step at once, each from what the others say of the same batch. Peer 0 is the student that is
-evaluated and exported; the others are there to learn with. A peer whose logits are not finite is left out of
-the mean over peers, and where no other is left that mean is 0.
+All P peers take a step at the same time, each with the logits of the others on the same batch. Peer 0 is
+the student that is evaluated and exported; the others are there to learn with. A peer whose logits are
+not finite is left out of the mean over peers, and where no other is left that mean is 0. Softened
+probabilities are $p_i = \mathrm{softmax}(z_i / T)$ of peer i and $q_k = \mathrm{softmax}(z_k / T)$ of
+teacher k; all [B,C]. The loss is $\ell_i = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft}$
+[B].
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from mtkd_jax.types import Array, Context, Networks, Recipe, Targets, TeacherOut
 
 
 def dml(*, num_peers: int = 2) -> Recipe:
-    """Match the other members of a cohort of `num_peers` >= 2 that learn together, and no trained teacher.
+    r"""Match the other members of a cohort of `num_peers` >= 2 that learn together, and no trained teacher.
 
-    soft_i = T^2 1/(P-1) sum_{j != i} KL(softmax(z_j / T) || softmax(z_i / T)). At alpha = 0 nobody knows
-    anything: the peers only come to agree. In the paper T = 1, the peers step in turn, and the loss is
-    hard + soft, twice that of alpha = 0.5. Raises UserError for one peer.
+    $$\ell_\text{soft} = \frac{T^2}{P - 1} \sum_{j \ne i} \mathrm{KL}(p_j \parallel p_i)$$
+
+    At alpha = 0 nobody knows anything: the peers only come to agree. In the paper T = 1, the peers step in
+    turn, and the loss is hard + soft, twice that of alpha = 0.5. Raises UserError for one peer.
 
     Source: deep mutual learning, Zhang et al. 2018, arXiv 1706.00384.
     """
@@ -37,10 +41,13 @@ def dml(*, num_peers: int = 2) -> Recipe:
 
 
 def kd_ml(*, num_peers: int = 2, teacher_weight: float = 1.0, peer_weight: float = 1.0) -> Recipe:
-    """Match the teachers, and at the same time the other members of a cohort of `num_peers` >= 2.
+    r"""Match the teachers, and at the same time the other members of a cohort of `num_peers` >= 2.
 
-    soft_i = T^2 (teacher_weight mean_k KL(q_k || p_i) + peer_weight 1/(P-1) sum_{j != i} KL(p_j || p_i)) with
-    softened teachers q and peers p: `output_avg` and `dml` in one. Raises UserError for one peer.
+    $$\ell_\text{soft} = T^2 (\frac{\beta_1}{K} \sum_k \mathrm{KL}(q_k \parallel p_i)
+    + \frac{\beta_2}{P - 1} \sum_{j \ne i} \mathrm{KL}(p_j \parallel p_i))$$
+
+    Here $\beta_1$ is `teacher_weight` and $\beta_2$ is `peer_weight`: `loss_avg` and `dml` in one. Raises
+    UserError for one peer.
 
     Source: Niyaz and Bathula 2021, arXiv 2110.11023, for one teacher; both weights are ours.
     """
@@ -80,7 +87,7 @@ def _peers(context: Context, networks: Networks) -> TeacherOutputs:
 
 
 def _the_others(context: Context) -> Array:
-    """w [P,B]: alike for every finite peer but the reader, 0 for the rest."""
+    """Weights w [P,B]: alike for every finite peer but the reader, 0 for the rest."""
     peers = context.peers
     others = (peers.finite & (jnp.arange(len(peers.finite)) != peers.place)).astype(jnp.float32)
     share = others / jnp.maximum(others.sum(), 1.0)
@@ -88,7 +95,7 @@ def _the_others(context: Context) -> Array:
 
 
 def _teachers_and_the_others(context: Context) -> Array:
-    """w [K+P,B]."""
+    """Weights w [K+P,B] of the teachers, then of the peers."""
     teachers, others = equal_weights(context), _the_others(context)
     hyper = context.hyper
     return jnp.concatenate([hyper["teacher_weight"] * teachers, hyper["peer_weight"] * others])

@@ -1,6 +1,7 @@
-"""The default of every seam: weighted mixture of frozen teachers, hard and soft labels, nothing after.
+"""The default of every seam: frozen teachers of equal weight, hard and soft labels, nothing after the update.
 
-A method is `PLAIN._replace(...)`; only what it changes is written down.
+A method is `PLAIN._replace(...)`; only what it changes is written down. Axes: K teachers, H heads of the
+student, Q targets, B examples of a batch, C classes.
 """
 
 from __future__ import annotations
@@ -12,32 +13,51 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods import divergences
-from mtkd_jax.types import Array, Batch, Context, Recipe, Targets, TeacherOutputs, TrainState
+from mtkd_jax.types import (
+    Array,
+    Augment,
+    Batch,
+    Context,
+    Networks,
+    Outputs,
+    PyTree,
+    Recipe,
+    Targets,
+    TeacherOutputs,
+    TrainState,
+)
 
 
-def configured_stimulus(key: Array, batch: Batch, augment, networks) -> Batch:
+def configured_stimulus(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     """The configured augmentation, the same image for teachers and student."""
     return dataclasses.replace(batch, image=augment(key, batch.image))
 
 
-def identity_view(params, state, key):
+def identity_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
     """The parameters as they are."""
     return params
 
 
-def frozen_teachers(context: Context, networks) -> TeacherOutputs:
+def frozen_teachers(context: Context, networks: Networks) -> TeacherOutputs:
     """The outputs of the K frozen teachers on the student's images."""
     return networks.teachers(context.batch.image)
 
 
 def equal_weights(context: Context) -> Array:
-    """w [K,B] = 1/K."""
+    """Equal weights [K,B] of the teachers: $w_k = 1/K$."""
     num_teachers, batch_size, _ = context.teacher.logits.shape
     return jnp.full((num_teachers, batch_size), 1.0 / num_teachers)
 
 
 def mean_of_probs(context: Context, w: Array) -> Targets:
-    """One target, sum_k w_k softmax(z_k / T), of mass sum_k w_k (methods.md I.5, identity 1)."""
+    r"""One target: the weighted mean of the teachers' softened probabilities.
+
+    $$q = \frac{1}{W} \sum_k w_k\, \mathrm{softmax}(z_k / T), \qquad W = \sum_k w_k$$
+
+    Returns $q$ as [1,B,C] and its mass $W$ as [1,B]. At one shared temperature
+    $\sum_k w_k\, \mathrm{KL}(q_k \parallel p)$ and $W\, \mathrm{KL}(q \parallel p)$ have the same gradient,
+    so one target stands for K.
+    """
     probs = jax.nn.softmax(context.teacher.logits / context.hyper["temperature"], axis=-1)
     mass = w.sum(axis=0, keepdims=True)
     mixture = jnp.sum(w[:, :, None] * probs, axis=0, keepdims=True)
@@ -50,13 +70,16 @@ def targets_of(probs: Array, mass: Array) -> Targets:
 
 
 def hard_loss(context: Context) -> Array:
-    """Cross-entropy [B] of the student's prediction (T = 1) with the smoothed label, 0 where unlabelled.
+    r"""Cross-entropy [B] of the student's prediction (T = 1) with the smoothed label, 0 where unlabelled.
 
-    Smoothing is (1 - e) onehot(y) + e / C. The sum over the batch is divided by the number of labelled
-    examples, not by B: what few labels a batch has count as much as a batch full of them. Where examples
-    have weights w (see `loading.class_weights`), the mean over the labelled of a batch is that of w_i CE_i:
-    it is not divided by the sum of w, so that a class counts the same in every batch. Of mixed images (MixUp,
-    CutMix) both labels count, each with its share.
+    $$\ell_\text{hard} = -\frac{B}{n}\, v_b \sum_c ((1 - \epsilon) [c = y_b]
+    + \frac{\epsilon}{C}) \ln\, \mathrm{softmax}(z_b)_c$$
+
+    Here $\epsilon$ is `label_smoothing` and $n$ the number of labelled examples of the batch: the sum over
+    the batch is divided by $n$, not by B, so that few labels count as much as a batch full of them. $v_b$ is
+    the weight of an example (see `loading.class_weights`), 1 where there are none; the sum is not divided by
+    the sum of $v$, so that a class counts the same in every batch. Of mixed images (MixUp, CutMix)
+    both labels count, each with its share.
     """
     batch, smoothing = context.batch, context.hyper["label_smoothing"]
     log_probs = jax.nn.log_softmax(context.student.logits)
@@ -77,7 +100,13 @@ def hard_loss(context: Context) -> Array:
 
 
 def soft_loss(context: Context) -> Array:
-    """T^2 sum_q mass_q KL(probs_q || softmax(z_h / T)) [B]; one head meets every target."""
+    r"""Divergence [B] of the student's heads from all targets, at the temperature T.
+
+    $$\ell_\text{soft} = T^2 \sum_q m_q\, \mathrm{KL}(t_q \parallel \mathrm{softmax}(z_h / T))$$
+
+    Targets $t_q$ are [Q,B,C], their mass $m_q$ is [Q,B]. Head h = q meets target q; a single head meets every
+    target. Source: Hinton et al. 2015, arXiv 1503.02531.
+    """
     return _summed(context, divergences.forward_kl)
 
 
@@ -108,9 +137,12 @@ def _summed(context: Context, divergence: Callable[[Targets, Array], Array]) -> 
 
 @dataclasses.dataclass(frozen=True)
 class HardAnd:
-    """The term alpha * hard_loss + (1 - alpha) * soft(context) [B]; alpha as in Zuchniak 2023.
+    r"""The term that mixes the hard loss with another: alpha is the weight of the hard labels.
 
-    With `soft_loss` it is the loss of Hinton et al. 2015. Comparable by value, as jit keys must be.
+    $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \text{soft}(\text{context})$$
+
+    Returns [B]; alpha as in Zuchniak 2023, arXiv 2302.07215. With `soft_loss` it is the loss of Hinton et al.
+    2015, arXiv 1503.02531. Instances compare by value, as keys of jit must.
     """
 
     soft: Callable[[Context], Array]
@@ -125,12 +157,12 @@ def nothing_after(state: TrainState, context: Context) -> TrainState:
     return state
 
 
-def no_mem(variables):
+def no_mem(variables: PyTree) -> PyTree:
     """No memory."""
     return {}
 
 
-def no_aux(key, student, teacher):
+def no_aux(key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
     """No parameters but the network's."""
     return {}
 
@@ -140,13 +172,13 @@ def every_leaf(path: str) -> bool:
     return True
 
 
-def deploy_params(state: TrainState):
+def deploy_params(state: TrainState) -> PyTree:
     """The trained parameters with their batch statistics."""
     return {"params": state.params, **state.model_state}
 
 
 def one_head(num_teachers: int) -> int:
-    """H = 1."""
+    """One head: H = 1, whatever the number of teachers."""
     return 1
 
 

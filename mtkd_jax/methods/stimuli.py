@@ -8,21 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.seams import PLAIN, soft_loss
-from mtkd_jax.types import Array, Batch, Networks, Recipe, UserError
+from mtkd_jax.types import Array, Augment, Batch, Networks, Recipe, UserError
 
 
 def funmatch() -> Recipe:
-    """Match the teachers on mixtures of two images, the very same for both sides; no label is used.
+    r"""Match the teachers on mixtures of two images, the very same for both sides; no label is used.
 
-    x' = r x_i + (1 - r) x_j with a partner j and r ~ U(0,1) for every example i, after the configured
-    augmentation, and the soft loss alone: alpha is 0, whatever the configuration says. For long training.
+    $$x'_i = r_i\, x_i + (1 - r_i)\, x_j, \qquad r_i \in U(0, 1)$$
+
+    Every example i has a partner j of the same batch. Images [B,h,w,D] are mixed after the configured
+    augmentation. Only the soft loss counts: alpha is 0, whatever the configuration says. For long training.
 
     Source: function matching, the patient and consistent teacher, Beyer et al. 2022, arXiv 2106.05237.
     """
     return PLAIN._replace(name="funmatch", stimulus=_mixed_in_pairs, term=soft_loss, alpha=0.0)
 
 
-def _mixed_in_pairs(key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+def _mixed_in_pairs(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     augment_key, partner_key, share_key = jax.random.split(key, 3)
     image = augment(augment_key, batch.image)
     partner = jax.random.permutation(partner_key, image)
@@ -34,14 +36,17 @@ def _mixed_in_pairs(key: Array, batch: Batch, augment, networks: Networks) -> Ba
 
 
 def ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Recipe:
-    """Move the images to where the teachers' answers differ most: output diversified sampling.
+    r"""Move the images to where the teachers' answers differ most: output diversified sampling.
 
-    x' = clip(x + step_size sqrt(D) g / ||g||, 0, 1) with g = grad_x r . softmax(z_i(x) / T), D values an
-    image, one teacher i for the batch and r ~ U(-1,1)^C for every example. T is `teacher_temperature`: all
-    students of a batch see one x', whatever temperatures they are distilled at; the paper's is that of the
-    loss. Images with a value outside [0,1] are not clipped. Teachers and student see x' alone: the paper
-    keeps the hard loss on x, which is no further than step_size sqrt(D) away, and matches teacher k with
-    member k of a student ensemble.
+    $$x' = \mathrm{clip}(x + \epsilon \sqrt{D}\, \frac{g}{\lVert g \rVert}, 0, 1), \qquad
+    g = \nabla_x (r \cdot \mathrm{softmax}(z_i(x) / T))$$
+
+    Here $\epsilon$ is `step_size`, D the number of values of an image, i one teacher for the batch and
+    $r \in U(-1, 1)^C$ drawn for every example. T is `teacher_temperature`: all students of a batch see one
+    $x'$, whatever temperatures they are distilled at; the paper's is that of the loss. Images with a value
+    outside [0,1] are not clipped. Teachers and student see $x'$ alone: the paper keeps the hard loss on $x$,
+    which is no further than $\epsilon \sqrt{D}$ away, and matches teacher k with member k of a student
+    ensemble. Raises UserError for a temperature that is not above 0.
 
     Source: Nam et al. 2021, arXiv 2110.14149, after Tashiro et al. 2020, arXiv 2003.06878.
     """
@@ -49,9 +54,12 @@ def ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Reci
 
 
 def conf_ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Recipe:
-    """Move the images as `ods` does, but the less so the less sure the teacher is of them.
+    r"""Move the images as `ods` does, but the less so the less sure the teacher is of them.
 
-    The move is multiplied by max_c softmax(z_i(x))_c.
+    $$x' = \mathrm{clip}(x
+    + \epsilon \sqrt{D}\, \max_c \mathrm{softmax}(z_i(x) / T)_c\, \frac{g}{\lVert g \rVert}, 0, 1)$$
+
+    The symbols are those of `ods`. Raises UserError for a temperature that is not above 0.
 
     Source: Nam et al. 2021, arXiv 2110.14149.
     """
@@ -72,11 +80,11 @@ class _Diversified:
     temperature: float
     by_confidence: bool
 
-    def __call__(self, key: Array, batch: Batch, augment, networks: Networks) -> Batch:
+    def __call__(self, key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
         augment_key, teacher_key, direction_key = jax.random.split(key, 3)
         image = augment(augment_key, batch.image)
 
-        def answer(image):
+        def answer(image: Array) -> tuple[Array, Array]:
             logits = networks.teachers(image).logits
             of_one = logits[jax.random.randint(teacher_key, (), 0, len(logits))]
             probs = jax.nn.softmax(of_one / self.temperature)

@@ -1,4 +1,4 @@
-"""Methods that change what the student is to match, or keep only part of what a teacher says."""
+"""Methods that change what the student matches, or keep only a part of what the teachers predict."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
 
 def dkpp() -> Recipe:
-    """Keep the teachers' top probability in place and shuffle all others: dark knowledge without its order.
+    r"""Keep the teachers' top probability in place and shuffle all others: dark knowledge without its order.
 
-    The target is the mean softened teacher with its other C - 1 entries permuted, anew for every example and
-    step. With two classes it changes nothing.
+    $$q'_c = q_{\pi(c)}, \qquad \pi(c^*) = c^* = \mathrm{argmax}_c\, q_c$$
+
+    Here $q$ [B,C] is the mean softened teacher, and the permutation $\pi$ of the other C - 1 classes is drawn
+    anew for every example and step. With two classes it changes nothing.
 
     Source: dark knowledge with permuted predictions, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
     """
@@ -34,10 +36,13 @@ def _others_permuted(context: Context, w: Array) -> Targets:
 
 
 def label_smoothing(*, smoothing: float = 0.1) -> Recipe:
-    """Match the smoothed label, as if it came from a teacher; no teacher is asked.
+    r"""Match the smoothed label, as if it came from a teacher; no teacher is asked.
 
-    soft = CE((1 - smoothing) onehot(y) + smoothing / C, p) at T = 1, over the labelled examples: a teacher
-    who knows nothing, hence a control for those who know something.
+    $$\ell_\text{soft} = \mathrm{CE}((1 - \epsilon)\, \text{onehot}(y)
+    + \frac{\epsilon}{C},\, \mathrm{softmax}(z))$$
+
+    Here $\epsilon$ is `smoothing`, T is 1, and only labelled examples count: a teacher who knows nothing,
+    hence a control for those who know something. Raises UserError for a smoothing outside [0, 1).
 
     Source: Szegedy et al. 2016, arXiv 1512.00567.
     """
@@ -53,10 +58,13 @@ def _smoothed_loss(context: Context) -> Array:
 
 
 def cwtm() -> Recipe:
-    """Hard labels alone, each weighed by how sure the teachers are of the example: no dark knowledge at all.
+    r"""Hard labels alone, each weighed by how sure the teachers are of the example: no dark knowledge at all.
 
-    soft = B w_b CE(y_b, p_b) with w_b = max_c q_bc / sum_u max_c q_uc and the mean softened teacher q: the
-    mean over the batch is the paper's sum. Loss and weights leave unlabelled examples out.
+    $$\ell_\text{soft} = B\, w_b\, \mathrm{CE}(y_b, \mathrm{softmax}(z_b)), \qquad
+    w_b = \frac{\max_c q_{bc}}{\sum_u \max_c q_{uc}}$$
+
+    Here $q$ [B,C] is the mean softened teacher: the mean over the batch is the paper's sum. Loss and weights
+    leave unlabelled examples out.
 
     Source: confidence weighted by teacher max, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
     """

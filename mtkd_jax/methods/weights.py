@@ -1,7 +1,11 @@
-"""Methods that weigh the teachers, w [K,B], before one mixture of them is matched.
+r"""Methods that weigh the teachers, w [K,B], before one mixture of them is matched.
 
-At one shared temperature sum_k w_k KL(q_k || p) has the gradient of W KL(sum_k w_k q_k / W || p), where
-W = sum_k w_k, so the choice of w is all that sets these methods apart. W is 1 unless a method says otherwise.
+$$\ell_\text{soft} = T^2\, W\, \mathrm{KL}(\frac{1}{W} \sum_k w_k q_k \parallel p), \qquad
+W = \sum_k w_k$$
+
+Here $q_k = \mathrm{softmax}(z_k / T)$ and $p = \mathrm{softmax}(z / T)$. At one shared temperature
+$\sum_k w_k\, \mathrm{KL}(q_k \parallel p)$ has the same gradient, so the choice of w is all that sets
+these methods apart. W is 1 unless a method says otherwise.
 """
 
 from __future__ import annotations
@@ -17,10 +21,12 @@ from mtkd_jax.types import Array, Context, Recipe, UserError
 
 
 def ebkd(*, normalise: bool = True) -> Recipe:
-    """Trust, on every example, those teachers more whose prediction is the less uncertain.
+    r"""Trust, on every example, those teachers more whose prediction is the less uncertain.
 
-    w_k = (1 - H_k / sum_j H_j) / (K - 1) with the entropy H_k of softmax(z_k); equal weights where no teacher
-    has any. `normalise=False` divides by K instead, as public code does, so that W = (K - 1) / K.
+    $$w_k = \frac{1}{K - 1} (1 - \frac{H_k}{\sum_j H_j})$$
+
+    Here $H_k$ is the entropy of $\mathrm{softmax}(z_k)$; weights are equal where no teacher has any.
+    `normalise=False` divides by K instead, as public code does, so that $W = (K - 1) / K$.
 
     Source: entropy-based distillation, Kwon et al., ICASSP 2020.
     """
@@ -42,10 +48,13 @@ class _Certainty:
 
 
 def ca_mkd() -> Recipe:
-    """Trust, on every example, those teachers more that are the less wrong about its label.
+    r"""Trust, on every example, those teachers more that are the less wrong about its label.
 
-    w_k = (1 - softmax_k(CE_k)) / (K - 1) with the cross-entropy CE_k of teacher k; equal weights where there
-    is no label. This is the half of the method that compares logits; the other compares features.
+    $$w_k = \frac{1}{K - 1} (1 - \mathrm{softmax}_k(\mathrm{CE}_k)), \qquad
+    \mathrm{CE}_k = -\ln\, \mathrm{softmax}(z_k)_y$$
+
+    Weights are equal where there is no label. This is the half of the method that compares logits; the other
+    compares features.
 
     Source: confidence-aware multi-teacher distillation, Zhang et al. 2022, arXiv 2201.00007.
     """
@@ -60,13 +69,16 @@ def _correctness(context: Context) -> Array:
 
 
 def aekd(*, cap: float = 0.6) -> Recipe:
-    """Find the mixture of teachers whose gradients agree: the common direction of least length.
+    r"""Find the mixture of teachers whose gradients agree: the common direction of least length.
 
-    w_k = a_k for the whole batch: min_a 1/2 ||sum_k a_k g_k||^2 with sum_k a_k = 1 and 0 <= a_k <= cap, where
-    g_k is the batch mean of the gradient of teacher k's KL by the student's logits. As
-    g_k = T (softmax(z / T) - softmax(z_k / T)), no backward pass is needed: a is the mixture of the teachers'
-    mean softened predictions that comes closest to the student's. cap = 1 ignores the dissenters, 1/K weighs
-    all alike. It is solved for every student and step.
+    $$w = \mathrm{argmin}_a \frac{1}{2} \lVert \sum_k a_k g_k \rVert^2, \qquad \sum_k a_k = 1, \qquad
+    0 \le a_k \le \text{cap}$$
+
+    The weights are those of the whole batch. $g_k$ is the batch mean of the gradient of teacher k's KL by the
+    student's logits, $g_k = T (\mathrm{softmax}(z / T) - \mathrm{softmax}(z_k / T))$, so no backward pass is
+    needed: w is the mixture of the teachers' mean softened predictions that comes closest to the student's.
+    `cap` = 1 ignores the dissenters, 1/K weighs all alike. It is solved for every student and step. Raises
+    UserError for a cap outside (0, 1].
 
     Source: agree to disagree, Du et al., NeurIPS 2020.
     """
@@ -103,7 +115,7 @@ def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 500) -
     # Teachers closer than float32 can tell apart keep equal weights.
     size = jnp.where(steepest > 1e-12, 1.0 / jnp.maximum(steepest, 1e-12), 0.0)
 
-    def descend(step, last_two):
+    def descend(step: Array, last_two: tuple[Array, Array]) -> tuple[Array, Array]:
         before, a = last_two
         ahead = a + step / (step + 3.0) * (a - before)
         return a, _onto_capped_simplex(ahead - size * (apart @ (ahead @ gradients)), cap)
@@ -129,9 +141,12 @@ def _onto_capped_simplex(point: Array, cap: float) -> Array:
 
 
 def random_drop(*, num_dropped: int = 1) -> Recipe:
-    """Learn from every teacher but `num_dropped`, drawn anew for each batch: noise against overfitting them.
+    r"""Learn from every teacher but `num_dropped`, drawn anew for each batch: noise against overfitting them.
 
-    w_k is 0 for the dropped and 1 for the others, a sum over teachers as in the paper: W = K - num_dropped.
+    $$w_k = 0 \text{ for the dropped},\ 1 \text{ for the others}, \qquad W = K - n$$
+
+    Here $n$ is `num_dropped`; the loss is a sum over teachers, as in the paper. Raises UserError for a
+    negative number.
 
     Source: densely guided distillation, Son et al. 2021, arXiv 2009.08825; there the teachers are a chain of
     ever smaller networks.
@@ -154,9 +169,9 @@ class _RandomlyDropped:
 
 
 def switch() -> Recipe:
-    """Learn from one teacher a batch, each in turn: over K batches all have been heard alike.
+    r"""Learn from one teacher a batch, each in turn: over K batches all count alike.
 
-    w is 1 for teacher (step mod K) and 0 for the others.
+    $$w_k = 1 \text{ for } k = \text{step} \bmod K, \text{ else } 0$$
 
     Source: Fukuda et al., Interspeech 2017, one of its two strategies.
     """

@@ -11,14 +11,20 @@ LEVEL = 0.95
 POWER = 0.8  # what `detectable_difference` asks for
 
 Interval = tuple[float, float]
+Values = Sequence[float] | np.ndarray  # [n]
 
 
-def t_interval(values: Sequence[float]) -> Interval | None:
-    """Student's t interval of a mean (standard deviation with ddof = 1); None for fewer than two values.
+def t_interval(values: Values) -> Interval | None:
+    r"""Student's t interval of a mean; None for fewer than two values.
 
-    >>> low, high = t_interval([1.0, 2.0, 3.0])
-    >>> round(low, 3), round(high, 3)
-    (-0.484, 4.484)
+    $$\bar{x} \pm t_{0.975,\, n-1}\, \frac{s}{\sqrt{n}}$$
+
+    The standard deviation s is that of a sample (ddof = 1).
+
+    Examples:
+        >>> low, high = t_interval([1.0, 2.0, 3.0])
+        >>> round(low, 3), round(high, 3)
+        (-0.484, 4.484)
     """
     if len(values) < 2:
         return None
@@ -44,9 +50,12 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, num_resamples: int = 1
 
 
 def bootstrap_shares(found: np.ndarray, of: np.ndarray, seed: int = 0, num_resamples: int = 1000) -> Interval:
-    """Percentile interval of mean_c found_c / of_c [C], by resampling the examples of every class alone.
+    r"""Percentile interval of the mean share of C classes, by resampling the examples of every class alone.
 
-    How many of a class's n examples a resample finds is a binomial number, so that none has to be drawn.
+    $$\frac{1}{C} \sum_c \frac{\text{found}_c}{\text{of}_c}$$
+
+    `found` and `of` are counts [C]. How many of a class's n examples a resample finds is a binomial number,
+    so that none has to be drawn.
     """
     found, of = np.asarray(found), np.asarray(of)
     shares = np.random.default_rng(seed).binomial(of, found / of, size=(num_resamples, len(of))) / of
@@ -75,35 +84,43 @@ def bootstrap_statistics(
     return [(float(low), float(high)) for low, high in bounds.T]
 
 
-def paired_t(a: Sequence[float], b: Sequence[float]) -> dict:
-    """Paired t test of a - b: {"mean_difference", "ci95", "p_value", "n"}.
+def paired_t(a: Values, b: Values) -> dict:
+    r"""Paired t test of a - b: `{"mean_difference", "ci95", "p_value", "n"}`.
+
+    $$t = \frac{\bar{d}}{s / \sqrt{n}}, \qquad d_i = a_i - b_i, \qquad p = 2\, P(t_{n-1} > |t|)$$
 
     Fewer than two pairs leave interval and p None. Differences that are all 0 have p = 1. Differences that
-    are all equal but not 0 also leave them None: they hold no estimate of noise, and t = infinity would
-    claim a certainty that only rounding made.
+    are all equal but not 0 also leave them None: they hold no estimate of noise, and t = infinity would claim
+    a certainty that only rounding made.
 
-    >>> paired_t([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])["mean_difference"]
-    2.0
+    Examples:
+        >>> paired_t([3.0, 5.0, 7.0], [2.0, 3.0, 4.0])["mean_difference"]
+        2.0
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    found = {"mean_difference": float(difference.mean()), "ci95": None, "p_value": None, "n": len(difference)}
+    mean = float(difference.mean())
+    found = {"mean_difference": mean, "ci95": None, "p_value": None, "n": len(difference)}
     if len(difference) < 2:
         return found
     if _constant(difference):
-        all_zero = abs(found["mean_difference"]) <= _ROUNDING
+        all_zero = abs(mean) <= _ROUNDING
         return {**found, "ci95": (0.0, 0.0), "p_value": 1.0} if all_zero else found
-    t = difference.mean() / _standard_error(difference)
+    t = mean / _standard_error(difference)
     p_value = float(2 * stats.t.sf(abs(t), len(difference) - 1))
     return {**found, "ci95": t_interval(difference), "p_value": p_value}
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Exact McNemar (1947) p of two rows of right (1) and wrong (0) decisions on the same examples [N].
+    r"""Exact McNemar (1947) p of two rows of right (1) and wrong (0) decisions on the same examples [N].
 
-    Under the null an example that only one of the two gets right is a fair coin: the sign test on those.
+    $$p = \min(1,\ 2\, P(X \le \min(n_a, n_b))), \qquad X \in \mathrm{Binomial}(n_a + n_b, \frac{1}{2})$$
 
-    >>> mcnemar(np.array([1, 1, 1, 0]), np.array([0, 0, 0, 0]))
-    0.25
+    Here $n_a$ examples only a gets right, and $n_b$ only b. Under the null such an example is a fair coin:
+    the sign test on those.
+
+    Examples:
+        >>> mcnemar(np.array([1, 1, 1, 0]), np.array([0, 0, 0, 0]))
+        0.25
     """
     only_a, only_b = np.sum(np.greater(a, b)), np.sum(np.less(a, b))
     if only_a + only_b == 0:
@@ -111,11 +128,13 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.binomtest(int(only_a), int(only_a + only_b)).pvalue)
 
 
-def detectable_difference(a: Sequence[float], b: Sequence[float], num_tests: int = 1) -> float | None:
-    """The true mean difference that `paired_t` would have found with 80 % power among `num_tests` tests.
+def detectable_difference(a: Values, b: Values, num_tests: int = 1) -> float | None:
+    r"""The true mean difference that `paired_t` would have found with 80 % power among `num_tests` tests.
 
-    (t_{1 - 0.025/num_tests} + t_{0.8}) s / sqrt(n), with s of these differences and Holm's first, strictest
-    threshold. None where there is no estimate of noise.
+    $$(t_{1 - 0.025/m,\, n-1} + t_{0.8,\, n-1})\, \frac{s}{\sqrt{n}}$$
+
+    Here s is of these differences and $m$ is `num_tests`: Holm's first, strictest threshold. None where there
+    is no estimate of noise.
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     if len(difference) < 2 or _constant(difference):
@@ -125,10 +144,15 @@ def detectable_difference(a: Sequence[float], b: Sequence[float], num_tests: int
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) step-down adjusted p values, in the order given; None stays None and is not counted.
+    r"""Holm's (1979) step-down adjusted p values, in the order given; None stays None and is not counted.
 
-    >>> holm([0.01, None, 0.04, 0.03])
-    [0.03, None, 0.06, 0.06]
+    $$\tilde{p}_{(i)} = \max_{j \le i} \min(1,\ (m - j + 1)\, p_{(j)})$$
+
+    Here $p_{(1)} \le \dots \le p_{(m)}$ are the p values in rising order.
+
+    Examples:
+        >>> holm([0.01, None, 0.04, 0.03])
+        [0.03, None, 0.06, 0.06]
     """
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -146,7 +170,7 @@ def _constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= _ROUNDING)
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def _standard_error(values: Values) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 

@@ -1,6 +1,8 @@
-"""Metrics of saved logits, on the host in float64: what the report is computed from.
+r"""Metrics of saved logits, on the host in float64: what the report is computed from.
 
-Shapes: logits [N,C] (unnormalised, any float), labels [N] int; the teachers' logits are [K,N,C].
+Shapes: logits [N,C] (unnormalised, any float), labels [N] int; the teachers' logits are [K,N,C]. Symbols:
+n is an example, $p_n = \mathrm{softmax}(z_n)$ its probabilities, $y_n$ its label, $\hat{y}_n$ its
+decision.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ NUM_ORDERS = 200  # drawn for sampled Shapley values
 def per_example(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """The terms whose means are accuracy, NLL and Brier score, each [N] float64.
 
-    Equal logits are decided for the lower class, as a ballot does (fusion.py).
+    Equal logits are decided for the lower class, as a ballot does (`fusion.rules`).
     """
     chex.assert_shape(logits, (len(labels), None))
     log_probs = log_softmax(np.asarray(logits, np.float64), axis=1)
@@ -38,21 +40,30 @@ def per_example(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Share of right decisions, in [0,1].
+    r"""Share of right decisions, in [0,1].
 
-    >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
-    0.6666666666666666
+    $$\frac{1}{N} \sum_n [\hat{y}_n = y_n]$$
+
+    Examples:
+        >>> accuracy(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+        0.6666666666666666
     """
     return float(per_example(logits, labels)["accuracy"].mean())
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood of the true class, in nats; ln C for a uniform guess."""
+    r"""Mean negative log-likelihood of the true class, in nats; ln C for a uniform guess.
+
+    $$-\frac{1}{N} \sum_n \ln\, p_n(y_n)$$
+    """
     return float(per_example(logits, labels)["nll"].mean())
 
 
 def brier(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Brier score in [0,2]: mean_n sum_c (p_nc - [c = y_n])^2 (Brier, 1950)."""
+    r"""Brier score in [0,2] (Brier, 1950).
+
+    $$\frac{1}{N} \sum_n \sum_c (p_n(c) - [c = y_n])^2$$
+    """
     return float(per_example(logits, labels)["brier"].mean())
 
 
@@ -76,9 +87,12 @@ def reliability(logits: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
 
 
 def ece(logits: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """Expected calibration error of the top label, in [0,1]: sum_b mass_b |accuracy_b - confidence_b|.
+    r"""Expected calibration error of the top label, in [0,1].
 
-    Equal-mass bins (Nguyen and O'Connor, 2015); the sum is that of Naeini, Cooper and Hauskrecht (2015).
+    $$\sum_b m_b\, |\mathrm{acc}_b - \mathrm{conf}_b|$$
+
+    Accuracy, mean confidence and mass (share of the examples) of each bin b are those of `reliability`. Bins
+    hold equal masses (Nguyen and O'Connor, 2015); the sum is that of Naeini, Cooper and Hauskrecht (2015).
     """
     bins = reliability(logits, labels, num_bins)
     return float(np.sum(bins["mass"] * np.abs(bins["accuracy"] - bins["confidence"])))
@@ -87,8 +101,9 @@ def ece(logits: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> flo
 def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Confusion matrix [C,C] int64: rows are true classes, columns are decisions.
 
-    >>> confusion(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1])).tolist()
-    [[1, 0], [1, 1]]
+    Examples:
+        >>> confusion(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1])).tolist()
+        [[1, 0], [1, 1]]
     """
     num_classes = logits.shape[1]
     cell = np.asarray(labels, np.int64) * num_classes + np.argmax(logits, axis=1)
@@ -96,16 +111,22 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def per_class_recall(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Share of each class that is found, [C] in [0,1]; nan for a class without examples."""
+    r"""Share of each class that is found, [C] in [0,1]; nan for a class without examples.
+
+    $$R_c = \frac{|\{n : \hat{y}_n = y_n = c\}|}{|\{n : y_n = c\}|}$$
+    """
     matrix = confusion(logits, labels)
     return _ratio(np.diagonal(matrix), matrix.sum(axis=1))
 
 
 def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean recall of the classes there are, in [0,1]; 1/C for a guess, however many a class has.
+    r"""Mean recall of the classes there are, in [0,1]; 1/C for a guess, however many a class has.
 
-    >>> balanced_accuracy(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
-    0.75
+    $$\frac{1}{C} \sum_c R_c$$
+
+    Examples:
+        >>> balanced_accuracy(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+        0.75
     """
     return float(np.nanmean(per_class_recall(logits, labels)))
 
@@ -124,10 +145,11 @@ def summary(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 class Roc(NamedTuple):
-    """What every threshold brings, from the lowest to the highest: the receiver operating characteristic.
+    """The receiver operating characteristic: false-alarm rate and recall of every threshold, rising.
 
-    There are U + 1 thresholds: -inf and the U distinct scores. What scores ABOVE a threshold is an alarm, so
-    the first point is (1, 1), the last one (0, 0), and equal scores are alarms together or not at all.
+    There are U + 1 thresholds: -inf and the U distinct scores. An example is an alarm where its score is
+    ABOVE the threshold, so the first point is (1, 1), the last one (0, 0), and equal scores are alarms
+    together or not at all.
     """
 
     threshold: np.ndarray  # [U+1] log-odds
@@ -136,10 +158,12 @@ class Roc(NamedTuple):
 
 
 def log_odds(logits: np.ndarray, positive: int) -> np.ndarray:
-    """ln p(positive) - ln p(the other class) [N] float64 of logits [N,2]: the score of a detector.
+    r"""Log-odds of the positive class [N] float64 of logits [N,2]: the score of a detector.
 
-    It orders images as p(positive) does, which is its logistic function, and still tells apart those where
-    p is so near 1 that it is rounded to it.
+    $$s_n = \ln\, p_n(\text{positive}) - \ln\, p_n(\text{other})$$
+
+    It orders images as p(positive) does, which is its logistic function, and still tells apart those where p
+    is so near 1 that it is rounded to it.
     """
     chex.assert_shape(logits, (None, 2))
     z = np.asarray(logits, np.float64)
@@ -164,12 +188,15 @@ def roc(scores: np.ndarray, is_positive: np.ndarray, times: np.ndarray | None = 
 
 
 def auroc(curve: Roc) -> float:
-    """Area under the ROC: the chance that a positive scores above a negative, ties counted as a half.
+    r"""Area under the ROC: the chance that a positive scores above a negative, ties counted as a half.
+
+    $$P(s_+ > s_-) + \frac{1}{2} P(s_+ = s_-)$$
 
     0.5 for scores that say nothing (Mann and Whitney, 1947; Hanley and McNeil, 1982).
 
-    >>> auroc(roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])))
-    0.875
+    Examples:
+        >>> auroc(roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])))
+        0.875
     """
     return float(-np.trapezoid(curve.recall, curve.false_alarm_rate))
 
@@ -186,9 +213,10 @@ def lowest_allowed(curve: Roc, rate: float) -> int:
 def recall_at(curve: Roc, rate: float) -> float:
     """Recall at the lowest threshold with at most `rate` in [0,1) false alarms on these very examples.
 
-    >>> curve = roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True]))
-    >>> recall_at(curve, 0.4), recall_at(curve, 0.5)
-    (0.5, 1.0)
+    Examples:
+        >>> curve = roc(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True]))
+        >>> recall_at(curve, 0.4), recall_at(curve, 0.5)
+        (0.5, 1.0)
     """
     return float(curve.recall[lowest_allowed(curve, rate)])
 
@@ -196,11 +224,12 @@ def recall_at(curve: Roc, rate: float) -> float:
 def operating_point(
     val: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], rate: float
 ) -> dict[str, float]:
-    """What the threshold that VALIDATION allows does on test; each a pair (scores, is_positive).
+    """Recall and false alarms on test at the threshold that VALIDATION allows.
 
-    {"threshold": p(positive) that an alarm must exceed, the lowest with at most `rate` false alarms on
-    validation; "recall", "false_alarm_rate": shares of the test positives and negatives that are alarms;
-    "misses", "false_alarms": how many}. Nothing holds the test's false alarms below `rate`.
+    `val` and `test` are pairs (scores, is_positive). Returns a dictionary. "threshold": p(positive) that an
+    alarm must exceed, the lowest with at most `rate` false alarms on validation; "recall",
+    "false_alarm_rate": shares of the test positives and negatives that are alarms; "misses", "false_alarms":
+    how many. Nothing holds the test's false alarms below `rate`.
     """
     curve = roc(*val)
     threshold = curve.threshold[lowest_allowed(curve, rate)]
@@ -220,16 +249,20 @@ def operating_point(
 
 
 def disagreement(logits: np.ndarray) -> np.ndarray:
-    """Share of examples two teachers decide differently, [K,K] in [0,1] (Skalak, 1996)."""
+    r"""Share of examples two teachers decide differently, [K,K] in [0,1] (Skalak, 1996).
+
+    $$D_{ab} = \frac{1}{N} \sum_n [\hat{y}_{an} \ne \hat{y}_{bn}]$$
+    """
     decision = np.argmax(logits, axis=2)
     return (decision[:, None] != decision[None]).mean(axis=2)
 
 
 def q_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Yule's Q of being right, [K,K] in [-1,1]; nan where its denominator is 0.
+    r"""Yule's Q of being right, [K,K] in [-1,1]; nan where its denominator is 0.
 
-    Q = (N11 N00 - N01 N10) / (N11 N00 + N01 N10), counts of (a right, b right); 0 for independent errors
-    (Kuncheva and Whitaker, 2003).
+    $$Q_{ab} = \frac{N_{11} N_{00} - N_{01} N_{10}}{N_{11} N_{00} + N_{01} N_{10}}$$
+
+    The counts are of (a right, b right); Q is 0 for independent errors (Kuncheva and Whitaker, 2003).
     """
     right = (np.argmax(logits, axis=2) == labels).astype(np.float64)
     wrong = 1 - right
@@ -239,7 +272,10 @@ def q_statistic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def pairwise_kl(logits: np.ndarray) -> np.ndarray:
-    """Symmetrised divergence (KL(p_a || p_b) + KL(p_b || p_a)) / 2, mean over examples, [K,K] in nats."""
+    r"""Symmetrised divergence of two teachers, mean over examples, [K,K] in nats.
+
+    $$\frac{1}{2 N} \sum_n (\mathrm{KL}(p_{an} \parallel p_{bn}) + \mathrm{KL}(p_{bn} \parallel p_{an}))$$
+    """
     log_probs = log_softmax(np.asarray(logits, np.float64), axis=2)
     cross = np.einsum("knc,lnc->kl", np.exp(log_probs), log_probs) / logits.shape[1]
     one_way = np.diagonal(cross)[:, None] - cross
@@ -247,7 +283,10 @@ def pairwise_kl(logits: np.ndarray) -> np.ndarray:
 
 
 def error_correlation(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Pearson correlation of two teachers' errors, [K,K]; nan where one makes none, or only errors."""
+    r"""Pearson correlation of two teachers' errors, [K,K]; nan where one makes none, or only errors.
+
+    $$\rho_{ab} = \mathrm{corr}_n([\hat{y}_{an} \ne y_n],\, [\hat{y}_{bn} \ne y_n])$$
+    """
     error = (np.argmax(logits, axis=2) != labels).astype(np.float64)
     error -= error.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.square(error).sum(axis=1))
@@ -255,7 +294,11 @@ def error_correlation(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def diversity(logits: np.ndarray, labels: np.ndarray) -> dict[str, dict]:
-    """How the first 32 teachers differ: {measure: {"matrix": [K][K], "mean": of pairs}}; None: undefined."""
+    """How the first 32 teachers differ, by four measures of every pair.
+
+    Returns `{measure: {"matrix": [K,K] lists, "mean": over pairs}}`; None stands where a measure is
+    undefined.
+    """
     chex.assert_shape(logits, (None, len(labels), None))
     logits = logits[:MOST_IN_PAIRS]
     matrices = {
@@ -286,8 +329,9 @@ def sub_ensembles(
 def sizes(num_teachers: int, most: int = MOST_SIZES) -> list[int]:
     """Sizes of ensembles to look at: 1 to K, or at most `most` of them that grow by about one factor.
 
-    >>> sizes(4), sizes(550, 5)
-    ([1, 2, 3, 4], [1, 5, 23, 114, 550])
+    Examples:
+        >>> sizes(4), sizes(550, 5)
+        ([1, 2, 3, 4], [1, 5, 23, 114, 550])
     """
     if num_teachers <= most:
         return list(range(1, num_teachers + 1))
@@ -315,10 +359,12 @@ def shapley(
     num_orders: int = NUM_ORDERS,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Shapley (1953) value of every teacher for the accuracy v of `mean_probs`: (values [K], their errors).
+    r"""Shapley (1953) value of every teacher for the accuracy v of `mean_probs`: (values [K], their errors).
 
-    value_k = mean over all orders of v(those before k and k) - v(those before k), v(nobody) = 1/C: a guess.
-    The values sum to v(all) - 1/C. Exact, from all 2^K subsets and without errors (None), up to
+    $$\phi_k = \frac{1}{K!} \sum_\text{orders} (v(\text{before k, and k}) - v(\text{before k})), \qquad
+    v(\emptyset) = \frac{1}{C}$$
+
+    The values sum to $v(\text{all}) - 1/C$. Exact, from all $2^K$ subsets and without errors (None), up to
     `most_exact` teachers; beyond, the mean over `num_orders` random orders, with its standard errors [K].
     """
     num_teachers, _, num_classes = logits.shape
@@ -353,7 +399,10 @@ def _gains(logits: np.ndarray, labels: np.ndarray, orders: list[np.ndarray]) -> 
 
 
 def leave_one_out(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """What the accuracy of `mean_probs` loses without each teacher, [K]; without a lone one it is 1/C."""
+    r"""Accuracy that `mean_probs` loses without each teacher, [K]; without a lone one it is 1/C.
+
+    $$v(\text{all}) - v(\text{all but k})$$
+    """
     num_teachers, _, num_classes = logits.shape
     everyone = np.ones((1, num_teachers), np.float32)
     all_but_one = everyone - np.eye(num_teachers, dtype=np.float32)
@@ -367,10 +416,10 @@ def subsets(num_teachers: int, size: int, most: int, rng: np.random.Generator) -
     if math.comb(num_teachers, size) <= most:
         picks = list(itertools.combinations(range(num_teachers), size))
     else:
-        picks = set()
-        while len(picks) < most:
-            picks.add(tuple(sorted(rng.choice(num_teachers, size, replace=False).tolist())))
-        picks = sorted(picks)
+        drawn: set[tuple[int, ...]] = set()
+        while len(drawn) < most:
+            drawn.add(tuple(sorted(rng.choice(num_teachers, size, replace=False).tolist())))
+        picks = sorted(drawn)
     member_of = np.zeros((len(picks), num_teachers), np.float32)
     np.put_along_axis(member_of, np.array(picks), 1, axis=1)
     return member_of

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -253,7 +254,7 @@ def _encode(leaf: Any) -> np.ndarray:
 
 def _decode(name: tuple[str, ...], array: np.ndarray) -> Any:
     if name[-1] in KEY_IMPLEMENTATIONS:
-        return jax.random.wrap_key_data(array, impl=KEY_IMPLEMENTATIONS[name[-1]])
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=KEY_IMPLEMENTATIONS[name[-1]])
     return array
 
 
@@ -313,7 +314,7 @@ def _read_arrays(path: Path) -> Leaves:
         return flatten_dict(checkpointer.restore(path))
 
 
-def _checkpointer():
+def _checkpointer() -> Any:
     """Orbax for this process alone: left to itself it waits for the others at every turn."""
     import orbax.checkpoint as ocp  # two seconds, and only a run that saves needs it
 

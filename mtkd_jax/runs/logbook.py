@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from mtkd_jax.system import terminal
 from mtkd_jax.system.files import parse, write_atomically
@@ -39,8 +40,9 @@ class Logbook:
 
         self._path = workdir / "metrics.jsonl"
         self._begun = self._spoken = time.perf_counter()
+        stderr = cast(IO[str], terminal.Stderr())
         # Plain text in a notebook too, where rich would make a block of HTML of every line.
-        self._console = Console(file=terminal.Stderr(), quiet=quiet, soft_wrap=True, force_jupyter=False)
+        self._console = Console(file=stderr, quiet=quiet, soft_wrap=True, force_jupyter=False)
         try:
             (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
@@ -50,12 +52,12 @@ class Logbook:
             raise _refused(workdir / "tensorboard", error) from error
         self._bar: Progress | None = None
         self._redrawn = False  # a line that the next one takes the place of
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Logbook:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
         os.close(self._folder)

@@ -97,7 +97,7 @@ def load(path: str | os.PathLike) -> Predictions:
         raise UserError(f"{path}: not written by this version's save(); run the experiment again") from error
 
 
-def _split(record: Group | Predictions) -> tuple[dict, dict[str, np.ndarray]]:
+def _split(record: Group | Predictions) -> tuple[dict[str, Any], dict[str, Any]]:
     """A record's plain fields and its arrays; nested groups are left to the caller."""
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     fields.pop("groups", None)
@@ -105,7 +105,7 @@ def _split(record: Group | Predictions) -> tuple[dict, dict[str, np.ndarray]]:
     return {name: value for name, value in fields.items() if name not in arrays}, arrays
 
 
-def _join(meta: dict, arrays: dict[str, np.ndarray]) -> Predictions:
+def _join(meta: dict[str, Any], arrays: dict[str, Any]) -> Predictions:
     num_classes = len(meta["class_names"])
     groups = []
     for i, group in enumerate(meta.pop("groups")):
@@ -124,6 +124,6 @@ def _join(meta: dict, arrays: dict[str, np.ndarray]) -> Predictions:
     return predictions
 
 
-def _tuples(fields: dict) -> dict:
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON has lists where the records have tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -231,7 +231,9 @@ def _described(workdir: Path) -> dict[str, Any]:
         return {}
     if not isinstance(found.get("config"), dict):
         raise UserError(f"{path}: not what a run writes; {MEND}")
-    return files.read_sealed(path, MEND) if "version" in found else found  # the first ones had another seal
+    if "version" not in found:  # the first ones had another seal
+        return found
+    return files.read_sealed(path, MEND) or {}
 
 
 def data_identity(split: Split) -> dict[str, Any]:
@@ -280,7 +282,8 @@ def _known_of_both(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, 
     """Two identities; a run that was lent from and is gone, or never had a name, is the one it was."""
     if LENT_BY in old and LENT_BY in new:
         return old, new
-    return tuple({name: value for name, value in one.items() if name != LENT_BY} for one in (old, new))
+    old, new = ({name: value for name, value in one.items() if name != LENT_BY} for one in (old, new))
+    return old, new
 
 
 def _digest_of_file(path: str, field: str) -> str:

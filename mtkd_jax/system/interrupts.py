@@ -1,7 +1,7 @@
 """SIGTERM and Ctrl-C as a request: finish this piece of work, save it, and end.
 
-A signal is only noted; the work asks between its pieces (`asked`, `check`) and stops there itself, so that
-nothing has to survive being stopped anywhere. Orbax would notice SIGTERM under jax.distributed alone.
+A signal is only noted; the work asks between its pieces (`stop_requested`, `check`) and stops there itself,
+so that nothing has to survive being stopped anywhere. Orbax would notice SIGTERM under jax.distributed alone.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_TO_UNWIND = 2.0  # after a second Ctrl-C, until the process is ended from outside of what it computes
 
 _noted = 0
-_before = signal.default_int_handler  # what handled SIGINT before `listening`
+# What handled SIGINT before `handle_signals`.
+_before: Callable[[int, FrameType | None], Any] | int | None = signal.default_int_handler
 
 
 class Interrupted(Exception):
@@ -82,7 +85,7 @@ def handle_signals() -> Iterator[None]:
         _noted = 0
 
 
-def _note(number: int, frame) -> None:
+def _note(number: int, frame: FrameType | None) -> None:
     global _noted
     if _noted and number == signal.SIGINT:
         if callable(_before):

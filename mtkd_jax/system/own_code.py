@@ -164,12 +164,12 @@ def _gather(name: str, thing: Any, sources: dict[str, str]) -> None:
         return
     sources[name] = source = _source(name, thing)
     everything = vars(sys.modules[MAIN])
-    for node in ast.walk(ast.parse(source)):
-        known = everything.get(node.id) if isinstance(node, ast.Name) else None
+    for used in [node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]:
+        known = everything.get(used)
         if isinstance(known, int | float | str | tuple | bool):
-            sources[node.id] = repr(known)
+            sources[used] = repr(known)
         elif (inspect.isfunction(known) or inspect.isclass(known)) and known.__module__ == MAIN:
-            _gather(node.id, known, sources)
+            _gather(used, known, sources)
 
 
 def _source(name: str, thing: Any) -> str:

@@ -15,8 +15,8 @@ import traceback
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from mtkd_jax.system import interrupts
 
@@ -65,6 +65,8 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
         try:
             code = work() or 0
         except SystemExit as ended:  # --help of argparse
+            if isinstance(ended.code, str):
+                raise
             code = ended.code or 0
         sys.stdout.flush()
         return code
@@ -117,11 +119,11 @@ class Stderr:
         except (ValueError, AttributeError):
             return False
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @property
-    def _stream(self):
+    def _stream(self) -> TextIO:
         # While rich draws a bar, sys.stderr is a door to the console that the bar is drawn by: ourselves.
         return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
@@ -130,10 +132,12 @@ def console() -> Console:
     """Of stdout, as wide as the terminal; into a pipe or a file 100 columns."""
     from rich.console import Console
 
-    found = Console()
-    found = found if found.is_terminal else Console(width=WIDTH)
-    found.on_broken_pipe = _raise  # rich would end the process with 1
-    return found
+    class Own(Console):
+        def on_broken_pipe(self) -> NoReturn:
+            raise  # the BrokenPipeError that is being handled; rich would end the process with 1
+
+    found = Own()
+    return found if found.is_terminal else Own(width=WIDTH)
 
 
 def in_notebook() -> bool:
@@ -165,7 +169,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def path(text: str, any_name: bool = False) -> Path:
-    """The type of an argument that is a path: see `paths.typed`."""
+    """The type of an argument that is a path: see `paths.parse`."""
     from mtkd_jax.system import paths
     from mtkd_jax.types import UserError
 
@@ -217,7 +221,7 @@ def _told_to_jax() -> str:
     return f"; the environment has {', '.join(said)}" if said else ""
 
 
-def _leave(number: int, _) -> NoReturn:
+def _leave(number: int, _: FrameType | None) -> NoReturn:
     """The handler of SIGINT: all that is written is written atomically, so nothing is harmed."""
     tell("\nmtkd_jax: interrupted; the same command goes on from what is saved")
     os._exit(128 + number)
@@ -239,8 +243,10 @@ def _not_begun(kind: type[BaseException], error: BaseException, trace: Traceback
     raise SystemExit(MENDABLE)
 
 
-def _readable(error: UnicodeError) -> tuple[str, int]:
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
     """Stands for characters that a stream's encoding does not have; dashes keep their width in tables."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
     text = error.object[error.start : error.end]
     if all(unicodedata.category(character) == "Pd" for character in text):
         return "-" * len(text), error.end
@@ -250,11 +256,7 @@ def _readable(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(READABLE, _readable)
 
 
-def _raise() -> NoReturn:
-    raise  # what the caller is handling
-
-
-def _flushed(stream) -> bool:
+def _flushed(stream: TextIO) -> bool:
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -262,7 +264,7 @@ def _flushed(stream) -> bool:
     return True
 
 
-def let_go(stream) -> None:
+def let_go(stream: TextIO) -> None:
     """Point what takes no more at the null device: Python flushes it once more as it ends."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
