@@ -26,7 +26,10 @@ MAIN_HEADER = [
 ]
 IN_FILES_ALONE = ("FLOPs", "ms")  # columns for which a terminal of 100 has no place
 BALANCED = "balanced"  # in the place of the Brier score, where accuracy alone misleads
-COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p (Holm)", "", "n"]
+COMPARISON_HEADER = [
+    *("", "accuracy, points", "verdict", "p", "p (Holm)"),
+    *("NLL", "verdict", "p", "p (Holm)", "n"),
+]
 CAPTION = (
     "accuracy: mean [95 % interval], over what each heading says. verdict: on accuracy, against the baseline "
     "on the same images; equivalent: closer than {margin:g} points. gap: share of (ensemble - baseline) "
@@ -167,10 +170,7 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
         cells = [
             [
                 f"{a['a']} - {a['b']}",
-                *_difference_cells(a),
-                a["verdict"],
-                *_difference_cells(n),
-                n["verdict"],
+                *(cell for one in (a, n) for cell in _with_verdict(one)),
                 str(a["n"]),
             ]
             for a, n in zip(on_accuracy, on_nll)
@@ -498,6 +498,11 @@ def _difference_cells(one: dict) -> list[str]:
     if one["ci95"] is not None:
         difference += f" {findings.interval(one['ci95'], one['metric'])}"
     return [difference, _p(one["p_value"]), _p(one["p_holm"])]
+
+
+def _with_verdict(one: dict) -> list[str]:
+    difference, *p_values = _difference_cells(one)
+    return [difference, one["verdict"], *p_values]
 
 
 def _p(p: float | None) -> str:
