@@ -134,9 +134,10 @@ def default() -> ConfigDict:
     config.students.epochs = 0  # 0 = train.epochs
     config.students.eval_every = 0  # 0 = train.eval_every
 
-    config.report = ConfigDict()  # of data with two classes, where one is to be detected
-    config.report.positive = ""  # the class whose misses count; "" = the last one
-    config.report.false_alarm_rate = 0.05  # at which recall is told
+    config.report = ConfigDict()
+    config.report.margin = 0.005  # share of accuracy; closer than that to the baseline is as good as it
+    config.report.positive = ""  # of two classes, the one whose misses count; "" = the last one
+    config.report.false_alarm_rate = 0.05  # of two classes: at which recall is told
 
     config.export = ConfigDict()
     config.export.choose = "best"  # of all single networks, by validation NLL; or "student", or a row's name
@@ -210,6 +211,7 @@ RANGES = {
     "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "students.epochs": _at_least(0),
     "students.eval_every": _at_least(0),
+    "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "runtime.how": _one_of(("auto", *HOW)),
     "runtime.data_shards": _at_least(1),

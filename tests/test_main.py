@@ -50,6 +50,7 @@ def test_a_run_leaves_what_the_design_promises(finished):
         "report.json",
         "report.md",
         "report.html",
+        "results.csv",
         "student/model.safetensors",
         "student/model.stablehlo",
         "student/README.md",

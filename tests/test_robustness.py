@@ -324,11 +324,13 @@ def test_a_stage_of_another_run_or_in_the_place_of_another_is_refused(command, w
 
 def test_other_rules_in_a_finished_run_train_nothing_and_are_reported(command, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "run")
-    into, asked = tmp_path / "run", ["--config.fusion.rules=('mean_probs','copeland')"]
+    into = tmp_path / "run"
+    asked = ["--config.fusion.rules=('mean_probs','copeland')", "--config.report.margin=0.25"]
     monkeypatch.setattr(training, "advance", lambda *_: pytest.fail("trained"))
     assert main.main([*command, f"--workdir={into}", *asked]) == 0
     report = workdir.read_report(into)
     assert [row["name"] for row in report["rows"] if row["role"] == "ensemble"] == ["mean_probs", "copeland"]
+    assert report["margin"] == 0.25
     assert workdir.read_config(into)["fusion"]["rules"] == ["mean_probs", "copeland"]
     assert main.main([*command, f"--workdir={into}"]) == 0  # back again
     assert small.numbers(into) == small.numbers(whole)

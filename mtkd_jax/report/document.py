@@ -1,4 +1,5 @@
-"""The report of a finished run: report.json, report.md, report.html and plots/, from predictions.npz alone.
+"""The report of a finished run: report.json, results.csv, report.md, report.html and plots/, from
+predictions.npz alone.
 
     python -m mtkd_jax.report RUN [--into FILE]
     python -m mtkd_jax.report RUN RUN ... [--out DIR] [--into FILE]
@@ -9,6 +10,8 @@ One RUN rebuilds its report without training anything; several make one table, a
 from __future__ import annotations
 
 import base64
+import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +30,10 @@ from mtkd_jax.system.files import parse, write_atomically
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError, printable
 
+RESULTS = (  # the columns of results.csv
+    *("role", "name", "transfer", "n", "accuracy", "accuracy_low", "accuracy_high", "nll", "ece", "brier"),
+    *("params", "flops", "latency_ms", "gap_share", "alpha", "temperature", "verdict"),
+)
 IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
@@ -115,7 +122,8 @@ def write(run_dir: str | Path) -> dict:
     files = {f"plots/{name}.png": data for name, data in images.items()}
     files["report.md"] = _markdown(report, list(images)).encode()
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
-    files["report.json"] = as_json(report)
+    files["results.csv"] = as_csv({"": report})
+    files["report.json"] = as_json(report)  # last: where it stands, the run is finished
     write_files(run_dir, files)
     workdir.seal(run_dir, workdir.REPORT)
     return report
@@ -163,7 +171,9 @@ def _main(argv: Sequence[str] | None) -> None:
         "runs", nargs="+", metavar="RUN", type=terminal.path, help="the --workdir of a finished run"
     )
     parser.add_argument(
-        "--out", type=terminal.path, help="several runs: also write report.md and report.json here"
+        "--out",
+        type=terminal.path,
+        help="several runs: also write report.md, results.csv and report.json here",
     )
     parser.add_argument(
         "--into",
@@ -226,7 +236,8 @@ def _merge(runs: Sequence[Path], out: Path | None) -> Told:
     header, sections = tables.merged(reports)
     text = "\n\n".join([_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)])
     if out is not None:
-        write_files(out, {"report.md": (text + "\n").encode(), "report.json": as_json({"runs": reports})})
+        files = {"report.md": (text + "\n").encode(), "results.csv": as_csv(reports)}
+        write_files(out, {**files, "report.json": as_json({"runs": reports})})
 
     def tell() -> None:
         table = tables.merged_terminal(reports, terminal.console().width)
@@ -280,6 +291,33 @@ def as_json(value: dict) -> bytes:
     return json.dumps(value, indent=1, allow_nan=False).encode()
 
 
+def as_csv(reports: Mapping[str, dict]) -> bytes:
+    """The rows of reports by name, a line each, under RESULTS; first the run, unless its name is "".
+
+    Means as in report.json, shares not in per cent; accuracy_low and accuracy_high are the ends of the 95 %
+    interval, latency_ms is that of one image. What does not exist is empty.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*(["run"] if any(reports) else []), *RESULTS])
+    for run, report in reports.items():
+        table.writerows([*([printable(run)] if run else []), *_result(row)] for row in report["rows"])
+    return text.getvalue().encode()
+
+
+def _result(row: dict) -> list:
+    """The cells of a row of the report under RESULTS."""
+    low, high = row["accuracy"]["ci95"] or (None, None)
+    cells = {
+        **row,
+        **{name: row[name] and row[name]["mean"] for name in ("accuracy", "nll", "ece", "brier")},
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "latency_ms": row["latency_ms"]["1"],
+    }
+    return [cells[name] for name in RESULTS]
+
+
 def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts = [
         f"# {in_markdown(report['dataset'])}: what distillation gained",
@@ -290,7 +328,7 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     if report["comparisons"]:
         sections = tables.comparison_sections(report)
         text = _sectioned(tables.COMPARISON_HEADER, sections)
-        parts.append(f"## Comparisons\n\n{text}\n\n{tables.COMPARISON_CAPTION}")
+        parts.append(f"## Comparisons\n\n{text}\n\n{tables.comparison_caption(report)}")
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")

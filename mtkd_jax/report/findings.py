@@ -1,6 +1,7 @@
 """The words of the report, written from its numbers: what a run shows, and under which conditions.
 
-Nothing is called better unless Holm's p is below 0.05; what is inside the noise is said to be.
+Nothing is called better unless Holm's p is below 0.05, nor equivalent unless that was tested; all else is
+said to be undecided.
 """
 
 from __future__ import annotations
@@ -15,22 +16,19 @@ import numpy as np
 
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
-from mtkd_jax.results import analysis
+from mtkd_jax.results import analysis, intervals
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
-SIGNIFICANT = 0.05
 MOST_TO_TELL = 0.2  # in accuracy: who can see nothing smaller sees next to nothing
 FEWEST_SEEDS = 3  # with two, a t interval spans 12.7 standard errors to each side
 
 
 def better_or_worse(comparison: dict) -> str:
-    """ "better" | "worse" | "" (inside the noise, or not testable): what may be said of a against b."""
-    p = comparison["p_holm"]
-    if p is None or p >= SIGNIFICANT:
-        return ""
-    higher_is_better = comparison["metric"] == "accuracy"
-    return "better" if (comparison["mean_difference"] > 0) == higher_is_better else "worse"
+    """ "better" | "worse" | "" (inside the noise, or not testable), of a comparison without a margin."""
+    sign = 1 if comparison["metric"] == "accuracy" else -1
+    said = intervals.verdict(sign * comparison["mean_difference"], comparison["p_holm"])
+    return "" if said == "undecided" else said
 
 
 # --- what this run shows ------------------------------------------------------------------------------
@@ -38,13 +36,14 @@ def better_or_worse(comparison: dict) -> str:
 
 def summarise(report: dict) -> list[str]:
     """Paragraphs in plain language, from the numbers of report.json alone."""
-    found = [_ensemble(report), *map(_gap, report["gaps"]), *_detection(report)]
+    margin = report["margin"]
+    found = [_ensemble(report), *(_gap(gap, margin) for gap in report["gaps"]), *_detection(report)]
     for family in dict.fromkeys(one["family"] for one in report["comparisons"]):
         of_family = [one for one in report["comparisons"] if one["family"] == family]
         for b in dict.fromkeys(one["b"] for one in of_family):
             tested = [one for one in of_family if one["b"] == b]
             found.append(
-                _paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED))
+                _paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED), margin)
             )
     return [*found, *_apart(report), *_deploy(report)]
 
@@ -62,40 +61,49 @@ def _ensemble(report: dict) -> str:
     )
 
 
-def _gap(gap: dict) -> str:
+def _gap(gap: dict, margin: float) -> str:
     difference = f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}"
     where = f"the baseline trained without teachers ({percent(gap['baseline'])})"
     head = f"What there is to gain ({gap['transfer']})"
-    if gap["larger_than_noise"]:
+    if gap["verdict"] == "equivalent":
+        return f"{head}: The ensemble and {where} are equivalent, {_within(margin)}: {difference}."
+    if gap["verdict"] == "better":
         return f"{head}: The ensemble is ahead of {where} by {difference}, more than noise."
     if gap["ci95"][1] < 0:
         return f"{head}: The ensemble is behind {where}, {difference}."
     return f"{head}: The ensemble is not told apart from {where}: {difference}."
 
 
-def _paragraph(on_accuracy: list[dict], on_nll: list[dict]) -> str:
+def _paragraph(on_accuracy: list[dict], on_nll: list[dict], margin: float) -> str:
     """All modes against one rival: accuracy in sentences, NLL in short."""
     one = on_accuracy[0]
     if one["family"] == analysis.CROSS_FAMILY:
         against = "With the unlabelled images, against the labelled-only baseline"
     else:
         against = f"Against {_name_of(one['b'])} ({one['family']})"
-    return f"{against}: {_on_accuracy(on_accuracy)} {_on_nll(on_nll)}"
+    return f"{against}: {_on_accuracy(on_accuracy, margin)} {_on_nll(on_nll)}"
 
 
-def _on_accuracy(tested: list[dict]) -> str:
-    """One sentence a finding, then one for all that is inside the noise."""
+def _on_accuracy(tested: list[dict], margin: float) -> str:
+    """One sentence a finding, then one for all that is equivalent and one for all that is undecided."""
     words = {"better": "beats", "worse": "is worse than"}
     sentences = [
-        f"{one['a']} {words[better_or_worse(one)]} {_name_of(one['b'])}, {points(one['mean_difference'])} "
+        f"{one['a']} {words[one['verdict']]} {_name_of(one['b'])}, {points(one['mean_difference'])} "
         f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}."
         for one in tested
-        if better_or_worse(one)
+        if one["verdict"] in words
     ]
-    unclear = [one for one in tested if one["p_holm"] is not None and not better_or_worse(one)]
+    equivalent = [one for one in tested if one["verdict"] == "equivalent"]
+    if equivalent:
+        listed = ", ".join(
+            f"{one['a']} {points(one['mean_difference'])} {interval(one['ci95'], 'accuracy')}"
+            for one in equivalent
+        )
+        sentences.append(f"Equivalent, {_within(margin)}: {listed}.")
+    unclear = [one for one in tested if one["p_holm"] is not None and one["verdict"] == "undecided"]
     if unclear:
         listed = ", ".join(f"{one['a']} {points(one['mean_difference'])}" for one in unclear)
-        sentences.append(f"No difference larger than noise: {listed}{_could_have_been_seen(unclear)}.")
+        sentences.append(f"Undecided: {listed}{_could_have_been_seen(unclear)}.")
     untested = [one for one in tested if one["p_holm"] is None]
     if untested:
         listed = ", ".join(f"{one['a']} {points(one['mean_difference'])}" for one in untested)
@@ -107,16 +115,18 @@ def _on_nll(tested: list[dict]) -> str:
     """ "NLL: lower for ..., higher for ...", each name with its difference; nothing of what is noise."""
     parts = []
     for verdict, words in (("better", "lower for"), ("worse", "higher for")):
-        names = [
-            f"{one['a']} ({one['mean_difference']:+.3f})" for one in tested if better_or_worse(one) == verdict
-        ]
+        names = [f"{one['a']} ({one['mean_difference']:+.3f})" for one in tested if one["verdict"] == verdict]
         if names:
             parts.append(f"{words} {', '.join(names)}")
-    return f"NLL: {'; '.join(parts) or 'no difference larger than noise'}."
+    return f"NLL: {'; '.join(parts) or 'undecided'}."
 
 
 def _name_of(name: str) -> str:
     return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
+
+
+def _within(margin: float) -> str:
+    return f"closer than {100 * margin:g} points"
 
 
 def _could_have_been_seen(unclear: list[dict]) -> str:
@@ -199,10 +209,10 @@ def in_one_line(report: dict) -> str:
 
 
 def _told_apart(tested: list[dict]) -> str:
-    said = {"better": "better than the baseline", "worse": "worse", "": "not told apart"}
+    said = {"better": "better than the baseline"}
     names = {
-        words: ", ".join(one["a"] for one in tested if better_or_worse(one) == verdict)
-        for verdict, words in said.items()
+        said.get(verdict, verdict): ", ".join(one["a"] for one in tested if one["verdict"] == verdict)
+        for verdict in intervals.VERDICTS
     }
     return "; ".join(f"{words}: {which}" for words, which in names.items() if which)
 
@@ -281,9 +291,18 @@ def _deploy(report: dict) -> list[str]:
         asks += f", though {_place(best)} is better on validation"
     said.append(
         f"Deploy {_name_of(_place(kept))}, {asks}; on test it has {percent(kept['accuracy'])}, "
-        f"NLL {kept['nll']:.3f}."
+        f"NLL {kept['nll']:.3f}{_its_verdict(report, kept)}."
     )
     return [" ".join(said)]
+
+
+def _its_verdict(report: dict, kept: dict) -> str:
+    """What is said of the row of a network, in the sentence that advises it; "" where nothing is."""
+    rows = {(row["name"], row["transfer"]): row for row in report["rows"]}
+    row = rows[kept["name"], kept["transfer"]]
+    if row["verdict"] is None:
+        return ""
+    return f"; against the baseline, over {row['n']} seeds: {row['verdict']}"
 
 
 def _ensemble_at_its_price(report: dict, kept: dict) -> list[str]:
@@ -342,6 +361,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set, "
         "the intervals beside it are not corrected. A difference that 'would have been seen' is one that "
         "such a test finds four times in five.",
+        *_verdicts(report),
         *_gap_shares(report),
         *_equal_gradients(predictions, report),
         *_rules_left_out(predictions, fused_by),
@@ -382,6 +402,18 @@ def _selection(predictions: Predictions) -> str:
         f"{predictions.sizes['val']:,} validation images. alpha is the weight of the hard labels. "
         "The test images play no part in it."
     )
+
+
+def _verdicts(report: dict) -> list[str]:
+    if all(row["verdict"] is None for row in report["rows"]):
+        return []
+    return [
+        "Verdict: accuracy against the baseline on the same images. better, worse: that test's p is below "
+        "0.05. equivalent: two one-sided paired t tests, at 5 % each and not corrected, show a true "
+        f"difference {_within(report['margin'])} (report.margin). Where both hold: equivalent if the 95 % "
+        "interval lies inside the margin whole, otherwise better or worse. undecided: neither, or one seed. "
+        "Of mean_probs the bootstrap interval of ensemble - baseline decides, by the same margin."
+    ]
 
 
 def _gap_shares(report: dict) -> list[str]:

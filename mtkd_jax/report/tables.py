@@ -18,20 +18,29 @@ Cells = list[list[str]]
 Sheet = tuple[list[str], Cells]  # header and cells
 MISSING = "–"
 NAME = 18  # columns of a terminal that are enough for names, folded
-SIGN = {"better": " +", "worse": " -", "": ""}
+SIGN = {"better": " +", "worse": " -", "equivalent": " =", "undecided": "", "": ""}
 
-MAIN_HEADER = ["", "alpha", "T", "n", "accuracy %", "NLL", "ECE %", "Brier", "gap", "params", "FLOPs", "ms"]
+MAIN_HEADER = [
+    *("", "accuracy %", "verdict", "NLL", "ECE %", "Brier", "gap"),
+    *("alpha", "T", "n", "params", "FLOPs", "ms"),
+]
+IN_FILES_ALONE = ("FLOPs", "ms")  # columns for which a terminal of 100 has no place
 BALANCED = "balanced"  # in the place of the Brier score, where accuracy alone misleads
-COMPARISON_HEADER = ["", "accuracy, points", "p", "p (Holm)", "", "NLL", "p", "p (Holm)", "", "n"]
+COMPARISON_HEADER = [
+    *("", "accuracy, points", "verdict", "p", "p (Holm)"),
+    *("NLL", "verdict", "p", "p (Holm)", "n"),
+]
 CAPTION = (
-    "accuracy: mean [95 % interval], over what each heading says. alpha: weight of the hard labels. "
-    "gap: share of (ensemble - baseline) kept. FLOPs, ms: one image, forward. "
-    "*: the row of the network to deploy. †: a member ends far from its siblings on validation."
+    "accuracy: mean [95 % interval], over what each heading says. verdict: on accuracy, against the baseline "
+    "on the same images; equivalent: closer than {margin:g} points. gap: share of (ensemble - baseline) "
+    "kept. alpha: weight of the hard labels. {cost}*: the row of the network to deploy. †: a member ends far "
+    "from its siblings on validation."
 )
+COST_CAPTION = "FLOPs, ms: one image, forward. "
 BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
-    "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05; "
-    "noise: not told apart."
+    "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
+    "equivalent: two one-sided tests at 5 % show a difference of accuracy closer than {margin:g} points."
 )
 DETECTION_CAPTION = (
     "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
@@ -57,8 +66,8 @@ MERGED_TITLES = {
 }
 MERGED_CAPTION = (
     "%: accuracy [95 % interval], over seeds and members, of ensembles over test examples. +, -: better, "
-    "worse than the baseline of that run on the same images, Holm p below 0.05. "
-    "gap: share of (ensemble - baseline) kept."
+    "worse than the baseline of that run on the same images, Holm p below 0.05. =: equivalent to it, within "
+    "the margin of that run. gap: share of (ensemble - baseline) kept."
 )
 
 
@@ -67,9 +76,15 @@ def main_header(report: dict) -> list[str]:
     return [BALANCED if name == "Brier" and report["imbalanced"] else name for name in MAIN_HEADER]
 
 
-def caption(report: dict) -> str:
+def caption(report: dict, cost: str = COST_CAPTION) -> str:
     """What has to be known to read the main table."""
-    return CAPTION + (BALANCED_CAPTION if report["imbalanced"] else "")
+    text = CAPTION.format(margin=100 * report["margin"], cost=cost)
+    return text + (BALANCED_CAPTION if report["imbalanced"] else "")
+
+
+def comparison_caption(report: dict) -> str:
+    """What has to be known to read the table of comparisons."""
+    return COMPARISON_CAPTION.format(margin=100 * report["margin"])
 
 
 def main_sections(report: dict) -> list[tuple[str, Cells]]:
@@ -87,7 +102,7 @@ def brief(report: dict) -> tuple[list[str], Cells]:
     ensemble = [row for row in rows if row["role"] == "ensemble"][:1]
     shown = [row for row in rows if row["role"] == "teacher"] + ensemble
     shown += [row for row in rows if row["transfer"] == last and last]
-    header = ["", "what", "n", "accuracy %", "NLL", "gap", "params", "FLOPs"]
+    header = ["", "what", "n", "accuracy %", "verdict", "NLL", "gap", "params", "FLOPs"]
     kinds = {"teacher": "one teacher", "ensemble": f"all {report['diversity']['num_teachers']} fused"}
     cells = [
         [
@@ -95,6 +110,7 @@ def brief(report: dict) -> tuple[list[str], Cells]:
             kinds.get(row["role"], row["role"]),
             str(row["n"]),
             _with_interval(row["accuracy"]),
+            row["verdict"] or MISSING,
             _mean(row, "nll"),
             _share_kept(row),
             _short_count(row["params"]),
@@ -152,7 +168,11 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
         own = [one for one in report["comparisons"] if one["family"] == family]
         on_accuracy, on_nll = ([one for one in own if one["metric"] == name] for name in ("accuracy", "nll"))
         cells = [
-            [f"{a['a']} - {a['b']}", *_difference_cells(a), *_difference_cells(n), str(a["n"])]
+            [
+                f"{a['a']} - {a['b']}",
+                *(cell for one in (a, n) for cell in _with_verdict(one)),
+                str(a["n"]),
+            ]
             for a, n in zip(on_accuracy, on_nll)
         ]
         sections.append((f"Students, {family}", cells))
@@ -209,7 +229,8 @@ def fusion_rules(study: dict) -> Sheet:
     """Every rule on the test examples, and against mean_probs."""
     cells = []
     for one in study["rules"]:
-        difference, _, p_holm, said = _difference_cells(one["against"])
+        difference, _, p_holm = _difference_cells(one["against"])
+        said = findings.better_or_worse(one["against"]) or "noise"
         against = 3 * [MISSING] if one["rule"] == "mean_probs" else [difference, p_holm, said]
         cells.append([one["rule"], _with_interval(one["accuracy"]), _scaled(one["nll"], 1), *against])
     return ["rule", "accuracy %", "NLL", "minus mean_probs, points", "p (Holm)", ""], cells
@@ -301,9 +322,12 @@ def _as_text(text: str) -> Text:
 
 def terminal(report: dict) -> Group:
     """The main table for a terminal of 100 columns, and the detector's below it where there is one."""
+    header = main_header(report)
+    shown = [i for i, name in enumerate(header) if name not in IN_FILES_ALONE]
+    sections = [(title, [[row[i] for i in shown] for row in cells]) for title, cells in main_sections(report)]
     parts = [
-        *_render_sections(main_header(report), main_sections(report)),
-        Text(caption(report), style="dim"),
+        *_render_sections([header[i] for i in shown], sections),
+        Text(caption(report, cost=""), style="dim"),
     ]
     if report["detection"] is not None:
         parts += [
@@ -394,14 +418,15 @@ def _name(row: dict, report: dict) -> str:
 def _main_cells(row: dict, report: dict) -> list[str]:
     return [
         _name(row, report),
-        _short(row["alpha"]),
-        _short(row["temperature"]),
-        str(row["n"]),
         _with_interval(row["accuracy"]),
+        row["verdict"] or MISSING,
         _mean(row, "nll"),
         _mean(row, "ece", 100),
         _mean(row, "balanced_accuracy", 100) if report["imbalanced"] else _mean(row, "brier"),
         _share_kept(row),
+        _short(row["alpha"]),
+        _short(row["temperature"]),
+        str(row["n"]),
         _short_count(row["params"]),
         _short_count(row["flops"]),
         _short(row["latency_ms"]["1"]),
@@ -431,7 +456,7 @@ def _merged_cells(report: dict, place: str, name: str, with_gap: bool) -> list[s
     if row is None:
         return [MISSING] * (2 + with_gap)
     against = {
-        one["metric"]: SIGN[findings.better_or_worse(one)]
+        one["metric"]: SIGN[one["verdict"]]
         for one in report["comparisons"]
         if (one["family"], one["a"], one["b"]) == (place, name, "baseline")
     }
@@ -472,8 +497,12 @@ def _difference_cells(one: dict) -> list[str]:
     difference = f"{scale * one['mean_difference']:+.{digits}f}"
     if one["ci95"] is not None:
         difference += f" {findings.interval(one['ci95'], one['metric'])}"
-    said = findings.better_or_worse(one) or ("untested" if one["p_holm"] is None else "noise")
-    return [difference, _p(one["p_value"]), _p(one["p_holm"]), said]
+    return [difference, _p(one["p_value"]), _p(one["p_holm"])]
+
+
+def _with_verdict(one: dict) -> list[str]:
+    difference, *p_values = _difference_cells(one)
+    return [difference, one["verdict"], *p_values]
 
 
 def _p(p: float | None) -> str:

@@ -1,6 +1,7 @@
 """The numbers of the report: rows, gaps, paired comparisons, the student to keep. Pure; plain Python out.
 
-A row's metric is {"mean", "std", "ci95", "ci_over", "values"}; whatever is not defined is None. Where one
+A row's metric is {"mean", "std", "ci95", "ci_over", "values"}; whatever is not defined is None. "verdict" is
+one word on its accuracy against the baseline on the same images, None where nothing was compared. Where one
 class of two is to be detected a row also has "auroc", "recall_at_false_alarm_rate" (the threshold is that of
 the test ROC) and "operating_point" (the threshold is validation's), a dict of such metrics.
 """
@@ -365,7 +366,8 @@ def gaps(predictions: Predictions) -> list[dict]:
     """Ensemble (mean_probs) minus baseline in accuracy, a transfer set each; what gap shares divide by.
 
     The interval resamples seeds and test examples, paired by example. `larger_than_noise` asks that it lies
-    above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise.
+    above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise. "verdict" is
+    read off the interval, of two seeds at least: inside the margin whole, above 0, or below it.
     """
     baselines = {one: find(predictions, one, role="baseline") for one in transfers(predictions)}
     baselines = {transfer: group for transfer, group in baselines.items() if group is not None}
@@ -385,9 +387,18 @@ def gaps(predictions: Predictions) -> list[dict]:
                 "difference": float(ensemble.mean() - right.mean()),
                 "ci95": (low, high),
                 "larger_than_noise": bool(low > 0 and len(right) > 1),
+                "verdict": _verdict_of_gap((low, high), predictions.margin, len(right)),
             }
         )
     return found
+
+
+def _verdict_of_gap(interval: intervals.Interval, margin: float, num_seeds: int) -> str:
+    if num_seeds < 2:
+        return "undecided"
+    if intervals.inside(interval, margin):
+        return "equivalent"
+    return "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "undecided"
 
 
 def _accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -403,7 +414,8 @@ def comparisons(predictions: Predictions) -> list[dict]:
 
     Every mode against its baseline, one with more heads against its control, every mode against output_avg;
     and, where both transfer sets were used, every mode with the unlabelled images against the labelled-only
-    baseline. Holm's correction within each family (a transfer set, or the last list) and metric.
+    baseline. Holm's correction within each family (a transfer set, or the last list) and metric. Accuracies
+    are also tested for equivalence, at 5 % each; "verdict" is the word for both, see `intervals.verdict`.
     """
     values = {
         group.key: [metrics.summary(logits, predictions.test_labels) for logits in group.test]
@@ -413,10 +425,19 @@ def comparisons(predictions: Predictions) -> list[dict]:
     found = []
     for metric in TESTED:
         for family, pairs in _families(predictions).items():
-            tested = [_compare(a, b, metric, values, len(pairs)) for a, b in pairs]
+            tested = [_compare(a, b, metric, values, len(pairs), predictions.margin) for a, b in pairs]
             corrected = intervals.holm([one["p_value"] for one in tested])
-            found += [{**one, "p_holm": p, "family": family} for one, p in zip(tested, corrected)]
+            found += [
+                {**one, "p_holm": p, "family": family, "verdict": _verdict(one, p, predictions.margin)}
+                for one, p in zip(tested, corrected)
+            ]
     return found
+
+
+def _verdict(one: dict, p_holm: float | None, margin: float) -> str:
+    if one["metric"] == "nll":  # less is better, and the margin is one of accuracy
+        return intervals.verdict(-one["mean_difference"], p_holm)
+    return intervals.verdict(one["mean_difference"], p_holm, one["ci95"], one["p_equivalence"], margin)
 
 
 def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
@@ -444,7 +465,7 @@ def _modes(predictions: Predictions, transfer: str) -> list[Group]:
     return [group for group in predictions.groups if group.transfer == transfer and group.role in compared]
 
 
-def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int) -> dict:
+def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int, margin: float) -> dict:
     shared = [name for name in a.members if name in b.members]
     of_a, of_b = (
         [values[group.key][group.members.index(name)][metric] for name in shared] for group in (a, b)
@@ -457,6 +478,7 @@ def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int) -> d
         "metric": metric,
         **intervals.paired_t(of_a, of_b),
         "test": "paired t",
+        "p_equivalence": intervals.equivalence_p(of_a, of_b, margin) if metric == "accuracy" else None,
         "detectable": intervals.detectable_difference(of_a, of_b, num_tests),
     }
 
@@ -473,6 +495,22 @@ def common_alpha(predictions: Predictions) -> dict | None:
         fields |= {"alpha": predictions.common_alpha, "temperature": group.temperature, "n": len(test)}
         found.append(fields | {name: _over_members(name, test, "seeds") for name in METRICS})
     return {"alpha": predictions.common_alpha, "rows": found}
+
+
+def verdict_of(row: dict, compared: list[dict], gaps: list[dict]) -> str | None:
+    """One word of `intervals.verdict` on a row's accuracy against the baseline of its transfer set.
+
+    Of students it is that of `comparisons`, of the ensemble by mean_probs that of `gaps`: where these differ
+    between transfer sets, it is undecided. None for every other row, for it is not compared.
+    """
+    if row["rule"] == "mean_probs":
+        said = {gap["verdict"] for gap in gaps}
+        return (said.pop() if len(said) == 1 else "undecided") if said else None
+    place = (row["name"], row["transfer"], "baseline", row["transfer"], "accuracy")
+    for one in compared:
+        if (one["a"], one["a_transfer"], one["b"], one["b_transfer"], one["metric"]) == place:
+            return one["verdict"]
+    return None
 
 
 # --- looked at one by one -----------------------------------------------------------------------------
@@ -519,6 +557,7 @@ def numbers(predictions: Predictions) -> dict:
         split: np.bincount(of_split, minlength=len(predictions.class_names)).tolist()
         for split, of_split in (("val", predictions.val_labels), ("test", labels))
     }
+    found_gaps, compared = gaps(predictions), comparisons(predictions)
     return plain(
         {
             "dataset": predictions.dataset,
@@ -530,9 +569,10 @@ def numbers(predictions: Predictions) -> dict:
             "detection": _detection(predictions, class_counts["test"]),
             "selection": "val",
             "gap_share_of": "ensemble - baseline",
-            "rows": rows(predictions),
-            "gaps": gaps(predictions),
-            "comparisons": comparisons(predictions),
+            "margin": predictions.margin,
+            "rows": [{**row, "verdict": verdict_of(row, compared, found_gaps)} for row in rows(predictions)],
+            "gaps": found_gaps,
+            "comparisons": compared,
             "common_alpha": common_alpha(predictions),
             "chosen_student": _told(predictions, chosen_student(predictions)),
             "deploy": _deployed(predictions),

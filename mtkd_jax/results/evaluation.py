@@ -79,6 +79,7 @@ def predict(
         ),
         positive=positive_class(config, dataset.class_names),
         false_alarm_rate=config.report.false_alarm_rate,
+        margin=config.report.margin,
         choose=config.export.choose,
     )
 

@@ -8,6 +8,8 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+SIGNIFICANT = 0.05
+VERDICTS = ("better", "worse", "equivalent", "undecided")
 POWER = 0.8  # what `detectable_difference` asks for
 
 Interval = tuple[float, float]
@@ -108,6 +110,53 @@ def paired_t(a: Values, b: Values) -> dict:
     t = mean / _standard_error(difference)
     p_value = float(2 * stats.t.sf(abs(t), len(difference) - 1))
     return {**found, "ci95": t_interval(difference), "p_value": p_value}
+
+
+def equivalence_p(a: Sequence[float], b: Sequence[float], margin: float) -> float | None:
+    """Two one-sided paired t tests (Schuirmann, 1987) that the mean of a - b is inside (-margin, margin).
+
+    The larger p of both, of "at most -margin" and of "at least margin": below 0.05 where the 90 % interval
+    lies inside. None where there is no estimate of noise, as in `paired_t`; 0 where all differences are 0,
+    which have the interval (0, 0) there.
+
+    >>> round(equivalence_p([-0.001, 0.0, 0.001], [0.0, 0.0, 0.0], 0.005), 6)
+    0.006536
+    """
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    if len(difference) < 2:
+        return None
+    mean = float(difference.mean())
+    if _constant(difference):
+        return 0.0 if abs(mean) <= _ROUNDING else None
+    nearest = (margin - abs(mean)) / _standard_error(difference)  # of the two bounds: the larger p
+    return float(stats.t.sf(nearest, len(difference) - 1))
+
+
+def verdict(
+    difference: float,
+    p_value: float | None,
+    interval: Interval | None = None,
+    p_equivalence: float | None = None,
+    margin: float = 0.0,
+) -> str:
+    """One of VERDICTS: what tests say of a difference where more is better.
+
+    `p_value` tests that it is 0, `p_equivalence` that it lies outside (-margin, margin); None: not tested.
+    Where both reject, the difference is real and small: "equivalent" if the interval lies inside the margin
+    whole, otherwise what its sign says.
+    """
+    differs = p_value is not None and p_value < SIGNIFICANT
+    small = p_equivalence is not None and p_equivalence < SIGNIFICANT
+    if small and (not differs or inside(interval, margin)):
+        return "equivalent"
+    if differs:
+        return "better" if difference > 0 else "worse"
+    return "undecided"
+
+
+def inside(interval: Interval | None, margin: float) -> bool:
+    """Whether an interval is there and lies inside (-margin, margin) whole."""
+    return interval is not None and -margin < interval[0] and interval[1] < margin
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:

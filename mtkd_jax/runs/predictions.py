@@ -63,6 +63,7 @@ class Predictions:
     notes: tuple[str, ...] = ()
     positive: str = ""  # the class to be detected, where there are two; "" = the last one
     false_alarm_rate: float = 0.05  # at which its recall is told
+    margin: float = 0.005  # in accuracy: config.report.margin
     choose: str = "best"  # which network is to be deployed: config.export.choose
 
 

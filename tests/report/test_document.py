@@ -1,7 +1,9 @@
 """The report: its schema, its numbers against slow ones, what it says, its files, its command line."""
 
 import base64
+import csv
 import dataclasses
+import html
 import io
 import json
 import re
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
@@ -25,6 +28,7 @@ ROW_KEYS = {
     *(
         "apart",
         "train_seconds",
+        "verdict",
         "balanced_accuracy",
         "auroc",
         "recall_at_false_alarm_rate",
@@ -45,8 +49,9 @@ COMPARISON_KEYS = {
         "test",
         "n",
     ),
-    *("family", "detectable"),
+    *("family", "detectable", "p_equivalence", "verdict"),
 }
+NUMBERS = set(document.RESULTS) - {"role", "name", "transfer", "verdict"}
 # Nobody gains anything: every network, teacher or student, has the same errors.
 NOTHING_GAINED = {
     name: (role, 1.5)
@@ -277,10 +282,103 @@ def test_no_gap_share_and_no_winner_inside_the_noise():
     built = document.build(make(students=NOTHING_GAINED, num_teachers=1, transfers=("unlabelled",), rules=()))
     assert {one["gap_share"] for one in built["rows"]} == {None}
     assert "Gap shares (unlabelled) are left out" in " ".join(built["notes"])
-    assert {findings.better_or_worse(one) for one in built["comparisons"]} == {""}
+    assert {one["verdict"] for one in built["comparisons"]} <= {"equivalent", "undecided"}
     text = " ".join(built["findings"])
-    assert "No difference larger than noise" in text and "would have been seen" in text
+    assert "Undecided: " in text and "would have been seen" in text
     assert " beats " not in text and "is worse than" not in text
+
+
+# --- verdicts -----------------------------------------------------------------------------------------
+
+
+def slow_verdict(a, b, p_holm, margin):
+    """By scipy's tests and its intervals, of accuracies in pairs."""
+    difference = np.subtract(a, b)
+    test = stats.ttest_1samp(difference, 0.0)
+    small, whole = (
+        max(abs(bound) for bound in test.confidence_interval(level)) < margin for level in (0.9, 0.95)
+    )
+    if p_holm < 0.05 and not whole:
+        return "better" if difference.mean() > 0 else "worse"
+    return "equivalent" if small else "undecided"
+
+
+@pytest.mark.parametrize("margin", [0.005, 0.02, 0.2])
+def test_the_verdict_of_a_row_is_that_of_its_accuracy_against_its_baseline(made, margin):
+    built = analysis.numbers(dataclasses.replace(made, margin=margin))
+    assert built["margin"] == margin
+    said = []
+    for one in built["rows"]:
+        if one["role"] == "student":
+            against = row(built, "baseline", one["transfer"])
+            (p_holm,) = (
+                c["p_holm"]
+                for c in built["comparisons"]
+                if (c["a"], c["b"], c["metric"], c["family"])
+                == (one["name"], "baseline", "accuracy", one["transfer"])
+            )
+            values = one["accuracy"]["values"], against["accuracy"]["values"]
+            assert one["verdict"] == slow_verdict(*values, p_holm, margin)
+            said.append(one["verdict"])
+        elif one["rule"] != "mean_probs":
+            assert one["verdict"] is None
+    assert "better" in said or margin == 0.2
+    assert ("equivalent" in said) == (margin > 0.005)
+
+
+def test_one_seed_is_undecided_whatever_it_reaches(made):
+    built = document.build(make(num_seeds=1, rules=("mean_probs",)))
+    assert {one["verdict"] for one in built["rows"] if one["role"] == "student"} == {"undecided"}
+    assert row(built, "mean_probs")["verdict"] == "undecided"
+    assert {one["p_equivalence"] for one in built["comparisons"]} == {None}
+
+
+def test_nll_is_better_where_it_is_lower_and_has_no_margin(built):
+    on_nll = [one for one in built["comparisons"] if one["metric"] == "nll"]
+    assert {one["p_equivalence"] for one in on_nll} == {None}
+    for one in on_nll:
+        sign = "better" if one["mean_difference"] < 0 else "worse"
+        assert one["verdict"] == (sign if one["p_holm"] < 0.05 else "undecided")
+    assert {"better", "worse"} <= {one["verdict"] for one in on_nll}
+
+
+@pytest.mark.parametrize(
+    "interval, num_seeds, said",
+    [
+        ((0.001, 0.02), 5, "better"),
+        ((-0.02, -0.001), 5, "worse"),
+        ((-0.004, 0.004), 5, "equivalent"),
+        ((0.001, 0.004), 5, "equivalent"),
+        ((-0.001, 0.02), 5, "undecided"),
+        ((0.01, 0.02), 1, "undecided"),
+    ],
+)
+def test_the_ensemble_is_judged_by_its_bootstrap_interval(interval, num_seeds, said):
+    assert analysis._verdict_of_gap(interval, 0.005, num_seeds) == said
+
+
+def test_the_ensemble_has_the_verdict_of_every_transfer_set_or_none(built):
+    one = row(built, "mean_probs")
+    assert [gap["verdict"] for gap in built["gaps"]] == ["better", "better"] and one["verdict"] == "better"
+    worse = [{"verdict": "better"}, {"verdict": "worse"}]
+    assert analysis.verdict_of(one, [], worse) == "undecided"
+    assert analysis.verdict_of(one, [], []) is None
+
+
+def test_what_is_equivalent_is_said_to_be_and_within_which_margin(made):
+    built = document.build(dataclasses.replace(made, margin=0.2))
+    (text,) = [text for text in built["findings"] if text.startswith("Against the baseline (labelled)")]
+    one = next(c for c in built["comparisons"] if (c["a"], c["b"]) == ("supernet", "baseline"))
+    assert one["verdict"] == "equivalent"
+    low, high = (100 * bound for bound in one["ci95"])
+    listed = f"supernet {100 * one['mean_difference']:+.2f} points [{low:.2f}, {high:.2f}]"
+    assert "Equivalent, closer than 20 points: " in text and listed in text
+    assert " beats " not in text
+    gap = next(text for text in built["findings"] if text.startswith("What there is to gain (labelled)"))
+    assert "are equivalent, closer than 20 points: +" in gap
+    assert "a true difference closer than 20 points (report.margin)" in " ".join(built["notes"])
+    assert "; equivalent: output_avg, " in findings.in_one_line(built)
+    assert "equivalent: closer than 20 points" in tables.caption(built)
 
 
 def test_chosen_student_is_chosen_on_validation_and_never_a_control(made):
@@ -438,7 +536,11 @@ def test_a_report_opens_with_one_sentence_and_one_picture(made, tmp_path):
     built = document.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
     sentence, picture = (page.index(mark) for mark in ('<p class="advice">Deploy ', '<figure class="first">'))
-    assert page.index("<h1>") < sentence < picture < page.index("What this run shows")
+    table, folded = page.index('<table class="rows">'), page.index("<details")
+    assert page.index("<h1>") < sentence < picture < table < folded < page.index("What this run shows")
+    open_to_all = re.sub("<details.*?</details>", "", page, flags=re.DOTALL)
+    assert not any(html.escape(text) in open_to_all for text in (*built["findings"], *built["notes"]))
+    assert "<th>verdict</th>" in open_to_all and '<td class="better">better</td>' in open_to_all
     assert findings.advice(built).startswith("Deploy ") and built["findings"][-1].endswith(
         findings.advice(built)
     )
@@ -507,7 +609,7 @@ def test_findings_say_what_the_numbers_say(built):
         for c in built["comparisons"]
         if (c["a"], c["b"], c["family"], c["metric"]) == ("mimic_all", "control", "unlabelled", "accuracy")
     )
-    assert findings.better_or_worse(one) == "better"
+    assert one["verdict"] == "better"
     paragraph = next(
         text for text in built["findings"] if text.startswith("Against the control (unlabelled)")
     )
@@ -547,15 +649,21 @@ def run(made, tmp_path):
     return tmp_path
 
 
-def test_write(run, built):
+def test_write(run, built, monkeypatch):
+    written, write = [], document.write_atomically
+    monkeypatch.setattr(
+        document, "write_atomically", lambda path, data: (written.append(path.name), write(path, data))
+    )
     assert document.write(run) == built
+    assert written[-1] == "report.json"  # where it stands, the run is finished
     assert json.loads((run / "report.json").read_text()) == built
-    html = (run / "report.html").read_text()
-    assert "<script>" not in html and "&lt;script&gt;" in html
-    assert not re.findall(r"(?:src|href)=\"(?!data:)", html)  # self-contained
+    assert (run / "results.csv").read_bytes() == document.as_csv({"": built})
+    page = (run / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # self-contained
     plots = sorted(path.name for path in (run / "plots").iterdir())
     assert plots == sorted(f"{name}.png" for name in document.PLOTS if name != "roc")  # of ten classes
-    images = re.findall(r"base64,([^\"]+)", html)
+    images = re.findall(r"base64,([^\"]+)", page)
     assert {base64.b64decode(image) for image in images} == {
         (run / "plots" / name).read_bytes() for name in plots
     }
@@ -563,6 +671,35 @@ def test_write(run, built):
     assert all(f"](plots/{name})" in text for name in plots)
     assert all(finding in text for finding in built["findings"])
     assert not list(run.rglob("*.part"))
+
+
+def test_results_as_csv_are_the_rows_of_the_report(built):
+    text = document.as_csv({"": built}).decode()
+    assert "\r" not in text and text.endswith("\n")
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert len(read) == len(built["rows"]) and list(read[0]) == list(document.RESULTS)
+    for line, one in zip(read, built["rows"]):
+        number = {name: None if cell == "" else float(cell) for name, cell in line.items() if name in NUMBERS}
+        for name in ("accuracy", "nll", "ece", "brier"):
+            assert number[name] == (one[name] and one[name]["mean"])
+        assert [number["accuracy_low"], number["accuracy_high"]] == one["accuracy"]["ci95"]
+        assert number["latency_ms"] == one["latency_ms"]["1"]
+        for name in ("n", "params", "flops", "gap_share", "alpha", "temperature"):
+            assert number[name] == one[name]
+        assert [line[name] for name in ("role", "name", "transfer")] == [
+            one[name] for name in ("role", "name", "transfer")
+        ]
+        assert line["verdict"] == (one["verdict"] or "")
+    assert {line["verdict"] for line in read} >= {"better", "undecided", ""}
+
+
+def test_results_as_csv_leave_empty_what_is_not_there_and_obey_no_name(built):
+    one = row(built, "vote", "labelled")
+    alone = {**one, "name": 'a,"b"\nc', "accuracy": {**one["accuracy"], "ci95": None}}
+    text = document.as_csv({"red\x1b": {"rows": [alone]}}).decode()
+    (read,) = csv.DictReader(io.StringIO(text, newline=""))
+    assert (read["run"], read["name"]) == ("red\\x1b", 'a,"b"\nc')
+    assert (read["accuracy_low"], read["accuracy_high"]) == ("", "")
 
 
 def test_learning_curves_show_the_chosen_grid_point_only(made):
@@ -619,6 +756,13 @@ def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
     assert not (run / "report.json").exists()
     merged = json.loads((out / "report.json").read_text())["runs"]
     assert list(merged) == [run.name, other.name] and "rows" in merged[run.name]
+    lines = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    assert list(lines[0]) == ["run", *document.RESULTS]
+    assert [(line["run"], line["name"], line["transfer"], float(line["accuracy"])) for line in lines] == [
+        (name, one["name"], one["transfer"], one["accuracy"]["mean"])
+        for name, report in merged.items()
+        for one in report["rows"]
+    ]
     written = (out / "report.md").read_text()
     assert text.read_text() == (
         f"# before\n<!-- report {run} {other} -->\n\n{written.strip()}\n\n<!-- end -->\nafter"
@@ -647,14 +791,15 @@ def test_the_merged_table_has_a_row_for_what_runs_share_and_columns_for_each(bui
             if one is None:
                 assert (accuracy, nll, gap) == ("–", "–", "–")
                 continue
-            mean, low_high, *mark = re.fullmatch(r"(\S+) (\[.*\])( [+-])?", accuracy).groups()
+            mean, low_high, *mark = re.fullmatch(r"(\S+) (\[.*\])( [+=-])?", accuracy).groups()
             assert float(mean) == round(100 * one["accuracy"]["mean"], 2)
             verdicts = {
-                c["metric"]: findings.better_or_worse(c)
+                c["metric"]: c["verdict"]
                 for c in of["comparisons"]
                 if (c["a"], c["b"], c["family"]) == (name, "baseline", transfer)
             }
-            assert mark == [{"better": " +", "worse": " -"}.get(verdicts.get("accuracy"))]
+            marks = {"better": " +", "worse": " -", "equivalent": " ="}
+            assert mark == [marks.get(verdicts.get("accuracy"))]
             assert nll.endswith(" +") == (verdicts.get("nll") == "better")
             assert (gap == "–") == (one["gap_share"] is None)
     assert cells[unlabelled, "mimic_all"][0].endswith(" +") and cells[labelled, "vote"][1].endswith(" -")
@@ -805,16 +950,16 @@ def test_a_detector_is_shown_everywhere(detector, tmp_path, capsys):
 
 
 def test_runs_from_before_there_was_detection_are_read(detector, tmp_path):
-    """Their file has neither the class nor the rate: the last class, at 5 %."""
+    """Their file has neither the class nor the rate nor a margin: the last class, at 5 %, half a point."""
     path = tmp_path / "predictions.npz"
     predictions.save(path, detector)
     with np.load(path, allow_pickle=False) as archive:
         arrays = dict(archive)
     meta = json.loads(str(arrays.pop("meta")))
-    del meta["positive"], meta["false_alarm_rate"]
+    del meta["positive"], meta["false_alarm_rate"], meta["margin"]
     np.savez(path, meta=np.array(json.dumps(meta)), **arrays)
     found = predictions.load(path)
-    assert (found.positive, found.false_alarm_rate) == ("", 0.05)
+    assert (found.positive, found.false_alarm_rate, found.margin) == ("", 0.05, 0.005)
     assert analysis.detected(found) == 1
 
 

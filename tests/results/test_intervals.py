@@ -43,6 +43,64 @@ def test_paired_t_without_an_estimate_of_noise():
     assert (shifted["p_value"], shifted["ci95"]) == (None, None)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.003, -0.004, 0.01, -0.02])
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_equivalence_is_two_one_sided_tests(n, shift):
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(0.9, 0.01, n) + shift, rng.normal(0.9, 0.002, n)
+    above = stats.ttest_1samp(a - b, -0.005, alternative="greater")
+    below = stats.ttest_1samp(a - b, 0.005, alternative="less")
+    found = intervals.equivalence_p(a, b, 0.005)
+    assert found == pytest.approx(max(above.pvalue, below.pvalue))
+    assert found == pytest.approx(intervals.equivalence_p(b, a, 0.005))
+    low, high = stats.ttest_1samp(a - b, 0.0).confidence_interval(0.9)
+    assert (found < 0.05) == (low > -0.005 and high < 0.005)
+
+
+def test_equivalence_by_hand():
+    """Of three pairs: with two degrees of freedom P(T > t) = 1/2 - t / (2 sqrt(2 + t^2))."""
+    a, b = [0.901, 0.902, 0.903], [0.9, 0.9, 0.9]  # mean 0.002, standard error 0.001 / sqrt(3)
+    t = (0.005 - 0.002) * np.sqrt(3) / 0.001
+    expected = 0.5 - t / (2 * np.sqrt(2 + t**2))
+    assert intervals.equivalence_p(a, b, 0.005) == pytest.approx(expected)
+    assert intervals.equivalence_p(b, a, 0.005) == pytest.approx(expected)
+    assert intervals.equivalence_p(a, b, 0.001) > 0.5  # the mean itself lies outside
+
+
+def test_equivalence_without_an_estimate_of_noise():
+    assert intervals.equivalence_p([0.5], [0.5], 0.1) is None
+    assert intervals.equivalence_p([0.9, 0.8], [0.8, 0.7], 0.5) is None  # 0.1 twice, but for rounding
+    assert intervals.equivalence_p([0.7, 0.9], [0.7, 0.9], 0.005) == 0.0
+
+
+def test_equivalence_is_claimed_in_error_one_time_in_twenty():
+    """Of networks that are apart by the margin exactly, where that error is most frequent."""
+    rng = np.random.default_rng(0)
+    samples = 0.005 + 0.002 * rng.normal(size=(4000, 8))
+    found = np.mean([intervals.equivalence_p(one, np.zeros(8), 0.005) < 0.05 for one in samples])
+    assert found == pytest.approx(0.05, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    "difference, p_value, interval, p_equivalence, said",
+    [
+        (0.02, 0.01, (0.01, 0.03), 0.99, "better"),
+        (-0.02, 0.01, (-0.03, -0.01), 0.99, "worse"),
+        (0.001, 0.4, (-0.002, 0.004), 0.01, "equivalent"),
+        (0.001, 0.4, (-0.009, 0.011), 0.3, "undecided"),
+        (0.002, 0.01, (0.001, 0.003), 0.001, "equivalent"),  # real, and small whichever end one looks at
+        (0.003, 0.01, (0.0008, 0.0052), 0.04, "better"),  # the 90 % interval lies inside, the 95 % does not
+        (-0.003, 0.01, (-0.0052, -0.0008), 0.04, "worse"),
+        (0.0, 1.0, (0.0, 0.0), 0.0, "equivalent"),
+        (0.003, 0.05, (0.0, 0.006), 0.05, "undecided"),  # at 5 % nothing is rejected
+        (0.1, None, None, None, "undecided"),  # one seed
+        (0.1, 0.01, (0.05, 0.15), None, "better"),  # without a margin
+    ],
+)
+def test_verdict(difference, p_value, interval, p_equivalence, said):
+    assert intervals.verdict(difference, p_value, interval, p_equivalence, 0.005) == said
+
+
 def test_bootstrap_of_one_seed_is_close_to_the_normal_interval():
     right = np.random.default_rng(0).random(2000) < 0.9
     low, high = intervals.bootstrap_interval(right)
