@@ -1,8 +1,8 @@
 """Where the work goes: devices as a grid with axes ("member", "data"), both manual inside `shard_map`.
 
-Members spread over "member" never speak to each other: left to the compiler, a vmapped convolution is
-silently gathered and every device computes every member. Over "data" one batch is split: the networks see
-their rows, every seam sees the whole batch, and the gradients of the rows are summed.
+Members spread over "member" exchange nothing: left to the compiler, a vmapped convolution is silently
+gathered and every device computes every member. Over "data" one batch is split: the networks see their rows,
+every seam sees the whole batch, and the gradients of the rows are summed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Suite `members`: a training step of one of K members, ours walked every way, beside what others do."""
+"""Suite `members`: a training step of one of K members, in each loop over members, beside what others do."""
 
 from __future__ import annotations
 

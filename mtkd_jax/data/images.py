@@ -81,7 +81,7 @@ def below(folder: str | os.PathLike) -> list[Path]:
 
 
 def files_below(folder: str | os.PathLike) -> list[Path]:
-    """All files as `below` finds them, whatever they are called. Raises UserError as `listed` does."""
+    """All files as `below` finds them, whatever they are called. Raises UserError as `list_entries` does."""
     found, seen, waiting = [], set(), [Path(folder)]
     while waiting:
         place = waiting.pop(0)

@@ -3,7 +3,7 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
-Exit code 0: every image was read; 2: some were not, or something else that the user can mend, in one line.
+Exit code 0: every image was read; 2: some were not, or another error that the user can mend, in one line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`runtime.how = auto`: a short timed trial of the candidate layouts on the real step, answered once.
+"""`runtime.how = auto`: a short timed trial of the candidate layouts on the real step, made once.
 
-The answer is kept with the stage's checkpoints, so that a resumed run goes on as it began, and in the cache
+The result is kept with the stage's checkpoints, so that a resumed run goes on as it began, and in the cache
 folder for the next run of the same network, batch, number of members, devices and version.
 """
 
@@ -80,7 +80,7 @@ def measure(job: Job) -> Answer:
 
 
 def with_layout(job: Job, layout: Layout) -> Job:
-    """The same job, its members walked and spread otherwise."""
+    """The same job in another layout."""
     return dataclasses.replace(job, program=job.program._replace(layout=layout))
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, and a progress line.
+"""What a run writes while it trains: metrics.jsonl, TensorBoard events, and a progress line.
 
 metrics.jsonl is the record of truth, one line a record; the rest is for looking at.
 """

@@ -1,7 +1,7 @@
-"""What all command lines share: sound streams, and whatever stops them as one line and an exit code.
+"""What all command lines share: usable streams, and errors as one line and an exit code.
 
-Imports nothing heavy at the top: the streams are made sound before JAX is imported, and what fails while it
-is (the environment says something that it does not understand) ends in one line as well.
+Imports nothing heavy at the top: `begin` repairs the streams before JAX is imported, and an error of that
+import (such as a value in the environment that JAX does not know) ends in one line as well.
 """
 
 from __future__ import annotations
