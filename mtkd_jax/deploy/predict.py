@@ -45,7 +45,7 @@ def _main(argv: Sequence[str] | None) -> None:
     program, card = load_program(asked.student)
     paths = files(asked.images)
     fit = asked.fit or card["input"].get("fit", "crop")
-    images.fitting(fit)
+    images.resizer_of(fit)
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
     for note in unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
@@ -61,7 +61,7 @@ def files(given: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in given:
-        inside = images.below(path) if path.is_dir() else [path]
+        inside = images.find_images(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: holds no image; must hold {', '.join(images.SUFFIXES)} files")
         found += inside
@@ -112,7 +112,7 @@ def predictions(
             f"{card['name']}: reads arrays {list(shape)} ({card['input']['range']}), not image files; "
             "must be asked from Python, as its README.md shows"
         )
-    images.fitting(fit)
+    images.resizer_of(fit)
     size = min(batch, len(paths))
     for start in range(0, len(paths), size):
         yield from _of_batch(program, card["class_names"], paths[start : start + size], shape, top, fit, size)
