@@ -144,7 +144,7 @@ def _run(config: ConfigDict, into: Path) -> int:
     except (
         OSError
     ) as error:  # all is done and written: whoever looks at the terminal has gone, or a log is full
-        terminal.let_go(sys.stdout)
+        terminal.redirect_to_null(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             terminal.tell(f"mtkd_jax: not shown ({error.strerror}); it is in {into}")
     return 0

@@ -1,8 +1,8 @@
 """Where the work goes: devices as a grid with axes ("member", "data"), both manual inside `shard_map`.
 
-Members spread over "member" never speak to each other: left to the compiler, a vmapped convolution is
-silently gathered and every device computes every member. Over "data" one batch is split: the networks see
-their rows, every seam sees the whole batch, and the gradients of the rows are summed.
+Members spread over "member" exchange nothing: left to the compiler, a vmapped convolution is silently
+gathered and every device computes every member. Over "data" one batch is split: the networks see their rows,
+every seam sees the whole batch, and the gradients of the rows are summed.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def on_all(function: Callable, layout: Layout) -> Callable:
 
 def everywhere(tree: PyTree, layout: Layout) -> PyTree:
     """The tree on every device of the layout, so that no call has to send it again."""
-    return _placed(tree, layout, P())
+    return _place(tree, layout, P())
 
 
 def on_host(tree: PyTree) -> PyTree:
@@ -164,7 +164,7 @@ def on_host(tree: PyTree) -> PyTree:
 def spread_out(tree: PyTree, layout: Layout) -> PyTree:
     """Stacked members [M,...] on the devices that train them; on every device where they do not divide."""
     num_members = len(jax.tree.leaves(tree)[0])
-    return _placed(tree, layout, P() if num_members % layout.member else P(MEMBER))
+    return _place(tree, layout, P() if num_members % layout.member else P(MEMBER))
 
 
 def all_members(tree: PyTree, layout: Layout) -> PyTree:
@@ -289,8 +289,8 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(value: int) -> int:
-    """What the first process says, so that all do the same; also for a bool."""
+def take_from_first(value: int) -> int:
+    """The value of the first process, so that all do the same; also for a bool."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
@@ -309,7 +309,7 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def _placed(tree: PyTree, layout: Layout, spec: P) -> PyTree:
+def _place(tree: PyTree, layout: Layout, spec: P) -> PyTree:
     if layout.num_devices == 1:
         return tree
     sharding = NamedSharding(build(layout), spec)

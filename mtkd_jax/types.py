@@ -57,7 +57,7 @@ pytree = jax.tree_util.register_dataclass  # for a frozen dataclass that jax map
 
 
 class Images(Protocol):
-    """Images [N,h,w,c] that are read when they are asked for, as far as they are used like an array.
+    """Images [N,h,w,c] that are read when they are indexed, as far as they are used like an array.
 
     What has these is taken wherever an array of images is; `data.streams` reads them from files.
     """
@@ -81,7 +81,7 @@ class DataSet:
     """What a source returns, on the host. Images are uint8 (0..255) or float32 (used as they are)."""
 
     name: str
-    train_images: np.ndarray | Images  # [N,h,w,c]; arrays, or read when they are asked for
+    train_images: np.ndarray | Images  # [N,h,w,c]; arrays, or read when they are indexed
     train_labels: np.ndarray  # [N] int32
     test_images: np.ndarray | Images
     test_labels: np.ndarray

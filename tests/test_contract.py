@@ -302,7 +302,7 @@ def test_every_source_that_needs_nothing_gives_a_clean_data_set(name):
     source = configuration.catalogue("source")[name]
     required = [p for p in inspect.signature(source).parameters.values() if p.default is p.empty]
     if required:
-        pytest.skip(f"needs {required[0].name}: see test_data_sources.py")
+        pytest.skip(f"needs {required[0].name}: see tests/data")
     found = source()
     assert isinstance(found, DataSet)
     for images, labels in ((found.train_images, found.train_labels), (found.test_images, found.test_labels)):

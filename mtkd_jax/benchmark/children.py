@@ -1,4 +1,4 @@
-"""Processes of their own: for a JAX that has not started yet, or with another number of devices."""
+"""Child processes: for a JAX that has not started yet, or with another number of devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suite `distill`: what frozen teachers cost a student, asked in every step or once, alone or shared."""
+"""Suite `distill`: what frozen teachers cost a student, run in every step or once, alone or shared."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def students(network: Network, num_members: int, ensemble: Ensemble) -> Job:
 
 
 def cache_teachers(job: Job) -> Job:
-    """The same students, whose teachers have been asked beforehand."""
+    """The same students, with the logits of their teachers computed beforehand."""
     return teacher_cache.fill(dataclasses.replace(job, teacher_cache="float32"), {})
 
 

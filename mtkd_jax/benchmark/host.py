@@ -51,7 +51,7 @@ def measure(quick: bool) -> dict:
 def _case(name: str, job: Job, rounds: int) -> tuple[list[dict], str]:
     waits: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Logbook(Path(folder), quiet=True) as logbook:
-        makers = {RUN: lambda: in_a_run(job, logbook, waits), DEVICE: lambda: alone(job)}
+        makers = {RUN: lambda: run_as_in_training(job, logbook, waits), DEVICE: lambda: run_alone(job)}
         records, _ = clock.measure(Case(name), makers, rounds, to_the_end=True)
     records.append({**Case(name)._asdict(), "side": HOST, **clock.summary(waits[-rounds:])})
     whole, host = (next(one["median"] for one in records if one["side"] == side) for side in (RUN, HOST))
@@ -75,9 +75,9 @@ def stages() -> Mapping[str, Job]:
     return {**digits, "cnn, K = 8": engine.teachers(NETWORKS["cnn"], 8)}
 
 
-def in_a_run(job: Job, logbook: Logbook, waits: list[float]) -> Side:
+def run_as_in_training(job: Job, logbook: Logbook, waits: list[float]) -> Side:
     """The first piece of `training.fit`; `waits` is given the seconds that the device waited around it."""
-    job, validation, hyper, progress = _begun(job)
+    job, validation, hyper, progress = _start(job)
     first = training.pieces(job)[:1]
 
     def run():
@@ -96,9 +96,9 @@ def in_a_run(job: Job, logbook: Logbook, waits: list[float]) -> Side:
     return Side(run)
 
 
-def alone(job: Job) -> Side:
+def run_alone(job: Job) -> Side:
     """The same piece on the device, where its arguments lie already."""
-    job, validation, hyper, progress = _begun(job)
+    job, validation, hyper, progress = _start(job)
     indices = training.indices_of(job, training.pieces(job)[0])
     rounds = indices.reshape(-1, job.steps_per_round, *indices.shape[1:])
     rounds = mesh.everywhere(rounds, job.program.layout)
@@ -113,7 +113,7 @@ def alone(job: Job) -> Side:
     return Side(run)
 
 
-def _begun(job: Job) -> tuple:
+def _start(job: Job) -> tuple:
     """(job, validation, hyper, progress) where the device finds them, as at the first piece of a stage."""
     layout = job.program.layout
     stage_data, validation, hyper = mesh.everywhere((job.stage_data, job.validation, job.hyper), layout)

@@ -1,4 +1,4 @@
-"""Suite `members`: a training step of one of K members, ours walked every way, beside what others do."""
+"""Suite `members`: a training step of one of K members, in each loop over members, beside what others do."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], 
     }
     makers |= {name: partial(make, network, num_members) for name, make in RIVALS.items()}
     for name in WORTH_THE_WAIT:
-        reason = _hopeless(name, network, num_members, quick)
+        reason = _why_hopeless(name, network, num_members, quick)
         if reason and makers.pop(name, None):
             left_out.append({"side": name, "reason": reason})
     records, missing = clock.measure(case, makers, 3 if quick else 7)
@@ -115,7 +115,7 @@ def _layouts(
     return layouts, left_out
 
 
-def _hopeless(side: str, network: Network, num_members: int, quick: bool) -> str:
+def _why_hopeless(side: str, network: Network, num_members: int, quick: bool) -> str:
     """Why a side is not worth waiting for; "" if it is."""
     if not network.convolutional or jax.default_backend() != "cpu":
         return ""

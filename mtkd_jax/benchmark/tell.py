@@ -1,4 +1,4 @@
-"""What a suite has measured, in tables and words, and the machine it was measured on."""
+"""The results of a suite as tables and sentences, and the machine they were measured on."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def check(dataset: DataSet, where: str) -> DataSet:
             )
         labels = as_vector(labels)
         if labels.ndim != 1:
-            raise wrong(f"{part}_labels", _of_no_vector(labels))
+            raise wrong(f"{part}_labels", _explain_labels_shape(labels))
         if len(images) == 0:
             raise wrong(f"{part}_images", "is empty: must hold at least one image")
         if len(images) != len(labels):
@@ -105,7 +105,7 @@ def as_vector(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1) if array.ndim > 1 and sum(side != 1 for side in array.shape) <= 1 else array
 
 
-def _of_no_vector(labels: np.ndarray) -> str:
+def _explain_labels_shape(labels: np.ndarray) -> str:
     """What is wrong with labels that are not [N]."""
     said = f"shape {labels.shape}: must be [N], one class number an image"
     if labels.ndim != 2 or labels.dtype.kind not in "biuf":
@@ -196,8 +196,8 @@ def _check_scales(dataset: DataSet, wrong: Callable) -> list[str]:
     if train.least.min() == train.greatest.max():
         raise wrong("train_images", f"every pixel is {train.least[0]:g}: nothing can be learnt from them")
     for part, values in parts.items():
-        of_all = _times_apart(train.sizes.max(), values.sizes.max())
-        of_half = _times_apart(np.median(train.sizes), np.median(values.sizes))
+        of_all = _scale_ratio(train.sizes.max(), values.sizes.max())
+        of_half = _scale_ratio(np.median(train.sizes), np.median(values.sizes))
         if min(of_all, of_half) > MOST_APART:
             raise wrong(f"{part}_images", f"{values}, in train_images {train}: must be of one scale")
         if max(of_all, of_half) > APART or _goes_below(train, values) or _goes_below(values, train):
@@ -210,7 +210,7 @@ def _check_scales(dataset: DataSet, wrong: Callable) -> list[str]:
     return notes
 
 
-def _times_apart(one: float, other: float) -> float:
+def _scale_ratio(one: float, other: float) -> float:
     """How many times as large the one is, whichever; 1 where one is nothing."""
     return max(one, other) / min(one, other) if min(one, other) > 0 else 1.0
 

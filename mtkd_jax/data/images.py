@@ -61,7 +61,7 @@ def read(path: str | os.PathLike, *, shape: tuple[int, int, int], fit: str = "cr
     height, width, channels = shape
     if channels not in (1, 3):
         raise UserError(f"images: {channels} channels: must be 1 (grey) or 3 (colour)")
-    bring_to_size = fitting(fit)
+    bring_to_size = resizer_of(fit)
     with _open(path) as image:
         # A JPEG is decoded at an eighth, a quarter or half of its size where twice the shape remains.
         image.draft(None, (2 * max(height, width),) * 2)
@@ -71,17 +71,17 @@ def read(path: str | os.PathLike, *, shape: tuple[int, int, int], fit: str = "cr
         return np.asarray(bring_to_size(coloured, (width, height))).reshape(shape)
 
 
-def below(folder: str | os.PathLike) -> list[Path]:
+def find_images(folder: str | os.PathLike) -> list[Path]:
     """The files in a folder and in the folders in it that end as images do, sorted; links are followed.
 
     Those of the system and of programs that show images (hidden ones, `__MACOSX`, `@eaDir`) are passed over,
     and a link that leads back up is followed once. Raises `UserError` naming a folder that cannot be read.
     """
-    return [path for path in files_below(folder) if is_named_as_image(path.name)]
+    return [path for path in find_files(folder) if is_named_as_image(path.name)]
 
 
-def files_below(folder: str | os.PathLike) -> list[Path]:
-    """All files as `below` finds them, whatever they are called. Raises UserError as `listed` does."""
+def find_files(folder: str | os.PathLike) -> list[Path]:
+    """All files, found as `find_images` finds them, whatever their names; raises what `list_entries` does."""
     found, seen, waiting = [], set(), [Path(folder)]
     while waiting:
         place = waiting.pop(0)
@@ -100,7 +100,7 @@ def list_entries(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     """
     try:
         with os.scandir(folder) as entries:
-            found = [(one.name, _is_folder(one)) for one in entries if not of_system(one.name)]
+            found = [(one.name, _is_folder(one)) for one in entries if not is_system_file(one.name)]
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{folder}: cannot be read ({why}); must be a folder that may be read") from error
@@ -118,7 +118,7 @@ def is_named_as_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def of_system(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Whether a file or folder is hidden, or one that an operating system or a viewer leaves behind."""
     return name.startswith(".") or name.lower() in SYSTEM
 
@@ -136,7 +136,7 @@ def shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in _GREY_MODES else 3
 
 
-def fitting(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
+def resizer_of(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
     """The function of this name that brings an image to a size (width, height)."""
     if fit not in _FITS:
         near = difflib.get_close_matches(str(fit), _FITS, n=1, cutoff=0)[0]

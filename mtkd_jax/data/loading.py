@@ -248,8 +248,8 @@ def mixed_order(
 ) -> np.ndarray:
     """Batches [num_steps,B] int32 with `labelled_per_batch` labelled indices each, the others unlabelled.
 
-    Each of the two lists is walked as in `epoch_order`, at its own pace; `labels` balances the labelled ones
-    alone, for the others have none to go by. Labelled indices come first in a batch. Raises `UserError` when
+    Each of the two lists is in the order of `epoch_order`, at its own pace; `labels` balances the labelled
+    ones alone, for the others have none. Labelled indices come first in a batch. Raises `UserError` when
     there is nothing unlabelled or a batch has no place for both.
     """
     if len(unlabelled) == 0:

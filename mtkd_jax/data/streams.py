@@ -1,4 +1,4 @@
-"""Images that are read when they are asked for, and ahead of when they are asked for."""
+"""Images that stay in their files: read when they are indexed, and read ahead of the steps that need them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HANDED_OUT = 1024  # pieces of work that wait for a thread
 
 
 class OneByOne:
-    """`Images` [N,h,w,c] that are read one by one, by several threads, whenever they are asked for."""
+    """`Images` [N,h,w,c] that several threads read one by one, each time they are indexed."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""What leaves the house: the exported network and its command line."""
+"""The exported network: how it is written, read and used."""

@@ -3,7 +3,7 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
-Exit code 0: every image was read; 2: some were not, or something else that the user can mend, in one line.
+Exit code 0: every image was read; 2: some were not, or another error that the user can mend, in one line.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _main(argv: Sequence[str] | None) -> None:
     program, card = load_program(asked.student)
     paths = files(asked.images)
     fit = asked.fit or card["input"].get("fit", "crop")
-    images.fitting(fit)
+    images.resizer_of(fit)
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
     for note in unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
@@ -61,7 +61,7 @@ def files(given: Iterable[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in given:
-        inside = images.below(path) if path.is_dir() else [path]
+        inside = images.find_images(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: holds no image; must hold {', '.join(images.SUFFIXES)} files")
         found += inside
@@ -107,7 +107,7 @@ def predictions(
     UserError when the student reads no image files.
     """
     shape = check_reads_files(card)
-    images.fitting(fit)
+    images.resizer_of(fit)
     size = min(batch, len(paths))
     for start in range(0, len(paths), size):
         yield from _of_batch(program, card["class_names"], paths[start : start + size], shape, top, fit, size)

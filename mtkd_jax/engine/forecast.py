@@ -1,6 +1,6 @@
 """What a stage will cost before it is run: FLOPs, bytes and seconds.
 
-`estimated` takes them from formulas, in milliseconds; `timed` asks the compiler and runs a few steps.
+`estimate` takes them from formulas, in milliseconds; `measure` compiles the stage and runs a few steps.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def estimated_bytes(job: Job) -> tuple[float, float]:
     """(fixed, for each member) bytes at the peak of training, by formula.
 
     Data and teachers; what members hold between two steps and as much again as their best weights, gradients
-    and updates; and what the backward pass keeps of the forward one, of as many members as are walked at a
+    and updates; and what the backward pass keeps of the forward one, of as many members as are computed at a
     time.
     """
     layout, num_members = job.program.layout, len(job.names)

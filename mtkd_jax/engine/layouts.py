@@ -1,4 +1,4 @@
-"""Which layout a population is trained in: as it is asked for, or, for "auto", what is known to be fast."""
+"""The layouts a population may be trained in: the configured one or, for "auto", those known to be fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     """The layouts that `runtime.how` and `runtime.data_shards` leave to choose from, the likeliest first.
 
     vmap, map, unroll, loop   on one device (for each data shard), see `population.over_members`
-    shard_map                 members spread over all devices, on each walked in the natural way
+    shard_map                 members spread over all devices, on each `population.natural_member_loop`
     pmap                      one member a device
     auto                      what may be the fastest: spread or not, vmap or map
 
@@ -28,9 +28,9 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     if jax.process_count() > 1:  # every process must have a part in it, and no clock may decide
         return (Layout(natural, most, data_shards),)
     if how == "auto":
-        walks = (natural,) if natural == "map" or num_members == 1 else (natural, "map")
+        loops = (natural,) if natural == "map" or num_members == 1 else (natural, "map")
         widths = dict.fromkeys((spread, 1))
-        return tuple(Layout(walk, width, data_shards) for width in widths for walk in walks)
+        return tuple(Layout(loop, width, data_shards) for width in widths for loop in loops)
     if how == "shard_map":
         return (Layout(natural, spread, data_shards),)
     if how == "pmap" and num_members > most:

@@ -1,6 +1,6 @@
 """Many networks of one architecture as one pytree whose every leaf leads with the member axis M.
 
-How the members are walked is a choice, not a rewrite: `over_members` gives the same numbers every way.
+The loop over members is a choice, not a rewrite: `over_members` gives the same numbers every way.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def over_members(function: Callable, how: str) -> Callable:
 
 
 def natural_member_loop(model: Model) -> str:
-    """How members are walked unless somebody has measured: `map` for convolutions on a CPU, else `vmap`."""
+    """The loop over members where none has been timed: `map` for convolutions on a CPU, else `vmap`."""
     return "map" if model.convolutional and jax.default_backend() == "cpu" else "vmap"
 
 
@@ -152,7 +152,7 @@ def map_blocks(function: Callable, images: np.ndarray | Images, size: int = 512)
 
 
 def zeros_like_output(function: Callable, images: np.ndarray) -> np.ndarray:
-    """Zeros in the shape of what `in_blocks` returns; nothing is computed."""
+    """Zeros in the shape of what `map_blocks` returns; nothing is computed."""
     of_one = jax.eval_shape(function, images[:1])
     return np.zeros((len(images), *of_one.shape[1:]), of_one.dtype)
 

@@ -1,8 +1,8 @@
-"""The teachers' logits, asked for once: they are frozen, so the same image gets the same answer.
+"""The teachers' logits, computed once: they are frozen, so the same image gets the same logits.
 
 Without augmentation they are kept for every example [K,N,C]. With it they are kept for every step [K,S*B,C]:
 a stage's images are a function of its seed and the step, the same for every family of students. Either way
-they are asked by the code of the step itself, in batches of its size, so that nothing changes but the time.
+the code of the step itself computes them, in batches of its size, so that nothing changes but the time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fill(job: Job, cache: Cache) -> Job:
 
 
 def outline(job: Job) -> Job:
-    """The job as `filled` leaves it, but that nobody is asked: zeros stand for the logits."""
+    """The job as `fill` returns it, with zeros in place of the logits; no teacher is run."""
     how = _how(job)
     if how is None:
         return job

@@ -90,7 +90,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
                 break
             now = time.perf_counter()
             stop = mesh.any_asked(interrupts.stop_requested())
-            if stop or mesh.agreed(now - saved >= checkpoint_seconds):
+            if stop or mesh.take_from_first(now - saved >= checkpoint_seconds):
                 logbook.check()  # saved into a folder that is no more, it would come back without its run
                 info = {"seconds": seconds + now - started, **_owner(job)}
                 checkpoint.save(directory, step, mesh.on_host(progress), info)
@@ -173,7 +173,8 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
     finite = np.asarray(result["alive"])
     if not finite.any():
         raise UserError(
-            f"{job.stage}: the loss of all {len(finite)} members stopped being finite; {_what_to_mend(job)}"
+            f"{job.stage}: the loss of all {len(finite)} members stopped being finite; "
+            f"{_explain_divergence(job)}"
         )
     trained = Population(job.program.model, result["variables"], job.hyper, job.names)
     return as_fitted(trained, result, seconds)
@@ -186,7 +187,7 @@ USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
 }
 
 
-def _what_to_mend(job: Job) -> str:
+def _explain_divergence(job: Job) -> str:
     """The likeliest cause of a training that broke down as a whole, told from how it began."""
     variables = population.take(first_progress(job).best, 0)
     logits = job.program.model.apply(mesh.on_host(variables), loading.scale(job.validation[0][:32]))[0].logits

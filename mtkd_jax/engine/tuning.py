@@ -1,6 +1,6 @@
-"""`runtime.how = auto`: a short timed trial of the candidate layouts on the real step, answered once.
+"""`runtime.how = auto`: a short timed trial of the candidate layouts on the real step, made once.
 
-The answer is kept with the stage's checkpoints, so that a resumed run goes on as it began, and in the cache
+The result is kept with the stage's checkpoints, so that a resumed run goes on as it began, and in the cache
 folder for the next run of the same network, batch, number of members, devices and version.
 """
 
@@ -33,15 +33,15 @@ def choose_layout(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
     """The job in the layout it is trained in; `directory` is the stage's checkpoint folder."""
     if len(job.candidates) == 1:
         return job
-    answer = _usable(_chosen(directory / FILE).get("seconds"), job)
+    answer = _answer_for(_read_choice(directory / FILE).get("seconds"), job)
     if answer is None:
         if forecast.flops(job) < WORTH_A_TRIAL[jax.default_backend()]:
             return job
-        answer = _usable(_read(cache_file()).get(question(job)), job) or measure(job)
+        answer = _answer_for(_read(cache_file()).get(question(job)), job) or measure(job)
         with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
             _remember(cache_file(), {**_read(cache_file()), question(job): answer})
         _remember(directory / FILE, {"question": question(job), "seconds": answer})
-        say(f"{job.stage}: {_told(answer)}")
+        say(f"{job.stage}: {_answer_in_words(answer)}")
     return with_layout(job, _layout(min(answer, key=answer.get)))
 
 
@@ -53,13 +53,13 @@ def members_at_once(job: Job, directory: Path) -> int:
     number meanwhile.
     """
     path, begun = directory / PARTS, any(directory.glob("**/manifest.json"))
-    before = _chosen(path).get("members_at_once") if begun else None
+    before = _read_choice(path).get("members_at_once") if begun else None
     if begun and not path.exists():
         raise UserError(f"{path}: is missing; {_mend(path)}")
     if begun and not (isinstance(before, int) and before > 0):
         raise UserError(f"{path}: not what a run writes; {_mend(path)}")
     if before is None:
-        now = mesh.agreed(forecast.members_at_once(job))
+        now = mesh.take_from_first(forecast.members_at_once(job))
         if mesh.is_first():
             _remember(path, {"members_at_once": now})
         return now
@@ -80,7 +80,7 @@ def measure(job: Job) -> Answer:
 
 
 def with_layout(job: Job, layout: Layout) -> Job:
-    """The same job, its members walked and spread otherwise."""
+    """The same job in another layout."""
     return dataclasses.replace(job, program=job.program._replace(layout=layout))
 
 
@@ -108,7 +108,7 @@ def cache_file() -> Path | None:
     return Path(folder).parent / "layouts.json" if folder else None
 
 
-def _usable(answer: Answer | None, job: Job) -> Answer | None:
+def _answer_for(answer: Answer | None, job: Job) -> Answer | None:
     """The answer if it is one about these candidates: a resume may find other devices."""
     is_answer = isinstance(answer, dict) and all(isinstance(seconds, float) for seconds in answer.values())
     return answer if is_answer and set(answer) == {json.dumps(layout) for layout in job.candidates} else None
@@ -118,7 +118,7 @@ def _layout(text: str) -> Layout:
     return Layout(*json.loads(text))
 
 
-def _told(answer: Answer) -> str:
+def _answer_in_words(answer: Answer) -> str:
     ranked = [f"{_layout(text)} {1e3 * answer[text]:.3g} ms" for text in sorted(answer, key=answer.get)]
     return f"a step takes, {', '.join(ranked)}"
 
@@ -131,7 +131,7 @@ def _read(path: Path | None) -> dict:
         return {}
 
 
-def _chosen(path: Path) -> dict:
+def _read_choice(path: Path) -> dict:
     """What was chosen when the stage began; {} where nothing was. Another choice would be another run."""
     return files.read_sealed(path, _mend(path)) or {}
 

@@ -42,7 +42,7 @@ SIZES_AGAINST_K, SUBSETS_AGAINST_K = 6, 10
 MOST_FITTED = {"evolved_mean": 32, "stacking": 64}  # teachers; with more, a fit takes minutes
 COST = {"num_members": 64, "num_examples": 10_000, "num_classes": 100}
 
-Watch = Callable[[Iterable[str]], Iterable[str]]  # how the caller follows a walk over rules
+Watch = Callable[[Iterable[str]], Iterable[str]]  # how the caller follows a loop over rules
 
 
 def families(names: Collection[str] = ()) -> dict[str, list[str]]:

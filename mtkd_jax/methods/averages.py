@@ -52,11 +52,11 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     return SUPERVISED._replace(
         name="mean_teacher",
         stimulus=_two_views,
-        teach=_averaged_network,
+        teach=_run_average_network,
         term=_HardAndConsistent(ramp),
-        after=_average_moved,
-        init_mem=_as_it_starts,
-        deploy=_average,
+        after=_update_average,
+        init_mem=_start_average,
+        deploy=_deploy_average,
         reads_student=("teach",),
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,
@@ -69,7 +69,7 @@ def _two_views(key: Array, batch: Batch, augment: Augment, networks: Networks) -
     return dataclasses.replace(batch, image=augment(of_student, batch.image), views=views)
 
 
-def _averaged_network(context: Context, networks: Networks) -> TeacherOutputs:
+def _run_average_network(context: Context, networks: Networks) -> TeacherOutputs:
     # In training the statistics are the batch's own: those of the average lag behind its weights at first.
     view = context.batch.views["teacher"]
     outputs, _ = networks.student(context.state.mem, view, train=True, key=context.key)
@@ -87,7 +87,7 @@ class _HardAndConsistent:
         return hard_loss(context) + context.hyper["weight"] * jnp.exp(-5.0 * (1.0 - share) ** 2) * distance
 
 
-def _average_moved(state: TrainState, context: Context) -> TrainState:
+def _update_average(state: TrainState, context: Context) -> TrainState:
     num_steps = context.step.astype(jnp.float32) + 1.0
     decay = jnp.minimum(1.0 - 1.0 / (num_steps + 1.0), context.hyper["decay"])
     now = {"params": state.params, **state.model_state}
@@ -95,9 +95,9 @@ def _average_moved(state: TrainState, context: Context) -> TrainState:
     return dataclasses.replace(state, mem=mem)
 
 
-def _as_it_starts(variables: PyTree) -> PyTree:
+def _start_average(variables: PyTree) -> PyTree:
     return variables
 
 
-def _average(state: TrainState) -> PyTree:
+def _deploy_average(state: TrainState) -> PyTree:
     return state.mem

@@ -27,23 +27,23 @@ def xnor() -> Recipe:
 
     Source: XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279.
     """
-    return PLAIN._replace(name="xnor", view=_binary_view, after=_clipped, deploy=_binary_deployed)
+    return PLAIN._replace(name="xnor", view=_binary_view, after=_clip_kernels, deploy=_deploy_binary)
 
 
 def _binary_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
-    return _of_inner_kernels(_binary, params)
+    return _map_inner_kernels(_binarise, params)
 
 
-def _clipped(state: TrainState, context: Context) -> TrainState:
-    params = _of_inner_kernels(lambda kernel: kernel.clip(-1.0, 1.0), state.params)
+def _clip_kernels(state: TrainState, context: Context) -> TrainState:
+    params = _map_inner_kernels(lambda kernel: kernel.clip(-1.0, 1.0), state.params)
     return dataclasses.replace(state, params=params)
 
 
-def _binary_deployed(state: TrainState) -> PyTree:
-    return {"params": _of_inner_kernels(_binary, state.params), **state.model_state}
+def _deploy_binary(state: TrainState) -> PyTree:
+    return {"params": _map_inner_kernels(_binarise, state.params), **state.model_state}
 
 
-def _binary(kernel: Array) -> Array:
+def _binarise(kernel: Array) -> Array:
     size = jnp.abs(kernel)
     passing = jnp.where(size <= 1.0, kernel, jax.lax.stop_gradient(kernel))
     # The difference is exactly 0 and has the gradient of `passing`.
@@ -51,7 +51,7 @@ def _binary(kernel: Array) -> Array:
     return sign * size.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
 
 
-def _of_inner_kernels(function: Callable[[Array], Array], params: PyTree) -> PyTree:
+def _map_inner_kernels(function: Callable[[Array], Array], params: PyTree) -> PyTree:
     """The parameters with `function` of every kernel between the first layer and the last."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]

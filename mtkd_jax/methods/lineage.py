@@ -23,7 +23,7 @@ class OfOwnTeacher:
     seam: Callable
 
     def __call__(self, context: Context, *more: Array) -> Any:
-        own = only(context.teacher, context.hyper["own_teacher"])
+        own = select_teacher(context.teacher, context.hyper["own_teacher"])
         return self.seam(dataclasses.replace(context, teacher=own), *more)
 
 
@@ -34,10 +34,12 @@ class ForOneTeacher:
     init_aux: Callable
 
     def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
-        return self.init_aux(key, student, jax.eval_shape(lambda teacher: only(teacher, 0), teacher))
+        return self.init_aux(
+            key, student, jax.eval_shape(lambda teacher: select_teacher(teacher, 0), teacher)
+        )
 
 
-def only(teacher: TeacherOutputs, row: Array | int) -> TeacherOutputs:
+def select_teacher(teacher: TeacherOutputs, row: Array | int) -> TeacherOutputs:
     """Teacher `row` of teachers of one architecture, as K = 1."""
 
     def picked(each: tuple[PyTree, ...]) -> tuple[PyTree, ...]:

@@ -31,10 +31,10 @@ def dml(*, num_peers: int = 2) -> Recipe:
     """
     return PLAIN._replace(
         name="dml",
-        teach=_peers,
-        weigh=_the_others,
+        teach=_teach_by_peers,
+        weigh=_weigh_other_peers,
         aim=each_teacher,
-        num_peers=_checked("dml", num_peers),
+        num_peers=_check_num_peers("dml", num_peers),
         reads_student=("teach", "weigh"),
         min_teachers=0,
     )
@@ -53,15 +53,15 @@ def kd_ml(*, num_peers: int = 2, teacher_weight: float = 1.0, peer_weight: float
     """
     return PLAIN._replace(
         name="kd_ml",
-        weigh=_teachers_and_the_others,
-        aim=_teachers_and_peers,
-        num_peers=_checked("kd_ml", num_peers),
+        weigh=_weigh_teachers_and_peers,
+        aim=_aim_at_teachers_and_peers,
+        num_peers=_check_num_peers("kd_ml", num_peers),
         reads_student=("weigh", "aim"),
         hyper=(("teacher_weight", teacher_weight), ("peer_weight", peer_weight)),
     )
 
 
-def _checked(name: str, num_peers: int) -> int:
+def _check_num_peers(name: str, num_peers: int) -> int:
     if num_peers < 2:
         raise UserError(f"{name}(num_peers={num_peers}): a cohort has at least 2")
     return num_peers
@@ -82,11 +82,11 @@ def _loss_of_mean(context: Context) -> Array:
 UNIFIED = SUPERVISED._replace(name="unified", term=_loss_of_mean)
 
 
-def _peers(context: Context, networks: Networks) -> TeacherOutputs:
+def _teach_by_peers(context: Context, networks: Networks) -> TeacherOutputs:
     return TeacherOutputs(context.peers.logits, (), ())
 
 
-def _the_others(context: Context) -> Array:
+def _weigh_other_peers(context: Context) -> Array:
     """Weights w [P,B]: alike for every finite peer but the reader, 0 for the rest."""
     peers = context.peers
     others = (peers.finite & (jnp.arange(len(peers.finite)) != peers.place)).astype(jnp.float32)
@@ -94,14 +94,14 @@ def _the_others(context: Context) -> Array:
     return jnp.broadcast_to(share[:, None], peers.logits.shape[:2])
 
 
-def _teachers_and_the_others(context: Context) -> Array:
+def _weigh_teachers_and_peers(context: Context) -> Array:
     """Weights w [K+P,B] of the teachers, then of the peers."""
-    teachers, others = equal_weights(context), _the_others(context)
+    teachers, others = equal_weights(context), _weigh_other_peers(context)
     hyper = context.hyper
     return jnp.concatenate([hyper["teacher_weight"] * teachers, hyper["peer_weight"] * others])
 
 
-def _teachers_and_peers(context: Context, w: Array) -> Targets:
+def _aim_at_teachers_and_peers(context: Context, w: Array) -> Targets:
     # Not in `teach`, which would ask the frozen teachers once for every member instead of once a batch.
     both = jnp.concatenate([context.teacher.logits, context.peers.logits])
     return each_teacher(dataclasses.replace(context, teacher=TeacherOutputs(both, (), ())), w)

@@ -21,10 +21,10 @@ def funmatch() -> Recipe:
 
     Source: function matching, the patient and consistent teacher, Beyer et al. 2022, arXiv 2106.05237.
     """
-    return PLAIN._replace(name="funmatch", stimulus=_mixed_in_pairs, term=soft_loss, alpha=0.0)
+    return PLAIN._replace(name="funmatch", stimulus=_mix_pairs, term=soft_loss, alpha=0.0)
 
 
-def _mixed_in_pairs(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
+def _mix_pairs(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     augment_key, partner_key, share_key = jax.random.split(key, 3)
     image = augment(augment_key, batch.image)
     partner = jax.random.permutation(partner_key, image)
@@ -50,7 +50,9 @@ def ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Reci
 
     Source: Nam et al. 2021, arXiv 2110.14149, after Tashiro et al. 2020, arXiv 2003.06878.
     """
-    return PLAIN._replace(name="ods", stimulus=_diversified("ods", step_size, teacher_temperature, False))
+    return PLAIN._replace(
+        name="ods", stimulus=_make_diversified("ods", step_size, teacher_temperature, False)
+    )
 
 
 def conf_ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Recipe:
@@ -64,11 +66,11 @@ def conf_ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) ->
     Source: Nam et al. 2021, arXiv 2110.14149.
     """
     return PLAIN._replace(
-        name="conf_ods", stimulus=_diversified("conf_ods", step_size, teacher_temperature, True)
+        name="conf_ods", stimulus=_make_diversified("conf_ods", step_size, teacher_temperature, True)
     )
 
 
-def _diversified(name: str, step_size: float, temperature: float, by_confidence: bool) -> _Diversified:
+def _make_diversified(name: str, step_size: float, temperature: float, by_confidence: bool) -> _Diversified:
     if temperature <= 0:
         raise UserError(f"{name}(teacher_temperature={temperature}): it must be above 0")
     return _Diversified(step_size, temperature, by_confidence)

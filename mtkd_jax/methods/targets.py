@@ -21,10 +21,10 @@ def dkpp() -> Recipe:
 
     Source: dark knowledge with permuted predictions, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
     """
-    return PLAIN._replace(name="dkpp", aim=_others_permuted)
+    return PLAIN._replace(name="dkpp", aim=_permute_others)
 
 
-def _others_permuted(context: Context, w: Array) -> Targets:
+def _permute_others(context: Context, w: Array) -> Targets:
     targets = mean_of_probs(context, w)
     probs = targets.probs
     classes, top = jnp.arange(probs.shape[-1])[None, None, :], probs.argmax(axis=-1, keepdims=True)

@@ -58,10 +58,10 @@ def ca_mkd() -> Recipe:
 
     Source: confidence-aware multi-teacher distillation, Zhang et al. 2022, arXiv 2201.00007.
     """
-    return PLAIN._replace(name="ca_mkd", weigh=_correctness, min_teachers=2)
+    return PLAIN._replace(name="ca_mkd", weigh=_weigh_by_correctness, min_teachers=2)
 
 
-def _correctness(context: Context) -> Array:
+def _weigh_by_correctness(context: Context) -> Array:
     log_probs, num_teachers = jax.nn.log_softmax(context.teacher.logits), len(context.teacher.logits)
     cross_entropy = -jnp.take_along_axis(log_probs, context.batch.label[None, :, None], axis=-1)[:, :, 0]
     w = (1.0 - jax.nn.softmax(cross_entropy, axis=0)) / (num_teachers - 1)
@@ -118,13 +118,13 @@ def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 500) -
     def descend(step: Array, last_two: tuple[Array, Array]) -> tuple[Array, Array]:
         before, a = last_two
         ahead = a + step / (step + 3.0) * (a - before)
-        return a, _onto_capped_simplex(ahead - size * (apart @ (ahead @ gradients)), cap)
+        return a, _project_on_capped_simplex(ahead - size * (apart @ (ahead @ gradients)), cap)
 
     equal = jnp.full(len(gradients), 1.0 / len(gradients))
     return jax.lax.fori_loop(0, num_steps, descend, (equal, equal))[1]
 
 
-def _onto_capped_simplex(point: Array, cap: float) -> Array:
+def _project_on_capped_simplex(point: Array, cap: float) -> Array:
     """The closest a to point [K] with sum a = 1 and 0 <= a <= cap, which is clip(point - shift, 0, cap).
 
     The sum of that falls with the shift, straight between the 2K shifts where an entry leaves a bound or
@@ -175,10 +175,10 @@ def switch() -> Recipe:
 
     Source: Fukuda et al., Interspeech 2017, one of its two strategies.
     """
-    return PLAIN._replace(name="switch", weigh=_whose_turn, min_teachers=2)
+    return PLAIN._replace(name="switch", weigh=_weigh_in_turn, min_teachers=2)
 
 
-def _whose_turn(context: Context) -> Array:
+def _weigh_in_turn(context: Context) -> Array:
     num_teachers, batch_size, _ = context.teacher.logits.shape
     turn = jax.nn.one_hot(context.step % num_teachers, num_teachers)
     return jnp.broadcast_to(turn[:, None], (num_teachers, batch_size))

@@ -90,4 +90,4 @@ def cnn(
         dropout=dropout,
         dtype=dtype,
     )
-    return Model(layers.described(cnn, **arguments), Cnn(task, **arguments), convolutional=True)
+    return Model(layers.address_of(cnn, **arguments), Cnn(task, **arguments), convolutional=True)

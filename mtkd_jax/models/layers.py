@@ -370,7 +370,7 @@ def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Ou
 # --- arguments ----------------------------------------------------------------------------------------
 
 
-def described(build: Callable, **arguments: Any) -> str:
+def address_of(build: Callable, **arguments: Any) -> str:
     """The call that made a model, without the arguments left at their defaults: "mlp(hidden=(32,))"."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(build).parameters.items()}
     changed = ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value != defaults[name])

@@ -59,4 +59,4 @@ def mlp(
     layers.check_dropout("mlp.dropout", dropout)
     layers.check_dtype("mlp.dtype", dtype)
     arguments = dict(hidden=hidden, batch_norm=batch_norm, dropout=dropout, dtype=dtype)
-    return Model(layers.described(mlp, **arguments), Mlp(task, **arguments))
+    return Model(layers.address_of(mlp, **arguments), Mlp(task, **arguments))

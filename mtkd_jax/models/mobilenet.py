@@ -106,5 +106,5 @@ def mobilenet_v2(task: Task, *, width: float = 0.5, dtype: str = "float32") -> M
     layers.check_dtype("mobilenet_v2.dtype", dtype)
     arguments = dict(width=width, dtype=dtype)
     return Model(
-        layers.described(mobilenet_v2, **arguments), MobileNetV2(task, **arguments), convolutional=True
+        layers.address_of(mobilenet_v2, **arguments), MobileNetV2(task, **arguments), convolutional=True
     )

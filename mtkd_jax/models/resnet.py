@@ -99,4 +99,4 @@ def resnet(
     layers.check_count("resnet.stem_stride", stem_stride)
     layers.check_dtype("resnet.dtype", dtype)
     arguments = dict(depth=depth, width=width, stem_stride=stem_stride, dtype=dtype)
-    return Model(layers.described(resnet, **arguments), ResNet(task, **arguments), convolutional=True)
+    return Model(layers.address_of(resnet, **arguments), ResNet(task, **arguments), convolutional=True)

@@ -127,7 +127,7 @@ def fcn(task: Task, *, widths: tuple[int, ...] = (128, 256, 128), dtype: str = "
     layers.check_argument("fcn.widths", widths, len(widths) == len(FCN_KERNELS), "three of them")
     layers.check_dtype("fcn.dtype", dtype)
     arguments = dict(widths=widths, dtype=dtype)
-    return Model(layers.described(fcn, **arguments), Fcn(task, **arguments), convolutional=True)
+    return Model(layers.address_of(fcn, **arguments), Fcn(task, **arguments), convolutional=True)
 
 
 def inception_time(task: Task, *, depth: int = 6, width: int = 32, dtype: str = "float32") -> Model:
@@ -148,5 +148,5 @@ def inception_time(task: Task, *, depth: int = 6, width: int = 32, dtype: str = 
     layers.check_dtype("inception_time.dtype", dtype)
     arguments = dict(depth=depth, width=width, dtype=dtype)
     return Model(
-        layers.described(inception_time, **arguments), InceptionTime(task, **arguments), convolutional=True
+        layers.address_of(inception_time, **arguments), InceptionTime(task, **arguments), convolutional=True
     )

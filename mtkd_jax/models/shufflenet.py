@@ -102,5 +102,5 @@ def shufflenet_v2(task: Task, *, width: float = 1.0, dtype: str = "float32") -> 
     layers.check_dtype("shufflenet_v2.dtype", dtype)
     arguments = dict(width=width, dtype=dtype)
     return Model(
-        layers.described(shufflenet_v2, **arguments), ShuffleNetV2(task, **arguments), convolutional=True
+        layers.address_of(shufflenet_v2, **arguments), ShuffleNetV2(task, **arguments), convolutional=True
     )

@@ -62,4 +62,4 @@ def vgg(task: Task, *, depth: int = 8, dtype: str = "float32") -> Model:
     )
     layers.check_dtype("vgg.dtype", dtype)
     arguments = dict(depth=depth, dtype=dtype)
-    return Model(layers.described(vgg, **arguments), Vgg(task, **arguments), convolutional=True)
+    return Model(layers.address_of(vgg, **arguments), Vgg(task, **arguments), convolutional=True)

@@ -79,5 +79,5 @@ def wide_resnet(
     layers.check_dtype("wide_resnet.dtype", dtype)
     arguments = dict(depth=depth, width=width, dropout=dropout, dtype=dtype)
     return Model(
-        layers.described(wide_resnet, **arguments), WideResNet(task, **arguments), convolutional=True
+        layers.address_of(wide_resnet, **arguments), WideResNet(task, **arguments), convolutional=True
     )

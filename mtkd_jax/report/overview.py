@@ -1,4 +1,4 @@
-"""What would be trained on, before anything is: sizes, classes, groups, values, duplicates, a contact sheet.
+"""A data set before training: sizes, classes, groups, values, duplicates, a contact sheet.
 
     python -m mtkd_jax.data SOURCE [--path PATH] [--sheet FILE.png] [--json]
 

@@ -1,4 +1,4 @@
-"""From trained populations to predictions: which students are chosen, what they say, what they cost.
+"""From trained populations to predictions: which students are chosen, their logits and their costs.
 
 Selection reads validation only. The test images are seen here, once, by the members that make a row.
 """

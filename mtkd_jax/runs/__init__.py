@@ -1,1 +1,1 @@
-"""What a run keeps in its folder, and never loses."""
+"""The folder of a run: its lock, checkpoints, learning curves and predictions."""

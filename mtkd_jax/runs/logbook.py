@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, and a progress line.
+"""What a run writes while it trains: metrics.jsonl, TensorBoard events, and a progress line.
 
 metrics.jsonl is the record of truth, one line a record; the rest is for looking at.
 """
@@ -49,7 +49,7 @@ class Logbook:
             # Held open: as long as it is, no folder made anew is given its number.
             self._folder = os.open(workdir, os.O_RDONLY)
         except OSError as error:
-            raise _refused(workdir / "tensorboard", error) from error
+            raise _write_error(workdir / "tensorboard", error) from error
         self._bar: Progress | None = None
         self._redrawn = False  # a line that the next one takes the place of
         self._tasks: dict[str, TaskID] = {}
@@ -104,7 +104,7 @@ class Logbook:
             self._draw_points(stage, epoch, names, values)
         except OSError as error:
             self.check()
-            raise _refused(self._path, error) from error
+            raise _write_error(self._path, error) from error
 
     def cut_back(self, stage: str, epoch: int) -> None:
         """Drop what an interrupted run wrote of `stage` after `epoch`, so that nothing stands twice.
@@ -203,7 +203,7 @@ def record_of(line: str) -> dict | None:
     return record if isinstance(record, dict) and record.keys() == FIELDS else None
 
 
-def _refused(path: Path, error: OSError) -> UserError:
+def _write_error(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 

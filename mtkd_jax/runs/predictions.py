@@ -48,7 +48,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """A run's groups and what they were asked. V validation and N test examples, C classes."""
+    """A run's groups and the data they were evaluated on. V validation and N test examples, C classes."""
 
     dataset: str
     class_names: tuple[str, ...]
@@ -62,7 +62,7 @@ class Predictions:
     common_alpha: float | None = None
     notes: tuple[str, ...] = ()
     positive: str = ""  # the class to be detected, where there are two; "" = the last one
-    false_alarm_rate: float = 0.05  # at which its recall is told
+    false_alarm_rate: float = 0.05  # at which its recall is reported
     margin: float = 0.005  # in accuracy: config.report.margin
     choose: str = "best"  # which network is to be deployed: config.export.choose
 

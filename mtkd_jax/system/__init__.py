@@ -1,1 +1,1 @@
-"""The operating system: terminals, signals, paths and files; and the texts people type and read."""
+"""The operating system: terminals, signals, paths and files; and the texts that people type and read."""

@@ -1,4 +1,4 @@
-"""Paths as somebody types them."""
+"""Paths as a user types them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What all command lines share: sound streams, and whatever stops them as one line and an exit code.
+"""What all command lines share: usable streams, and errors as one line and an exit code.
 
-Imports nothing heavy at the top: the streams are made sound before JAX is imported, and what fails while it
-is (the environment says something that it does not understand) ends in one line as well.
+Imports nothing heavy at the top: `begin` repairs the streams before JAX is imported, and an error of that
+import (such as a value in the environment that JAX does not know) ends in one line as well.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def begin() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, _exit_on_interrupt)
     os.environ["MPLBACKEND"] = "agg"  # figures are files here; a backend of the user's might not even exist
-    sys.excepthook = _not_begun
+    sys.excepthook = _report_failed_start
 
 
 def answer(work: Callable[[], int | None], name: str = "error") -> int:
@@ -71,7 +71,7 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        let_go(sys.stdout)
+        redirect_to_null(sys.stdout)
         return NOBODY_READS
     except interrupts.Interrupted as stopped:
         by = signal.Signals(stopped.signal).name
@@ -86,7 +86,7 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
             raise
         tell(f"{name}: {line}")
         if not _flushed(sys.stdout):
-            let_go(sys.stdout)
+            redirect_to_null(sys.stdout)
         return MENDABLE
 
 
@@ -202,7 +202,7 @@ def _line(error: Exception) -> str | None:
     ):
         return f"out of memory: {one_line(error) or 'no more to be had'}; make batches or networks smaller"
     if not _has_devices():
-        return f"JAX finds no device to compute on: {one_line(error) or 'none'}{_told_to_jax()}"
+        return f"JAX finds no device to compute on: {one_line(error) or 'none'}{_describe_jax_environment()}"
     return None
 
 
@@ -215,19 +215,21 @@ def _has_devices() -> bool:
         return False
 
 
-def _told_to_jax() -> str:
+def _describe_jax_environment() -> str:
     """What the environment says to JAX, as the end of a message."""
     said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("JAX_")]
     return f"; the environment has {', '.join(said)}" if said else ""
 
 
-def _leave(number: int, _: FrameType | None) -> NoReturn:
+def _exit_on_interrupt(number: int, _: FrameType | None) -> NoReturn:
     """The handler of SIGINT: all that is written is written atomically, so nothing is harmed."""
     tell("\nmtkd_jax: interrupted; the same command goes on from what is saved")
     os._exit(128 + number)
 
 
-def _not_begun(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _report_failed_start(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """The hook for what is raised while a command line is still being imported: one line, exit code 2.
 
     All else, and faults of this package, keep their traceback.
@@ -239,7 +241,7 @@ def _not_begun(kind: type[BaseException], error: BaseException, trace: Traceback
     if not (importing and from_outside and issubclass(kind, Exception)):
         sys.__excepthook__(kind, error, trace)
         return
-    tell(f"error: cannot start: {kind.__name__}: {one_line(error)}{_told_to_jax()}")
+    tell(f"error: cannot start: {kind.__name__}: {one_line(error)}{_describe_jax_environment()}")
     raise SystemExit(MENDABLE)
 
 
@@ -264,7 +266,7 @@ def _flushed(stream: TextIO) -> bool:
     return True
 
 
-def let_go(stream: TextIO) -> None:
+def redirect_to_null(stream: TextIO) -> None:
     """Point what takes no more at the null device: Python flushes it once more as it ends."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Texts that Markdown shows and does not obey."""
+"""Texts escaped for Markdown."""
 
 from __future__ import annotations
 

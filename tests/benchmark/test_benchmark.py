@@ -334,10 +334,10 @@ def test_without_torch_its_sides_are_left_out(monkeypatch):
 
 def test_what_is_hopeless_on_a_cpu_is_not_waited_for():
     cnn, mlp = networks.NETWORKS["cnn"], networks.NETWORKS["mlp"]
-    assert members._hopeless("vmap in scan", cnn, 8, quick=False) == ""
-    assert "hopeless" in members._hopeless("vmap in scan", cnn, 16, quick=False)
-    assert "hopeless" in members._hopeless("vmap in scan", cnn, 8, quick=True)
-    assert members._hopeless("vmap in scan", mlp, 16, quick=True) == ""
+    assert members._why_hopeless("vmap in scan", cnn, 8, quick=False) == ""
+    assert "hopeless" in members._why_hopeless("vmap in scan", cnn, 16, quick=False)
+    assert "hopeless" in members._why_hopeless("vmap in scan", cnn, 8, quick=True)
+    assert members._why_hopeless("vmap in scan", mlp, 16, quick=True) == ""
 
 
 def test_host(monkeypatch):
@@ -355,7 +355,7 @@ def test_what_the_host_is_timed_at_is_what_it_does_in_a_run(tmp_path):
     for name in ("timed", "run"):
         (tmp_path / name).mkdir()
     with Logbook(tmp_path / "timed", quiet=True) as logbook:
-        host.in_a_run(job, logbook, waits)
+        host.run_as_in_training(job, logbook, waits)
     with Logbook(tmp_path / "run", quiet=True) as logbook:
         training.fit(job, tmp_path / "checkpoints", logbook)
     timed, run = (

@@ -313,14 +313,14 @@ def test_the_files_below_a_folder_are_found_once_and_none_of_the_system(tmp_path
         (tmp_path / path).write_bytes(b"")
     (tmp_path / "b/up").symlink_to(tmp_path)
     (tmp_path / "b/loop").symlink_to("loop")
-    found = [path.relative_to(tmp_path).as_posix() for path in images.files_below(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in images.find_files(tmp_path)]
     assert found == ["3.txt", "b/1.PNG", "b/c/2.jfif", "b/loop"]
-    assert images.below(tmp_path) == [tmp_path / "b/1.PNG", tmp_path / "b/c/2.jfif"]
+    assert images.find_images(tmp_path) == [tmp_path / "b/1.PNG", tmp_path / "b/c/2.jfif"]
     assert images.list_entries(tmp_path / "b") == (["c", "up"], ["1.PNG", "loop"])
     with pytest.raises(
         UserError, match="none: cannot be read \\(No such file or directory\\); must be a folder"
     ):
-        images.below(tmp_path / "none")
+        images.find_images(tmp_path / "none")
 
 
 def test_every_ending_is_read_by_a_format(tmp_path):

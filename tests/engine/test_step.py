@@ -163,7 +163,7 @@ def test_the_step_stops_gradients_through_weigh_and_aim(setting, tmp_path):
     close(population.take(found, 0), expected)
 
 
-def test_lessons_drawn_by_each_member_equal_a_shared_one(setting, tmp_path):
+def test_inputs_made_by_each_member_equal_shared_ones(setting, tmp_path):
     job = student_job(setting)
     num_members = len(job.names)
     repeated = dataclasses.replace(

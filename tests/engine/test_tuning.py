@@ -88,7 +88,7 @@ def test_the_clock_itself_times_every_candidate(job):
 def test_of_several_processes_the_first_decides_and_alone_remembers(job, tmp_path, monkeypatch):
     """They share the folder, and each has other memory free."""
     monkeypatch.setattr(forecast, "members_at_once", lambda job: 3)
-    monkeypatch.setattr(tuning.mesh, "agreed", lambda number: 2)  # what the first one found
+    monkeypatch.setattr(tuning.mesh, "take_from_first", lambda number: 2)  # what the first one found
     monkeypatch.setattr(tuning.mesh, "is_first", lambda: False)
     assert tuning.members_at_once(job, tmp_path) == 2
     assert list(tmp_path.iterdir()) == []

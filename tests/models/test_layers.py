@@ -410,5 +410,5 @@ def test_one_head_is_the_logits_and_everything_is_float32():
 def test_described_names_only_what_differs_from_the_defaults():
     def net(task, *, width: int = 3, rate: float = 0.0): ...
 
-    assert layers.described(net, width=3, rate=0.0) == "net"
-    assert layers.described(net, width=4, rate=0.5) == "net(width=4, rate=0.5)"
+    assert layers.address_of(net, width=3, rate=0.0) == "net"
+    assert layers.address_of(net, width=4, rate=0.5) == "net(width=4, rate=0.5)"

@@ -143,7 +143,7 @@ def test_parts_of_another_form_are_refused_and_not_begun_again(content, run, con
 
 @pytest.mark.parametrize("seconds", [3, "fast", [1.0], {"[1]": "fast"}])
 def test_layouts_of_another_form_are_asked_again(seconds, config, split):
-    assert tuning._usable(seconds, teachers.job(config, split, config.model.name)) is None
+    assert tuning._answer_for(seconds, teachers.job(config, split, config.model.name)) is None
 
 
 # --- whose it is --------------------------------------------------------------------------------------

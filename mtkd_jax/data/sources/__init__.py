@@ -1,6 +1,5 @@
 """Data sets. One public function a source, found by its return annotation `-> DataSet`.
 
-To add a source, write a function in the module of its kind that ends with `return checked(DataSet(...),
-where)`: the check makes sure that whatever leaves this package can be trained on, or that the user is told
-in one line why not.
+To add a source, write a function in the module of its kind that ends with `return check(DataSet(...),
+where)`: the check makes sure that whatever leaves this package can be trained on, or raises UserError.
 """

@@ -45,7 +45,7 @@ def cifar10(*, path: str) -> DataSet:
         records=functools.partial(_binary_records, num_labels=1, place=0),
         class_names=_lines,
     )
-    return _published("cifar10", path, python, binary)
+    return _load_published("cifar10", path, python, binary)
 
 
 def cifar100(*, path: str, labels: str = "fine") -> DataSet:
@@ -71,7 +71,7 @@ def cifar100(*, path: str, labels: str = "fine") -> DataSet:
         records=functools.partial(_binary_records, num_labels=2, place=("coarse", "fine").index(labels)),
         class_names=_lines,
     )
-    return _published("cifar100" if labels == "fine" else "cifar100_coarse", path, python, binary)
+    return _load_published("cifar100" if labels == "fine" else "cifar100_coarse", path, python, binary)
 
 
 # --- a set and its files ------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class _Form(NamedTuple):
         return *self.train, self.test, self.names
 
 
-def _published(name: str, path: str, *forms: _Form) -> DataSet:
+def _load_published(name: str, path: str, *forms: _Form) -> DataSet:
     """The set in the form of which a file is there."""
     files = _files(path, {file for form in forms for file in form.files})
     form = max(forms, key=lambda form: len(files.keys() & set(form.files)))
@@ -116,9 +116,9 @@ def _published(name: str, path: str, *forms: _Form) -> DataSet:
     return check(
         DataSet(
             name=name,
-            train_images=_upright(train_images),
+            train_images=_to_channels_last(train_images),
             train_labels=train_labels,
-            test_images=_upright(test_images),
+            test_images=_to_channels_last(test_images),
             test_labels=test_labels,
             class_names=read(form.names, form.class_names),
         ),
@@ -126,7 +126,7 @@ def _published(name: str, path: str, *forms: _Form) -> DataSet:
     )
 
 
-def _upright(pixels: np.ndarray) -> np.ndarray:
+def _to_channels_last(pixels: np.ndarray) -> np.ndarray:
     """[N,3072], the planes of red, green and blue -> [N,32,32,3]."""
     return np.ascontiguousarray(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
@@ -198,7 +198,7 @@ def _lines(content: Content) -> tuple[str, ...]:
 
 def _pickled_records(content: Content, *, labels: str) -> Records:
     """The entries "data" and `labels` of a pickled dict."""
-    found = _interpreted(content)
+    found = _read_pickle(content)
     pixels, numbers = _array(_entry(found, "data")), _entry(found, labels)
     if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
         raise ValueError(f"{labels} is not a list of whole numbers")
@@ -209,7 +209,7 @@ def _pickled_records(content: Content, *, labels: str) -> Records:
 
 def _pickled_names(content: Content, *, key: str) -> tuple[str, ...]:
     """The entry `key` of a pickled dict, a list of text."""
-    names = _entry(_interpreted(content), key)
+    names = _entry(_read_pickle(content), key)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{key} is not a list of text")
     return tuple(names)
@@ -249,7 +249,7 @@ def _array(value: Any) -> np.ndarray:
     return np.frombuffer(text.encode("latin-1"), np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
-def _interpreted(content: Content) -> Any:
+def _read_pickle(content: Content) -> Any:
     """What a pickle of protocol 2 says, without doing any of it: nothing is imported, nothing is called.
 
     Dicts by text, lists, tuples, whole numbers and text are themselves; bytes are text in Latin-1, as those

@@ -65,8 +65,8 @@ def folder(
     reading = _reading(image_size, channels, fit, skip_corrupt, stream)
     files, notes = _files_below(root, splits)
     if groups:
-        files = _grouped(files, root, _inside(root, groups))
-    files, drawn = _in_parts(files, root, test_fraction, test_from, seed)
+        files = _add_groups(files, root, _inside(root, groups))
+    files, drawn = _assign_parts(files, root, test_fraction, test_from, seed)
     return _dataset(root.resolve().name, files, root, reading, (*notes, *drawn))
 
 
@@ -98,7 +98,7 @@ def csv(
     files, notes = _files_of_table(file)
     if not skip_corrupt:
         _check_there(files, file)
-    files, drawn = _in_parts(files, file, test_fraction, test_from, seed)
+    files, drawn = _assign_parts(files, file, test_fraction, test_from, seed)
     return _dataset(file.stem, files, file.parent, reading, (*notes, *drawn))
 
 
@@ -116,20 +116,20 @@ class _File(NamedTuple):
 
 def _files_below(root: pathlib.Path, splits: bool) -> tuple[list[_File], list[str]]:
     """The image files of every class, and notes on what was passed over."""
-    top = _unwrapped(root, splits)
+    top = _find_class_root(root, splits)
     places = _places(top, splits)
     _check_apart(top, places)
     found, others = [], []
     for place, label, part in places:
-        files = image_files.files_below(place)
+        files = image_files.find_files(place)
         images = [file for file in files if image_files.is_named_as_image(file.name)]
         rest = [file for file in files if not image_files.is_named_as_image(file.name)]
         if not images:
             raise UserError(
-                f"{place}: holds no image{f' but {_counted(rest)}' if rest else ''}; must hold files that "
-                f"end in {', '.join(image_files.SUFFIXES)}"
+                f"{place}: holds no image{f' but {_count_endings(rest)}' if rest else ''}; must hold files "
+                f"that end in {', '.join(image_files.SUFFIXES)}"
             )
-        found += [_File(file.relative_to(root).as_posix(), _composed(label), part) for file in images]
+        found += [_File(file.relative_to(root).as_posix(), _normalise_label(label), part) for file in images]
         others += rest
     if len(places) == 1:
         raise UserError(f"{top}: holds 1 class ({places[0][1]}); must hold a folder for each of at least 2")
@@ -143,18 +143,18 @@ def _files_below(root: pathlib.Path, splits: bool) -> tuple[list[_File], list[st
         notes.append(f"{len(stray)} images beside the folders of classes were not read, such as {which}.")
     if others:
         which = others[0].relative_to(root)
-        told = f"({_counted(others)}), such as {which}"
+        told = f"({_count_endings(others)}), such as {which}"
         notes.append(f"{len(others)} files do not end as images do and were not read {told}.")
     return sorted(found), notes
 
 
-def _counted(files: list[pathlib.Path]) -> str:
+def _count_endings(files: list[pathlib.Path]) -> str:
     """How many files there are of the commonest endings."""
     counts = collections.Counter(file.suffix.lower() or "without an ending" for file in files)
     return ", ".join(f"{number} {ending}" for ending, number in counts.most_common(3))
 
 
-def _composed(label: str) -> str:
+def _normalise_label(label: str) -> str:
     """The same name for a class whether its accents are letters' own or signs of their own, as on a Mac."""
     return unicodedata.normalize("NFC", label)
 
@@ -164,7 +164,7 @@ def _images_in(place: pathlib.Path) -> list[str]:
     return [name for name in image_files.list_entries(place)[1] if image_files.is_named_as_image(name)]
 
 
-def _unwrapped(place: pathlib.Path, splits: bool) -> pathlib.Path:
+def _find_class_root(place: pathlib.Path, splits: bool) -> pathlib.Path:
     """The folder that holds the classes or splits: inside of a lone folder, if neither holds images.
 
     With `splits` a lone folder that is called like a split is one.
@@ -194,7 +194,7 @@ def _places(top: pathlib.Path, splits: bool) -> list[_Place]:
         return [(top / name, name, "") for name in names]
     if any(map(_part_of, names)):
         parts = _parts(top, names)
-        tops = {name: _unwrapped(top / name, splits=False) for name in names}
+        tops = {name: _find_class_root(top / name, splits=False) for name in names}
         return [(tops[name] / label, label, parts[name]) for name in names for label in _folders(tops[name])]
     inner = {name: image_files.list_entries(top / name)[0] for name in names}
     if any(len(set(map(_part_of, folders)) - {""}) > 1 for folders in inner.values()):
@@ -354,7 +354,7 @@ def _files_of_table(file: pathlib.Path) -> tuple[list[_File], list[str]]:
         if path in files:
             raise UserError(f"{where}: {path} stands in an earlier line too; must be listed once")
         files[path] = _File(
-            path, _composed(row["label"]), part if "split" in row else "", row.get("group", "")
+            path, _normalise_label(row["label"]), part if "split" in row else "", row.get("group", "")
         )
     missing = [one.label for one in files.values() if one.label.lower() in _MISSING]
     notes = [f"{len(missing)} images are labelled {missing[0]!r}, a class like any other."] if missing else []
@@ -374,7 +374,7 @@ def _check_there(files: list[_File], file: pathlib.Path) -> None:
         )
 
 
-def _grouped(files: list[_File], root: pathlib.Path, file: pathlib.Path) -> list[_File]:
+def _add_groups(files: list[_File], root: pathlib.Path, file: pathlib.Path) -> list[_File]:
     """The files with the groups that a table gives them."""
     groups: dict[str, str] = {}
     for where, row in _table(file, ("path", "group"), ()):
@@ -463,7 +463,7 @@ def _check_columns(
 # --- which part ---------------------------------------------------------------------------------------
 
 
-def _in_parts(
+def _assign_parts(
     files: list[_File], where: pathlib.Path, test_fraction: float, test_from: str, seed: int
 ) -> tuple[list[_File], tuple[str, ...]]:
     """The files with the parts they were published in, or that are drawn here, and notes on the latter."""
@@ -473,7 +473,7 @@ def _in_parts(
         raise UserError(f"test_from = {test_from!r}: must be val or train, or '' where there is a test set")
     if not files[0].part:
         return _with_drawn_test(files, where, test_fraction, seed), ()
-    files, notes = _tested_on(files, where, test_fraction, test_from, seed)
+    files, notes = _add_test_set(files, where, test_fraction, test_from, seed)
     classes = {part: {file.label for file in files if file.part == part} for part in ("train", "val", "test")}
     for part, labels in classes.items():
         if part != "val" and not labels:
@@ -489,7 +489,7 @@ def _in_parts(
     return files, notes
 
 
-def _tested_on(
+def _add_test_set(
     files: list[_File], where: pathlib.Path, test_fraction: float, test_from: str, seed: int
 ) -> tuple[list[_File], tuple[str, ...]]:
     """Published splits with a test set, which is made where there is none, and what was done."""
@@ -559,7 +559,7 @@ def _reading(
         raise UserError(f"channels = {channels}: must be 1 (grey), 3 (colour), or 0 for those of the files")
     if stream not in ("auto", "always", "never"):
         raise UserError(f"stream = {stream!r}: must be auto, always or never")
-    image_files.fitting(fit)
+    image_files.resizer_of(fit)
     return _Reading(None if size == (0, 0) else size, channels, fit, skip_corrupt, stream)
 
 
@@ -607,7 +607,7 @@ def _common_shape(files: list[_File], root: pathlib.Path, reading: _Reading) -> 
     """The shape [h,w,c] that every image is brought to: as asked for, or as their files' heads say."""
     if reading.size and reading.channels:
         return *reading.size, reading.channels
-    found = _attempted(lambda file: image_files.shape_of(root / file.path), files, reading.skip_corrupt)
+    found = _map_or_error(lambda file: image_files.shape_of(root / file.path), files, reading.skip_corrupt)
     shapes = {shape: file.path for file, shape in zip(files, found) if not isinstance(shape, UserError)}
     if not shapes:
         raise UserError(f"{root}: none of {len(files)} images can be read, the first: {found[0]}")
@@ -633,7 +633,7 @@ def _read(
             images[row] = image
         return streams.digest(image)
 
-    found = _attempted(decode, range(len(paths)), reading.skip_corrupt)
+    found = _map_or_error(decode, range(len(paths)), reading.skip_corrupt)
     errors = [result if isinstance(result, UserError) else None for result in found]
     sound = [row for row, error in enumerate(errors) if error is None]
     if held:
@@ -646,7 +646,7 @@ def _read(
     return streams.OneByOne(read, (len(sound), *shape), np.uint8, digests), errors
 
 
-def _attempted(work: Callable[[Any], Any], things: Sequence, skip_corrupt: bool) -> list:
+def _map_or_error(work: Callable[[Any], Any], things: Sequence, skip_corrupt: bool) -> list:
     """`work` of every thing; with `skip_corrupt` the `UserError` stands in the place of what failed."""
 
     def attempt(thing: Any) -> Any:

@@ -48,7 +48,7 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
             f"{path}: {name}: series of {steps['train']} steps in train and {steps['test']} in test: must be "
             f"one length; {_PADS}"
         )
-    class_names, train_labels, test_labels = _coded(train.classes, test.classes)
+    class_names, train_labels, test_labels = _encode_classes(train.classes, test.classes)
     return check(
         DataSet(
             name=name,
@@ -78,7 +78,7 @@ Series = tuple[str, list[np.ndarray], str]  # where it stands, values of each ch
 Read = tuple[str, list[Series]]  # a file or array, and the series in it
 
 
-def _coded(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+def _encode_classes(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """Names of the classes, sorted, and the classes of both parts as 0..C-1."""
     classes = np.concatenate([train, test])
     try:
@@ -121,7 +121,10 @@ def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, Read, Read]:
 def _padded(parts: Sequence[Read], pad: str) -> list[Read]:
     """All series filled up to the longest of all parts, after the last value that is not missing."""
     ended = [
-        (file, [(where, _ended(channels, where), class_name) for where, channels, class_name in series])
+        (
+            file,
+            [(where, _trim_missing(channels, where), class_name) for where, channels, class_name in series],
+        )
         for file, series in parts
     ]
     lengths = [len(channel) for _, series in ended for _, channels, _ in series for channel in channels]
@@ -132,7 +135,7 @@ def _padded(parts: Sequence[Read], pad: str) -> list[Read]:
     ]
 
 
-def _ended(channels: list[np.ndarray], where: str) -> list[np.ndarray]:
+def _trim_missing(channels: list[np.ndarray], where: str) -> list[np.ndarray]:
     """The channels without the values that are missing at their ends."""
     ended = [channel[: np.flatnonzero(~np.isnan(channel)).max(initial=-1) + 1] for channel in channels]
     if not all(map(len, ended)):
@@ -216,7 +219,7 @@ def _parsed(file: pathlib.Path, row: Row) -> Series:
     number, channels, class_name = row
     where = f"{file}, line {number}"
     try:
-        values = [np.array([_spelt(value) for value in channel], np.float64) for channel in channels]
+        values = [np.array([_spell_missing(value) for value in channel], np.float64) for channel in channels]
     except ValueError as error:
         raise UserError(f"{where}: {first_line(error)}; must be values and a class") from error
     if class_name.strip().lower() in ("", "?", "nan"):
@@ -247,7 +250,7 @@ def _stacked(file: str, rows: Sequence[Series]) -> _Part:
     return _Part(stacked, np.array([class_name for *_, class_name in rows]))
 
 
-def _spelt(value: str) -> str:
+def _spell_missing(value: str) -> str:
     return "nan" if value.strip() in ("", "?") else value
 
 
