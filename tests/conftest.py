@@ -10,8 +10,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 
+from mtkd_jax.runs import workdir
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Programs of tests take longer to compile than to run. Child processes, and so the command lines, optimise.
+jax.config.update("jax_disable_most_optimizations", True)
+
+MOST_MAPS = 20_000
 
 
 def pytest_collection_modifyitems(items):
@@ -24,22 +30,47 @@ def pytest_collection_modifyitems(items):
     items.sort(key=seconds, reverse=True)
 
 
+def pytest_configure(config):
+    """Keep programs beside pytest's own cache, for the other worker, child processes and the next run.
+
+    They are found by their text, so that nothing of an earlier version is.
+    """
+    if hasattr(config, "cache"):  # not with -p no:cacheprovider
+        os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("of_programs"))
+        workdir.use_compile_cache()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def programs_let_go():
-    """Forget what a module compiled.
+def forget_programs():
+    """Forget what was compiled, now and then.
 
     A program on a CPU holds about five memory maps, of which Linux gives a process 65 530 (vm.max_map_count).
-    A worker that kept all of its programs ended with 60 000 and 5.6 GB; one that lets go has at most 15 000
-    and 2.8 GB. Where the maps run out LLVM ends in a segmentation fault.
+    A worker that kept all of its programs ended with 60 000 and 5.6 GB. Where the maps run out LLVM ends in a
+    segmentation fault. Until then the next module has what this one compiled.
     """
     yield
+    if _num_maps() > MOST_MAPS:
+        _forget_programs()
+
+
+def _num_maps() -> int:
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            return sum(1 for _ in maps)
+    except OSError:  # not Linux
+        return MOST_MAPS + 1
+
+
+def _forget_programs() -> None:
     jax.clear_caches()
     gc.collect()
 
 
-@pytest.fixture(scope="module")
-def quickly_compiled():
-    """For a module whose programs take longer to compile than to run, and whose times nobody looks at."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def compiled_as_shipped():
+    """For a test that looks at what the compiler makes of a program: optimised, as users have it."""
+    _forget_programs()
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    _forget_programs()

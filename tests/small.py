@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
-from mtkd_jax.plans import plan
+from mtkd_jax.engine import population
+from mtkd_jax.engine.jobs import Job
+from mtkd_jax.plans import plan, students, teachers
 from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import Population
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -47,6 +50,17 @@ def train(small: ConfigDict, workdir: Path) -> plan.Done:
     stages = plan.build(small, split)
     with Logbook(workdir, quiet=True) as logbook:
         return plan.run(stages, workdir, logbook, checkpoint_seconds=1e9)
+
+
+def students_job(*modes: str, **overrides) -> Job:
+    """A job of one family of modes, whose three teachers are as they begin: none is trained for it."""
+    small = config(**{"students.modes": modes, **overrides})
+    split = experiment.load_split(small)
+    model = teachers.network(split, small.model.name)
+    variables = population.init(model, jax.random.split(jax.random.key(5), 3), (4, 4, 1))
+    ensemble = (Population(model, variables, {}, ("a", "b", "c")),)
+    (family, *_) = students.families(small)
+    return students.job(small, split, "labelled", family, ensemble, {})
 
 
 def numbers(workdir: Path) -> tuple[str, dict[str, bytes]]:

@@ -20,7 +20,6 @@ from mtkd_jax.runs import workdir
 from mtkd_jax.system.interrupts import Interrupted
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 SMALL = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "quiet": True}
 NETWORK = "mlp(hidden=(8,))"
 

@@ -6,7 +6,6 @@ from mtkd_jax import main
 from tests import small
 
 CONFIGS = sorted(small.CONFIGS.glob("*.py"))
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.mark.slow

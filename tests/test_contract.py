@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,13 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import Layout
+from mtkd_jax.models import mobilenet, shufflenet
 from mtkd_jax.plans import plan, students
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
 
 MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in configuration.KINDS)
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ARCHITECTURES = ("cnn(widths=(4,), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
 
 
@@ -59,6 +60,7 @@ def trained(methods: bool) -> Trained:
         }
     )
     split = experiment.load_split(config)
+    jax.clear_caches()
     with tempfile.TemporaryDirectory() as folder, small.compilations() as said:
         with Logbook(Path(folder), quiet=True) as logbook:
             done = plan.run(plan.build(config, split), Path(folder), logbook, 1e9)
@@ -254,16 +256,17 @@ def shape_for(model: Model) -> tuple[int, int, int]:
     raise AssertionError(f"{model.name} takes neither")
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("num_heads, dtype", [(1, "float32"), (3, "bfloat16")])
-def test_every_model_speaks_float32_and_learns_everywhere(name, num_heads, dtype):
-    task = Task(num_classes=4, num_heads=num_heads, mean=(0.4,), std=(0.3,))
-    model = configuration.build_model(f"{name}(dtype='{dtype}')", task)
-    image = jax.random.uniform(jax.random.key(1), (6, *shape_for(model)))
-    variables = population.take(population.init(model, jax.random.key(0)[None], image.shape[1:]), 0)
+SHALLOW = {"resnet": "depth=8, ", "wide_resnet": "depth=10, ", "inception_time": "depth=3, "}
 
-    def loss_of(params):
-        outputs, _ = model.apply({**variables, "params": params}, image, train=True, key=jax.random.key(2))
+
+def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tuple[Callable, Model, jax.Array]:
+    """A function of the variables that gives a loss's gradient, its network and images."""
+    task = Task(num_classes=4, num_heads=num_heads, mean=(0.4,), std=(0.3,))
+    model = configuration.build_model(f"{name}({arguments}dtype='{dtype}')", task)
+    image = jax.random.uniform(jax.random.key(1), (6, *shape_for(model)))
+
+    def loss_of(params, rest):
+        outputs, _ = model.apply({**rest, "params": params}, image, train=True, key=jax.random.key(2))
         assert outputs.logits.shape == (6, 4) and outputs.heads.shape == (num_heads, 6, 4)
         for leaf in jax.tree.leaves(outputs):
             assert leaf.dtype == jnp.float32
@@ -271,13 +274,39 @@ def test_every_model_speaks_float32_and_learns_everywhere(name, num_heads, dtype
         assert all(value.ndim == 4 for value in outputs.features.values())
         return (outputs.logits**2).mean()
 
-    # Run once: compiled without optimising, in a fraction of the time.
-    grads = jax.jit(jax.grad(loss_of), compiler_options={"xla_backend_optimization_level": 0})(
-        variables["params"]
-    )
+    def gradient_of(variables):
+        params, rest = variables["params"], {n: v for n, v in variables.items() if n != "params"}
+        return jax.grad(loss_of)(params, rest)
+
+    return gradient_of, model, image
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """One block of a kind where a network has no argument for its depth."""
+    rows = {name: tuple((c, 1, s, e) for c, _, s, e in row) for name, row in mobilenet.STAGES.items()}
+    monkeypatch.setattr(mobilenet, "STAGES", rows)
+    monkeypatch.setattr(shufflenet, "BLOCKS", (2, 2, 2))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("shallow")
+def test_every_model_learns_everywhere(name):
+    gradient_of, model, image = gradient(name, 3, "float32", SHALLOW.get(name, ""))
+    variables = population.take(population.init(model, jax.random.key(0)[None], image.shape[1:]), 0)
+    grads = jax.jit(gradient_of)(variables)
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-        assert grad.dtype == jnp.float32
         assert float(jnp.abs(grad).max()) > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("num_heads, dtype", [(1, "float32"), (3, "bfloat16")])
+def test_every_model_speaks_float32(name, num_heads, dtype):
+    """Outputs and gradients, of the whole network; traced alone."""
+    gradient_of, model, image = gradient(name, num_heads, dtype)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    for grad in jax.tree.leaves(jax.eval_shape(gradient_of, variables)):
+        assert grad.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", MODELS)

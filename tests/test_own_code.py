@@ -17,7 +17,6 @@ from mtkd_jax.system import own_code
 from mtkd_jax.types import UserError
 from tests import contexts, small
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 MINE = '''
 import jax
 import jax.numpy as jnp

@@ -14,8 +14,6 @@ from mtkd_jax import experiment
 from mtkd_jax.types import UserError
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # What a field may be given instead: of every type, at the edges, and what no field is.
 VALUES = (
     *(None, True, False, "", "labelled", "many", "\u00fcberall", "a\nb", "a\0b", "x" * 10_000, b"bytes"),

@@ -41,7 +41,6 @@ TINY = Network("tiny", "mlp", {"hidden": (6, 5)}, (4, 4, 1), 8, 3, (1, 2), (2,))
 TINY_CNN = Network("tiny_cnn", "cnn", {"widths": (3, 4), "dense": 5}, (4, 4, 1), 8, 2, (1, 2), (2,))
 TINY_RESNET = Network("tiny_resnet", "resnet", {"depth": 8}, (8, 8, 3), 4, 2, (1,), (1,))
 TINY_WIDE = Network("tiny_wide", "wide_resnet", {"depth": 10, "width": 2}, (7, 8, 3), 4, 2, (1,), (1,))
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 

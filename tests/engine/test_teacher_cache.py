@@ -14,7 +14,6 @@ from mtkd_jax.types import UserError
 from tests import small
 from tests.test_mesh import students_job
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 NOISE = {"data.augment.noise": 0.1, "data.augment.shift": 1}
 
 

@@ -77,7 +77,9 @@ def test_teachers_are_what_a_plain_optax_loop_trains(options, transform, average
         variables = model.init(job.init_keys[k], jnp.zeros((1, 4, 4, 1)))
         opt_state, nlls, used, step = transform.init(variables), [], variables, 0
 
-        def loss_of(variables, indices):
+        @jax.jit
+        @jax.grad
+        def gradient(variables, indices):
             image = examples.image[indices].astype(jnp.float32) / 255
             logits = model.apply(variables, image)[0].logits
             return optax.softmax_cross_entropy_with_integer_labels(logits, examples.label[indices]).mean()
@@ -86,8 +88,7 @@ def test_teachers_are_what_a_plain_optax_loop_trains(options, transform, average
         for epoch in range(4):
             for indices in job.order(epoch)[:, k]:
                 with jax.numpy_dtype_promotion("standard"):
-                    gradient = jax.grad(loss_of)(variables, indices)
-                    updates, opt_state = transform.update(gradient, opt_state, variables)
+                    updates, opt_state = transform.update(gradient(variables, indices), opt_state, variables)
                 variables = optax.apply_updates(variables, updates)
                 decay = 0.0 if average_decay is None else min(average_decay, (1 + step) / (10 + step))
                 used = jax.tree.map(lambda a, v, d=decay: d * a + (1 - d) * v, used, variables)
@@ -131,7 +132,8 @@ def test_schedules_of_alpha_and_temperature_at_their_ends_are_the_baseline_and_t
 
 def test_a_student_with_alpha_one_is_the_baseline_and_the_control_is_mimic_all(tmp_path):
     modes = ("mimic_all", "output_avg", "logit_avg", "vote", "loss_avg", "supernet")
-    done = small.train(small.config(**{"students.modes": modes, "students.alphas": (1.0,)}), tmp_path)
+    few = {"students.alphas": (1.0,), "students.num_seeds": 1, "train.epochs": 2, "runtime.how": "vmap"}
+    done = small.train(small.config(**{"students.modes": modes, **few}), tmp_path)
 
     def student(stage, name):
         of = done[stage].population
@@ -180,6 +182,7 @@ def test_a_second_stage_of_the_same_shape_compiles_nothing(tmp_path):
     split = experiment.load_split(config)
     stages = plan.build(config, split)
     with Logbook(tmp_path, quiet=True) as logbook:
+        jax.clear_caches()
         with small.compilations() as first:
             done = plan.run(stages[:-1], tmp_path, logbook, 1e9)
         with small.compilations() as second:
@@ -342,7 +345,8 @@ class Lazy:
 def test_images_that_are_read_when_asked_for_train_the_same_members(tmp_path, monkeypatch):
     """Teachers in orders of their own and students that share one, a few images held at a time."""
     monkeypatch.setattr(loading, "MOST_LOOKED_AT", 60)
-    config = small.config(**{"train.epochs": 2, "train.eval_every": 2})
+    few = {"students.modes": ("output_avg",), "students.alphas": (0.5,)}
+    config = small.config(**{"train.epochs": 2, "train.eval_every": 2, "runtime.how": "map", **few})
     held = experiment.load_split(config)
     lazy = Lazy(held.dataset.train_images)
     read = dataclasses.replace(held, dataset=dataclasses.replace(held.dataset, train_images=lazy))

@@ -16,7 +16,6 @@ from tests.references import fusion as reference
 RANK = sorted(rules.RANK_RULES)
 PROBABILITY = sorted(rules.RULES - rules.RANK_RULES)
 CONDORCET_METHODS = ("condorcet", "copeland", "simpson", "baldwin", "nanson", "schulze", "kemeny")
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 # (K, C): a rule is compiled once for each, which is what these tests cost
 SIZES = ((5, 4), (4, 5), (6, 2))
 OTHER_SIZES = tuple((num_members, 2 + num_members % 5) for num_members in range(1, 10))

@@ -11,8 +11,6 @@ from mtkd_jax.types import UserError
 from tests.contexts import aimed, by_student, context, loss
 from tests.references import methods as reference
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 
 def reads_logits_alone(recipe):
     return (

@@ -13,8 +13,6 @@ from mtkd_jax.results import evaluation
 from mtkd_jax.types import UserError
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
-
 # mode: arguments of which none, all or one only multiplies
 GRIDS = {
     "stimuli.ods": {"step_size": (0.5, 2.0)},

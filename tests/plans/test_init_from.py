@@ -17,7 +17,6 @@ from mtkd_jax.types import UserError
 from tests import small
 from tests.references import resnets as reference
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 NETWORK = "resnet(depth=8)"
 SIZE = "synthetic(num_classes=4, num_train=120, num_test=40, size=8, noise=0.4)"
 

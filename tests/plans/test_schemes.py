@@ -18,7 +18,6 @@ from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import UserError
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 PLANS = {
     "born_again(generations=2)": ["born_again 1", "born_again 2", "BANE"],
     "assistants(models=('mlp(hidden=(12,))',))": ["assistant 1", "assisted"],
