@@ -85,7 +85,7 @@ def test_outside_the_main_thread_nothing_is_touched():
 BUSY = """
 import hashlib
 from mtkd_jax.system import interrupts
-with interrupts.listening():
+with interrupts.handle_signals():
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """
