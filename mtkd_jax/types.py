@@ -227,9 +227,9 @@ class TrainState:
     aux: PyTree  # parameters of the method, not of the network (regressors, projections); {} by default
     model_state: PyTree  # batch statistics; {} without any
     opt_state: PyTree  # of (params, aux)
-    average: PyTree  # of params and model_state over the steps; {} unless train.ema_decay
     mem: PyTree  # what `after` remembers (averages, buffers); {} by default
     key: Array  # the member's own; used as fold_in(key, step), never split
+    average: PyTree = dataclasses.field(default_factory=dict)  # of the weights, with train.ema_decay
 
 
 # --- methods ------------------------------------------------------------------------------------------

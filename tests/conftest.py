@@ -55,7 +55,7 @@ def forget_programs():
 
 def _num_maps() -> int:
     try:
-        with open("/proc/self/maps", "rb") as maps:
+        with open(os.path.join(os.sep, "proc", "self", "maps"), "rb") as maps:
             return sum(1 for _ in maps)
     except OSError:  # not Linux
         return MOST_MAPS + 1

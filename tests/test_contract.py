@@ -28,7 +28,8 @@ from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
 
-MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in configuration.KINDS)
+KINDS = ("mode", "rule", "model", "source", "plan")
+MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in KINDS)
 ARCHITECTURES = ("cnn(widths=(4,), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
 
 

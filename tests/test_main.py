@@ -247,7 +247,7 @@ def digits():
         (["--config.trian.epochs=3"], "config.trian does not exist; did you mean 'train'?"),
         (["--config.train.lr=3"], "did you mean 'train.learning_rate'?"),
         (["--config.optimizer=sgd"], "did you mean 'train.optimizer'?"),
-        (["--config.train=3"], "config.train is a group of fields; set one of them: batch_size, "),
+        (["--config.train=3"], "config.train is a group of fields; set one of them: accumulate, "),
         (["--config.train.epochs.x=3"], "is one field and has no 'x' inside it"),
         (["--config.students.modes=vote", "--config.students.modes=a"], "there is no mode 'a'"),
         (["--config.students.arguments={3: {}}"], "the key 3 is no text"),

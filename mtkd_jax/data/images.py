@@ -81,7 +81,7 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def find_files(folder: str | os.PathLike) -> list[Path]:
-    """All files, found as `find_images` finds them, whatever their names; raises what `list_entries` does."""
+    """All files as `find_images` finds them, of any name. Raises UserError as `list_entries` does."""
     found, seen, waiting = [], set(), [Path(folder)]
     while waiting:
         place = waiting.pop(0)

@@ -12,9 +12,12 @@ from mtkd_jax.mesh import Layout
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import UserError
 from tests import small
-from tests.test_mesh import students_job
 
 NOISE = {"data.augment.noise": 0.1, "data.augment.shift": 1}
+
+
+def students_job(mode, **overrides):
+    return small.students_job(mode, **{"students.alphas": (0.5,), **overrides})
 
 
 def trained(job, tmp_path):
