@@ -350,7 +350,8 @@ def distil(
     the first teacher). Every one of `alphas` (weights of the HARD labels), `temperatures` and `num_seeds`
     seeds is a student, all trained at once. `fields` as in `train_teachers`: `epochs=20`,
     `transfer=("labelled", "unlabelled")` where `num_train` cut images away, ... `workdir`, another one than
-    that of the teachers, `quiet` and what is raised are as there.
+    that of the teachers, is gone on with where these have a workdir too; `quiet` and what is raised are as
+    there.
 
     >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
     >>> small = dict(epochs=1, batch_size=16, quiet=True)
@@ -365,7 +366,7 @@ def distil(
         for name, value in lent.items():
             settings.put(config, f"teachers.{name}", value)
     asked = {"modes": (mode,), "alphas": alphas, "temperatures": temperatures, "num_seeds": num_seeds}
-    asked |= {} if model is None else {"model": model}
+    asked["model"] = configuration.teacher_models(config)[0] if model is None else model
     _set_fields(config, {f"students__{name}": value for name, value in asked.items()}, OF_STUDENTS)
     config.export.choose = mode
     _set_fields(config, fields, OF_STUDENTS)

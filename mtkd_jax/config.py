@@ -453,19 +453,19 @@ def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]
         value, found = flat[field], told if field.startswith("fusion.") else trained
         for address in value if isinstance(value, tuple) else (value,):
             if field != "export.choose":  # a row, whose address stands elsewhere
-                found |= code_behind(kinds, address)
+                found |= code_behind(kinds, address, field)
             if field == "plan":  # whose words are addresses, too
                 for word in _words(resolve("plan", address, field)[1].values()):
-                    found |= code_behind(("mode", "model"), word)
+                    found |= code_behind(("mode", "model"), word, field)
     return trained, told
 
 
-def code_behind(kinds: Sequence[str], address: str) -> dict[str, str]:
+def code_behind(kinds: Sequence[str], address: str, field: str = "") -> dict[str, str]:
     """{file, module or notebook's function: its SHA-256} of an address of the user's own; {} for others."""
     where, call = own_code.split(address) or ("", "")
     if not where or any(where in catalogue(kind) for kind in kinds):
         return {}
-    name, _ = _parse(call, kinds[0])
+    name, _ = _parse(call, field)
     return {f"{where}:{name}" if where == own_code.MAIN else where: own_code.digest(where, name)}
 
 

@@ -25,7 +25,7 @@ from mtkd_jax.results import analysis, evaluation, intervals, metrics
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
-from mtkd_jax.system import interrupts, paths
+from mtkd_jax.system import interrupts, own_code, paths
 from mtkd_jax.types import DataSet, Model, PyTree, UserError
 
 NUM_CHECKED = 64  # images on which the exported student is compared with the trained one
@@ -86,7 +86,8 @@ def _asked(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tup
 def _checked(config: ConfigDict, split: Split, into: Path, writes: bool = True) -> Iterator[None]:
     """Within it signals are noted, and the folder, where it is written, is this run's alone."""
     writes = writes and mesh.is_first()
-    with interrupts.handle_signals(), workdir.lock(into) if writes else contextlib.nullcontext():
+    lock = workdir.lock(into) if writes else contextlib.nullcontext()
+    with interrupts.handle_signals(), own_code.held(), lock:
         if mesh.is_first():
             workdir.check(into, config, split)
         mesh.wait_for_all("checked")

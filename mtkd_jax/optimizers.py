@@ -54,7 +54,7 @@ def sgd(*, momentum: float = 0.9, nesterov: bool = True) -> Optimizer:
 
     Source: Sutskever et al. 2013 (Nesterov's momentum as networks use it).
     """
-    return Optimizer(_sgd, (("momentum", momentum), ("nesterov", nesterov)))
+    return Optimizer(_sgd, (*_decays("sgd", momentum=momentum), ("nesterov", nesterov)))
 
 
 def adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer:
@@ -70,7 +70,7 @@ def adamw(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Optimizer
 
     Source: Loshchilov and Hutter 2019, arXiv 1711.05101.
     """
-    return Optimizer(_adamw, (("b1", b1), ("b2", b2), ("eps", eps)))
+    return Optimizer(_adamw, (*_decays("adamw", b1=b1, b2=b2), ("eps", eps)))
 
 
 def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> Optimizer:
@@ -78,7 +78,7 @@ def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> Optimizer:
 
     Source: You et al. 2020, arXiv 1904.00962.
     """
-    return Optimizer(_lamb, (("b1", b1), ("b2", b2), ("eps", eps)))
+    return Optimizer(_lamb, (*_decays("lamb", b1=b1, b2=b2), ("eps", eps)))
 
 
 def lion(*, b1: float = 0.9, b2: float = 0.99) -> Optimizer:
@@ -86,18 +86,18 @@ def lion(*, b1: float = 0.9, b2: float = 0.99) -> Optimizer:
 
     Source: Chen et al. 2023, arXiv 2302.06675.
     """
-    return Optimizer(_lion, (("b1", b1), ("b2", b2)))
+    return Optimizer(_lion, _decays("lion", b1=b1, b2=b2))
 
 
 def muon(*, beta: float = 0.95, adam_rate: float = 0.1) -> Optimizer:
-    """Momentum whose matrices are made orthogonal; all that is no matrix is trained by AdamW.
+    """Momentum whose matrices are made orthogonal; all else is trained by Adam.
 
-    Matrices are the kernels of dense layers. Kernels of convolutions, biases and norms are none: they take
+    Matrices are the kernels of hidden dense layers. Heads, kernels of convolutions, biases and norms take
     Adam with Nesterov momentum, at `adam_rate` times the learning rate.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
-    return Optimizer(_muon, (("beta", beta), ("adam_rate", adam_rate)))
+    return Optimizer(_muon, (*_decays("muon", beta=beta), ("adam_rate", adam_rate)))
 
 
 def schedule_free(*, base: str = "adamw", b1: float = 0.9) -> Optimizer:
@@ -111,7 +111,16 @@ def schedule_free(*, base: str = "adamw", b1: float = 0.9) -> Optimizer:
     """
     if base not in ("adamw", "sgd"):
         raise UserError(f"schedule_free(base={base!r}): must be adamw or sgd")
+    if not 0 < b1 < 1:
+        raise UserError(f"schedule_free(b1={b1}): must be between 0 and 1, both excluded")
     return Optimizer(_schedule_free, (("base", base), ("b1", b1)), averages=True)
+
+
+def _decays(optimizer: str, **decays: float) -> tuple[tuple[str, float], ...]:
+    for name, value in decays.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{optimizer}({name}={value}): must be in [0, 1)")
+    return tuple(decays.items())
 
 
 def _sgd(rate: Number, decay: Number, *, momentum: float, nesterov: bool) -> optax.GradientTransformation:
@@ -137,7 +146,18 @@ def _muon(rate: Number, decay: Number, *, beta: float, adam_rate: float) -> opta
         weight_decay=decay,
         adam_weight_decay=decay,
         adam_learning_rate=adam_rate * rate,
+        muon_weight_dimension_numbers=_matrices,
     )
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """For muon: which leaves are matrices, [inputs, outputs]; None for the others."""
+
+    def dimensions(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+        return optax.contrib.MuonDimensionNumbers() if name == "kernel" and leaf.ndim == 2 else None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def _schedule_free(rate: Number, decay: Number, *, base: str, b1: float) -> optax.GradientTransformation:

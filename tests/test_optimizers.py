@@ -7,7 +7,7 @@ import pytest
 
 from mtkd_jax import config as configuration
 from mtkd_jax import optimizers
-from mtkd_jax.types import UserError
+from mtkd_jax.types import Task, UserError
 
 RATE, DECAY, STEPS = 0.05, 0.3, 6
 
@@ -96,17 +96,26 @@ def test_optimisers_are_their_papers(address, reference):
 
 
 def test_muon_makes_the_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adam():
+    """Of a network as it is here: heads are [H,D,C] with biases [H,C], which are no matrices."""
     optimizer = configuration.build("optimizer", "muon", "train.optimizer")
-    rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=4)}
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    task = Task(num_classes=3, num_heads=2, mean=(0.0,), std=(1.0,))
+    network = configuration.build_model("mlp(hidden=(5,))", task)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))["params"]
+    gradient = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params)
     with jax.numpy_dtype_promotion("standard"):
         transform = optimizer(0.1, 0.0)
-        updates, _ = transform.update(params, transform.init(params), params)
-    lengths = np.linalg.svd(updates["kernel"], compute_uv=False)
-    assert lengths.min() / lengths.max() > 0.6 and np.linalg.cond(params["kernel"]) > 1.7
-    first = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # of Adam with Nesterov momentum, in units of the rate
-    np.testing.assert_allclose(updates["bias"], -0.01 * first * np.sign(params["bias"]), rtol=1e-4)
+        updates, _ = transform.update((gradient, {}), transform.init((params, {})), (params, {}))
+    updates = updates[0]
+    kernel = updates["dense1"].pop("kernel")
+    lengths = np.linalg.svd(kernel, compute_uv=False)
+    assert lengths.min() / lengths.max() > 0.6
+    assert np.linalg.cond(gradient["dense1"].pop("kernel")) > 2
+    first = 1 + 0.9 * 0.1 / (1 - 0.9**2)  # step of Adam with Nesterov momentum, in units of the rate
+    jax.tree.map(
+        lambda update, of: np.testing.assert_allclose(update, -0.01 * first * np.sign(of), rtol=1e-3),
+        updates,
+        gradient,
+    )
 
 
 def test_they_are_jit_keys_by_value():
@@ -156,6 +165,8 @@ def test_a_warm_up_rises_from_the_first_step_and_the_schedule_takes_over():
     [
         ("train.optimizer", "adan", "there is no optimizer 'adan'; did you mean 'adam'"),
         ("train.optimizer", "schedule_free(base='lion')", "must be adamw or sgd"),
+        ("train.optimizer", "schedule_free(b1=0.0)", "must be between 0 and 1"),
+        ("train.optimizer", "adamw(b2=1.0)", r"adamw\(b2=1.0\): must be in \[0, 1\)"),
         ("train.schedule", "cosine(end=2.0)", r"cosine\(end=2.0\): must lie in \[0, 1\]"),
         ("train.schedule", "steps(at=(0.5, 0.2))", "must be rising shares"),
         ("students.alpha_schedule", "one_cycle(peak=1.0)", "config.students.alpha_schedule: one_cycle"),

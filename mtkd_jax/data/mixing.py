@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.data import places
-from mtkd_jax.types import Array, Batch, Mixed, pytree
+from mtkd_jax.types import Array, Batch, Mixed, UserError, pytree
 
 
 @pytree
@@ -30,12 +30,15 @@ def draw(key: Array, shape: tuple[int, ...], *, mixup: float, cutmix: float) -> 
     """How to mix a batch of images `shape` [B,h,w,c]: shares from Beta(a, a); a = 0 is off.
 
     With both, each image takes one or the other with probability 1/2. The image's own share is at least
-    1/2: a pair with the share below is the pair of its partner with the one above, so nothing is left out,
-    and `label` is always the one that counts most.
+    1/2: of a pair of MixUp the one is the other with the shares turned round, so nothing is left out; boxes
+    of CutMix are at most half of the image. `label` is always the one that counts most. Raises UserError for
+    CutMix of images of one pixel.
 
     Sources: Zhang et al. 2018, arXiv 1710.09412 (MixUp); Yun et al. 2019, arXiv 1905.04899 (CutMix).
     """
     num, height, width, _ = shape
+    if cutmix and height == width == 1:
+        raise UserError("config.train.cutmix: images of one pixel cannot be cut; must be 0 for them")
     partner_key, mixup_key, cutmix_key, place_key, coin_key = jax.random.split(key, 5)
     partner = jax.random.permutation(partner_key, num)
     if mixup and cutmix:

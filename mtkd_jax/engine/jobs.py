@@ -19,6 +19,7 @@ from mtkd_jax.engine import layouts
 from mtkd_jax.engine.population import frozen_parts, take
 from mtkd_jax.engine.step import Program, StageData
 from mtkd_jax.mesh import Layout
+from mtkd_jax.methods.seams import every_leaf, no_mem, nothing_after
 from mtkd_jax.types import Array, Ensemble, Examples, Images, Model, PyTree, Recipe, UserError
 
 
@@ -102,6 +103,7 @@ def make(
             f"config.train.accumulate: {train.accumulate} steps make one update; must be at most the "
             f"{num_steps} of {stage}"
         )
+    _check_averages(config, recipes[0])
     key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
     members = jnp.asarray(tuple(members), jnp.uint32)
     teacher_models, teacher_variables = frozen_parts(ensemble)
@@ -116,6 +118,7 @@ def make(
         augmentation=tuple(sorted(config.data.augment.items())) if augment else (),
         layout=candidates[0],
         warmup=train.warmup,
+        clips=train.clip_norm > 0,
         averages=train.ema_decay > 0,
         accumulate=train.accumulate,
         mixup=train.mixup if augment else 0.0,
@@ -151,6 +154,22 @@ def make(
         images=images,
         stream_bytes=config.runtime.stream_mb * 2**20,
     )
+
+
+def _check_averages(config: ConfigDict, recipe: Recipe) -> None:
+    """Raise UserError where an average of the weights cannot be what a recipe deploys."""
+    optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
+    if (optimizer.averages or config.train.ema_decay) and recipe.init_mem is not no_mem:
+        raise UserError(
+            f"config.students.modes: {recipe.name} deploys an average of its own; train.ema_decay must be 0 "
+            "with it, and train.optimizer none that averages"
+        )
+    changes = recipe.after is not nothing_after or recipe.trainable is not every_leaf
+    if optimizer.averages and changes:
+        raise UserError(
+            f"config.train.optimizer: {config.train.optimizer} averages weights that it alone may change, "
+            f"{recipe.name} changes or freezes some; use another, with train.ema_decay for an average"
+        )
 
 
 def _common_hyper(config: ConfigDict, num_members: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -54,6 +54,7 @@ class Program(NamedTuple):
     augmentation: tuple[tuple[str, float | tuple[int, ...]], ...]
     layout: Layout
     warmup: float = 0.0  # share of the steps over which the learning rate rises
+    clips: bool = False  # whether hyper["clip_norm"] bounds the norm of the gradient of an update
     averages: bool = False  # whether an average of the weights is kept, which is what is used
     accumulate: int = 1  # steps whose gradients make one update
     mixup: float = 0.0  # Beta(mixup, mixup) of the shares; 0 = off
@@ -112,7 +113,6 @@ def same_family(a: Recipe, b: Recipe) -> bool:
 
 def init_state(program: Program, variables: PyTree, keys: Array, stage_data: StageData) -> TrainState:
     """The first state of every member, stacked, from variables [M,...] and keys [M]."""
-    transform = _transform(program, 1.0, 0.0)
     recipe = program.recipes[0]
     params = variables["params"]
 
@@ -130,7 +130,7 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         params=params,
         aux=aux,
         model_state={name: value for name, value in variables.items() if name != "params"},
-        opt_state=jax.vmap(transform.init)((params, aux)),
+        opt_state=jax.vmap(partial(_first_opt_state, program))((params, aux)),
         average=jax.tree.map(jnp.copy, dict(variables)) if program.averages else {},
         mem=jax.vmap(recipe.init_mem)(variables),
         key=keys,
@@ -215,7 +215,7 @@ def make_step(program: Program) -> Callable:
             program, recipe, hyper, step, (by_params, by_aux), state, forward_pass.model_state
         )
         state = recipe.after(state, context)
-        return (_with_average(state, hyper["ema_decay"], step) if program.averages else state), loss
+        return (_with_average(program, state, hyper["ema_decay"], step) if program.averages else state), loss
 
     def forward_and_update(member, shared):
         """Both passes of a member that reads nobody else's logits."""
@@ -308,19 +308,19 @@ def deployed(program: Program, state: TrainState) -> PyTree:
     if program.averages:
         params, model_state = state.average["params"], {n: state.average[n] for n in state.model_state}
     else:
-        inner = state.opt_state.inner_opt_state if program.accumulate > 1 else state.opt_state
-        params, _ = program.optimizer.averaged(inner, (state.params, state.aux))
+        params, _ = program.optimizer.averaged(state.opt_state["inner"], (state.params, state.aux))
         model_state = state.model_state
     return program.recipes[0].deploy(dataclasses.replace(state, params=params, model_state=model_state))
 
 
-def _with_average(state: TrainState, decay: Array, step: Array) -> TrainState:
-    """The state with the weights of a step taken into their average, batch statistics too.
+def _with_average(program: Program, state: TrainState, decay: Array, step: Array) -> TrainState:
+    """The state with the weights after an update taken into their average, batch statistics too.
 
-    The decay begins lower, (1 + t) / (10 + t) at step t, so that the first weights are soon forgotten.
+    The decay begins lower, (1 + t) / (10 + t) at update t, so that the first weights are soon forgotten.
     """
-    t = step.astype(jnp.float32)
+    t = (step // program.accumulate).astype(jnp.float32)
     decay = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+    decay = jnp.where(_updates_at(program, step), decay, 1.0)
     now = {"params": state.params, **state.model_state}
     average = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.average, now)
     return dataclasses.replace(state, average=average)
@@ -346,9 +346,15 @@ def _annealed_temperature(program: Program, temperature: Array, progress: Array)
     return 1.0 + (temperature - 1.0) * program.temperature_schedule(progress)
 
 
-def _transform(program: Program, rate: Array | float, decay: Array | float):
-    transform = program.optimizer(rate, decay)
-    return optax.MultiSteps(transform, program.accumulate) if program.accumulate > 1 else transform
+def _first_opt_state(program: Program, trained: PyTree) -> dict[str, PyTree]:
+    """The optimiser's state of one member, and the sum of gradients where several steps make an update."""
+    summed = {"summed": jax.tree.map(jnp.zeros_like, trained)} if program.accumulate > 1 else {}
+    return {"inner": program.optimizer(1.0, 0.0).init(trained), **summed}
+
+
+def _updates_at(program: Program, step: Array) -> Array:
+    """Whether a step ends in an update."""
+    return (step + 1) % program.accumulate == 0
 
 
 def _apply_gradients(
@@ -361,15 +367,32 @@ def _apply_gradients(
     model_state: PyTree,
 ) -> TrainState:
     """The state after one step of the optimiser; what the recipe does not train stays what it was."""
-    factor = optimizers.warmed_up(program.schedule, program.warmup, step, program.num_steps)
-    transform = _transform(program, hyper["learning_rate"] * factor, hyper["weight_decay"])
-    trained = (state.params, state.aux)
-    if "clip_norm" in hyper:
-        grads, _ = optax.clip_by_global_norm(hyper["clip_norm"]).update(grads, optax.EmptyState())
-    # optax mixes its integer step count into float arithmetic, which a strict session forbids.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = transform.update(grads, state.opt_state, trained)
-        params, aux = optax.apply_updates(trained, updates)
+    trained, opt_state = (state.params, state.aux), state.opt_state
+
+    def update(grads: PyTree) -> tuple[PyTree, PyTree]:
+        factor = optimizers.warmed_up(program.schedule, program.warmup, step, program.num_steps)
+        transform = program.optimizer(hyper["learning_rate"] * factor, hyper["weight_decay"])
+        if program.clips:
+            grads, _ = optax.clip_by_global_norm(hyper["clip_norm"]).update(grads, optax.EmptyState())
+        # optax mixes its integer step count into float arithmetic, which a strict session forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, inner = transform.update(grads, opt_state["inner"], trained)
+            return optax.apply_updates(trained, updates), inner
+
+    if program.accumulate == 1:
+        (params, aux), inner = update(grads)
+        opt_state = {"inner": inner}
+    else:
+        # Not optax.MultiSteps: it computes an update in every step and throws all but one in so many away.
+        summed = jax.tree.map(jnp.add, opt_state["summed"], grads)
+        ends = _updates_at(program, step)
+        (params, aux), inner = jax.lax.cond(
+            ends,
+            lambda: update(jax.tree.map(lambda leaf: leaf / program.accumulate, summed)),
+            lambda: (trained, opt_state["inner"]),
+        )
+        summed = jax.tree.map(lambda leaf: jnp.where(ends, 0.0, leaf), summed)
+        opt_state = {"inner": inner, "summed": summed}
     before = {"params": state.params, **state.model_state}
     after = {"params": params, **model_state}
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.fusion import rules
-from mtkd_jax.methods.seams import PLAIN, HardAnd, soft_loss_by, targets_of
+from mtkd_jax.methods.seams import PLAIN, HardAnd, SoftLoss, targets_of
 from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
 
@@ -38,8 +38,8 @@ def loss_avg(*, divergence: str = "forward_kl") -> Recipe:
 
     $$\ell_\text{match} = \frac{1}{K} \sum_k \mathrm{KL}(q_k \parallel p)$$
 
-    At one shared temperature its gradient is that of `output_avg`; only the loss value differs, by the Jensen
-    gap $H(\frac{1}{K} \sum_k q_k) - \frac{1}{K} \sum_k H(q_k)$, which no student can change.
+    At one shared temperature its gradient (of KL) is that of `output_avg`; only the loss value differs, by
+    the Jensen gap $H(\frac{1}{K} \sum_k q_k) - \frac{1}{K} \sum_k H(q_k)$, which no student can change.
 
     Source: Zuchniak 2023, arXiv 2302.07215.
     """
@@ -63,8 +63,12 @@ def vote(*, divergence: str = "forward_kl") -> Recipe:
 
     Here $r_k(c)$ is the position of class c on teacher k's ballot, 0 for the largest logit.
 
+    Raises UserError for divergences that take the logarithm of the scores, of which some are 0.
+
     Source: Zuchniak 2023, arXiv 2302.07215.
     """
+    if divergence in ("reverse_kl", "mse"):
+        raise UserError(f"vote(divergence={divergence!r}): ballots hold zeros, must be forward_kl or jsd")
     return _matching(divergence, name="vote", aim=_borda)
 
 
@@ -117,7 +121,7 @@ def mimic_all(*, divergence: str = "forward_kl") -> Recipe:
 
 
 def _matching(divergence: str, **changed: Any) -> Recipe:
-    return PLAIN._replace(term=HardAnd(soft_loss_by(divergence)), **changed)
+    return PLAIN._replace(term=HardAnd(SoftLoss(divergence)), **changed)
 
 
 def each_teacher(context: Context, w: Array) -> Targets:

@@ -90,49 +90,51 @@ def hard_loss(context: Context) -> Array:
         return loss if weight is None else weight * loss
 
     loss = jnp.where(batch.labelled, of_label(batch.label, batch.weight), 0.0)
-    counts = batch.labelled.astype(loss.dtype)
     if batch.mixed is not None:
         share, mixed = batch.mixed.share, batch.mixed
         of_other = jnp.where(mixed.labelled, of_label(mixed.label, mixed.weight), 0.0)
         loss = share * loss + (1.0 - share) * of_other
-        counts = share * counts + (1.0 - share) * mixed.labelled.astype(loss.dtype)
-    return loss * (batch.label.shape[0] / jnp.maximum(counts.sum(), 1.0))
+    num = label_counts(batch).sum()
+    return loss * (batch.label.shape[0] / jnp.where(num > 0, num, 1.0))
 
 
-def soft_loss(context: Context) -> Array:
+def label_counts(batch: Batch) -> Array:
+    """How much of a label each example of a batch has, [B] in [0,1]: 1 or 0; of mixed images the shares."""
+    counts = batch.labelled.astype(jnp.float32)
+    if batch.mixed is None:
+        return counts
+    share, others = batch.mixed.share, batch.mixed.labelled.astype(jnp.float32)
+    return share * counts + (1.0 - share) * others
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftLoss:
     r"""Divergence [B] of the student's heads from all targets, at the temperature T.
 
     $$\ell_\text{soft} = T^2 \sum_q m_q\, \mathrm{KL}(t_q \parallel \mathrm{softmax}(z_h / T))$$
 
     Targets $t_q$ are [Q,B,C], their mass $m_q$ is [Q,B]. Head h = q meets target q; a single head meets every
     target. Source: Hinton et al. 2015, arXiv 1503.02531.
+
+    Another divergence may stand in the place of KL, by its name in methods/divergences.py; UserError where
+    there is none. Comparable by value, as jit keys must be.
     """
-    return _summed(context, divergences.forward_kl)
 
+    divergence: str = "forward_kl"
 
-@dataclasses.dataclass(frozen=True)
-class SoftLoss:
-    """`soft_loss` with another divergence in the place of KL, by its name. Comparable by value."""
-
-    divergence: str
+    def __post_init__(self) -> None:
+        divergences.named(self.divergence)
 
     def __call__(self, context: Context) -> Array:
-        return _summed(context, divergences.named(self.divergence))
+        temperature, targets = context.hyper["temperature"], context.targets
+        log_student = jax.nn.log_softmax(context.student.heads / temperature, axis=-1)
+        if log_student.shape[0] != targets.probs.shape[0]:
+            log_student = jnp.broadcast_to(log_student, targets.probs.shape)
+        values = divergences.named(self.divergence)(targets, log_student)
+        return temperature**2 * jnp.sum(jnp.where(targets.mass > 0, targets.mass * values, 0.0), axis=0)
 
 
-def soft_loss_by(divergence: str) -> Callable[[Context], Array]:
-    """`soft_loss`, or the same with the divergence of that name; UserError where there is none."""
-    divergences.named(divergence)
-    return soft_loss if divergence == "forward_kl" else SoftLoss(divergence)
-
-
-def _summed(context: Context, divergence: Callable[[Targets, Array], Array]) -> Array:
-    temperature, targets = context.hyper["temperature"], context.targets
-    log_student = jax.nn.log_softmax(context.student.heads / temperature, axis=-1)
-    if log_student.shape[0] != targets.probs.shape[0]:
-        log_student = jnp.broadcast_to(log_student, targets.probs.shape)
-    values = divergence(targets, log_student)
-    return temperature**2 * jnp.sum(jnp.where(targets.mass > 0, targets.mass * values, 0.0), axis=0)
+soft_loss = SoftLoss()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import PLAIN, SUPERVISED, HardAnd, hard_loss, mean_of_probs
+from mtkd_jax.methods.seams import PLAIN, SUPERVISED, HardAnd, hard_loss, label_counts, mean_of_probs
 from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
 
 
@@ -72,8 +72,9 @@ def cwtm() -> Recipe:
 
 
 def _confidence_weighted_loss(context: Context) -> Array:
-    labelled = context.batch.labelled
-    confidence = jnp.where(labelled, context.targets.probs[0].max(axis=-1), 0.0)
+    counts = label_counts(context.batch)
+    confidence = context.targets.probs[0].max(axis=-1)
     # hard_loss already multiplies by B / (number of labelled): what is left is confidence over its mean.
-    mean = confidence.sum() / jnp.maximum(labelled.sum(), 1).astype(confidence.dtype)
+    num = counts.sum()
+    mean = (counts * confidence).sum() / jnp.where(num > 0, num, 1.0)
     return hard_loss(context) * confidence / jnp.where(mean > 0, mean, 1.0)

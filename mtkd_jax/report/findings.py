@@ -431,8 +431,8 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
     measured = []
     for transfer in analysis.transfers(predictions):
         pair = [analysis.find(predictions, transfer, name=name) for name in ("output_avg", "loss_avg")]
-        if None in pair or any("divergence" in group.arguments for group in pair):
-            continue
+        if None in pair or any(group.arguments or group.method != group.name for group in pair):
+            continue  # they are told apart by a divergence that is not KL
         of_row = {row["name"]: row for row in report["rows"] if row["transfer"] == transfer}
         accuracies = [of_row[group.name]["accuracy"]["mean"] for group in pair]
         same = (pair[0].alpha, pair[0].temperature) == (pair[1].alpha, pair[1].temperature)

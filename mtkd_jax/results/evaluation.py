@@ -139,7 +139,7 @@ def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[M
     for stage in stages:
         if stage.transfer == group.transfer and stage.family:
             fitted = done[stage.name]
-            found = finite_members(fitted, stage.family, group.method, cell)
+            found = finite_members(fitted, stage.family, group.name, cell)
             if found:
                 return fitted.population.model, population.take(fitted.population.variables, found[position])
     raise ValueError(f"{group.key} was not trained by this run")
@@ -173,6 +173,14 @@ def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str], list[tuple[Stage,
     return rows
 
 
+def _method(config: ConfigDict, mode: str, cell: Cell) -> str:
+    """A mode with those of its `students.arguments` of which there is no choice."""
+    fixed = {
+        n: v for n, v in config.students.arguments.get(mode, {}).items() if n not in dict(cell.arguments)
+    }
+    return f"{mode}({', '.join(f'{name}={value!r}' for name, value in fixed.items())})" if fixed else mode
+
+
 def _student_group(
     config: ConfigDict, split: Split, transfer: str, mode: str, trained: Sequence[tuple[Stage, Fitted]]
 ) -> Group:
@@ -198,7 +206,7 @@ def _student_group(
         key=group_key(transfer, mode),
         name=mode,
         role=role,
-        method=mode,
+        method=_method(config, mode, cell),
         transfer=transfer,
         alpha=cell.alpha,
         temperature=cell.temperature,

@@ -12,6 +12,7 @@ Files and modules that these import in turn are not looked at.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -22,10 +23,13 @@ import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from mtkd_jax.system import paths
 from mtkd_jax.system.spelling import hint
@@ -36,6 +40,8 @@ MAIN = "__main__"
 _ADDRESS = re.compile(r"([^('\"]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\(.*\))?)", re.DOTALL)
 _files: dict[tuple[Path, str], ModuleType] = {}  # by path and SHA-256: executed again where it has changed
 _modules: dict[str, str] = {}  # {module: SHA-256 of its file when it was imported}
+_held: dict[str, Any] = {}  # {where: the file as it was read, or the module}, while a run is at work
+_holding = False
 
 
 def split(address: str) -> tuple[str, str] | None:
@@ -75,6 +81,25 @@ def digest(where: str, name: str) -> str:
         return _sha256(_read(where)[1])
     _module(where)
     return _modules[where]
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within it code is what it was when it was first asked for: a run ends with what it began with."""
+    global _holding
+    before, _holding = _holding, True
+    try:
+        yield
+    finally:
+        _holding = before
+        if not before:
+            _held.clear()
+
+
+def _hold(where: str, code: Any) -> Any:
+    if _holding:
+        _held[where] = code
+    return code
 
 
 def execute(path: Path, name: str) -> ModuleType:
@@ -128,6 +153,8 @@ def _imported(where: str) -> ModuleType:
         if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
             raise UserError(f"there is no module {error.name!r}") from None
         raise UserError(f"{where} cannot be imported: {type(error).__name__}: {one_line(error)}") from None
+    if where in _held:
+        return module
     file = getattr(module, "__file__", None)
     try:
         now = _sha256(Path(file).read_bytes()) if file else ""
@@ -135,13 +162,16 @@ def _imported(where: str) -> ModuleType:
         now = ""
     if now != _modules.setdefault(where, now):
         raise UserError(f"{where} has changed since it was imported; start Python again, or name its file")
+    _hold(where, module)
     return module
 
 
 def _read(where: str) -> tuple[Path, bytes]:
+    if where in _held:
+        return _held[where]
     path = paths.parse(where, "the file")
     try:
-        return path.resolve(), path.read_bytes()
+        return _hold(where, (path.resolve(), path.read_bytes()))
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
 
@@ -166,10 +196,26 @@ def _gather(name: str, thing: Any, sources: dict[str, str]) -> None:
     everything = vars(sys.modules[MAIN])
     for used in [node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]:
         known = everything.get(used)
-        if isinstance(known, int | float | str | tuple | bool):
-            sources[used] = repr(known)
-        elif (inspect.isfunction(known) or inspect.isclass(known)) and known.__module__ == MAIN:
+        known = known.func if isinstance(known, partial) else known
+        known = inspect.unwrap(known) if callable(known) else known  # jax.jit, functools.lru_cache
+        if (inspect.isfunction(known) or inspect.isclass(known)) and known.__module__ == MAIN:
             _gather(used, known, sources)
+        elif used in everything and (said := _value(known)) is not None:
+            sources[used] = said
+
+
+def _value(value: Any) -> str | None:
+    """A value as text that is the same wherever it is; None for what has none, such as an open file."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)
+    if isinstance(value, tuple | list | dict):
+        parts = [*value.items()] if isinstance(value, dict) else value
+        said = [_value(part) for part in parts]
+        return None if None in said else f"{type(value).__name__}({', '.join(map(str, said))})"
+    if hasattr(value, "__array__") and not inspect.isclass(value):
+        array = np.asarray(value)
+        return f"{array.dtype}{array.shape} {_sha256(array.tobytes())}"
+    return None
 
 
 def _source(name: str, thing: Any) -> str:

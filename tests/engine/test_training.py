@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from mtkd_jax import experiment
+from mtkd_jax import experiment, optimizers
 from mtkd_jax.config import build_recipe
 from mtkd_jax.data import loading
-from mtkd_jax.engine import forecast, population, training
+from mtkd_jax.engine import forecast, population, step, training
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.plans import plan, students, teachers
 from mtkd_jax.runs import checkpoint
@@ -53,6 +53,11 @@ def in_two_steps(transform):
         ({"ema_decay": 0.2}, optax.adam(3e-2), 0.2),
         ({"accumulate": 2, "optimizer": "sgd", "weight_decay": 0.1}, "sgd in two steps", None),
         (
+            {"accumulate": 2, "optimizer": "sgd", "weight_decay": 0.1, "clip_norm": 0.3, "ema_decay": 0.2},
+            "sgd in two steps",
+            0.2,
+        ),
+        (
             {"schedule": "cosine", "warmup": 0.25},  # of 12 steps: 1/3, 2/3, then the cosine over the other 9
             optax.adam(
                 lambda t: 3e-2 * jnp.minimum((t + 1) / 3, 0.5 + 0.5 * jnp.cos(jnp.pi * (t - 3).clip(0) / 9))
@@ -67,15 +72,15 @@ def test_teachers_are_what_a_plain_optax_loop_trains(options, transform, average
     job = teachers_job(**{"train.epochs": 4, "train.learning_rate": 3e-2, **options})
     assert job.num_steps == 12
     if transform == "sgd in two steps":
-        transform = in_two_steps(
-            optax.chain(optax.add_decayed_weights(0.1), optax.sgd(3e-2, momentum=0.9, nesterov=True))
-        )
+        clip = optax.clip_by_global_norm(options.get("train.clip_norm", 1e9))
+        sgd = optax.sgd(3e-2, momentum=0.9, nesterov=True)
+        transform = in_two_steps(optax.chain(clip, optax.add_decayed_weights(0.1), sgd))
     found = fitted(job, tmp_path)
     model, examples = job.program.model, job.stage_data.examples
     best = None
     for k in range(3):
         variables = model.init(job.init_keys[k], jnp.zeros((1, 4, 4, 1)))
-        opt_state, nlls, used, step = transform.init(variables), [], variables, 0
+        opt_state, nlls, used, done = transform.init(variables), [], variables, 0
 
         @jax.jit
         @jax.grad
@@ -90,9 +95,12 @@ def test_teachers_are_what_a_plain_optax_loop_trains(options, transform, average
                 with jax.numpy_dtype_promotion("standard"):
                     updates, opt_state = transform.update(gradient(variables, indices), opt_state, variables)
                 variables = optax.apply_updates(variables, updates)
-                decay = 0.0 if average_decay is None else min(average_decay, (1 + step) / (10 + step))
-                used = jax.tree.map(lambda a, v, d=decay: d * a + (1 - d) * v, used, variables)
-                step += 1
+                done += 1
+                of_update = options.get("train.accumulate", 1)
+                if done % of_update == 0:
+                    t = done // of_update - 1
+                    decay = 0.0 if average_decay is None else min(average_decay, (1 + t) / (10 + t))
+                    used = jax.tree.map(lambda a, v, d=decay: d * a + (1 - d) * v, used, variables)
             images, labels = job.validation
             logits = model.apply(used, images.astype(jnp.float32) / 255)[0].logits
             nlls.append(optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean())
@@ -105,6 +113,27 @@ def test_teachers_are_what_a_plain_optax_loop_trains(options, transform, average
 def test_more_steps_an_update_than_there_are_is_refused():
     with pytest.raises(UserError, match="config.train.accumulate: 99 steps make one update; must be at most"):
         teachers_job(**{"train.accumulate": 99})
+
+
+def test_alpha_and_temperature_half_way():
+    """Teachers fade out in a line: a quarter of the way on 3/4 of their weight is left; T falls from 5 to 1."""
+    program = teachers_job().program._replace(
+        alpha_schedule=optimizers.linear(), temperature_schedule=optimizers.linear()
+    )
+    hyper = {"alpha": jnp.float32(0.2), "temperature": jnp.float32(5.0)}
+    found = step._annealed(program, hyper, jnp.float32(0.25))
+    np.testing.assert_allclose(
+        [found["alpha"], found["temperature"]], [1 - 0.8 * 0.75, 1 + 4 * 0.75], rtol=1e-6
+    )
+
+
+def test_averages_that_a_recipe_would_not_deploy_are_refused():
+    for optimizer, mode, said in (
+        ("schedule_free", "averages.mean_teacher", "deploys an average of its own"),
+        ("schedule_free", "binary.xnor", "changes or freezes some"),
+    ):
+        with pytest.raises(UserError, match=said):
+            small.students_job(mode, **{"train.optimizer": optimizer})
 
 
 def test_schedules_of_alpha_and_temperature_at_their_ends_are_the_baseline_and_temperature_1(tmp_path):

@@ -179,7 +179,7 @@ def test_mse_of_one_teacher_is_that_of_the_centred_logits_at_any_temperature():
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "jsd", "mse"])
-@pytest.mark.parametrize("mode", ["output_avg", "vote", "mimic_all"])
+@pytest.mark.parametrize("mode", ["output_avg", "loss_avg", "mimic_all"])
 def test_divergences_are_finite_where_probabilities_underflow(mode, divergence):
     """Logits 400 apart, teachers and student sure of different classes."""
     heads = 400.0 * np.ones((num_heads(mode), B, C), np.float32) * np.array([1, -1, 0], np.float32)
@@ -195,6 +195,8 @@ def test_divergences_are_finite_where_probabilities_underflow(mode, divergence):
 def test_an_unknown_divergence_is_refused():
     with pytest.raises(UserError, match="students.modes: divergence='kld': there is no such divergence"):
         configuration.build_recipe("vote:kld")
+    with pytest.raises(UserError, match="ballots hold zeros, must be forward_kl or jsd"):
+        configuration.build_recipe("vote:mse")
 
 
 @pytest.mark.parametrize("mode", MODES)
