@@ -175,10 +175,9 @@ def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str], list[tuple[Stage,
 
 def _method(config: ConfigDict, mode: str, cell: Cell) -> str:
     """A mode with those of its `students.arguments` of which there is no choice."""
-    fixed = {
-        n: v for n, v in config.students.arguments.get(mode, {}).items() if n not in dict(cell.arguments)
-    }
-    return f"{mode}({', '.join(f'{name}={value!r}' for name, value in fixed.items())})" if fixed else mode
+    given, chosen = config.students.arguments.get(mode, {}), dict(cell.arguments)
+    fixed = ", ".join(f"{name}={value!r}" for name, value in given.items() if name not in chosen)
+    return f"{mode}({fixed})" if fixed else mode
 
 
 def _student_group(

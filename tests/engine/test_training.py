@@ -116,7 +116,7 @@ def test_more_steps_an_update_than_there_are_is_refused():
 
 
 def test_alpha_and_temperature_half_way():
-    """Teachers fade out in a line: a quarter of the way on 3/4 of their weight is left; T falls from 5 to 1."""
+    """Teachers fade out in a line: a quarter of the way on 3/4 of it is left; T falls from 5 to 1."""
     program = teachers_job().program._replace(
         alpha_schedule=optimizers.linear(), temperature_schedule=optimizers.linear()
     )
