@@ -190,3 +190,29 @@ def test_recipes_inherit_what_they_do_not_change():
     recipe = build_recipe("mimic_all")
     changed = {name for name in recipe._fields if getattr(recipe, name) != getattr(PLAIN, name)}
     assert changed == {"name", "aim", "num_heads"}
+
+
+def test_members_with_batches_of_their_own_draw_anew_in_every_step():
+    """The loss is the mean of images that the stimulus drew: other ones for each member and step."""
+
+    def drawn(key, batch, augment, networks):
+        return dataclasses.replace(batch, image=jax.random.uniform(key, batch.image.shape))
+
+    config = small.config(**ONE_STEP)
+    job = teachers.job(config, experiment.load_split(config), config.model.name)
+    recipe = job.program.recipes[0]._replace(
+        stimulus=drawn,
+        term=lambda context: (
+            context.batch.image.mean(axis=(1, 2, 3)) + 0 * context.student.logits.sum(axis=-1)
+        ),
+    )
+    job = dataclasses.replace(job, program=job.program._replace(recipes=(recipe,)))
+    run, indices = training.compiled_part(job.program), job.order(0)[:1]
+    losses = [
+        float(loss)
+        for number in range(3)
+        for loss in run(
+            training.first_progress(job), job.hyper, indices, np.int32(number), job.stage_data
+        ).loss
+    ]
+    assert len(set(losses)) == 9

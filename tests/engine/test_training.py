@@ -12,7 +12,7 @@ import pytest
 from mtkd_jax import experiment, optimizers
 from mtkd_jax.config import build_recipe
 from mtkd_jax.data import loading
-from mtkd_jax.engine import forecast, population, step, training
+from mtkd_jax.engine import forecast, jobs, population, step, training
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.plans import plan, students, teachers
 from mtkd_jax.runs import checkpoint
@@ -113,6 +113,17 @@ def test_teachers_are_what_a_plain_optax_loop_trains(options, transform, average
 def test_more_steps_an_update_than_there_are_is_refused():
     with pytest.raises(UserError, match="config.train.accumulate: 99 steps make one update; must be at most"):
         teachers_job(**{"train.accumulate": 99})
+
+
+def test_what_was_trained_in_parts_is_one_population_that_knows_who_diverged():
+    job = teachers_job()
+    parts = [
+        dataclasses.replace(training.untrained(jobs.part(job, rows)), diverged=diverged, seconds=1.5)
+        for rows, diverged in (((0, 1), ("teacher 1",)), ((2,), ("teacher 2",)))
+    ]
+    whole = training.concatenate(parts)
+    assert whole.population.names == job.names and whole.diverged == ("teacher 1", "teacher 2")
+    assert whole.seconds == 3.0 and whole.finite_members.names == ("teacher 0",)
 
 
 def test_alpha_and_temperature_half_way():
