@@ -1,7 +1,7 @@
 """The configuration: its defaults, addresses of functions, and a validation that runs before any work.
 
 An ADDRESS names a function where it is defined, with arguments if need be: "cnn", "mlp(hidden=(32,))",
-"logits.dkd(beta=8.0)"; "fused:median_probs" gives the first argument a word. There is no registry: a
+"logits.dkd(warmup=0.1)"; "fused:median_probs" gives the first argument a word. There is no registry: a
 function is found by what it says it returns, so writing it is all it takes to add it. "mine.py:softer(w=2)",
 "package.module:softer" and "__main__:softer" name functions of the user's own. Configuration files and these
 are the user's own Python and are executed.

@@ -309,7 +309,7 @@ def fuser_job(
 ) -> Job:
     """Fitting the Dense layer on the labelled images, as the paper does: <= 50 epochs, patience 5.
 
-    With `population.blanks` no teacher is asked: only the shapes are right.
+    With `population.zeros_like_output` no teacher is asked: only the shapes are right.
     """
     models, variables = population.frozen_parts(ensemble)
     taps = jax.jit(
