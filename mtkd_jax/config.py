@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.data import checks
+from mtkd_jax.data import checks, fetch
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
@@ -698,13 +698,16 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
     if required:
         raise UserError(f"config.data.source: {config.data.source} needs {required[0]}=...")
-    if not _own("source", config.data.source):
-        return lambda: function(**arguments)
+    is_own = _own("source", config.data.source)
 
     def checked() -> DataSet:
-        found = function(**arguments)
-        _check_made("source", found, config.data.source, "data.source")
-        return checks.check(found, where=config.data.source)
+        try:
+            found = function(**arguments)
+        except UserError as error:
+            raise UserError(f"{error}{fetch.remedy(arguments.get('path', ''))}") from error
+        if is_own:
+            _check_made("source", found, config.data.source, "data.source")
+        return checks.check(found, where=config.data.source) if is_own else found
 
     return checked
 

@@ -1,6 +1,7 @@
 """A data set before training: sizes, classes, groups, values, duplicates, a contact sheet.
 
     python -m mtkd_jax.data SOURCE [--path PATH] [--sheet FILE.png] [--json]
+    python -m mtkd_jax.data fetch NAME     gets a published set, see data/fetch.py
 
 SOURCE is an address as in config.data.source, such as digits or "npz(path='mine.npz')". The data is read and
 cut as a run with these settings would.
@@ -13,6 +14,7 @@ import collections
 import hashlib
 import io
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,6 +24,7 @@ from rich.text import Text
 
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
+from mtkd_jax.data import fetch
 from mtkd_jax.data.loading import Split
 from mtkd_jax.report import document, tables
 from mtkd_jax.system import terminal
@@ -36,7 +39,10 @@ VALUES = ("least", "greatest", "mean", "std")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Show what a source holds and how it would be cut; returns the exit code."""
-    return terminal.answer(lambda: _main(argv))
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["fetch"]:
+        return fetch.main(arguments[1:])
+    return terminal.answer(lambda: _main(arguments))
 
 
 def _main(argv: Sequence[str] | None) -> None:
