@@ -14,13 +14,18 @@ from threadpoolctl import threadpool_limits
 from mtkd_jax.types import Images
 
 SIDE = 16  # images are averaged over squares until neither side is longer
-MOST = 10_000  # training examples; more of them change little for the time they take
+MOST = 10_000  # training examples to give it: more of them change little for the time they take
 BLOCK = 1024  # images at once, where they are read from files
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty; validation chooses
 
 
 def linear_logits(
-    train: np.ndarray, labels: np.ndarray, val: np.ndarray, val_labels: np.ndarray, *others: np.ndarray
+    train: np.ndarray,
+    labels: np.ndarray,
+    val: np.ndarray,
+    val_labels: np.ndarray,
+    *others: np.ndarray,
+    num_classes: int,
 ) -> tuple[np.ndarray, ...]:
     r"""Logits [v,C] of the validation features, then those of every further array, in float32.
 
@@ -28,16 +33,14 @@ def linear_logits(
 
     $$\min_{W, b}\ \frac{1}{n} \sum_i \mathrm{CE}(y_i, W x_i + b) + \frac{\lambda}{2} \lVert W \rVert^2$$
 
-    by at most 200 steps of L-BFGS, with the $\lambda$ of `STRENGTHS` that has the lowest validation NLL. C is
-    one more than the largest label; a class without a training example has the lowest logit of its row.
+    by at most 200 steps of L-BFGS, with the $\lambda$ of `STRENGTHS` that has the lowest validation NLL. A
+    class without a training example has the lowest logit of its row.
     """
-    num_classes = int(max(labels.max(), val_labels.max())) + 1
-    rows = np.random.default_rng(0).permutation(len(train))[:MOST]
-    x, y = np.asarray(train[rows], np.float64), labels[rows]
+    x = np.asarray(train, np.float64)
     mean, std = x.mean(axis=0), x.std(axis=0)
     std = np.where(std > 0, std, 1.0)
     x, parts = (x - mean) / std, [(np.asarray(part, np.float64) - mean) / std for part in (val, *others)]
-    models = [_fitted(x, y, 1.0 / (strength * len(x))) for strength in STRENGTHS]
+    models = [_fitted(x, labels, 1.0 / (strength * len(x))) for strength in STRENGTHS]
     chosen = min(models, key=lambda model: _nll(_logits(model, parts[0], num_classes), val_labels))
     return tuple(_logits(chosen, part, num_classes).astype(np.float32) for part in parts)
 
