@@ -45,7 +45,7 @@ def summarise(report: dict) -> list[str]:
             found.append(
                 _paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED), margin)
             )
-    return [*found, *_apart(report), *_deploy(report)]
+    return [*found, *_undertrained(report), *_apart(report), *_deploy(report)]
 
 
 def _ensemble(report: dict) -> str:
@@ -59,6 +59,27 @@ def _ensemble(report: dict) -> str:
         f"one teacher alone {percent(np.mean(singles))} on average, "
         f"at best {percent(max(singles))} (seen on test)."
     )
+
+
+def _undertrained(report: dict) -> list[str]:
+    """A warning where networks are behind the linear model on validation by more than its noise."""
+    linear = next((row for row in report["rows"] if row["role"] == "linear"), None)
+    if linear is None:
+        return []
+    reached = linear["val"]["accuracy"]
+    noise = 2 * np.sqrt(reached * (1 - reached) / sum(report["class_counts"]["val"]))
+    behind = [
+        f"{row['name']}{f' ({where})' if (where := row['transfer']) else ''} with "
+        f"{percent(row['val']['accuracy'])}"
+        for row in report["rows"]
+        if row["role"] in ("teacher", "baseline") and row["val"]["accuracy"] < reached - noise
+    ]
+    if not behind:
+        return []
+    return [
+        f"Behind a linear model on pixels ({percent(reached)} on validation): {', '.join(behind)}. Train "
+        "longer, or with another rate, before anything is concluded."
+    ]
 
 
 def _gap(gap: dict, margin: float) -> str:

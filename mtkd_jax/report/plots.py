@@ -18,7 +18,7 @@ from mtkd_jax.results import metrics
 # Okabe and Ito (2008): told apart by colour-blind readers too. One colour means one thing in every plot.
 BLACK, BLUE, RED, ORANGE = "#000000", "#0072B2", "#D55E00", "#E69F00"
 COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline": RED, "control": ORANGE}
-COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7"}
+COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B"}
 CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -243,6 +243,8 @@ def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None)
 
 def _section(row: Mapping) -> str:
     over = row["accuracy"]["ci_over"].replace("_", " ")
+    if row["role"] == "linear":
+        return "to compare with"
     who = {"teacher": "teachers", "ensemble": "ensembles"}.get(row["role"], f"students, {row['transfer']}")
     return f"{who} (interval over {over})"
 

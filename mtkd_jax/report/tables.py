@@ -60,6 +60,7 @@ COSTS_CAPTION = (
 )
 MERGED_TITLES = {
     "teacher": "Teachers, alone",
+    "linear": "A linear model on the same labels",
     "ensemble": "All teachers, fused",
     "labelled": "Students on labelled images",
     "unlabelled": "Students on labelled and unlabelled images",
@@ -100,10 +101,14 @@ def brief(report: dict) -> tuple[list[str], Cells]:
     rows = report["rows"]
     last = rows[-1]["transfer"]
     ensemble = [row for row in rows if row["role"] == "ensemble"][:1]
-    shown = [row for row in rows if row["role"] == "teacher"] + ensemble
+    shown = [row for row in rows if row["role"] in ("linear", "teacher")] + ensemble
     shown += [row for row in rows if row["transfer"] == last and last]
     header = ["", "what", "n", "accuracy %", "verdict", "NLL", "gap", "params", "FLOPs"]
-    kinds = {"teacher": "one teacher", "ensemble": f"all {report['diversity']['num_teachers']} fused"}
+    kinds = {
+        "teacher": "one teacher",
+        "linear": "to compare with",
+        "ensemble": f"all {report['diversity']['num_teachers']} fused",
+    }
     cells = [
         [
             _name(row, report),
@@ -397,6 +402,8 @@ def markdown(header: Sequence[str], rows: Cells) -> str:
 def _title(row: dict, report: dict) -> str:
     if row["role"] == "teacher":
         return "Teachers, alone (interval over members)"
+    if row["role"] == "linear":
+        return "A linear model on the same labels, to compare with"
     if row["role"] == "ensemble":
         num_teachers = report["diversity"]["num_teachers"]
         return f"All {num_teachers} teachers, fused (interval over test examples)"

@@ -131,12 +131,12 @@ def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
 
 
 def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
-    """Every network that answers alone: all but averages of several, and specialists, which know no more
-    than their classes."""
+    """Every network that answers alone: all but averages of several, specialists, which know no more than
+    their classes, and what is no network."""
     return [
         (group, member)
         for group in predictions.groups
-        if group.role != "average" and not group.architecture.startswith("specialist ")
+        if group.role not in ("average", "linear") and not group.architecture.startswith("specialist ")
         for member in range(len(group.members))
     ]
 
@@ -154,14 +154,16 @@ def _lowest(values: list[float]) -> int:
 
 
 def rows(predictions: Predictions) -> list[dict]:
-    """Teachers (a row an architecture), fusion rules, then students, baselines and controls.
+    """Teachers (a row an architecture), a linear model, fusion rules, then students, baselines and controls.
 
     A rule that cannot fuse these teachers, of whom some may have diverged, has no row.
     """
-    others = [group for group in predictions.groups if group.role != "teacher"]
+    linear = [group for group in predictions.groups if group.role == "linear"]
+    others = [group for group in predictions.groups if group.role not in ("teacher", "linear")]
     share_of = {gap["transfer"]: gap for gap in gaps(predictions)}
     return [
         *(_group_row(predictions, group, None) for group in teachers(predictions)),
+        *(_group_row(predictions, group, None) for group in linear),
         *_ensemble_rows(predictions),
         *(_group_row(predictions, group, share_of.get(group.transfer)) for group in others),
     ]

@@ -22,6 +22,7 @@ from mtkd_jax.engine.training import Fitted
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
+from mtkd_jax.results import linear
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
 from mtkd_jax.types import Model, Population, PyTree
@@ -42,6 +43,7 @@ def predict(
         if name.startswith(teachers.STAGE_PREFIX)
     ]
     num_teachers = sum(len(group.members) for group in groups)
+    groups.append(_linear_group(split))
     unfit = _unfit_modes(stages, num_teachers)
     for (transfer, mode), trained in rows_of(stages, done).items():
         finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
@@ -158,6 +160,40 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
         members=own.names,
         train_seconds=fitted.seconds,
         **_outputs(own, split),
+    )
+
+
+def _linear_group(split: Split) -> Group:
+    """The row of a linear model on the pixels, of the labels that the teachers have."""
+    interrupts.check(SAVED)
+    dataset = split.dataset
+    begun = time.perf_counter()
+    rows = np.random.default_rng(0).permutation(split.train)[: linear.MOST]
+    train = linear.pixels(dataset.train_images, rows)
+    val, test = linear.linear_logits(
+        train,
+        dataset.train_labels[rows],
+        linear.pixels(dataset.train_images, split.val),
+        dataset.train_labels[split.val],
+        linear.pixels(dataset.test_images, np.arange(len(dataset.test_labels))),
+        num_classes=dataset.num_classes,
+    )
+    size = train.shape[1]
+    return Group(
+        key="linear/pixels",
+        name="linear on pixels",
+        role="linear",
+        architecture=f"linear on {size} pixels",
+        method="",
+        transfer="",
+        alpha=None,
+        temperature=None,
+        members=("linear",),
+        val=val[None],
+        test=test[None],
+        params=(size + 1) * dataset.num_classes,
+        flops=2.0 * size * dataset.num_classes,
+        train_seconds=time.perf_counter() - begun,
     )
 
 

@@ -29,6 +29,7 @@ class Group:
     key: str  # "teachers/mlp", "students/unlabelled/mimic_all"
     name: str  # the row: "mlp", "mimic_all"
     role: str  # teacher | student | baseline | control | average (of students) | assistant (teaches students)
+    #            | linear (no network: a yardstick)
     architecture: str
     method: str  # the recipe; "" for teachers
     transfer: str  # "" for teachers | "labelled" | "unlabelled"
