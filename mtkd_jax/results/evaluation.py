@@ -81,7 +81,15 @@ def predict(
         false_alarm_rate=config.report.false_alarm_rate,
         margin=config.report.margin,
         choose=config.export.choose,
+        cascade_tolerance=config.report.cascade_tolerance,
+        val_groups=_groups(split),
     )
+
+
+def _groups(split: Split) -> np.ndarray:
+    """The group of every validation example [V]; each its own where the data names none."""
+    groups = split.dataset.train_groups
+    return np.arange(len(split.val), dtype=np.int32) if groups is None else groups[split.val]
 
 
 def _unfit_modes(stages: Plan, num_teachers: int) -> dict[str, int]:
