@@ -45,8 +45,8 @@ PLOTS = {
     "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
     "roc": "Recall and false alarms of one network of each kind at all thresholds. Dotted: what is allowed.",
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
-    "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. Diamond: "
-    "the threshold that validation sets.",
+    "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
+    "Diamond: the threshold that validation sets.",
 }
 
 

@@ -281,11 +281,11 @@ def _cascade(report: dict) -> list[str]:
     share, lost = (percent(test[name]["mean"]) for name in ("share", "lost"))
     right = {one: percent(of["accuracy"]["mean"]) for one, of in found["test"].items()}
     return [
-        f"With a safety net: {who} keeps what it is more than {percent(found['threshold'])} sure of and hands "
-        f"over {share} of the test images to the ensemble by {found['rule']}: {right['cascade']} right (alone "
-        f"{right['student']}, the ensemble {right['ensemble']}), for {test['cost']['mean']:.2f} times the "
-        f"ensemble's {COST_IN_WORDS[found['cost']['of']]}. By validation it is at most {allowed} worse than "
-        f"the ensemble, 95 % sure{_of_groups(found)}; on test it loses {lost} of the images that way."
+        f"With a safety net: {who} keeps what it is more than {percent(found['threshold'])} sure of and "
+        f"hands over {share} of the test images to the ensemble by {found['rule']}: {right['cascade']} right "
+        f"(alone {right['student']}, the ensemble {right['ensemble']}), for {test['cost']['mean']:.2f} times "
+        f"the ensemble's {COST_IN_WORDS[found['cost']['of']]}. By validation it is at most {allowed} worse "
+        f"than the ensemble, 95 % sure{_of_groups(found)}; on test {lost} of the images are lost that way."
     ]
 
 

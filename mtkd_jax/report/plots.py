@@ -250,10 +250,10 @@ def cascade(found: Mapping) -> Figure:
     curve, test, who = found["curve"], found["test"], found["student"]["name"]
     colour_of = {"student": BLUE, "cascade": CYCLE[1], "ensemble": BLACK}
     share = test["cascade"]["share"]["mean"]
+    doubt = "" if found["certified"] else ": nothing less is certified"
     label_of = {
         "student": f"{who} alone",
-        "cascade": f"{who} hands over {100 * share:.1f} %"
-        + ("" if found["certified"] else ": not certified"),
+        "cascade": f"{who} hands over {100 * share:.1f} %{doubt}",
         "ensemble": f"ensemble ({found['rule']}) alone",
     }
     with matplotlib.rc_context(STYLE):

@@ -1,36 +1,37 @@
-r"""A student with a safety net: where it is not sure, the ensemble answers. What may it keep, and what does that cost?
+r"""A student with a safety net: what it keeps for itself, what it hands over, and what that costs.
 
 On the host in float64. Of example n the student says $\hat{y}_n$ with confidence $c_n$
 (`deploy.cascade.confidence`), the ensemble $\hat{e}_n$; $y_n$ is the label. The student keeps what it is
 more sure of than the threshold $\lambda$, $c_n > \lambda$, and hands over all else.
 
-**What is promised.** An example is *lost* where the ensemble is right and the cascade is not:
+**What is promised.** An example is *lost* where the ensemble is right and the student, who keeps it, wrong:
 
 $$L_n(\lambda) = [c_n > \lambda]\,[\hat{y}_n \ne y_n]\,[\hat{e}_n = y_n] \in \{0, 1\}, \qquad
 R(\lambda) = \mathrm{E}\, L_n(\lambda)$$
 
-The accuracy of the cascade is that of the ensemble less R, plus what the student alone has right: so
-$R(\lambda) \le x$ says that it is at most x worse. That is stricter than a bound on the difference, which is in
-{-1, 0, 1}; what it buys is a binomial count, whose tail is exact, and a loss that only falls as the threshold
-rises. The threshold $\hat{\lambda}$ is set on n validation examples so that
+The accuracy of the cascade is that of the ensemble, less R, plus what the student keeps and alone has right:
+so $R(\lambda) \le x$ says that it is at most x worse. That is stricter than a bound on the difference of the
+two, whose terms are in {-1, 0, 1}. What it buys is a binomial count, whose tail is exact, and a loss that
+only falls as the threshold rises. The threshold $\hat{\lambda}$ is set on n validation examples so that
 
 $$P(R(\hat{\lambda}) \le x) \ge 0.95$$
 
-over the draw of these examples. Conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814, Theorem 1)
-would hold $\mathrm{E}\,R(\hat{\lambda}) \le x$, on average over many validation sets; of the one there is, that says less
-than "95 % sure".
+over the draw of these examples. Conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814, Theorem
+1) holds $\mathrm{E}\, R(\hat{\lambda}) \le x$, the mean over many validation sets. With one set at hand that
+is not "95 % sure", so it is not what is done here.
 
-**How.** Each $\lambda$ is tested: $H_\lambda: R(\lambda) > x$, with the p value `p_values`. One begins with the safest, who hands
-everything over, and goes down as long as p is at most 0.05. Tests in an order that is fixed before need no
-correction for their number (Learn then Test, Angelopoulos et al. 2021, arXiv 2110.01052: fixed-sequence
-testing); as R only falls with $\lambda$, the thresholds need not be a grid either (Bates et al. 2021, arXiv
-2101.02703, Theorem 1): to pass the lowest right threshold one has to reject it, or one just below it, and each of these
-is rejected wrongly with a probability of at most 0.05. The lowest threshold that is left is the cheapest.
+**How.** Of each $\lambda$ the hypothesis $R(\lambda) > x$ is tested, with the p value of `p_values`: first of
+the safest, which hands over everything, then downwards as long as p is at most 0.05. Tests in an order that
+is fixed before need no correction for their number (fixed-sequence testing in Learn then Test, Angelopoulos
+et al. 2021, arXiv 2110.01052). As R only falls in $\lambda$, the thresholds need not be a grid that is fixed
+before (Bates et al. 2021, arXiv 2101.02703, Theorem 1): who comes too low has passed every threshold that is
+too low by less, and each one of these is passed with a probability of at most 0.05. The lowest threshold that
+is left is the cheapest.
 
-**What it does not say.** The validation set has chosen the student, its weights, its alpha and the fusion rule
-before it sets the threshold, so it flatters the student a little, and "95 % sure" is not quite that. The test
-set has chosen nothing: what was lost there is told beside the promise. And it is a promise about images like those of
-the validation set.
+**What it does not say.** The same validation set has chosen the student, its weights, its alpha and the
+fusion rule before. That flatters the student, and "95 % sure" is not quite that. The test set has chosen
+nothing, and what was lost there is told beside the promise. It is a promise about images like those of
+validation.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def lost(student: np.ndarray, ensemble: np.ndarray, labels: np.ndarray) -> np.nd
 
 
 def p_values(risks: np.ndarray, num_units: int, tolerance: float, *, exact: bool) -> np.ndarray:
-    r"""p values [m] of the hypotheses that true risks are above `tolerance` x, given mean losses r [m] of n units.
+    r"""p values [m] of "the true risk is above `tolerance` x", of mean losses r [m] over n independent units.
 
     With `exact` a unit's loss is 0 or 1, and the p value is the tail of the binomial:
 
@@ -123,8 +124,8 @@ def set_threshold(
     """The lowest confidence that is certified: see the top of this file.
 
     confidences [V] and is_lost [V] bool are of validation examples that the student keeps; groups [V] are
-    numbers, equal for those that depend on one another. A group is a unit, whose loss is the share of its examples that
-    is lost: then the promise is of groups like these, each counted alike.
+    numbers, equal for those that depend on one another. A group is a unit, whose loss is the share of its
+    examples that is lost: then the promise is of groups like these, each counted alike.
     """
     _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     num_units = len(sizes)
@@ -144,7 +145,7 @@ def set_threshold(
 
 
 def curve(confidences: np.ndarray, student: np.ndarray, ensemble: np.ndarray) -> dict[str, np.ndarray]:
-    """All that thresholds can do, {"threshold", "share", "accuracy"}, each [m], from student to ensemble alone.
+    """All that thresholds can do, from the student alone on: {"threshold", "share", "accuracy"}, each [m].
 
     student and ensemble are [N], 1 where they are right; share is that of the examples handed over. Equally
     sure examples are handed over together. At most 101 points, evenly spread over the shares.
@@ -193,7 +194,7 @@ def student_of(predictions: Predictions) -> tuple[Group, int] | None:
 
 
 def numbers(predictions: Predictions) -> dict | None:
-    """The block "cascade" of report.json; None without a student, or where groups were not kept (old runs)."""
+    """The block "cascade" of report.json; None without a student, and of runs that kept no groups."""
     chosen = student_of(predictions)
     if chosen is None or predictions.val_groups is None or not analysis.teachers(predictions):
         return None
