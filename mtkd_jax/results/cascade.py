@@ -301,16 +301,17 @@ def _costs(predictions: Predictions, group: Group) -> dict:
 def _over_examples(terms: dict[str, np.ndarray], own_cost: float) -> dict:
     """Metrics of the terms [N] of every example, and what an image costs in units of the ensemble's."""
     found = {}
-    for name, values in {**terms, "cost": own_cost + terms["share"]}.items():
-        mean, interval = float(values.mean()), intervals.bootstrap_interval(values)
-        found[name] = {
-            "mean": mean,
-            "std": None,
-            "ci95": interval,
-            "ci_over": "test_examples",
-            "values": [mean],
-        }
+    for name, values in terms.items():
+        mean, constant = float(values.mean()), bool(np.ptp(values) == 0)
+        ends = (mean, mean) if constant else intervals.bootstrap_interval(values)
+        found[name] = _of_examples(mean, ends)
+    low, high = found["share"]["ci95"]
+    found["cost"] = _of_examples(own_cost + found["share"]["mean"], (own_cost + low, own_cost + high))
     return found
+
+
+def _of_examples(mean: float, interval: intervals.Interval) -> dict:
+    return {"mean": mean, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [mean]}
 
 
 def _over_seeds(each: list[dict[str, np.ndarray]], own_cost: float) -> dict:
