@@ -266,7 +266,7 @@ def _apart(report: dict) -> list[str]:
 
 def _cascade(report: dict) -> list[str]:
     """What a student gains that hands over to the ensemble where it is not sure, and what that costs."""
-    found = report["cascade"]
+    found = report.get("cascade")
     if found is None:
         return []
     who, allowed = _place(found["student"]), f"{100 * found['tolerance']:g} points"
@@ -295,7 +295,7 @@ def _of_groups(found: dict) -> str:
 
 def _promise(report: dict) -> list[str]:
     """What the promise of a student with a safety net rests on."""
-    found = report["cascade"]
+    found = report.get("cascade")
     if found is None:
         return []
     units = {
