@@ -285,7 +285,8 @@ def _cascade(report: dict) -> list[str]:
         f"hands over {share} of the test images to the ensemble by {found['rule']}: {right['cascade']} right "
         f"(alone {right['student']}, the ensemble {right['ensemble']}), for {test['cost']['mean']:.2f} times "
         f"the ensemble's {COST_IN_WORDS[found['cost']['of']]}. By validation it is at most {allowed} worse "
-        f"than the ensemble, 95 % sure{_of_groups(found)}; on test {lost} of the images are lost that way."
+        f"than the ensemble, 95 % sure{_of_groups(found)}; on test {lost} of the images are lost that the "
+        "ensemble has right."
     ]
 
 

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from mtkd_jax.data import loading
 from mtkd_jax.deploy.cascade import confidence
 from mtkd_jax.report import document, findings, plots
-from mtkd_jax.results import analysis, cascade
+from mtkd_jax.results import analysis, cascade, evaluation
 from mtkd_jax.runs import predictions as kept
+from mtkd_jax.types import DataSet
 from tests.references import cascade as reference
 from tests.references.predictions import make
 
@@ -268,6 +270,27 @@ def test_groups_are_the_units_where_there_are_some(made, built):
     told = {**built, "cascade": found}
     assert "95 % sure (over 60 groups, each counted alike)" in " ".join(findings.summarise(told))
     assert "Hoeffding and Bentkus over the shares that whole groups lose" in findings._promise(told)[0]
+
+
+@pytest.mark.parametrize("groups", [None, np.repeat(np.arange(20), 3)])
+def test_a_run_keeps_the_groups_of_validation_and_without_any_each_image_is_one(groups):
+    labels = np.tile([0, 1, 1], 20).astype(np.int32)
+    dataset = DataSet(
+        name="made up",
+        train_images=np.zeros((60, 2, 2, 1), np.uint8),
+        train_labels=labels,
+        test_images=np.zeros((3, 2, 2, 1), np.uint8),
+        test_labels=labels[:3],
+        class_names=("a", "b"),
+        train_groups=groups,
+        test_groups=None if groups is None else np.array([20, 20, 21]),
+    )
+    split = loading.split(dataset, num_train=0, val_fraction=0.2, seed=0)
+    kept_groups = evaluation._groups(split)
+    if groups is None:
+        assert len(np.unique(kept_groups)) == len(split.val) == len(kept_groups)
+    else:
+        np.testing.assert_array_equal(kept_groups, split.val // 3)
 
 
 def test_costs_are_parameters_where_flops_are_not_known(made):
