@@ -138,9 +138,11 @@ def default() -> ConfigDict:
     config.report.margin = 0.005  # share of accuracy; closer than that to the baseline is as good as it
     config.report.positive = ""  # of two classes, the one whose misses count; "" = the last one
     config.report.false_alarm_rate = 0.05  # of two classes: at which recall is told
+    config.report.cascade_tolerance = 0.02  # share of images that a student with a safety net may lose
 
     config.export = ConfigDict()
     config.export.choose = "best"  # of all single networks, by validation NLL; or "student", or a row's name
+    config.export.cascade = False  # True: also the ensemble, to which it hands over where it is not sure
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
@@ -213,6 +215,7 @@ RANGES = {
     "students.eval_every": _at_least(0),
     "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "report.cascade_tolerance": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "runtime.how": _one_of(("auto", *HOW)),
     "runtime.data_shards": _at_least(1),
     "runtime.devices": _at_least(0),

@@ -17,17 +17,20 @@ from mtkd_jax import config as configuration
 from mtkd_jax import mesh
 from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
+from mtkd_jax.deploy import cascade as deployed_cascade
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
 from mtkd_jax.report import document
-from mtkd_jax.results import analysis, evaluation, intervals, metrics
+from mtkd_jax.results import analysis, cascade, evaluation, intervals, metrics
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts, own_code, paths
 from mtkd_jax.types import DataSet, Model, PyTree, UserError
 
+SAME_DECISION = 1e-2  # in probability: what networks in bfloat16 may differ by, compiled otherwise
+_TERMS = ("rule", "score", "threshold", "certified", "tolerance", "level", "units", "num_units")
 NUM_CHECKED = 64  # images on which the exported student is compared with the trained one
 
 
@@ -187,6 +190,54 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     said = export.logits_of(model, variables, checked)
     export.save_student(into / "student", model, variables, card, (checked, said))
     export.verify_student(into / "student", configuration.build_model, checked, said)
+    if trained.config.export.cascade:
+        _save_ensemble(trained, predicted, card, into / "student", checked)
+
+
+def _save_ensemble(
+    trained: Trained, predicted: Predictions, of_student: dict[str, Any], into: Path, checked: np.ndarray
+) -> None:
+    """Write the ensemble that the network to deploy hands over to, load both and compare what it says."""
+    found = cascade.of(predicted, *analysis.network_to_deploy(predicted))
+    names = analysis.teacher_names(predicted)
+    ensemble = tuple(
+        fitted.finite_members
+        for name, fitted in trained.done.items()
+        if name.startswith(teachers.STAGE_PREFIX)
+    )
+    if sum(one.num_members for one in ensemble) != len(names):
+        raise UserError(
+            "config.export.cascade: not every teacher is a network of this run; must be False for teachers "
+            "that cannot be exported"
+        )
+    percent, tolerance = f"{100 * found['threshold']:.2f} %", f"{100 * found['tolerance']:g} points"
+    terms = {name: found[name] for name in _TERMS} | {"val_share": found["val"]["share"]}
+    told = [
+        f"All {len(names)} teachers fused by {found['rule']}, as one program: the safety net of the network "
+        f"in the folder above, which answers what it is more than {percent} sure of (largest probability).",
+        f"Set on {found['num_units']:,} validation {found['units']}, so that the two together are, 95 % "
+        f"sure, at most {tolerance} less often right than the ensemble. Validation had chosen the student "
+        "before, so that 95 % is not quite that."
+        if found["certified"]
+        else f"Nothing less than handing over everything is certified: 95 % sure of {tolerance} at most "
+        f"takes {found['units_needed']:,} validation {found['units']}, there were {found['num_units']:,}.",
+    ]
+    kept = ("class_names", "input", "data", "source")
+    card = {
+        "name": f"{predicted.dataset}: ensemble {found['rule']}",
+        "training": f"{', '.join(names)}, fused by {found['rule']}",
+        **{name: of_student[name] for name in kept},
+        "cascade": terms,
+    }
+    export.save_ensemble(into, evaluation.decide(ensemble, found["rule"]), card, told)
+    said = deployed_cascade.load(into).ensemble(checked)
+    wanted = analysis.fused(predicted, found["rule"])["test"][: len(checked)]
+    difference = float(np.max(np.abs(np.exp(np.asarray(said)) - np.exp(wanted))))
+    if not difference <= SAME_DECISION:  # NaN is a failure too
+        raise RuntimeError(
+            f"{into}: reloaded, the ensemble's probabilities differ by {difference:g}, more than "
+            f"{SAME_DECISION:g}"
+        )
 
 
 def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyTree, dict[str, Any]] | None:

@@ -30,6 +30,7 @@ def test_the_default_is_valid():
         ("data.augment.rand_augment", (2, 11), "[0, 10]"),
         ("train.optimizer", "adamm", "adam"),
         ("report.margin", 0.0, "between 0 and 1"),
+        ("report.cascade_tolerance", 1.0, "between 0 and 1"),
         ("runtime.how", "vmapp", "vmap"),
         ("train.eval_every", 3, "2 does"),
         ("students.modes", ("mimic_al",), "'mimic_all'"),

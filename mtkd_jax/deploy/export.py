@@ -5,6 +5,7 @@ model.safetensors   {"params/Dense_0/kernel": array, ...}: no pickle, nothing is
 model.json          the card: what `load_student` needs and what a reader asks
 check.safetensors   {"images", "logits"}: a few inputs and what the student said of them when it was saved
 README.md           the card in words
+cascade/            with `export.cascade`, the ensemble it hands over to: see deploy/cascade.py
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 from safetensors import flax as safetensors
 
+from mtkd_jax.deploy.cascade import FOLDER
 from mtkd_jax.deploy.deployed import PIXELS, PROGRAM, card_digest, load_program, read, read_card, sha256
 from mtkd_jax.models import layers
 from mtkd_jax.system.text import in_markdown
@@ -148,13 +150,59 @@ def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> fl
 
 def program_of(model: Model, variables: PyTree, shape: Sequence[int]) -> bytes:
     """The network with its weights as StableHLO, float32 images [b,h,w,c] -> logits [b,C] for any b."""
-    images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *shape), jnp.float32)
     variables = jax.tree.map(np.asarray, variables)
-    logits = jax.jit(lambda images: model.apply(variables, images)[0].logits)
+    return _exported(lambda images: model.apply(variables, images)[0].logits, shape)
+
+
+def _exported(function: Callable[[Array], Array], shape: Sequence[int]) -> bytes:
+    images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *shape), jnp.float32)
     # A CPU runs the forms of other platforms up to 25 times slower, so all get those of a CPU. In the highest
     # precision, because a GPU or TPU that rounds factors in its own way would not say what was measured.
     with layers.forms_of("cpu"), jax.default_matmul_precision("highest"):
-        return bytes(jax_export.export(logits, platforms=PLATFORMS)(images).serialize())
+        return bytes(jax_export.export(jax.jit(function), platforms=PLATFORMS)(images).serialize())
+
+
+def save_ensemble(
+    directory: Path, decide: Callable[[Array], Array], card: Mapping[str, Any], tell: Sequence[str]
+) -> None:
+    """Write the ensemble that a student hands over to, beside it: see deploy/cascade.py.
+
+    `decide` makes log-probabilities [b,C] of images [b,h,w,c], all weights inside; `card` has name,
+    class_names, input, training, data and source as that of the student, and "cascade"; `tell` are paragraphs
+    for its README. The student in `directory` must have been saved. Raises UserError when the disk refuses,
+    or where `decide` cannot be a program for any number of images.
+    """
+    folder = Path(directory).absolute() / FOLDER
+    temporary = folder.with_name(f".{FOLDER}.writing")
+    student = read_card(folder.parent / "model.json")
+    try:
+        program = _exported(decide, card["input"]["shape"])
+    except UserError:
+        raise
+    except Exception as error:  # whatever a rule of the user's own may raise
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"config.export.cascade: {card['name']} cannot be exported: {what}") from error
+    card = {
+        **card,
+        "cascade": {**card["cascade"], "student_sha256": student["program_sha256"]},
+        "program_sha256": sha256(program),
+        "jax": jax.__version__,
+    }
+    card["card_sha256"] = card_digest(card)
+    use = f"    python -m mtkd_jax.predict --cascade --student {folder.parent.name} IMAGES"
+    words = "\n\n".join([f"# {in_markdown(card['name'])}", *map(in_markdown, tell), use])
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        (temporary / PROGRAM).write_bytes(program)
+        (temporary / "model.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
+        (temporary / "README.md").write_text(f"{words}\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot save the ensemble: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _contiguous(tree: PyTree) -> PyTree:

@@ -3,6 +3,7 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
+With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
 Exit code 0: every image was read; 2: some were not, or another error that the user can mend, in one line.
 """
 
@@ -21,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtkd_jax.data import images
+from mtkd_jax.deploy import cascade
 from mtkd_jax.deploy.deployed import PIXELS, load_program
 from mtkd_jax.system import terminal
 from mtkd_jax.types import UserError, printable
@@ -33,6 +35,7 @@ class Prediction(NamedTuple):
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    by: str = ""  # "student" | "ensemble", of a cascade
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,14 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
-    program, card = load_program(asked.student)
+    net = cascade.load(asked.student) if asked.cascade else None
+    program, card = load_program(asked.student) if net is None else (net.student, net.card)
     paths = files(asked.images)
     fit = asked.fit or card["input"].get("fit", "crop")
     images.resizer_of(fit)
-    found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch)
+    found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
     for note in unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
     told = list(_tell_as_json(found) if asked.json else _tell(found))
+    if net is not None:
+        terminal.tell(f"note: {_handed_over(told, net.terms)}")
     if unread := sum(bool(one.error) for one in told):
         raise UserError(f"{unread} of {len(told)} images could not be read")
 
@@ -99,18 +105,27 @@ def _has_another_size(path: Path, size: tuple[int, int]) -> bool:
 
 
 def predictions(
-    program: Callable, card: dict[str, Any], paths: Sequence[Path], *, top: int, fit: str, batch: int
+    program: Callable,
+    card: Mapping[str, Any],
+    paths: Sequence[Path],
+    *,
+    top: int,
+    fit: str,
+    batch: int,
+    net: cascade.Cascade | None = None,
 ) -> Iterator[Prediction]:
     """What the student says of every file, in order, with the `top` most likely classes.
 
-    `program` and `card` are those of `load_program`; `fit` brings images to size, as in `images.read`. Raises
-    UserError when the student reads no image files.
+    `program` and `card` are those of `load_program`; `fit` brings images to size, as in `images.read`. With
+    `net`, whose student the program is, the ensemble answers where the student is not sure. Raises UserError
+    when the student reads no image files.
     """
     shape = check_reads_files(card)
     images.resizer_of(fit)
     size = min(batch, len(paths))
     for start in range(0, len(paths), size):
-        yield from _of_batch(program, card["class_names"], paths[start : start + size], shape, top, fit, size)
+        part = paths[start : start + size]
+        yield from _of_batch(program, card["class_names"], part, shape, top, fit, size, net)
 
 
 def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -132,6 +147,7 @@ def _of_batch(
     top: int,
     fit: str,
     size: int,
+    net: cascade.Cascade | None,
 ) -> Iterator[Prediction]:
     """At most `size` files; the program always sees as many images, so that it is compiled once."""
     pixels, errors = np.zeros((size, *shape), np.uint8), [""] * len(paths)
@@ -140,13 +156,19 @@ def _of_batch(
             pixels[place] = images.read(path, shape=shape, fit=fit)
         except UserError as error:
             errors[place] = str(error)
-    logits = np.asarray(program(pixels.astype(np.float32) / 255), np.float64)
-    for path, error, row in zip(paths, errors, softmax(logits)):
+    seen = pixels.astype(np.float32) / 255
+    if net is None:
+        logits, by = np.asarray(program(seen), np.float64), [""] * size
+    else:
+        there = np.array([not error for error in errors] + [False] * (size - len(paths)))
+        logits, handed_over = cascade.answer(net, seen, there)
+        by = np.where(handed_over, "ensemble", "student").tolist()
+    for path, error, row, who in zip(paths, errors, softmax(logits), by):
         best = np.argsort(-row, kind="stable")[:top]
         if error:
             yield Prediction(path, error=error)
         else:
-            yield Prediction(path, tuple(class_names[i] for i in best), tuple(row[best].tolist()))
+            yield Prediction(path, tuple(class_names[i] for i in best), tuple(row[best].tolist()), by=who)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -170,6 +192,7 @@ def _as_json(one: Prediction) -> dict[str, Any]:
     if one.error:
         return {"image": str(one.path), "error": one.error}
     said = {"image": str(one.path), "class": one.classes[0], "probability": one.probabilities[0]}
+    said |= {"answered_by": one.by} if one.by else {}
     several = {"probabilities": dict(zip(one.classes, one.probabilities))} if len(one.classes) > 1 else {}
     return said | several
 
@@ -181,15 +204,35 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right", no_wrap=True)
+    if any(one.by for one in told):
+        table.add_column("answered by", no_wrap=True)
     for one in told:
         if one.error:
             error = one.error.removeprefix(f"{printable(one.path)}: ")
             table.add_row(Text(printable(one.path)), Text(error, style="red"))
         for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
             path = "" if place else printable(one.path)
-            table.add_row(Text(path), Text(printable(name)), f"{probability:.4f}")
+            by = [one.by] if one.by and not place else []
+            table.add_row(Text(path), Text(printable(name)), f"{probability:.4f}", *by)
     terminal.console().print(table)
     return told
+
+
+def _handed_over(told: Sequence[Prediction], terms: Mapping[str, Any]) -> str:
+    """How many of the images that were read the ensemble had to answer."""
+    answered = [one.by for one in told if not one.error]
+    handed_over = answered.count("ensemble")
+    shares = (
+        f" ({_percent(handed_over / max(1, len(answered)))}; on validation {_percent(terms['val_share'])})"
+    )
+    return (
+        f"{handed_over} of {len(answered)} images handed over to the ensemble by {terms['rule']}"
+        f"{shares if answered else ''}{'' if terms['certified'] else '; nothing less is certified'}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 # --- the command line ---------------------------------------------------------------------------------
@@ -211,6 +254,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=1, metavar="K", help="tell the K most likely classes")
     parser.add_argument(
         "--fit", default="", help="crop, pad or stretch; without it as in training, where the card says so"
+    )
+    parser.add_argument(
+        "--cascade", action="store_true", help="the exported ensemble answers where the student is not sure"
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images computed at once")
     asked = parser.parse_args(argv)

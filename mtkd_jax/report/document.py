@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 
 from mtkd_jax.report import findings, plots, tables
-from mtkd_jax.results import analysis
+from mtkd_jax.results import analysis, cascade
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
@@ -45,12 +45,15 @@ PLOTS = {
     "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
     "roc": "Recall and false alarms of one network of each kind at all thresholds. Dotted: what is allowed.",
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
+    "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
+    "Diamond: the threshold that validation sets.",
 }
 
 
 def build(found: Predictions) -> dict:
     """The dict of report.json: the numbers, what they show ("findings") and on what terms ("notes")."""
     report = analysis.numbers(found)
+    report["cascade"] = analysis.plain(cascade.numbers(found))
     report["findings"] = findings.summarise(report)
     report["notes"] = findings.notes(found, report)
     return report
@@ -77,6 +80,7 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "learning_curves": plots.learning_curves(lines) if lines else None,
         "roc": _roc(found, report),
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
+        "cascade": report["cascade"] and plots.cascade(report["cascade"]),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -332,6 +336,9 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")
+    if report["cascade"] is not None:
+        text = f"{tables.markdown(*tables.cascade(report))}\n\n{tables.CASCADE_CAPTION}"
+        parts.append(f"## A student with a safety net\n\n{text}")
     parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + bullets(report["notes"]))

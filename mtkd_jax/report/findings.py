@@ -21,6 +21,7 @@ from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
 MOST_TO_TELL = 0.2  # in accuracy: who can see nothing smaller sees next to nothing
+COST_IN_WORDS = {"flops": "FLOPs", "params": "parameters"}
 FEWEST_SEEDS = 3  # with two, a t interval spans 12.7 standard errors to each side
 
 
@@ -45,7 +46,7 @@ def summarise(report: dict) -> list[str]:
             found.append(
                 _paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED), margin)
             )
-    return [*found, *_undertrained(report), *_apart(report), *_deploy(report)]
+    return [*found, *_undertrained(report), *_cascade(report), *_apart(report), *_deploy(report)]
 
 
 def _ensemble(report: dict) -> str:
@@ -284,6 +285,54 @@ def _apart(report: dict) -> list[str]:
     ]
 
 
+def _cascade(report: dict) -> list[str]:
+    """What a student gains that hands over to the ensemble where it is not sure, and what that costs."""
+    found = report.get("cascade")
+    if found is None:
+        return []
+    who, allowed = _place(found["student"]), f"{100 * found['tolerance']:g} points"
+    if not found["certified"]:
+        return [
+            f"With a safety net: Nothing certifies that {who} is at most {allowed} worse than the ensemble, "
+            f"95 % sure, whatever it hands over to it: that takes {found['units_needed']:,} validation "
+            f"{found['units']}. There are {found['num_units']:,}, which are enough for "
+            f"{100 * found['smallest_tolerance']:.1f} points at best (report.cascade_tolerance)."
+        ]
+    test = found["test"]["cascade"]
+    share, lost = (percent(test[name]["mean"]) for name in ("share", "lost"))
+    right = {one: percent(of["accuracy"]["mean"]) for one, of in found["test"].items()}
+    return [
+        f"With a safety net: {who} keeps what it is more than {percent(found['threshold'])} sure of and "
+        f"hands over {share} of the test images to the ensemble by {found['rule']}: {right['cascade']} right "
+        f"(alone {right['student']}, the ensemble {right['ensemble']}), for {test['cost']['mean']:.2f} times "
+        f"the ensemble's {COST_IN_WORDS[found['cost']['of']]}. By validation it is at most {allowed} worse "
+        f"than the ensemble, 95 % sure{_of_groups(found)}; on test {lost} of the images are lost that the "
+        "ensemble has right."
+    ]
+
+
+def _of_groups(found: dict) -> str:
+    return "" if found["units"] == "images" else f" (over {found['num_units']:,} groups, each counted alike)"
+
+
+def _promise(report: dict) -> list[str]:
+    """What the promise of a student with a safety net rests on."""
+    found = report.get("cascade")
+    if found is None:
+        return []
+    units = {
+        "images": "The bound is the exact tail of a binomial over validation images.",
+        "groups": "Images of one group are not independent: the bound is that of Hoeffding and Bentkus over "
+        "the shares that whole groups lose.",
+    }
+    return [
+        "Student with a safety net: an image is lost where the ensemble is right and the student, who keeps "
+        "it, is wrong; its accuracy is behind the ensemble's by no more than the share of these. "
+        f"{units[found['units']]} Validation has chosen the student, its weights and the fusion rule before, "
+        "which flatters the student: 95 % is not quite that. The test images play no part in the threshold."
+    ]
+
+
 def _deploy(report: dict) -> list[str]:
     """Which network to deploy, and why; its last sentence is the last word of a report."""
     kept = report["deploy"]
@@ -389,6 +438,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         *_fitted(predictions, fused_by),
         *_costs_and_ranks(fused_by),
         *_bounds(report),
+        *_promise(report),
     ]
 
 

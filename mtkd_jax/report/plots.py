@@ -241,6 +241,59 @@ def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None)
     return figure
 
 
+def cascade(found: Mapping) -> Figure:
+    """Test accuracy against the mean cost of an image, from a student alone to the ensemble alone.
+
+    found: the block "cascade" of the report. The line is over all thresholds; a diamond with both intervals
+    is the one that validation sets. Dotted: the accuracy below which validation promises not to fall.
+    """
+    curve, test, who = found["curve"], found["test"], found["student"]["name"]
+    colour_of = {"student": BLUE, "cascade": CYCLE[1], "ensemble": BLACK}
+    share = test["cascade"]["share"]["mean"]
+    doubt = "" if found["certified"] else ": nothing less is certified"
+    label_of = {
+        "student": f"{who} alone",
+        "cascade": f"{who} hands over {100 * share:.1f} %{doubt}",
+        "ensemble": f"ensemble ({found['rule']}) alone",
+    }
+    with matplotlib.rc_context(STYLE):
+        figure, ((axes,),) = _figure(6.4, 3.6)
+        axes.plot(
+            curve["cost"],
+            100 * np.array(curve["accuracy"]),
+            color=CYCLE[1],
+            linewidth=1.6,
+            alpha=0.7,
+            label="all thresholds",
+        )
+        if found["certified"]:
+            promised = 100 * (test["ensemble"]["accuracy"]["mean"] - found["tolerance"])
+            label = f"ensemble less {100 * found['tolerance']:g} points"
+            axes.axhline(promised, color=BLACK, linewidth=1, linestyle=":", label=label)
+        for one, metrics_of in test.items():
+            at, accuracy = metrics_of["cost"], metrics_of["accuracy"]
+            right = 100 * accuracy["mean"]
+            axes.plot(2 * [at["mean"]], 100 * np.array(accuracy["ci95"]), color=colour_of[one], linewidth=1.6)
+            axes.plot(at["ci95"], 2 * [right], color=colour_of[one], linewidth=1.6)
+            axes.plot(
+                at["mean"],
+                right,
+                "D" if one == "cascade" else "o",
+                color=colour_of[one],
+                markersize=6,
+                label=label_of[one],
+            )
+        axes.set_xlim(left=0)
+        what = {"flops": "FLOPs", "params": "parameters"}[found["cost"]["of"]]
+        axes.set_xlabel(f"mean cost of an image, {what} in units of the ensemble's")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title("A student with a safety net: accuracy against cost, 95 % intervals")
+        legend = figure.legend(loc="outside lower center", ncols=2)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return figure
+
+
 def _section(row: Mapping) -> str:
     over = row["accuracy"]["ci_over"].replace("_", " ")
     if row["role"] == "linear":

@@ -47,6 +47,11 @@ DETECTION_CAPTION = (
     "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
     "validation; means over seeds or members."
 )
+CASCADE_CAPTION = (
+    "Of test images; accuracy and the share handed over with a 95 % interval over test examples. cost: of an "
+    "image, in units of the ensemble's. lost: the share that the ensemble has right and this has not. over "
+    "seeds: mean and Student's t interval, each seed with the threshold of its own validation."
+)
 ESTIMATED_CAPTION = (
     "~: estimated, seconds from the FLOPs at the rate of one matrix product here and from the memory "
     "traffic of the state. --plan=timed compiles every stage and runs some steps. "
@@ -136,6 +141,30 @@ def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
         if row["auroc"] is not None:
             sections.setdefault(_title(row, report), []).append(_detection_cells(row, report))
     return header, list(sections.items())
+
+
+def cascade(report: dict) -> Sheet:
+    """The student alone, with the ensemble as its safety net, and the ensemble alone."""
+    found = report["cascade"]
+    name, num_seeds = found["student"]["name"], len(found["seeds"]["accuracy"]["values"])
+    rows = {
+        f"{name} alone": found["test"]["student"],
+        f"{name}, then the ensemble": found["test"]["cascade"],
+        f"the same, over {num_seeds} seeds": found["seeds"],
+        f"ensemble ({found['rule']})": found["test"]["ensemble"],
+    }
+    cells = [
+        [
+            title,
+            _with_interval(row["accuracy"]),
+            f"{row['nll']['mean']:.3f}",
+            _with_interval(row["share"]),
+            f"{100 * row['lost']['mean']:.2f}",
+            f"{row['cost']['mean']:.3f}",
+        ]
+        for title, row in rows.items()
+    ]
+    return ["", "accuracy %", "NLL", "handed over %", "lost %", "cost"], cells
 
 
 def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import jax
@@ -19,13 +19,14 @@ from mtkd_jax.config import positive_class
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
+from mtkd_jax.fusion import rules
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
 from mtkd_jax.results import linear
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Model, Population, PyTree
+from mtkd_jax.types import Array, Ensemble, Model, Population, PyTree
 
 SAVED = "all training is saved"  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
@@ -83,7 +84,15 @@ def predict(
         false_alarm_rate=config.report.false_alarm_rate,
         margin=config.report.margin,
         choose=config.export.choose,
+        cascade_tolerance=config.report.cascade_tolerance,
+        val_groups=_groups(split),
     )
+
+
+def _groups(split: Split) -> np.ndarray:
+    """The group of every validation example [V]; each its own where the data names none."""
+    groups = split.dataset.train_groups
+    return np.arange(len(split.val), dtype=np.int32) if groups is None else groups[split.val]
 
 
 def _unfit_modes(stages: Plan, num_teachers: int) -> dict[str, int]:
@@ -145,6 +154,25 @@ def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[M
             if found:
                 return fitted.population.model, population.take(fitted.population.variables, found[position])
     raise ValueError(f"{group.key} was not trained by this run")
+
+
+def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:
+    """Images [b,h,w,c] as networks see them -> log-probabilities [b,C] of all teachers fused by a rule.
+
+    The rule has probabilities and is not fitted. Members are computed one after the other, which is the fast
+    way for convolutions on a CPU and no slow one elsewhere, and makes a small program.
+    """
+    fuse, tiny = rules.rule(rule), np.finfo(np.float32).tiny  # a probability may underflow to 0
+    parts = [(one.model, jax.tree.map(np.asarray, one.variables)) for one in ensemble]
+
+    def log_probs(images: Array) -> Array:
+        each = [
+            jax.lax.map(lambda own, model=model: model.apply(own, images)[0].logits, variables)
+            for model, variables in parts
+        ]
+        return jnp.log(jnp.maximum(fuse(jnp.concatenate(each)), tiny))
+
+    return log_probs
 
 
 def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:

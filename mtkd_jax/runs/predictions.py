@@ -66,6 +66,8 @@ class Predictions:
     false_alarm_rate: float = 0.05  # at which its recall is reported
     margin: float = 0.005  # in accuracy: config.report.margin
     choose: str = "best"  # which network is to be deployed: config.export.choose
+    cascade_tolerance: float = 0.02  # share of accuracy: config.report.cascade_tolerance
+    val_groups: np.ndarray | None = None  # [V], equal where examples are not independent; None: not known
 
 
 def save(path: str | os.PathLike, predictions: Predictions) -> None:

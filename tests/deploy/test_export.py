@@ -23,12 +23,14 @@ from mtkd_jax import config as configuration
 from mtkd_jax import experiment
 from mtkd_jax.data.images import read as read_image
 from mtkd_jax.deploy import predict
+from mtkd_jax.deploy.cascade import answer, confidence
+from mtkd_jax.deploy.cascade import load as load_cascade
 from mtkd_jax.deploy.deployed import PIXELS, card_digest, load_program
 from mtkd_jax.deploy.export import load_student, program_of, save_student, verify_student
 from mtkd_jax.engine import training
 from mtkd_jax.models import layers
 from mtkd_jax.plans import plan
-from mtkd_jax.results import analysis, evaluation
+from mtkd_jax.results import analysis, cascade, evaluation
 from mtkd_jax.types import Model, Outputs, Task, UserError
 from tests import small
 
@@ -309,6 +311,53 @@ def test_whatever_is_chosen_is_exported_and_predicts_as_it_was_evaluated(
     told = capsys.readouterr()
     said = [json.loads(line)["class"] for line in told.out.splitlines()]
     assert said == [card["class_names"][best] for best in logits.argmax(-1)] and told.err == ""
+
+
+@pytest.mark.parametrize("tolerance, choose", [(0.9, "student"), (0.5, "best"), (0.01, "student")])
+def test_the_ensemble_is_exported_beside_it_and_answers_what_the_report_says(
+    evaluated, tmp_path, capsys, tolerance, choose
+):
+    """Two architectures, fused; of untrained networks only large tolerances keep anything."""
+    root, config, split, stages, done, predicted = evaluated
+    config = config.copy_and_resolve_references()
+    config.export.cascade = True
+    predicted = dataclasses.replace(predicted, choose=choose, cascade_tolerance=tolerance)
+    experiment.save_student(experiment.Trained(config, split, stages, done, ()), predicted, tmp_path)
+    group, member = analysis.network_to_deploy(predicted)
+    found = cascade.of(predicted, group, member)
+    assert found["certified"] == (tolerance > 0.1)
+    handed_over = confidence(group.test[member]) <= found["threshold"]
+    logits = np.where(
+        handed_over[:, None], analysis.fused(predicted, found["rule"])["test"], group.test[member]
+    )
+    net = load_cascade(tmp_path / "student")
+    said = answer(net, np.float32(split.dataset.test_images) / 255)
+    np.testing.assert_array_equal(said.handed_over, handed_over)
+    np.testing.assert_allclose(said.logits, logits, atol=1e-4)
+    assert (net.terms["threshold"], net.terms["rule"]) == (found["threshold"], found["rule"])
+    readme = (tmp_path / "student" / "cascade" / "README.md").read_text()
+    assert ("Nothing less than handing over everything is certified" in readme) != found["certified"]
+    # From its files: the card of the student says how they are brought to size.
+    files = [str(path) for path in sorted(root.rglob("*.png")) if _in_test(path, split)]
+    assert predict.main(["--cascade", "--student", str(tmp_path / "student"), "--json", *files]) == 0
+    told = capsys.readouterr()
+    who = [json.loads(line)["answered_by"] for line in told.out.splitlines()]
+    assert who.count("ensemble") == handed_over.sum() and ("is certified" in told.err) != found["certified"]
+
+
+def test_no_ensemble_is_exported_unless_it_is_asked_for_and_none_that_is_not_whole(evaluated, tmp_path):
+    _, config, split, stages, done, predicted = evaluated
+    experiment.save_student(experiment.Trained(config, split, stages, done, ()), predicted, tmp_path)
+    assert not (tmp_path / "student" / "cascade").exists()
+    config = config.copy_and_resolve_references()
+    config.export.cascade = True
+    lost = {name: fitted for name, fitted in done.items() if "cnn" not in name}
+    with pytest.raises(UserError, match="config.export.cascade: not every teacher is a network of this run"):
+        experiment.save_student(
+            experiment.Trained(config, split, stages, lost, ()),
+            dataclasses.replace(predicted, choose="student"),
+            tmp_path,
+        )
 
 
 def _in_test(path, split) -> bool:

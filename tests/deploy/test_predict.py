@@ -281,6 +281,13 @@ def test_neither_networks_nor_training_are_imported(student, photos):
     )
     assert done.returncode == 0, done.stderr
     assert len(lines(done.stdout)) == len(GREYS)
-    ours = ("", ".data", ".data.checks", ".data.images", ".deploy", ".deploy.deployed", ".deploy.predict")
-    ours += (".system", ".system.interrupts", ".system.paths", ".system.terminal", ".types")
+    ours = ("", ".data", ".data.checks", ".data.images", ".deploy", ".deploy.cascade", ".deploy.deployed")
+    ours += (
+        ".deploy.predict",
+        ".system",
+        ".system.interrupts",
+        ".system.paths",
+        ".system.terminal",
+        ".types",
+    )
     assert done.stderr.split() == [f"mtkd_jax{name}" for name in ours]

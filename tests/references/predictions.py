@@ -105,6 +105,7 @@ def make(
         rules=rules,
         groups=tuple(groups),
         common_alpha=0.25,
+        val_groups=np.arange(num_val),
         notes=("A note of the run.",),
     )
 

@@ -851,6 +851,7 @@ def detector():
         even,
         class_names=("smoke", "no smoke"),
         val_labels=even.val_labels[fewer["val"]],
+        val_groups=even.val_groups[fewer["val"]],
         test_labels=even.test_labels[fewer["test"]],
         groups=groups,
         positive="smoke",
