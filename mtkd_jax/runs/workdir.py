@@ -155,6 +155,11 @@ def read_run(workdir: Path) -> str:
     return _described(workdir).get("run", "")
 
 
+def name_here(workdir: Path) -> str:
+    """What names the run in this folder: the same configuration and data elsewhere is another run."""
+    return hashlib.sha256(f"{read_run(workdir)} {workdir.resolve()}".encode()).hexdigest()
+
+
 def read_version(workdir: Path) -> str:
     """The version of this package that wrote config.json last; "" where there is none."""
     return _described(workdir).get("version", "")
