@@ -99,7 +99,7 @@ def heat_map(rows: Sequence[Mapping], fields: Sequence[str], values: Mapping[str
         axes.set_visible(False)
     names = short_names(fields)
     left_out = len(set(map(_key, rows))) - len(keys)
-    of_all = f"; {left_out} rows of higher validation NLL left out" if left_out else ""
+    of_all = f"; {left_out} more rows in the table" if left_out else ""
     figure.suptitle(
         f"Test accuracy, %; framed: lowest validation NLL{of_all}",
         x=0.01,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
+from rich.console import Group
 
 from mtkd_jax.plans import cells as naming
 from mtkd_jax.report import document, plots, sweep_plots, tables
@@ -117,11 +117,15 @@ def _number(value: float | None) -> str:
     return tables.MISSING if value is None else f"{value:.3f}"
 
 
-def terminal(found: Sequence[dict], fields: Sequence[str]) -> Table:
-    """The table for a terminal of 100 columns."""
+def terminal(found: Sequence[dict], fields: Sequence[str]) -> Group:
+    """The table for a terminal of 100 columns: a section for each cell."""
     header, cells = table(found, fields)
-    places = [place for place, name in enumerate(header) if name not in IN_FILES_ALONE]
-    return tables.render([header[i] for i in places], [[row[i] for i in places] for row in cells])
+    places = [i for i, name in enumerate(header) if i >= len(fields) and name not in IN_FILES_ALONE]
+    sections: dict[str, tables.Cells] = {}
+    for row, line in zip(shown(found), cells):
+        over = ", ".join(f"{name} = {value}" for name, value in zip(header, line[: len(fields)]))
+        sections.setdefault(over, []).append([line[i] for i in places])
+    return Group(*tables.render_sections([header[i] for i in places], list(sections.items())))
 
 
 def caption(told: Sequence[Told], found: Sequence[dict]) -> str:

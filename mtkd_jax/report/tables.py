@@ -326,13 +326,13 @@ def terminal(report: dict) -> Group:
     shown = [i for i, name in enumerate(header) if name not in IN_FILES_ALONE]
     sections = [(title, [[row[i] for i in shown] for row in cells]) for title, cells in main_sections(report)]
     parts = [
-        *_render_sections([header[i] for i in shown], sections),
+        *render_sections([header[i] for i in shown], sections),
         Text(caption(report, cost=""), style="dim"),
     ]
     if report["detection"] is not None:
         parts += [
             Text(f"\n{detection_title(report)}", style="bold"),
-            *_render_sections(*detection(report)),
+            *render_sections(*detection(report)),
             Text(DETECTION_CAPTION, style="dim"),
         ]
     return Group(*parts)
@@ -349,13 +349,16 @@ def merged_terminal(reports: Mapping[str, dict], width: int) -> Group:
     while left:
         at_once = [dict(list(left.items())[:num]) for num in range(1, len(left) + 1)]
         fit = [some for some in at_once if NAME + sum(_widths(*merged(some))[1:]) <= width] or at_once[:1]
-        parts += _render_sections(*merged(fit[-1]))
+        parts += render_sections(*merged(fit[-1]))
         left = {run: report for run, report in left.items() if run not in fit[-1]}
     return Group(*parts, Text(MERGED_CAPTION, style="dim"))
 
 
-def _render_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
-    """rich has no cell that spans columns: every section is a table of its own with the same widths."""
+def render_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
+    """A table with a title above each section, in 100 columns where the first one can be folded to that.
+
+    rich has no cell that spans columns: every section is a table of its own with the same widths.
+    """
     widths = [width - 2 for width in _widths(header, sections)]
     widths[0] = min(widths[0], 99 - sum(width + 2 for width in widths[1:]))  # a long name is folded
     found = []
