@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,12 +118,21 @@ def name(over: Mapping[str, Any]) -> str:
     'model=mlp-hidden-8,temperatures=1.0-4.0'
     """
     text = ",".join(
-        f"{short}={jobs.slug(spelled(value)) if spelled(value) else 'empty'}"
-        for short, value in zip(short_names(tuple(over)), over.values())
+        f"{short}={_as_name(spelled(value))}" for short, value in zip(short_names(tuple(over)), over.values())
     )
     if len(text) <= LONGEST_NAME:
         return text
     return f"{text[:LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _as_name(text: str) -> str:
+    """
+    >>> _as_name("1e-05"), _as_name("-1"), _as_name("logits.dkd(warmup=2)"), _as_name("")
+    ('1e-05', '-1', 'logits.dkd-warmup-2', 'empty')
+    """
+    if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", text):
+        return text  # its sign says what the number is
+    return jobs.slug(text) if text else "empty"
 
 
 def short_names(fields: Sequence[str]) -> list[str]:

@@ -122,7 +122,7 @@ def terminal(found: Sequence[dict], fields: Sequence[str]) -> Group:
     header, cells = table(found, fields)
     places = [i for i, name in enumerate(header) if i >= len(fields) and name not in IN_FILES_ALONE]
     sections: dict[str, tables.Cells] = {}
-    for row, line in zip(shown(found), cells):
+    for line in cells:
         over = ", ".join(f"{name} = {value}" for name, value in zip(header, line[: len(fields)]))
         sections.setdefault(over, []).append([line[i] for i in places])
     return Group(*tables.render_sections([header[i] for i in places], list(sections.items())))
