@@ -21,6 +21,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("main", "train, compare and report", "--config=digits --workdir=runs/digits"),
+    "sweep": Command(
+        "sweep",
+        "the same for every combination of some fields' values, in one table",
+        "--config=digits --over config.students.temperatures=1,2,4 --workdir=runs/temperatures",
+    ),
     "report": Command("report.document", "rebuild the report of a run, or merge several", "runs/digits"),
     "data": Command("report.overview", "look at data before it is trained on", "npz --path mine.npz"),
     "predict": Command("deploy.predict", "ask an exported student", "--student runs/digits/student photos/"),

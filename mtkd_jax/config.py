@@ -33,7 +33,7 @@ from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.system import own_code, paths
 from mtkd_jax.system.spelling import hint, likeness, nearest
-from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
+from mtkd_jax.types import DataSet, Model, Recipe, Task, Tracker, UserError
 
 # kind -> (module or package that defines its functions, what they say they return)
 KINDS = {
@@ -44,6 +44,7 @@ KINDS = {
     "plan": ("plans.schemes", ("Plan",)),
     "optimizer": ("optimizers", ("Optimizer",)),
     "schedule": ("optimizers", ("Schedule",)),
+    "tracker": ("runs.trackers", ("Tracker",)),
 }
 ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "model.name": ("model",),
@@ -58,6 +59,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "train.schedule": ("schedule",),
     "students.alpha_schedule": ("schedule",),
     "students.temperature_schedule": ("schedule",),
+    "runtime.trackers": ("tracker",),
 }
 TRANSFERS = ("labelled", "unlabelled")
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
@@ -152,6 +154,7 @@ def default() -> ConfigDict:
     config.runtime.teacher_cache = "auto"  # auto | off | float32 | float16
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
+    config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
     return config
 
 
@@ -315,7 +318,12 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.modes: {address} needs at least {least} teachers, "
                 f"config.teachers gives {num_teachers}"
             )
-    for field, kind in (("teachers.models", "model"), ("students.modes", "mode"), ("fusion.rules", "rule")):
+    for field, kind in (
+        ("teachers.models", "model"),
+        ("students.modes", "mode"),
+        ("fusion.rules", "rule"),
+        ("runtime.trackers", "tracker"),
+    ):
         addresses = dict(fields(config))[field]
         _check_distinct(field, addresses, [canonical(kind, address, field) for address in addresses])
     for name in config.fusion.rules:
@@ -405,6 +413,7 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
 
 
 _POSITIONAL = {"mode": 0, "rule": 1, "model": 1, "source": 0, "plan": 2, "optimizer": 0, "schedule": 0}
+_POSITIONAL |= {"tracker": 1}
 
 
 def _own(kind: str, address: str) -> str:
@@ -448,12 +457,16 @@ def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: 
 
 
 def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
-    """`code_behind` all addresses of a configuration: of what is trained, and of the fusion rules."""
+    """`code_behind` all addresses of a configuration: of what is trained, and of the fusion rules.
+
+    That of `runtime` says how and not what, as do its fields.
+    """
     trained: dict[str, str] = {}
     told: dict[str, str] = {}
     flat = dict(fields(config))
     for field, kinds in ADDRESSES.items():
-        value, found = flat[field], told if field.startswith("fusion.") else trained
+        found = {"fusion": told, "runtime": {}}.get(field.partition(".")[0], trained)
+        value = flat[field]
         for address in value if isinstance(value, tuple) else (value,):
             if field != "export.choose":  # a row, whose address stands elsewhere
                 found |= code_behind(kinds, address, field)
@@ -617,6 +630,7 @@ MADE = {  # kind -> what its functions return
     "source": DataSet,
     "optimizer": Optimizer,
     "schedule": Schedule,
+    "tracker": Tracker,
 }
 
 

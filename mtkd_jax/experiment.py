@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts, own_code, paths
-from mtkd_jax.types import DataSet, Model, PyTree, UserError
+from mtkd_jax.types import DataSet, Model, PyTree, TrackedRun, UserError
 
 SAME_DECISION = 1e-2  # in probability: what networks in bfloat16 may differ by, compiled otherwise
 _TERMS = ("rule", "score", "threshold", "certified", "tolerance", "level", "units", "num_units")
@@ -73,7 +74,7 @@ def train(
     into, config, split = _asked(config, into, dataset)
     with _checked(config, split, into):
         begun = _begin(config, split, into, describes=workdir.finished_report(into, config) is None)
-        with _logbook(into, quiet) as logbook:
+        with _logbook(begun, into, quiet) as logbook:
             return _train(begun, into, logbook)
 
 
@@ -108,8 +109,16 @@ def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True)
     return Trained(config, split, stages, borrowed, notes)
 
 
-def _logbook(into: Path, quiet: bool) -> Logbook:
-    return Logbook(into if mesh.is_first() else into / f"process{jax.process_index()}", quiet)
+def _logbook(begun: Trained, into: Path, quiet: bool) -> Logbook:
+    if not mesh.is_first():
+        return Logbook(into / f"process{jax.process_index()}", quiet)
+    settings = dict(configuration.fields(begun.config))
+    run = TrackedRun(str(into), workdir.name_here(into), settings)
+    trackers = {
+        address: partial(configuration.build, "tracker", address, "runtime.trackers", run)
+        for address in begun.config.runtime.trackers
+    }
+    return Logbook(into, quiet, trackers)
 
 
 def _train(begun: Trained, into: Path, logbook: Logbook) -> Trained:
@@ -120,7 +129,7 @@ def _train(begun: Trained, into: Path, logbook: Logbook) -> Trained:
 
 def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
     begun = _begin(config, split, into)
-    with _logbook(into, quiet) as logbook:
+    with _logbook(begun, into, quiet) as logbook:
         trained = _train(begun, into, logbook)
 
         if not mesh.is_first():

@@ -320,6 +320,9 @@ def _place(tree: PyTree, layout: Layout, spec: P) -> PyTree:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = from_own_copy(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            # Members that are spread already: no process has the whole.
+            return jax.jit(lambda same: same, out_shardings=sharding)(leaf)
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

@@ -170,6 +170,25 @@ def value(field: str, text: str) -> Any:
         raise UserError(f"--config.{field}={one_line(shown)}: must be {right}{_example(field)}") from None
 
 
+def values(field: str, text: str) -> tuple[Any, ...]:
+    """What a text with several values for a field means, each as `value` reads it.
+
+    They are separated by commas; a value that has commas itself stands in brackets or quotes.
+
+    >>> values("students.alphas", "0.5,(0,0.5)"), values("train.epochs", "10,20")
+    (((0.5,), (0.0, 0.5)), (10, 20))
+    >>> values("students.model", "mlp(hidden=(8, 8)),'cnn'")
+    ('mlp(hidden=(8, 8))', 'cnn')
+    """
+    try:
+        parts = _split_at_commas(text.strip())
+        if not isinstance(_defaults()[field], tuple):
+            parts = [ast.literal_eval(part) if part[:1] in ("'", '"') else part for part in parts]
+    except (ValueError, SyntaxError):
+        raise UserError(f"config.{field}={one_line(text)}: brackets or quotes do not match") from None
+    return tuple(value(field, part) for part in parts)
+
+
 def _scalar(kind: str, text: str) -> Any:
     if kind == "str":
         return text

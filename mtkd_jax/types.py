@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -325,3 +325,39 @@ class Recipe(NamedTuple):
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
     min_teachers: int = 1
     prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"
+
+
+# --- trackers -----------------------------------------------------------------------------------------
+
+
+class Point(NamedTuple):
+    """One number of one validation, as trackers are told it."""
+
+    stage: str
+    epoch: int
+    step: int  # of the stage
+    member: str  # "" = the mean over all members whose number is finite
+    name: str  # such as "val_nll"
+    value: float  # finite
+    wall: float  # seconds since 1970
+
+
+class TrackedRun(NamedTuple):
+    """What a tracker is told of the run whose points it is given."""
+
+    folder: str
+    id: str  # 64 hexadecimal digits: the same whenever the run is gone on with in its folder
+    settings: Mapping[str, Any]  # every field of the configuration: {"train.epochs": 60, ...}
+
+
+class Tracker(NamedTuple):
+    """Somewhere else where the points of a run are written, besides its metrics.jsonl.
+
+    `cut_back(stage, epoch)` drops what is written of a stage after an epoch: an interrupted run computes it
+    again. A tracker that cannot (None) is not told again what it was told. Whatever any of the three raises
+    is said once, and the run goes on without this tracker.
+    """
+
+    write: Callable[[Sequence[Point]], None]  # of one validation of one stage, the means among them
+    cut_back: Callable[[str, int], None] | None = None
+    close: Callable[[], None] = lambda: None

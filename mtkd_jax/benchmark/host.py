@@ -6,6 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +20,9 @@ from mtkd_jax.benchmark.networks import NETWORKS
 from mtkd_jax.engine import forecast, teacher_cache, training
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.plans import plan
+from mtkd_jax.runs import trackers
 from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import TrackedRun
 
 UNIT = "ms a piece"
 RUN, DEVICE, HOST = "as in a run", "device alone", "host alone"
@@ -50,7 +53,7 @@ def measure(quick: bool) -> dict:
 
 def _case(name: str, job: Job, rounds: int) -> tuple[list[dict], str]:
     waits: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, Logbook(Path(folder), quiet=True) as logbook:
+    with tempfile.TemporaryDirectory() as folder, _logbook(folder) as logbook:
         makers = {RUN: lambda: run_as_in_training(job, logbook, waits), DEVICE: lambda: run_alone(job)}
         records, _ = clock.measure(Case(name), makers, rounds, to_the_end=True)
     records.append({**Case(name)._asdict(), "side": HOST, **clock.summary(waits[-rounds:])})
@@ -73,6 +76,12 @@ def stages() -> Mapping[str, Job]:
         for stage in ahead
     }
     return {**digits, "cnn, K = 8": engine.teachers(NETWORKS["cnn"], 8)}
+
+
+def _logbook(folder: str) -> Logbook:
+    """As a run has one by default."""
+    begin = partial(trackers.tensorboard, TrackedRun(folder, "", {}))
+    return Logbook(Path(folder), quiet=True, trackers={"tensorboard": begin})
 
 
 def run_as_in_training(job: Job, logbook: Logbook, waits: list[float]) -> Side:

@@ -23,6 +23,8 @@ from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
 from mtkd_jax.types import Population, Recipe, Task, UserError
 
+WITH_OWN_TEACHERS = ("specialists",)  # plans that cannot take teachers of another run
+
 
 def teachers_then_students(config: ConfigDict, split: Split) -> Plan:
     """Teachers of every architecture, the fused networks some modes need, then the students."""

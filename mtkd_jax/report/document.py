@@ -305,11 +305,11 @@ def as_csv(reports: Mapping[str, dict]) -> bytes:
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*(["run"] if any(reports) else []), *RESULTS])
     for run, report in reports.items():
-        table.writerows([*([printable(run)] if run else []), *_result(row)] for row in report["rows"])
+        table.writerows([*([printable(run)] if run else []), *result(row)] for row in report["rows"])
     return text.getvalue().encode()
 
 
-def _result(row: dict) -> list:
+def result(row: dict) -> list:
     """The cells of a row of the report under RESULTS."""
     low, high = row["accuracy"]["ci95"] or (None, None)
     cells = {

@@ -119,12 +119,12 @@ def brief(report: dict) -> tuple[list[str], Cells]:
             _name(row, report),
             kinds.get(row["role"], row["role"]),
             str(row["n"]),
-            _with_interval(row["accuracy"]),
+            with_interval(row["accuracy"]),
             row["verdict"] or MISSING,
             _mean(row, "nll"),
             _share_kept(row),
-            _short_count(row["params"]),
-            _short_count(row["flops"]),
+            short_count(row["params"]),
+            short_count(row["flops"]),
         ]
         for row in shown
     ]
@@ -222,7 +222,7 @@ def common(report: dict) -> tuple[list[str], Cells]:
             row["transfer"],
             _short(row["temperature"]),
             str(row["n"]),
-            _with_interval(row["accuracy"]),
+            with_interval(row["accuracy"]),
             _mean(row, "nll"),
         ]
         for row in report["common_alpha"]["rows"]
@@ -266,7 +266,7 @@ def fusion_rules(study: dict) -> Sheet:
         difference, _, p_holm = _difference_cells(one["against"])
         said = findings.better_or_worse(one["against"]) or "noise"
         against = 3 * [MISSING] if one["rule"] == "mean_probs" else [difference, p_holm, said]
-        cells.append([one["rule"], _with_interval(one["accuracy"]), _scaled(one["nll"], 1), *against])
+        cells.append([one["rule"], with_interval(one["accuracy"]), _scaled(one["nll"], 1), *against])
     return ["rule", "accuracy %", "NLL", "minus mean_probs, points", "p (Holm)", ""], cells
 
 
@@ -314,22 +314,22 @@ def costs(stages: Sequence[Mapping]) -> Sheet:
             stage["stage"],
             str(stage["num_members"])
             + (f" by {stage['num_at_once']}" if stage["num_at_once"] < stage["num_members"] else ""),
-            _short_count(stage["num_params"]),
+            short_count(stage["num_params"]),
             str(stage["num_steps"]),
-            _short_count(stage["flops"]),
-            _short_count(stage["num_bytes"]) + "B",
+            short_count(stage["flops"]),
+            short_count(stage["num_bytes"]) + "B",
             f"{stage['seconds']:.1f}",
             str(stage["layout"]),
         ]
         for stage in stages
     ]
-    return header, [*cells, ["all", *[""] * 3, _short_count(total[0]), "", f"{total[1]:.1f}", ""]]
+    return header, [*cells, ["all", *[""] * 3, short_count(total[0]), "", f"{total[1]:.1f}", ""]]
 
 
 def cost_line(stage: Mapping) -> str:
     """One stage's cost as a line, for whoever waits for the table."""
     return (
-        f"{stage['stage']}: {_short_count(stage['flops'])} FLOPs, {_short_count(stage['num_bytes'])}B, "
+        f"{stage['stage']}: {short_count(stage['flops'])} FLOPs, {short_count(stage['num_bytes'])}B, "
         f"{'' if stage['timed'] else 'about '}{stage['seconds']:.1f} s"
     )
 
@@ -360,13 +360,13 @@ def terminal(report: dict) -> Group:
     shown = [i for i, name in enumerate(header) if name not in IN_FILES_ALONE]
     sections = [(title, [[row[i] for i in shown] for row in cells]) for title, cells in main_sections(report)]
     parts = [
-        *_render_sections([header[i] for i in shown], sections),
+        *render_sections([header[i] for i in shown], sections),
         Text(caption(report, cost=""), style="dim"),
     ]
     if report["detection"] is not None:
         parts += [
             Text(f"\n{detection_title(report)}", style="bold"),
-            *_render_sections(*detection(report)),
+            *render_sections(*detection(report)),
             Text(DETECTION_CAPTION, style="dim"),
         ]
     return Group(*parts)
@@ -383,13 +383,16 @@ def merged_terminal(reports: Mapping[str, dict], width: int) -> Group:
     while left:
         at_once = [dict(list(left.items())[:num]) for num in range(1, len(left) + 1)]
         fit = [some for some in at_once if NAME + sum(_widths(*merged(some))[1:]) <= width] or at_once[:1]
-        parts += _render_sections(*merged(fit[-1]))
+        parts += render_sections(*merged(fit[-1]))
         left = {run: report for run, report in left.items() if run not in fit[-1]}
     return Group(*parts, Text(MERGED_CAPTION, style="dim"))
 
 
-def _render_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
-    """rich has no cell that spans columns: every section is a table of its own with the same widths."""
+def render_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
+    """A table with a title above each section, in 100 columns where the first one can be folded to that.
+
+    rich has no cell that spans columns: every section is a table of its own with the same widths.
+    """
     widths = [width - 2 for width in _widths(header, sections)]
     widths[0] = min(widths[0], 99 - sum(width + 2 for width in widths[1:]))  # a long name is folded
     found = []
@@ -454,7 +457,7 @@ def _name(row: dict, report: dict) -> str:
 def _main_cells(row: dict, report: dict) -> list[str]:
     return [
         _name(row, report),
-        _with_interval(row["accuracy"]),
+        with_interval(row["accuracy"]),
         row["verdict"] or MISSING,
         _mean(row, "nll"),
         _mean(row, "ece", 100),
@@ -463,8 +466,8 @@ def _main_cells(row: dict, report: dict) -> list[str]:
         _short(row["alpha"]),
         _short(row["temperature"]),
         str(row["n"]),
-        _short_count(row["params"]),
-        _short_count(row["flops"]),
+        short_count(row["params"]),
+        short_count(row["flops"]),
         _short(row["latency_ms"]["1"]),
     ]
 
@@ -496,7 +499,7 @@ def _merged_cells(report: dict, place: str, name: str, with_gap: bool) -> list[s
         for one in report["comparisons"]
         if (one["family"], one["a"], one["b"]) == (place, name, "baseline")
     }
-    cells = [_with_interval(row["accuracy"]), _mean(row, "nll")]
+    cells = [with_interval(row["accuracy"]), _mean(row, "nll")]
     cells = [cell + against.get(metric, "") for cell, metric in zip(cells, ("accuracy", "nll"))]
     return cells + ([_share_kept(row)] if with_gap else [])
 
@@ -505,7 +508,8 @@ def _share_kept(row: dict) -> str:
     return MISSING if row["gap_share"] is None else f"{row['gap_share']:.0%}"
 
 
-def _with_interval(metric: dict) -> str:
+def with_interval(metric: dict) -> str:
+    """A mean in per cent, with its interval where it has one."""
     mean = f"{100 * metric['mean']:.2f}"
     return mean if metric["ci95"] is None else f"{mean} {findings.interval(metric['ci95'], 'accuracy')}"
 
@@ -549,9 +553,10 @@ def _short(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3g}"
 
 
-def _short_count(value: float | None) -> str:
-    """
-    >>> _short_count(12345), _short_count(6.02e8), _short_count(None)
+def short_count(value: float | None) -> str:
+    """A large number in three digits and a unit.
+
+    >>> short_count(12345), short_count(6.02e8), short_count(None)
     ('12.3k', '602M', '–')
     """
     if value is None:

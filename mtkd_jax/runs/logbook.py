@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, TensorBoard events, and a progress line.
+"""What a run writes while it trains: metrics.jsonl, what trackers make of it, and a progress line.
 
 metrics.jsonl is the record of truth, one line a record; the rest is for looking at.
 """
@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
@@ -19,40 +19,47 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mtkd_jax.system import terminal
 from mtkd_jax.system.files import parse, write_atomically
-from mtkd_jax.types import UserError, printable
+from mtkd_jax.types import Point, Tracker, UserError, printable
 
 SECONDS_BETWEEN_LINES = 5.0
 FIELDS = {"stage", "epoch", "step", "member", "name", "value", "wall"}  # of a record
-MOST_MEMBERS_IN_TENSORBOARD = 16  # beyond that only the mean over members is drawn
+NO_TRACKERS: Mapping[str, Callable[[], Tracker]] = {}
 
 
 class Logbook:
     """Writes into `workdir`; speaks on stderr, a bar on a terminal and a plain line elsewhere.
 
     What stderr does not take is lost: a terminal that has gone away, a full disk behind a log or a pipe that
-    nobody reads ends no training.
+    nobody reads ends no training. Nor does one of `trackers`, {name: what begins it}, whatever it raises:
+    that is said once, and the run goes on without it. Only a UserError from its beginning is raised.
     """
 
-    def __init__(self, workdir: Path, quiet: bool = False):
-        # Slow to import, and only a run needs it. The writer itself: tensorboardX's queue around it waits
-        # for ever once the thread behind it has died of a full disk.
-        from tensorboardX.event_file_writer import EventsWriter
-
+    def __init__(
+        self, workdir: Path, quiet: bool = False, trackers: Mapping[str, Callable[[], Tracker]] = NO_TRACKERS
+    ):
         self._path = workdir / "metrics.jsonl"
         self._begun = self._spoken = time.perf_counter()
         stderr = cast(IO[str], terminal.Stderr())
         # Plain text in a notebook too, where rich would make a block of HTML of every line.
         self._console = Console(file=stderr, quiet=quiet, soft_wrap=True, force_jupyter=False)
         try:
-            (workdir / "tensorboard").mkdir(parents=True, exist_ok=True)
-            self._events = EventsWriter(str(workdir / "tensorboard" / "events"))
+            workdir.mkdir(parents=True, exist_ok=True)
             # Held open: as long as it is, no folder made anew is given its number.
             self._folder = os.open(workdir, os.O_RDONLY)
         except OSError as error:
-            raise _write_error(workdir / "tensorboard", error) from error
+            raise _write_error(workdir, error) from error
         self._bar: Progress | None = None
         self._redrawn = False  # a line that the next one takes the place of
         self._tasks: dict[str, TaskID] = {}
+        self._trackers: dict[str, Tracker] = {}
+        self._told: dict[str, int] = {}  # of every stage: the epoch that trackers were told of last
+        try:
+            for name, begin in trackers.items():
+                with self._harmless(name, refusable=True):
+                    self._trackers[name] = begin()
+        except UserError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Logbook:
         return self
@@ -61,8 +68,9 @@ class Logbook:
         if self._bar is not None:
             self._bar.stop()
         os.close(self._folder)
-        with contextlib.suppress(OSError):  # a disk that is full has been spoken of, and these are to look at
-            self._events.close()
+        for name, tracker in list(self._trackers.items()):
+            with self._harmless(name):
+                tracker.close()
 
     def say(self, line: str) -> None:
         """One plain line, at once."""
@@ -101,10 +109,27 @@ class Logbook:
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n")
-            self._draw_points(stage, epoch, names, values)
         except OSError as error:
             self.check()
             raise _write_error(self._path, error) from error
+        points = _points(stage, epoch, step, names, values, wall)
+        for name, tracker in list(self._trackers.items()):
+            is_new = tracker.cut_back is not None or epoch > self._told.get(stage, 0)
+            if points and is_new:
+                with self._harmless(name):
+                    tracker.write(points)
+
+    @contextlib.contextmanager
+    def _harmless(self, name: str, refusable: bool = False) -> Iterator[None]:
+        """Within it a tracker that fails is named and given up; `refusable`: a UserError is raised."""
+        try:
+            yield
+        except Exception as error:  # anything may come out of it
+            if refusable and isinstance(error, UserError):
+                raise
+            said = f"{type(error).__name__}: {terminal.one_line(error)}"
+            self.warn(f"runtime.trackers: {name} failed ({said}); the run goes on without it")
+            self._trackers.pop(name, None)
 
     def cut_back(self, stage: str, epoch: int) -> None:
         """Drop what an interrupted run wrote of `stage` after `epoch`, so that nothing stands twice.
@@ -118,30 +143,15 @@ class Logbook:
         if len(found) < len(lines):  # such as the half line of a run that was killed while it wrote
             self.say(f"{self._path}: {len(lines) - len(found)} lines are no records and are dropped")
         of_stage = [record["epoch"] for record in found if record["stage"] == stage]
+        self._told[stage] = max(of_stage, default=0)
         if max(of_stage, default=0) > epoch:
             self.say(f"{stage}: had come to epoch {max(of_stage)}, saved up to {epoch}; goes on from there")
         kept = [record for record in found if record["stage"] != stage or record["epoch"] <= epoch]
         write_atomically(self._path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-
-    def _draw_points(
-        self, stage: str, epoch: int, names: Sequence[str], values: dict[str, np.ndarray]
-    ) -> None:
-        for name, of_members in values.items():
-            finite = of_members[np.isfinite(of_members)]
-            if len(finite):
-                self._draw_point(f"{stage}/{name}", finite.mean(), epoch)
-            if len(names) <= MOST_MEMBERS_IN_TENSORBOARD:
-                for member, value in zip(names, of_members):
-                    if np.isfinite(value):
-                        self._draw_point(f"{stage}/{name}/{member}", value, epoch)
-        self._events.flush()
-
-    def _draw_point(self, tag: str, value: float, epoch: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
-        point = scalar(tag, float(value))
-        self._events.write_event(Event(wall_time=time.time(), step=epoch, summary=point))
+        for name, tracker in list(self._trackers.items()):
+            if tracker.cut_back is not None:
+                with self._harmless(name):
+                    tracker.cut_back(stage, epoch)
 
     def check(self) -> None:
         """Raise UserError where the folder was removed, or another put in its place, meanwhile."""
@@ -201,6 +211,22 @@ def record_of(line: str) -> dict | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) and record.keys() == FIELDS else None
+
+
+def _points(
+    stage: str, epoch: int, step: int, names: Sequence[str], values: dict[str, np.ndarray], wall: float
+) -> list[Point]:
+    """What is finite of {name: [M]}: the mean over members, then every member."""
+    found = []
+    for name, of_members in values.items():
+        finite = of_members[np.isfinite(of_members)]
+        drawn = [("", finite.mean()), *zip(names, of_members)] if len(finite) else []
+        found += [
+            Point(stage, epoch, step, member, name, float(f"{value:.7g}"), wall)
+            for member, value in drawn
+            if np.isfinite(value)
+        ]
+    return found
 
 
 def _write_error(path: Path, error: OSError) -> UserError:

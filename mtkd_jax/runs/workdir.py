@@ -40,6 +40,10 @@ LENT_BY = "from_run_sha256"  # the name of the run of teachers.from_run
 ABSENT = object()  # no value in a configuration
 
 
+class InUse(UserError):
+    """Another process writes into the folder: it is to be waited for, or left alone."""
+
+
 def check(workdir: Path, config: ConfigDict, split: Split) -> None:
     """Raise UserError unless `workdir` is free, or has this configuration and this data.
 
@@ -53,18 +57,28 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
                 f"{workdir} holds checkpoints and no config.json that says of what; choose another --workdir"
             )
         return
-    differing = [
-        *_differences(before, _settings(config)),
-        *_differences(*_known_of_both(read_data_identity(workdir), _plain(_identity(config, split)))),
-    ]
+    of_data = read_data_identity(workdir), _plain(_identity(config, split))
+    differing = [*_differences(before, _settings(config)), *_differences(*_known_of_both(*of_data))]
+    if of_data[0].get(LENT_BY, "") == of_data[1].get(LENT_BY) != "":  # the same one, wherever it lies now
+        differing = [one for one in differing if one[0] != "teachers.from_run"]
     if differing:
-        listed = "; ".join(
-            f"{name} {f'was {old!r}' if old is not ABSENT else 'did not exist'} and "
-            f"{f'is {new!r}' if new is not ABSENT else 'does not exist any more'}"
-            for name, old, new in differing
-        )
+        listed = told(differing)
         by = f" of mtkd_jax {version}" if (version := read_version(workdir)) != VERSION else ""
         raise UserError(f"{workdir} holds another run{by}: {listed}; choose another --workdir")
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Where two configurations, in the form of `read_config`, would not train the same; "" if nowhere."""
+    return told(_differences(_plain(before), _plain(now)))
+
+
+def told(differing: Iterable[tuple[str, Any, Any]]) -> str:
+    """(name, old, new) of what differs, ABSENT where there is no value, in words."""
+    return "; ".join(
+        f"{name} {f'was {old!r}' if old is not ABSENT else 'did not exist'} and "
+        f"{f'is {new!r}' if new is not ABSENT else 'does not exist any more'}"
+        for name, old, new in differing
+    )
 
 
 def check_stages(workdir: Path, names: Iterable[str]) -> None:
@@ -127,7 +141,7 @@ def lock(workdir: Path) -> Iterator[None]:
             file.flush()
         except BlockingIOError:
             owner = file.read() or "which has just begun"
-            raise UserError(
+            raise InUse(
                 f"--workdir={workdir} is in use by another run, {owner}; wait for it, or choose another"
             ) from None
         except OSError as error:
@@ -153,6 +167,11 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
 def read_run(workdir: Path) -> str:
     """What names the run of `workdir` in its checkpoints; "" where there is none."""
     return _described(workdir).get("run", "")
+
+
+def name_here(workdir: Path) -> str:
+    """What names the run in this folder: the same configuration and data elsewhere is another run."""
+    return hashlib.sha256(f"{read_run(workdir)} {workdir.resolve()}".encode()).hexdigest()
 
 
 def read_version(workdir: Path) -> str:

@@ -81,7 +81,7 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
         tell(f"{name}: interrupted; the same command goes on from what is saved")
         return 128 + signal.SIGINT
     except Exception as error:
-        line = _line(error)
+        line = what_to_mend(error)
         if line is None:
             raise
         tell(f"{name}: {line}")
@@ -189,7 +189,7 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _line(error: Exception) -> str | None:
+def what_to_mend(error: Exception) -> str | None:
     """What the user has to know of an error that is not ours; None for all others."""
     from mtkd_jax.types import UserError
 

@@ -1,0 +1,205 @@
+"""The plot of a sweep: lines over a number, a map over two fields, dots for all else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
+
+from mtkd_jax.plans.cells import short_names, spelled
+from mtkd_jax.report.plots import BLACK, COLOUR_OF, CYCLE, STYLE
+
+MOST_PANELS, MOST_DOTS = 6, 60
+RING = "ringed: lowest validation NLL"
+
+
+def draw(rows: Sequence[Mapping], fields: Sequence[str]) -> Figure:
+    """Test accuracy of rows, as `report.sweeps.rows` has them, over the fields that were swept."""
+    values = {field: _in_order([row["over"][field] for row in rows]) for field in fields}
+    with matplotlib.rc_context(STYLE):
+        if len(fields) == 1 and len(values[fields[0]]) > 1 and all(map(_is_number, values[fields[0]])):
+            return lines(rows, fields[0])
+        if len(fields) == 2 and min(map(len, values.values())) > 1:
+            return heat_map(rows, fields, values)
+        return dots(rows)
+
+
+def lines(rows: Sequence[Mapping], field: str) -> Figure:
+    """A line for each row's name with 95 % intervals; x: the field's values, side by side at each."""
+    keys = list(dict.fromkeys(map(_key, rows)))
+    xs = sorted({_number(row["over"][field]) for row in rows})
+    logarithmic = xs[0] > 0 and xs[-1] >= 8 * xs[0]
+    figure, axes = _figure(6.4, 3.8)
+    for place, key in enumerate(keys):
+        own = sorted((row for row in rows if _key(row) == key), key=lambda row: _number(row["over"][field]))
+        aside = place - (len(keys) - 1) / 2
+        step = 0.02 * (np.log(xs[-1] / xs[0]) if logarithmic else xs[-1] - xs[0]) / max(1, len(keys) / 3)
+        at = [_number(row["over"][field]) for row in own]
+        at = [x * np.exp(aside * step) if logarithmic else x + aside * step for x in at]
+        colour, dash = _look(key, keys)
+        mean = [100 * row["accuracy"]["mean"] for row in own]
+        axes.plot(at, mean, dash, marker="o", color=colour, markersize=4, linewidth=1.4, label=key)
+        for x, row in zip(at, own):
+            _draw_interval(axes, [x, x], row, colour, along_x=False)
+            if row["best"]:
+                axes.plot(
+                    x, 100 * row["accuracy"]["mean"], "o", markersize=11, markeredgecolor=BLACK, **_HOLLOW
+                )
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.set_xticks(xs, [f"{x:g}" for x in xs])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(field)
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(f"Mean and 95 % interval; {RING}")
+    _legend(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def heat_map(rows: Sequence[Mapping], fields: Sequence[str], values: Mapping[str, Sequence]) -> Figure:
+    """A panel for each row's name: the first field's values down, the second one's across."""
+    down, across = (values[field] for field in fields)
+    keys = _lowest_first(rows)[:MOST_PANELS]
+    num_columns = min(len(keys), max(1, int(10 / (1.6 + 0.75 * len(across)))))
+    num_rows = -(-len(keys) // num_columns)
+    labels = [[spelled(value) or "–" for value in side] for side in (down, across)]
+    width = 0.4 + 0.065 * max(map(len, labels[0])) + num_columns * (0.5 + 0.75 * len(across))
+    figure = Figure(figsize=(max(6.4, width), 0.8 + num_rows * (1.0 + 0.4 * len(down))), layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
+    shown = [row for row in rows if _key(row) in keys]
+    drawn = [100 * row["accuracy"]["mean"] for row in shown]
+    low, high = min(drawn), max(drawn)
+    span = max(high - low, 0.1)
+    for axes, key in zip(panels.flat, keys):
+        grid = np.full((len(down), len(across)), np.nan)
+        for row in (row for row in shown if _key(row) == key):
+            i, j = (side.index(row["over"][field]) for side, field in zip((down, across), fields))
+            grid[i, j] = 100 * row["accuracy"]["mean"]
+            dark = grid[i, j] > low + 0.6 * span
+            axes.text(j, i, f"{grid[i, j]:.1f}", ha="center", va="center", color="w" if dark else "k")
+            if row["best"]:
+                box = Rectangle(
+                    (j - 0.46, i - 0.42), 0.92, 0.84, fill=False, edgecolor=COLOUR_OF["control"], lw=2.4
+                )
+                axes.add_patch(box)
+        axes.imshow(grid, cmap="Blues", vmin=low - 0.25 * span, vmax=high + 0.25 * span, aspect="auto")
+        axes.grid(visible=False)
+        axes.set_title(key, parse_math=False)
+        axes.set_xticks(range(len(across)), labels[1], parse_math=False)
+        axes.set_yticks(range(len(down)), labels[0], parse_math=False)
+        axes.tick_params(length=0)
+    for axes in panels.flat[len(keys) :]:
+        axes.set_visible(False)
+    names = short_names(fields)
+    left_out = len(set(map(_key, rows))) - len(keys)
+    of_all = f"; {left_out} more rows in the table" if left_out else ""
+    figure.suptitle(
+        f"Test accuracy, %; framed: lowest validation NLL{of_all}",
+        x=0.01,
+        ha="left",
+        fontsize=10,
+        weight="bold",
+    )
+    figure.supylabel(names[0], fontsize=9)
+    figure.supxlabel(names[1], fontsize=9)
+    return figure
+
+
+def dots(rows: Sequence[Mapping]) -> Figure:
+    """A dot with its 95 % interval for each row of each cell, the lowest validation NLL first where many."""
+    shown = list(rows)
+    if len(shown) > MOST_DOTS:
+        shown = sorted(shown, key=_val_nll)[:MOST_DOTS]
+    figure, axes = _figure(6.4, 1.2 + 0.2 * len(shown))
+    for at, row in enumerate(shown):
+        colour = COLOUR_OF[row["role"]]
+        _draw_interval(axes, [at, at], row, colour, along_x=True)
+        axes.plot(100 * row["accuracy"]["mean"], at, "o", color=colour, markersize=5)
+        if row["best"]:
+            axes.plot(100 * row["accuracy"]["mean"], at, "o", markersize=11, markeredgecolor=BLACK, **_HOLLOW)
+    names = [f"{row['cell']}: {_key(row)}" for row in shown]
+    axes.set_yticks(range(len(shown)), names, parse_math=False)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("test accuracy, %")
+    axes.set_title(f"Mean and 95 % interval; {RING}")
+    roles = [role for role in COLOUR_OF if any(row["role"] == role for row in shown)]
+    _legend(figure, [Line2D([], [], marker="o", linestyle="", color=COLOUR_OF[r]) for r in roles], roles)
+    return figure
+
+
+_HOLLOW = {"color": "none", "markeredgewidth": 1.4}
+
+
+def _key(row: Mapping) -> str:
+    """What a row is called in every cell."""
+    return row["name"] + (f" ({row['transfer']})" if row["transfer"] == "unlabelled" else "")
+
+
+def _val_nll(row: Mapping) -> float:
+    return np.inf if row["val"]["nll"] is None else row["val"]["nll"]
+
+
+def _lowest_first(rows: Sequence[Mapping]) -> list[str]:
+    """The rows' names by their lowest validation NLL; the baseline, to compare with, among the first."""
+    keys = dict.fromkeys(map(_key, rows))
+    lowest = {key: min(_val_nll(row) for row in rows if _key(row) == key) for key in keys}
+    ordered = sorted(keys, key=lambda key: lowest[key])
+    baselines = [key for key in ordered if key.partition(" (")[0] == "baseline"]
+    others = [key for key in ordered if key not in baselines]
+    return others[: MOST_PANELS - len(baselines)] + baselines + others[MOST_PANELS - len(baselines) :]
+
+
+def _in_order(values: Sequence[Any]) -> list[Any]:
+    """Each once; numbers by size, all else as they come."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return sorted(found, key=_number) if all(map(_is_number, found)) else found
+
+
+def _is_number(value: Any) -> bool:
+    """A number, or a tuple of one."""
+    if isinstance(value, tuple | list) and len(value) == 1:
+        (value,) = value
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    return float(value[0] if isinstance(value, tuple | list) else value)
+
+
+def _look(key: str, keys: Sequence[str]) -> tuple[str, str]:
+    """Colour and dashes of a line."""
+    name = key.partition(" (")[0]
+    if name in COLOUR_OF and name != "student":
+        return COLOUR_OF[name], "--"
+    others = [one for one in keys if one.partition(" (")[0] not in COLOUR_OF]
+    place = others.index(key) if key in others else 0
+    return CYCLE[place % len(CYCLE)], ("-", "-.", ":")[place // len(CYCLE) % 3]
+
+
+def _draw_interval(axes: Axes, at: Sequence[float], row: Mapping, colour: str, along_x: bool) -> None:
+    interval = row["accuracy"]["ci95"]
+    if interval is not None:
+        ends = [100 * end for end in interval]
+        axes.plot(*((ends, at) if along_x else (at, ends)), color=colour, linewidth=1.3, alpha=0.8)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))))
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,204 @@
+"""The table of a sweep: the rows of all its cells under one head, as text, CSV and JSON, and its plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Group
+
+from mtkd_jax.plans import cells as naming
+from mtkd_jax.report import document, plots, sweep_plots, tables
+from mtkd_jax.runs import workdir
+from mtkd_jax.system.text import in_markdown
+from mtkd_jax.types import UserError
+
+STUDENTS = ("student", "average", "baseline", "control")  # roles that the table shows, where there are any
+IN_FILES_ALONE = ("FLOPs", "n")  # columns for which a terminal of 100 has no place
+CAPTION = (
+    "accuracy: test, mean [95 % interval] over seeds. verdict: on accuracy, against the baseline of the same "
+    "cell, corrected for the comparisons within a cell and not for the number of cells. val NLL: validation, "
+    "by which *, the best {kind} of all {number} in the table, is chosen; the test set chose nothing. s: of "
+    "training a row."
+)
+ON_OTHER_IMAGES = (
+    " The cells were validated on different images: that one has a lower NLL than another may be chance of "
+    "the images."
+)
+
+
+class Told(NamedTuple):
+    """What is known of a cell."""
+
+    name: str
+    over: Mapping[str, Any]  # {swept field: its value here}
+    report: dict | None  # None: not finished
+    why: str  # it failed; "" where it did not, or nobody knows
+    validated_on: str = ""  # what names the validation images; "" where it is not known
+
+
+def read(folder: Path, cells: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> list[Told]:
+    """What stands in a sweep's `folder` of its cells, {field: value} each; failed: {name: why}."""
+    found = []
+    for over in cells:
+        name = naming.name(over)
+        report = workdir.read_report(folder / name)
+        if report is not None and not document.can_be_shown(report):  # an earlier version's
+            report = None
+        try:
+            identity = workdir.read_data_identity(folder / name)
+        except UserError:
+            identity = {}
+        validated_on = f"{identity.get('data_sha256', '')}{identity.get('split_sha256', '')}"
+        found.append(Told(name, over, report, failed.get(name, ""), validated_on if report else ""))
+    return found
+
+
+def rows(told: Sequence[Told]) -> list[dict[str, Any]]:
+    """A row for each row of every finished cell's report: {"cell", "over", "best", ...}, see `analysis`.
+
+    "best" is one row's: that of the lowest validation NLL among students, or where there are none teachers.
+    """
+    found = [
+        {"cell": one.name, "over": dict(one.over), **row, "best": False}
+        for one in told
+        if one.report is not None
+        for row in one.report["rows"]
+    ]
+    chosen = min(_candidates(found), key=lambda row: row["val"]["nll"], default=None)
+    if chosen is not None:
+        chosen["best"] = True
+    return found
+
+
+def _candidates(found: Sequence[dict]) -> list[dict]:
+    for role in ("student", "teacher"):
+        known = [row for row in found if row["role"] == role and row["val"]["nll"] is not None]
+        if known:
+            return known
+    return []
+
+
+def shown(found: Sequence[dict]) -> list[dict]:
+    """The rows that the table is about: those of students, or all where there are none."""
+    return [row for row in found if row["role"] in STUDENTS] or list(found)
+
+
+def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
+    """(header, cells): what was set, then what came out."""
+    with_transfer = len({row["transfer"] for row in shown(found)}) > 1
+    header = [
+        *naming.short_names(fields),
+        *("", *(["transfer"] if with_transfer else [])),
+        *("accuracy %", "verdict", "val NLL", "NLL", "n", "params", "FLOPs", "s"),
+    ]
+    return header, [
+        [
+            *(naming.spelled(row["over"][field]) for field in fields),
+            row["name"] + (" *" if row["best"] else ""),
+            *([row["transfer"]] if with_transfer else []),
+            tables.with_interval(row["accuracy"]),
+            row["verdict"] or tables.MISSING,
+            _number(row["val"]["nll"]),
+            _number(row["nll"] and row["nll"]["mean"]),
+            str(row["n"]),
+            tables.short_count(row["params"]),
+            tables.short_count(row["flops"]),
+            tables.MISSING if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
+        ]
+        for row in shown(found)
+    ]
+
+
+def _number(value: float | None) -> str:
+    return tables.MISSING if value is None else f"{value:.3f}"
+
+
+def terminal(found: Sequence[dict], fields: Sequence[str]) -> Group:
+    """The table for a terminal of 100 columns: a section for each cell."""
+    header, cells = table(found, fields)
+    places = [i for i, name in enumerate(header) if i >= len(fields) and name not in IN_FILES_ALONE]
+    sections: dict[str, tables.Cells] = {}
+    for line in cells:
+        over = ", ".join(f"{name} = {value}" for name, value in zip(header, line[: len(fields)]))
+        sections.setdefault(over, []).append([line[i] for i in places])
+    return Group(*tables.render_sections([header[i] for i in places], list(sections.items())))
+
+
+def caption(told: Sequence[Told], found: Sequence[dict]) -> str:
+    """What has to be known to read the table."""
+    chosen = next((row for row in found if row["best"]), None)
+    kind = "network" if chosen is None else chosen["role"]
+    text = CAPTION.format(kind=kind, number=len(_candidates(found)))
+    return text + (ON_OTHER_IMAGES if len({one.validated_on for one in told if one.validated_on}) > 1 else "")
+
+
+def state(told: Sequence[Told]) -> list[str]:
+    """A line on how many cells are finished, then one on each that is not."""
+    left = [one for one in told if one.report is None]
+    lines = [f"{len(told) - len(left)} of {len(told)} cells are finished."]
+    return lines + [f"{one.name}: {f'failed: {one.why}' if one.why else 'not finished'}" for one in left]
+
+
+def best_line(found: Sequence[dict]) -> str:
+    """The chosen row in words; "" where there is none."""
+    for row in found:
+        if row["best"]:
+            return (
+                f"Lowest validation NLL, {row['val']['nll']:.3f}: {row['name']} of {row['cell']}, with "
+                f"{tables.with_interval(row['accuracy'])} % of the test images right."
+            )
+    return ""
+
+
+def write(folder: Path, told: Sequence[Told], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Write sweep.csv, sweep.json, sweep.md and, where a cell is finished, sweep.png; returns the rows."""
+    found = rows(told)
+    files = {"sweep.csv": as_csv(found, fields), "sweep.json": _as_json(told, found, fields)}
+    figure = sweep_plots.draw(shown(found), fields) if found else None
+    if figure is not None:
+        files["sweep.png"] = plots.png(figure)
+    files["sweep.md"] = _markdown(told, found, fields, figure is not None).encode()
+    document.write_files(folder, files)
+    return found
+
+
+def as_csv(found: Sequence[dict], fields: Sequence[str]) -> bytes:
+    """Every row of every cell, of teachers and ensembles too; the columns of results.csv and some more."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["cell", *fields, *document.RESULTS, "val_nll", "val_accuracy", "train_seconds", "best"])
+    for row in found:
+        over = [naming.spelled(row["over"][field]) for field in fields]
+        validated = [row["val"]["nll"], row["val"]["accuracy"], row["train_seconds"], int(row["best"])]
+        lines.writerow([row["cell"], *over, *document.result(row), *validated])
+    return text.getvalue().encode()
+
+
+def _as_json(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str]) -> bytes:
+    cells = [
+        {
+            "name": one.name,
+            "over": dict(one.over),
+            "finished": one.report is not None,
+            "failed": one.why or None,
+            "rows": [
+                {k: v for k, v in row.items() if k != "over"} for row in found if row["cell"] == one.name
+            ],
+        }
+        for one in told
+    ]
+    best = next(({"cell": row["cell"], "name": row["name"]} for row in found if row["best"]), None)
+    return document.as_json({"fields": list(fields), "selection": "val", "best": best, "cells": cells})
+
+
+def _markdown(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str], drawn: bool) -> str:
+    parts = [f"# Over {in_markdown(', '.join(fields))}", document.bullets(state(told))]
+    if found:
+        parts += [best_line(found), tables.markdown(*table(found, fields)), caption(told, found)]
+    if drawn:
+        parts.append("![Test accuracy over what was swept](sweep.png)")
+    return "\n\n".join(part for part in parts if part) + "\n"
