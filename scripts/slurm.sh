@@ -26,11 +26,11 @@ if [ -n "${LOCAL:-}" ]; then
   exit
 fi
 
+# The signal comes to this shell alone (B: above); scancel passes it on to the processes.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 # --kill-on-bad-exit: where one dies the others cannot go on.
 srun --kill-on-bad-exit=1 "${run[@]}" --processes=auto &
 child=$!
-# The signal comes to this shell alone (B: above); scancel passes it on to the processes.
-trap 'scancel --signal=TERM "$SLURM_JOB_ID.0"' TERM
 code_of "$child"
 code=$?
 if was_stopped "$code"; then

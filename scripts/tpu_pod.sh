@@ -46,6 +46,7 @@ get_slice() {
   done
 }
 
+# shellcheck disable=SC2317,SC2329 # the trap calls it
 stop() {
   # The hosts' processes save; whoever started this script again goes on from there.
   on_all_hosts "pkill -TERM -f 'm mtkd_jax[.]main'"

@@ -74,7 +74,7 @@ def test_slurms_signal_reaches_the_processes(play, tmp_path):
     play("scontrol", 'echo "$@" > requeued')
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     job = subprocess.Popen([ROOT / "scripts" / "slurm.sh"], env=environment, cwd=ROOT)
-    while not (tmp_path / "step").exists():
+    while not ((tmp_path / "step").exists() and (tmp_path / "step").read_text()):
         assert job.poll() is None
     job.terminate()
     assert job.wait(timeout=60) == 143

@@ -32,34 +32,43 @@ def draw(rows: Sequence[Mapping], fields: Sequence[str]) -> Figure:
 
 
 def lines(rows: Sequence[Mapping], field: str) -> Figure:
-    """A line for each row's name with 95 % intervals; x: the field's values, side by side at each."""
-    keys = list(dict.fromkeys(map(_key, rows)))
+    """A line for each row's name with 95 % intervals, a panel for each transfer set.
+
+    x: the field's values, the rows' dots side by side at each.
+    """
+    transfers = list(dict.fromkeys(row["transfer"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in rows))
     xs = sorted({_number(row["over"][field]) for row in rows})
     logarithmic = xs[0] > 0 and xs[-1] >= 8 * xs[0]
-    figure, axes = _figure(6.4, 3.8)
-    for place, key in enumerate(keys):
-        own = sorted((row for row in rows if _key(row) == key), key=lambda row: _number(row["over"][field]))
-        aside = place - (len(keys) - 1) / 2
-        step = 0.02 * (np.log(xs[-1] / xs[0]) if logarithmic else xs[-1] - xs[0]) / max(1, len(keys) / 3)
-        at = [_number(row["over"][field]) for row in own]
-        at = [x * np.exp(aside * step) if logarithmic else x + aside * step for x in at]
-        colour, dash = _look(key, keys)
-        mean = [100 * row["accuracy"]["mean"] for row in own]
-        axes.plot(at, mean, dash, marker="o", color=colour, markersize=4, linewidth=1.4, label=key)
-        for x, row in zip(at, own):
-            _draw_interval(axes, [x, x], row, colour, along_x=False)
-            if row["best"]:
-                axes.plot(
-                    x, 100 * row["accuracy"]["mean"], "o", markersize=11, markeredgecolor=BLACK, **_HOLLOW
-                )
-    if logarithmic:
-        axes.set_xscale("log")
-    axes.set_xticks(xs, [f"{x:g}" for x in xs])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(field)
-    axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"Mean and 95 % interval; {RING}")
-    _legend(figure, *axes.get_legend_handles_labels())
+    span = np.log(xs[-1] / xs[0]) if logarithmic else xs[-1] - xs[0]
+    figure = Figure(
+        figsize=(6.4 if len(transfers) == 1 else 1.0 + 4.0 * len(transfers), 3.8), layout="constrained"
+    )
+    panels = figure.subplots(1, len(transfers), squeeze=False, sharey=True)[0]
+    for axes, transfer in zip(panels, transfers):
+        for place, name in enumerate(names):
+            own = [row for row in rows if (row["name"], row["transfer"]) == (name, transfer)]
+            own.sort(key=lambda row: _number(row["over"][field]))
+            aside = 0.06 * span * ((place + 0.5) / len(names) - 0.5)
+            at = [_number(row["over"][field]) for row in own]
+            at = [x * np.exp(aside) if logarithmic else x + aside for x in at]
+            colour, dash = _look(name, names)
+            mean = [100 * row["accuracy"]["mean"] for row in own]
+            axes.plot(at, mean, dash, marker="o", color=colour, markersize=4, linewidth=1.4, label=name)
+            for x, row in zip(at, own):
+                _draw_interval(axes, [x, x], row, colour, along_x=False)
+                if row["best"]:
+                    axes.plot(x, 100 * row["accuracy"]["mean"], **_RING)
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_xticks(xs, [f"{x:g}" for x in xs])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(field)
+        if len(transfers) > 1:
+            axes.set_title(f"transfer set: {transfer}", fontsize=9, weight="normal")
+    panels[0].set_ylabel("test accuracy, %")
+    _title(figure, f"Mean and 95 % interval; {RING}")
+    _legend(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
@@ -100,13 +109,7 @@ def heat_map(rows: Sequence[Mapping], fields: Sequence[str], values: Mapping[str
     names = short_names(fields)
     left_out = len(set(map(_key, rows))) - len(keys)
     of_all = f"; {left_out} more rows in the table" if left_out else ""
-    figure.suptitle(
-        f"Test accuracy, %; framed: lowest validation NLL{of_all}",
-        x=0.01,
-        ha="left",
-        fontsize=10,
-        weight="bold",
-    )
+    _title(figure, f"Test accuracy, %; framed: lowest validation NLL{of_all}")
     figure.supylabel(names[0], fontsize=9)
     figure.supxlabel(names[1], fontsize=9)
     return figure
@@ -117,25 +120,33 @@ def dots(rows: Sequence[Mapping]) -> Figure:
     shown = list(rows)
     if len(shown) > MOST_DOTS:
         shown = sorted(shown, key=_val_nll)[:MOST_DOTS]
-    figure, axes = _figure(6.4, 1.2 + 0.2 * len(shown))
+    figure = Figure(figsize=(7.6, 1.2 + 0.2 * len(shown)), layout="constrained")
+    axes = figure.subplots()
     for at, row in enumerate(shown):
         colour = COLOUR_OF[row["role"]]
         _draw_interval(axes, [at, at], row, colour, along_x=True)
         axes.plot(100 * row["accuracy"]["mean"], at, "o", color=colour, markersize=5)
         if row["best"]:
-            axes.plot(100 * row["accuracy"]["mean"], at, "o", markersize=11, markeredgecolor=BLACK, **_HOLLOW)
+            axes.plot(100 * row["accuracy"]["mean"], at, **_RING)
     names = [f"{row['cell']}: {_key(row)}" for row in shown]
     axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("test accuracy, %")
-    axes.set_title(f"Mean and 95 % interval; {RING}")
+    _title(figure, f"Mean and 95 % interval; {RING}")
     roles = [role for role in COLOUR_OF if any(row["role"] == role for row in shown)]
     _legend(figure, [Line2D([], [], marker="o", linestyle="", color=COLOUR_OF[r]) for r in roles], roles)
     return figure
 
 
-_HOLLOW = {"color": "none", "markeredgewidth": 1.4}
+_RING: dict[str, Any] = {
+    "marker": "o",
+    "markersize": 11,
+    "linestyle": "",
+    "markerfacecolor": "none",
+    "markeredgecolor": BLACK,
+    "markeredgewidth": 1.4,
+}
 
 
 def _key(row: Mapping) -> str:
@@ -177,13 +188,11 @@ def _number(value: Any) -> float:
     return float(value[0] if isinstance(value, tuple | list) else value)
 
 
-def _look(key: str, keys: Sequence[str]) -> tuple[str, str]:
-    """Colour and dashes of a line."""
-    name = key.partition(" (")[0]
-    if name in COLOUR_OF and name != "student":
+def _look(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """Colour and dashes of a line; baseline and control look as in every plot."""
+    if name in COLOUR_OF:
         return COLOUR_OF[name], "--"
-    others = [one for one in keys if one.partition(" (")[0] not in COLOUR_OF]
-    place = others.index(key) if key in others else 0
+    place = [one for one in names if one not in COLOUR_OF].index(name)
     return CYCLE[place % len(CYCLE)], ("-", "-.", ":")[place // len(CYCLE) % 3]
 
 
@@ -194,9 +203,8 @@ def _draw_interval(axes: Axes, at: Sequence[float], row: Mapping, colour: str, a
         axes.plot(*((ends, at) if along_x else (at, ends)), color=colour, linewidth=1.3, alpha=0.8)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+def _title(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10, weight="bold")
 
 
 def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
