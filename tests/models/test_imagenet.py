@@ -1,4 +1,4 @@
-"""Families published for ImageNet: their sizes and layouts, features, errors, and the same logits as PyTorch."""
+"""Families published for ImageNet: sizes, layouts, features, errors, and the same logits as PyTorch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from mtkd_jax.config import build_model
-from mtkd_jax.models import layers
 from mtkd_jax.models.pytorch import from_state_dict, state_dict_shapes
-from mtkd_jax.types import Task, UserError
+from mtkd_jax.types import Task
 
 TASK = Task(num_classes=7, num_heads=1, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.25))
 PUBLISHED = {  # address: parameters as published for 1000 classes, and the digest of a state dict's layout
@@ -36,7 +35,7 @@ PUBLISHED = {  # address: parameters as published for 1000 classes, and the dige
 
 
 def layout(shapes):
-    """A digest of names and shapes; that of PyTorch's own networks is compared below, where there is PyTorch."""
+    """A digest of names and shapes; where there is PyTorch, its own networks have the same below."""
     text = "".join(f"{name} {list(shape)}\n" for name, shape in sorted(shapes.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
