@@ -182,6 +182,10 @@ class Model:
     name: str
     module: Any
     convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
+    pretrained: str = ""  # name of published weights or a path: of the body, which is drawn without
+    trainable: str = (
+        ""  # the first stage that is trained, all before it are frozen; "" = all, "heads" = heads
+    )
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
         """Variables {"params": ..., "batch_stats": ... if any} for images [B,h,w,c]."""

@@ -22,7 +22,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import Layout
-from mtkd_jax.models import mobilenet, shufflenet
+from mtkd_jax.models import mobilenet, resnet, shufflenet
 from mtkd_jax.plans import plan, students
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import DataSet, Model, Task, UserError
@@ -258,11 +258,23 @@ def shape_for(model: Model) -> tuple[int, int, int]:
 
 
 SHALLOW = {"resnet": "depth=8, ", "wide_resnet": "depth=10, ", "inception_time": "depth=3, "}
+# Those published for ImageNet, with little of everything: in full they have up to 138 million parameters.
+SMALL = {
+    "imagenet_resnet": "stem='cifar', ",
+    "imagenet_mobilenet_v2": "width=0.1, ",
+    "mobilenet_v3": "width=0.1, image_size=16, ",
+    "imagenet_vgg": "depth=11, dense=8, image_size=32, ",
+    "alexnet": "dense=8, stem='cifar', ",
+    "densenet": "blocks=(2, 1), growth=4, ",
+    "convnext": "blocks=(1, 1), widths=(8, 16), ",
+    "vit": "width=16, depth=4, attention_heads=2, stem='cifar', ",
+}
 
 
 def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tuple[Callable, Model, jax.Array]:
     """A function of the variables that gives a loss's gradient, its network and images."""
     task = Task(num_classes=4, num_heads=num_heads, mean=(0.4,), std=(0.3,))
+    arguments = SMALL.get(name, arguments)
     model = configuration.build_model(f"{name}({arguments}dtype='{dtype}')", task)
     image = jax.random.uniform(jax.random.key(1), (6, *shape_for(model)))
 
@@ -288,6 +300,12 @@ def shallow(monkeypatch):
     rows = {name: tuple((c, 1, s, e) for c, _, s, e in row) for name, row in mobilenet.STAGES.items()}
     monkeypatch.setattr(mobilenet, "STAGES", rows)
     monkeypatch.setattr(shufflenet, "BLOCKS", (2, 2, 2))
+    monkeypatch.setitem(resnet.IMAGENET_BLOCKS, 18, (1, 1, 1, 1))
+    monkeypatch.setattr(mobilenet, "IMAGENET_V2", {"stage1": ((1, 16, 1, 1), (6, 24, 1, 2))})
+    rows = {
+        name: (row[0], row[-1]) for name, row in mobilenet.V3["large"].items() if name in ("stage1", "stage5")
+    }
+    monkeypatch.setitem(mobilenet.V3, "large", rows)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -313,7 +331,7 @@ def test_every_model_speaks_float32(name, num_heads, dtype):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_exported_for_any_batch_and_every_platform(name):
     task = Task(num_classes=4, num_heads=2, mean=(0.4,), std=(0.3,))
-    model = configuration.build_model(name, task)
+    model = configuration.build_model(f"{name}({SMALL.get(name, '')}dtype='float32')", task)
     shape = shape_for(model)
     variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)

@@ -26,10 +26,11 @@ from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from mtkd_jax.types import Array, Outputs, UserError
+from mtkd_jax.types import Array, Model, Outputs, Task, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 DTYPES = ("float32", "bfloat16")
+STEMS = ("imagenet", "cifar")  # how a network begins: for images of about 224 pixels or of about 32
 HE = nn.initializers.he_normal()  # of kernels before a ReLU, which halves the second moment: He et al. 2015
 _forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
 
@@ -44,15 +45,16 @@ def conv(
     x: Array,
     kernel: Array,
     strides: tuple[int, ...] | None = None,
-    padding: str = "SAME",
+    padding: str | Pads = "SAME",
     groups: int = 1,
 ) -> Array:
     """Convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d], or of x [B,l,c] with kernel [k,c/groups,d].
 
     The result is [B,h',w',d] or [B,l',d]. `strides` is a number for each of the axes, None for all 1;
-    `padding` is "SAME", "SAME_LOWER" or "VALID". With `groups`, channels and features fall into that many
-    equal runs, each convolved alone. Computed in the form that `fastest_form` names; all forms are equal in
-    value and in derivatives of every order and mode.
+    `padding` is "SAME", "SAME_LOWER" or "VALID", or for an image the pixels before and after its rows and
+    columns. With `groups`, channels and features fall into that many equal runs, each convolved alone.
+    Computed in the form that `fastest_form` names; all forms are equal in value and in derivatives of every
+    order and mode.
     Raises UserError unless channels and features divide so.
     """
     if x.shape[-1] != kernel.shape[-2] * groups or kernel.shape[-1] % groups:
@@ -69,12 +71,15 @@ def conv(
     if form == "by_group":
         parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1))
         return jnp.concatenate([conv(*part, strides, padding) for part in parts], axis=-1)
-    pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+    if form == "canonical" and padding == "VALID" and strides == kernel.shape[:2]:
+        return patch_conv(x, kernel)
+    if isinstance(padding, str):
+        padding = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
     if form == "shifted":
-        return shifted_conv(x, kernel, strides, pads)
+        return shifted_conv(x, kernel, strides, padding)
     if form == "canonical":
-        return canonical_conv(x, kernel, strides, pads)
-    return plain_conv(x, kernel, strides, pads, groups)
+        return canonical_conv(x, kernel, strides, padding)
+    return plain_conv(x, kernel, strides, padding, groups)
 
 
 @contextlib.contextmanager
@@ -129,6 +134,15 @@ def plain_conv(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int =
 def product_conv(x: Array, kernel: Array, strides: Pair) -> Array:
     """The convolution with a kernel [1,1,c,d], a matrix product at every place."""
     return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+
+
+def patch_conv(x: Array, kernel: Array) -> Array:
+    """The convolution whose windows [kh,kw] lie side by side, without padding: a product for each window."""
+    height, width, depth, features = kernel.shape
+    rows, columns = x.shape[1] // height, x.shape[2] // width
+    x = x[:, : rows * height, : columns * width].reshape(-1, rows, height, columns, width, depth)
+    windows = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows, columns, height * width * depth)
+    return windows @ kernel.reshape(-1, features)
 
 
 def shifted_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
@@ -261,6 +275,43 @@ def _squares(x: Array, window: int) -> Array:
     return whole.reshape(x.shape[0], rows, window, columns, window, x.shape[3])
 
 
+def overlapping_max_pool(x: Array, window: int, stride: int, padding: int = 0) -> Array:
+    """Largest value of each window x window square, one every `stride` pixels, [B,h,w,c] -> [B,h',w',c].
+
+    h' = (h + 2 * padding - window) // stride + 1, and w' alike; what is padded is never the largest.
+    """
+    x = jnp.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)), constant_values=-jnp.inf)
+    for axis in (1, 2):  # rows, then columns: 2 * window values are compared instead of window**2
+        last = (x.shape[axis] - window) // stride * stride
+        shifted = (lax.slice_in_dim(x, shift, shift + last + 1, stride, axis=axis) for shift in range(window))
+        x = functools.reduce(jnp.maximum, shifted)
+    return x
+
+
+def average_pool(x: Array, window: int) -> Array:
+    """Mean of each window x window square, [B,h,w,c] -> [B,h//window,w//window,c]."""
+    return _squares(x, window).mean(axis=(2, 4))
+
+
+def adaptive_average_pool(x: Array, size: int) -> Array:
+    """Means of size x size parts that cover the image, [B,h,w,c] -> [B,size,size,c].
+
+    Part i of h pixels begins at floor(i * h / size) and ends before ceil((i + 1) * h / size); parts overlap
+    where `size` does not divide h, and repeat pixels where it is larger.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+    rows, columns = (jnp.asarray(_parts(length, size), x.dtype) for length in x.shape[1:3])
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x)
+
+
+def _parts(length: int, size: int) -> np.ndarray:
+    """Weights [size,length] of the pixels in each part."""
+    pixel, part = np.arange(length)[None], np.arange(size)[:, None]
+    inside = (pixel >= part * length // size) & (pixel < -(-(part + 1) * length // size))
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
 # --- modules ------------------------------------------------------------------------------------------
 
 
@@ -274,16 +325,17 @@ class Conv(nn.Module):
     features: int
     kernel_size: tuple[int, ...]
     strides: tuple[int, ...] | None = None
-    padding: str = "SAME"
+    padding: str | Pads = "SAME"
     use_bias: bool = True
     dtype: str = "float32"
     groups: int = 1
     pool: int = 1
+    kernel_init: Callable = HE
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", HE, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = conv(x, kernel, self.strides, self.padding, self.groups)
         y = max_pool(y, self.pool) if self.pool > 1 else y
@@ -293,18 +345,32 @@ class Conv(nn.Module):
         return y
 
 
-def batch_norm(x: Array, train: bool, name: str) -> Array:
+def batch_norm(x: Array, train: bool, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Array:
     """Batch normalisation (Ioffe and Szegedy 2015) in float32, returned in the dtype of x [B,...,d].
 
     Called inside a compact module, which then owns the parameters and running statistics `name`. Statistics
-    are those of the whole batch, also where `data_axis` splits it.
+    are those of the whole batch, also where `data_axis` splits it; running ones keep `momentum` of what they
+    were. `epsilon` is added to the variance.
     """
     # Its sums in other orders, as one multiplication and addition, or with a backward pass written by hand
     # took 0.9 to 1.2 times as long for [128,32,32,16] to [128,8,8,64] (CPU): not worth code of our own.
     norm = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, dtype=jnp.float32, axis_name=data_axis(), name=name
+        use_running_average=not train,
+        momentum=momentum,
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        axis_name=data_axis(),
+        name=name,
     )
     return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def layer_norm(x: Array, name: str) -> Array:
+    """Layer normalisation (Ba et al. 2016) over d in float32, returned in the dtype of x [B,...,d].
+
+    Called inside a compact module, which then owns the parameters `name`. 1e-6 is added to the variance.
+    """
+    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def data_axis() -> str | None:
@@ -314,6 +380,11 @@ def data_axis() -> str | None:
     except NameError:
         return None
     return "data" if size > 1 else None
+
+
+def dense(features: int, kernel_init: Callable, dtype: str, name: str) -> nn.Dense:
+    """A dense layer with bias, which belongs to the module it is called in."""
+    return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
 class Heads(nn.Module):
@@ -353,6 +424,22 @@ def normalise(image: Array, mean: Sequence[float], std: Sequence[float]) -> Arra
     return (image - offset) / scale
 
 
+def prepare(image: Array, task: Task, image_size: int, least: int) -> Array:
+    """Images [B,h,w,c] for a network published for larger ones: as large as asked, and normalised.
+
+    With `image_size` they are resized to squares of that side, bilinearly, and smoothed where they shrink.
+    Raises UserError when one of their sides is below `least` pixels.
+    """
+    if image_size:
+        image = jax.image.resize(image, (image.shape[0], image_size, image_size, image.shape[3]), "linear")
+    if min(image.shape[1:3]) < least:
+        raise UserError(
+            f"images of {image.shape[1]}x{image.shape[2]} are too small for this network: expected at least "
+            f"{least}x{least}; image_size makes them larger"
+        )
+    return normalise(image, task.mean, task.std)
+
+
 def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Outputs:
     """All of `Outputs` in float32, from heads [H,B,C].
 
@@ -367,7 +454,36 @@ def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Ou
     return Outputs(logits, heads, embedding.astype(jnp.float32), features)
 
 
+def flatten(x: Array) -> Array:
+    """[B,h,w,c] -> [B,c*h*w]: channels lead, as in PyTorch, so that its weights fit what follows."""
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
 # --- arguments ----------------------------------------------------------------------------------------
+
+
+def published(build: Callable, network: Callable, task: Task, **arguments: Any) -> Model:
+    """The Model of a family that is published with weights, of the arguments that `build` was given.
+
+    `network(task, **arguments)` is its Linen module, made without `pretrained` and `trainable`. These and
+    `image_size`, `stem` and `dtype`, which all such families take, are checked here: raises UserError.
+    """
+    family = build.__name__
+    own = {name: value for name, value in arguments.items() if name not in ("pretrained", "trainable")}
+    module = network(task, **own)
+    pretrained, trainable, size = (arguments[name] for name in ("pretrained", "trainable", "image_size"))
+    is_size = isinstance(size, int) and size >= 0
+    check_argument(f"{family}.image_size", size, is_size, "a number of pixels, or 0 for images as they are")
+    check_argument(f"{family}.stem", own["stem"], own["stem"] in STEMS, " or ".join(STEMS))
+    is_text = isinstance(pretrained, str)
+    check_argument(f"{family}.pretrained", pretrained, is_text, "the name or the file of weights")
+    stages = ", ".join(module.stages)
+    check_argument(f"{family}.trainable", trainable, trainable in ("", *module.stages), f"one of {stages}")
+    check_dtype(f"{family}.dtype", own["dtype"])
+    # Convolutional, for a CPU: any network of this size fills its cores alone, and members one after the
+    # other need the memory of one.
+    name = address_of(build, **arguments)
+    return Model(name, module, convolutional=True, pretrained=pretrained, trainable=trainable)
 
 
 def address_of(build: Callable, **arguments: Any) -> str:

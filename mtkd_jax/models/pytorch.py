@@ -1,7 +1,10 @@
 """Weights that PyTorch programs trained, under the names and axes of this package.
 
-Read are the layouts of RepDistiller (github.com/HobbitLong/RepDistiller), which mdistiller and the programs
-built on them share: their CIFAR ResNets, Wide ResNets and VGGs with BatchNorm.
+A family knows what PyTorch calls its layers: the method `pytorch_module` of its Linen module turns
+"stage1_block2/conv1" into "layer1.1.conv1". What a layer holds is translated here, alike for all families.
+Layouts are those of torchvision (github.com/pytorch/vision) for the networks it has, of timm
+(github.com/huggingface/pytorch-image-models) for vision transformers, and for the CIFAR ResNets, Wide ResNets
+and VGGs those of RepDistiller (github.com/HobbitLong/RepDistiller), which mdistiller and others share.
 """
 
 from __future__ import annotations
@@ -14,18 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtkd_jax.models.resnet import ResNet
-from mtkd_jax.models.vgg import Vgg
-from mtkd_jax.models.wide_resnet import WideResNet
 from mtkd_jax.types import Model, PyTree, Task, UserError
 
-LEAVES = {
+LEAVES = {  # of a layer, here and there; what is not in it has one name
     "kernel": "weight",
     "scale": "weight",
-    "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
 }
+SIDE = 224  # pixels, enough for every family; no shape of a variable depends on it
 
 
 def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
@@ -42,18 +42,21 @@ def from_state_dict(tensors: Mapping[str, np.ndarray], model: Model) -> PyTree:
     if model.module.task.num_heads != 1:
         raise UserError(f"{model.name}: weights of PyTorch are read into a network with one head")
     tensors = _unwrapped(tensors, _name("params/heads/bias", named))
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(_shapes(model), sep="/").items()}
-    names = {path: _name(path, named) for path in shapes}
-    biases = {path: _bias_before(path) for path in shapes if named is _vgg and path.endswith("/mean")}
-    for path, name in [*names.items(), *biases.items()]:
-        _check(name, tensors, _pytorch_shape(path, shapes[path]), model)
+    names, biases, shapes = _names(model)
+    for name, shape in shapes.items():
+        _check(name, tensors, shape, model)
     for name in tensors:
-        if name not in {*names.values(), *biases.values()}:
+        if name not in shapes:
             raise UserError(f"tensor {name} is left over: {model.name} has no place for it")
     leaves = {path: _converted(path, tensors[name]) for path, name in names.items()}
     for path, name in biases.items():
         leaves[path] -= _converted(name, tensors[name])
     return unflatten_dict(leaves, sep="/")
+
+
+def state_dict_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the tensors that a state dict for `model` must hold."""
+    return _names(model)[2]
 
 
 def task_of(tensors: Mapping[str, np.ndarray], model: Model) -> Task:
@@ -110,16 +113,24 @@ def _unwrapped(tensors: Mapping[str, np.ndarray], bias: str) -> dict[str, np.nda
 
 def _layout(model: Model) -> Callable[[str], str]:
     """What PyTorch calls the modules of such a network."""
-    named = {ResNet: _resnet, WideResNet: _wide_resnet, Vgg: _vgg}.get(type(model.module))
+    named = getattr(model.module, "pytorch_module", None)
     if named is None:
-        raise UserError(f"{model.name}: weights of PyTorch can be read into a resnet, wide_resnet or vgg")
+        raise UserError(
+            f"{model.name}: no PyTorch program has this network; its module would say which by a method "
+            "pytorch_module, as those of resnet, vgg, densenet, convnext, vit and others do"
+        )
     return named
 
 
-def _shapes(model: Model) -> PyTree:
-    """Shapes of the variables; the three families average over the image, so that any size will do."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, len(model.module.task.mean)), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
+def _names(model: Model) -> tuple[dict[str, str], dict[str, str], dict[str, tuple[int, ...]]]:
+    """Names by path, those of biases by the path of the means they are taken off, and all their shapes."""
+    named = _layout(model)
+    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, len(model.module.task.mean)), jnp.float32)
+    leaves = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image), sep="/")
+    names = {path: _name(path, named) for path in leaves}
+    biases = {path: _bias_before(path, named) for path in leaves if _follows_bias(path, model)}
+    pairs = [*names.items(), *biases.items()]
+    return names, biases, {name: _pytorch_shape(path, leaves[path].shape) for path, name in pairs}
 
 
 # --- names --------------------------------------------------------------------------------------------
@@ -128,40 +139,36 @@ def _shapes(model: Model) -> PyTree:
 def _name(path: str, named: Callable[[str], str]) -> str:
     """layer1.1.conv1.weight, for params/stage1_block2/conv1/kernel of a ResNet."""
     _, module, leaf = re.fullmatch(r"(\w+)/(.+)/(\w+)", path).groups()
-    return f"{named(module)}.{LEAVES[leaf]}"
+    theirs = LEAVES.get(leaf, leaf)
+    return f"{named(module)}.{theirs}" if named(module) else theirs
 
 
-def _resnet(module: str) -> str:
-    words = {"stem_conv": "conv1", "stem_norm": "bn1", "heads": "fc"}
-    shortcut = {"shortcut_conv": "downsample.0", "shortcut_norm": "downsample.1"}
-    return _in_block(module, "layer{}.{}.", words | shortcut)
+def in_block(path: str, prefix: str, words: Mapping[str, str]) -> str:
+    """layer1.1.conv1, for stage1_block2/conv1 and the prefix layer{stage}.{block}.
 
-
-def _wide_resnet(module: str) -> str:
-    words = {"stem_conv": "conv1", "last_norm": "bn1", "heads": "fc", "shortcut_conv": "convShortcut"}
-    return _in_block(module, "block{}.layer.{}.", words)
-
-
-def _in_block(module: str, prefix: str, words: Mapping[str, str]) -> str:
-    place, _, layer = module.rpartition("/")
+    `words` are other names of layers; norm is bn. What lies in no block has no prefix.
+    """
+    place, _, layer = path.rpartition("/")
     theirs = words.get(layer, layer.replace("norm", "bn"))
     if not place:
         return theirs
-    stage, block = re.fullmatch(r"stage(\d)_block(\d+)", place).groups()
-    return prefix.format(stage, int(block) - 1) + theirs
+    stage, block = numbers_in(place)
+    return prefix.format(stage=stage, block=block - 1) + theirs
 
 
-def _vgg(module: str) -> str:
-    if module == "heads":
-        return "classifier"
-    stage, kind, number = re.fullmatch(r"stage(\d)_(conv|norm)(\d)", module).groups()
-    # Convolution, BatchNorm and ReLU take turns in one numbered sequence.
-    return f"block{int(stage) - 1}.{3 * (int(number) - 1) + (kind == 'norm')}"
+def numbers_in(name: str) -> tuple[int, ...]:
+    """1 and 2, for stage1_block2/conv."""
+    return tuple(map(int, re.findall(r"\d+", name.partition("/")[0])))
 
 
-def _bias_before(path: str) -> str:
+def _follows_bias(path: str, model: Model) -> bool:
+    """Whether these are means of a BatchNorm before which PyTorch's network has a bias that ours has not."""
+    return getattr(model.module, "pytorch_biases", False) and path.endswith("/mean")
+
+
+def _bias_before(path: str, named: Callable[[str], str]) -> str:
     """block1.0.bias, of the convolution before BatchNorm, for batch_stats/stage2_norm1/mean of a VGG."""
-    return _vgg(path.split("/")[1].replace("norm", "conv")) + ".bias"
+    return _name(re.sub(r"norm(\d*)/mean$", r"conv\1/bias", path), named)
 
 
 # --- values -------------------------------------------------------------------------------------------
@@ -170,14 +177,23 @@ def _bias_before(path: str) -> str:
 def _pytorch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if path.startswith("params/heads/"):
         return shape[:0:-1]  # [1,D,C] -> [C,D], [1,C] -> [C]
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape
+    if path.endswith("/layer_scale"):
+        return (*shape, 1, 1)  # there it multiplies [B,c,h,w]
+    if path.endswith("/kernel"):
+        return (
+            *shape[:-3:-1],
+            *shape[:-2],
+        )  # of a convolution [h,w,i,o] -> [o,i,h,w], of a product [i,o] -> [o,i]
+    return shape
 
 
 def _converted(path: str, value: np.ndarray) -> jax.Array:
     if path.startswith("params/heads/"):
         value = value.T[None]
-    elif value.ndim == 4:
-        value = value.transpose(2, 3, 1, 0)
+    elif path.endswith("/layer_scale"):
+        value = value.reshape(-1)
+    elif path.endswith("/kernel"):
+        value = value.transpose(*range(2, value.ndim), 1, 0)
     return jnp.asarray(value, jnp.float32)
 
 

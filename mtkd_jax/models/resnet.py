@@ -1,4 +1,4 @@
-"""Residual networks for small images."""
+"""Residual networks, for small images and for those of ImageNet."""
 
 from __future__ import annotations
 
@@ -6,9 +6,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtkd_jax.models import layers
+from mtkd_jax.models.pytorch import in_block
 from mtkd_jax.types import Array, Model, Outputs, Task
 
 WIDTHS = (16, 32, 64)  # channels of the three stages at width 1
+IMAGENET_WIDTHS = (64, 128, 256, 512)
+IMAGENET_BLOCKS = {  # depth -> blocks of the four stages; from 50 on they are bottlenecks
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+PYTORCH_WORDS = {
+    "stem_conv": "conv1",
+    "stem_norm": "bn1",
+    "heads": "fc",
+    "shortcut_conv": "downsample.0",
+    "shortcut_norm": "downsample.1",
+}
 
 
 class Conv(nn.Module):
@@ -57,6 +73,50 @@ class ResNet(nn.Module):
         heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
         return layers.outputs(embedding, heads, features)
 
+    def pytorch_module(self, path: str) -> str:
+        """The name of a layer in RepDistiller."""
+        return in_block(path, "layer{stage}.{block}.", PYTORCH_WORDS)
+
+
+class ImageNetResNet(nn.Module):
+    """See `imagenet_resnet`."""
+
+    task: Task
+    depth: int
+    width: int
+    image_size: int
+    stem: str
+    dtype: str
+
+    stages = ("stem", "stage1", "stage2", "stage3", "stage4", "heads")
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Outputs:
+        x = layers.prepare(image, self.task, self.image_size, least=1)
+        window, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = Conv(64, window, stride, self.dtype, name="stem_conv")(x)
+        x = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
+        if self.stem == "imagenet":
+            x = layers.overlapping_max_pool(x, 3, 2, padding=1)
+        features = {"stem": x}
+        rows = zip(IMAGENET_WIDTHS, IMAGENET_BLOCKS[self.depth])
+        for stage, (channels, num_blocks) in enumerate(rows, start=1):
+            for block in range(1, num_blocks + 1):
+                stride = 2 if stage > 1 and block == 1 else 1
+                name = f"stage{stage}_block{block}"
+                if self.depth < 50:
+                    x = Block(channels, stride, self.dtype, name=name)(x, train)
+                else:
+                    x = Bottleneck(channels, self.width, stride, self.dtype, name=name)(x, train)
+            features[f"stage{stage}"] = x
+        embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
+        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+        return layers.outputs(embedding, heads, features)
+
+    def pytorch_module(self, path: str) -> str:
+        """The name of a layer in torchvision."""
+        return in_block(path, "layer{stage}.{block}.", PYTORCH_WORDS)
+
 
 class Block(nn.Module):
     """relu(x + BN conv relu BN conv x); where the shape changes x goes through a 1x1 convolution and BN."""
@@ -73,6 +133,29 @@ class Block(nn.Module):
         y = layers.batch_norm(y, train, name="norm2")
         if x.shape != y.shape:
             x = Conv(self.channels, 1, self.stride, self.dtype, name="shortcut_conv")(x)
+            x = layers.batch_norm(x, train, name="shortcut_norm")
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """As `Block`, with convolutions of 1x1, 3x3 and 1x1; the last has four times the channels."""
+
+    channels: int
+    width: int
+    stride: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        inner, outer = self.channels * self.width, 4 * self.channels
+        y = Conv(inner, 1, 1, self.dtype, name="conv1")(x)
+        y = nn.relu(layers.batch_norm(y, train, name="norm1"))
+        y = Conv(inner, 3, self.stride, self.dtype, name="conv2")(y)
+        y = nn.relu(layers.batch_norm(y, train, name="norm2"))
+        y = Conv(outer, 1, 1, self.dtype, name="conv3")(y)
+        y = layers.batch_norm(y, train, name="norm3")
+        if x.shape != y.shape:
+            x = Conv(outer, 1, self.stride, self.dtype, name="shortcut_conv")(x)
             x = layers.batch_norm(x, train, name="shortcut_norm")
         return nn.relu(x + y)
 
@@ -100,3 +183,48 @@ def resnet(
     layers.check_dtype("resnet.dtype", dtype)
     arguments = dict(depth=depth, width=width, stem_stride=stem_stride, dtype=dtype)
     return Model(layers.address_of(resnet, **arguments), ResNet(task, **arguments), convolutional=True)
+
+
+def imagenet_resnet(
+    task: Task,
+    *,
+    depth: int = 18,
+    width: int = 1,
+    image_size: int = 0,
+    stem: str = "imagenet",
+    pretrained: str = "",
+    trainable: str = "",
+    dtype: str = "float32",
+) -> Model:
+    """ResNet-18, 34, 50, 101 or 152 as published for ImageNet; depth 50 with width 2 is Wide-ResNet-50-2.
+
+    A 7x7 convolution of stride 2, a maximum over 3x3 of stride 2, and four stages of 64, 128, 256 and 512
+    channels (He et al. 2016, arXiv 1512.03385), of blocks below depth 50 and of bottlenecks from there, whose
+    stride is that of the 3x3 convolution, as in torchvision. `width` multiplies the inner channels of
+    bottlenecks (Zagoruyko and Komodakis 2016, arXiv 1605.07146). The stem "cifar", for images of 32 pixels,
+    is a 3x3 convolution of stride 1 alone. Features "stem" and "stage1" are [B,h/4,w/4,d], "stage2" to
+    "stage4" half, a quarter and an eighth of that, rounded up; the embedding is the mean of the last over the
+    image. With `image_size` images are first resized to squares of that side, bilinearly; 0 leaves them as
+    they are. `pretrained` and `trainable`: see `types.Model`. For 1000 classes ResNet-18 has 11 689 512
+    parameters and ResNet-50 25 557 032. Raises UserError for values out of range.
+
+    >>> imagenet_resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), stem="cifar").name
+    "imagenet_resnet(stem='cifar')"
+    """
+    depths = ", ".join(map(str, IMAGENET_BLOCKS))
+    layers.check_argument("imagenet_resnet.depth", depth, depth in IMAGENET_BLOCKS, f"one of {depths}")
+    layers.check_count("imagenet_resnet.width", width)
+    valid = width == 1 or depth >= 50
+    layers.check_argument("imagenet_resnet.width", width, valid, "1 below depth 50, which has no bottlenecks")
+    return layers.published(
+        imagenet_resnet,
+        ImageNetResNet,
+        task,
+        depth=depth,
+        width=width,
+        image_size=image_size,
+        stem=stem,
+        pretrained=pretrained,
+        trainable=trainable,
+        dtype=dtype,
+    )

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtkd_jax.models import layers
+from mtkd_jax.models.pytorch import in_block
 from mtkd_jax.models.resnet import WIDTHS, Conv
 from mtkd_jax.types import Array, Model, Outputs, Task
 
@@ -34,6 +35,11 @@ class WideResNet(nn.Module):
         embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
         heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
         return layers.outputs(embedding, heads, features)
+
+    def pytorch_module(self, path: str) -> str:
+        """The name of a layer in RepDistiller."""
+        words = {"stem_conv": "conv1", "last_norm": "bn1", "heads": "fc", "shortcut_conv": "convShortcut"}
+        return in_block(path, "block{stage}.layer.{block}.", words)
 
 
 class Block(nn.Module):

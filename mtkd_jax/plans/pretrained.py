@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a file of PyTorch tensors, without pickle, into the variables of a model."""
+"""Weights from elsewhere: a file of PyTorch tensors into the variables of a model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, deserialize
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.models.pytorch import from_state_dict, task_of
+from mtkd_jax.plans import torch_file
 from mtkd_jax.system import paths
 from mtkd_jax.types import Model, PyTree, UserError
 
@@ -61,9 +62,9 @@ def variables(files: Sequence[str], model: Model, field: str, any_classes: bool 
 def from_pytorch(path: Path, model: Model, any_classes: bool = False) -> PyTree:
     """Variables of `model` from a PyTorch state dict, see `models.pytorch.from_state_dict`.
 
-    In PyTorch: `safetensors.torch.save_file(network.state_dict(), "network.safetensors")`, or `numpy.savez`
-    of the same names. With `any_classes` they are those of `model` with one head for as many classes as the
-    file has. Raises UserError, one line that begins with the file.
+    In PyTorch: `torch.save(network.state_dict(), "network.pth")`, or `safetensors.torch.save_file` or
+    `numpy.savez` of the same. With `any_classes` they are those of `model` with one head for as many classes
+    as the file has. Raises UserError, one line that begins with the file.
     """
     tensors = read_state_dict(path)
     try:
@@ -76,21 +77,21 @@ def from_pytorch(path: Path, model: Model, any_classes: bool = False) -> PyTree:
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """{name: array} of a .safetensors or .npz file; nothing in it is executed.
+    """{name: array} of a .pth, .pt, .safetensors or .npz file; nothing in it is executed.
 
-    Raises UserError when the file is of another kind, cannot be read or is damaged.
+    Raises UserError when the file is of another kind, cannot be read, is damaged or asks for more than
+    tensors.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
-    if path.suffix not in readers:
-        raise UserError(
-            f"{path}: expected a .safetensors or .npz file; PyTorch's other formats can run code when read"
-        )
+    if path.suffix not in READERS:
+        raise UserError(f"{path}: expected a file of weights: {', '.join(READERS)}")
     try:
-        return readers[path.suffix](path.read_bytes())
+        return READERS[path.suffix](path.read_bytes())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read the weights: {error.strerror}") from error
-    except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, KeyError) as error:
+    except (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"{path}: damaged, or not arrays of numbers that NumPy knows, such as float32"
         ) from error
@@ -111,3 +112,11 @@ def _read_npz(data: bytes) -> dict[str, np.ndarray]:
         raise zipfile.BadZipFile(damaged)
     with np.lib.npyio.NpzFile(io.BytesIO(data), allow_pickle=False) as arrays:
         return {name: np.asarray(arrays[name]) for name in arrays.files}
+
+
+READERS = {
+    ".pth": torch_file.read,
+    ".pt": torch_file.read,
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+}

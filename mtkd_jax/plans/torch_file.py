@@ -1,0 +1,304 @@
+"""PyTorch's own files, `.pth` and `.pt`, read without executing anything.
+
+Such a file, since PyTorch 1.6, is a zip archive: a pickle that says what there is, and the bytes of each
+storage in an entry of its own. A pickle is a program for a stack machine that can call any function of
+Python. The machine here has no way to call one: it knows the few operations that `torch.save` writes for
+tensors in dictionaries, turns the four kinds of names that belong to tensors into records, and refuses all
+else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mtkd_jax.types import UserError
+
+STORAGES = {  # name: type of the numbers; bfloat16, which NumPy does not know, is the upper half of float32
+    "torch.DoubleStorage": "f8",
+    "torch.FloatStorage": "f4",
+    "torch.HalfStorage": "f2",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "i8",
+    "torch.IntStorage": "i4",
+    "torch.ShortStorage": "i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "?",
+}
+DICT, TENSOR, PARAMETER = (
+    "collections.OrderedDict",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+)
+NAMES = {DICT, TENSOR, PARAMETER, *STORAGES}
+ORDERS = {b"little": "<", b"big": ">"}
+AGAIN = "in PyTorch, torch.save(network.state_dict(), file)"
+MOST_DEEP = 16  # dictionaries and lists in one another; an optimizer's checkpoint has 5
+MOST_VALUES = 1_000_000  # met on the way through them; a list that holds itself has no end
+MOST_NUMBERS = 2  # in all tensors, for each byte of the file: they may share what is stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A function or class that the pickle names; it is never looked up."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Numbers in an entry of the archive."""
+
+    kind: str
+    key: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A view of a storage: offset and strides count numbers, not bytes."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read(data: bytes) -> dict[str, np.ndarray]:
+    """{name: array} of all tensors in the bytes of a file; names of nested dictionaries are joined by dots.
+
+    Other numbers and texts are left out. Halves of the kind bfloat16 come as float32.
+    Raises UserError for what is not known or not allowed, in one line that names it, and ValueError where the
+    file is damaged.
+    """
+    if data[:1] == b"\x80":  # a pickle begins so
+        raise UserError(
+            f"of the format before PyTorch 1.6, which is no zip archive; load it there and save it: {AGAIN}"
+        )
+    archive = _opened(data)
+    programs = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(programs) != 1:
+        raise UserError(f"a zip archive that PyTorch has not written: expected one data.pkl; {AGAIN}")
+    root = programs[0].removesuffix("data.pkl")
+    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
+    if order not in ORDERS:
+        raise UserError(f"byteorder is {order[:16]!r}: expected little or big")
+    try:
+        with warnings.catch_warnings():  # old texts with wrong escapes, which end as an unknown operation
+            warnings.simplefilter("ignore", DeprecationWarning)
+            value = run(archive.read(programs[0]))
+    except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError("the pickle ends early, or asks for what is not there") from error
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _tensors(value):
+        if name in tensors:
+            raise UserError(f"tensor {name} is in it twice")
+        tensors[name] = tensor
+    if not tensors:
+        raise UserError(f"no tensors are in it; {AGAIN}")
+    _check_sizes(tensors, len(data))
+    numbers: dict[Storage, np.ndarray] = {}
+    for storage in {tensor.storage for tensor in tensors.values()}:
+        numbers[storage] = _numbers(storage, archive.read(f"{root}data/{storage.key}"), ORDERS[order])
+    return {name: _view(tensor, numbers[tensor.storage], name) for name, tensor in tensors.items()}
+
+
+def _opened(data: bytes) -> zipfile.ZipFile:
+    """The archive, of which no part unpacks into more than the file has."""
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    entries = archive.infolist()
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    if not stored or sum(entry.file_size for entry in entries) > len(data):
+        raise UserError(f"its entries are compressed or overlap, which PyTorch does not do; {AGAIN}")
+    return archive
+
+
+# --- the machine --------------------------------------------------------------------------------------
+
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
+LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"}
+
+
+def run(program: bytes) -> Any:
+    """What a pickle makes: dictionaries, lists, tuples, numbers, texts, and the records above.
+
+    Raises UserError for an operation or a name that is not known; damage raises what Python raises.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    for operation, argument, _ in pickletools.genops(program):
+        match operation.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case "MARK":
+                marks.append(len(stack))
+            case name if name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            case name if name in LITERALS:
+                stack.append(argument)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "TUPLE":
+                stack.append(tuple(since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                count = int(name[-1])
+                stack[-count:] = [(*stack[-count:],)]
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name = stack.pop()
+                stack.append(_named(stack.pop(), name))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE":
+                arguments = stack.pop()
+                stack.append(_made(stack.pop(), arguments))
+            case "BUILD":  # attributes of a dictionary, such as the versions of modules
+                stack.pop()
+                _expect(stack[-1], dict)
+            case "SETITEM":
+                value = stack.pop()
+                _set(stack, [stack.pop(), value])
+            case "SETITEMS":
+                _set(stack, since_mark())
+            case "APPEND":
+                value = stack.pop()
+                _expect(stack[-1], list).append(value)
+            case "APPENDS":
+                values = since_mark()
+                _expect(stack[-1], list).extend(values)
+            case name:
+                raise UserError(f"its pickle has the operation {name}, which tensors do not need; {AGAIN}")
+    raise ValueError("no end")
+
+
+def _named(module: str, name: str) -> Name:
+    text = f"{module}.{name}"
+    if text not in NAMES:
+        raise UserError(f"it asks for {text}, which is no part of a tensor and is not executed; {AGAIN}")
+    return Name(text)
+
+
+def _storage(reference: Any) -> Storage:
+    word, kind, key, _, size = reference  # the fourth is the device it was on
+    if word != "storage" or not isinstance(kind, Name) or kind.text not in STORAGES:
+        raise TypeError("no reference to a storage")
+    return Storage(kind.text, _expect(key, str), _count(size))
+
+
+def _made(function: Any, arguments: Any) -> Any:
+    """What the known functions make of their arguments."""
+    text = _expect(function, Name).text
+    if text == DICT and arguments == ():
+        return {}
+    if text == PARAMETER:
+        tensor, *_ = _expect(arguments, tuple)
+        return _expect(tensor, Tensor)
+    if text != TENSOR:
+        raise UserError(f"it calls {text} in an unknown way; {AGAIN}")
+    storage, offset, shape, strides, *_ = _expect(arguments, tuple)
+    shape, strides = tuple(map(_count, shape)), tuple(map(_count, strides))
+    if len(shape) != len(strides):
+        raise ValueError("as many strides as sides")
+    return Tensor(_expect(storage, Storage), _count(offset), shape, strides)
+
+
+def _set(stack: list[Any], pairs: list[Any]) -> None:
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        _expect(stack[-1], dict)[_expect(key, str | int)] = value
+
+
+def _expect(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError("expected a number >= 0")
+    return value
+
+
+# --- tensors ------------------------------------------------------------------------------------------
+
+
+def _tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of nested dictionaries, lists and tuples, with their names."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return
+        words, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield ".".join(words), value
+        elif isinstance(value, Mapping | list | tuple):
+            if len(words) == MOST_DEEP or len(waiting) + len(value) > MOST_VALUES:
+                break
+            pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting.extend(reversed([((*words, str(key)), inner) for key, inner in pairs]))
+    raise UserError(f"its dictionaries lie too deep in one another; {AGAIN}")
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], num_bytes: int) -> None:
+    """No tensor has more numbers than its storage, and all together not many more than the file can hold."""
+    total = 0
+    for name, tensor in tensors.items():
+        count, size = math.prod(tensor.shape), tensor.storage.size
+        if count > size:
+            raise UserError(
+                f"tensor {name} has {count} numbers, {size} are stored; save it after contiguous()"
+            )
+        total += count
+    if total > MOST_NUMBERS * num_bytes:
+        raise UserError("too many of its tensors share their numbers; save them after clone()")
+
+
+def _numbers(storage: Storage, stored: bytes, order: str) -> np.ndarray:
+    kind = STORAGES[storage.kind]
+    dtype = np.dtype(order + {"bfloat16": "u2"}.get(kind, kind))
+    wanted = storage.size * dtype.itemsize
+    if len(stored) != wanted:
+        raise UserError(f"damaged: storage {storage.key} has {len(stored)} bytes instead of {wanted}")
+    numbers = np.frombuffer(stored, dtype).astype(dtype.newbyteorder("="), copy=False)
+    if kind == "bfloat16":
+        return (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers
+
+
+def _view(tensor: Tensor, numbers: np.ndarray, name: str) -> np.ndarray:
+    if 0 in tensor.shape:
+        return np.zeros(tensor.shape, numbers.dtype)
+    reach = tensor.offset + sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides))
+    if reach >= len(numbers):
+        raise UserError(f"damaged: tensor {name} reaches beyond its storage")
+    strides = [stride * numbers.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers[tensor.offset :], tensor.shape, strides, writeable=False)
