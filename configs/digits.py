@@ -17,7 +17,7 @@ from mtkd_jax import config as configuration
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "" and "smoke"."""
+    """Variants: "", "sizes" (three sizes of student, from 0.4 k to 9 k parameters) and "smoke"."""
     config = configuration.default()
     config.data.source = "digits"
     config.data.num_train = 100
@@ -45,7 +45,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.students.transfer = ("labelled", "unlabelled")
     config.students.epochs = 16  # 23 steps each
     config.students.eval_every = 2
-    return configuration.variant(config, variant, smoke=_smoke)
+    return configuration.variant(config, variant, sizes=_sizes, smoke=_smoke)
+
+
+def _sizes(config: ConfigDict) -> None:
+    config.students.models = ("mlp(hidden=(4,))", "mlp(hidden=(16,))", "mlp(hidden=(64, 64))")
+    config.students.modes = ("output_avg", "logit_avg")
+    config.students.transfer = ("unlabelled",)
+    config.report.margin = 0.01
 
 
 def _smoke(config: ConfigDict) -> None:
