@@ -40,7 +40,7 @@ MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into wr
 
 PLOTS = {
     "cost": "What a network costs and what it is worth. Diamond: the row of the network to deploy. Dashed: "
-    "the best there is for so many parameters.",
+    "the best there is for so many parameters. keeps: of (ensemble - baseline).",
     "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
     "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
     "agreement": "How often two teachers decide alike.",

@@ -370,20 +370,24 @@ def _deploy(report: dict) -> list[str]:
 
 
 def _smaller(report: dict, kept: dict) -> list[str]:
-    """That a smaller student than the network to deploy is as good as the ensemble, and how to have it."""
-    own = _row_of(report, kept)
-    said = {"undecided": "not told apart from", "equivalent": "equivalent to", "better": "better than"}
-    smaller = [
-        one
-        for one in smallest_students(report)
-        if one is not None and one["n"] > 1 and one["params"] < own["params"]
-    ]
-    return [
-        f"Smaller: {title_of(one, report)}, {said[one['verdict']]} the ensemble, has "
-        f"{percent(one['params'] / own['params'])} of these parameters; export.choose = "
-        f"'{row_of('student', one['architecture'])}' deploys it."
-        for one in smaller[:1]
-    ]
+    """The sizes of student below that of the network to deploy: what they are worth, and how to have one."""
+    own, rows = _row_of(report, kept), {place_of(row): row for row in report["rows"]}
+    by_size = [one for one in report["students_by_size"] if one["params"] < own["params"]]
+    smaller = [rows[place_of(one)] for one in reversed(by_size)]
+    if not smaller:
+        return []
+    listed = "; ".join(
+        f"{title_of(row, report)} ({row['transfer']}) has {_numbers(_on_average(row))} with "
+        f"{percent(row['params'] / own['params'])} of these parameters"
+        for row in smaller
+    )
+    asked = row_of("student", smaller[0]["architecture"])
+    return [f"Smaller students, on average over seeds: {listed}; export.choose = '{asked}' asks for one."]
+
+
+def _on_average(row: dict) -> dict:
+    """What a row has on validation, as `_numbers` reads it."""
+    return {"val_nll": row["val"]["nll"], "val_accuracy": row["val"]["accuracy"]}
 
 
 def place_of(row: dict, **changed) -> tuple[str, str, str]:
@@ -420,9 +424,8 @@ def _ensemble_at_its_price(report: dict, kept: dict) -> list[str]:
         )
         if ratio is not None
     ]
-    val = {"val_nll": ensemble["val"]["nll"], "val_accuracy": ensemble["val"]["accuracy"]}
     price = f", for {', '.join(prices)} of {_place(kept, report)}" if prices else ""
-    return [f"All {num_teachers} teachers fused by mean_probs have {_numbers(val)}{price}."]
+    return [f"All {num_teachers} teachers fused by mean_probs have {_numbers(_on_average(ensemble))}{price}."]
 
 
 def _ratio(whole: float | None, part: float | None) -> float | None:

@@ -212,7 +212,7 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
 
     Shown are teachers, the ensemble, the chosen students, a line through them, the baseline of each, and the
     row `kept` of the network to deploy as a diamond. Steps mark the Pareto front of what is shown: nothing is
-    both cheaper and better. All other students are small dots. Beside a chosen student stands its gap share.
+    both cheaper and better. All other students are small dots. Below a student stands its gap share, "keeps".
     """
     shown, label_of, others = _what_costs(rows, kept, chosen)
     several = len(chosen) > 1
@@ -228,27 +228,18 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
             for row in others:
                 look = dict(color=COLOUR_OF[row["role"]], markersize=2.5, alpha=0.4)
                 panel.plot(row["params"], scale * row[name]["mean"], "o", **look)
-            for role in ("baseline", "student") if several else ():
-                line = [r for r in with_metric if r["role"] == role and _as_place(r) in label_of]
-                line.sort(key=lambda row: row["params"])
-                means = [scale * row[name]["mean"] for row in line]
-                panel.plot(
-                    [r["params"] for r in line], means, color=COLOUR_OF[role], linewidth=0.8, alpha=0.5
+            for places in (chosen, _baselines(chosen)) if several else ():
+                line = sorted(
+                    (row for row in shown if _as_place(row) in places), key=lambda row: row["params"]
                 )
+                look = dict(color=COLOUR_OF[line[0]["role"]], linewidth=0.8, alpha=0.5) if line else {}
+                means = [scale * row[name]["mean"] for row in line]
+                panel.plot([row["params"] for row in line], means, **look)
             for row in with_metric:
                 beside = [one for one in with_metric if one["params"] == row["params"]]
                 shift = 0.02 * span * (beside.index(row) - (len(beside) - 1) / 2)
                 at, is_kept = row["params"] * 10**shift, _as_place(row) == kept
                 _draw_tall_dot(panel, row, name, at, scale, "D" if is_kept else "o", label_of)
-                if name == "accuracy" and row["role"] == "student" and row["gap_share"] is not None:
-                    panel.annotate(
-                        f"keeps {row['gap_share']:.0%}",
-                        (at, scale * row[name]["mean"]),
-                        xytext=(7, -3),
-                        textcoords="offset points",
-                        color=COLOUR_OF["student"],
-                        fontsize=7.5,
-                    )
             panel.set_ylabel(title)
         panel.set_xscale("log")
         panel.set_xlim(10 ** (low - 0.12 * span), 10 ** (high + 0.14 * span))
@@ -270,7 +261,7 @@ def _what_costs(
     rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[Place]
 ) -> tuple[list[Mapping], dict[Place, str], list[Mapping]]:
     """Rows that are shown whole, what the legend says of each, and those that are small dots."""
-    baselines = [("baseline", transfer, architecture) for _, transfer, architecture in chosen]
+    baselines = _baselines(chosen)
     if not chosen:
         baselines = [_as_place(row) for row in rows if row["role"] == "baseline"][:1]
     ensembles = [row for row in rows if row["role"] == "ensemble"]
@@ -291,6 +282,10 @@ def _what_costs(
     return shown, label_of, others
 
 
+def _baselines(chosen: Sequence[Place]) -> list[Place]:
+    return [("baseline", transfer, architecture) for _, transfer, architecture in chosen]
+
+
 def _as_place(row: Mapping) -> Place:
     return row["name"], row["transfer"], row["architecture"]
 
@@ -300,8 +295,8 @@ def _draw_front(axes: Axes, rows: Sequence[Mapping], name: str, scale: float) ->
     best = max if name == "accuracy" else min
     sizes = sorted({row["params"] for row in rows})
     level = [scale * best(row[name]["mean"] for row in rows if row["params"] <= size) for size in sizes]
-    look = dict(color="#BBBBBB", linewidth=1.2, linestyle=(0, (4, 2)), zorder=0)
-    axes.step([*sizes, 10 * sizes[-1]], [*level, level[-1]], where="post", label="front", **look)
+    look = dict(color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
+    axes.step([*sizes, 10 * sizes[-1]], [*level, level[-1]], where="post", label="Pareto front", **look)
 
 
 def _draw_tall_dot(
@@ -315,13 +310,17 @@ def _draw_tall_dot(
 
 
 def _told_at(size: int, shown: Sequence[Mapping], several: bool) -> str:
-    """The tick of a size: how many parameters and, where there are several, of what."""
-    if not several:
-        return f"{size:,}"
+    """The tick of a size: how many parameters, where there are several sizes of what, and what is kept."""
     of_size = [row for row in shown if row["params"] == size]
-    alone = [row for row in of_size if row["role"] != "ensemble"]
-    names = [shortened(row["architecture"]) for row in alone] or ["all teachers"]
-    return f"{size:,}\n{names[0]}"
+    names = [
+        "all teachers" if row["role"] == "ensemble" else shortened(row["architecture"]) for row in of_size
+    ]
+    kept = [
+        f"keeps {row['gap_share']:.0%}"
+        for row in of_size
+        if row["role"] == "student" and row["gap_share"] is not None
+    ]
+    return "\n".join(dict.fromkeys([f"{size:,}", *(names if several else ()), *kept]))
 
 
 def shortened(name: str, most: int = 26) -> str:
@@ -336,14 +335,15 @@ def shortened(name: str, most: int = 26) -> str:
 
 def _staggered(fractions: Sequence[float], texts: Sequence[str], inches: float) -> list[str]:
     """Texts of ticks at these fractions of an axis, each so many lines down that none touches another."""
+    num_lines = max((text.count("\n") for text in texts), default=0) + 1
     found: list[str] = []
     ends: list[float] = []  # of what stands in each storey, in inches
     for fraction, text in zip(fractions, texts):
-        half = 0.035 * max(map(len, text.split("\n"))) + 0.04  # letters of 9 points
+        half = 0.033 * max(map(len, text.split("\n"))) + 0.04  # letters of 9 points
         begin = fraction * inches - half
         storey = next((n for n, end in enumerate(ends) if end <= begin), len(ends))
         ends[storey : storey + 1] = [begin + 2 * half]
-        found.append("\n" * storey * (text.count("\n") + 1) + text)
+        found.append("\n" * storey * num_lines + text)
     return found
 
 
