@@ -218,10 +218,13 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
     several = len(chosen) > 1
     panels = (("accuracy", 100, "test accuracy, %"), ("nll", 1, "test NLL"))[: 1 + several]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 1.0 + 2.5 * len(panels), len(panels), 1, sharex=True)
         sizes = sorted({row["params"] for row in shown})
         low, high = np.log10(sizes[0]), np.log10(sizes[-1])
         span = max(high - low, 0.3)
+        fractions = [(np.log10(size) - low + 0.12 * span) / (1.26 * span) for size in sizes]
+        ticks = _staggered(fractions, [_told_at(size, shown, chosen) for size in sizes], 6.4 - 0.8)
+        height = 0.8 + 2.4 * len(panels) + 0.15 * (1 + max(tick.count("\n") for tick in ticks))
+        figure, axes = _figure(6.4, height, len(panels), 1, sharex=True)
         for panel, (name, scale, title) in zip(axes[:, 0], panels):
             with_metric = [row for row in shown if row[name] is not None]
             _draw_front(panel, with_metric, name, scale)
@@ -243,9 +246,7 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
             panel.set_ylabel(title)
         panel.set_xscale("log")
         panel.set_xlim(10 ** (low - 0.12 * span), 10 ** (high + 0.14 * span))
-        fractions = [(np.log10(size) - low + 0.12 * span) / (1.26 * span) for size in sizes]
-        texts = [_told_at(size, shown, several) for size in sizes]
-        panel.set_xticks(sizes, _staggered(fractions, texts, 6.4 - 0.8), parse_math=False)
+        panel.set_xticks(sizes, ticks, parse_math=False, fontsize=8)
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel("parameters of what answers")
         axes[0, 0].set_title("Cost and worth: mean and 95 % interval; small: all other students")
@@ -309,8 +310,8 @@ def _draw_tall_dot(
     axes.plot(at, scale * metric["mean"], marker, color=colour, markersize=6, label=label)
 
 
-def _told_at(size: int, shown: Sequence[Mapping], several: bool) -> str:
-    """The tick of a size: how many parameters, where there are several sizes of what, and what is kept."""
+def _told_at(size: int, shown: Sequence[Mapping], chosen: Sequence[Place]) -> str:
+    """The tick of a size: how many parameters, what is kept and, where students are of several, of what."""
     of_size = [row for row in shown if row["params"] == size]
     names = [
         "all teachers" if row["role"] == "ensemble" else shortened(row["architecture"]) for row in of_size
@@ -318,9 +319,10 @@ def _told_at(size: int, shown: Sequence[Mapping], several: bool) -> str:
     kept = [
         f"keeps {row['gap_share']:.0%}"
         for row in of_size
-        if row["role"] == "student" and row["gap_share"] is not None
+        if _as_place(row) in chosen and row["gap_share"] is not None
     ]
-    return "\n".join(dict.fromkeys([f"{size:,}", *(names if several else ()), *kept]))
+    names = list(dict.fromkeys(names)) if len(chosen) > 1 else []
+    return "\n".join([", ".join([f"{size:,}", *kept]), *names])
 
 
 def shortened(name: str, most: int = 26) -> str:
@@ -339,7 +341,7 @@ def _staggered(fractions: Sequence[float], texts: Sequence[str], inches: float) 
     found: list[str] = []
     ends: list[float] = []  # of what stands in each storey, in inches
     for fraction, text in zip(fractions, texts):
-        half = 0.033 * max(map(len, text.split("\n"))) + 0.04  # letters of 9 points
+        half = 0.03 * max(map(len, text.split("\n"))) + 0.04  # letters of 8 points
         begin = fraction * inches - half
         storey = next((n for n, end in enumerate(ends) if end <= begin), len(ends))
         ends[storey : storey + 1] = [begin + 2 * half]
