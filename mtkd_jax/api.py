@@ -349,9 +349,9 @@ def distil(
     `mode` is the address of a method (`--list` names all), `model` that of the student's network (None: as
     the first teacher), or several, of which the best is returned whatever its size. Every one of `alphas`
     (weights of the HARD labels), `temperatures` and `num_seeds` seeds is a student. `fields` as in
-    `train_teachers`: `epochs=20`, `transfer=("labelled", "unlabelled")` where `num_train` cut images away, ... `workdir`, another one than
-    that of the teachers, is gone on with where these have a workdir too; `quiet` and what is raised are as
-    there.
+    `train_teachers`: `epochs=20`, `transfer=("labelled", "unlabelled")` where `num_train` cut images away,
+    ... `workdir`, another one than that of the teachers, is gone on with where these have a workdir too;
+    `quiet` and what is raised are as there.
 
     >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
     >>> small = dict(epochs=1, batch_size=16, quiet=True)
