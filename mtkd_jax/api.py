@@ -336,7 +336,7 @@ def distil(
     teachers: Teachers,
     mode: str = "output_avg",
     *,
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
     alphas: Sequence[float] = (0.0, 0.25, 0.5),
     temperatures: Sequence[float] = (1.0,),
     num_seeds: int = 1,
@@ -347,11 +347,11 @@ def distil(
     """Train students of all teachers on the same data and return the best, by validation NLL.
 
     `mode` is the address of a method (`--list` names all), `model` that of the student's network (None: as
-    the first teacher). Every one of `alphas` (weights of the HARD labels), `temperatures` and `num_seeds`
-    seeds is a student, all trained at once. `fields` as in `train_teachers`: `epochs=20`,
-    `transfer=("labelled", "unlabelled")` where `num_train` cut images away, ... `workdir`, another one than
-    that of the teachers, is gone on with where these have a workdir too; `quiet` and what is raised are as
-    there.
+    the first teacher), or several, of which the best is returned whatever its size. Every one of `alphas`
+    (weights of the HARD labels), `temperatures` and `num_seeds` seeds is a student. `fields` as in
+    `train_teachers`: `epochs=20`, `transfer=("labelled", "unlabelled")` where `num_train` cut images away,
+    ... `workdir`, another one than that of the teachers, is gone on with where these have a workdir too;
+    `quiet` and what is raised are as there.
 
     >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
     >>> small = dict(epochs=1, batch_size=16, quiet=True)
@@ -366,7 +366,8 @@ def distil(
         for name, value in lent.items():
             settings.put(config, f"teachers.{name}", value)
     asked = {"modes": (mode,), "alphas": alphas, "temperatures": temperatures, "num_seeds": num_seeds}
-    asked["model"] = configuration.teacher_models(config)[0] if model is None else model
+    model = configuration.teacher_models(config)[0] if model is None else model
+    asked |= {"model": model, "models": ()} if isinstance(model, str) else {"model": "", "models": model}
     _set_fields(config, {f"students__{name}": value for name, value in asked.items()}, OF_STUDENTS)
     config.export.choose = mode
     _set_fields(config, fields, OF_STUDENTS)

@@ -50,6 +50,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "model.name": ("model",),
     "teachers.models": ("model",),
     "students.model": ("model",),
+    "students.models": ("model",),
     "students.modes": ("mode",),
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
@@ -62,6 +63,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "runtime.trackers": ("tracker",),
 }
 TRANSFERS = ("labelled", "unlabelled")
+AT = " @ "  # between the name of a row and the architecture it is of
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
@@ -123,6 +125,7 @@ def default() -> ConfigDict:
 
     config.students = ConfigDict(convert_dict=False)
     config.students.model = ""  # "" = model.name
+    config.students.models = ()  # several architectures, each with the whole grid; () = (students.model,)
     config.students.init_from = ""  # a file of PyTorch weights to begin with
     config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
     config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
@@ -143,7 +146,7 @@ def default() -> ConfigDict:
     config.report.cascade_tolerance = 0.02  # share of images that a student with a safety net may lose
 
     config.export = ConfigDict()
-    config.export.choose = "best"  # of all single networks, by validation NLL; or "student", or a row's name
+    config.export.choose = "best"  # of all, by validation NLL; "student", a row's name; "... @ ARCHITECTURE"
     config.export.cascade = False  # True: also the ensemble, to which it hands over where it is not sure
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
@@ -276,6 +279,11 @@ def _check_weights(config: ConfigDict) -> None:
             "config.teachers.init_from: files are of one architecture, teachers.models has "
             f"{len(teachers.models)}; name one, or none of the files"
         )
+    if config.students.init_from and len(student_models(config)) > 1:
+        raise UserError(
+            "config.students.init_from: a file is of one architecture, students.models has "
+            f"{len(student_models(config))}; name one, or no file"
+        )
     if teachers.init_from and teachers.from_run:
         raise UserError("config.teachers.init_from and from_run: teachers come from one or the other")
     if (teachers.mean or teachers.std) and not teachers.init_from:
@@ -300,6 +308,7 @@ def _check_addresses(config: ConfigDict) -> None:
         ("model.name", (config.model.name,)),
         ("teachers.models", config.teachers.models),
         ("students.model", (config.students.model,) if config.students.model else ()),
+        ("students.models", config.students.models),
     ):
         for address in addresses:
             build_model(address, task, field)
@@ -320,6 +329,7 @@ def _check_addresses(config: ConfigDict) -> None:
             )
     for field, kind in (
         ("teachers.models", "model"),
+        ("students.models", "model"),
         ("students.modes", "mode"),
         ("fusion.rules", "rule"),
         ("runtime.trackers", "tracker"),
@@ -362,9 +372,28 @@ def check_rules(config: ConfigDict, num_classes: int) -> None:
             raise UserError(f"config.fusion.rules: {error}") from None
 
 
-def student_model(config: ConfigDict) -> str:
-    """Address of the students' architecture."""
-    return config.students.model or config.model.name
+def student_models(config: ConfigDict) -> tuple[str, ...]:
+    """Addresses of the students' architectures, each of which is trained with the whole grid."""
+    return tuple(config.students.models) or (config.students.model or config.model.name,)
+
+
+def row_of(name: str, model: str = "") -> str:
+    """What a row of one architecture among several is called; "" leaves the name alone.
+
+    >>> row_of("output_avg", "mlp(hidden=(8,))"), row_of("output_avg")
+    ('output_avg @ mlp(hidden=(8,))', 'output_avg')
+    """
+    return f"{name}{AT}{model}" if model else name
+
+
+def name_and_model(row: str) -> tuple[str, str]:
+    """`row_of` the other way round; "" for the architecture where none is named.
+
+    >>> name_and_model("output_avg @ mlp(hidden=(8,))"), name_and_model("best")
+    (('output_avg', 'mlp(hidden=(8,))'), ('best', ''))
+    """
+    name, _, model = row.partition(AT)
+    return name, model
 
 
 def students_schedule(config: ConfigDict) -> tuple[int, int]:
@@ -547,7 +576,8 @@ def canonicalise(settings: dict[str, Any]) -> dict[str, Any]:
         for inner in groups:
             group = group.get(inner) if isinstance(group, dict) else None
         if isinstance(group, dict) and name in group:
-            group[name] = _each(group[name], partial(_canonical_or_same, kinds))
+            spell = partial(_canonical_or_same, kinds)
+            group[name] = _each(group[name], _canonical_row if field == "export.choose" else spell)
     students = settings.get("students")
     if isinstance(students, dict) and isinstance(students.get("arguments"), dict):
         students["arguments"] = {
@@ -602,6 +632,17 @@ def _canonical_or_same(kinds: Sequence[str], address: Any) -> Any:
         with contextlib.suppress(UserError):
             return canonical(kind, address, "")
     return address
+
+
+def _canonical_row(row: Any) -> Any:
+    """A row's name, and the architecture after it, each in its one spelling."""
+    if not isinstance(row, str):
+        return row
+    name, model = name_and_model(row)
+    return row_of(
+        _canonical_or_same(ADDRESSES["export.choose"], name.strip()),
+        _canonical_or_same(("model",), model.strip()),
+    )
 
 
 def _is_word(value: Any) -> bool:
@@ -942,6 +983,7 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
 _ENTRY_TYPES = {
     "data.augment.rand_augment": "int",
     "teachers.models": "str",
+    "students.models": "str",
     "teachers.init_from": "str",
     "teachers.learning_rates": "float",
     "teachers.weight_decays": "float",

@@ -21,7 +21,8 @@ from mtkd_jax.config import (
     check_rules,
     positive_class,
     resolve,
-    student_model,
+    row_of,
+    student_models,
     teacher_models,
 )
 from mtkd_jax.data import loading
@@ -139,7 +140,7 @@ def check(config: ConfigDict, split: Split) -> None:
             f"{split.dataset.train_images.dtype} images have none that are known; must be () for them"
         )
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
-    for address in {*teacher_models(config), student_model(config)}:
+    for address in {*teacher_models(config), *student_models(config)}:
         jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
     try:
         jax.eval_shape(lambda *drawn: augment(*drawn, **config.data.augment), jax.random.key(0), image)
@@ -154,7 +155,10 @@ def check_choice(config: ConfigDict, plan: Plan) -> None:
     rows = list(dict.fromkeys(member.mode for stage in plan for member in stage.family))
     addresses = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
     specialised = {stage.name for stage in plan} & {*map(teachers.specialists_stage, addresses)}
-    known = ["best", *(["student", *rows] if rows else []), *([] if specialised else addresses)]
+    of_students = ["student", *rows] if rows else []
+    known = ["best", *of_students, *([] if specialised else addresses)]
+    models = [canonical("model", address, "students.models") for address in student_models(config)]
+    known += [row_of(row, model) for model in models for row in of_students]
     asked = config.export.choose
     if asked not in known:
         raise UserError(f"config.export.choose: there will be no row {asked!r}{hint(asked, known)}")
@@ -171,9 +175,10 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
         try:
             done[stage.name] = _trace(job)
         except UserError as error:
-            modes = tuple(dict.fromkeys(member.mode for member in stage.family))
-            field = "students.modes" if {*modes} & {*config.students.modes} else "plan"
-            raise UserError(f"config.{field}: {', '.join(modes or (stage.name,))}: {error}") from None
+            rows = dict.fromkeys(row_of(member.mode, member.model) for member in stage.family)
+            modes = {member.mode for member in stage.family}
+            field = "students.modes" if modes & {*config.students.modes} else "plan"
+            raise UserError(f"config.{field}: {', '.join(rows or (stage.name,))}: {error}") from None
     return done
 
 

@@ -2,18 +2,20 @@
 
 A plan is a function `(config, split, *, ...) -> Plan`; `config.plan` is its address, such as
 "born_again(generations=5)". Each trains teachers and `students.modes` as ever, so that what it adds stands in
-one table with the students that all teachers teach directly, and with the baseline.
+one table with the students that all teachers teach directly, and with the baseline. What it adds is there for
+each of `students.models`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, build_recipe, number_of_teachers, student_model, teacher_models
+from mtkd_jax.config import build_model, build_recipe, number_of_teachers, teacher_models
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
@@ -51,11 +53,11 @@ def born_again(config: ConfigDict, split: Split, *, generations: int = 3, mode: 
         averaged = "BANE"
         note = f"BANE is the mean of born_again 1 to {generations}, at the cost of {generations} networks."
     stages = []
-    for transfer in config.students.transfer:
-        before, row = _baseline_stage(direct, transfer), "baseline"
+    for transfer, model in itertools.product(config.students.transfer, students.models(config)):
+        before, row = _baseline_stage(direct, transfer, model), "baseline"
         for generation in range(1, generations + 1):
             stage = _taught_by_own(
-                config, split, before, row, f"born_again {generation}", recipe, born_anew=generation
+                config, split, before, row, f"born_again {generation}", recipe, model, born_anew=generation
             )
             stages.append(stage._replace(averaged=averaged, note=note))
             before, row = stage, f"born_again {generation}"
@@ -65,7 +67,7 @@ def born_again(config: ConfigDict, split: Split, *, generations: int = 3, mode: 
 def assistants(
     config: ConfigDict, split: Split, *, models: tuple[str, ...] = (), mode: str = "output_avg"
 ) -> Plan:
-    """Teachers teach assistants of the given architectures in turn, the last of them the students.
+    """Teachers teach assistants of the given architectures in turn, the last of them all students.
 
     All teachers teach assistants `models[0]`, one a seed; seed s of each next architecture, and at the end of
     the students, has one teacher, seed s of the one before. Each learns by `mode`, over the alphas and
@@ -82,7 +84,6 @@ def assistants(
     for address in models:
         build_model(address, Task(split.dataset.num_classes, 1, (0.0,), (1.0,)), "plan")
     recipe = _recipe("assistants", mode, num_teachers=1)
-    chain = (*models, student_model(config))
     note = f"Assistants, from first to last: {', '.join(models)}; they are there to teach, and not compared."
     direct = _with_baseline("assistants", config, split)
     stages = []
@@ -99,11 +100,15 @@ def assistants(
             note=note,
         )
         stages.append(before)
-        rows = [f"assistant {number}" for number in range(2, len(models) + 1)]
-        for row, network in zip((*rows, "assisted"), chain[1:]):
-            taught_by = before.family[0].mode
+        for number, network in enumerate(models[1:], start=2):
+            taught_by, row = before.family[0].mode, f"assistant {number}"
             before = _taught_by_own(config, split, before, taught_by, row, recipe, network=network)
-            stages.append(before if row == "assisted" else before._replace(role="assistant"))
+            stages.append(before._replace(role="assistant"))
+        taught_by = before.family[0].mode
+        stages += [
+            _taught_by_own(config, split, before, taught_by, "assisted", recipe, model)
+            for model in students.models(config)
+        ]
     return (*direct, *stages)
 
 
@@ -123,9 +128,11 @@ def hints_then_distil(
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []
-    for transfer in config.students.transfer:
-        seeds = students.grid(config, "hints_then_distil hints", first, (0.0,), (1.0,))
-        family = students.grid(config, "hints_then_distil", second)
+    for transfer, model in itertools.product(config.students.transfer, students.models(config)):
+        seeds = students.of_model(
+            students.grid(config, "hints_then_distil hints", first, (0.0,), (1.0,)), model
+        )
+        family = students.of_model(students.grid(config, "hints_then_distil", second), model)
         hinted = students.stage_name(transfer, seeds)
 
         def learn_hints(done: Done, transfer=transfer, seeds=seeds) -> Job:
@@ -182,13 +189,15 @@ def _taught_by_own(
     taught_by: str,
     row: str,
     recipe: Recipe,
+    model: str = "",
     *,
     network: str = "",
     born_anew: int = 0,
 ) -> Stage:
     """A stage in which every seed is taught by the same seed of the row `taught_by` of the stage `before`.
 
-    Its initial weights are those of the seed, or others for every `born_anew` above 0.
+    It is of the architecture `model`, see `students.models`, or of another `network`. Its initial weights are
+    those of the seed, or others for every `born_anew` above 0.
     """
     recipe = recipe._replace(
         weigh=OfOwnTeacher(recipe.weigh),
@@ -197,7 +206,7 @@ def _taught_by_own(
         init_aux=ForOneTeacher(recipe.init_aux),
         reads_student=tuple(dict.fromkeys((*recipe.reads_student, "weigh", "aim"))),
     )
-    family, transfer = students.grid(config, row, recipe), before.transfer
+    family, transfer = students.of_model(students.grid(config, row, recipe), model), before.transfer
 
     def make(done: Done) -> Job:
         ensemble = (_chosen(before, taught_by, done),)
@@ -220,9 +229,10 @@ def _chosen(stage: Stage, row: str, done: Done) -> Population:
     return population.members(fitted.population, chosen)
 
 
-def _baseline_stage(stages: Plan, transfer: str) -> Stage:
+def _baseline_stage(stages: Plan, transfer: str, model: str) -> Stage:
+    place = ("baseline", model)
     of_transfer = (stage for stage in stages if stage.transfer == transfer)
-    return next(stage for stage in of_transfer if students.members_of(stage.family, "baseline"))
+    return next(s for s in of_transfer if any((one.mode, one.model) == place for one in s.family))
 
 
 def _broke_down(names: Sequence[str]) -> str:

@@ -16,7 +16,8 @@ from mtkd_jax.config import (
     build_model,
     build_recipe,
     build_recipes,
-    student_model,
+    row_of,
+    student_models,
     students_schedule,
 )
 from mtkd_jax.data import loading
@@ -50,6 +51,7 @@ class Member(NamedTuple):
     cell: Cell
     seed: int
     peer: int = 0  # place in its cohort; peer 0 is the student, the others are there to learn with
+    model: str = ""  # its architecture, where a run has students of several
 
 
 Family = tuple[Member, ...]  # what one program can train
@@ -59,8 +61,9 @@ def families(config: ConfigDict) -> tuple[Family, ...]:
     """All students that are trained, grouped into what one program can train.
 
     The baseline is always among them, and the control where a mode has more than one head: the same heads
-    at alpha = 1, the added capacity without the teachers. Without any mode there are no students: a run of
-    teachers and fusion alone.
+    at alpha = 1, the added capacity without the teachers. All of that once for each of `students.models`,
+    families that differ in their architecture alone one after the other: they share what the teachers say.
+    Without any mode there are no students: a run of teachers and fusion alone.
     """
     if not config.students.modes:
         return ()
@@ -79,7 +82,21 @@ def families(config: ConfigDict) -> tuple[Family, ...]:
             grouped.append(members)
         else:
             grouped[found] += members
-    return tuple(grouped)
+    return tuple(of_model(family, model) for family in grouped for model in models(config))
+
+
+def models(config: ConfigDict) -> tuple[str, ...]:
+    """What members say of their architecture: its address, or "" where all students have the same.
+
+    So that stages, members and rows of a run with one architecture are called what they always were.
+    """
+    addresses = student_models(config)
+    return addresses if len(addresses) > 1 else ("",)
+
+
+def of_model(family: Sequence[Member], model: str) -> Family:
+    """The same members, of an architecture."""
+    return tuple(member._replace(model=model) for member in family)
 
 
 def grid(
@@ -156,15 +173,16 @@ def job(
     family: Sequence[Member],
     ensemble: Ensemble,
     prepared: Mapping[str, Callable],
-    model: str = "",
+    network: str = "",
     born_anew: int = 0,
 ) -> Job:
     """Training one family on one transfer set, all members on the same batches and augmentations.
 
     A seed sets dropout and the initial weights only: equal bodies in every mode, others for every `born_anew`
-    above 0. The network is that of `students.model` unless another address is given. With
-    `students.init_from` the bodies of that network begin with the weights of a file. Heads remain the seed's:
-    with those of the file seeds would be copies of each other, and many heads begin elsewhere than one.
+    above 0. The architecture is the family's own of `students.models` unless the address of another
+    `network` is given. With `students.init_from` its bodies begin with the weights of a file. Heads remain
+    the seed's: with those of the file seeds would be copies of each other, and many heads begin elsewhere
+    than one.
     """
     recipes = tuple(dict.fromkeys(member.recipe for member in family))
     temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
@@ -173,7 +191,8 @@ def job(
     mean, std = loading.channel_statistics(split)
     task = Task(split.dataset.num_classes, num_heads, mean, std)
     epochs, eval_every = students_schedule(config)
-    address = model or student_model(config)
+    own = family[0].model or student_models(config)[0]
+    address = network or own
 
     def column(values, dtype=np.float32) -> np.ndarray:
         return np.asarray(list(values), dtype)
@@ -181,7 +200,7 @@ def job(
     job = jobs.make(
         config,
         stage=stage_name(transfer, family),
-        model=build_model(address, task, "students.model"),
+        model=build_model(address, task, "students.models" if family[0].model else "students.model"),
         recipes=recipes,
         members=[member.seed + member.peer * PEERS_APART for member in family],
         names=tuple(member_name(member) for member in family),
@@ -218,7 +237,7 @@ def job(
     if born_anew:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(job.init_keys)
         job = dataclasses.replace(job, init_keys=keys)
-    is_own = config.students.init_from and address == student_model(config)
+    is_own = config.students.init_from and address == own
     files = (config.students.init_from,) if is_own else ()
     return pretrained.initialise(job, files, "students.init_from", heads=False)
 
@@ -235,10 +254,14 @@ def stage_name(transfer: str, family: Sequence[Member]) -> str:
     """The stage, and so the checkpoint folder, of one family on one transfer set.
 
     Named by its first member, with the arguments of which there is a choice: no other family trains that one.
+
+    >>> stage_name("labelled", (Member("vote", None, Cell(0.0, 1.0), seed=0, model="mlp(hidden=(8,))"),))
+    'students-labelled-vote-at-mlp-hidden-8'
     """
-    mode, arguments = family[0].mode, family[0].cell.arguments
+    mode, arguments, model = family[0].mode, family[0].cell.arguments, family[0].model
     chosen = ", ".join(f"{name}={value!r}" for name, value in arguments)
-    return f"students-{transfer}-{jobs.slug(f'{mode}({chosen})' if chosen else mode)}"
+    at = f"-at-{jobs.slug(model)}" if model else ""
+    return f"students-{transfer}-{jobs.slug(f'{mode}({chosen})' if chosen else mode)}{at}"
 
 
 def member_name(member: Member) -> str:
@@ -251,7 +274,7 @@ def member_name(member: Member) -> str:
     numbers = {"a": cell.alpha, "T": cell.temperature, **dict(cell.arguments)}
     told = " ".join(f"{name}={jobs.number(value)}" for name, value in numbers.items())
     peer = f" peer {member.peer}" if member.peer else ""
-    return f"{member.mode} {told} seed {member.seed}{peer}"
+    return f"{row_of(member.mode, member.model)} {told} seed {member.seed}{peer}"
 
 
 def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], np.ndarray]:

@@ -21,6 +21,7 @@ import jinja2
 from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 
+from mtkd_jax.config import row_of
 from mtkd_jax.report import findings, plots, tables
 from mtkd_jax.results import analysis, cascade
 from mtkd_jax.runs import logbook, workdir
@@ -32,13 +33,14 @@ from mtkd_jax.types import UserError, printable
 
 RESULTS = (  # the columns of results.csv
     *("role", "name", "transfer", "n", "accuracy", "accuracy_low", "accuracy_high", "nll", "ece", "brier"),
-    *("params", "flops", "latency_ms", "gap_share", "alpha", "temperature", "verdict"),
+    *("params", "flops", "latency_ms", "gap_share", "alpha", "temperature", "verdict", "architecture"),
 )
 IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
 PLOTS = {
-    "cost": "What a network costs and how often it is right. Diamond: the row of the network to deploy.",
+    "cost": "What a network costs and what it is worth. Diamond: the row of the network to deploy. Dashed: "
+    "the best there is for so many parameters. keeps: of (ensemble - baseline).",
     "rows": "Every row with its interval. Dotted: the mean of the baseline on the same images.",
     "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
     "agreement": "How often two teachers decide alike.",
@@ -66,15 +68,14 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
     across = []
     if kept is not None:
         for row in report["rows"]:
-            if row["transfer"] == kept["transfer"] and (
-                row["role"] == "baseline" or row["name"] == kept["name"]
-            ):
-                across.append((row["role"], f"{row['name']} ({row['transfer']})", row["accuracy"]["mean"]))
+            place = findings.place_of(row)
+            if place in (findings.place_of(kept), findings.place_of(kept, name="baseline")):
+                title = f"{findings.title_of(row, report)} ({row['transfer']})"
+                across.append((row["role"], title, row["accuracy"]["mean"]))
     disagreement = report["diversity"]["disagreement"]["matrix"]
-    deploy = report["deploy"]
     drawn = {
-        "cost": plots.accuracy_against_cost(report["rows"], deploy and (deploy["name"], deploy["transfer"])),
-        "rows": plots.all_rows(report["rows"]),
+        "cost": _cost(report),
+        "rows": plots.all_rows([{**row, "of": findings.model_of(row, report)} for row in report["rows"]]),
         "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
         "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
         "learning_curves": plots.learning_curves(lines) if lines else None,
@@ -83,6 +84,11 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "cascade": report["cascade"] and plots.cascade(report["cascade"]),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _cost(report: dict) -> Figure:
+    deploy, chosen = report["deploy"], map(findings.place_of, report["students_by_size"])
+    return plots.against_cost(report["rows"], deploy and findings.place_of(deploy), list(chosen))
 
 
 def _roc(found: Predictions, report: dict) -> Figure | None:
@@ -99,13 +105,15 @@ def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
 
     Of a mode that is the chosen (alpha, T): its spread is over seeds, not over the grid.
     """
-    place_of = {}
+    place_of, several = {}, len(analysis.student_models(found)) > 1
     for group in found.groups:
         if group.role == "teacher":
             place_of[group.key.replace("/", "-", 1), ""] = ("teachers", group.name)
         elif group.alpha is not None:
-            cell = f"{group.name} a={group.alpha:g} T={group.temperature:g}"
-            place_of[f"students-{group.transfer}", cell] = (f"students, {group.transfer}", group.name)
+            model = group.architecture if several and group.role != "assistant" else ""
+            cell = f"{row_of(group.name, model)} a={group.alpha:g} T={group.temperature:g}"
+            panel = f"students, {group.transfer}" + (f"\n{model}" if model else "")
+            place_of[f"students-{group.transfer}", cell] = (panel, group.name)
     placed = []
     for record in curves:
         stage, cell = record["stage"], record["member"].rpartition(" seed ")[0]
@@ -212,7 +220,8 @@ def _one(run: Path, brief: bool = False) -> Told:
     if brief:
         text = "\n\n".join([*links, tables.markdown(*tables.brief(report))])
     else:
-        text = "\n\n".join([_main_markdown(report), bullets(report["findings"]), *links])
+        parts = [_main_markdown(report), *_by_size_markdown(report), bullets(report["findings"])]
+        text = "\n\n".join([*parts, *links])
     return text, images, lambda: show(report, run)
 
 
@@ -327,6 +336,7 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         f"# {in_markdown(report['dataset'])}: what distillation gained",
         "## What this run shows\n\n" + bullets(report["findings"]),
         "## All rows\n\n" + _main_markdown(report),
+        *_by_size_markdown(report),
         *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
     ]
     if report["comparisons"]:
@@ -355,6 +365,14 @@ def _main_markdown(report: dict) -> str:
         return text
     detection = f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
     return f"{text}\n\n### {in_markdown(tables.detection_title(report))}\n\n{detection}"
+
+
+def _by_size_markdown(report: dict) -> list[str]:
+    """Heading, table and caption of the students' architectures, where there are several."""
+    if len(report["students_by_size"]) < 2:
+        return []
+    table = tables.markdown(*tables.by_size(report))
+    return [f"## How small a student may be\n\n{table}\n\n{tables.by_size_caption(report)}"]
 
 
 def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:

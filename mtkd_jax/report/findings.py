@@ -7,6 +7,7 @@ said to be undecided.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from statistics import median
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtkd_jax.config import name_and_model, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
 from mtkd_jax.results import analysis, intervals
@@ -38,15 +40,30 @@ def better_or_worse(comparison: dict) -> str:
 def summarise(report: dict) -> list[str]:
     """Paragraphs in plain language, from the numbers of report.json alone."""
     margin = report["margin"]
-    found = [_ensemble(report), *(_gap(gap, margin) for gap in report["gaps"]), *_detection(report)]
-    for family in dict.fromkeys(one["family"] for one in report["comparisons"]):
-        of_family = [one for one in report["comparisons"] if one["family"] == family]
-        for b in dict.fromkeys(one["b"] for one in of_family):
-            tested = [one for one in of_family if one["b"] == b]
-            found.append(
-                _paragraph(*([one for one in tested if one["metric"] == m] for m in analysis.TESTED), margin)
-            )
+    gaps = (_gap(gap, margin, _where(gap, report)) for gap in report["gaps"])
+    found = [_ensemble(report), *gaps, *_by_size(report), *_detection(report)]
+    rivals: dict[tuple[str, str, str], list[dict]] = {}
+    for one in report["comparisons"]:
+        rivals.setdefault((one["family"], one["architecture"], one["b"]), []).append(one)
+    for tested in rivals.values():
+        on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
+        found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
     return [*found, *_undertrained(report), *_cascade(report), *_apart(report), *_deploy(report)]
+
+
+def model_of(row: dict, report: dict) -> str:
+    """The architecture of what stands at a place of the report, where that has students of several; else "".
+
+    Of rows of teachers and ensembles, and of assistants, it is said elsewhere.
+    """
+    models = report["student_models"]
+    students = row.get("role", "student") not in ("teacher", "linear", "ensemble", "assistant")
+    return row["architecture"] if len(models) > 1 and students else ""
+
+
+def title_of(row: dict, report: dict) -> str:
+    """What a row is called where those of other architectures are called the same: see `config.row_of`."""
+    return row_of(row["name"], model_of(row, report))
 
 
 def _ensemble(report: dict) -> str:
@@ -70,7 +87,7 @@ def _undertrained(report: dict) -> list[str]:
     reached = linear["val"]["accuracy"]
     noise = 2 * np.sqrt(reached * (1 - reached) / sum(report["class_counts"]["val"]))
     behind = [
-        f"{row['name']}{f' ({where})' if (where := row['transfer']) else ''} with "
+        f"{title_of(row, report)}{f' ({where})' if (where := row['transfer']) else ''} with "
         f"{percent(row['val']['accuracy'])}"
         for row in report["rows"]
         if row["role"] in ("teacher", "baseline") and row["val"]["accuracy"] < reached - noise
@@ -83,10 +100,10 @@ def _undertrained(report: dict) -> list[str]:
     ]
 
 
-def _gap(gap: dict, margin: float) -> str:
+def _gap(gap: dict, margin: float, where_trained: str) -> str:
     difference = f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}"
     where = f"the baseline trained without teachers ({percent(gap['baseline'])})"
-    head = f"What there is to gain ({gap['transfer']})"
+    head = f"What there is to gain ({where_trained})"
     if gap["verdict"] == "equivalent":
         return f"{head}: The ensemble and {where} are equivalent, {_within(margin)}: {difference}."
     if gap["verdict"] == "better":
@@ -96,13 +113,61 @@ def _gap(gap: dict, margin: float) -> str:
     return f"{head}: The ensemble is not told apart from {where}: {difference}."
 
 
-def _paragraph(on_accuracy: list[dict], on_nll: list[dict], margin: float) -> str:
+def _by_size(report: dict) -> list[str]:
+    """How small a student may be: that of each architecture against the ensemble, from the smallest on."""
+    found = report["students_by_size"]
+    if not found:
+        return []
+    words = {"undecided": "not told apart"}
+    listed = "; ".join(
+        f"{title_of(one, report)} ({one['transfer']}, {count(one['params'])} parameters) "
+        f"{points(one['difference'])} {interval(one['ci95'], 'accuracy')}, "
+        f"{words.get(one['verdict'], one['verdict'])}"
+        for one in found
+    )
+    head = "How small a student may be" if len(found) > 1 else "The student and the ensemble"
+    return [f"{head}: Against the ensemble by mean_probs, {listed}. {_smallest(report)}"]
+
+
+def _smallest(report: dict) -> str:
+    """Which is the smallest student as good as the ensemble; being not told apart is said to be less."""
+    within = _within(report["margin"])
+    if all(one["n"] < 2 for one in report["students_by_size"]):
+        return "Of one seed nothing is told."
+    as_good, unclear = smallest_students(report)
+    sentences = [f"None is shown to be equivalent to it, {within}."]
+    if as_good is not None:
+        how = "better than it" if as_good["verdict"] == "better" else f"equivalent to it, {within},"
+        sentences = [f"The smallest that is {how} is {title_of(as_good, report)}."]
+    if unclear is not None:
+        sentences.append(
+            f"The smallest that is not told apart from it, which is less, is {title_of(unclear, report)}."
+        )
+    elif as_good is None:
+        sentences.append("All are worse.")
+    return " ".join(sentences)
+
+
+def smallest_students(report: dict) -> tuple[dict | None, dict | None]:
+    """Of `students_by_size` the smallest that is equivalent to the ensemble or better, and of those that are
+    smaller still the smallest that is undecided; None where there is none.
+    """
+    by_size = report["students_by_size"]
+    as_good = next((one for one in by_size if one["verdict"] in ("equivalent", "better")), None)
+    unclear = next((one for one in by_size if one["verdict"] == "undecided"), None)
+    if None not in (as_good, unclear) and by_size.index(unclear) > by_size.index(as_good):
+        unclear = None
+    return as_good, unclear
+
+
+def _paragraph(on_accuracy: list[dict], on_nll: list[dict], margin: float, model: str) -> str:
     """All modes against one rival: accuracy in sentences, NLL in short."""
     one = on_accuracy[0]
     if one["family"] == analysis.CROSS_FAMILY:
-        against = "With the unlabelled images, against the labelled-only baseline"
+        of_model = f" ({model})" if model else ""
+        against = f"With the unlabelled images, against the labelled-only baseline{of_model}"
     else:
-        against = f"Against {_name_of(one['b'])} ({one['family']})"
+        against = f"Against {_name_of(one['b'])} ({_listed(one['family'], model)})"
     return f"{against}: {_on_accuracy(on_accuracy, margin)} {_on_nll(on_nll)}"
 
 
@@ -143,6 +208,15 @@ def _on_nll(tested: list[dict]) -> str:
     return f"NLL: {'; '.join(parts) or 'undecided'}."
 
 
+def _where(one: dict, report: dict) -> str:
+    """The transfer set of a gap or comparison and, where there are several, the architecture."""
+    return _listed(one["transfer"], model_of(one, report))
+
+
+def _listed(*words: str) -> str:
+    return ", ".join(word for word in words if word)
+
+
 def _name_of(name: str) -> str:
     return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
 
@@ -167,11 +241,11 @@ def _detection(report: dict) -> list[str]:
     if asked is None:
         return []
     rate, num_positive = asked["false_alarm_rate"], count(asked["num_positive"])
-    who = {
-        (row["role"], row["transfer"]): row
+    who = [
+        row
         for row in report["rows"]
         if row["name"] in ("mean_probs", "baseline") and row["auroc"] is not None
-    }
+    ]
     missed = []
     if kept is not None:
         own = kept["detector"]
@@ -179,12 +253,11 @@ def _detection(report: dict) -> list[str]:
             f"the best student misses {count(own['misses'])} of {num_positive} "
             f"({percent(own['false_alarm_rate'])} false alarms)"
         )
-        if ("baseline", kept["transfer"]) in who:
-            missed.append(f"its baseline {_misses(who['baseline', kept['transfer']])}")
-    if ("ensemble", "") in who:
-        missed.append(f"the ensemble {_misses(who['ensemble', ''])}")
+        baseline = [row for row in who if place_of(row) == place_of(kept, name="baseline")]
+        missed += [f"its baseline {_misses(row)}" for row in baseline]
+    missed += [f"the ensemble {_misses(row)}" for row in who if row["role"] == "ensemble"]
     deploy = report["deploy"]
-    if kept is not None and _place(deploy) != _place(kept):
+    if kept is not None and _place(deploy, report) != _place(kept, report):
         own = deploy["detector"]
         missed.append(f"the network to deploy {count(own['misses'])} ({percent(own['false_alarm_rate'])})")
     if not missed:
@@ -193,11 +266,7 @@ def _detection(report: dict) -> list[str]:
         f"Detection of {asked['positive']}: At the threshold that allows {100 * rate:g} % false alarms on "
         f"validation, {', '.join(missed)}."
     )
-    over = [
-        row
-        for row in who.values()
-        if (row["operating_point"]["false_alarm_rate"]["ci95"] or (0.0,))[0] > rate
-    ]
+    over = [row for row in who if (row["operating_point"]["false_alarm_rate"]["ci95"] or (0.0,))[0] > rate]
     if over:
         found += (
             " On test there are more false alarms than that: validation's images are not like test's, or too "
@@ -216,17 +285,18 @@ def in_one_line(report: dict) -> str:
     """What a run shows, as short as it can be said: who beats the baseline, and which student is kept."""
     parts = []
     for gap in report["gaps"]:
+        asked = (gap["transfer"], gap["architecture"], "baseline", "accuracy")
         tested = [
             one
             for one in report["comparisons"]
-            if (one["family"], one["b"], one["metric"]) == (gap["transfer"], "baseline", "accuracy")
+            if (one["family"], one["architecture"], one["b"], one["metric"]) == asked
         ]
         parts.append(
-            f"{gap['transfer']}: ensemble - baseline {points(gap['difference'])} "
+            f"{_where(gap, report)}: ensemble - baseline {points(gap['difference'])} "
             f"{interval(gap['ci95'], 'accuracy')}; {_told_apart(tested)}"
         )
     if (kept := report["deploy"]) is not None:
-        parts.append(f"deploy: {_place(kept)}, {percent(kept['accuracy'])}, NLL {kept['nll']:.3f}")
+        parts.append(f"deploy: {_place(kept, report)}, {percent(kept['accuracy'])}, NLL {kept['nll']:.3f}")
     return ". ".join([*parts, ""]).strip() or _ensemble(report)
 
 
@@ -272,8 +342,8 @@ def advice(report: dict) -> str:
 def _apart(report: dict) -> list[str]:
     """Members that end far from the others of their row on validation, see `analysis`."""
     found = [
-        f"{_place({**row, **one})} ends at {percent(one['val_accuracy'])} on validation, where the median of "
-        f"the others is {percent(one['siblings'])}"
+        f"{_place({**row, **one}, report)} ends at {percent(one['val_accuracy'])} on validation, where the "
+        f"median of the others is {percent(one['siblings'])}"
         for row in report["rows"]
         for one in row["apart"]
     ]
@@ -339,37 +409,70 @@ def _deploy(report: dict) -> list[str]:
     if kept is None:
         return []
     best, choose = kept["best"], kept["choose"]
-    is_best = _place(best) == _place(kept)
+    is_best = _place(best, report) == _place(kept, report)
     others = [
-        f"the best {role} is {_on_validation(one)}"
+        f"the best {role} is {_on_validation(one, report)}"
         for role, one in kept["best_of_role"].items()
         if role != best["role"]
     ]
     said = [
-        f"What to deploy: Of all {kept['num_networks']} single networks {_on_validation(best)} has the "
-        f"lowest NLL on validation{''.join(f'; {other}' for other in others)}.",
+        f"What to deploy: Of all {kept['num_networks']} single networks {_on_validation(best, report)} has "
+        f"the lowest NLL on validation{''.join(f'; {other}' for other in others)}.",
         *_ensemble_at_its_price(report, kept),
     ]
     asks = f"as export.choose = {choose} asks"
-    if choose not in ("best", "student", kept["name"]) or (choose == "student" and kept["role"] != "student"):
+    name, model = name_and_model(choose)
+    is_asked = name in ("best", kept["name"]) or (name, kept["role"]) == ("student", "student")
+    if not is_asked or model not in ("", kept["architecture"]):
         said.append(f"Of {choose}, which export.choose asks for, no network is left.")
         asks = "the best of those that are"
     elif is_best:
         asks = "by validation alone"
     else:
-        said.append(f"{_place(kept)} has {_numbers(kept)} there.")
-        asks += f", though {_place(best)} is better on validation"
+        said.append(f"{_place(kept, report)} has {_numbers(kept)} there.")
+        asks += f", though {_place(best, report)} is better on validation"
+    said += _smaller(report, kept)
     said.append(
-        f"Deploy {_name_of(_place(kept))}, {asks}; on test it has {percent(kept['accuracy'])}, "
+        f"Deploy {_name_of(_place(kept, report))}, {asks}; on test it has {percent(kept['accuracy'])}, "
         f"NLL {kept['nll']:.3f}{_its_verdict(report, kept)}."
     )
     return [" ".join(said)]
 
 
+def _smaller(report: dict, kept: dict) -> list[str]:
+    """The sizes of student below that of the network to deploy: what they are worth, and how to have one."""
+    own, rows = _row_of(report, kept), {place_of(row): row for row in report["rows"]}
+    by_size = [one for one in report["students_by_size"] if one["params"] < own["params"]]
+    smaller = [rows[place_of(one)] for one in reversed(by_size)]
+    if not smaller:
+        return []
+    listed = "; ".join(
+        f"{title_of(row, report)} ({row['transfer']}) has {_numbers(_on_average(row))} with "
+        f"{percent(row['params'] / own['params'])} of these parameters"
+        for row in smaller
+    )
+    asked = row_of("student", smaller[0]["architecture"])
+    return [f"Smaller students, on average over seeds: {listed}; export.choose = '{asked}' asks for one."]
+
+
+def _on_average(row: dict) -> dict:
+    """What a row has on validation, as `_numbers` reads it."""
+    return {"val_nll": row["val"]["nll"], "val_accuracy": row["val"]["accuracy"]}
+
+
+def place_of(row: dict, **changed) -> tuple[str, str, str]:
+    """What tells a row of the report from all others."""
+    row = {**row, **changed}
+    return row["name"], row["transfer"], row["architecture"]
+
+
+def _row_of(report: dict, network: dict) -> dict:
+    return next(row for row in report["rows"] if place_of(row) == place_of(network))
+
+
 def _its_verdict(report: dict, kept: dict) -> str:
     """What is said of the row of a network, in the sentence that advises it; "" where nothing is."""
-    rows = {(row["name"], row["transfer"]): row for row in report["rows"]}
-    row = rows[kept["name"], kept["transfer"]]
+    row = _row_of(report, kept)
     if row["verdict"] is None:
         return ""
     return f"; against the baseline, over {row['n']} seeds: {row['verdict']}"
@@ -377,8 +480,8 @@ def _its_verdict(report: dict, kept: dict) -> str:
 
 def _ensemble_at_its_price(report: dict, kept: dict) -> list[str]:
     """What all teachers together say on validation, and how many times what one network costs."""
-    rows = {(row["name"], row["transfer"]): row for row in report["rows"]}
-    ensemble, own = rows.get(("mean_probs", "")), rows[kept["name"], kept["transfer"]]
+    ensemble = next((row for row in report["rows"] if row["rule"] == "mean_probs"), None)
+    own = _row_of(report, kept)
     num_teachers = report["diversity"]["num_teachers"]
     if ensemble is None or num_teachers == 1:
         return []
@@ -391,17 +494,16 @@ def _ensemble_at_its_price(report: dict, kept: dict) -> list[str]:
         )
         if ratio is not None
     ]
-    val = {"val_nll": ensemble["val"]["nll"], "val_accuracy": ensemble["val"]["accuracy"]}
-    price = f", for {', '.join(prices)} of {_place(kept)}" if prices else ""
-    return [f"All {num_teachers} teachers fused by mean_probs have {_numbers(val)}{price}."]
+    price = f", for {', '.join(prices)} of {_place(kept, report)}" if prices else ""
+    return [f"All {num_teachers} teachers fused by mean_probs have {_numbers(_on_average(ensemble))}{price}."]
 
 
 def _ratio(whole: float | None, part: float | None) -> float | None:
     return whole / part if whole and part else None
 
 
-def _on_validation(network: dict) -> str:
-    return f"{_place(network)} with {_numbers(network)}"
+def _on_validation(network: dict, report: dict) -> str:
+    return f"{_place(network, report)} with {_numbers(network)}"
 
 
 def _numbers(network: dict) -> str:
@@ -409,9 +511,8 @@ def _numbers(network: dict) -> str:
     return f"{'no finite NLL' if nll is None else f'{nll:.3f}'} ({percent(network['val_accuracy'])})"
 
 
-def _place(network: dict) -> str:
-    where = ", ".join(word for word in (network["transfer"], network["member"]) if word)
-    return f"{network['name']} ({where})"
+def _place(network: dict, report: dict) -> str:
+    return f"{title_of(network, report)} ({_listed(network['transfer'], network['member'])})"
 
 
 # --- notes --------------------------------------------------------------------------------------------
@@ -428,10 +529,9 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         "Over seeds and members they are Student's t, of ensembles a bootstrap over test examples: their "
         "widths do not compare. Neither says what other teachers would have brought.",
         _selection(predictions),
-        "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set, "
-        "the intervals beside it are not corrected. A difference that 'would have been seen' is one that "
-        "such a test finds four times in five.",
+        _comparisons(report),
         *_verdicts(report),
+        *_sizes(report),
         *_gap_shares(report),
         *_equal_gradients(predictions, report),
         *_rules_left_out(predictions, fused_by),
@@ -475,6 +575,15 @@ def _selection(predictions: Predictions) -> str:
     )
 
 
+def _comparisons(report: dict) -> str:
+    over = ", over all sizes of student" if len(report["student_models"]) > 1 else ""
+    return (
+        "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set"
+        f"{over}, the intervals beside it are not corrected. A difference that 'would have been seen' is one "
+        "that such a test finds four times in five."
+    )
+
+
 def _verdicts(report: dict) -> list[str]:
     if all(row["verdict"] is None for row in report["rows"]):
         return []
@@ -487,10 +596,22 @@ def _verdicts(report: dict) -> list[str]:
     ]
 
 
+def _sizes(report: dict) -> list[str]:
+    if not report["students_by_size"]:
+        return []
+    return [
+        "Students against the ensemble: bootstrap over seeds and test images, paired by image, for there is "
+        "one ensemble. Told apart: p below 0.05. equivalent: two one-sided tests at 5 % each show a true "
+        f"difference {_within(report['margin'])} (report.margin). Neither is corrected for how many students "
+        "are looked at, and of one seed nothing is told. Which row stands for an architecture is chosen by "
+        "validation."
+    ]
+
+
 def _gap_shares(report: dict) -> list[str]:
     meaning = "Gap share = (student - baseline) / (ensemble by mean_probs - baseline), of accuracy."
     return [meaning] + [
-        f"Gap shares ({gap['transfer']}) are left out: the interval of ensemble - baseline, "
+        f"Gap shares ({_where(gap, report)}) are left out: the interval of ensemble - baseline, "
         f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}, "
         + ("rests on one seed." if gap["ci95"][0] > 0 else "does not lie above 0.")
         for gap in report["gaps"]
@@ -500,16 +621,21 @@ def _gap_shares(report: dict) -> list[str]:
 
 def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
     measured = []
-    for transfer in analysis.transfers(predictions):
-        pair = [analysis.find(predictions, transfer, name=name) for name in ("output_avg", "loss_avg")]
+    places = itertools.product(analysis.transfers(predictions), report["student_models"])
+    for transfer, model in places:
+        pair = [
+            analysis.find(predictions, transfer, name=name, architecture=model)
+            for name in ("output_avg", "loss_avg")
+        ]
         if None in pair or any(group.arguments or group.method != group.name for group in pair):
             continue  # they are told apart by a divergence that is not KL
-        of_row = {row["name"]: row for row in report["rows"] if row["transfer"] == transfer}
-        accuracies = [of_row[group.name]["accuracy"]["mean"] for group in pair]
+        of_row = {place_of(row): row for row in report["rows"]}
+        accuracies = [of_row[group.name, transfer, model]["accuracy"]["mean"] for group in pair]
+        where = _where({"transfer": transfer, "architecture": model}, report)
         same = (pair[0].alpha, pair[0].temperature) == (pair[1].alpha, pair[1].temperature)
         measured.append(
-            f"{transfer}: the gradients at the students' validation logits differ by at most "
-            f"{gradient_difference(predictions, transfer):.1e}, the test accuracies by "
+            f"{where}: the gradients at the students' validation logits differ by at most "
+            f"{gradient_difference(predictions, transfer, model):.1e}, the test accuracies by "
             f"{points(accuracies[1] - accuracies[0])} "
             f"({'same' if same else 'each at its own'} alpha and temperature)"
         )
@@ -519,13 +645,13 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
     return [f"{known} Measured, {'; '.join(measured)}."]
 
 
-def gradient_difference(predictions: Predictions, transfer: str) -> float:
+def gradient_difference(predictions: Predictions, transfer: str, architecture: str = "") -> float:
     """Largest |d loss_avg / dz - d output_avg / dz| on the students' validation logits z, in float32.
 
     By automatic differentiation of output_avg as it is trained, and of the mean over the teachers of each
     KL, written out with one target a teacher. On paper the two are one; what is left is rounding.
     """
-    student = analysis.find(predictions, transfer, name="output_avg")
+    student = analysis.find(predictions, transfer, name="output_avg", architecture=architecture)
     teachers = TeacherOutputs(jnp.asarray(analysis.teacher_logits(predictions, "val"), jnp.float32), (), ())
     hyper = {"alpha": 0.0, "temperature": student.temperature, "label_smoothing": 0.0}
     num_examples = len(predictions.val_labels)

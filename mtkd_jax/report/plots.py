@@ -19,6 +19,7 @@ from mtkd_jax.results import metrics
 BLACK, BLUE, RED, ORANGE = "#000000", "#0072B2", "#D55E00", "#E69F00"
 COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline": RED, "control": ORANGE}
 COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B"}
+MOST_PANELS = 4  # of learning curves, side by side
 CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -65,18 +66,36 @@ def learning_curves(records: Sequence[Mapping]) -> Figure:
         line.setdefault(record["epoch"], []).append(record["value"])
     panels = list(dict.fromkeys(panel for panel, _, _ in values))
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(1.0 + 3.6 * len(panels), 5.6, 2, len(panels), sharex="col", sharey="row")
+        num_columns = min(len(panels), MOST_PANELS)
+        num_bands = -(-len(panels) // num_columns)
+        figure, grid = _figure(1.0 + 3.6 * num_columns, 5.6 * num_bands, 2 * num_bands, num_columns)
+        for axis in (axis for row, below in zip(grid[::2], grid[1::2]) for axis in (*row, *below)):
+            axis.set_visible(False)
+        places = [divmod(number, num_columns) for number in range(len(panels))]
+        axes = np.array([[grid[2 * band + i, j] for band, j in places] for i in range(2)])
+        for (_, column), (above, below) in zip(places, axes.T):
+            above.set_visible(True)
+            below.set_visible(True)
+            below.sharex(above)
+            above.tick_params(labelbottom=False)
+            for axis, first in zip((above, below), axes[:, 0]):
+                if axis is not first:
+                    axis.sharey(first)
+                axis.tick_params(labelleft=column == 0)
         for j, panel in enumerate(panels):
             lines = list(dict.fromkeys(line for p, line, _ in values if p == panel))
             looks = _looks(lines)
             for i, (name, scale) in enumerate((("val_nll", 1), ("val_accuracy", 100))):
                 for line in lines:
                     _draw_curve(axes[i, j], values[panel, line, name], scale, label=line, **looks[line])
-            axes[0, j].set_title(panel)
+            axes[0, j].set_title(
+                "\n".join(shortened(line, 40) for line in panel.split("\n")), parse_math=False
+            )
             axes[1, j].set_xlabel("epoch")
             axes[1, j].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes[0, 0].set_ylabel("validation NLL")
-        axes[1, 0].set_ylabel("validation accuracy, %")
+        for row, title in zip(axes, ("validation NLL", "validation accuracy, %")):
+            for axis in row[::num_columns]:
+                axis.set_ylabel(title)
         # The first epochs are far above the rest; on a logarithmic axis the end can be told apart.
         axes[0, 0].set_yscale("log")
         axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -153,7 +172,8 @@ def _sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
 def all_rows(rows: Sequence[Mapping]) -> Figure:
     """Test accuracy of every row with its 95 % interval: teachers, ensembles, then each transfer set.
 
-    Within a transfer set a dotted line marks the mean of its baseline.
+    "of" of a row is the architecture, where there are students of several. Within a transfer set, and an
+    architecture, a dotted line marks the mean of the baseline.
     """
     sections: dict[str, list[Mapping]] = {}
     for row in rows:
@@ -184,60 +204,57 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None) -> Figure:
-    """Test accuracy with its 95 % interval against parameters: teachers, an ensemble, the baseline, `kept`.
+Place = tuple[str, str, str]  # of a row: name, transfer set, architecture
 
-    `kept` is (name, transfer) of the row of the network to deploy; the baseline is that of its transfer set,
-    or of the last. All other students are small dots, side by side where they are of one size.
+
+def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[Place]) -> Figure:
+    """Test accuracy against parameters, and NLL where students of several sizes are `chosen`; 95 % intervals.
+
+    Shown are teachers, the ensemble, the chosen students, a line through them, the baseline of each, and the
+    row `kept` of the network to deploy as a diamond. Steps mark the Pareto front of what is shown: nothing is
+    both cheaper and better. All other students are small dots. Below a student stands its gap share, "keeps".
     """
-    transfer = next((row["transfer"] for row in rows if row["role"] == "baseline"), "")
-    transfer = kept[1] if kept and kept[1] else transfer
-    shown = [row for row in rows if row["role"] == "teacher"]
-    shown += [row for row in rows if row["role"] == "ensemble"][:1]  # the others cost the same
-    shown += [row for row in rows if row["role"] == "baseline" and row["transfer"] == transfer]
-    deploy = [row for row in rows if (row["name"], row["transfer"]) == kept]
-    shown += [row for row in deploy if row not in shown]
-    others = [row for row in rows if row["role"] in ("student", "control", "baseline") and row not in shown]
+    shown, label_of, others = _what_costs(rows, kept, chosen)
+    several = len(chosen) > 1
+    panels = (("accuracy", 100, "test accuracy, %"), ("nll", 1, "test NLL"))[: 1 + several]
     with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 3.4)
-        for place, row in enumerate(others):
-            at = row["params"] * 1.003 ** (place - len(others) / 2)
-            axes.plot(
-                at,
-                100 * row["accuracy"]["mean"],
-                "o",
-                color=COLOUR_OF[row["role"]],
-                markersize=2.5,
-                alpha=0.5,
-            )
-        for place, row in enumerate(shown):
-            at = row["params"] * 1.02 ** (place - len(shown) / 2)
-            colour, accuracy = COLOUR_OF[row["role"]], row["accuracy"]
-            if accuracy["ci95"] is not None:
-                axes.plot([at, at], 100 * np.array(accuracy["ci95"]), color=colour, linewidth=1.6)
-            where = f" ({row['transfer']})" if row["transfer"] else ""
-            label = (
-                f"{row['role']}: {row['name']}{where}" if row["role"] != row["name"] else f"baseline{where}"
-            )
-            axes.plot(
-                at,
-                100 * accuracy["mean"],
-                "D" if row in deploy else "o",
-                color=colour,
-                markersize=6,
-                label=label + (", to deploy" if row in deploy else ""),
-            )
-        axes.set_xscale("log")
-        axes.margins(x=0.12)
         sizes = sorted({row["params"] for row in shown})
-        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("parameters of what answers")
-        axes.set_ylabel("test accuracy, %")
-        axes.set_title("Accuracy against cost: mean and 95 % interval; small: all other students")
-        legend = figure.legend(loc="outside lower center", ncols=2)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        low, high = np.log10(sizes[0]), np.log10(sizes[-1])
+        span = max(high - low, 0.3)
+        fractions = [(np.log10(size) - low + 0.12 * span) / (1.26 * span) for size in sizes]
+        ticks = _staggered(fractions, [_told_at(size, shown, chosen) for size in sizes], 6.4 - 0.8)
+        height = 0.8 + 2.4 * len(panels) + 0.15 * (1 + max(tick.count("\n") for tick in ticks))
+        figure, axes = _figure(6.4, height, len(panels), 1, sharex=True)
+        for panel, (name, scale, title) in zip(axes[:, 0], panels):
+            with_metric = [row for row in shown if row[name] is not None]
+            _draw_front(panel, with_metric, name, scale)
+            for row in others:
+                look = dict(color=COLOUR_OF[row["role"]], markersize=2.5, alpha=0.4)
+                panel.plot(row["params"], scale * row[name]["mean"], "o", **look)
+            for places in (chosen, _baselines(chosen)) if several else ():
+                line = sorted(
+                    (row for row in shown if _as_place(row) in places), key=lambda row: row["params"]
+                )
+                look = dict(color=COLOUR_OF[line[0]["role"]], linewidth=0.8, alpha=0.5) if line else {}
+                means = [scale * row[name]["mean"] for row in line]
+                panel.plot([row["params"] for row in line], means, **look)
+            for row in with_metric:
+                beside = [one for one in with_metric if one["params"] == row["params"]]
+                shift = 0.02 * span * (beside.index(row) - (len(beside) - 1) / 2)
+                at, is_kept = row["params"] * 10**shift, _as_place(row) == kept
+                _draw_tall_dot(panel, row, name, at, scale, "D" if is_kept else "o", label_of)
+            panel.set_ylabel(title)
+        panel.set_xscale("log")
+        panel.set_xlim(10 ** (low - 0.12 * span), 10 ** (high + 0.14 * span))
+        panel.set_xticks(sizes, ticks, parse_math=False, fontsize=8)
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xlabel("parameters of what answers")
+        axes[0, 0].set_title("Cost and worth: mean and 95 % interval; small: all other students")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        by_label = dict(zip(labels, handles))
+        legend = figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=2)
+        for one in legend.get_texts():
+            one.set_parse_math(False)
     return figure
 
 
@@ -294,11 +311,103 @@ def cascade(found: Mapping) -> Figure:
     return figure
 
 
+def _what_costs(
+    rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[Place]
+) -> tuple[list[Mapping], dict[Place, str], list[Mapping]]:
+    """Rows that are shown whole, what the legend says of each, and those that are small dots."""
+    baselines = _baselines(chosen)
+    if not chosen:
+        baselines = [_as_place(row) for row in rows if row["role"] == "baseline"][:1]
+    ensembles = [row for row in rows if row["role"] == "ensemble"]
+    ensembles.sort(key=lambda row: row["rule"] != "mean_probs")  # the others cost the same
+    asked = {*chosen, *baselines, *((kept,) if kept else ())}
+    shown = [row for row in rows if row["role"] == "teacher"] + ensembles[:1]
+    shown += [row for row in rows if _as_place(row) in asked and row not in shown]
+    label_of = {}
+    for row in shown:
+        where = f" ({row['transfer']})" if row["transfer"] else ""
+        label = f"{row['role']}: {row['name']}{where}"
+        if row["role"] == "baseline":
+            label = f"baseline{where}"
+        if len(chosen) > 1 and _as_place(row) in (*chosen, *baselines):
+            label = {"student": "student chosen for each size"}.get(row["role"], "its baseline")
+        label_of[_as_place(row)] = label + (", to deploy" if _as_place(row) == kept else "")
+    others = [row for row in rows if row["role"] in ("student", "control", "baseline") and row not in shown]
+    return shown, label_of, others
+
+
+def _baselines(chosen: Sequence[Place]) -> list[Place]:
+    return [("baseline", transfer, architecture) for _, transfer, architecture in chosen]
+
+
+def _as_place(row: Mapping) -> Place:
+    return row["name"], row["transfer"], row["architecture"]
+
+
+def _draw_front(axes: Axes, rows: Sequence[Mapping], name: str, scale: float) -> None:
+    """The best mean that there is for so many parameters or fewer, as steps."""
+    best = max if name == "accuracy" else min
+    sizes = sorted({row["params"] for row in rows})
+    level = [scale * best(row[name]["mean"] for row in rows if row["params"] <= size) for size in sizes]
+    look = dict(color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
+    axes.step([*sizes, 10 * sizes[-1]], [*level, level[-1]], where="post", label="Pareto front", **look)
+
+
+def _draw_tall_dot(
+    axes: Axes, row: Mapping, name: str, at: float, scale: float, marker: str, label_of: Mapping[Place, str]
+) -> None:
+    metric, colour = row[name], COLOUR_OF[row["role"]]
+    if metric["ci95"] is not None:
+        axes.plot([at, at], scale * np.array(metric["ci95"]), color=colour, linewidth=1.6)
+    label = label_of[_as_place(row)]
+    axes.plot(at, scale * metric["mean"], marker, color=colour, markersize=6, label=label)
+
+
+def _told_at(size: int, shown: Sequence[Mapping], chosen: Sequence[Place]) -> str:
+    """The tick of a size: how many parameters, what is kept and, where students are of several, of what."""
+    of_size = [row for row in shown if row["params"] == size]
+    names = [
+        "all teachers" if row["role"] == "ensemble" else shortened(row["architecture"]) for row in of_size
+    ]
+    kept = [
+        f"keeps {row['gap_share']:.0%}"
+        for row in of_size
+        if _as_place(row) in chosen and row["gap_share"] is not None
+    ]
+    names = list(dict.fromkeys(names)) if len(chosen) > 1 else []
+    return "\n".join([", ".join([f"{size:,}", *kept]), *names])
+
+
+def shortened(name: str, most: int = 26) -> str:
+    """A long name without its middle.
+
+    >>> shortened("shufflenet_v2(width=1.0, stem='cifar')"), shortened("mlp")
+    ("shufflenet_v…tem='cifar')", 'mlp')
+    """
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+def _staggered(fractions: Sequence[float], texts: Sequence[str], inches: float) -> list[str]:
+    """Texts of ticks at these fractions of an axis, each so many lines down that none touches another."""
+    num_lines = max((text.count("\n") for text in texts), default=0) + 1
+    found: list[str] = []
+    ends: list[float] = []  # of what stands in each storey, in inches
+    for fraction, text in zip(fractions, texts):
+        half = 0.03 * max(map(len, text.split("\n"))) + 0.04  # letters of 8 points
+        begin = fraction * inches - half
+        storey = next((n for n, end in enumerate(ends) if end <= begin), len(ends))
+        ends[storey : storey + 1] = [begin + 2 * half]
+        found.append("\n" * storey * num_lines + text)
+    return found
+
+
 def _section(row: Mapping) -> str:
     over = row["accuracy"]["ci_over"].replace("_", " ")
     if row["role"] == "linear":
         return "to compare with"
-    who = {"teacher": "teachers", "ensemble": "ensembles"}.get(row["role"], f"students, {row['transfer']}")
+    students = ", ".join(word for word in ("students", row.get("of"), row["transfer"]) if word)
+    who = {"teacher": "teachers", "ensemble": "ensembles"}.get(row["role"], students)
     return f"{who} (interval over {over})"
 
 

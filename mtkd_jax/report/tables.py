@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from mtkd_jax.config import name_and_model
 from mtkd_jax.engine import jobs
 from mtkd_jax.report import findings
 from mtkd_jax.system.text import in_markdown
@@ -37,6 +38,13 @@ CAPTION = (
     "from its siblings on validation."
 )
 COST_CAPTION = "FLOPs, ms: one image, forward. "
+SIZE_WORDS = {"undecided": "not told apart"}  # of a student and the ensemble
+BY_SIZE_CAPTION = (
+    "Of each architecture of students the row that validation chooses, smallest first. minus ensemble: "
+    "accuracy against all teachers fused by mean_probs [95 % interval over seeds and test images]. "
+    "equivalent: two one-sided tests at 5 % show a difference closer than {margin:g} points; not told apart "
+    "is less than that."
+)
 BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
@@ -88,6 +96,11 @@ def caption(report: dict, cost: str = COST_CAPTION) -> str:
     return text + (BALANCED_CAPTION if report["imbalanced"] else "")
 
 
+def by_size_caption(report: dict) -> str:
+    """What has to be known to read the table of the students' architectures."""
+    return BY_SIZE_CAPTION.format(margin=100 * report["margin"])
+
+
 def comparison_caption(report: dict) -> str:
     """What has to be known to read the table of comparisons."""
     return COMPARISON_CAPTION.format(margin=100 * report["margin"])
@@ -108,6 +121,7 @@ def brief(report: dict) -> tuple[list[str], Cells]:
     ensemble = [row for row in rows if row["role"] == "ensemble"][:1]
     shown = [row for row in rows if row["role"] in ("linear", "teacher")] + ensemble
     shown += [row for row in rows if row["transfer"] == last and last]
+    several = len(report["student_models"]) > 1
     header = ["", "what", "n", "accuracy %", "verdict", "NLL", "gap", "params", "FLOPs"]
     kinds = {
         "teacher": "one teacher",
@@ -116,7 +130,7 @@ def brief(report: dict) -> tuple[list[str], Cells]:
     }
     cells = [
         [
-            _name(row, report),
+            _name(row, report, several),
             kinds.get(row["role"], row["role"]),
             str(row["n"]),
             with_interval(row["accuracy"]),
@@ -129,6 +143,45 @@ def brief(report: dict) -> tuple[list[str], Cells]:
         for row in shown
     ]
     return header, cells
+
+
+def by_size(report: dict) -> Sheet:
+    """(header, cells): each architecture of students, from the smallest on, and the ensemble.
+
+    By the row that validation chooses for it, what that is worth, what it costs, and how far from the
+    ensemble it is.
+    """
+    header = ["", "row", "accuracy %", "NLL", "gap", "params", "FLOPs", "ms", "minus ensemble, points", ""]
+    rows = {findings.place_of(row): row for row in report["rows"]}
+    students = [(rows[findings.place_of(one)], one) for one in report["students_by_size"]]
+    ensemble = [row for row in report["rows"] if row["rule"] == "mean_probs"]
+
+    def cells(row: dict) -> list[str]:
+        metrics = [with_interval(row["accuracy"]), _mean(row, "nll"), _share_kept(row)]
+        return [*metrics, *_costs(row)]
+
+    return header, [
+        *(
+            [
+                row["architecture"],
+                f"{row['name']} ({row['transfer']})",
+                *cells(row),
+                f"{100 * one['difference']:+.2f} {findings.interval(one['ci95'], 'accuracy')}",
+                SIZE_WORDS.get(one["verdict"], one["verdict"]),
+            ]
+            for row, one in students
+        ),
+        *(
+            [
+                f"all {report['diversity']['num_teachers']} teachers",
+                row["name"],
+                *cells(row),
+                MISSING,
+                MISSING,
+            ]
+            for row in ensemble
+        ),
+    ]
 
 
 def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
@@ -156,9 +209,9 @@ def cascade(report: dict) -> Sheet:
     cells = [
         [
             title,
-            _with_interval(row["accuracy"]),
+            with_interval(row["accuracy"]),
             f"{row['nll']['mean']:.3f}",
-            _with_interval(row["share"]),
+            with_interval(row["share"]),
             f"{100 * row['lost']['mean']:.2f}",
             f"{row['cost']['mean']:.3f}",
         ]
@@ -178,7 +231,10 @@ def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cell
     sections = []
     for place, title in MERGED_TITLES.items():
         names = dict.fromkeys(
-            row["name"] for report in reports.values() for row in report["rows"] if _place(row) == place
+            findings.title_of(row, report)
+            for report in reports.values()
+            for row in report["rows"]
+            if _place(row) == place
         )
         rows = [
             [
@@ -189,7 +245,7 @@ def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cell
                     for cell in _merged_cells(reports[run], place, name, run in with_gap)
                 ),
             ]
-            for name in sorted(names, key=lambda name: name in ("baseline", "control"))  # below the modes
+            for name in sorted(names, key=_is_reference)  # below the modes
         ]
         sections += [(title, rows)] if rows else []
     return header, sections
@@ -198,8 +254,10 @@ def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cell
 def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
     """(title, cells under COMPARISON_HEADER) of each Holm family: accuracy and NLL of a pair on one row."""
     sections = []
-    for family in dict.fromkeys(one["family"] for one in report["comparisons"]):
-        own = [one for one in report["comparisons"] if one["family"] == family]
+    for family, model in dict.fromkeys((one["family"], one["architecture"]) for one in report["comparisons"]):
+        own = [
+            one for one in report["comparisons"] if (one["family"], one["architecture"]) == (family, model)
+        ]
         on_accuracy, on_nll = ([one for one in own if one["metric"] == name] for name in ("accuracy", "nll"))
         cells = [
             [
@@ -209,7 +267,8 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
             ]
             for a, n in zip(on_accuracy, on_nll)
         ]
-        sections.append((f"Students, {family}", cells))
+        title = " ".join(word for word in ("Students", findings.model_of(own[0], report)) if word)
+        sections.append((f"{title}, {family}", cells))
     return sections
 
 
@@ -218,7 +277,7 @@ def common(report: dict) -> tuple[list[str], Cells]:
     header = ["", "transfer set", "T", "n", "accuracy %", "NLL"]
     return header, [
         [
-            row["name"],
+            findings.title_of(row, report),
             row["transfer"],
             _short(row["temperature"]),
             str(row["n"]),
@@ -443,15 +502,18 @@ def _title(row: dict, report: dict) -> str:
     images = f"{sizes['train']:,} labelled images"
     if row["transfer"] == "unlabelled":
         images += f" and {sizes['unlabelled']:,} unlabelled ones"
-    return f"Students on {images} (interval over seeds)"
+    who = " ".join(word for word in ("Students", findings.model_of(row, report)) if word)
+    return f"{who} on {images} (interval over seeds)"
 
 
-def _name(row: dict, report: dict) -> str:
+def _name(row: dict, report: dict, with_model: bool = False) -> str:
+    """A row's name; the heading says of which architecture it is, unless `with_model`."""
     kept = report["deploy"]
-    is_kept = kept is not None and (row["name"], row["transfer"]) == (kept["name"], kept["transfer"])
+    is_kept = kept is not None and findings.place_of(row) == findings.place_of(kept)
     apart = " †" if row["apart"] else ""
     arguments = ", ".join(f"{name}={jobs.number(value)}" for name, value in row.get("arguments", {}).items())
-    return row["name"] + (f" ({arguments})" if arguments else "") + apart + (" *" if is_kept else "")
+    name = findings.title_of(row, report) if with_model else row["name"]
+    return name + (f" ({arguments})" if arguments else "") + apart + (" *" if is_kept else "")
 
 
 def _main_cells(row: dict, report: dict) -> list[str]:
@@ -466,10 +528,12 @@ def _main_cells(row: dict, report: dict) -> list[str]:
         _short(row["alpha"]),
         _short(row["temperature"]),
         str(row["n"]),
-        short_count(row["params"]),
-        short_count(row["flops"]),
-        _short(row["latency_ms"]["1"]),
+        *_costs(row),
     ]
+
+
+def _costs(row: dict) -> list[str]:
+    return [short_count(row["params"]), short_count(row["flops"]), _short(row["latency_ms"]["1"])]
 
 
 def _detection_cells(row: dict, report: dict) -> list[str]:
@@ -485,19 +549,27 @@ def _detection_cells(row: dict, report: dict) -> list[str]:
     ]
 
 
+def _is_reference(name: str) -> bool:
+    return name_and_model(name)[0] in ("baseline", "control")
+
+
 def _place(row: dict) -> str:
     """The section of the merged table, a key of MERGED_TITLES."""
     return row["transfer"] or row["role"]
 
 
 def _merged_cells(report: dict, place: str, name: str, with_gap: bool) -> list[str]:
-    row = next((row for row in report["rows"] if (_place(row), row["name"]) == (place, name)), None)
+    asked = (place, name)
+    row = next(
+        (row for row in report["rows"] if (_place(row), findings.title_of(row, report)) == asked), None
+    )
     if row is None:
         return [MISSING] * (2 + with_gap)
+    pair = (place, row["name"], "baseline", row["architecture"])
     against = {
         one["metric"]: SIGN[one["verdict"]]
         for one in report["comparisons"]
-        if (one["family"], one["a"], one["b"]) == (place, name, "baseline")
+        if (one["family"], one["a"], one["b"], one["architecture"]) == pair
     }
     cells = [with_interval(row["accuracy"]), _mean(row, "nll")]
     cells = [cell + against.get(metric, "") for cell, metric in zip(cells, ("accuracy", "nll"))]

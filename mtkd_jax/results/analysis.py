@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 
+from mtkd_jax.config import name_and_model, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.results import intervals, metrics
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -47,10 +48,33 @@ def transfers(predictions: Predictions) -> list[str]:
     return list(dict.fromkeys(group.transfer for group in predictions.groups if group.transfer))
 
 
-def find(predictions: Predictions, transfer: str, *, role: str = "", name: str = "") -> Group | None:
-    """The first group of `transfer` with that role or name; None where the run has none."""
+def student_models(predictions: Predictions) -> list[str]:
+    """The architectures of the students that are compared, in the order of the run.
+
+    Assistants are there to teach, and mean probabilities of several networks are of the same ones.
+    """
+    compared = ("student", "baseline", "control")
+    return list(dict.fromkeys(group.architecture for group in predictions.groups if group.role in compared))
+
+
+def find(
+    predictions: Predictions, transfer: str, *, role: str = "", name: str = "", architecture: str = ""
+) -> Group | None:
+    """The first group of `transfer` with that role or name; None where the run has none.
+
+    Of an `architecture`, or "" of any.
+    """
     of_transfer = (group for group in predictions.groups if group.transfer == transfer)
-    return next((group for group in of_transfer if role == group.role or name == group.name), None)
+    of_all = (group for group in of_transfer if architecture in ("", group.architecture))
+    return next((group for group in of_all if role == group.role or name == group.name), None)
+
+
+def baseline_of(predictions: Predictions, group: Group, transfer: str = "") -> Group | None:
+    """The baseline that a group of students is compared with: of its architecture, and of its transfer set.
+
+    Or of another `transfer`; None where there is none.
+    """
+    return find(predictions, transfer or group.transfer, role="baseline", architecture=group.architecture)
 
 
 def detected(predictions: Predictions) -> int | None:
@@ -104,12 +128,17 @@ def _in_blocks(decide: Callable, logits: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def chosen_student(predictions: Predictions) -> tuple[Group, int] | None:
-    """The student to keep: the mode with the lowest mean validation NLL, and of its seeds the lowest.
+def chosen_student(predictions: Predictions, architecture: str = "") -> tuple[Group, int] | None:
+    """The student to keep: the row with the lowest mean validation NLL, and of its seeds the lowest.
 
-    Baselines and controls are there to compare with and are never chosen; None when there is no student.
+    Of an `architecture`, or "" of any. Baselines and controls are there to compare with and are never chosen;
+    None when there is no student.
     """
-    students = [group for group in predictions.groups if group.role == "student"]
+    students = [
+        group
+        for group in predictions.groups
+        if group.role == "student" and architecture in ("", group.architecture)
+    ]
     if not students:
         return None
     nlls = [[metrics.nll(logits, predictions.val_labels) for logits in group.val] for group in students]
@@ -121,12 +150,13 @@ def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
     """The single network that `predictions.choose` asks for; None where there is none.
 
     "best": that with the lowest validation NLL of all; "student": `chosen_student`; a row's name: the lowest
-    of that row, whatever its transfer set. Where none of these is left, as when all broke down, the best.
+    of that row, whatever its transfer set and its architecture, unless "NAME @ ARCHITECTURE" says which.
+    Where none of these is left, as when all broke down, the best.
     """
-    single = single_networks(predictions)
-    if predictions.choose == "student" and (student := chosen_student(predictions)) is not None:
+    single, (name, model) = single_networks(predictions), name_and_model(predictions.choose)
+    if name == "student" and (student := chosen_student(predictions, model)) is not None:
         return student
-    asked = [one for one in single if one[0].name == predictions.choose] or single
+    asked = [one for one in single if one[0].name == name and model in ("", one[0].architecture)] or single
     return _best_of(asked, predictions) if asked else None
 
 
@@ -160,12 +190,15 @@ def rows(predictions: Predictions) -> list[dict]:
     """
     linear = [group for group in predictions.groups if group.role == "linear"]
     others = [group for group in predictions.groups if group.role not in ("teacher", "linear")]
-    share_of = {gap["transfer"]: gap for gap in gaps(predictions)}
+    share_of = {(gap["transfer"], gap["architecture"]): gap for gap in gaps(predictions)}
     return [
         *(_group_row(predictions, group, None) for group in teachers(predictions)),
         *(_group_row(predictions, group, None) for group in linear),
         *_ensemble_rows(predictions),
-        *(_group_row(predictions, group, share_of.get(group.transfer)) for group in others),
+        *(
+            _group_row(predictions, group, share_of.get((group.transfer, group.architecture)))
+            for group in others
+        ),
     ]
 
 
@@ -365,25 +398,24 @@ def _total(parts: Iterable[tuple[float | None, int]]) -> float | None:
 
 
 def gaps(predictions: Predictions) -> list[dict]:
-    """Ensemble (mean_probs) minus baseline in accuracy, a transfer set each; what gap shares divide by.
+    """Ensemble (mean_probs) minus baseline in accuracy, one a baseline; what gap shares divide by.
 
     The interval resamples seeds and test examples, paired by example. `larger_than_noise` asks that it lies
     above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise. "verdict" is
     read off the interval, of two seeds at least: inside the margin whole, above 0, or below it.
     """
-    baselines = {one: find(predictions, one, role="baseline") for one in transfers(predictions)}
-    baselines = {transfer: group for transfer, group in baselines.items() if group is not None}
+    baselines = [group for group in predictions.groups if group.role == "baseline"]
     if not baselines:
         return []
-    fused_logits = fused(predictions, "mean_probs")["test"]
-    ensemble = metrics.per_example(fused_logits, predictions.test_labels)["accuracy"]
+    ensemble = _right_of_ensemble(predictions)
     found = []
-    for transfer, baseline in baselines.items():
+    for baseline in baselines:
         right = _accuracies(baseline.test, predictions.test_labels)
         low, high = intervals.bootstrap_interval(ensemble[None] - right)
         found.append(
             {
-                "transfer": transfer,
+                "transfer": baseline.transfer,
+                "architecture": baseline.architecture,
                 "ensemble": float(ensemble.mean()),
                 "baseline": float(right.mean()),
                 "difference": float(ensemble.mean() - right.mean()),
@@ -403,9 +435,49 @@ def _verdict_of_gap(interval: intervals.Interval, margin: float, num_seeds: int)
     return "better" if interval[0] > 0 else "worse" if interval[1] < 0 else "undecided"
 
 
+def _right_of_ensemble(predictions: Predictions) -> np.ndarray:
+    """[N], 1 where all teachers fused by mean_probs are right."""
+    logits = fused(predictions, "mean_probs")["test"]
+    return metrics.per_example(logits, predictions.test_labels)["accuracy"]
+
+
 def _accuracies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """[S,N,C] -> [S,N], 1 where the decision is right."""
     return np.stack([metrics.per_example(one, labels)["accuracy"] for one in logits])
+
+
+def students_by_size(predictions: Predictions) -> list[dict]:
+    """The students' architectures from the smallest on, each by the row that validation chooses for it.
+
+    [{"architecture", "params", "name", "transfer", "n", "difference", "ci95", "p_value", "p_equivalence",
+    "verdict"}]: the row's accuracy minus that of the ensemble (mean_probs), by a bootstrap over seeds and
+    test examples, paired by example; "equivalent" is by two one-sided tests at the margin. Nothing is
+    corrected for how many there are. Of one seed nothing is tested: p is None and the verdict "undecided".
+    """
+    chosen = [chosen_student(predictions, model) for model in student_models(predictions)]
+    groups = [one[0] for one in chosen if one is not None]
+    ensemble = _right_of_ensemble(predictions) if groups else None
+    found = []
+    for group in sorted(groups, key=lambda group: group.params):
+        right = _accuracies(group.test, predictions.test_labels)
+        tested = intervals.bootstrap_tests(right - ensemble, predictions.margin)
+        p_values = [tested[name] if len(right) > 1 else None for name in ("p_value", "p_equivalence")]
+        found.append(
+            {
+                "architecture": group.architecture,
+                "params": group.params,
+                "name": group.name,
+                "transfer": group.transfer,
+                "n": len(right),
+                "difference": tested["mean_difference"],
+                "ci95": tested["ci95"],
+                **dict(zip(("p_value", "p_equivalence"), p_values)),
+                "verdict": intervals.verdict(
+                    tested["mean_difference"], p_values[0], tested["ci95"], p_values[1], predictions.margin
+                ),
+            }
+        )
+    return found
 
 
 # --- comparisons --------------------------------------------------------------------------------------
@@ -416,8 +488,9 @@ def comparisons(predictions: Predictions) -> list[dict]:
 
     Every mode against its baseline, one with more heads against its control, every mode against output_avg;
     and, where both transfer sets were used, every mode with the unlabelled images against the labelled-only
-    baseline. Holm's correction within each family (a transfer set, or the last list) and metric. Accuracies
-    are also tested for equivalence, at 5 % each; "verdict" is the word for both, see `intervals.verdict`.
+    baseline; always of one architecture. Holm's correction within each family (a transfer set with all its
+    architectures, or the last list) and metric. Accuracies are also tested for equivalence, at 5 % each;
+    "verdict" is the word for both, see `intervals.verdict`.
     """
     values = {
         group.key: [metrics.summary(logits, predictions.test_labels) for logits in group.test]
@@ -444,22 +517,26 @@ def _verdict(one: dict, p_holm: float | None, margin: float) -> str:
 
 def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
     families = {transfer: _pairs(predictions, transfer) for transfer in transfers(predictions)}
-    labelled_baseline = find(predictions, "labelled", role="baseline")
-    if labelled_baseline is not None:
-        families[CROSS_FAMILY] = [(mode, labelled_baseline) for mode in _modes(predictions, "unlabelled")]
+    across = [
+        (mode, baseline_of(predictions, mode, "labelled")) for mode in _modes(predictions, "unlabelled")
+    ]
+    families[CROSS_FAMILY] = [(mode, baseline) for mode, baseline in across if baseline is not None]
     return families
 
 
 def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]:
-    modes = _modes(predictions, transfer)
-    control = find(predictions, transfer, role="control")
-    many_headed = [mode for mode in modes if control is not None and mode.params == control.params]
-    rivals = (
-        (modes, find(predictions, transfer, role="baseline")),
-        (many_headed, control),
-        (modes, find(predictions, transfer, name="output_avg")),
-    )
-    return [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
+    found = []
+    for model in student_models(predictions):
+        modes = [mode for mode in _modes(predictions, transfer) if mode.architecture == model]
+        control = find(predictions, transfer, role="control", architecture=model)
+        many_headed = [mode for mode in modes if control is not None and mode.params == control.params]
+        rivals = (
+            (modes, find(predictions, transfer, role="baseline", architecture=model)),
+            (many_headed, control),
+            (modes, find(predictions, transfer, name="output_avg", architecture=model)),
+        )
+        found += [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
+    return found
 
 
 def _modes(predictions: Predictions, transfer: str) -> list[Group]:
@@ -477,6 +554,7 @@ def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int, marg
         "a_transfer": a.transfer,
         "b": b.name,
         "b_transfer": b.transfer,
+        "architecture": a.architecture,
         "metric": metric,
         **intervals.paired_t(of_a, of_b),
         "test": "paired t",
@@ -494,6 +572,7 @@ def common_alpha(predictions: Predictions) -> dict | None:
     for group in kept:
         test = [metrics.summary(logits, predictions.test_labels) for logits in group.common_test]
         fields = {"name": group.name, "transfer": group.transfer, "role": group.role}
+        fields["architecture"] = group.architecture
         fields |= {"alpha": predictions.common_alpha, "temperature": group.temperature, "n": len(test)}
         found.append(fields | {name: _over_members(name, test, "seeds") for name in METRICS})
     return {"alpha": predictions.common_alpha, "rows": found}
@@ -503,14 +582,15 @@ def verdict_of(row: dict, compared: list[dict], gaps: list[dict]) -> str | None:
     """One word of `intervals.verdict` on a row's accuracy against the baseline of its transfer set.
 
     Of students it is that of `comparisons`, of the ensemble by mean_probs that of `gaps`: where these differ
-    between transfer sets, it is undecided. None for every other row, for it is not compared.
+    between transfer sets or architectures, it is undecided. None for every other row, for it is not compared.
     """
     if row["rule"] == "mean_probs":
         said = {gap["verdict"] for gap in gaps}
         return (said.pop() if len(said) == 1 else "undecided") if said else None
-    place = (row["name"], row["transfer"], "baseline", row["transfer"], "accuracy")
+    transfer, against = row["transfer"], ("baseline", row["transfer"], row["architecture"], "accuracy")
     for one in compared:
-        if (one["a"], one["a_transfer"], one["b"], one["b_transfer"], one["metric"]) == place:
+        b = (one["b"], one["b_transfer"], one["architecture"], one["metric"])
+        if (one["a"], one["a_transfer"], *b) == (row["name"], transfer, *against):
             return one["verdict"]
     return None
 
@@ -521,8 +601,10 @@ def verdict_of(row: dict, compared: list[dict], gaps: list[dict]) -> str | None:
 def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
     """One network of each kind to look at: {role: (name to show, test logits [N,C])}.
 
-    The first teacher, the ensemble, the student kept, and the baseline of its transfer set and seed.
+    The first teacher, the ensemble, the student kept, and the baseline of its architecture, transfer set and
+    seed.
     """
+    several = len(student_models(predictions)) > 1
     first = teachers(predictions)[0]
     found = {"teacher": (f"one teacher ({first.members[0]})", first.test[0])}
     found["ensemble"] = ("ensemble (mean_probs)", fused(predictions, "mean_probs")["test"])
@@ -530,11 +612,12 @@ def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
     if chosen is not None:
         group, member = chosen
         seed = group.members[member]
-        found["student"] = (f"{group.name} ({group.transfer}, {seed})", group.test[member])
-        baseline = find(predictions, group.transfer, role="baseline")
+        model = group.architecture if several else ""
+        found["student"] = (f"{row_of(group.name, model)} ({group.transfer}, {seed})", group.test[member])
+        baseline = baseline_of(predictions, group)
         if baseline is not None and seed in baseline.members:
             logits = baseline.test[baseline.members.index(seed)]
-            found["baseline"] = (f"baseline ({group.transfer}, {seed})", logits)
+            found["baseline"] = (f"{row_of('baseline', model)} ({group.transfer}, {seed})", logits)
     return found
 
 
@@ -572,8 +655,10 @@ def numbers(predictions: Predictions) -> dict:
             "selection": "val",
             "gap_share_of": "ensemble - baseline",
             "margin": predictions.margin,
+            "student_models": student_models(predictions),
             "rows": [{**row, "verdict": verdict_of(row, compared, found_gaps)} for row in rows(predictions)],
             "gaps": found_gaps,
+            "students_by_size": students_by_size(predictions),
             "comparisons": compared,
             "common_alpha": common_alpha(predictions),
             "chosen_student": _told(predictions, chosen_student(predictions)),
@@ -643,6 +728,7 @@ def _told(predictions: Predictions, chosen: tuple[Group, int] | None) -> dict | 
         "name": group.name,
         "role": group.role,
         "transfer": group.transfer,
+        "architecture": group.architecture,
         "member": group.members[member],
         "detector": detector,
         "val_nll": metrics.nll(group.val[member], predictions.val_labels),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import positive_class
+from mtkd_jax.config import positive_class, row_of
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
@@ -46,10 +46,10 @@ def predict(
     num_teachers = sum(len(group.members) for group in groups)
     groups.append(_linear_group(split))
     unfit = _unfit_modes(stages, num_teachers)
-    for (transfer, mode), trained in rows_of(stages, done).items():
+    for (transfer, mode, model), trained in rows_of(stages, done).items():
         finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
         if finite and mode not in unfit:
-            groups.append(_student_group(config, split, transfer, mode, trained))
+            groups.append(_student_group(config, split, group_key(transfer, mode, model), mode, trained))
     groups += _averages(stages, groups)
     diverged = [left_out(name, fitted) for name, fitted in done.items() if fitted.diverged]
     impossible = [
@@ -148,8 +148,8 @@ def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[M
         return trained.model, population.take(trained.variables, position)
     cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
     for stage in stages:
-        if stage.transfer == group.transfer and stage.family:
-            fitted = done[stage.name]
+        fitted = done[stage.name]
+        if stage.transfer == group.transfer and fitted.population.model.name == group.architecture:
             found = finite_members(fitted, stage.family, group.name, cell)
             if found:
                 return fitted.population.model, population.take(fitted.population.variables, found[position])
@@ -225,16 +225,18 @@ def _linear_group(split: Split) -> Group:
     )
 
 
-def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str], list[tuple[Stage, Fitted]]]:
-    """{(transfer, mode): the stages that trained its students}, a row each.
+def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str, str], list[tuple[Stage, Fitted]]]:
+    """{(transfer, mode, architecture as members say it): the stages that trained its students}, a row each.
 
-    There are several where a choice of arguments makes several programs.
+    There are several stages where a choice of arguments makes several programs. The rows of one architecture
+    follow each other.
     """
-    rows: dict[tuple[str, str], list[tuple[Stage, Fitted]]] = {}
+    rows: dict[tuple[str, str, str], list[tuple[Stage, Fitted]]] = {}
     for stage in stages:
-        for mode in dict.fromkeys(member.mode for member in stage.family):
-            rows.setdefault((stage.transfer, mode), []).append((stage, done[stage.name]))
-    return rows
+        for mode, model in dict.fromkeys((member.mode, member.model) for member in stage.family):
+            rows.setdefault((stage.transfer, mode, model), []).append((stage, done[stage.name]))
+    models = list(dict.fromkeys(model for _, _, model in rows))
+    return dict(sorted(rows.items(), key=lambda row: models.index(row[0][2])))
 
 
 def _method(config: ConfigDict, mode: str, cell: Cell) -> str:
@@ -245,7 +247,7 @@ def _method(config: ConfigDict, mode: str, cell: Cell) -> str:
 
 
 def _student_group(
-    config: ConfigDict, split: Split, transfer: str, mode: str, trained: Sequence[tuple[Stage, Fitted]]
+    config: ConfigDict, split: Split, key: str, mode: str, trained: Sequence[tuple[Stage, Fitted]]
 ) -> Group:
     """The row of one mode's students, at the point of the grid that validation chooses over its stages."""
     members, val_nll, seconds = [], [], 0.0
@@ -266,11 +268,11 @@ def _student_group(
             population.members(fitted.population, common), split.dataset.test_images
         )
     return Group(
-        key=group_key(transfer, mode),
+        key=key,
         name=mode,
         role=role,
         method=_method(config, mode, cell),
-        transfer=transfer,
+        transfer=stage.transfer,
         alpha=cell.alpha,
         temperature=cell.temperature,
         arguments=dict(cell.arguments),
@@ -284,20 +286,19 @@ def _student_group(
 
 def _averages(stages: Plan, groups: Sequence[Group]) -> list[Group]:
     """The rows that several stages make together: their students' mean probabilities, seed by seed."""
-    named: dict[tuple[str, str], list[str]] = {}
+    named: dict[tuple[str, str, str], list[str]] = {}
     for stage in stages:
         if stage.averaged:
-            modes = dict.fromkeys(member.mode for member in stage.family)
-            named.setdefault((stage.transfer, stage.averaged), []).extend(
-                group_key(stage.transfer, mode) for mode in modes
-            )
+            for mode, model in dict.fromkeys((member.mode, member.model) for member in stage.family):
+                keys = named.setdefault((stage.transfer, stage.averaged, model), [])
+                keys.append(group_key(stage.transfer, mode, model))
     return [
-        average([group for group in groups if group.key in keys], transfer, name)
-        for (transfer, name), keys in named.items()
+        average([group for group in groups if group.key in keys], transfer, name, model)
+        for (transfer, name, model), keys in named.items()
     ]
 
 
-def average(groups: Sequence[Group], transfer: str, name: str) -> Group:
+def average(groups: Sequence[Group], transfer: str, name: str, model: str = "") -> Group:
     """The row of log mean_g softmax(z_g) over groups g, of the members that all have; costs are sums."""
     shared = [member for member in groups[0].members if all(member in group.members for group in groups)]
 
@@ -310,7 +311,7 @@ def average(groups: Sequence[Group], transfer: str, name: str) -> Group:
         return None if None in values else sum(values)
 
     return Group(
-        key=group_key(transfer, name),
+        key=group_key(transfer, name, model),
         name=name,
         role="average",
         architecture=" + ".join(dict.fromkeys(group.architecture for group in groups)),
@@ -330,9 +331,9 @@ def average(groups: Sequence[Group], transfer: str, name: str) -> Group:
     )
 
 
-def group_key(transfer: str, mode: str) -> str:
+def group_key(transfer: str, mode: str, model: str = "") -> str:
     """The key of one mode's row."""
-    return f"students/{transfer}/{mode}"
+    return f"students/{transfer}/{row_of(mode, model)}"
 
 
 def _outputs(own: Population, split: Split) -> dict:

@@ -169,4 +169,4 @@ def test_students_of_a_row_may_stand_in_several_stages():
     rows = evaluation.rows_of(
         (plan.Stage("a", None, (students.Member("m", None, None, 0),), "labelled"),) * 2, {"a": None}
     )
-    assert {key: len(stages) for key, stages in rows.items()} == {("labelled", "m"): 2}
+    assert {key: len(stages) for key, stages in rows.items()} == {("labelled", "m", ""): 2}

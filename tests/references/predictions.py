@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
+from mtkd_jax.config import row_of
 from mtkd_jax.runs.predictions import Group, Predictions
 
 # name: (role, spread of the network's own error; the smaller, the better the network)
@@ -29,8 +32,12 @@ def make(
     transfers: tuple[str, ...] = ("labelled", "unlabelled"),
     students: dict[str, tuple[str, float]] = STUDENTS,
     rules: tuple[str, ...] = ("mean_probs", "mean_logits", "plurality", "borda"),
+    models: dict[str, float] = {"mlp": 1.0},  # noqa: B006
 ) -> Predictions:
-    """A run whose networks see the truth through an error they share and an error of their own."""
+    """A run whose networks see the truth through an error they share and an error of their own.
+
+    `models` are the architectures of students; a student of half the size has its own error twice as large.
+    """
     rng = np.random.default_rng(seed)
     labels = {
         "val": rng.integers(num_classes, size=num_val),
@@ -70,16 +77,17 @@ def make(
             **logits(num_teachers, 1.8),
         )
     ]
-    for transfer in transfers:
+    for (model, size), transfer in itertools.product(models.items(), transfers):
         for name, (role, spread) in students.items():
-            own = logits(num_seeds, spread + (0.3 if transfer == "labelled" and role == "student" else 0.0))
+            worse = 0.3 if transfer == "labelled" and role == "student" else 0.0
+            own = logits(num_seeds, (spread + worse) / size)
             heads = num_teachers if name in ("mimic_all", "control") else 1
             groups.append(
                 Group(
-                    key=f"students/{transfer}/{name}",
+                    key=f"students/{transfer}/{row_of(name, model if len(models) > 1 else '')}",
                     name=name,
                     role=role,
-                    architecture="mlp",
+                    architecture=model,
                     method=name,
                     transfer=transfer,
                     alpha=0.0 if role == "student" else 1.0,
@@ -87,8 +95,8 @@ def make(
                     members=tuple(f"seed {s}" for s in range(num_seeds)),
                     common_test=own["test"] if role == "student" else None,
                     grid=tuple({"alpha": a, "temperature": 2.0, "val_nll": 0.3 + a} for a in (0.0, 0.25)),
-                    params=8_300 + 700 * heads,
-                    flops=16_600.0 + 1_400 * heads,
+                    params=round(size * (8_300 + 700 * heads)),
+                    flops=size * (16_600.0 + 1_400 * heads),
                     latency_ms={"1": 0.1, "256": 0.8},
                     train_seconds=3.0,
                     **own,
@@ -120,7 +128,10 @@ def curves(predictions: Predictions, num_epochs: int = 30) -> list[dict]:
         else:
             stage = f"students-{group.transfer}-output_avg"
             cells = (f"a={group.alpha:g} T={group.temperature:g}", "a=0.9 T=9")
-            members = [f"{group.name} {cell} {seed}" for cell in cells for seed in group.members]
+            students = [one for one in predictions.groups if one.role == "student"]
+            several = len({one.architecture for one in students}) > 1
+            name = row_of(group.name, group.architecture if several else "")
+            members = [f"{name} {cell} {seed}" for cell in cells for seed in group.members]
         for member in members:
             own = 0.05 * rng.normal()
             for epoch in range(1, num_epochs + 1):

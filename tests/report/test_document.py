@@ -49,9 +49,9 @@ COMPARISON_KEYS = {
         "test",
         "n",
     ),
-    *("family", "detectable", "p_equivalence", "verdict"),
+    *("family", "detectable", "p_equivalence", "verdict", "architecture"),
 }
-NUMBERS = set(document.RESULTS) - {"role", "name", "transfer", "verdict"}
+NUMBERS = set(document.RESULTS) - {"role", "name", "transfer", "verdict", "architecture"}
 # Nobody gains anything: every network, teacher or student, has the same errors.
 NOTHING_GAINED = {
     name: (role, 1.5)
