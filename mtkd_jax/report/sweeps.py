@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 
 from mtkd_jax.plans import cells as naming
-from mtkd_jax.report import document, plots, sweep_plots, tables
+from mtkd_jax.report import document, findings, plots, sweep_plots, tables
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError
@@ -63,7 +63,7 @@ def rows(told: Sequence[Told]) -> list[dict[str, Any]]:
     "best" is one row's: that of the lowest validation NLL among students, or where there are none teachers.
     """
     found = [
-        {"cell": one.name, "over": dict(one.over), **row, "best": False}
+        {"cell": one.name, "over": dict(one.over), **row, "name": _title(row, one.report), "best": False}
         for one in told
         if one.report is not None
         for row in one.report["rows"]
@@ -72,6 +72,11 @@ def rows(told: Sequence[Told]) -> list[dict[str, Any]]:
     if chosen is not None:
         chosen["best"] = True
     return found
+
+
+def _title(row: dict, report: dict) -> str:
+    """A row's name; of a report of an earlier version, which knows one architecture of students, as it is."""
+    return findings.title_of(row, report) if "student_models" in report else row["name"]
 
 
 def _candidates(found: Sequence[dict]) -> list[dict]:
