@@ -97,6 +97,7 @@ def default() -> ConfigDict:
     config.teachers.mean = ()  # a channel, of images in 0..1: what the files' networks were trained with
     config.teachers.std = ()  # both () = those of the training images
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
+    config.teachers.logits = ()  # .npz files of what teachers from anywhere say, instead of training any
 
     config.train = ConfigDict()
     config.train.epochs = 60  # of teachers, and of students unless they say otherwise
@@ -272,6 +273,7 @@ def _check_weights(config: ConfigDict) -> None:
         )
     if teachers.init_from and teachers.from_run:
         raise UserError("config.teachers.init_from and from_run: teachers come from one or the other")
+    _check_given(config)
     if (teachers.mean or teachers.std) and not teachers.init_from:
         raise UserError(
             "config.teachers.mean and std: are for the networks of teachers.init_from, which is empty"
@@ -288,6 +290,22 @@ def _check_weights(config: ConfigDict) -> None:
         )
 
 
+def _check_given(config: ConfigDict) -> None:
+    """Who is known by files of logits is neither trained nor asked about other images."""
+    if not config.teachers.logits:
+        return
+    for field in ("teachers.init_from", "teachers.from_run", "teachers.models"):
+        if dict(fields(config))[field]:
+            raise UserError(f"config.teachers.logits and {field}: teachers come from one or the other")
+    for field in ("train.mixup", "train.cutmix"):
+        if value := dict(fields(config))[field]:
+            raise UserError(
+                f"config.{field}: {value:g}, but the teachers of teachers.logits say nothing of mixed images; "
+                "it must be 0 with them"
+            )
+    _check_distinct("teachers.logits", config.teachers.logits, config.teachers.logits)
+
+
 def _check_addresses(config: ConfigDict) -> None:
     task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
     for field, addresses in (
@@ -297,7 +315,6 @@ def _check_addresses(config: ConfigDict) -> None:
     ):
         for address in addresses:
             build_model(address, task, field)
-    num_teachers = number_of_teachers(config)
     for address in config.students.arguments:
         _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
@@ -305,13 +322,7 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
                 f"{hint(str(address), config.students.modes)}"
             )
-    for address in config.students.modes:
-        least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
-        if num_teachers < least:
-            raise UserError(
-                f"config.students.modes: {address} needs at least {least} teachers, "
-                f"config.teachers gives {num_teachers}"
-            )
+    check_number_of_teachers(config, number_of_teachers(config), num_classes=2)
     for field, kind in (("teachers.models", "model"), ("students.modes", "mode"), ("fusion.rules", "rule")):
         addresses = dict(fields(config))[field]
         _check_distinct(field, addresses, [canonical(kind, address, field) for address in addresses])
@@ -319,7 +330,6 @@ def _check_addresses(config: ConfigDict) -> None:
         _, arguments = resolve("rule", name, "fusion.rules")
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
-    check_rules(config, num_classes=2)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", dict(fields(config))[field], field)
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
@@ -332,18 +342,34 @@ def _check_addresses(config: ConfigDict) -> None:
 
 
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
-    """Addresses of the teachers' architectures."""
+    """Addresses of the teachers' architectures; () where the teachers are no networks of ours."""
+    if config.teachers.logits:
+        return ()
     return tuple(config.teachers.models) or (config.model.name,)
 
 
-def number_of_teachers(config: ConfigDict) -> int:
-    """How many teachers there are, of all architectures."""
+def number_of_teachers(config: ConfigDict) -> int | None:
+    """How many teachers there are, of all architectures; None where only their files know."""
+    if config.teachers.logits:
+        return None
     return config.teachers.num_members * len(teacher_models(config))
 
 
-def check_rules(config: ConfigDict, num_classes: int) -> None:
-    """Raise UserError where a fusion rule cannot fuse so many teachers, or so many classes."""
-    logits = np.zeros((number_of_teachers(config), 1, num_classes), np.float32)
+def check_number_of_teachers(config: ConfigDict, num_teachers: int | None, num_classes: int) -> None:
+    """Raise UserError where a mode or rule cannot do with so many teachers, or a rule with so many classes.
+
+    Where their number is not known yet, the modes' arguments are checked alone.
+    """
+    for address in config.students.modes:
+        least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
+        if num_teachers is not None and num_teachers < least:
+            raise UserError(
+                f"config.students.modes: {address} needs at least {least} teachers, "
+                f"config.teachers gives {num_teachers}"
+            )
+    if num_teachers is None:
+        return
+    logits = np.zeros((num_teachers, 1, num_classes), np.float32)
     for rule in config.fusion.rules:
         try:
             rules.check(canonical("rule", rule, "fusion.rules"), logits)
@@ -923,6 +949,7 @@ _ENTRY_TYPES = {
     "data.augment.rand_augment": "int",
     "teachers.models": "str",
     "teachers.init_from": "str",
+    "teachers.logits": "str",
     "teachers.learning_rates": "float",
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",

@@ -161,6 +161,7 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     stages = plan.build(config, split)
     plan.check_choice(config, stages)
     borrowed, notes = teachers.borrow(config, split)
+    plan.check_teachers(config, split, borrowed)
     plan.rehearse(stages, config, borrowed)
     return stages, borrowed, notes
 

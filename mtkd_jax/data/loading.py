@@ -375,6 +375,9 @@ def gather(examples: Examples, indices: Array) -> Batch:
         index=indices,
         labelled=examples.labelled[indices],
         weight=None if examples.weight is None else examples.weight[indices],
+        # On the host where they come from files, which may be larger than what a device holds.
+        said=None if examples.said is None else jnp.asarray(examples.said)[indices],
+        speaks=None if examples.speaks is None else jnp.asarray(examples.speaks)[indices],
     )
 
 

@@ -117,7 +117,7 @@ def hints_then_distil(
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
-    num_teachers = number_of_teachers(config)
+    num_teachers = number_of_teachers(config) or 1  # at least; how many, files know
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []
@@ -270,6 +270,7 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
     unfit = {
         "from_run": options.from_run,
         "init_from": options.init_from,
+        "logits": options.logits,
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,

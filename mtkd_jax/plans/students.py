@@ -311,15 +311,17 @@ def fuser_job(
 
     With `population.zeros_like_output` no teacher is asked: only the shapes are right.
     """
-    models, variables = population.frozen_parts(ensemble)
-    taps = jax.jit(
-        lambda variables, image: concatenated(
-            population.apply_ensemble(models, variables, loading.scale(image)), tap
-        )
-    )
     dataset = split.dataset
-    seen = jobs.examples(config, split)
-    images = ask(lambda part: taps(variables, part), dataset.train_images)
+    seen, ensemble = jobs.told(jobs.examples(config, split), ensemble)
+    models, variables = population.frozen_parts(ensemble)
+    needs = ("embedding",) if tap == "embedding" else ()
+
+    @jax.jit
+    def taps(variables, image, said):
+        image = loading.scale(image)
+        return concatenated(population.apply_ensemble(models, variables, image, needs, said), tap)
+
+    images = ask(lambda *part: taps(variables, *part), dataset.train_images, seen.said)
     num_classes, width = dataset.num_classes, images.shape[-1]
     model = build_model("mlp(hidden=())", Task(num_classes, 1, (0.0,) * width, (1.0,) * width))
     stage = fuser_stage(tap)
@@ -344,7 +346,7 @@ def fuser_job(
             key=(config.seed, jobs.word(stage), epoch),
             labels=jobs.balanced_by(config, split),
         ),
-        examples=dataclasses.replace(seen, image=jnp.asarray(images)),
+        examples=dataclasses.replace(seen, image=jnp.asarray(images), said=None),
         validation=(jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),
         epochs=50,
         eval_every=1,

@@ -19,12 +19,13 @@ from mtkd_jax.engine.training import Fitted, as_fitted, check_owner, concatenate
 from mtkd_jax.methods.peers import UNIFIED
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.specialists import Specialist
-from mtkd_jax.plans import pretrained
+from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
+GIVEN_STAGE = f"{STAGE_PREFIX}given"  # no stage is trained by that name
 SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
 
 
@@ -157,11 +158,14 @@ def beginning(config: ConfigDict, split: Split, address: str) -> str:
 def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
     """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
 
-    Those of the finished run `teachers.from_run`, or with `teachers.trained` those of the files
-    `teachers.init_from`. Raises UserError unless that run had the same data and the same split: a teacher
+    Those of the finished run `teachers.from_run`, with `teachers.trained` those of the files
+    `teachers.init_from`, or those whose logits are in the files `teachers.logits`. Raises UserError unless that run had the same data and the same split: a teacher
     that has seen what is validation here would make every choice of this run worthless. Of files only the
     user can know that.
     """
+    if config.teachers.logits:
+        found, notes = given.borrow(config, split)
+        return {GIVEN_STAGE: found}, notes
     if config.teachers.trained:
         return _from_files(config, split)
     if not config.teachers.from_run:
@@ -175,6 +179,11 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     if their is None:
         raise UserError(
             f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
+        )
+    if their["teachers"]["logits"]:
+        raise UserError(
+            f"config.teachers.from_run: {source} has trained no teachers, they are files of logits; name these in "
+            "teachers.logits"
         )
     theirs = {
         "num_members": their["teachers"]["num_members"],

@@ -192,6 +192,7 @@ def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None)
     """
     transfer = next((row["transfer"] for row in rows if row["role"] == "baseline"), "")
     transfer = kept[1] if kept and kept[1] else transfer
+    rows = [row for row in rows if row["params"] is not None]  # what is known by its logits has no cost
     shown = [row for row in rows if row["role"] == "teacher"]
     shown += [row for row in rows if row["role"] == "ensemble"][:1]  # the others cost the same
     shown += [row for row in rows if row["role"] == "baseline" and row["transfer"] == transfer]

@@ -259,6 +259,7 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
     """`data_identity` and, where weights come from files or from another run, what these are."""
     files = {
         "teachers.init_from": config.teachers.init_from,
+        "teachers.logits": config.teachers.logits,
         "students.init_from": (config.students.init_from,) if config.students.init_from else (),
     }
     weights = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
@@ -290,7 +291,7 @@ def _digest_of_file(path: str, field: str) -> str:
     try:
         return hashlib.sha256(paths.parse(path, f"config.{field}").read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"config.{field}: {path}: cannot read the weights: {error.strerror}") from None
+        raise UserError(f"config.{field}: {path}: cannot be read: {error.strerror}") from None
 
 
 def environment(seed: int) -> dict[str, Any]:
