@@ -300,7 +300,7 @@ def _check_given(config: ConfigDict) -> None:
     for field in ("train.mixup", "train.cutmix"):
         if value := dict(fields(config))[field]:
             raise UserError(
-                f"config.{field}: {value:g}, but the teachers of teachers.logits say nothing of mixed images; "
+                f"config.{field}: {value:g}, but teachers.logits says nothing of mixed images; "
                 "it must be 0 with them"
             )
     _check_distinct("teachers.logits", config.teachers.logits, config.teachers.logits)

@@ -336,3 +336,4 @@ class Recipe(NamedTuple):
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
     min_teachers: int = 1
     prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"
+    hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent

@@ -77,7 +77,7 @@ def read(path: Path, dataset: DataSet) -> Said:
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
-    """Write such a file of the arrays that it is to hold, whole or not at all; UserError if the disk refuses."""
+    """Write such a file of `arrays`, whole or not at all; UserError if the disk refuses."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, class_names=np.array(list(class_names), str), **arrays)
     files.write_atomically(path, buffer.getbuffer())
@@ -90,7 +90,9 @@ def _order_of_classes(
     path: Path, arrays: dict[str, np.ndarray], there: set[str], dataset: DataSet
 ) -> tuple[np.ndarray, list[str]]:
     """The places [C] in the file of the data's classes, and a note where they are not in its order."""
-    right = f"must be the {dataset.num_classes} classes in the order of the logits: {shorten(dataset.class_names)}"
+    right = (
+        f"must be the {dataset.num_classes} classes as the logits have them: {shorten(dataset.class_names)}"
+    )
     if "class_names" not in arrays:
         raise UserError(f"{path}: no array class_names, but {shorten(sorted(there))}; {right}")
     given = as_vector(arrays["class_names"])
@@ -146,7 +148,9 @@ def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> Sa
             for said in parts.values():
                 said[k] = np.log(np.maximum(said[k], np.float32(FLOOR)))
             who = f"teacher {k} of {path}" if len(parts["train"]) > 1 else f"{path}"
-            notes.append(f"What {who} says are probabilities; their logarithms were taken, not below ln {FLOOR:g}.")
+            notes.append(
+                f"What {who} says are probabilities; their logarithms were taken, not below ln {FLOOR:g}."
+            )
     return Said(parts["train"], parts["test"], tuple(notes))
 
 
@@ -176,7 +180,9 @@ def _part(
             f"{path}: no array {part}_logits, but {shorten(sorted(there))}; must hold train_logits and "
             "test_logits, or logits and names, and class_names"
         )
-    inside = [one for one in (("train", "val") if part == "train" else ("test",)) if f"{one}_logits" in logits]
+    inside = [
+        one for one in (("train", "val") if part == "train" else ("test",)) if f"{one}_logits" in logits
+    ]
     if any(f"{one}_names" in arrays for one in inside):
         return _found(path, {one: _named(path, arrays, logits, f"{one}_") for one in inside}, dataset, part)
     if "val" in inside:
@@ -197,16 +203,16 @@ def _with_val_rows(path: Path, logits: dict[str, np.ndarray], dataset: DataSet) 
     """[K,N,C] of the training images, of which those that are validated on stand in an array of their own."""
     if dataset.val_rows is None:
         raise UserError(
-            f"{path}: holds val_logits, but the data sets no images aside to validate on: train_logits must be "
-            "of all training images"
+            f"{path}: holds val_logits, but the data sets no images aside to validate on: train_logits "
+            "must be of all training images"
         )
     total, inside = len(dataset.train_labels), np.zeros(len(dataset.train_labels), bool)
     inside[dataset.val_rows] = True
     for name, rows in (("train_logits", ~inside), ("val_logits", inside)):
         if logits[name].shape[1] != np.count_nonzero(rows):
             raise UserError(
-                f"{path}: {name}: of {logits[name].shape[1]} images; must be of {np.count_nonzero(rows)}, for "
-                f"of the {total} training images the data sets {np.count_nonzero(inside)} aside to validate on"
+                f"{path}: {name}: of {logits[name].shape[1]} images; must be of {np.count_nonzero(rows)}: the "
+                f"data sets {np.count_nonzero(inside)} of {total} training images aside to validate on"
             )
     num_teachers, _, num_classes = logits["train_logits"].shape
     said = np.empty((num_teachers, total, num_classes), np.float32)
@@ -232,8 +238,8 @@ def _found(path: Path, pool: Mapping[str, _Named], dataset: DataSet, part: str) 
     wanted = getattr(dataset, f"{part}_names")
     if wanted is None:
         raise UserError(
-            f"{path}: names its images, and the data does not: must be train_logits and test_logits in the order "
-            "of the data, without names"
+            f"{path}: names its images, and the data does not: must be train_logits and test_logits in the "
+            "order of the data, without names"
         )
     names = [name.replace("\\", "/") for given, _ in pool.values() for name in given]
     said = np.concatenate([logits for _, logits in pool.values()], axis=1)

@@ -126,6 +126,8 @@ def make(
     examples, ensemble = told(examples, ensemble)
     if any(isinstance(teachers.model, Given) for teachers in ensemble):
         _check_hears_alone(recipes)
+    if examples.speaks is not None:
+        _check_may_be_silent(recipes)
     teacher_models, teacher_variables = frozen_parts(ensemble)
     candidates = layouts.candidates(config.runtime.how, config.runtime.data_shards, model, len(members))
     program = Program(
@@ -177,7 +179,7 @@ def make(
 
 
 def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
-    """The examples with what given teachers say of them, and the ensemble with these by their columns there."""
+    """The examples with what given teachers say of them, and the ensemble with these by their columns."""
     said: list[np.ndarray] = []
     found: list[Population] = []
     for teachers in ensemble:
@@ -194,15 +196,25 @@ def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
 
 
 def _check_hears_alone(recipes: Sequence[Recipe]) -> None:
-    """Raise UserError for recipes that want more of frozen teachers than their logits on the data's images."""
+    """Raise UserError for recipes that want more of frozen teachers than logits of the data's images."""
     for recipe in recipes:
         if recipe.teach is frozen_teachers and recipe.stimulus is not configured_stimulus:
             raise UserError(
-                f"{recipe.name} makes images of its own, and these teachers' logits are of the data's images alone"
+                f"{recipe.name} makes images of its own, and these teachers' logits are of the data's alone"
             )
         if recipe.teach is frozen_teachers and (recipe.needs or recipe.prepare == "embedding"):
             raise UserError(
-                f"{recipe.name} reads more of the teachers than their logits, and nothing else is known of these"
+                f"{recipe.name} reads more of the teachers than logits, and nothing else is known of these"
+            )
+
+
+def _check_may_be_silent(recipes: Sequence[Recipe]) -> None:
+    """Raise UserError for recipes that read what teachers say who do not speak of an example."""
+    for recipe in recipes:
+        if recipe.hears_all:
+            raise UserError(
+                f"{recipe.name} reads what all teachers say of an image, and the data says that some teach "
+                "some images only (train_teachers)"
             )
 
 

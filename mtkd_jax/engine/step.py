@@ -22,6 +22,7 @@ from mtkd_jax.data import augment, loading, mixing
 from mtkd_jax.engine import population
 from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
 from mtkd_jax.mesh import Layout
+from mtkd_jax.methods.seams import heard
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
     Array,
@@ -176,7 +177,7 @@ def make_step(program: Program) -> Callable:
         if "teach" in recipe.reads_student:
             networks = _networks(program, _asker(program, stage_data), known.batch)
             known = dataclasses.replace(known, teacher=recipe.teach(known, networks))
-        found = known.teacher, recipe.aim(known, recipe.weigh(known))
+        found = known.teacher, _aim(recipe, known)
         teacher, targets = jax.lax.stop_gradient(found)
         return dataclasses.replace(context, teacher=teacher, targets=targets)
 
@@ -419,6 +420,18 @@ def _apply_gradients(
     return dataclasses.replace(state, params=params, aux=aux, model_state=after, opt_state=opt_state)
 
 
+def _aim(recipe: Recipe, context: Context) -> Targets | None:
+    """The recipe's targets, of those teachers alone who speak of an example, if not all do."""
+    w, speaks = recipe.weigh(context), context.batch.speaks
+    if speaks is None or not recipe.min_teachers:
+        return recipe.aim(context, w)
+    targets = recipe.aim(context, heard(w, speaks))
+    # A target of no mass is no distribution where it is the mean of nobody; what is 0 must have a gradient.
+    anybody = targets.mass[:, :, None] > 0
+    probs = jnp.where(anybody, targets.probs, 1.0 / targets.probs.shape[-1])
+    return dataclasses.replace(targets, probs=probs)
+
+
 def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -> Targets | None:
     """Targets [R*T,Q,B,C] of every recipe at every temperature; members pick a row by hyper["target"].
 
@@ -429,7 +442,7 @@ def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -
     def at(recipe: Recipe, temperature: Array) -> Targets:
         own = {name: jnp.float32(value) for name, value in recipe.hyper}
         warm = dataclasses.replace(context, hyper={"temperature": temperature, **own})
-        return recipe.aim(warm, recipe.weigh(warm))
+        return _aim(recipe, warm)
 
     rows = [jax.vmap(lambda t, r=recipe: at(r, t))(temperatures) for recipe in recipes]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)

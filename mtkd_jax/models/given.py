@@ -18,6 +18,8 @@ class Given(Model):
     def answer(self, variables: PyTree, image: Array, said: Array | None) -> Outputs:
         """The logits [B,C] of a batch whose `said` is [B,K,C]; UserError where the images are others."""
         if said is None:
-            raise UserError(f"asks the teachers about images that it makes, and {self.name} know only the data's")
+            raise UserError(
+                f"asks the teachers about images that it makes, and {self.name} know only the data's"
+            )
         logits = said[:, variables["place"]]
         return Outputs(logits, logits[None], None, {})

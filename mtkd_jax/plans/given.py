@@ -24,8 +24,8 @@ def borrow(config: ConfigDict, split: Split) -> tuple[Fitted, tuple[str, ...]]:
     found, notes = from_logits(files, split.dataset)
     unknown = np.full(found.num_members, np.nan, np.float32)  # no validation has chosen them
     told = [
-        f"The {found.num_members} teachers are what {', '.join(files)} says of the images of the data: none was "
-        "trained here. Whether they have seen images that are validation or test here only their makers know.",
+        f"The {found.num_members} teachers are what {', '.join(files)} says of the images of the data: none "
+        "was trained here. Whether they have seen what is validation or test here only their makers know.",
         *notes,
     ]
     if any(config.data.augment.values()):

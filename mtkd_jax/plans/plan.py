@@ -19,8 +19,8 @@ from mtkd_jax import mesh
 from mtkd_jax.config import (
     canonical,
     check_number_of_teachers,
-    positive_class,
     number_of_teachers,
+    positive_class,
     resolve,
     student_model,
     teacher_models,

@@ -199,7 +199,7 @@ def _taught_by_own(
 
     def make(done: Done) -> Job:
         ensemble = (_chosen(before, taught_by, done),)
-        job = students.job(config, split, transfer, family, ensemble, {}, network, born_anew)
+        job = students.job(config, split, transfer, family, ensemble, {}, network, born_anew, routed=False)
         own = np.asarray([member.seed for member in family], np.int32)
         return dataclasses.replace(job, hyper={**job.hyper, "own_teacher": own})
 

@@ -158,11 +158,13 @@ def job(
     prepared: Mapping[str, Callable],
     model: str = "",
     born_anew: int = 0,
+    routed: bool = True,
 ) -> Job:
     """Training one family on one transfer set, all members on the same batches and augmentations.
 
     A seed sets dropout and the initial weights only: equal bodies in every mode, others for every `born_anew`
-    above 0. The network is that of `students.model` unless another address is given. With
+    above 0. Where the data says which teachers teach what, and the ensemble is these teachers (`routed`), all
+    others are silent. The network is that of `students.model` unless another address is given. With
     `students.init_from` the bodies of that network begin with the weights of a file. Heads remain the seed's:
     with those of the file seeds would be copies of each other, and many heads begin elsewhere than one.
     """
@@ -205,7 +207,10 @@ def job(
         },
         temperatures=temperatures,
         order=batches(config, split, transfer),
-        examples=jobs.examples(config, split),
+        examples=dataclasses.replace(
+            jobs.examples(config, split),
+            speaks=loading.speakers(split.dataset, num_teachers) if routed else None,
+        ),
         images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
         epochs=epochs,

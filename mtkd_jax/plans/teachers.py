@@ -159,9 +159,9 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
 
     Those of the finished run `teachers.from_run`, with `teachers.trained` those of the files
-    `teachers.init_from`, or those whose logits are in the files `teachers.logits`. Raises UserError unless that run had the same data and the same split: a teacher
-    that has seen what is validation here would make every choice of this run worthless. Of files only the
-    user can know that.
+    `teachers.init_from`, or those whose logits are in the files `teachers.logits`. Raises UserError unless
+    that run had the same data and the same split: a teacher that has seen what is validation here would make
+    every choice of this run worthless. Of files only the user can know that.
     """
     if config.teachers.logits:
         found, notes = given.borrow(config, split)
@@ -182,8 +182,8 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         )
     if their["teachers"]["logits"]:
         raise UserError(
-            f"config.teachers.from_run: {source} has trained no teachers, they are files of logits; name these in "
-            "teachers.logits"
+            f"config.teachers.from_run: {source} has trained no teachers, they are files of logits; name "
+            "these in teachers.logits"
         )
     theirs = {
         "num_members": their["teachers"]["num_members"],

@@ -184,15 +184,18 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None) -> Figure:
+def accuracy_against_cost(rows: Sequence[Mapping], kept: tuple[str, str] | None) -> Figure | None:
     """Test accuracy with its 95 % interval against parameters: teachers, an ensemble, the baseline, `kept`.
 
     `kept` is (name, transfer) of the row of the network to deploy; the baseline is that of its transfer set,
-    or of the last. All other students are small dots, side by side where they are of one size.
+    or of the last. All other students are small dots, side by side where they are of one size. None where
+    nothing is known of what any row costs.
     """
     transfer = next((row["transfer"] for row in rows if row["role"] == "baseline"), "")
     transfer = kept[1] if kept and kept[1] else transfer
-    rows = [row for row in rows if row["params"] is not None]  # what is known by its logits has no cost
+    rows = [row for row in rows if row["params"] is not None]
+    if not rows:
+        return None
     shown = [row for row in rows if row["role"] == "teacher"]
     shown += [row for row in rows if row["role"] == "ensemble"][:1]  # the others cost the same
     shown += [row for row in rows if row["role"] == "baseline" and row["transfer"] == transfer]
