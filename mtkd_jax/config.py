@@ -926,6 +926,24 @@ def completed(given: dict[str, Any], prefix: str = "", right: dict[str, Any] | N
     return found
 
 
+def restored(described: dict[str, Any]) -> ConfigDict:
+    """The configuration of `completed` fields: tuples in the place of lists, and nothing but fields."""
+    config = default()
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tuples(inner) for name, inner in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    for field, _ in fields(config):
+        *groups, name = field.split(".")
+        theirs, ours = described, config
+        for group in groups:
+            theirs, ours = theirs[group], ours[group]
+        ours[name] = tuples(theirs[name])
+    return config
+
+
 def _check_fields(given: dict, right: dict, prefix: str) -> None:
     for name in given:
         if name not in right:

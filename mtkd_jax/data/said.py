@@ -211,8 +211,8 @@ def _with_val_rows(path: Path, logits: dict[str, np.ndarray], dataset: DataSet) 
     for name, rows in (("train_logits", ~inside), ("val_logits", inside)):
         if logits[name].shape[1] != np.count_nonzero(rows):
             raise UserError(
-                f"{path}: {name}: of {logits[name].shape[1]} images; must be of {np.count_nonzero(rows)}: the "
-                f"data sets {np.count_nonzero(inside)} of {total} training images aside to validate on"
+                f"{path}: {name}: of {logits[name].shape[1]} images; must be of "
+                f"{np.count_nonzero(rows)}: the data sets {np.count_nonzero(inside)} of {total} training images aside to validate on"
             )
     num_teachers, _, num_classes = logits["train_logits"].shape
     said = np.empty((num_teachers, total, num_classes), np.float32)

@@ -25,7 +25,7 @@ from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Model, Population, PyTree
+from mtkd_jax.types import Images, Model, Population, PyTree
 
 SAVED = "all training is saved"  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
@@ -278,16 +278,26 @@ def _outputs(own: Population, split: Split) -> dict:
     Of teachers who are known by what they say it is that, and nobody knows what they cost.
     """
     interrupts.check(SAVED)
-    if isinstance(own.model, Given):
-        said = {"val": own.variables["train"][:, split.val], "test": own.variables["test"]}
-        return {"architecture": own.model.name, **said, "params": None}
     images = split.dataset.test_images
+    known = not isinstance(own.model, Given)
     return {
         "architecture": own.model.name,
-        "val": population.logits(own, split.dataset.train_images[split.val]),
-        "test": population.logits(own, images),
-        **costs(own.model, images.shape[1:], str(images.dtype)),
+        "val": logits(own, split.dataset.train_images, "train", split.val),
+        "test": logits(own, images, "test"),
+        **(costs(own.model, images.shape[1:], str(images.dtype)) if known else {"params": None}),
     }
+
+
+def logits(
+    own: Population, images: np.ndarray | Images, part: str, rows: np.ndarray | slice = slice(None)
+) -> np.ndarray:
+    """Logits [M,n,C] of every member on rows of the data's images of a part, "train" or "test".
+
+    They are computed, or looked up where the members are known by what they say.
+    """
+    if isinstance(own.model, Given):
+        return own.variables[part][:, rows]
+    return population.logits(own, images[rows])
 
 
 def _latency(forward, variables: PyTree, image: np.ndarray, batch_size: int, num_calls: int = 50) -> float:

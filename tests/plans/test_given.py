@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment
+from mtkd_jax import experiment, logits
 from mtkd_jax.data import said
 from mtkd_jax.engine import jobs, population, step, teacher_cache
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
-from mtkd_jax.plans import given, plan, students, teachers
+from mtkd_jax.plans import given, students, teachers
 from mtkd_jax.report import document
 from mtkd_jax.results import analysis
 from mtkd_jax.runs import predictions
@@ -210,3 +210,23 @@ def test_examples_that_are_read_when_they_are_asked_for_bring_what_is_said_of_th
     window, local = experiment.loading.window(examples, np.zeros((3, 4, 4, 1), np.uint8), indices)
     batch = experiment.loading.gather(dataclasses.replace(window, image=jnp.zeros((4, 4, 4, 1))), local[1])
     np.testing.assert_allclose(batch.said, np.moveaxis(logits["train_logits"][:, [3, 90]], 0, 1), atol=1e-5)
+
+
+def test_a_runs_teachers_teach_another_run_from_the_file_of_what_they_say(tmp_path, capsys):
+    config = small.config(
+        **{**BOTH, "students.modes": ("output_avg",), "train.epochs": 2, "students.num_seeds": 2}
+    )
+    report = experiment.run(config, tmp_path / "own", quiet=True)
+    assert logits.main([str(tmp_path / "own"), "--into", str(tmp_path / "t.npz")]) == 0
+    assert "3 teachers for 120 training and 40 test images" in capsys.readouterr().out
+    config.teachers.logits = (str(tmp_path / "t.npz"),)
+    other = experiment.run(config, tmp_path / "other", quiet=True)
+    assert len(report["rows"]) == len(other["rows"])
+    own, again = (predictions.load(tmp_path / name / "predictions.npz") for name in ("own", "other"))
+    for one, two in zip(own.groups, again.groups):
+        np.testing.assert_allclose(one.test, two.test, atol=1e-3)
+        np.testing.assert_allclose(one.val, two.val, atol=1e-3)
+    assert logits.main([str(tmp_path / "other"), "--into", str(tmp_path / "u.npz")]) == 0
+    with np.load(tmp_path / "t.npz") as first, np.load(tmp_path / "u.npz") as second:
+        np.testing.assert_array_equal(first["train_logits"], second["train_logits"])
+    assert logits.main([str(tmp_path / "none"), "--into", str(tmp_path / "v.npz")]) == 2
