@@ -322,7 +322,6 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
                 f"{hint(str(address), config.students.modes)}"
             )
-    check_number_of_teachers(config, number_of_teachers(config), num_classes=2)
     for field, kind in (("teachers.models", "model"), ("students.modes", "mode"), ("fusion.rules", "rule")):
         addresses = dict(fields(config))[field]
         _check_distinct(field, addresses, [canonical(kind, address, field) for address in addresses])
@@ -330,6 +329,7 @@ def _check_addresses(config: ConfigDict) -> None:
         _, arguments = resolve("rule", name, "fusion.rules")
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
+    check_number_of_teachers(config, number_of_teachers(config), num_classes=2)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", dict(fields(config))[field], field)
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")

@@ -208,11 +208,12 @@ def _with_val_rows(path: Path, logits: dict[str, np.ndarray], dataset: DataSet) 
         )
     total, inside = len(dataset.train_labels), np.zeros(len(dataset.train_labels), bool)
     inside[dataset.val_rows] = True
-    for name, rows in (("train_logits", ~inside), ("val_logits", inside)):
-        if logits[name].shape[1] != np.count_nonzero(rows):
+    aside = np.count_nonzero(inside)
+    for name, number in (("train_logits", total - aside), ("val_logits", aside)):
+        if logits[name].shape[1] != number:
             raise UserError(
-                f"{path}: {name}: of {logits[name].shape[1]} images; must be of "
-                f"{np.count_nonzero(rows)}: the data sets {np.count_nonzero(inside)} of {total} training images aside to validate on"
+                f"{path}: {name}: of {logits[name].shape[1]} images; must be of {number}: the data sets {aside} "
+                f"of {total} training images aside to validate on"
             )
     num_teachers, _, num_classes = logits["train_logits"].shape
     said = np.empty((num_teachers, total, num_classes), np.float32)

@@ -88,7 +88,7 @@ def test_what_the_publisher_set_aside_may_stand_in_an_array_of_its_own(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "spelt", [str, lambda name: f"/data/three/{name}", lambda name: f"three\\{name}".replace("/", "\\")]
+    "spelt", [str, lambda name: f"../data/three/{name}", lambda name: f"three\\{name}".replace("/", "\\")]
 )
 def test_rows_are_found_by_names_in_any_order_and_whatever_stands_before_them(spelt, tmp_path):
     order = RNG.permutation(10)
