@@ -361,7 +361,7 @@ def distil(
     (20, 3)
     """
     config = teachers._trained.config.copy_and_resolve_references()
-    if not (config.teachers.trained or config.teachers.from_run or config.teachers.logits):
+    if not (config.teachers.trained or config.teachers.from_run or configuration.given_teachers(config)):
         lent = {"from_run": os.fspath(teachers.workdir), "init_from": (), "mean": (), "std": ()}
         for name, value in lent.items():
             settings.put(config, f"teachers.{name}", value)

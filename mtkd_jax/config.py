@@ -98,6 +98,7 @@ def default() -> ConfigDict:
     config.teachers.std = ()  # both () = those of the training images
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
     config.teachers.logits = ()  # .npz files of what teachers from anywhere say, instead of training any
+    config.teachers.programs = ()  # teachers that are programs: .onnx, .stablehlo, or a student/ folder
 
     config.train = ConfigDict()
     config.train.epochs = 60  # of teachers, and of students unless they say otherwise
@@ -291,19 +292,21 @@ def _check_weights(config: ConfigDict) -> None:
 
 
 def _check_given(config: ConfigDict) -> None:
-    """Who is known by files of logits is neither trained nor asked about other images."""
-    if not config.teachers.logits:
-        return
+    """Teachers of files are never trained, and those known by logits are not asked about other images."""
+    flat = dict(fields(config))
+    of_files = [field for field in ("teachers.logits", "teachers.programs") if flat[field]]
     for field in ("teachers.init_from", "teachers.from_run", "teachers.models"):
-        if dict(fields(config))[field]:
-            raise UserError(f"config.teachers.logits and {field}: teachers come from one or the other")
-    for field in ("train.mixup", "train.cutmix"):
-        if value := dict(fields(config))[field]:
-            raise UserError(
-                f"config.{field}: {value:g}, but teachers.logits says nothing of mixed images; "
-                "it must be 0 with them"
-            )
-    _check_distinct("teachers.logits", config.teachers.logits, config.teachers.logits)
+        if of_files and flat[field]:
+            raise UserError(f"config.{of_files[0]} and {field}: teachers come from one or the other")
+    if config.teachers.logits or any(name.endswith(".onnx") for name in config.teachers.programs):
+        for field in ("train.mixup", "train.cutmix"):
+            if flat[field]:
+                raise UserError(
+                    f"config.{field}: {flat[field]:g}, but {of_files[0]} says nothing of mixed images; "
+                    "it must be 0 with them"
+                )
+    for field in of_files:
+        _check_distinct(field, flat[field], flat[field])
 
 
 def _check_addresses(config: ConfigDict) -> None:
@@ -341,16 +344,21 @@ def _check_addresses(config: ConfigDict) -> None:
     resolve("plan", config.plan, "plan")
 
 
+def given_teachers(config: ConfigDict) -> tuple[str, ...]:
+    """The files that teach as they are, of logits and programs; () where teachers are networks of ours."""
+    return (*config.teachers.logits, *config.teachers.programs)
+
+
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
     """Addresses of the teachers' architectures; () where the teachers are no networks of ours."""
-    if config.teachers.logits:
+    if given_teachers(config):
         return ()
     return tuple(config.teachers.models) or (config.model.name,)
 
 
 def number_of_teachers(config: ConfigDict) -> int | None:
     """How many teachers there are, of all architectures; None where only their files know."""
-    if config.teachers.logits:
+    if given_teachers(config):
         return None
     return config.teachers.num_members * len(teacher_models(config))
 
@@ -968,6 +976,7 @@ _ENTRY_TYPES = {
     "teachers.models": "str",
     "teachers.init_from": "str",
     "teachers.logits": "str",
+    "teachers.programs": "str",
     "teachers.learning_rates": "float",
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",

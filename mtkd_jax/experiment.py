@@ -179,7 +179,7 @@ def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[s
         raise UserError(f"{into}: holds no run; name the --workdir of one")
     config = configuration.restored(described)
     given = config.teachers
-    if not (given.from_run or given.trained or given.logits):
+    if not (given.from_run or given.trained or configuration.given_teachers(config)):
         given.from_run, given.init_from, given.mean, given.std = os.fspath(into), (), (), ()
     split = load_split(config, dataset)
     found, _ = teachers.borrow(config, split)

@@ -187,7 +187,7 @@ class Model:
     """
 
     name: str
-    module: Any
+    module: Any  # None of a teacher that is no network here: what it would cost is not known
     convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:

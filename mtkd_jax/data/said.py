@@ -98,18 +98,25 @@ def _order_of_classes(
     given = as_vector(arrays["class_names"])
     if given.dtype.kind != "U" or given.ndim != 1:
         raise UserError(f"{path}: class_names: {given.dtype} {given.shape}; {right}")
-    names = given.tolist()
+    return order_of_classes(path, given.tolist(), dataset)
+
+
+def order_of_classes(path: Path, names: Sequence[str], dataset: DataSet) -> tuple[np.ndarray, list[str]]:
+    """The places [C] among `names` of the data's classes, and a note where they are not in its order.
+
+    Raises UserError, which begins with the path, where the names are others.
+    """
     for name in names:
         if name not in dataset.class_names:
             raise UserError(
                 f"{path}: class_names: the data has no class {name!r}{hint(name, dataset.class_names)}"
             )
     if sorted(names) != sorted(dataset.class_names):
-        raise UserError(f"{path}: class_names: {shorten(names)}; {right}")
+        raise UserError(f"{path}: class_names: {shorten(names)}; must be {shorten(dataset.class_names)}")
     if tuple(names) == dataset.class_names:
         return np.arange(len(names)), []
     note = f"The classes of {path} are in another order than the data's, and its logits were put into that."
-    return np.array([names.index(name) for name in dataset.class_names]), [note]
+    return np.array([list(names).index(name) for name in dataset.class_names]), [note]
 
 
 # --- logits -------------------------------------------------------------------------------------------
@@ -212,8 +219,8 @@ def _with_val_rows(path: Path, logits: dict[str, np.ndarray], dataset: DataSet) 
     for name, number in (("train_logits", total - aside), ("val_logits", aside)):
         if logits[name].shape[1] != number:
             raise UserError(
-                f"{path}: {name}: of {logits[name].shape[1]} images; must be of {number}: the data sets {aside} "
-                f"of {total} training images aside to validate on"
+                f"{path}: {name}: of {logits[name].shape[1]} images; must be of {number}: the data sets "
+                f"{aside} of {total} training images aside to validate on"
             )
     num_teachers, _, num_classes = logits["train_logits"].shape
     said = np.empty((num_teachers, total, num_classes), np.float32)

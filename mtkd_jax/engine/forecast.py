@@ -21,7 +21,6 @@ from mtkd_jax.engine.jobs import Job, part, parts
 from mtkd_jax.engine.step import init_state
 from mtkd_jax.engine.training import compiled_chunk, compiled_part, first_progress
 from mtkd_jax.mesh import Layout
-from mtkd_jax.models.given import Given
 from mtkd_jax.types import Array, Model, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
@@ -90,7 +89,7 @@ def flops(job: Job) -> float:
     of_one = FORWARDS_PER_STEP * len(job.names) * forward_flops(program.model, shape)
     if job.stage_data.cached_logits is None:
         asked = zip(program.teachers, job.stage_data.teachers)
-        for model, variables in ((m, v) for m, v in asked if not isinstance(m, Given)):
+        for model, variables in ((m, v) for m, v in asked if m.module is not None):
             of_one += len(jax.tree.leaves(variables)[0]) * forward_flops(model, shape)
     return of_one * batch_size * job.num_steps
 

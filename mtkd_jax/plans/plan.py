@@ -19,6 +19,7 @@ from mtkd_jax import mesh
 from mtkd_jax.config import (
     canonical,
     check_number_of_teachers,
+    given_teachers,
     number_of_teachers,
     positive_class,
     resolve,
@@ -78,7 +79,7 @@ def build(config: ConfigDict, split: Split) -> Plan:
 
 def train_teachers(config: ConfigDict, split: Split) -> Plan:
     """A stage for each architecture; none when the teachers come trained, from an earlier run or files."""
-    if config.teachers.from_run or config.teachers.trained or config.teachers.logits:
+    if config.teachers.from_run or config.teachers.trained or given_teachers(config):
         return ()
     return tuple(
         Stage(

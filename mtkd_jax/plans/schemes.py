@@ -271,6 +271,7 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
         "from_run": options.from_run,
         "init_from": options.init_from,
         "logits": options.logits,
+        "programs": options.programs,
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,

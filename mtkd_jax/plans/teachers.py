@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, canonical, code_behind, teacher_models
+from mtkd_jax.config import build_model, canonical, code_behind, given_teachers, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
@@ -25,7 +25,6 @@ from mtkd_jax.system import paths
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
-GIVEN_STAGE = f"{STAGE_PREFIX}given"  # no stage is trained by that name
 SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
 
 
@@ -159,13 +158,13 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
 
     Those of the finished run `teachers.from_run`, with `teachers.trained` those of the files
-    `teachers.init_from`, or those whose logits are in the files `teachers.logits`. Raises UserError unless
+    `teachers.init_from`, or those of `teachers.logits` and `teachers.programs`. Raises UserError unless
     that run had the same data and the same split: a teacher that has seen what is validation here would make
     every choice of this run worthless. Of files only the user can know that.
     """
-    if config.teachers.logits:
+    if given_teachers(config):
         found, notes = given.borrow(config, split)
-        return {GIVEN_STAGE: found}, notes
+        return {f"{STAGE_PREFIX}{name}": own for name, own in found.items()}, notes
     if config.teachers.trained:
         return _from_files(config, split)
     if not config.teachers.from_run:
@@ -180,10 +179,10 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         raise UserError(
             f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
         )
-    if their["teachers"]["logits"]:
+    if their["teachers"]["logits"] or their["teachers"]["programs"]:
         raise UserError(
-            f"config.teachers.from_run: {source} has trained no teachers, they are files of logits; name "
-            "these in teachers.logits"
+            f"config.teachers.from_run: {source} has trained no teachers, they are files; name these in "
+            "teachers.logits and teachers.programs"
         )
     theirs = {
         "num_members": their["teachers"]["num_members"],

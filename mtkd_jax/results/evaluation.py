@@ -157,7 +157,7 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
         alpha=None,
         temperature=None,
         members=own.names,
-        train_seconds=None if isinstance(own.model, Given) else fitted.seconds,
+        train_seconds=None if own.model.module is None else fitted.seconds,
         **_outputs(own, split),
     )
 
@@ -279,7 +279,7 @@ def _outputs(own: Population, split: Split) -> dict:
     """
     interrupts.check(SAVED)
     images = split.dataset.test_images
-    known = not isinstance(own.model, Given)
+    known = own.model.module is not None
     return {
         "architecture": own.model.name,
         "val": logits(own, split.dataset.train_images, "train", split.val),
