@@ -136,7 +136,7 @@ NAN[1, 3, 0] = np.nan
         ({"test_logits": None}, "no array test_logits"),
         ({"class_names": None}, "no array class_names"),
         ({"class_names": np.array(["cat", "dog", "elk"])}, "no class 'elk'"),
-        ({"class_names": np.array(["cat", "dog"])}, "must be the 3 classes"),
+        ({"class_names": np.array(["cat", "dog"])}, "must be cat, dog, emu"),
         ({"class_names": np.arange(3)}, "class_names: int64 (3,)"),
         ({"train_logits": TRAIN[:, :5]}, "of 5 images; must be of the 6 train images"),
         ({"train_logits": TRAIN[..., :2]}, "train_logits: float32 (2, 6, 2)"),
