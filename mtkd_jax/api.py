@@ -361,12 +361,13 @@ def distil(
     (20, 3)
     """
     config = teachers._trained.config.copy_and_resolve_references()
-    if not (config.teachers.trained or config.teachers.from_run):
+    if not (config.teachers.trained or config.teachers.from_run or configuration.given_teachers(config)):
         lent = {"from_run": os.fspath(teachers.workdir), "init_from": (), "mean": (), "std": ()}
         for name, value in lent.items():
             settings.put(config, f"teachers.{name}", value)
     asked = {"modes": (mode,), "alphas": alphas, "temperatures": temperatures, "num_seeds": num_seeds}
-    model = configuration.teacher_models(config)[0] if model is None else model
+    of_teachers = configuration.teacher_models(config) or (config.model.name,)
+    model = of_teachers[0] if model is None else model
     asked |= {"model": model, "models": ()} if isinstance(model, str) else {"model": "", "models": model}
     _set_fields(config, {f"students__{name}": value for name, value in asked.items()}, OF_STUDENTS)
     config.export.choose = mode

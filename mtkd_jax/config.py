@@ -101,6 +101,8 @@ def default() -> ConfigDict:
     config.teachers.mean = ()  # a channel, of images in 0..1: what the files' networks were trained with
     config.teachers.std = ()  # both () = those of the training images
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
+    config.teachers.logits = ()  # .npz files of what teachers from anywhere say, instead of training any
+    config.teachers.programs = ()  # teachers that are programs: .onnx, .stablehlo, or a student/ folder
 
     config.train = ConfigDict()
     config.train.epochs = 60  # of teachers, and of students unless they say otherwise
@@ -286,6 +288,7 @@ def _check_weights(config: ConfigDict) -> None:
         )
     if teachers.init_from and teachers.from_run:
         raise UserError("config.teachers.init_from and from_run: teachers come from one or the other")
+    _check_given(config)
     if (teachers.mean or teachers.std) and not teachers.init_from:
         raise UserError(
             "config.teachers.mean and std: are for the networks of teachers.init_from, which is empty"
@@ -302,6 +305,29 @@ def _check_weights(config: ConfigDict) -> None:
         )
 
 
+def _check_given(config: ConfigDict) -> None:
+    """Teachers of files are never trained, and those known by logits are not asked about other images."""
+    flat = dict(fields(config))
+    of_files = [field for field in ("teachers.logits", "teachers.programs") if flat[field]]
+    for field in ("teachers.init_from", "teachers.from_run", "teachers.models"):
+        if of_files and flat[field]:
+            raise UserError(f"config.{of_files[0]} and {field}: teachers come from one or the other")
+    if config.teachers.logits or any(name.endswith(".onnx") for name in config.teachers.programs):
+        for field in ("train.mixup", "train.cutmix"):
+            if flat[field]:
+                raise UserError(
+                    f"config.{field}: {flat[field]:g}, but {of_files[0]} says nothing of mixed images; "
+                    "it must be 0 with them"
+                )
+    if of_files and config.export.cascade:
+        raise UserError(
+            f"config.export.cascade: True, but the teachers of {of_files[0]} are no networks that can be "
+            "exported; it must be False with them"
+        )
+    for field in of_files:
+        _check_distinct(field, flat[field], flat[field])
+
+
 def _check_addresses(config: ConfigDict) -> None:
     task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
     for field, addresses in (
@@ -312,20 +338,12 @@ def _check_addresses(config: ConfigDict) -> None:
     ):
         for address in addresses:
             build_model(address, task, field)
-    num_teachers = number_of_teachers(config)
     for address in config.students.arguments:
         _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
             raise UserError(
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
                 f"{hint(str(address), config.students.modes)}"
-            )
-    for address in config.students.modes:
-        least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
-        if num_teachers < least:
-            raise UserError(
-                f"config.students.modes: {address} needs at least {least} teachers, "
-                f"config.teachers gives {num_teachers}"
             )
     for field, kind in (
         ("teachers.models", "model"),
@@ -340,7 +358,7 @@ def _check_addresses(config: ConfigDict) -> None:
         _, arguments = resolve("rule", name, "fusion.rules")
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
-    check_rules(config, num_classes=2)
+    check_number_of_teachers(config, number_of_teachers(config), num_classes=2)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", dict(fields(config))[field], field)
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
@@ -352,19 +370,40 @@ def _check_addresses(config: ConfigDict) -> None:
     resolve("plan", config.plan, "plan")
 
 
+def given_teachers(config: ConfigDict) -> tuple[str, ...]:
+    """The files that teach as they are, of logits and programs; () where teachers are networks of ours."""
+    return (*config.teachers.logits, *config.teachers.programs)
+
+
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
-    """Addresses of the teachers' architectures."""
+    """Addresses of the teachers' architectures; () where the teachers are no networks of ours."""
+    if given_teachers(config):
+        return ()
     return tuple(config.teachers.models) or (config.model.name,)
 
 
-def number_of_teachers(config: ConfigDict) -> int:
-    """How many teachers there are, of all architectures."""
+def number_of_teachers(config: ConfigDict) -> int | None:
+    """How many teachers there are, of all architectures; None where only their files know."""
+    if given_teachers(config):
+        return None
     return config.teachers.num_members * len(teacher_models(config))
 
 
-def check_rules(config: ConfigDict, num_classes: int) -> None:
-    """Raise UserError where a fusion rule cannot fuse so many teachers, or so many classes."""
-    logits = np.zeros((number_of_teachers(config), 1, num_classes), np.float32)
+def check_number_of_teachers(config: ConfigDict, num_teachers: int | None, num_classes: int) -> None:
+    """Raise UserError where a mode or rule cannot do with so many teachers, or a rule with so many classes.
+
+    Where their number is not known yet, the modes' arguments are checked alone.
+    """
+    for address in config.students.modes:
+        least = max(recipe.min_teachers for recipe, _ in build_recipes(config, address))
+        if num_teachers is not None and num_teachers < least:
+            raise UserError(
+                f"config.students.modes: {address} needs at least {least} teachers, "
+                f"config.teachers gives {num_teachers}"
+            )
+    if num_teachers is None:
+        return
+    logits = np.zeros((num_teachers, 1, num_classes), np.float32)
     for rule in config.fusion.rules:
         try:
             rules.check(canonical("rule", rule, "fusion.rules"), logits)
@@ -961,6 +1000,24 @@ def completed(given: dict[str, Any], prefix: str = "", right: dict[str, Any] | N
     return found
 
 
+def restored(described: dict[str, Any]) -> ConfigDict:
+    """The configuration of `completed` fields: tuples in the place of lists, and nothing but fields."""
+    config = default()
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tuples(inner) for name, inner in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    for field, _ in fields(config):
+        *groups, name = field.split(".")
+        theirs, ours = described, config
+        for group in groups:
+            theirs, ours = theirs[group], ours[group]
+        ours[name] = tuples(theirs[name])
+    return config
+
+
 def _check_fields(given: dict, right: dict, prefix: str) -> None:
     for name in given:
         if name not in right:
@@ -985,6 +1042,8 @@ _ENTRY_TYPES = {
     "teachers.models": "str",
     "students.models": "str",
     "teachers.init_from": "str",
+    "teachers.logits": "str",
+    "teachers.programs": "str",
     "teachers.learning_rates": "float",
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -173,8 +174,36 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     stages = plan.build(config, split)
     plan.check_choice(config, stages)
     borrowed, notes = teachers.borrow(config, split)
+    plan.check_teachers(config, split, borrowed)
     plan.rehearse(stages, config, borrowed)
     return stages, borrowed, notes
+
+
+def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[str, np.ndarray], DataSet]:
+    """What the teachers of a run say of all training and test images, as data/said.py has it, and its data.
+
+    {"train_logits": [K,N,C], "test_logits": [K,n,C]}, with the images' names where they have some. Data
+    that was given from Python has to be given again. Raises UserError where the run has no finished teachers
+    or the data is another one.
+    """
+    described = workdir.read_config(into) if into.is_dir() else None
+    if described is None:
+        raise UserError(f"{into}: holds no run; name the --workdir of one")
+    config = configuration.restored(described)
+    given = config.teachers
+    if not (given.from_run or given.trained or configuration.given_teachers(config)):
+        given.from_run, given.init_from, given.mean, given.std = os.fspath(into), (), (), ()
+    split = load_split(config, dataset)
+    found, _ = teachers.borrow(config, split)
+    data = split.dataset
+    arrays = {}
+    for part in ("train", "test"):
+        of_part = getattr(data, f"{part}_images")
+        each = [evaluation.logits(own, of_part, part) for own in plan.ensemble_of(found)]
+        arrays[f"{part}_logits"] = np.concatenate(each)
+        if (names := getattr(data, f"{part}_names")) is not None:
+            arrays[f"{part}_names"] = np.array(names)
+    return arrays, data
 
 
 def load_split(config: ConfigDict, dataset: DataSet | None = None) -> Split:

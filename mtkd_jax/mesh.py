@@ -200,8 +200,10 @@ def sum_over_data(tree: PyTree, layout: Layout) -> PyTree:
     return tree if layout.data == 1 else lax.psum(tree, DATA)
 
 
-def shared_out(teachers: Callable[[Array], TeacherOutputs], layout: Layout) -> Callable:
-    """`teachers` on images [B,...], every device asking them about its share; called inside `spread`.
+def shared_out(teachers: Callable[..., TeacherOutputs], layout: Layout) -> Callable:
+    """`teachers` of images [B,...] and what else has a row for each, every device asking about its share.
+
+    Called inside `spread`.
 
     Rows divide better than K, and need no other device's activations: only what is said is gathered. Not
     for gradients with respect to the image.
@@ -210,10 +212,11 @@ def shared_out(teachers: Callable[[Array], TeacherOutputs], layout: Layout) -> C
     if num_devices == 1:
         return teachers
 
-    def ask(image: Array) -> TeacherOutputs:
-        num_rows = len(image)
-        filled = image[jnp.arange(num_rows + -num_rows % num_devices) % num_rows]
-        said = teachers(_rows(filled, lax.axis_index(AXES), num_devices))
+    def ask(*asked: PyTree) -> TeacherOutputs:
+        num_rows = len(asked[0])
+        rows = jnp.arange(num_rows + -num_rows % num_devices) % num_rows
+        share = jax.tree.map(lambda leaf: _rows(leaf[rows], lax.axis_index(AXES), num_devices), asked)
+        said = teachers(*share)
         return _over_rows(
             lambda leaf, axis: lax.slice_in_dim(
                 lax.all_gather(leaf, AXES, axis=axis, tiled=True), 0, num_rows, axis=axis

@@ -34,6 +34,8 @@ EXAMPLES = {  # of fields whose default does not show how they are written
     "data.augment.rand_augment": "2,7",
     "teachers.models": "mlp,cnn",
     "teachers.init_from": "a.safetensors,b.safetensors",
+    "teachers.logits": "a.npz,b.npz",
+    "teachers.programs": "a.onnx,b.stablehlo",
     "teachers.learning_rates": "0.001,0.003",
     "teachers.weight_decays": "0.0001",
     "teachers.label_smoothings": "0.1",

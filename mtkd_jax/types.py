@@ -95,6 +95,9 @@ class DataSet:
     val_rows: np.ndarray | None = None  # [v] rows of train_images that the publisher set aside to validate on
     notes: tuple[str, ...] = ()  # what a reader of the report must know, such as images that were skipped
     fit: str = ""  # how image files were brought to size, see images.read; "" where there were none
+    train_names: tuple[str, ...] | None = None  # [N] what the images are called, such as "cat/1.png"
+    test_names: tuple[str, ...] | None = None  # the same; None where they have no names
+    train_teachers: np.ndarray | None = None  # [N,K] bool, who teaches what; or [N] int32, -1: nobody
 
     @property
     def num_classes(self) -> int:
@@ -110,6 +113,8 @@ class Examples:
     label: Array  # [N] int32
     labelled: Array  # [N] bool; False hides the label from every loss
     weight: Array | None = None  # [N] float32, how much the hard label counts; None: all alike
+    said: Array | None = None  # [N,K,C] float32, logits of teachers of whom there is nothing else
+    speaks: Array | None = None  # [N,K] bool, which of all teachers teach an example; None: all of them
 
 
 @pytree
@@ -135,6 +140,8 @@ class Batch:
     weight: Array | None = None  # [B] float32, of the hard label; None: all alike
     mixed: Mixed | None = None  # the labels of the images that are mixed in; see data.mixing
     views: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # further images, by name
+    said: Array | None = None  # [B,K,C], see Examples
+    speaks: Array | None = None  # [B,K] bool, see Examples
 
 
 # --- networks -----------------------------------------------------------------------------------------
@@ -151,7 +158,7 @@ class Outputs:
 
     logits: Array  # [B,C] float32
     heads: Array  # [H,B,C] float32, H >= 1
-    embedding: Array  # [B,D] float32, what the heads read
+    embedding: Array  # [B,D] float32, what the heads read; None of a teacher whose logits alone are known
     features: Mapping[str, Array]  # {"stage1": [B,h,w,d], ...}
 
 
@@ -180,7 +187,7 @@ class Model:
     """
 
     name: str
-    module: Any
+    module: Any  # None of a teacher that is no network here: what it would cost is not known
     convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
     pretrained: str = ""  # name of published weights or a path: of the body, which is drawn without
     trainable: str = (
@@ -200,6 +207,10 @@ class Model:
             return self.module.apply(variables, image, train=False), state
         rngs = {} if key is None else {"dropout": key}
         return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
+
+    def answer(self, variables: PyTree, image: Array, said: Array | None) -> Outputs:
+        """What it says as a frozen teacher; `said` [B,K,C] is what is known of the teachers of files."""
+        return self.apply(variables, image)[0]
 
 
 # --- populations --------------------------------------------------------------------------------------
@@ -329,6 +340,7 @@ class Recipe(NamedTuple):
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
     min_teachers: int = 1
     prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"
+    hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent
 
 
 # --- trackers -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
         "main",
         "sweep",
         "predict",
+        "logits",
         "benchmark",
         "report.overview",
     },  # and every __main__: the command lines

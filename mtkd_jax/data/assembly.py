@@ -19,8 +19,8 @@ def parts_and_kinds(names: Mapping[str, object] | set[str]) -> tuple[tuple[str, 
     (('train', 'val', 'test'), ('images', 'labels', 'groups'))
     """
     parts = ("train", "val", "test") if {"val_images", "val_labels"} & set(names) else ("train", "test")
-    grouped = any(f"{part}_groups" in names for part in parts)
-    return parts, ("images", "labels", "groups") if grouped else ("images", "labels")
+    further = (kind for kind in ("groups", "names") if any(f"{part}_{kind}" in names for part in parts))
+    return parts, ("images", "labels", *further)
 
 
 def assemble(
@@ -43,8 +43,13 @@ def assemble(
     layout = layout or _layout(images, len(fields["train_labels"]), where)
     fields |= {name: _channels_last(array, layout) for name, array in images.items()}
     turned = layout == "NCHW" and images["train_images"].ndim == 4
+    if "train_teachers" in arrays:
+        kinds = (*kinds, "teachers")
+        fields |= {name: array for name, array in arrays.items() if name.endswith("_teachers")}
     if "val" in parts:
         fields = _with_val_rows(fields, kinds, where)
+    if "names" in kinds:
+        fields |= {name: _as_text(fields[name], name, where) for name in ("train_names", "test_names")}
     if "groups" in kinds:
         fields |= _coded_groups(fields["train_groups"], fields["test_groups"], where)
     if "class_names" in arrays:
@@ -95,6 +100,8 @@ def _with_val_rows(fields: dict[str, np.ndarray], kinds: Sequence[str], where: s
     """The fields of a data set whose validation set is made the last rows of the training set."""
     joined = {name: array for name, array in fields.items() if name.startswith("test")}
     for kind in kinds:
+        if f"val_{kind}" not in fields:
+            raise UserError(f"{where}: no array val_{kind}: must be there beside train_{kind}, of val_images")
         train, val = fields[f"train_{kind}"], fields[f"val_{kind}"]
         alike = train.shape[1:] == val.shape[1:] and _kind(train) == _kind(val)
         if not (train.ndim and val.ndim and alike and len(val) == len(fields["val_images"])):
@@ -105,6 +112,12 @@ def _with_val_rows(fields: dict[str, np.ndarray], kinds: Sequence[str], where: s
         joined[f"train_{kind}"] = np.concatenate([train, val])
     total = len(joined["train_images"])
     return joined | {"val_rows": np.arange(total - len(fields["val_images"]), total)}
+
+
+def _as_text(names: np.ndarray, name: str, where: str) -> tuple[str, ...]:
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise UserError(f"{where}: {name}: {names.dtype} {names.shape}: must be [N] text")
+    return tuple(names.tolist())
 
 
 def _kind(array: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import stat
@@ -89,7 +90,9 @@ def check(dataset: DataSet, where: str) -> DataSet:
         )
     dataset = dataclasses.replace(dataset, **fields)
     dataset = dataclasses.replace(dataset, **_check_groups(dataset, wrong), **_check_val_rows(dataset, wrong))
-    notes = _names_alike(dataset.class_names)
+    dataset = dataclasses.replace(dataset, **_check_teachers(dataset, wrong))
+    _check_image_names(dataset, wrong)
+    notes = [*_names_alike(dataset.class_names), *_silences(dataset)]
     # Images that are read when they are asked for are files, which have one scale.
     if isinstance(train, np.ndarray) and isinstance(test, np.ndarray):
         _check_channels(train, test, wrong)
@@ -305,6 +308,44 @@ def _check_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
     if len(np.unique(rows)) != len(rows):
         raise wrong("val_rows", "names a row twice: must name each once")
     return {"val_rows": np.sort(rows).astype(np.int32)}
+
+
+def _check_teachers(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
+    """Who teaches what, as [N,K] bool or [N] int32."""
+    given, total = dataset.train_teachers, len(dataset.train_labels)
+    if given is None:
+        return {}
+    right = f"must be [{total},K] true or false, or [{total}] whole numbers from -1 (none)"
+    zero_one = given.ndim == 2 and given.dtype.kind in "iu" and np.isin(given, (0, 1)).all()
+    fits = given.ndim == 2 and (given.dtype.kind == "b" or zero_one)
+    fits |= given.ndim == 1 and given.dtype.kind in "iu"
+    if not fits or len(given) != total or 0 in given.shape:
+        raise wrong("train_teachers", f"{given.dtype} {given.shape}: {right}")
+    if given.ndim == 1 and not -1 <= given.min() <= given.max() < 2**31:
+        raise wrong("train_teachers", f"{given.min()}..{given.max()}: {right}")
+    return {"train_teachers": given.astype(bool if given.ndim == 2 else np.int32)}
+
+
+def _silences(dataset: DataSet) -> list[str]:
+    """A note on images that not all teachers teach."""
+    given = dataset.train_teachers
+    if given is None:
+        return []
+    none = np.count_nonzero(~given.any(axis=1) if given.ndim == 2 else given < 0)
+    return [
+        "The data says which teachers teach which images (train_teachers): the others are silent there. "
+        f"{none} of {len(given)} training images are taught by nobody, and their labels count alone."
+    ]
+
+
+def _check_image_names(dataset: DataSet, wrong: Callable) -> None:
+    for part in ("train", "test"):
+        names, total = getattr(dataset, f"{part}_names"), len(getattr(dataset, f"{part}_labels"))
+        if names is not None and len(names) != total:
+            raise wrong(f"{part}_names", f"{len(names)} names for {total} images: must be as many")
+        if names is not None and len(set(names)) != len(names):
+            twice = next(name for name, number in collections.Counter(names).items() if number > 1)
+            raise wrong(f"{part}_names", f"{twice!r} stands there twice: must be one name an image")
 
 
 # --- words and files ----------------------------------------------------------------------------------

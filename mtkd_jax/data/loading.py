@@ -327,6 +327,29 @@ def examples(split: Split, *, weighted: bool = False) -> Examples:
     )
 
 
+def speakers(dataset: DataSet, num_teachers: int) -> np.ndarray | None:
+    """[N,K] bool, which of K teachers teach which training images; None where all teach all of them.
+
+    Raises UserError where the data speaks of another number of teachers.
+    """
+    given = dataset.train_teachers
+    if given is None:
+        return None
+    if given.ndim == 1:
+        if given.max() >= num_teachers:
+            raise UserError(
+                f"{dataset.name}: train_teachers: names teacher {given.max()}; there are {num_teachers}, "
+                f"the last is {num_teachers - 1}"
+            )
+        return given[:, None] == np.arange(num_teachers)
+    if given.shape[1] != num_teachers:
+        raise UserError(
+            f"{dataset.name}: train_teachers: has a column for each of {given.shape[1]} teachers; there are "
+            f"{num_teachers}"
+        )
+    return given
+
+
 def streamed(split: Split) -> Images | None:
     """The training images if they are read when they are asked for; None if they are an array."""
     images = split.dataset.train_images
@@ -375,6 +398,9 @@ def gather(examples: Examples, indices: Array) -> Batch:
         index=indices,
         labelled=examples.labelled[indices],
         weight=None if examples.weight is None else examples.weight[indices],
+        # On the host where they come from files, which may be larger than what a device holds.
+        said=None if examples.said is None else jnp.asarray(examples.said)[indices],
+        speaks=None if examples.speaks is None else jnp.asarray(examples.speaks)[indices],
     )
 
 

@@ -89,7 +89,11 @@ def mix_after(augment: Callable, mixture: Mixture) -> Callable:
 
 
 def mix_labels(mixture: Mixture, batch: Batch) -> Batch:
-    """The batch with the labels of the partners beside its own; images are as they were."""
+    """The batch with the labels of the partners beside its own; images are as they were.
+
+    Only teachers who speak of both images speak of what is mixed from them.
+    """
     of_partner = lambda leaf: None if leaf is None else leaf[mixture.partner]  # noqa: E731
     others = Mixed(mixture.share, *map(of_partner, (batch.label, batch.labelled, batch.weight)))
-    return dataclasses.replace(batch, mixed=others)
+    speaks = None if batch.speaks is None else batch.speaks & batch.speaks[mixture.partner]
+    return dataclasses.replace(batch, mixed=others, speaks=speaks)

@@ -4,6 +4,8 @@ Only the student's folder is read; networks and training are not imported. A lin
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
+With --logits OUT.npz nothing is printed but where it went: the logits of all images, under their names, as
+another run learns from them (config.teachers.logits; see data/said.py).
 Exit code 0: every image was read; 2: some were not, or another error that the user can mend, in one line.
 """
 
@@ -21,7 +23,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mtkd_jax.data import images
+from mtkd_jax.data import images, said
 from mtkd_jax.deploy import cascade
 from mtkd_jax.deploy.deployed import PIXELS, load_program
 from mtkd_jax.system import terminal
@@ -36,6 +38,7 @@ class Prediction(NamedTuple):
     probabilities: tuple[float, ...] = ()
     error: str = ""
     by: str = ""  # "student" | "ensemble", of a cascade
+    logits: tuple[float, ...] = ()  # of all classes, in their order
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +56,10 @@ def _main(argv: Sequence[str] | None) -> None:
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
     for note in unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
-    told = list(_tell_as_json(found) if asked.json else _tell(found))
+    if asked.logits is not None:
+        told = _write_logits(asked.logits, found, card["class_names"])
+    else:
+        told = list(_tell_as_json(found) if asked.json else _tell(found))
     if net is not None:
         terminal.tell(f"note: {_handed_over(told, net.terms)}")
     if unread := sum(bool(one.error) for one in told):
@@ -163,18 +169,36 @@ def _of_batch(
         there = np.array([not error for error in errors] + [False] * (size - len(paths)))
         logits, handed_over = cascade.answer(net, seen, there)
         by = np.where(handed_over, "ensemble", "student").tolist()
-    for path, error, row, who in zip(paths, errors, softmax(logits), by):
+    for path, error, own, row, who in zip(paths, errors, logits, softmax(logits), by):
         best = np.argsort(-row, kind="stable")[:top]
         if error:
             yield Prediction(path, error=error)
         else:
-            yield Prediction(path, tuple(class_names[i] for i in best), tuple(row[best].tolist()), by=who)
+            classes = tuple(class_names[i] for i in best)
+            probabilities = tuple(row[best].tolist())
+            yield Prediction(path, classes, probabilities, by=who, logits=tuple(own.tolist()))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities [N,C] of logits [N,C]."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _write_logits(into: Path, found: Iterable[Prediction], class_names: Sequence[str]) -> list[Prediction]:
+    """The logits of all that can be read as a file of one teacher, see data/said.py."""
+    told = list(found)
+    read = {one.path.as_posix(): one.logits for one in told if not one.error}
+    for one in told:
+        if one.error:
+            terminal.tell(one.error)
+    arrays = {
+        "logits": np.array(list(read.values()), np.float32).reshape(len(read), len(class_names)),
+        "names": np.array(list(read), str),
+    }
+    said.write(into, arrays, class_names)
+    print(f"{into}: the logits of {len(read)} images, for config.teachers.logits")
+    return told
 
 
 # --- telling ------------------------------------------------------------------------------------------
@@ -249,6 +273,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--student", required=True, type=terminal.path, metavar="DIR", help="student/ of a run"
+    )
+    parser.add_argument(
+        "--logits", type=terminal.path, metavar="OUT.npz", help="write logits of all images instead"
     )
     parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
     parser.add_argument("--top", type=int, default=1, metavar="K", help="tell the K most likely classes")

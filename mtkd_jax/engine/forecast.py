@@ -88,7 +88,8 @@ def flops(job: Job) -> float:
     program, batch_size, shape = job.program, job.order(0).shape[-1], job.image.shape
     of_one = FORWARDS_PER_STEP * len(job.names) * forward_flops(program.model, shape)
     if job.stage_data.cached_logits is None:
-        for model, variables in zip(program.teachers, job.stage_data.teachers):
+        asked = zip(program.teachers, job.stage_data.teachers)
+        for model, variables in ((m, v) for m, v in asked if m.module is not None):
             of_one += len(jax.tree.leaves(variables)[0]) * forward_flops(model, shape)
     return of_one * batch_size * job.num_steps
 

@@ -19,8 +19,25 @@ from mtkd_jax.engine import layouts
 from mtkd_jax.engine.population import frozen_parts, take
 from mtkd_jax.engine.step import Program, StageData
 from mtkd_jax.mesh import Layout
-from mtkd_jax.methods.seams import every_leaf, no_mem, nothing_after
-from mtkd_jax.types import Array, Ensemble, Examples, Images, Model, PyTree, Recipe, UserError
+from mtkd_jax.methods.seams import (
+    configured_stimulus,
+    every_leaf,
+    frozen_teachers,
+    no_mem,
+    nothing_after,
+)
+from mtkd_jax.models.given import Given
+from mtkd_jax.types import (
+    Array,
+    Ensemble,
+    Examples,
+    Images,
+    Model,
+    Population,
+    PyTree,
+    Recipe,
+    UserError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +123,11 @@ def make(
     _check_averages(config, recipes[0])
     key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
     members = jnp.asarray(tuple(members), jnp.uint32)
+    examples, ensemble = told(examples, ensemble)
+    if any(isinstance(teachers.model, Given) for teachers in ensemble):
+        _check_hears_alone(recipes)
+    if examples.speaks is not None:
+        _check_may_be_silent(recipes)
     teacher_models, teacher_variables = frozen_parts(ensemble)
     candidates = layouts.candidates(config.runtime.how, config.runtime.data_shards, model, len(members))
     program = Program(
@@ -154,6 +176,46 @@ def make(
         images=images,
         stream_bytes=config.runtime.stream_mb * 2**20,
     )
+
+
+def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
+    """The examples with what given teachers say of them, and the ensemble with these by their columns."""
+    said: list[np.ndarray] = []
+    found: list[Population] = []
+    for teachers in ensemble:
+        if isinstance(teachers.model, Given):
+            first, own = sum(map(len, said)), teachers.variables["train"]
+            said.append(own)
+            places = np.arange(first, first + len(own), dtype=np.int32)
+            teachers = dataclasses.replace(teachers, variables={"place": places})
+        found.append(teachers)
+    if said:
+        by_example = np.ascontiguousarray(np.moveaxis(np.concatenate(said), 0, 1))
+        examples = dataclasses.replace(examples, said=by_example)
+    return examples, tuple(found)
+
+
+def _check_hears_alone(recipes: Sequence[Recipe]) -> None:
+    """Raise UserError for recipes that want more of frozen teachers than logits of the data's images."""
+    for recipe in recipes:
+        if recipe.teach is frozen_teachers and recipe.stimulus is not configured_stimulus:
+            raise UserError(
+                f"{recipe.name} makes images of its own, and these teachers' logits are of the data's alone"
+            )
+        if recipe.teach is frozen_teachers and (recipe.needs or recipe.prepare == "embedding"):
+            raise UserError(
+                f"{recipe.name} reads more of the teachers than logits, and nothing else is known of these"
+            )
+
+
+def _check_may_be_silent(recipes: Sequence[Recipe]) -> None:
+    """Raise UserError for recipes that read what teachers say who do not speak of an example."""
+    for recipe in recipes:
+        if recipe.hears_all:
+            raise UserError(
+                f"{recipe.name} reads what all teachers say of an image, and the data says that some teach "
+                "some images only (train_teachers)"
+            )
 
 
 def _check_averages(config: ConfigDict, recipe: Recipe) -> None:

@@ -92,17 +92,22 @@ def stack(trees: Sequence[PyTree]) -> PyTree:
 
 
 def apply_ensemble(
-    models: tuple[Model, ...], variables: tuple[PyTree, ...], image: Array, needs: tuple[str, ...] = ()
+    models: tuple[Model, ...],
+    variables: tuple[PyTree, ...],
+    image: Array,
+    needs: tuple[str, ...] = (),
+    said: Array | None = None,
 ) -> TeacherOutputs:
     """Outputs of all frozen teachers, architecture after architecture, for images [B,h,w,c].
 
-    Of their features only those that `needs` names; raises UserError where there is none of that name.
+    Of their features only those that `needs` names; raises UserError where there is none of that name. Of
+    teachers that are known by their logits alone these are looked up in `said` [B,K,C].
     """
     logits, embedding, features = [], [], []
     for model, stacked in zip(models, variables):
-        outputs = over_members(_evaluate(model, needs), natural_member_loop(model))(stacked, image)
+        outputs = over_members(_evaluate(model, needs), natural_member_loop(model))(stacked, (image, said))
         logits.append(outputs.logits)
-        embedding.extend(outputs.embedding)
+        embedding.extend(outputs.logits[:, :, :0] if outputs.embedding is None else outputs.embedding)
         features.extend(
             take(outputs.features, k) if outputs.features else {} for k in range(len(outputs.logits))
         )
@@ -110,7 +115,13 @@ def apply_ensemble(
 
 
 def with_features(outputs: Outputs, needs: tuple[str, ...], model: Model) -> Outputs:
-    """Outputs with those features that are needed; "features" stands for all, "embedding" is always there."""
+    """Outputs with those features that are needed; "features" stands for all.
+
+    "embedding" is always there, but of a teacher whose logits alone are known: UserError where more of it is
+    needed, or a feature that there is not.
+    """
+    if needs and outputs.embedding is None:
+        raise UserError(f"reads features of the teachers, and of {model.name} only the logits are known")
     if "features" in needs:
         return outputs
     names = [name for name in needs if name != "embedding"]
@@ -132,28 +143,39 @@ def logits(population: Population, images: np.ndarray | Images) -> np.ndarray:
     return np.swapaxes(map_blocks(lambda part: predict(population.variables, part), images), 0, 1)
 
 
-def map_blocks(function: Callable, images: np.ndarray | Images, size: int = 512) -> np.ndarray:
+def map_blocks(
+    function: Callable, images: np.ndarray | Images, *more: np.ndarray | None, size: int = 512
+) -> np.ndarray:
     """`function` of images [N,...], a block at a time; its results [N,...] side by side on the host.
+
+    Arrays [N,...] that go with the images are handed on in the same blocks; None is None in all of them.
 
     The last block is filled up, so that one compiled program serves all of them. Raises Interrupted between
     two blocks where the process has been asked to stop; of several that train together none does so alone.
     """
     if len(images) == 0:  # a blank one tells the shapes
-        return np.asarray(function(np.zeros((1, *images.shape[1:]), images.dtype)))[:0]
+        blank = [None if a is None else np.zeros((1, *a.shape[1:]), a.dtype) for a in (images, *more)]
+        return np.asarray(function(*blank))[:0]
     size = min(size, len(images))
+
+    def block(array: np.ndarray | Images | None, start: int) -> np.ndarray | None:
+        if array is None:
+            return None
+        part = array[start : start + size]
+        return np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
+
     parts = []
     for start in range(0, len(images), size):
         if jax.process_count() == 1:
             interrupts.check("all that was trained before is saved")
-        part = images[start : start + size]
-        filled = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])
-        parts.append(np.asarray(function(filled))[: len(part)])
+        filled = (block(array, start) for array in (images, *more))
+        parts.append(np.asarray(function(*filled))[: len(images) - start])
     return np.concatenate(parts)
 
 
-def zeros_like_output(function: Callable, images: np.ndarray) -> np.ndarray:
+def zeros_like_output(function: Callable, images: np.ndarray, *more: np.ndarray | None) -> np.ndarray:
     """Zeros in the shape of what `map_blocks` returns; nothing is computed."""
-    of_one = jax.eval_shape(function, images[:1])
+    of_one = jax.eval_shape(function, *(None if a is None else a[:1] for a in (images, *more)))
     return np.zeros((len(images), *of_one.shape[1:]), of_one.dtype)
 
 
@@ -163,7 +185,7 @@ def _one_by_one(function: Callable, members: PyTree, shared: PyTree) -> PyTree:
 
 
 def _evaluate(model: Model, needs: tuple[str, ...] = ()) -> Callable:
-    return lambda variables, image: with_features(model.apply(variables, image)[0], needs, model)
+    return lambda variables, asked: with_features(model.answer(variables, *asked), needs, model)
 
 
 @lru_cache
@@ -179,6 +201,6 @@ def _init(model: Model, image_shape: tuple[int, ...]) -> Callable:
 def _predict(model: Model) -> Callable:
     def predict(variables, image):
         evaluate = over_members(_evaluate(model), natural_member_loop(model))
-        return jnp.swapaxes(evaluate(variables, scale(image)).logits, 0, 1)
+        return jnp.swapaxes(evaluate(variables, (scale(image), None)).logits, 0, 1)
 
     return mesh.jit(predict)

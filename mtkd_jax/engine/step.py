@@ -22,6 +22,7 @@ from mtkd_jax.data import augment, loading, mixing
 from mtkd_jax.engine import population
 from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
 from mtkd_jax.mesh import Layout
+from mtkd_jax.methods.seams import heard
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
     Array,
@@ -116,15 +117,15 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
     recipe = program.recipes[0]
     params = variables["params"]
 
-    def outputs_of(variables: PyTree, teachers: tuple[PyTree, ...], image: Array):
-        student = program.model.apply(population.take(variables, 0), image)[0]
+    def outputs_of(variables: PyTree, stage_data: StageData):
+        batch = loading.gather(stage_data.examples, jnp.arange(2))
+        student = program.model.apply(population.take(variables, 0), batch.image)[0]
         student = with_features(student, program.needs, program.model)
         if not program.teachers:
             return student, None
-        return student, apply_ensemble(program.teachers, teachers, image, program.needs)
+        return student, _asker(program, stage_data)(batch.image, batch.said)
 
-    image = jax.eval_shape(loading.scale, stage_data.examples.image[:2])
-    student, teacher = jax.eval_shape(outputs_of, variables, stage_data.teachers, image)
+    student, teacher = jax.eval_shape(outputs_of, variables, stage_data)
     aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
     return TrainState(
         params=params,
@@ -149,7 +150,7 @@ def make_step(program: Program) -> Callable:
         progress = step.astype(jnp.float32) / program.num_steps
         context = Context(batch, None, stage_data.prepared, {}, key, step, progress)
         if "teach" not in recipe.reads_student:
-            teach = _networks(program, stage_data)
+            ask = _asker(program, stage_data)
             if stage_data.cached_logits is not None:
                 rows = (
                     indices
@@ -157,10 +158,12 @@ def make_step(program: Program) -> Callable:
                     else step * len(indices) + jnp.arange(len(indices))
                 )
                 cached = TeacherOutputs(stage_data.cached_logits[:, rows].astype(jnp.float32), (), ())
-                teach = teach._replace(teachers=lambda image: cached)
+                ask = lambda image, said: cached  # noqa: E731
             elif shared:
-                teach = teach._replace(teachers=mesh.shared_out(teach.teachers, layout))
-            context = dataclasses.replace(context, teacher=recipe.teach(context, teach))
+                ask = mesh.shared_out(ask, layout)
+            context = dataclasses.replace(
+                context, teacher=recipe.teach(context, _networks(program, ask, batch))
+            )
         temperatures = _annealed_temperature(program, stage_data.temperatures, progress)
         table = None if recipe.reads_student else _table(program.recipes, context, temperatures)
         return jax.lax.stop_gradient(_Inputs(context, table))
@@ -172,8 +175,9 @@ def make_step(program: Program) -> Callable:
             return dataclasses.replace(context, targets=targets)
         known = jax.lax.stop_gradient(context)
         if "teach" in recipe.reads_student:
-            known = dataclasses.replace(known, teacher=recipe.teach(known, _networks(program, stage_data)))
-        found = known.teacher, recipe.aim(known, recipe.weigh(known))
+            networks = _networks(program, _asker(program, stage_data), known.batch)
+            known = dataclasses.replace(known, teacher=recipe.teach(known, networks))
+        found = known.teacher, _aim(recipe, known)
         teacher, targets = jax.lax.stop_gradient(found)
         return dataclasses.replace(context, teacher=teacher, targets=targets)
 
@@ -263,8 +267,8 @@ def compiled_teacher_logits(program: Program) -> Callable:
         def one(numbered: tuple[Array, Array]) -> Array:
             step, indices = numbered
             batch, _ = _batch(program, jax.random.fold_in(stage_data.key, step), indices, stage_data)
-            ask_about = mesh.shared_out(_networks(program, stage_data).teachers, program.layout)
-            return ask_about(batch.image).logits
+            ask_about = mesh.shared_out(_asker(program, stage_data), program.layout)
+            return ask_about(batch.image, batch.said).logits
 
         return jax.lax.map(one, (jnp.arange(len(batches)), batches))
 
@@ -281,12 +285,24 @@ def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) 
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
         batch = mixing.mix_labels(mixture, batch)
         augment_images = mixing.mix_after(augment_images, mixture)
-    return stimulus(stimulus_key, batch, augment_images, _networks(program, stage_data)), key
+    networks = _networks(program, _asker(program, stage_data))
+    return stimulus(stimulus_key, batch, augment_images, networks), key
 
 
-def _networks(program: Program, stage_data: StageData) -> Networks:
+def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutputs]:
+    """(images [B,h,w,c], what given teachers say of them [B,K,C] or None) -> what all frozen teachers say."""
+
+    def ask(image: Array, said: Array | None) -> TeacherOutputs:
+        return apply_ensemble(program.teachers, stage_data.teachers, image, program.needs, said)
+
+    return ask
+
+
+def _networks(program: Program, ask: Callable[..., TeacherOutputs], batch: Batch | None = None) -> Networks:
+    """The networks a seam may ask; what given teachers say is of the very images of a batch, if of any."""
+
     def teachers(image: Array) -> TeacherOutputs:
-        return apply_ensemble(program.teachers, stage_data.teachers, image, program.needs)
+        return ask(image, batch.said if batch is not None and image is batch.image else None)
 
     return Networks(teachers, program.model.apply)
 
@@ -404,6 +420,18 @@ def _apply_gradients(
     return dataclasses.replace(state, params=params, aux=aux, model_state=after, opt_state=opt_state)
 
 
+def _aim(recipe: Recipe, context: Context) -> Targets | None:
+    """The recipe's targets, of those teachers alone who speak of an example, if not all do."""
+    w, speaks = recipe.weigh(context), context.batch.speaks
+    if speaks is None or not recipe.min_teachers:
+        return recipe.aim(context, w)
+    targets = recipe.aim(context, heard(w, speaks))
+    # A target of no mass is no distribution where it is the mean of nobody; what is 0 must have a gradient.
+    anybody = targets.mass[:, :, None] > 0
+    probs = jnp.where(anybody, targets.probs, 1.0 / targets.probs.shape[-1])
+    return dataclasses.replace(targets, probs=probs)
+
+
 def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -> Targets | None:
     """Targets [R*T,Q,B,C] of every recipe at every temperature; members pick a row by hyper["target"].
 
@@ -414,7 +442,7 @@ def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -
     def at(recipe: Recipe, temperature: Array) -> Targets:
         own = {name: jnp.float32(value) for name, value in recipe.hyper}
         warm = dataclasses.replace(context, hyper={"temperature": temperature, **own})
-        return recipe.aim(warm, recipe.weigh(warm))
+        return _aim(recipe, warm)
 
     rows = [jax.vmap(lambda t, r=recipe: at(r, t))(temperatures) for recipe in recipes]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)

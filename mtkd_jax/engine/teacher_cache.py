@@ -19,6 +19,7 @@ from mtkd_jax.engine import forecast
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import compiled_teacher_logits
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
+from mtkd_jax.models.given import Given
 from mtkd_jax.types import Array, UserError
 
 MODES = ("auto", "off", "float32", "float16")
@@ -56,8 +57,8 @@ def outline(job: Job) -> Job:
 
 def _how(job: Job) -> tuple[str, np.dtype] | None:
     """By what logits are kept, and in which precision; None where they are not."""
-    if job.teacher_cache == "off" or not job.program.teachers:
-        return None
+    if job.teacher_cache == "off" or all(isinstance(model, Given) for model in job.program.teachers):
+        return None  # nobody has to be asked
     by = "example" if _is_identity(job) else "step"
     dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)
     reason = _why_not(job, by, dtype)

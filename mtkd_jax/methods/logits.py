@@ -34,7 +34,7 @@ def dkd(*, target_weight: float = 1.0, nontarget_weight: float = 8.0, warmup: fl
     if not 0 <= warmup <= 1:
         raise UserError(f"dkd(warmup={warmup}): it must be a share of the training, in [0, 1]")
     weights = (("target_weight", target_weight), ("nontarget_weight", nontarget_weight))
-    return PLAIN._replace(name="dkd", term=HardAnd(_Decoupled(warmup)), hyper=weights)
+    return PLAIN._replace(name="dkd", term=HardAnd(_Decoupled(warmup)), hyper=weights, hears_all=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def regression() -> Recipe:
 
     Source: Ba and Caruana 2014, arXiv 1312.6184.
     """
-    return PLAIN._replace(name="regression", term=HardAnd(_squared_distance))
+    return PLAIN._replace(name="regression", term=HardAnd(_squared_distance), hears_all=True)
 
 
 def _squared_distance(context: Context) -> Array:

@@ -82,7 +82,7 @@ def fused(*, rule: str = "mean_probs", divergence: str = "forward_kl") -> Recipe
     if rule not in rules.RULES - rules.RANK_RULES:
         known = ", ".join(sorted(rules.RULES - rules.RANK_RULES))
         raise UserError(f"fused: {rule!r} is no rule that gives probabilities; known are {known}")
-    return _matching(divergence, name=f"fused:{rule}", aim=_FusedBy(rule))
+    return _matching(divergence, name=f"fused:{rule}", aim=_FusedBy(rule), hears_all=True)
 
 
 def supernet(*, divergence: str = "forward_kl") -> Recipe:
@@ -92,7 +92,7 @@ def supernet(*, divergence: str = "forward_kl") -> Recipe:
 
     Source: Zuchniak 2023, arXiv 2302.07215.
     """
-    return _matching(divergence, name="supernet", aim=_fused_logits, prepare="logits")
+    return _matching(divergence, name="supernet", aim=_fused_logits, prepare="logits", hears_all=True)
 
 
 def supernet2(*, divergence: str = "forward_kl") -> Recipe:
@@ -104,7 +104,7 @@ def supernet2(*, divergence: str = "forward_kl") -> Recipe:
 
     Source: Zuchniak 2023, arXiv 2302.07215.
     """
-    return _matching(divergence, name="supernet2", aim=_fused_embeddings, prepare="embedding")
+    return _matching(divergence, name="supernet2", aim=_fused_embeddings, prepare="embedding", hears_all=True)
 
 
 def mimic_all(*, divergence: str = "forward_kl") -> Recipe:
@@ -147,7 +147,12 @@ def _mean_logit(context: Context, w: Array) -> Targets:
 
 
 def _borda(context: Context, w: Array) -> Targets:
-    return targets_of(rules.borda_scores(context.teacher.logits)[None], w.sum(axis=0, keepdims=True))
+    logits, mass = context.teacher.logits, w.sum(axis=0, keepdims=True)
+    if context.batch.speaks is None:  # ballots that count alike are whole numbers, summed exactly
+        return targets_of(rules.borda_scores(logits)[None], mass)
+    each = jax.vmap(lambda own: rules.borda_scores(own[None]))(logits)
+    scores = jnp.sum((w / jnp.maximum(mass, 1e-12))[:, :, None] * each, axis=0, keepdims=True)
+    return targets_of(scores, mass)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,23 @@ def equal_weights(context: Context) -> Array:
     return jnp.full((num_teachers, batch_size), 1.0 / num_teachers)
 
 
+def heard(w: Array, speaks: Array) -> Array:
+    r"""The weights with those of silent teachers 0, and what these weighed given to the others in proportion.
+
+    $$w'_{kb} = W_b \frac{s_{kb} w_{kb}}{\sum_j s_{jb} w_{jb}}, \qquad W_b = \sum_k w_{kb}$$
+
+    Here $s$ is `speaks` [B,K] bool. Where those who speak weighed nothing they weigh alike, and where nobody
+    speaks all weights are 0. `w` is [K,B], or has rows of others behind the K teachers', which stay.
+    """
+    num_teachers = speaks.shape[-1]
+    own, others, speaks = w[:num_teachers], w[num_teachers:], speaks.T
+    kept, alike = jnp.where(speaks, own, 0.0), speaks.astype(jnp.float32)
+    kept = jnp.where(kept.sum(axis=0, keepdims=True) > 0, kept, alike)
+    rest = kept.sum(axis=0, keepdims=True)
+    share = kept / jnp.where(rest > 0, rest, 1.0)
+    return jnp.concatenate([own.sum(axis=0, keepdims=True) * share, others])
+
+
 def mean_of_probs(context: Context, w: Array) -> Targets:
     r"""One target: the weighted mean of the teachers' softened probabilities.
 

@@ -30,8 +30,14 @@ def _mix_pairs(key: Array, batch: Batch, augment: Augment, networks: Networks) -
     partner = jax.random.permutation(partner_key, image)
     share = jax.random.uniform(share_key, (len(image), 1, 1, 1))
     # A mixture of two images has no label.
+    speaks = batch.speaks
+    if speaks is not None:  # of a mixture those who speak of both
+        speaks = speaks & jax.random.permutation(partner_key, speaks)
     return dataclasses.replace(
-        batch, image=share * image + (1.0 - share) * partner, labelled=jnp.zeros_like(batch.labelled)
+        batch,
+        image=share * image + (1.0 - share) * partner,
+        labelled=jnp.zeros_like(batch.labelled),
+        speaks=speaks,
     )
 
 

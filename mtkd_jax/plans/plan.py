@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 from mtkd_jax import mesh
 from mtkd_jax.config import (
     canonical,
-    check_rules,
+    check_number_of_teachers,
+    given_teachers,
+    number_of_teachers,
     positive_class,
     resolve,
     row_of,
@@ -78,7 +80,7 @@ def build(config: ConfigDict, split: Split) -> Plan:
 
 def train_teachers(config: ConfigDict, split: Split) -> Plan:
     """A stage for each architecture; none when the teachers come trained, from an earlier run or files."""
-    if config.teachers.from_run or config.teachers.trained:
+    if config.teachers.from_run or config.teachers.trained or given_teachers(config):
         return ()
     return tuple(
         Stage(
@@ -128,7 +130,6 @@ def check(config: ConfigDict, split: Split) -> None:
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
-    check_rules(config, split.dataset.num_classes)
     if config.train.batch_size > len(split.train):
         raise UserError(
             f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "
@@ -148,6 +149,14 @@ def check(config: ConfigDict, split: Split) -> None:
         raise UserError(f"config.data.augment.{error}") from None
     for transfer in config.students.transfer:
         students.batches(config, split, transfer)(0)
+
+
+def check_teachers(config: ConfigDict, split: Split, borrowed: Done) -> None:
+    """Raise UserError where there are too few teachers for a mode or rule, or too many classes for a rule."""
+    number = number_of_teachers(config)
+    if number is None:
+        number = sum(teachers.num_members for teachers in ensemble_of(borrowed))
+    check_number_of_teachers(config, number, split.dataset.num_classes)
 
 
 def check_choice(config: ConfigDict, plan: Plan) -> None:
@@ -171,15 +180,21 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
     """
     done = dict(done)
     for stage in plan:
-        job = (stage.outline or stage.make)(done)
         try:
-            done[stage.name] = _trace(job)
+            done[stage.name] = _trace((stage.outline or stage.make)(done))
         except UserError as error:
-            rows = dict.fromkeys(row_of(member.mode, member.model) for member in stage.family)
-            modes = {member.mode for member in stage.family}
-            field = "students.modes" if modes & {*config.students.modes} else "plan"
+            modes = _modes_behind(stage, plan)
+            rows = dict.fromkeys(row_of(member.mode, member.model) for member in stage.family) or modes
+            field = "students.modes" if {*modes} & {*config.students.modes} else "plan"
             raise UserError(f"config.{field}: {', '.join(rows or (stage.name,))}: {error}") from None
     return done
+
+
+def _modes_behind(stage: Stage, plan: Plan) -> tuple[str, ...]:
+    """The modes that a stage trains, or for which it fits a network."""
+    members = [member for one in plan for member in one.family]
+    fitted_for = [m.mode for m in members if students.fuser_stage(m.recipe.prepare) == stage.name]
+    return tuple(dict.fromkeys([*(member.mode for member in stage.family), *fitted_for]))
 
 
 def _trace(job: Job) -> Fitted:

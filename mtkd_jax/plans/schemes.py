@@ -124,7 +124,7 @@ def hints_then_distil(
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
-    num_teachers = number_of_teachers(config)
+    num_teachers = number_of_teachers(config) or 1  # at least; how many, files know
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []
@@ -210,7 +210,7 @@ def _taught_by_own(
 
     def make(done: Done) -> Job:
         ensemble = (_chosen(before, taught_by, done),)
-        job = students.job(config, split, transfer, family, ensemble, {}, network, born_anew)
+        job = students.job(config, split, transfer, family, ensemble, {}, network, born_anew, routed=False)
         own = np.asarray([member.seed for member in family], np.int32)
         return dataclasses.replace(job, hyper={**job.hyper, "own_teacher": own})
 
@@ -282,6 +282,8 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
     unfit = {
         "from_run": options.from_run,
         "init_from": options.init_from,
+        "logits": options.logits,
+        "programs": options.programs,
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,

@@ -175,11 +175,13 @@ def job(
     prepared: Mapping[str, Callable],
     network: str = "",
     born_anew: int = 0,
+    routed: bool = True,
 ) -> Job:
     """Training one family on one transfer set, all members on the same batches and augmentations.
 
     A seed sets dropout and the initial weights only: equal bodies in every mode, others for every `born_anew`
-    above 0. The architecture is the family's own of `students.models` unless the address of another
+    above 0. Where the data says which teachers teach what, and the ensemble is these teachers (`routed`), all
+    others are silent. The architecture is the family's own of `students.models` unless the address of another
     `network` is given. With `students.init_from` its bodies begin with the weights of a file. Heads remain
     the seed's: with those of the file seeds would be copies of each other, and many heads begin elsewhere
     than one.
@@ -224,7 +226,10 @@ def job(
         },
         temperatures=temperatures,
         order=batches(config, split, transfer),
-        examples=jobs.examples(config, split),
+        examples=dataclasses.replace(
+            jobs.examples(config, split),
+            speaks=loading.speakers(split.dataset, num_teachers) if routed else None,
+        ),
         images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
         epochs=epochs,
@@ -334,15 +339,17 @@ def fuser_job(
 
     With `population.zeros_like_output` no teacher is asked: only the shapes are right.
     """
-    models, variables = population.frozen_parts(ensemble)
-    taps = jax.jit(
-        lambda variables, image: concatenated(
-            population.apply_ensemble(models, variables, loading.scale(image)), tap
-        )
-    )
     dataset = split.dataset
-    seen = jobs.examples(config, split)
-    images = ask(lambda part: taps(variables, part), dataset.train_images)
+    seen, ensemble = jobs.told(jobs.examples(config, split), ensemble)
+    models, variables = population.frozen_parts(ensemble)
+    needs = ("embedding",) if tap == "embedding" else ()
+
+    @jax.jit
+    def taps(variables, image, said):
+        image = loading.scale(image)
+        return concatenated(population.apply_ensemble(models, variables, image, needs, said), tap)
+
+    images = ask(lambda *part: taps(variables, *part), dataset.train_images, seen.said)
     num_classes, width = dataset.num_classes, images.shape[-1]
     model = build_model("mlp(hidden=())", Task(num_classes, 1, (0.0,) * width, (1.0,) * width))
     stage = fuser_stage(tap)
@@ -367,7 +374,7 @@ def fuser_job(
             key=(config.seed, jobs.word(stage), epoch),
             labels=jobs.balanced_by(config, split),
         ),
-        examples=dataclasses.replace(seen, image=jnp.asarray(images)),
+        examples=dataclasses.replace(seen, image=jnp.asarray(images), said=None),
         validation=(jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),
         epochs=50,
         eval_every=1,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, canonical, code_behind, teacher_models
+from mtkd_jax.config import build_model, canonical, code_behind, given_teachers, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
@@ -19,7 +19,7 @@ from mtkd_jax.engine.training import Fitted, as_fitted, check_owner, concatenate
 from mtkd_jax.methods.peers import UNIFIED
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.specialists import Specialist
-from mtkd_jax.plans import pretrained
+from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
 from mtkd_jax.types import Model, Population, Task, UserError
@@ -157,11 +157,14 @@ def beginning(config: ConfigDict, split: Split, address: str) -> str:
 def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
     """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
 
-    Those of the finished run `teachers.from_run`, or with `teachers.trained` those of the files
-    `teachers.init_from`. Raises UserError unless that run had the same data and the same split: a teacher
-    that has seen what is validation here would make every choice of this run worthless. Of files only the
-    user can know that.
+    Those of the finished run `teachers.from_run`, with `teachers.trained` those of the files
+    `teachers.init_from`, or those of `teachers.logits` and `teachers.programs`. Raises UserError unless
+    that run had the same data and the same split: a teacher that has seen what is validation here would make
+    every choice of this run worthless. Of files only the user can know that.
     """
+    if given_teachers(config):
+        found, notes = given.borrow(config, split)
+        return {f"{STAGE_PREFIX}{name}": own for name, own in found.items()}, notes
     if config.teachers.trained:
         return _from_files(config, split)
     if not config.teachers.from_run:
@@ -175,6 +178,11 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     if their is None:
         raise UserError(
             f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
+        )
+    if their["teachers"]["logits"] or their["teachers"]["programs"]:
+        raise UserError(
+            f"config.teachers.from_run: {source} has trained no teachers, they are files; name these in "
+            "teachers.logits and teachers.programs"
         )
     theirs = {
         "num_members": their["teachers"]["num_members"],

@@ -207,13 +207,17 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
 Place = tuple[str, str, str]  # of a row: name, transfer set, architecture
 
 
-def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[Place]) -> Figure:
+def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[Place]) -> Figure | None:
     """Test accuracy against parameters, and NLL where students of several sizes are `chosen`; 95 % intervals.
 
     Shown are teachers, the ensemble, the chosen students, a line through them, the baseline of each, and the
     row `kept` of the network to deploy as a diamond. Steps mark the Pareto front of what is shown: nothing is
     both cheaper and better. All other students are small dots. Below a student stands its gap share, "keeps".
+    None where nothing is known of what any row costs.
     """
+    rows = [row for row in rows if row["params"] is not None]
+    if not rows:
+        return None
     shown, label_of, others = _what_costs(rows, kept, chosen)
     several = len(chosen) > 1
     panels = (("accuracy", 100, "test accuracy, %"), ("nll", 1, "test NLL"))[: 1 + several]

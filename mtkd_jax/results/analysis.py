@@ -162,11 +162,12 @@ def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
 
 def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
     """Every network that answers alone: all but averages of several, specialists, which know no more than
-    their classes, and what is no network."""
+    their classes, what is no network, and teachers that are known by what they say."""
     return [
         (group, member)
         for group in predictions.groups
         if group.role not in ("average", "linear") and not group.architecture.startswith("specialist ")
+        if group.params is not None
         for member in range(len(group.members))
     ]
 

@@ -194,9 +194,14 @@ def student_of(predictions: Predictions) -> tuple[Group, int] | None:
 
 
 def numbers(predictions: Predictions) -> dict | None:
-    """The block "cascade" of report.json; None without a student, and of runs that kept no groups."""
-    chosen = student_of(predictions)
-    if chosen is None or predictions.val_groups is None or not analysis.teachers(predictions):
+    """The block "cascade" of report.json.
+
+    None without a student, of runs that kept no groups, and where nobody knows what the teachers cost.
+    """
+    chosen, teachers = student_of(predictions), analysis.teachers(predictions)
+    if chosen is None or predictions.val_groups is None or not teachers:
+        return None
+    if any(teacher.params is None for teacher in teachers):
         return None
     return of(predictions, *chosen)
 

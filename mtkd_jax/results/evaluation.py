@@ -20,13 +20,14 @@ from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
+from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
 from mtkd_jax.results import linear
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Array, Ensemble, Model, Population, PyTree
+from mtkd_jax.types import Array, Ensemble, Images, Model, Population, PyTree
 
 SAVED = "all training is saved"  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
@@ -186,7 +187,7 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
         alpha=None,
         temperature=None,
         members=own.names,
-        train_seconds=fitted.seconds,
+        train_seconds=None if own.model.module is None else fitted.seconds,
         **_outputs(own, split),
     )
 
@@ -337,15 +338,31 @@ def group_key(transfer: str, mode: str, model: str = "") -> str:
 
 
 def _outputs(own: Population, split: Split) -> dict:
-    """Logits and costs, as fields of a Group; Interrupted where the process has been asked to stop."""
+    """Logits and costs, as fields of a Group; Interrupted where the process has been asked to stop.
+
+    Of teachers who are known by what they say it is that, and nobody knows what they cost.
+    """
     interrupts.check(SAVED)
     images = split.dataset.test_images
+    known = own.model.module is not None
     return {
         "architecture": own.model.name,
-        "val": population.logits(own, split.dataset.train_images[split.val]),
-        "test": population.logits(own, images),
-        **costs(own.model, images.shape[1:], str(images.dtype)),
+        "val": logits(own, split.dataset.train_images, "train", split.val),
+        "test": logits(own, images, "test"),
+        **(costs(own.model, images.shape[1:], str(images.dtype)) if known else {"params": None}),
     }
+
+
+def logits(
+    own: Population, images: np.ndarray | Images, part: str, rows: np.ndarray | slice = slice(None)
+) -> np.ndarray:
+    """Logits [M,n,C] of every member on rows of the data's images of a part, "train" or "test".
+
+    They are computed, or looked up where the members are known by what they say.
+    """
+    if isinstance(own.model, Given):
+        return own.variables[part][:, rows]
+    return population.logits(own, images[rows])
 
 
 def _latency(forward, variables: PyTree, image: np.ndarray, batch_size: int, num_calls: int = 50) -> float:

@@ -41,7 +41,7 @@ class Group:
     common_test: np.ndarray | None = None  # [S,N,C], the same mode at `Predictions.common_alpha`
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # chosen ones of the method
     grid: tuple[Mapping[str, Any], ...] = ()  # {"alpha", "temperature", ..., "val_nll"}: mean over seeds
-    params: int = 0  # of one member
+    params: int | None = 0  # of one member; None of who is no network here, but known by what it says
     flops: float | None = None  # of one member and one example, forward
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
     train_seconds: float | None = None  # of the whole group

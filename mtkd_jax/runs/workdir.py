@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
 from mtkd_jax.data.loading import Split
+from mtkd_jax.deploy.programs import weights_of
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import files, paths
@@ -278,6 +279,8 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
     """`data_identity` and, where weights come from files or from another run, what these are."""
     files = {
         "teachers.init_from": config.teachers.init_from,
+        "teachers.logits": config.teachers.logits,
+        "teachers.programs": config.teachers.programs,
         "students.init_from": (config.students.init_from,) if config.students.init_from else (),
     }
     weights = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
@@ -307,9 +310,10 @@ def _known_of_both(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, 
 
 def _digest_of_file(path: str, field: str) -> str:
     try:
-        return hashlib.sha256(paths.parse(path, f"config.{field}").read_bytes()).hexdigest()
+        file = weights_of(paths.parse(path, f"config.{field}"))
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"config.{field}: {path}: cannot read the weights: {error.strerror}") from None
+        raise UserError(f"config.{field}: {path}: cannot be read: {error.strerror}") from None
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -1025,3 +1025,33 @@ def test_pipes_and_paths_that_cannot_be_ones_are_one_line_whatever_the_source(tm
             with pytest.raises(UserError) as caught:
                 source(path=path)
             assert str(caught.value).isprintable()
+
+
+def test_npz_names_and_teachers_of_images_go_with_them_into_the_training_rows(tmp_path):
+    blank, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 0, 1])
+    arrays = {f"{part}_images": blank for part in ("train", "val", "test")}
+    arrays |= {f"{part}_labels": labels for part in ("train", "val", "test")}
+    arrays |= {
+        f"{part}_names": np.array([f"{part}/{n}" for n in range(4)]) for part in ("train", "val", "test")
+    }
+    arrays["train_images"] = arrays["train_images"] + np.arange(4, dtype=np.uint8)[:, None, None, None] * 9
+    arrays["train_teachers"] = np.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+    file = tmp_path / "a.npz"
+    np.savez(file, **arrays, val_teachers=np.ones((4, 2), int))
+    found = npz(path=str(file))
+    assert found.train_names == tuple(f"{part}/{n}" for part in ("train", "val") for n in range(4))
+    assert found.test_names[3] == "test/3"
+    expected = np.array([[1, 0], [0, 1], [1, 1], [0, 0], *[[1, 1]] * 4], bool)
+    np.testing.assert_array_equal(found.train_teachers, expected)
+    assert found.train_teachers.dtype == bool
+    for change, words in (
+        ({}, "no array val_teachers"),
+        ({"val_teachers": np.full((4, 2), 2)}, r"train_teachers: int64 \(8, 2\): must be \[8,K\]"),
+        (
+            {"val_teachers": np.ones((4, 2), int), "val_names": np.array(["train/0"] * 4)},
+            "stands there twice",
+        ),
+    ):
+        np.savez(file, **arrays | change)
+        with pytest.raises(UserError, match=words):
+            npz(path=str(file))

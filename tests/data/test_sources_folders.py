@@ -940,3 +940,20 @@ def test_names_of_files_are_shown_and_not_obeyed(tmp_path):
         file.write(b"no image")
     assert refused(folder, tmp_path).isprintable()
     assert folder(path=str(tmp_path), skip_corrupt=True).notes[2].isprintable()
+
+
+def test_images_are_called_by_their_paths_and_a_table_says_who_teaches_them(tmp_path):
+    rows = ["path,label,split,teacher"]
+    for n in range(8):
+        name = f"{n}.png"
+        Image.fromarray(np.full((4, 4), n * 30, np.uint8)).save(tmp_path / name)
+        rows.append(f"{name},{'ab'[n % 2]},{'train' if n < 6 else 'test'},{(0, 1, -1)[n % 3]}")
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    found = csv(path=str(tmp_path / "t.csv"))
+    assert found.train_names == tuple(f"{n}.png" for n in range(6))
+    assert found.test_names == ("6.png", "7.png")
+    np.testing.assert_array_equal(found.train_teachers, [0, 1, -1, 0, 1, -1])
+    assert "2 of 6 training images are taught by nobody" in " ".join(found.notes)
+    (tmp_path / "t.csv").write_text("\n".join(rows).replace(",-1", ",both"), encoding="utf-8")
+    with pytest.raises(UserError, match="line 4: teacher 'both': must be the number of a teacher"):
+        csv(path=str(tmp_path / "t.csv"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -15,9 +16,9 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from mtkd_jax.data import images
+from mtkd_jax.data import images, said
 from mtkd_jax.deploy import deployed, export, predict
-from mtkd_jax.types import Model, Outputs, Task, printable
+from mtkd_jax.types import DataSet, Model, Outputs, Task, printable
 
 TASK = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.25,))
 CARD = {
@@ -291,3 +292,22 @@ def test_neither_networks_nor_training_are_imported(student, photos):
         ".types",
     )
     assert done.stderr.split() == [f"mtkd_jax{name}" for name in ours]
+
+
+def test_logits_of_files_are_written_under_their_names_as_a_run_reads_them(student, photos, tmp_path, capsys):
+    (photos / "broken.png").write_bytes(b"no image")
+    into = tmp_path / "said.npz"
+    assert predict.main(["--student", student, str(photos), "--logits", str(into)]) == 2
+    out, err = capsys.readouterr()
+    assert out == f"{into}: the logits of 5 images, for config.teachers.logits\n"
+    assert "broken.png" in err and "1 of 6 images could not be read" in err
+    blank = np.zeros((3, 4, 4, 1), np.uint8)
+    labels = np.arange(3, dtype=np.int32)
+    train, test = ("photos/c.PNG", "photos/a.png", "photos/b.png"), ("d.png",)
+    data = DataSet("x", blank, labels, blank[:1], labels[:1], tuple(CARD["class_names"]), None, None)
+    data = dataclasses.replace(data, train_names=train, test_names=test)
+    found = said.read(into, data)
+    for logits, name in zip((*found.train[0], found.test[0][0]), (*train, *test)):
+        np.testing.assert_allclose(
+            predict.softmax(logits), probabilities(GREYS[name.split("/")[-1]]), atol=1e-5
+        )

@@ -25,7 +25,8 @@ _KERAS = {  # the same under the names of Keras
     "test_images": "x_test",
     "test_labels": "y_test",
 }
-_GROUPS = ("train_groups", "val_groups", "test_groups")
+_FURTHER = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("groups", "names"))
+_TEACHERS = ("train_teachers", "val_teachers")
 # Bytes that any archive may unpack to, and for each byte of a larger one: images are 1 to 20 times as large.
 _LEAST, _RATIO = 2**26, 100
 _OTHER_FILES = {  # how they begin
@@ -49,13 +50,16 @@ def npz(*, path: str, layout: str = "") -> DataSet:
     says that they are [N,c,h,w], and "NHWC" that they are not; without it what can only be [N,c,h,w] is
     turned, and noted, and what may be either is refused. Labels are integers 0..C-1, [N], [N,1] or [1,N].
     May be there as well: `class_names` [C]; val_images and val_labels (or x_val, y_val), which are validated
-    on; train_groups and test_groups [N] (and val_groups), whole numbers or text, equal where the group is.
+    on; train_groups and test_groups [N] (and val_groups), whole numbers or text, equal where the group is;
+    train_names and test_names [N] (and val_names), text, what the images are called; train_teachers (and
+    val_teachers), [N,K] true or false, which of the K teachers teach students an image, or [N] the number of
+    the only one who does, -1 where none does.
     Other arrays are ignored. Nothing is unpickled or written to disk, and an archive that would unpack to
     more than 64 MiB and 100 times its size is refused. Raises `UserError` naming the file and the array.
     """
     if layout not in ("", *LAYOUTS):
         raise UserError(f"npz: layout = {layout!r}: must be NHWC or NCHW, or '' where the shapes tell")
-    found, names = read_npz(path, {*_KERAS, *_KERAS.values(), *_GROUPS, "class_names"})
+    found, names = read_npz(path, {*_KERAS, *_KERAS.values(), *_FURTHER, *_TEACHERS, "class_names"})
     if both := [name for pair in _KERAS.items() if found.keys() >= {*pair} for name in pair]:
         raise UserError(f"{path}: holds {both[0]} and {both[1]}, which are one; must hold one of them")
     arrays = {ours: found[theirs] for ours, theirs in _KERAS.items() if theirs in found} | found

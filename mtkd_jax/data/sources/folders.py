@@ -26,6 +26,7 @@ _WORDS = {  # of folders and of a split column, in any case -> part
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+ALL = -2  # teachers teach an image, where the table does not say who
 _FURTHER_WORDS = {"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder"}
 
 
@@ -82,11 +83,12 @@ def csv(
     stream: str = "auto",
     seed: int = 0,
 ) -> DataSet:
-    """A table of image files with the columns path and label, and perhaps split and group.
+    """A table of image files with the columns path and label, and perhaps split, group and teacher.
 
     The first line names the columns, which are separated by commas, tabs, semicolons or bars. Paths start at
     the table's folder, or are written in full, and stay in it; they may have backslashes. Labels are names;
-    splits are as in `folder`. Other columns are not read, and may be empty. Without splits a test set is
+    splits are as in `folder`. `teacher` is the number 0, 1, ... of the only teacher who teaches students that
+    image, or -1 where none does. Other columns are not read, and may be empty. Without splits a test set is
     drawn, and all else is done, as in `folder`; files that are not there end the run, unless `skip_corrupt`.
     """
     file = pathlib.Path(os.path.expanduser(path))
@@ -112,6 +114,7 @@ class _File(NamedTuple):
     label: str
     part: str = ""  # "train" | "val" | "test", or "" where the test set is still to be drawn
     group: str = ""
+    teacher: int = ALL  # the only one who teaches it; -1: nobody
 
 
 def _files_below(root: pathlib.Path, splits: bool) -> tuple[list[_File], list[str]]:
@@ -347,18 +350,30 @@ def _listed(root: pathlib.Path, entry: str) -> str:
 def _files_of_table(file: pathlib.Path) -> tuple[list[_File], list[str]]:
     """The image files that a table lists, sorted, and notes on them."""
     files = {}
-    for where, row in _table(file, ("path", "label"), ("split", "group")):
+    for where, row in _table(file, ("path", "label"), ("split", "group", "teacher")):
         path, part = _listed(file.parent, row["path"]), _part_of(row.get("split", "train"))
         if not part:
             raise UserError(f"{where}: split {row['split']!r}: must be train, val or test")
         if path in files:
             raise UserError(f"{where}: {path} stands in an earlier line too; must be listed once")
         files[path] = _File(
-            path, _normalise_label(row["label"]), part if "split" in row else "", row.get("group", "")
+            path,
+            _normalise_label(row["label"]),
+            part if "split" in row else "",
+            row.get("group", ""),
+            _teacher(row["teacher"], where) if "teacher" in row else ALL,
         )
     missing = [one.label for one in files.values() if one.label.lower() in _MISSING]
     notes = [f"{len(missing)} images are labelled {missing[0]!r}, a class like any other."] if missing else []
     return sorted(files.values()), notes
+
+
+def _teacher(entry: str, where: str) -> int:
+    if not re.fullmatch(r"-1|[0-9]{1,6}", entry):
+        raise UserError(
+            f"{where}: teacher {entry!r}: must be the number of a teacher, 0, 1, ..., or -1 for none"
+        )
+    return int(entry)
 
 
 def _check_there(files: list[_File], file: pathlib.Path) -> None:
@@ -581,6 +596,9 @@ def _dataset(
         fields[f"{part}_labels"] = np.array([labels[f.label] for f in sound[part]], np.int32)
         if "" not in groups:
             fields[f"{part}_groups"] = np.array([groups[f.group] for f in sound[part]], np.int32)
+        fields[f"{part}_names"] = tuple(f.path for f in sound[part])
+    if any(f.teacher != ALL for f in sound["train"]):
+        fields["train_teachers"] = np.array([f.teacher for f in sound["train"]], np.int32)
     val_rows = np.flatnonzero([f.part == "val" for f in sound["train"]])
     left_out = (
         [f"{len(errors)} of {len(files)} images were left out, the first: {errors[0]}"] if errors else []
