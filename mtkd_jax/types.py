@@ -7,6 +7,7 @@ paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 Array = jax.Array
 PyTree = Any
@@ -176,12 +178,30 @@ class Task(NamedTuple):
 class Model:
     """The only seam to Flax: two pure functions over plain dicts. Hashable, so a jit key.
 
-    `module(image, train)` is a Linen module that returns `Outputs`.
+    `module(image, train)` is a Linen module that returns `Outputs`. It may have `stages`, names in order of
+    depth, the last one "heads"; the first part of the path of each of its variables is a stage's name, or
+    begins with it and "_", as "stage3_block2" does.
     """
 
     name: str
     module: Any
     convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
+    pretrained: str = ""  # published weights, or a file: where the body's come from instead of being drawn
+    trainable: str = ""  # the first stage that is trained, those before are frozen; "" = all are trained
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names in order of depth; () where the module says none."""
+        return tuple(getattr(self.module, "stages", ()))
+
+    @property
+    def frozen_stages(self) -> tuple[str, ...]:
+        """Those before `trainable`."""
+        return self.stages[: self.stages.index(self.trainable)] if self.trainable else ()
+
+    def stage_of(self, name: str) -> str:
+        """The stage of what has this name in the variables; "" where it is none's."""
+        return next((s for s in self.stages if name == s or name.startswith(f"{s}_")), "")
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
         """Variables {"params": ..., "batch_stats": ... if any} for images [B,h,w,c]."""
@@ -190,12 +210,33 @@ class Model:
     def apply(
         self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
     ) -> tuple[Outputs, PyTree]:
-        """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout."""
+        """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout.
+
+        Frozen stages run as in evaluation, whatever `train` says: their state stays what it was.
+        """
         state = {name: value for name, value in variables.items() if name != "params"}
         if not train:
             return self.module.apply(variables, image, train=False), state
         rngs = {} if key is None else {"dropout": key}
-        return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
+        with nn.intercept_methods(self._as_in_evaluation) if self.trainable else contextlib.nullcontext():
+            return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
+
+    def _as_in_evaluation(
+        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> Any:
+        """A call of a layer, which of a frozen stage's BatchNorm and dropout is the one of evaluation."""
+        layer = context.module
+        is_frozen = bool(layer.path) and self.stage_of(layer.path[0]) in self.frozen_stages
+        if is_frozen and isinstance(layer, nn.Dropout):
+            return args[0]
+        if is_frozen and isinstance(layer, nn.BatchNorm) and context.method_name == "__call__":
+            if layer.use_running_average is not None:
+                raise UserError(
+                    f"{self.name}: BatchNorm {'/'.join(layer.path)} of a frozen stage says itself which "
+                    "statistics it takes; must say it in the call, as models.layers.batch_norm does"
+                )
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
 
 
 # --- populations --------------------------------------------------------------------------------------

@@ -26,11 +26,13 @@ from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from mtkd_jax.types import Array, Outputs, UserError
+from mtkd_jax.types import Array, Outputs, PyTree, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 DTYPES = ("float32", "bfloat16")
 HE = nn.initializers.he_normal()  # of kernels before a ReLU, which halves the second moment: He et al. 2015
+# Collections of variables by which a network can be cut between two stages, see `through`.
+ENTERED, ENTERING = "entered", "entering"
 _forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
 
 Pair = tuple[int, int]
@@ -293,18 +295,17 @@ class Conv(nn.Module):
         return y
 
 
-def batch_norm(x: Array, train: bool, name: str) -> Array:
+def batch_norm(x: Array, train: bool, name: str, epsilon: float = 1e-5) -> Array:
     """Batch normalisation (Ioffe and Szegedy 2015) in float32, returned in the dtype of x [B,...,d].
 
     Called inside a compact module, which then owns the parameters and running statistics `name`. Statistics
-    are those of the whole batch, also where `data_axis` splits it.
+    are those of the whole batch, also where `data_axis` splits it, but those stored in a frozen stage.
     """
     # Its sums in other orders, as one multiplication and addition, or with a backward pass written by hand
     # took 0.9 to 1.2 times as long for [128,32,32,16] to [128,8,8,64] (CPU): not worth code of our own.
-    norm = nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, dtype=jnp.float32, axis_name=data_axis(), name=name
-    )
-    return norm(x.astype(jnp.float32)).astype(x.dtype)
+    norm = nn.BatchNorm(momentum=0.9, epsilon=epsilon, dtype=jnp.float32, axis_name=data_axis(), name=name)
+    # Said in the call and not by the module, so that `Model.apply` can say otherwise of a frozen stage.
+    return norm(x.astype(jnp.float32), use_running_average=not train).astype(x.dtype)
 
 
 def data_axis() -> str | None:
@@ -351,6 +352,23 @@ def normalise(image: Array, mean: Sequence[float], std: Sequence[float]) -> Arra
     offset = np.array(mean, np.float32).reshape(1, 1, 1, -1)
     scale = np.array([deviation or 1.0 for deviation in std], np.float32).reshape(1, 1, 1, -1)
     return (image - offset) / scale
+
+
+def through(module: nn.Module, stage: str, x: PyTree, compute: Callable[[PyTree], PyTree]) -> PyTree:
+    """`compute(x)`, the work of one of the `stages` that the network `module` runs one after the other.
+
+    A network whose stages all go through here can be cut before any of them (see `models.stages`): where
+    "entered"/STAGE stands among its variables it begins with that at STAGE, and stages before it are passed
+    over; where the collection "entering" is mutable it tells there what enters every stage. Called in the
+    network's own compact method, not in that of a block.
+    """
+    if module.is_mutable_collection(ENTERING) and not module.is_initializing():
+        module.put_variable(ENTERING, stage, x)
+    for first, entered in module.variables.get(ENTERED, {}).items():
+        if module.stages.index(stage) < module.stages.index(first):
+            return x
+        x = entered if stage == first else x
+    return compute(x)
 
 
 def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Outputs:

@@ -73,20 +73,22 @@ def conv_norm(
     window: int = 1,
     stride: int = 1,
     groups: int = 1,
+    # A stride of 2 starts at the same pixel as with the padding of one on each side of other programs.
+    padding: str = "SAME_LOWER",
+    epsilon: float = 1e-5,
 ) -> Array:
     """Convolution without bias, then BatchNorm; both belong to the module it is called in."""
     conv = layers.Conv(
         channels,
         (window, window),
         (stride, stride),
-        # A stride of 2 starts at the same pixel as with the padding of one on each side of other programs.
-        padding="SAME_LOWER",
+        padding=padding,
         use_bias=False,
         dtype=dtype,
         groups=groups,
         name=f"{name}_conv",
     )
-    return layers.batch_norm(conv(x), train, name=f"{name}_norm")
+    return layers.batch_norm(conv(x), train, name=f"{name}_norm", epsilon=epsilon)
 
 
 def mobilenet_v2(task: Task, *, width: float = 0.5, dtype: str = "float32") -> Model:

@@ -111,8 +111,11 @@ def _unwrapped(tensors: Mapping[str, np.ndarray], bias: str) -> dict[str, np.nda
 def _layout(model: Model) -> Callable[[str], str]:
     """What PyTorch calls the modules of such a network."""
     named = {ResNet: _resnet, WideResNet: _wide_resnet, Vgg: _vgg}.get(type(model.module))
+    named = named or getattr(model.module, "pytorch_module", None)
     if named is None:
-        raise UserError(f"{model.name}: weights of PyTorch can be read into a resnet, wide_resnet or vgg")
+        raise UserError(
+            f"{model.name}: weights of PyTorch can be read into a resnet, wide_resnet, vgg or efficientnet"
+        )
     return named
 
 

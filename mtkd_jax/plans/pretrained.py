@@ -17,6 +17,7 @@ from safetensors import SafetensorError, deserialize
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.models.pytorch import from_state_dict, task_of
+from mtkd_jax.plans import torch_files
 from mtkd_jax.system import paths
 from mtkd_jax.types import Model, PyTree, UserError
 
@@ -81,11 +82,9 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     Raises UserError when the file is of another kind, cannot be read or is damaged.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".pth": torch_files.read}
     if path.suffix not in readers:
-        raise UserError(
-            f"{path}: expected a .safetensors or .npz file; PyTorch's other formats can run code when read"
-        )
+        raise UserError(f"{path}: expected a .safetensors, .npz or .pth file")
     try:
         return readers[path.suffix](path.read_bytes())
     except OSError as error:
