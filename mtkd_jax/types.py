@@ -271,6 +271,9 @@ class TrainState:
     mem: PyTree  # what `after` remembers (averages, buffers); {} by default
     key: Array  # the member's own; used as fold_in(key, step), never split
     average: PyTree = dataclasses.field(default_factory=dict)  # of the weights, with train.ema_decay
+    frozen: PyTree = dataclasses.field(
+        default_factory=dict
+    )  # variables of frozen stages, where members differ
 
 
 # --- methods ------------------------------------------------------------------------------------------

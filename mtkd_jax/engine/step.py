@@ -22,6 +22,8 @@ from mtkd_jax.data import augment, loading, mixing
 from mtkd_jax.engine import population
 from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
 from mtkd_jax.mesh import Layout
+from mtkd_jax.methods.seams import every_leaf
+from mtkd_jax.models import stages
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
     Array,
@@ -62,6 +64,7 @@ class Program(NamedTuple):
     alpha_schedule: Schedule = optimizers.constant()  # of the teachers' weight, 1 - alpha
     temperature_schedule: Schedule = optimizers.constant()  # of temperature - 1
     cache_index: str = ""  # how stage_data.cached_logits is indexed, if there: "example" | "step"
+    depth_decay: float = 1.0  # factor on the learning rate for each stage nearer to the image
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -80,6 +83,7 @@ class StageData:
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
+    frozen: PyTree = dataclasses.field(default_factory=dict)  # variables of frozen stages, of all members
 
 
 @jax.tree_util.register_dataclass
@@ -112,19 +116,24 @@ def same_family(a: Recipe, b: Recipe) -> bool:
 
 
 def init_state(program: Program, variables: PyTree, keys: Array, stage_data: StageData) -> TrainState:
-    """The first state of every member, stacked, from variables [M,...] and keys [M]."""
-    recipe = program.recipes[0]
+    """The first state of every member, stacked, from variables [M,...] of whole networks and keys [M].
+
+    What is trained begins there. What is frozen stands beside it, unless `stage_data` has it for all members.
+    """
+    recipe, whole = program.recipes[0], variables
+    variables, frozen = stages.split(program.model, whole)
     params = variables["params"]
 
     def outputs_of(variables: PyTree, teachers: tuple[PyTree, ...], image: Array):
         student = program.model.apply(population.take(variables, 0), image)[0]
         student = with_features(student, program.needs, program.model)
         if not program.teachers:
-            return student, None
+            said = stage_data.cached_logits  # of teachers who are no longer needed
+            return student, None if said is None else TeacherOutputs(said[:, :2].astype(jnp.float32), (), ())
         return student, apply_ensemble(program.teachers, teachers, image, program.needs)
 
     image = jax.eval_shape(loading.scale, stage_data.examples.image[:2])
-    student, teacher = jax.eval_shape(outputs_of, variables, stage_data.teachers, image)
+    student, teacher = jax.eval_shape(outputs_of, whole, stage_data.teachers, image)
     aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
     return TrainState(
         params=params,
@@ -134,6 +143,7 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         average=jax.tree.map(jnp.copy, dict(variables)) if program.averages else {},
         mem=jax.vmap(recipe.init_mem)(variables),
         key=keys,
+        frozen={} if stage_data.frozen else frozen,
     )
 
 
@@ -149,7 +159,7 @@ def make_step(program: Program) -> Callable:
         progress = step.astype(jnp.float32) / program.num_steps
         context = Context(batch, None, stage_data.prepared, {}, key, step, progress)
         if "teach" not in recipe.reads_student:
-            teach = _networks(program, stage_data)
+            teach = _networks(program, stage_data, {})
             if stage_data.cached_logits is not None:
                 rows = (
                     indices
@@ -172,7 +182,8 @@ def make_step(program: Program) -> Callable:
             return dataclasses.replace(context, targets=targets)
         known = jax.lax.stop_gradient(context)
         if "teach" in recipe.reads_student:
-            known = dataclasses.replace(known, teacher=recipe.teach(known, _networks(program, stage_data)))
+            networks = _networks(program, stage_data, known.state.frozen)
+            known = dataclasses.replace(known, teacher=recipe.teach(known, networks))
         found = known.teacher, recipe.aim(known, recipe.weigh(known))
         teacher, targets = jax.lax.stop_gradient(found)
         return dataclasses.replace(context, teacher=teacher, targets=targets)
@@ -180,14 +191,17 @@ def make_step(program: Program) -> Callable:
     def keys_of(state: TrainState, step: Array) -> Array:
         return jax.random.split(jax.random.fold_in(state.key, step), 4)
 
-    def forward(state: TrainState, inputs: _Inputs, step: Array) -> _Forward:
+    def forward(state: TrainState, inputs: _Inputs, step: Array, stage_data: StageData) -> _Forward:
         _, view_key, apply_key, _ = keys_of(state, step)
         image = mesh.own_rows(inputs.context.batch.image, layout)
         apply_key = mesh.own_key(apply_key, layout)
 
         def outputs_of(params):
             variables = {"params": recipe.view(params, state, view_key), **state.model_state}
+            # What is frozen does not depend on the parameters: JAX takes no gradient through it.
+            variables = stages.join(variables, stage_data.frozen, state.frozen)
             outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
+            model_state, _ = stages.split(program.model, model_state)
             return with_features(outputs, program.needs, program.model), model_state
 
         outputs, vjp, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
@@ -223,11 +237,10 @@ def make_step(program: Program) -> Callable:
         inputs, step, stage_data = shared
         if inputs is None:
             inputs = make_inputs(keys_of(state, step)[0], own_indices, step, stage_data, shared=False)
-        return update(state, hyper, inputs, forward(state, inputs, step), None, step, stage_data)
+        return update(state, hyper, inputs, forward(state, inputs, step, stage_data), None, step, stage_data)
 
     def forward_of_one(member, shared):
-        inputs, step = shared
-        return forward(member, inputs, step)
+        return forward(member, *shared)
 
     def update_of_one(member, shared):
         (state, hyper, forward_pass), (inputs, logits, step, stage_data) = member, shared
@@ -245,7 +258,7 @@ def make_step(program: Program) -> Callable:
                 (states, hyper, None), (inputs, step, stage_data)
             )
         # jit, so that it is traced once: vjps that were traced apart differ, and cannot be stacked.
-        forward_pass = over_members(jax.jit(forward_of_one), member_loop)(states, (inputs, step))
+        forward_pass = over_members(jax.jit(forward_of_one), member_loop)(states, (inputs, step, stage_data))
         outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(forward_pass.outputs)
         logits = jax.lax.stop_gradient(mesh.all_members(outputs.logits, layout))
         return over_members(update_of_one, member_loop)(
@@ -263,7 +276,7 @@ def compiled_teacher_logits(program: Program) -> Callable:
         def one(numbered: tuple[Array, Array]) -> Array:
             step, indices = numbered
             batch, _ = _batch(program, jax.random.fold_in(stage_data.key, step), indices, stage_data)
-            ask_about = mesh.shared_out(_networks(program, stage_data).teachers, program.layout)
+            ask_about = mesh.shared_out(_networks(program, stage_data, {}).teachers, program.layout)
             return ask_about(batch.image).logits
 
         return jax.lax.map(one, (jnp.arange(len(batches)), batches))
@@ -281,14 +294,21 @@ def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) 
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
         batch = mixing.mix_labels(mixture, batch)
         augment_images = mixing.mix_after(augment_images, mixture)
-    return stimulus(stimulus_key, batch, augment_images, _networks(program, stage_data)), key
+    return stimulus(stimulus_key, batch, augment_images, _networks(program, stage_data, {})), key
 
 
-def _networks(program: Program, stage_data: StageData) -> Networks:
+def _networks(program: Program, stage_data: StageData, frozen: PyTree) -> Networks:
+    """Those that seams may ask; `frozen` is a member's own, where members differ in it."""
+
     def teachers(image: Array) -> TeacherOutputs:
         return apply_ensemble(program.teachers, stage_data.teachers, image, program.needs)
 
-    return Networks(teachers, program.model.apply)
+    def student(variables: PyTree, image: Array, **further) -> tuple[Outputs, PyTree]:
+        whole = stages.join(variables, stage_data.frozen, frozen)
+        outputs, state = program.model.apply(whole, image, **further)
+        return outputs, stages.split(program.model, state)[0]
+
+    return Networks(teachers, student)
 
 
 def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
@@ -372,11 +392,16 @@ def _apply_gradients(
     def update(grads: PyTree) -> tuple[PyTree, PyTree]:
         factor = optimizers.warmed_up(program.schedule, program.warmup, step, program.num_steps)
         transform = program.optimizer(hyper["learning_rate"] * factor, hyper["weight_decay"])
+        if recipe.trainable is not every_leaf:  # what is not trained has no part in the gradient's norm
+            of_params = _where_trained(recipe, grads[0], jax.tree.map(jnp.zeros_like, grads[0]))
+            grads = (of_params, grads[1])
         if program.clips:
             grads, _ = optax.clip_by_global_norm(hyper["clip_norm"]).update(grads, optax.EmptyState())
         # optax mixes its integer step count into float arithmetic, which a strict session forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, inner = transform.update(grads, opt_state["inner"], trained)
+            if program.depth_decay != 1.0:
+                updates = (_by_depth(program, updates[0]), updates[1])
             return optax.apply_updates(trained, updates), inner
 
     if program.accumulate == 1:
@@ -393,15 +418,30 @@ def _apply_gradients(
         )
         summed = jax.tree.map(lambda leaf: jnp.where(ends, 0.0, leaf), summed)
         opt_state = {"inner": inner, "summed": summed}
-    before = {"params": state.params, **state.model_state}
-    after = {"params": params, **model_state}
+    params = _where_trained(recipe, params, state.params)
+    model_state = {n: _where_trained(recipe, new, state.model_state[n], n) for n, new in model_state.items()}
+    return dataclasses.replace(state, params=params, aux=aux, model_state=model_state, opt_state=opt_state)
 
-    def kept(path, old: Array, new: Array) -> Array:
-        return new if recipe.trainable(jax.tree_util.keystr(path, simple=True, separator="/")) else old
 
-    after = jax.tree_util.tree_map_with_path(kept, before, after)
-    params = after.pop("params")
-    return dataclasses.replace(state, params=params, aux=aux, model_state=after, opt_state=opt_state)
+def _where_trained(recipe: Recipe, new: PyTree, old: PyTree, kind: str = "params") -> PyTree:
+    """The leaves of `new` that a recipe trains, and those of `old` that it does not."""
+
+    def chosen(path, new: Array, old: Array) -> Array:
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        return new if recipe.trainable(f"{kind}/{place}") else old
+
+    return jax.tree_util.tree_map_with_path(chosen, new, old)
+
+
+def _by_depth(program: Program, updates: PyTree) -> PyTree:
+    """Updates of the parameters, each stage's as if its learning rate were `depth_decay`**depth of that."""
+    model = program.model
+    return {
+        name: jax.tree.map(
+            lambda leaf, name=name: leaf * program.depth_decay ** stages.depth_of(model, name), of
+        )
+        for name, of in updates.items()
+    }
 
 
 def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -> Targets | None:

@@ -34,6 +34,8 @@ def split(model: Model, variables: PyTree) -> tuple[PyTree, PyTree]:
 
 def join(trained: PyTree, *frozen: PyTree) -> PyTree:
     """The whole of what `split` took apart; {} adds nothing."""
+    if not any(frozen):
+        return trained
     whole = {kind: dict(of) for kind, of in trained.items()}
     for part in frozen:
         for kind, of in part.items():

@@ -27,7 +27,7 @@ from mtkd_jax.config import (
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
-from mtkd_jax.engine import forecast, population, step, teacher_cache, tuning
+from mtkd_jax.engine import forecast, frozen, population, step, teacher_cache, tuning
 from mtkd_jax.engine.jobs import Job, parts
 from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
@@ -236,12 +236,13 @@ def costs(plan: Plan, done: Done | None = None, timed: bool = False) -> Iterator
     done, cache = dict(done or {}), {}
     for stage in plan:
         if timed:
-            job = teacher_cache.fill(stage.make(done), cache)
+            job = teacher_cache.fill(frozen.fill(stage.make(done), cache, lambda line: None), cache)
             yield forecast.measure(job)
             done[stage.name] = untrained(job)
         else:
-            job = teacher_cache.outline((stage.outline or stage.make)(done))
-            yield forecast.estimate(job, forecast.this_machine())
+            job = (stage.outline or stage.make)(done)
+            outlined = teacher_cache.outline(frozen.outline(job))
+            yield forecast.estimate(outlined, forecast.this_machine())
             done[stage.name] = _zeros(job)
 
 
@@ -249,7 +250,7 @@ def _train(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint
     """One stage, in the layout that is fastest and in as many parts as memory asks for."""
     if checkpoint.latest(directory / "finished"):
         return fit(job, directory, logbook, checkpoint_seconds)  # only restored
-    job = tuning.choose_layout(job, directory, logbook.say)
+    job = tuning.choose_layout(frozen.fill(job, cache, logbook.say), directory, logbook.say)
     at_once = tuning.members_at_once(job, directory)
     several = [forecast.in_pieces(one) for one in parts(teacher_cache.fill(job, cache), at_once)]
     if len(several) == 1:
