@@ -7,7 +7,6 @@ paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 Array = jax.Array
 PyTree = Any
@@ -212,31 +210,13 @@ class Model:
     ) -> tuple[Outputs, PyTree]:
         """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout.
 
-        Frozen stages run as in evaluation, whatever `train` says: their state stays what it was.
+        Training keeps frozen stages as they are by `models.stages.still`.
         """
         state = {name: value for name, value in variables.items() if name != "params"}
         if not train:
             return self.module.apply(variables, image, train=False), state
         rngs = {} if key is None else {"dropout": key}
-        with nn.intercept_methods(self._as_in_evaluation) if self.trainable else contextlib.nullcontext():
-            return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
-
-    def _as_in_evaluation(
-        self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
-    ) -> Any:
-        """A call of a layer, which of a frozen stage's BatchNorm and dropout is the one of evaluation."""
-        layer = context.module
-        is_frozen = bool(layer.path) and self.stage_of(layer.path[0]) in self.frozen_stages
-        if is_frozen and isinstance(layer, nn.Dropout):
-            return args[0]
-        if is_frozen and isinstance(layer, nn.BatchNorm) and context.method_name == "__call__":
-            if layer.use_running_average is not None:
-                raise UserError(
-                    f"{self.name}: BatchNorm {'/'.join(layer.path)} of a frozen stage says itself which "
-                    "statistics it takes; must say it in the call, as models.layers.batch_norm does"
-                )
-            kwargs = {**kwargs, "use_running_average": True}
-        return call(*args, **kwargs)
+        return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
 
 
 # --- populations --------------------------------------------------------------------------------------

@@ -242,7 +242,8 @@ def _kept_bytes(model: Model, shape: tuple[int, ...]) -> int:
 
         def outputs_of(params):
             own = stages.join({**trained, "params": params}, frozen)
-            return model.apply(own, image, train=True, key=jax.random.key(0))[0]
+            with stages.still(model):
+                return model.apply(own, image, train=True, key=jax.random.key(0))[0]
 
         return jax.vjp(outputs_of, trained["params"])[1]
 

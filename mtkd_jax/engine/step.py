@@ -200,7 +200,8 @@ def make_step(program: Program) -> Callable:
             variables = {"params": recipe.view(params, state, view_key), **state.model_state}
             # What is frozen does not depend on the parameters: JAX takes no gradient through it.
             variables = stages.join(variables, stage_data.frozen, state.frozen)
-            outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
+            with stages.still(program.model):
+                outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
             model_state, _ = stages.split(program.model, model_state)
             return with_features(outputs, program.needs, program.model), model_state
 
@@ -305,7 +306,8 @@ def _networks(program: Program, stage_data: StageData, frozen: PyTree) -> Networ
 
     def student(variables: PyTree, image: Array, **further) -> tuple[Outputs, PyTree]:
         whole = stages.join(variables, stage_data.frozen, frozen)
-        outputs, state = program.model.apply(whole, image, **further)
+        with stages.still(program.model):
+            outputs, state = program.model.apply(whole, image, **further)
         return outputs, stages.split(program.model, state)[0]
 
     return Networks(teachers, student)

@@ -6,12 +6,16 @@ all members and all epochs where they see the same images.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax.numpy as jnp
+from flax import linen as nn
 
 from mtkd_jax.models.layers import ENTERED, ENTERING
-from mtkd_jax.types import Array, Model, Outputs, PyTree
+from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
 
 
 def split(model: Model, variables: PyTree) -> tuple[PyTree, PyTree]:
@@ -41,6 +45,31 @@ def join(trained: PyTree, *frozen: PyTree) -> PyTree:
         for kind, of in part.items():
             whole[kind] = {**whole.get(kind, {}), **of}
     return whole
+
+
+@contextlib.contextmanager
+def still(model: Model) -> Iterator[None]:
+    """Within it frozen stages run as in evaluation, whatever `train` says: stored statistics, no dropout.
+
+    Raises UserError for a BatchNorm that does not let the call say which statistics it takes.
+    """
+
+    def as_in_evaluation(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        layer = context.module
+        is_frozen = bool(layer.path) and model.stage_of(layer.path[0]) in model.frozen_stages
+        if is_frozen and isinstance(layer, nn.Dropout):
+            return args[0]
+        if is_frozen and isinstance(layer, nn.BatchNorm) and context.method_name == "__call__":
+            if layer.use_running_average is not None:
+                raise UserError(
+                    f"{model.name}: BatchNorm {'/'.join(layer.path)} of a frozen stage says itself which "
+                    "statistics it takes; must say it in the call, as models.layers.batch_norm does"
+                )
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(as_in_evaluation) if model.frozen_stages else contextlib.nullcontext():
+        yield
 
 
 def depth_of(model: Model, name: str) -> int:

@@ -23,6 +23,7 @@ from mtkd_jax.config import (
     resolve,
     student_model,
     teacher_models,
+    trained_models,
 )
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
@@ -83,7 +84,9 @@ def train_teachers(config: ConfigDict, split: Split) -> Plan:
         Stage(
             teachers.stage_name(address),
             lambda done, address=address: teachers.job(config, split, address),
-            note=teachers.beginning(config, split, address),
+            note=" ".join(
+                filter(None, (teachers.beginning(config, split, address), _rates(config, address)))
+            ),
         )
         for address in teacher_models(config)
     )
@@ -105,6 +108,7 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
     ]
     file = config.students.init_from
     note = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
+    note = " ".join(filter(None, (note, _rates(config, student_model(config)))))
     stages = [
         Stage(
             students.stage_name(transfer, family),
@@ -119,6 +123,16 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
         for family in families
     ]
     return (*fusers, *stages)
+
+
+def _rates(config: ConfigDict, address: str) -> str:
+    """For the report: the network that learning rates by depth do not reach."""
+    decay = config.train.depth_decay
+    if decay == 1 or trained_models(config)[address].stages:
+        return ""
+    return (
+        f"{address} names no stages: all of it has one learning rate, train.depth_decay = {decay:g} or not."
+    )
 
 
 def check(config: ConfigDict, split: Split) -> None:
