@@ -114,6 +114,7 @@ def default() -> ConfigDict:
     config.train.warmup = 0.0  # share of the training over which the learning rate rises, before the schedule
     config.train.clip_norm = 0.0  # longer gradients are cut to this length, per member; 0 = off
     config.train.ema_decay = 0.0  # such as 0.999: an average of the weights is what is used; 0 = off
+    config.train.depth_decay = 1.0  # factor on the learning rate for each stage nearer to the image; 1 = off
     config.train.accumulate = 1  # steps whose mean gradient makes one update: a batch as many times as large
     config.train.mixup = (
         0.0  # pairs of images and labels are mixed by shares from Beta(mixup, mixup); 0 = off
@@ -157,6 +158,9 @@ def default() -> ConfigDict:
     config.runtime.devices = 0  # virtual devices of a CPU; 0 = one for each core
     config.runtime.members_at_once = 0  # of a population; 0 = as many as fit into memory
     config.runtime.teacher_cache = "auto"  # auto | off | float32 | float16
+    config.runtime.frozen_features = (
+        "auto"  # auto: frozen stages are run once, where images stay as they are | off
+    )
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
@@ -208,6 +212,7 @@ RANGES = {
     "train.warmup": _SHARE,
     "train.clip_norm": _at_least(0),
     "train.ema_decay": _SHARE,
+    "train.depth_decay": (lambda value: 0 < value <= 1, "in (0, 1]"),
     "train.accumulate": _at_least(1),
     "train.mixup": _at_least(0),
     "train.cutmix": _at_least(0),
@@ -229,6 +234,7 @@ RANGES = {
     "runtime.devices": _at_least(0),
     "runtime.members_at_once": _at_least(0),
     "runtime.teacher_cache": _one_of(("auto", "off", "float32", "float16")),
+    "runtime.frozen_features": _one_of(("auto", "off")),
     "runtime.checkpoint_seconds": _at_least(0),
     "runtime.stream_mb": _at_least(1),
 }
@@ -338,6 +344,7 @@ def _check_addresses(config: ConfigDict) -> None:
     ):
         for address in addresses:
             build_model(address, task, field)
+    _check_stages(config)
     for address in config.students.arguments:
         _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
@@ -366,6 +373,11 @@ def _check_addresses(config: ConfigDict) -> None:
         raise UserError(
             f"config.train.ema_decay: {config.train.optimizer} averages the weights itself; must be 0 with it"
         )
+    if optimizer.averages and config.train.depth_decay != 1:
+        raise UserError(
+            f"config.train.depth_decay: {config.train.optimizer} has one learning rate for all that it "
+            "averages; must be 1 with it"
+        )
     source_call(config)
     resolve("plan", config.plan, "plan")
 
@@ -373,6 +385,50 @@ def _check_addresses(config: ConfigDict) -> None:
 def given_teachers(config: ConfigDict) -> tuple[str, ...]:
     """The files that teach as they are, of logits and programs; () where teachers are networks of ours."""
     return (*config.teachers.logits, *config.teachers.programs)
+
+
+def _check_stages(config: ConfigDict) -> None:
+    """Where weights come from twice, and learning rates by depth that no network has."""
+    models = trained_models(config)
+    for field, init_from in (
+        ("teachers.init_from", config.teachers.init_from),
+        ("students.init_from", config.students.init_from),
+    ):
+        of_field = teacher_models(config) if field.startswith("teachers") else student_models(config)
+        for address in of_field if init_from else ():
+            if address in models and models[address].pretrained:
+                raise UserError(
+                    f"config.{field}: {address} is pretrained; weights come from one or the other"
+                )
+    if config.train.depth_decay != 1 and not any(model.stages for model in models.values()):
+        raise UserError(
+            f"config.train.depth_decay: {config.train.depth_decay:g}, but {', '.join(models)} names no "
+            "stages; must be 1 with it"
+        )
+
+
+def trained_models(config: ConfigDict) -> dict[str, Model]:
+    """{address: network} of all that are trained: of teachers, students, and those that the plan names.
+
+    For some task: what counts is what the addresses say.
+    """
+    task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
+    field = "teachers.models" if config.teachers.models else "model.name"
+    fields = (
+        {}
+        if config.teachers.from_run or given_teachers(config)
+        else dict.fromkeys(teacher_models(config), field)
+    )
+    if config.students.modes:
+        field = "students.model" if config.students.model else "model.name"
+        field = "students.models" if config.students.models else field
+        fields |= dict.fromkeys(student_models(config), field)
+    _, arguments = resolve("plan", config.plan, "plan")
+    for word in _words(arguments.values()):
+        with contextlib.suppress(UserError):
+            resolve("model", word, "plan")
+            fields[word] = "plan"
+    return {address: build_model(address, task, field) for address, field in fields.items()}
 
 
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
@@ -734,6 +790,14 @@ def _check_made(kind: str, made: Any, address: str, field: str) -> None:
 def build_model(address: str, task: Task, field: str = "model.name") -> Model:
     """The network an address names, for a task."""
     model = build("model", address, field, task)
+    if model.trainable and model.trainable not in model.stages:
+        known = model.stages or ("none: this network names no stages",)
+        close = nearest(model.trainable, model.stages)
+        suggested = f", did you mean {close!r}?" if close else ""
+        raise UserError(
+            f"config.{field}: {address}: there is no stage {_quoted(model.trainable)}"
+            f"{suggested}; stages are {', '.join(known)}"
+        )
     if not _own("model", address):
         return model
     return dataclasses.replace(model, name=canonical("model", address, field))  # by which it is found again

@@ -183,16 +183,30 @@ class Task(NamedTuple):
 class Model:
     """The only seam to Flax: two pure functions over plain dicts. Hashable, so a jit key.
 
-    `module(image, train)` is a Linen module that returns `Outputs`.
+    `module(image, train)` is a Linen module that returns `Outputs`. It may have `stages`, names in order of
+    depth, the last one "heads"; the first part of the path of each of its variables is a stage's name, or
+    begins with it and "_", as "stage3_block2" does.
     """
 
     name: str
     module: Any  # None of a teacher that is no network here: what it would cost is not known
     convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
-    pretrained: str = ""  # name of published weights or a path: of the body, which is drawn without
-    trainable: str = (
-        ""  # the first stage that is trained, all before it are frozen; "" = all, "heads" = heads
-    )
+    pretrained: str = ""  # published weights, or a file: where the body's come from instead of being drawn
+    trainable: str = ""  # the first stage that is trained, those before are frozen; "" = all are trained
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names in order of depth; () where the module says none."""
+        return tuple(getattr(self.module, "stages", ()))
+
+    @property
+    def frozen_stages(self) -> tuple[str, ...]:
+        """Those before `trainable`."""
+        return self.stages[: self.stages.index(self.trainable)] if self.trainable else ()
+
+    def stage_of(self, name: str) -> str:
+        """The stage of what has this name in the variables; "" where it is none's."""
+        return next((s for s in self.stages if name == s or name.startswith(f"{s}_")), "")
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
         """Variables {"params": ..., "batch_stats": ... if any} for images [B,h,w,c]."""
@@ -201,7 +215,10 @@ class Model:
     def apply(
         self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
     ) -> tuple[Outputs, PyTree]:
-        """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout."""
+        """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout.
+
+        Training keeps frozen stages as they are by `models.stages.still`.
+        """
         state = {name: value for name, value in variables.items() if name != "params"}
         if not train:
             return self.module.apply(variables, image, train=False), state
@@ -245,6 +262,9 @@ class TrainState:
     mem: PyTree  # what `after` remembers (averages, buffers); {} by default
     key: Array  # the member's own; used as fold_in(key, step), never split
     average: PyTree = dataclasses.field(default_factory=dict)  # of the weights, with train.ema_decay
+    frozen: PyTree = dataclasses.field(
+        default_factory=dict
+    )  # variables of frozen stages, where members differ
 
 
 # --- methods ------------------------------------------------------------------------------------------

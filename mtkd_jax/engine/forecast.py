@@ -9,7 +9,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from mtkd_jax.engine.jobs import Job, part, parts
 from mtkd_jax.engine.step import init_state
 from mtkd_jax.engine.training import compiled_chunk, compiled_part, first_progress
 from mtkd_jax.mesh import Layout
+from mtkd_jax.models import stages
 from mtkd_jax.types import Array, Model, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
@@ -86,7 +87,7 @@ def _cost(job: Job, num_at_once: int, num_bytes: int, seconds: float, timed: boo
 def flops(job: Job) -> float:
     """Of the whole stage: three forward passes of every member and one of every teacher that is asked."""
     program, batch_size, shape = job.program, job.order(0).shape[-1], job.image.shape
-    of_one = FORWARDS_PER_STEP * len(job.names) * forward_flops(program.model, shape)
+    of_one = len(job.names) * _step_flops(program.model, shape)
     if job.stage_data.cached_logits is None:
         asked = zip(program.teachers, job.stage_data.teachers)
         for model, variables in ((m, v) for m, v in asked if m.module is not None):
@@ -102,6 +103,22 @@ def in_pieces(job: Job) -> Job:
         image = np.dtype(job.images.dtype).itemsize * np.prod(job.images.shape[1:])
         most = min(most, job.stream_bytes / (image * job.order(0)[0].size))
     return dataclasses.replace(job, steps_at_once=max(1, int(most)))
+
+
+def _step_flops(model: Model, shape: tuple[int, ...]) -> float:
+    """Of one image in a training step: three forward passes, of frozen stages one."""
+    whole = forward_flops(model, shape)
+    if not model.frozen_stages or isinstance(model, stages.Tail):
+        return FORWARDS_PER_STEP * whole
+    entering = jax.eval_shape(partial(_entering, model), jax.ShapeDtypeStruct(shape, np.float32))
+    if not isinstance(entering, jax.ShapeDtypeStruct):  # it cannot be cut, and told apart
+        return FORWARDS_PER_STEP * whole
+    trained = forward_flops(stages.tail(model, shape[1:]), entering.shape)
+    return whole + (FORWARDS_PER_STEP - 1) * trained
+
+
+def _entering(model: Model, image: Array) -> PyTree:
+    return stages.entering(model, model.init(jax.random.key(0), image), image)
 
 
 @lru_cache
@@ -222,11 +239,14 @@ def _kept_bytes(model: Model, shape: tuple[int, ...]) -> int:
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
     def way_back(variables: PyTree, image: Array) -> Callable:
-        def outputs_of(params):
-            own = {**variables, "params": params}
-            return model.apply(own, image, train=True, key=jax.random.key(0))[0]
+        trained, frozen = stages.split(model, variables)
 
-        return jax.vjp(outputs_of, variables["params"])[1]
+        def outputs_of(params):
+            own = stages.join({**trained, "params": params}, frozen)
+            with stages.still(model):
+                return model.apply(own, image, train=True, key=jax.random.key(0))[0]
+
+        return jax.vjp(outputs_of, trained["params"])[1]
 
     kept = _num_bytes(jax.eval_shape(way_back, variables, image))
     return max(0, kept - _num_bytes(variables["params"]))  # which stand in the state

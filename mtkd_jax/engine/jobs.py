@@ -58,11 +58,13 @@ class Job:
     candidates: tuple[Layout, ...] = ()  # layouts to choose from by timing; program.layout is the first guess
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
     teacher_cache: str = "off"  # see teacher_cache.MODES
+    frozen_features: str = "auto"  # see frozen.MODES
     images: Images | None = None  # read when they are asked for; stage_data.examples then holds no image
     stream_bytes: int = 2**28  # of them held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
     run: str = ""  # what names the run in its checkpoints; "" = none in particular
+    whole: Model | None = None  # of which program.model is the trained part; None = it is the whole
 
     @property
     def num_steps(self) -> int:
@@ -75,6 +77,11 @@ class Job:
     @property
     def steps_per_round(self) -> int:
         return self.steps_per_epoch * self.eval_every
+
+    @property
+    def model(self) -> Model:
+        """The whole network that is trained."""
+        return self.whole or self.program.model
 
     @property
     def num_peers(self) -> int:
@@ -149,6 +156,7 @@ def make(
         temperature_schedule=build(
             "schedule", config.students.temperature_schedule, "students.temperature_schedule"
         ),
+        depth_decay=train.depth_decay if model.stages else 1.0,
     )
     stage_data = StageData(
         examples=examples,
@@ -173,6 +181,7 @@ def make(
         candidates=candidates,
         at_once=config.runtime.members_at_once,
         teacher_cache=config.runtime.teacher_cache,
+        frozen_features=config.runtime.frozen_features,
         images=images,
         stream_bytes=config.runtime.stream_mb * 2**20,
     )

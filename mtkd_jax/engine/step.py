@@ -22,7 +22,8 @@ from mtkd_jax.data import augment, loading, mixing
 from mtkd_jax.engine import population
 from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
 from mtkd_jax.mesh import Layout
-from mtkd_jax.methods.seams import heard
+from mtkd_jax.methods.seams import every_leaf, heard
+from mtkd_jax.models import stages
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
     Array,
@@ -63,6 +64,7 @@ class Program(NamedTuple):
     alpha_schedule: Schedule = optimizers.constant()  # of the teachers' weight, 1 - alpha
     temperature_schedule: Schedule = optimizers.constant()  # of temperature - 1
     cache_index: str = ""  # how stage_data.cached_logits is indexed, if there: "example" | "step"
+    depth_decay: float = 1.0  # factor on the learning rate for each stage nearer to the image
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -81,6 +83,7 @@ class StageData:
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
+    frozen: PyTree = dataclasses.field(default_factory=dict)  # variables of frozen stages, of all members
 
 
 @jax.tree_util.register_dataclass
@@ -113,8 +116,12 @@ def same_family(a: Recipe, b: Recipe) -> bool:
 
 
 def init_state(program: Program, variables: PyTree, keys: Array, stage_data: StageData) -> TrainState:
-    """The first state of every member, stacked, from variables [M,...] and keys [M]."""
-    recipe = program.recipes[0]
+    """The first state of every member, stacked, from variables [M,...] of whole networks and keys [M].
+
+    What is trained begins there. What is frozen stands beside it, unless `stage_data` has it for all members.
+    """
+    recipe, whole = program.recipes[0], variables
+    variables, frozen = stages.split(program.model, whole)
     params = variables["params"]
 
     def outputs_of(variables: PyTree, stage_data: StageData):
@@ -122,10 +129,11 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         student = program.model.apply(population.take(variables, 0), batch.image)[0]
         student = with_features(student, program.needs, program.model)
         if not program.teachers:
-            return student, None
+            said = stage_data.cached_logits  # of teachers who are no longer needed
+            return student, None if said is None else TeacherOutputs(said[:, :2].astype(jnp.float32), (), ())
         return student, _asker(program, stage_data)(batch.image, batch.said)
 
-    student, teacher = jax.eval_shape(outputs_of, variables, stage_data)
+    student, teacher = jax.eval_shape(outputs_of, whole, stage_data)
     aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
     return TrainState(
         params=params,
@@ -135,6 +143,7 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         average=jax.tree.map(jnp.copy, dict(variables)) if program.averages else {},
         mem=jax.vmap(recipe.init_mem)(variables),
         key=keys,
+        frozen={} if stage_data.frozen else frozen,
     )
 
 
@@ -175,7 +184,7 @@ def make_step(program: Program) -> Callable:
             return dataclasses.replace(context, targets=targets)
         known = jax.lax.stop_gradient(context)
         if "teach" in recipe.reads_student:
-            networks = _networks(program, _asker(program, stage_data), known.batch)
+            networks = _networks(program, stage_data, known.state.frozen, known.batch)
             known = dataclasses.replace(known, teacher=recipe.teach(known, networks))
         found = known.teacher, _aim(recipe, known)
         teacher, targets = jax.lax.stop_gradient(found)
@@ -184,14 +193,18 @@ def make_step(program: Program) -> Callable:
     def keys_of(state: TrainState, step: Array) -> Array:
         return jax.random.split(jax.random.fold_in(state.key, step), 4)
 
-    def forward(state: TrainState, inputs: _Inputs, step: Array) -> _Forward:
+    def forward(state: TrainState, inputs: _Inputs, step: Array, stage_data: StageData) -> _Forward:
         _, view_key, apply_key, _ = keys_of(state, step)
         image = mesh.own_rows(inputs.context.batch.image, layout)
         apply_key = mesh.own_key(apply_key, layout)
 
         def outputs_of(params):
             variables = {"params": recipe.view(params, state, view_key), **state.model_state}
-            outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
+            # What is frozen does not depend on the parameters: JAX takes no gradient through it.
+            variables = stages.join(variables, stage_data.frozen, state.frozen)
+            with stages.still(program.model):
+                outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
+            model_state, _ = stages.split(program.model, model_state)
             return with_features(outputs, program.needs, program.model), model_state
 
         outputs, vjp, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
@@ -227,11 +240,10 @@ def make_step(program: Program) -> Callable:
         inputs, step, stage_data = shared
         if inputs is None:
             inputs = make_inputs(keys_of(state, step)[0], own_indices, step, stage_data, shared=False)
-        return update(state, hyper, inputs, forward(state, inputs, step), None, step, stage_data)
+        return update(state, hyper, inputs, forward(state, inputs, step, stage_data), None, step, stage_data)
 
     def forward_of_one(member, shared):
-        inputs, step = shared
-        return forward(member, inputs, step)
+        return forward(member, *shared)
 
     def update_of_one(member, shared):
         (state, hyper, forward_pass), (inputs, logits, step, stage_data) = member, shared
@@ -249,7 +261,7 @@ def make_step(program: Program) -> Callable:
                 (states, hyper, None), (inputs, step, stage_data)
             )
         # jit, so that it is traced once: vjps that were traced apart differ, and cannot be stacked.
-        forward_pass = over_members(jax.jit(forward_of_one), member_loop)(states, (inputs, step))
+        forward_pass = over_members(jax.jit(forward_of_one), member_loop)(states, (inputs, step, stage_data))
         outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(forward_pass.outputs)
         logits = jax.lax.stop_gradient(mesh.all_members(outputs.logits, layout))
         return over_members(update_of_one, member_loop)(
@@ -285,8 +297,7 @@ def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) 
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
         batch = mixing.mix_labels(mixture, batch)
         augment_images = mixing.mix_after(augment_images, mixture)
-    networks = _networks(program, _asker(program, stage_data))
-    return stimulus(stimulus_key, batch, augment_images, networks), key
+    return stimulus(stimulus_key, batch, augment_images, _networks(program, stage_data, {})), key
 
 
 def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutputs]:
@@ -298,13 +309,25 @@ def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutp
     return ask
 
 
-def _networks(program: Program, ask: Callable[..., TeacherOutputs], batch: Batch | None = None) -> Networks:
-    """The networks a seam may ask; what given teachers say is of the very images of a batch, if of any."""
+def _networks(
+    program: Program, stage_data: StageData, frozen: PyTree, batch: Batch | None = None
+) -> Networks:
+    """The networks a seam may ask; `frozen` is a member's own, where members differ in it.
+
+    What given teachers say is of the very images of a batch, if of any.
+    """
+    ask = _asker(program, stage_data)
 
     def teachers(image: Array) -> TeacherOutputs:
         return ask(image, batch.said if batch is not None and image is batch.image else None)
 
-    return Networks(teachers, program.model.apply)
+    def student(variables: PyTree, image: Array, **further) -> tuple[Outputs, PyTree]:
+        whole = stages.join(variables, stage_data.frozen, frozen)
+        with stages.still(program.model):
+            outputs, state = program.model.apply(whole, image, **further)
+        return outputs, stages.split(program.model, state)[0]
+
+    return Networks(teachers, student)
 
 
 def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
@@ -388,11 +411,16 @@ def _apply_gradients(
     def update(grads: PyTree) -> tuple[PyTree, PyTree]:
         factor = optimizers.warmed_up(program.schedule, program.warmup, step, program.num_steps)
         transform = program.optimizer(hyper["learning_rate"] * factor, hyper["weight_decay"])
+        if recipe.trainable is not every_leaf:  # what is not trained has no part in the gradient's norm
+            of_params = _where_trained(recipe, grads[0], jax.tree.map(jnp.zeros_like, grads[0]))
+            grads = (of_params, grads[1])
         if program.clips:
             grads, _ = optax.clip_by_global_norm(hyper["clip_norm"]).update(grads, optax.EmptyState())
         # optax mixes its integer step count into float arithmetic, which a strict session forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, inner = transform.update(grads, opt_state["inner"], trained)
+            if program.depth_decay != 1.0:
+                updates = (_by_depth(program, updates[0]), updates[1])
             return optax.apply_updates(trained, updates), inner
 
     if program.accumulate == 1:
@@ -409,15 +437,30 @@ def _apply_gradients(
         )
         summed = jax.tree.map(lambda leaf: jnp.where(ends, 0.0, leaf), summed)
         opt_state = {"inner": inner, "summed": summed}
-    before = {"params": state.params, **state.model_state}
-    after = {"params": params, **model_state}
+    params = _where_trained(recipe, params, state.params)
+    model_state = {n: _where_trained(recipe, new, state.model_state[n], n) for n, new in model_state.items()}
+    return dataclasses.replace(state, params=params, aux=aux, model_state=model_state, opt_state=opt_state)
 
-    def kept(path, old: Array, new: Array) -> Array:
-        return new if recipe.trainable(jax.tree_util.keystr(path, simple=True, separator="/")) else old
 
-    after = jax.tree_util.tree_map_with_path(kept, before, after)
-    params = after.pop("params")
-    return dataclasses.replace(state, params=params, aux=aux, model_state=after, opt_state=opt_state)
+def _where_trained(recipe: Recipe, new: PyTree, old: PyTree, kind: str = "params") -> PyTree:
+    """The leaves of `new` that a recipe trains, and those of `old` that it does not."""
+
+    def chosen(path, new: Array, old: Array) -> Array:
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        return new if recipe.trainable(f"{kind}/{place}") else old
+
+    return jax.tree_util.tree_map_with_path(chosen, new, old)
+
+
+def _by_depth(program: Program, updates: PyTree) -> PyTree:
+    """Updates of the parameters, each stage's as if its learning rate were `depth_decay`**depth of that."""
+    model = program.model
+    return {
+        name: jax.tree.map(
+            lambda leaf, name=name: leaf * program.depth_decay ** stages.depth_of(model, name), of
+        )
+        for name, of in updates.items()
+    }
 
 
 def _aim(recipe: Recipe, context: Context) -> Targets | None:

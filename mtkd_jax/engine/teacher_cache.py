@@ -35,7 +35,7 @@ def fill(job: Job, cache: Cache) -> Job:
     that cannot be had raises UserError.
     """
     how = _how(job)
-    if how is None:
+    if how is None or job.stage_data.cached_logits is not None:
         return job
     by, dtype = how
     key = _digest(job, by, dtype)
@@ -48,7 +48,7 @@ def fill(job: Job, cache: Cache) -> Job:
 def outline(job: Job) -> Job:
     """The job as `fill` returns it, with zeros in place of the logits; no teacher is run."""
     how = _how(job)
-    if how is None:
+    if how is None or job.stage_data.cached_logits is not None:
         return job
     by, dtype = how
     shape = (_num_teachers(job), _num_rows(job, by), job.program.model.module.task.num_classes)
@@ -58,8 +58,8 @@ def outline(job: Job) -> Job:
 def _how(job: Job) -> tuple[str, np.dtype] | None:
     """By what logits are kept, and in which precision; None where they are not."""
     if job.teacher_cache == "off" or all(isinstance(model, Given) for model in job.program.teachers):
-        return None  # nobody has to be asked
-    by = "example" if _is_identity(job) else "step"
+        return None  # nobody has to be asked, or nobody is left to be
+    by = "example" if shows_images_as_they_are(job) else "step"
     dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)
     reason = _why_not(job, by, dtype)
     if reason and job.teacher_cache == "auto":
@@ -76,7 +76,8 @@ def _with(job: Job, by: str, said: Array) -> Job:
     return dataclasses.replace(job, program=job.program._replace(cache_index=by), stage_data=stage_data)
 
 
-def _is_identity(job: Job) -> bool:
+def shows_images_as_they_are(job: Job) -> bool:
+    """Whether the networks see every image of a job as it is stored, in every step."""
     program = job.program
     plain = not any((*dict(program.augmentation).values(), program.mixup, program.cutmix))
     return plain and job.program.recipes[0].stimulus is configured_stimulus

@@ -26,6 +26,7 @@ from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import Program, StageData, deployed, init_state, make_step
+from mtkd_jax.models import stages
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
@@ -39,7 +40,7 @@ class Progress:
 
     train: TrainState  # [M]
     loss: Array  # [M] summed over the steps of this round so far
-    best: PyTree  # variables [M] at the lowest validation NLL
+    best: PyTree  # variables [M] at the lowest validation NLL, without those of frozen stages
     best_nll: Array  # [M]
     stale: Array  # [M] epochs since then
     stopped: Array  # [M] bool
@@ -72,7 +73,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     all is saved, when the process has been asked to stop.
     """
     progress = first_progress(job)
-    done = _restore(job, directory / "finished", mesh.on_host(_result(progress)), logbook)
+    done = _restore(job, directory / "finished", mesh.on_host(_result(job, progress)), logbook)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
@@ -97,7 +98,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
                 saved = now
             if stop:
                 raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
-    result = mesh.on_host(_result(progress))
+    result = mesh.on_host(_result(job, progress))
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
     logbook.check()
@@ -145,10 +146,16 @@ def first_progress(job: Job) -> Progress:
     if job.start is None:
         variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     else:
-        variables = jax.tree.map(jnp.copy, job.start)  # somebody else's, and what begins is donated
+        variables = job.start
+    trained, frozen = stages.split(job.program.model, variables)
+    if job.start is not None:
+        trained = jax.tree.map(jnp.copy, trained)  # somebody else's, and what begins is donated
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
     # Spread before there is more of it: moved as a whole, all of the state would stand there twice.
-    variables, keys = mesh.spread_out((variables, keys), layout)
+    trained, keys = mesh.spread_out((trained, keys), layout)
+    if not job.stage_data.frozen:  # else these are the same for all, and only their shapes are looked at
+        frozen = mesh.spread_out(jax.tree.map(jnp.copy, frozen), layout) if frozen else frozen
+    variables = stages.join(trained, frozen)
     train = init_state(job.program, variables, keys, job.stage_data)
     # All of it is donated, so no buffer may stand in it twice: memory and best weights begin as copies.
     train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
@@ -164,9 +171,13 @@ def first_progress(job: Job) -> Progress:
     return mesh.spread_out(first, layout)
 
 
-def _result(progress: Progress) -> dict[str, PyTree]:
+def _result(job: Job, progress: Progress) -> dict[str, PyTree]:
+    """What a stage trained: whole networks, whatever of them was frozen."""
+    frozen, num_members = job.stage_data.frozen, len(job.names)
+    of_all = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_members, *leaf.shape)), frozen)
+    variables = stages.join(progress.best, of_all, progress.train.frozen)
     # "alive", not "finite": finished stages that were saved before it was called so are still read.
-    return {"variables": progress.best, "val_nll": progress.best_nll, "alive": progress.finite}
+    return {"variables": variables, "val_nll": progress.best_nll, "alive": progress.finite}
 
 
 def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
@@ -176,7 +187,7 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
             f"{job.stage}: the loss of all {len(finite)} members stopped being finite; "
             f"{_explain_divergence(job)}"
         )
-    trained = Population(job.program.model, result["variables"], job.hyper, job.names)
+    trained = Population(job.model, result["variables"], job.hyper, job.names)
     return as_fitted(trained, result, seconds)
 
 
@@ -189,7 +200,7 @@ USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
 
 def _explain_divergence(job: Job) -> str:
     """The likeliest cause of a training that broke down as a whole, told from how it began."""
-    variables = population.take(first_progress(job).best, 0)
+    variables = population.take(_result(job, first_progress(job))["variables"], 0)
     logits = job.program.model.apply(mesh.on_host(variables), loading.scale(job.validation[0][:32]))[0].logits
     if not np.isfinite(logits).all():
         return "not even the first outputs are: look at the images, and at the weights that it begins with"
@@ -216,7 +227,7 @@ def as_fitted(trained: Population, result: dict[str, PyTree], seconds: float) ->
 
 def untrained(job: Job) -> Fitted:
     """The members as they begin, for whoever only wants to know what training them would cost."""
-    result = _result(first_progress(job))
+    result = _result(job, first_progress(job))
     return _fitted(job, {**result, "val_nll": np.zeros(len(job.names), np.float32)}, 0.0)
 
 
@@ -316,7 +327,7 @@ def advance(
     if (piece.first + piece.num_steps) % job.steps_per_round:
         return progress, {}
     return compiled_validation(program, job.patience, job.eval_every)(
-        progress, np.float32(job.steps_per_round), validation
+        progress, np.float32(job.steps_per_round), stage_data.frozen, validation
     )
 
 
@@ -354,7 +365,8 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
         def one_round(carry, indices):
             progress, first = carry
             progress = steps(progress, hyper, indices, first, stage_data)
-            progress, metrics = _validate(program, progress, len(indices), val, patience, eval_every)
+            seen = (stage_data.frozen, val)
+            progress, metrics = _validate(program, progress, len(indices), seen, patience, eval_every)
             return (progress, first + len(indices)), metrics
 
         (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
@@ -388,16 +400,16 @@ def compiled_part(program: Program) -> Callable:
 
 @lru_cache
 def compiled_validation(program: Program, patience: int, eval_every: int) -> Callable:
-    """(progress, steps of the round, val) -> (progress, metrics {name: [1,M]}), to end a round in parts."""
+    """(progress, steps of the round, frozen, val) -> (progress, metrics {name: [1,M]}): ends one in parts."""
     layout = program.layout
 
-    def validated(progress, num_steps, val):
-        progress, metrics = _validate(program, progress, num_steps, val, patience, eval_every)
+    def validated(progress, num_steps, *seen):
+        progress, metrics = _validate(program, progress, num_steps, seen, patience, eval_every)
         return progress, {name: values[None] for name, values in metrics.items()}
 
     if layout.member_loop == "loop":
         return validated
-    return mesh.jit(mesh.spread(validated, layout, (0, None, None), (0, 1)), donate_argnums=0)
+    return mesh.jit(mesh.spread(validated, layout, (0, None, None, None), (0, 1)), donate_argnums=0)
 
 
 def _steps(program: Program) -> Callable:
@@ -446,14 +458,15 @@ def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _validate(program, progress: Progress, num_steps, val, patience, eval_every):
+def _validate(program, progress: Progress, num_steps, seen, patience, eval_every):
     """Progress at the end of a round of `num_steps`, every member's best weights brought up to date.
 
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
     """
     train, loss = progress.train, progress.loss / num_steps
     deployed = _deployed(program, train)
-    nll, accuracy = population.over_members(_evaluator(program), program.layout.member_loop)(deployed, val)
+    evaluate = population.over_members(_evaluator(program), program.layout.member_loop)
+    nll, accuracy = evaluate((deployed, train.frozen), seen)
     finite = progress.finite & jnp.isfinite(loss) & jnp.isfinite(nll)
     better = (nll < progress.best_nll) & ~progress.stopped & finite
     stale = jnp.where(better, 0, progress.stale + eval_every)
@@ -471,10 +484,11 @@ def _validate(program, progress: Progress, num_steps, val, patience, eval_every)
 
 
 def _evaluator(program: Program, block: int = 512) -> Callable:
-    """(variables, (images [V,...], labels [V])) -> (nll, accuracy), a block of examples at a time."""
+    """((variables, own frozen), (frozen, (images [V,...], labels [V]))) -> (nll, accuracy), in blocks."""
 
-    def evaluate(variables, val):
-        images, labels = val
+    def evaluate(member, seen):
+        (own, own_frozen), (frozen, (images, labels)) = member, seen
+        variables = stages.join(own, own_frozen, frozen)
         num_examples = labels.shape[0]
         size = min(block, num_examples)
         missing = -num_examples % size

@@ -26,12 +26,16 @@ from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from mtkd_jax.types import Array, Model, Outputs, Task, UserError
+from mtkd_jax.types import Array, Model, Outputs, PyTree, Task, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 DTYPES = ("float32", "bfloat16")
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of every channel, of images in 0..1
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet's training images
 STEMS = ("imagenet", "cifar")  # how a network begins: for images of about 224 pixels or of about 32
 HE = nn.initializers.he_normal()  # of kernels before a ReLU, which halves the second moment: He et al. 2015
+# Collections of variables by which a network can be cut between two stages, see `through`.
+ENTERED, ENTERING = "entered", "entering"
 _forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
 
 Pair = tuple[int, int]
@@ -349,20 +353,20 @@ def batch_norm(x: Array, train: bool, name: str, *, epsilon: float = 1e-5, momen
     """Batch normalisation (Ioffe and Szegedy 2015) in float32, returned in the dtype of x [B,...,d].
 
     Called inside a compact module, which then owns the parameters and running statistics `name`. Statistics
-    are those of the whole batch, also where `data_axis` splits it; running ones keep `momentum` of what they
-    were. `epsilon` is added to the variance.
+    are those of the whole batch, also where `data_axis` splits it, but those stored in a frozen stage;
+    running ones keep `momentum` of what they were. `epsilon` is added to the variance.
     """
     # Its sums in other orders, as one multiplication and addition, or with a backward pass written by hand
     # took 0.9 to 1.2 times as long for [128,32,32,16] to [128,8,8,64] (CPU): not worth code of our own.
     norm = nn.BatchNorm(
-        use_running_average=not train,
         momentum=momentum,
         epsilon=epsilon,
         dtype=jnp.float32,
         axis_name=data_axis(),
         name=name,
     )
-    return norm(x.astype(jnp.float32)).astype(x.dtype)
+    # Said in the call and not by the module, so that `models.stages.still` can say otherwise.
+    return norm(x.astype(jnp.float32), use_running_average=not train).astype(x.dtype)
 
 
 def layer_norm(x: Array, name: str) -> Array:
@@ -427,9 +431,12 @@ def normalise(image: Array, mean: Sequence[float], std: Sequence[float]) -> Arra
 def prepare(image: Array, task: Task, image_size: int, least: int) -> Array:
     """Images [B,h,w,c] for a network published for larger ones: as large as asked, and normalised.
 
-    With `image_size` they are resized to squares of that side, bilinearly, and smoothed where they shrink.
+    The only channel of grey ones is repeated where pretrained weights read three. With `image_size` they are
+    resized to squares of that side, bilinearly, and smoothed where they shrink.
     Raises UserError when one of their sides is below `least` pixels.
     """
+    if image.shape[-1] == 1 and len(task.mean) > 1:
+        image = jnp.repeat(image, len(task.mean), axis=-1)
     if image_size:
         image = jax.image.resize(image, (image.shape[0], image_size, image_size, image.shape[3]), "linear")
     if min(image.shape[1:3]) < least:
@@ -438,6 +445,23 @@ def prepare(image: Array, task: Task, image_size: int, least: int) -> Array:
             f"{least}x{least}; image_size makes them larger"
         )
     return normalise(image, task.mean, task.std)
+
+
+def through(module: nn.Module, stage: str, x: PyTree, compute: Callable[[PyTree], PyTree]) -> PyTree:
+    """`compute(x)`, the work of one of the `stages` that the network `module` runs one after the other.
+
+    A network whose stages all go through here can be cut before any of them (see `models.stages`): where
+    "entered"/STAGE stands among its variables it begins with that at STAGE, and stages before it are passed
+    over; where the collection "entering" is mutable it tells there what enters every stage. Called in the
+    network's own compact method, not in that of a block.
+    """
+    if module.is_mutable_collection(ENTERING) and not module.is_initializing():
+        module.put_variable(ENTERING, stage, x)
+    for first, entered in module.variables.get(ENTERED, {}).items():
+        if module.stages.index(stage) < module.stages.index(first):
+            return x
+        x = entered if stage == first else x
+    return compute(x)
 
 
 def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Outputs:
@@ -462,16 +486,22 @@ def flatten(x: Array) -> Array:
 # --- arguments ----------------------------------------------------------------------------------------
 
 
-def published(build: Callable, network: Callable, task: Task, **arguments: Any) -> Model:
+def published(
+    build: Callable, network: Callable, task: Task, *, statistics: Statistics = IMAGENET, **arguments: Any
+) -> Model:
     """The Model of a family that is published with weights, of the arguments that `build` was given.
+
+    A pretrained network normalises by the `statistics` that its weights were trained with, not by the task's.
 
     `network(task, **arguments)` is its Linen module, made without `pretrained` and `trainable`. These and
     `image_size`, `stem` and `dtype`, which all such families take, are checked here: raises UserError.
     """
     family = build.__name__
     own = {name: value for name, value in arguments.items() if name not in ("pretrained", "trainable")}
-    module = network(task, **own)
     pretrained, trainable, size = (arguments[name] for name in ("pretrained", "trainable", "image_size"))
+    if pretrained:
+        task = task._replace(mean=statistics[0], std=statistics[1])
+    module = network(task, **own)
     is_size = isinstance(size, int) and size >= 0
     check_argument(f"{family}.image_size", size, is_size, "a number of pixels, or 0 for images as they are")
     check_argument(f"{family}.stem", own["stem"], own["stem"] in STEMS, " or ".join(STEMS))

@@ -112,14 +112,15 @@ def conv_norm(
     groups: int = 1,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
+    # A stride of 2 starts at the same pixel as with the padding of one on each side of other programs.
+    padding: str = "SAME_LOWER",
 ) -> Array:
     """Convolution without bias, then BatchNorm; both belong to the module it is called in."""
     conv = layers.Conv(
         channels,
         (window, window),
         (stride, stride),
-        # A stride of 2 starts at the same pixel as with the padding of one on each side of other programs.
-        padding="SAME_LOWER",
+        padding=padding,
         use_bias=False,
         dtype=dtype,
         groups=groups,

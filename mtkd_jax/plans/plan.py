@@ -26,11 +26,12 @@ from mtkd_jax.config import (
     row_of,
     student_models,
     teacher_models,
+    trained_models,
 )
 from mtkd_jax.data import loading
 from mtkd_jax.data.augment import augment
 from mtkd_jax.data.loading import Split
-from mtkd_jax.engine import forecast, population, step, teacher_cache, tuning
+from mtkd_jax.engine import forecast, frozen, population, step, teacher_cache, tuning
 from mtkd_jax.engine.jobs import Job, parts
 from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
@@ -86,7 +87,9 @@ def train_teachers(config: ConfigDict, split: Split) -> Plan:
         Stage(
             teachers.stage_name(address),
             lambda done, address=address: teachers.job(config, split, address),
-            note=teachers.beginning(config, split, address),
+            note=" ".join(
+                filter(None, (teachers.beginning(config, split, address), _rates(config, address)))
+            ),
         )
         for address in teacher_models(config)
     )
@@ -116,12 +119,22 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
             ),
             family,
             transfer,
-            note=note,
+            note=" ".join(filter(None, (note, _rates(config, family[0].model or student_models(config)[0])))),
         )
         for transfer in config.students.transfer
         for family in families
     ]
     return (*fusers, *stages)
+
+
+def _rates(config: ConfigDict, address: str) -> str:
+    """For the report: the network that learning rates by depth do not reach."""
+    decay = config.train.depth_decay
+    if decay == 1 or trained_models(config)[address].stages:
+        return ""
+    return (
+        f"{address} names no stages: all of it has one learning rate, train.depth_decay = {decay:g} or not."
+    )
 
 
 def check(config: ConfigDict, split: Split) -> None:
@@ -256,12 +269,13 @@ def costs(plan: Plan, done: Done | None = None, timed: bool = False) -> Iterator
     done, cache = dict(done or {}), {}
     for stage in plan:
         if timed:
-            job = teacher_cache.fill(stage.make(done), cache)
+            job = teacher_cache.fill(frozen.fill(stage.make(done), cache, lambda line: None), cache)
             yield forecast.measure(job)
             done[stage.name] = untrained(job)
         else:
-            job = teacher_cache.outline((stage.outline or stage.make)(done))
-            yield forecast.estimate(job, forecast.this_machine())
+            job = (stage.outline or stage.make)(done)
+            outlined = teacher_cache.outline(frozen.outline(job))
+            yield forecast.estimate(outlined, forecast.this_machine())
             done[stage.name] = _zeros(job)
 
 
@@ -269,7 +283,7 @@ def _train(job: Job, directory: Path, cache: Cache, logbook: Logbook, checkpoint
     """One stage, in the layout that is fastest and in as many parts as memory asks for."""
     if checkpoint.latest(directory / "finished"):
         return fit(job, directory, logbook, checkpoint_seconds)  # only restored
-    job = tuning.choose_layout(job, directory, logbook.say)
+    job = tuning.choose_layout(frozen.fill(job, cache, logbook.say), directory, logbook.say)
     at_once = tuning.members_at_once(job, directory)
     several = [forecast.in_pieces(one) for one in parts(teacher_cache.fill(job, cache), at_once)]
     if len(several) == 1:

@@ -6,7 +6,8 @@ import dataclasses
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.models.pytorch import from_state_dict, task_of
 from mtkd_jax.plans import torch_file
-from mtkd_jax.system import paths
+from mtkd_jax.system import paths, weights
 from mtkd_jax.types import Model, PyTree, UserError
 
 TYPES = {  # of safetensors; float8 is left out, because it means nothing without the scales beside it
@@ -33,11 +34,12 @@ TYPES = {  # of safetensors; float8 is left out, because it means nothing withou
 def initialise(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
     """The job with members that begin with the weights of files, each with its own or all with the only one.
 
-    Heads for another number of classes are drawn as ever; without `heads`, all of them are. No files leave
-    the job as it is. Raises UserError that names the field of the configuration and the file.
+    Heads for another number of classes are drawn as ever; without `heads`, all of them are. With no files
+    members begin with the body that their model is `pretrained` with, if any. Raises UserError that names
+    the field of the configuration and the file.
     """
     if not files:
-        return job
+        return _with_body(job)
     drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     read = variables(files, job.program.model, field, any_classes=True)
 
@@ -49,6 +51,35 @@ def initialise(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Jo
     if not heads:
         start["params"]["heads"] = drawn["params"]["heads"]
     return dataclasses.replace(job, start=start)
+
+
+def _with_body(job: Job) -> Job:
+    """The job with the body of its network's published weights, and heads as drawn."""
+    model = job.program.model
+    if not model.pretrained:
+        return job
+    path = weights.find(model.pretrained)
+    body = _body(path, path.stat().st_mtime_ns, model)
+    num_members = len(job.names)
+    # Views: it is not there M times, and nothing has to be compiled for so many shapes.
+    start = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_members, *leaf.shape)), body)
+    heads = _heads(model, job.image.shape[1:])
+    start["params"]["heads"] = population.stack([heads(key) for key in job.init_keys])
+    return dataclasses.replace(job, start=start)
+
+
+@lru_cache(maxsize=4)
+def _body(path: Path, changed: int, model: Model) -> PyTree:
+    """Variables of one network, heads of the file's classes among them; read again where the file changed."""
+    return from_pytorch(path, model, any_classes=True)
+
+
+@lru_cache
+def _heads(model: Model, image_shape: tuple[int, ...]) -> Callable:
+    """A key -> the heads that `model.init` draws; what it draws beside them is not computed."""
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    draw = lambda key: model.init(key, image)["params"]["heads"]  # noqa: E731
+    return jax.jit(draw, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def variables(files: Sequence[str], model: Model, field: str, any_classes: bool = False) -> list[PyTree]:

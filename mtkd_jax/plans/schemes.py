@@ -23,7 +23,7 @@ from mtkd_jax.methods.lineage import ForOneTeacher, OfOwnTeacher
 from mtkd_jax.methods.seams import frozen_teachers
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
-from mtkd_jax.types import Population, Recipe, Task, UserError
+from mtkd_jax.types import Model, Population, Recipe, Task, UserError
 
 WITH_OWN_TEACHERS = ("specialists",)  # plans that cannot take teachers of another run
 
@@ -272,6 +272,11 @@ def _recipe(name: str, address: str, num_teachers: int) -> Recipe:
     return recipe
 
 
+def _models_of_teachers(config: ConfigDict) -> list[Model]:
+    task = Task(2, 1, (0.0,), (1.0,))
+    return [build_model(address, task, "teachers.models") for address in teacher_models(config)]
+
+
 def _check_specialists(config: ConfigDict, split: Split) -> None:
     options, num_classes = config.teachers, split.dataset.num_classes
     if not 3 <= options.num_members <= num_classes:
@@ -287,6 +292,7 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,
+        "models": any(model.pretrained or model.trainable for model in _models_of_teachers(config)),
     }
     for name, is_set in unfit.items():
         if is_set:

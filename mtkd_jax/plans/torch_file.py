@@ -1,10 +1,12 @@
 """PyTorch's own files, `.pth` and `.pt`, read without executing anything.
 
 Such a file, since PyTorch 1.6, is a zip archive: a pickle that says what there is, and the bytes of each
-storage in an entry of its own. A pickle is a program for a stack machine that can call any function of
-Python. The machine here has no way to call one: it knows the few operations that `torch.save` writes for
-tensors in dictionaries, turns the four kinds of names that belong to tensors into records, and refuses all
-else.
+storage in an entry of its own. Before, it was a stream: three pickles about the form, the pickle that says
+what there is, one of the keys of the storages, and the bytes of these.
+
+A pickle is a program for a stack machine that can call any function of Python. The machine here has no way to
+call one: it knows the few operations that `torch.save` writes for tensors in dictionaries, turns the four
+kinds of names that belong to tensors into records, and refuses all else.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import dataclasses
 import io
 import math
 import pickletools
+import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -40,6 +43,7 @@ DICT, TENSOR, PARAMETER = (
     "torch._utils._rebuild_parameter",
 )
 NAMES = {DICT, TENSOR, PARAMETER, *STORAGES}
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
 ORDERS = {b"little": "<", b"big": ">"}
 AGAIN = "in PyTorch, torch.save(network.state_dict(), file)"
 MOST_DEEP = 16  # dictionaries and lists in one another; an optimizer's checkpoint has 5
@@ -80,23 +84,12 @@ def read(data: bytes) -> dict[str, np.ndarray]:
     Raises UserError for what is not known or not allowed, in one line that names it, and ValueError where the
     file is damaged.
     """
-    if data[:1] == b"\x80":  # a pickle begins so
-        raise UserError(
-            f"of the format before PyTorch 1.6, which is no zip archive; load it there and save it: {AGAIN}"
-        )
-    archive = _opened(data)
-    programs = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
-    if len(programs) != 1:
-        raise UserError(f"a zip archive that PyTorch has not written: expected one data.pkl; {AGAIN}")
-    root = programs[0].removesuffix("data.pkl")
-    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
-    if order not in ORDERS:
-        raise UserError(f"byteorder is {order[:16]!r}: expected little or big")
     try:
         with warnings.catch_warnings():  # old texts with wrong escapes, which end as an unknown operation
             warnings.simplefilter("ignore", DeprecationWarning)
-            value = run(archive.read(programs[0]))
-    except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            is_stream = data[:1] == b"\x80"  # a pickle begins so
+            value, order, stored = _in_stream(data) if is_stream else _in_archive(data)
+    except (IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
         raise ValueError("the pickle ends early, or asks for what is not there") from error
     tensors: dict[str, Tensor] = {}
     for name, tensor in _tensors(value):
@@ -108,8 +101,41 @@ def read(data: bytes) -> dict[str, np.ndarray]:
     _check_sizes(tensors, len(data))
     numbers: dict[Storage, np.ndarray] = {}
     for storage in {tensor.storage for tensor in tensors.values()}:
-        numbers[storage] = _numbers(storage, archive.read(f"{root}data/{storage.key}"), ORDERS[order])
+        numbers[storage] = _numbers(storage, stored(storage), order)
     return {name: _view(tensor, numbers[tensor.storage], name) for name, tensor in tensors.items()}
+
+
+Found = tuple[Any, str, Callable[["Storage"], bytes]]  # what there is, its byte order, bytes of a storage
+
+
+def _in_archive(data: bytes) -> Found:
+    archive = _opened(data)
+    programs = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(programs) != 1:
+        raise UserError(f"a zip archive that PyTorch has not written: expected one data.pkl; {AGAIN}")
+    root = programs[0].removesuffix("data.pkl")
+    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
+    if order not in ORDERS:
+        raise UserError(f"byteorder is {order[:16]!r}: expected little or big")
+    value = run(io.BytesIO(archive.read(programs[0])))
+    return value, ORDERS[order], lambda storage: archive.read(f"{root}data/{storage.key}")
+
+
+def _in_stream(data: bytes) -> Found:
+    stream = io.BytesIO(data)
+    if run(stream) != MAGIC:
+        raise UserError(f"a pickle that PyTorch has not written; {AGAIN}")
+    run(stream)  # the version of the form
+    order = "<" if _expect(run(stream), dict).get("little_endian", True) else ">"
+    value, places = run(stream), {}
+    sizes = {tensor.storage.key: _num_bytes(tensor.storage) for _, tensor in _tensors(value)}
+    for key in _expect(run(stream), list):
+        (count,) = struct.unpack("<q", stream.read(8))
+        if count < 0 or key not in sizes:
+            raise UserError(f"damaged: storage {key!r} belongs to no tensor")
+        places[key] = stream.tell(), sizes[key]
+        stream.seek(sizes[key], io.SEEK_CUR)
+    return value, order, lambda storage: data[places[storage.key][0] :][: places[storage.key][1]]
 
 
 def _opened(data: bytes) -> zipfile.ZipFile:
@@ -129,8 +155,8 @@ LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"}
 
 
-def run(program: bytes) -> Any:
-    """What a pickle makes: dictionaries, lists, tuples, numbers, texts, and the records above.
+def run(program: BinaryIO) -> Any:
+    """What a pickle makes, read to its end: dictionaries, lists, tuples, numbers, texts, records as above.
 
     Raises UserError for an operation or a name that is not known; damage raises what Python raises.
     """
@@ -208,7 +234,9 @@ def _named(module: str, name: str) -> Name:
 
 
 def _storage(reference: Any) -> Storage:
-    word, kind, key, _, size = reference  # the fourth is the device it was on
+    word, kind, key, _, size, *view = reference  # the fourth is the device it was on
+    if any(part is not None for part in view):
+        raise UserError(f"a storage that is a view of another one; {AGAIN}")
     if word != "storage" or not isinstance(kind, Name) or kind.text not in STORAGES:
         raise TypeError("no reference to a storage")
     return Storage(kind.text, _expect(key, str), _count(size))
@@ -285,13 +313,17 @@ def _check_sizes(tensors: Mapping[str, Tensor], num_bytes: int) -> None:
 def _numbers(storage: Storage, stored: bytes, order: str) -> np.ndarray:
     kind = STORAGES[storage.kind]
     dtype = np.dtype(order + {"bfloat16": "u2"}.get(kind, kind))
-    wanted = storage.size * dtype.itemsize
+    wanted = _num_bytes(storage)
     if len(stored) != wanted:
         raise UserError(f"damaged: storage {storage.key} has {len(stored)} bytes instead of {wanted}")
     numbers = np.frombuffer(stored, dtype).astype(dtype.newbyteorder("="), copy=False)
     if kind == "bfloat16":
         return (numbers.astype(np.uint32) << 16).view(np.float32)
     return numbers
+
+
+def _num_bytes(storage: Storage) -> int:
+    return storage.size * np.dtype({"bfloat16": "u2"}.get(kind := STORAGES[storage.kind], kind)).itemsize
 
 
 def _view(tensor: Tensor, numbers: np.ndarray, name: str) -> np.ndarray:

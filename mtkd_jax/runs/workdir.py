@@ -24,7 +24,7 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy.programs import weights_of
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.predictions import Predictions
-from mtkd_jax.system import files, paths
+from mtkd_jax.system import files, paths, weights
 from mtkd_jax.types import UserError
 
 PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -283,11 +283,14 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
         "teachers.programs": config.teachers.programs,
         "students.init_from": (config.students.init_from,) if config.students.init_from else (),
     }
-    weights = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
+    found = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
+    for address, model in configuration.trained_models(config).items():
+        if model.pretrained:
+            found[model.pretrained] = _digest_of_file(str(_published(model.pretrained, address)), address)
     lent_by = _lent_by(config.teachers.from_run)
     return (
         data_identity(split)
-        | ({"weights_sha256": weights} if weights else {})
+        | ({"weights_sha256": found} if found else {})
         | ({LENT_BY: lent_by} if lent_by else {})
     )
 
@@ -306,6 +309,13 @@ def _known_of_both(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, 
         return old, new
     old, new = ({name: value for name, value in one.items() if name != LENT_BY} for one in (old, new))
     return old, new
+
+
+def _published(pretrained: str, address: str) -> Path:
+    try:
+        return weights.find(pretrained)
+    except UserError as error:
+        raise UserError(f"{address}: {error}") from None
 
 
 def _digest_of_file(path: str, field: str) -> str:

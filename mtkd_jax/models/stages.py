@@ -1,0 +1,120 @@
+"""Networks in two parts: the stages that are frozen, and those that are trained.
+
+The frozen part is data, not state: it has no gradient, no place in the optimiser, and can be run once for
+all members and all epochs where they see the same images.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtkd_jax.models.layers import ENTERED, ENTERING
+from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
+
+
+def split(model: Model, variables: PyTree) -> tuple[PyTree, PyTree]:
+    """(those of the stages that are trained, those of the frozen ones), the same collections in both.
+
+    Of a network without frozen stages the second is {}.
+    """
+    if not model.trainable:
+        return variables, {}
+    frozen = set(model.frozen_stages)
+    parts = [
+        {
+            kind: {name: leaf for name, leaf in of.items() if (model.stage_of(name) in frozen) is is_frozen}
+            for kind, of in variables.items()
+        }
+        for is_frozen in (False, True)
+    ]
+    return parts[0], parts[1]
+
+
+def join(trained: PyTree, *frozen: PyTree) -> PyTree:
+    """The whole of what `split` took apart; {} adds nothing."""
+    if not any(frozen):
+        return trained
+    whole = {kind: dict(of) for kind, of in trained.items()}
+    for part in frozen:
+        for kind, of in part.items():
+            whole[kind] = {**whole.get(kind, {}), **of}
+    return whole
+
+
+@contextlib.contextmanager
+def still(model: Model) -> Iterator[None]:
+    """Within it frozen stages run as in evaluation, whatever `train` says: stored statistics, no dropout.
+
+    Raises UserError for a BatchNorm that does not let the call say which statistics it takes.
+    """
+
+    def as_in_evaluation(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        layer = context.module
+        is_frozen = bool(layer.path) and model.stage_of(layer.path[0]) in model.frozen_stages
+        if is_frozen and isinstance(layer, nn.Dropout):
+            return args[0]
+        if is_frozen and isinstance(layer, nn.BatchNorm) and context.method_name == "__call__":
+            if layer.use_running_average is not None:
+                raise UserError(
+                    f"{model.name}: BatchNorm {'/'.join(layer.path)} of a frozen stage says itself which "
+                    "statistics it takes; must say it in the call, as models.layers.batch_norm does"
+                )
+            kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(as_in_evaluation) if model.frozen_stages else contextlib.nullcontext():
+        yield
+
+
+def depth_of(model: Model, name: str) -> int:
+    """Stages from that of the variables `name` to the heads, which are 0 away, as is what is of no stage."""
+    stage = model.stage_of(name)
+    return len(model.stages) - 1 - model.stages.index(stage) if stage else 0
+
+
+def entering(model: Model, variables: PyTree, image: Array) -> PyTree:
+    """What enters the first stage that is trained, of images [B,h,w,c], in evaluation.
+
+    Of a network whose stages do not all go through `layers.through`, and which can therefore not be cut, {}.
+    """
+    _, told = model.module.apply(variables, image, train=False, mutable=[ENTERING])
+    return told.get(ENTERING, {}).get(model.trainable, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Tail(Model):
+    """The trained part of a network: its images are what enters that part, see `entering`.
+
+    Variables are still those of the whole network, so that they can take its place; `image_shape` is [h,w,c]
+    of the images that it reads.
+    """
+
+    image_shape: tuple[int, ...] = ()
+
+    def init(self, key: Array, image: Array) -> dict[str, PyTree]:
+        """Variables of the whole network."""
+        return super().init(key, self._blank)
+
+    def apply(
+        self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        """As of the whole network, for what enters the trained part [B,...]; features are of that part."""
+        given = {**variables, ENTERED: {self.trainable: image}}
+        outputs, state = super().apply(given, self._blank, train=train, key=key)
+        return outputs, {name: value for name, value in state.items() if name != ENTERED}
+
+    @property
+    def _blank(self) -> Array:
+        return jnp.zeros((1, *self.image_shape), jnp.float32)
+
+
+def tail(model: Model, image_shape: tuple[int, ...]) -> Tail:
+    """The trained part of a network for images [h,w,c]."""
+    own = {field.name: getattr(model, field.name) for field in dataclasses.fields(Model)}
+    return Tail(**own, image_shape=tuple(image_shape))
