@@ -154,7 +154,8 @@ def efficientnet_b0(
     Images are used as they are, or with `image_size` resized to so many pixels on a side, inside the network.
     Pretrained, it takes grey ones as colour images of three equal channels. `stem` "cifar" begins with a
     stride of 1, for images of 32 pixels. With h and w the sides after that stem or half of those before,
-    features "stem" and "stage1" are [B,h,w,d], "stage2" [B,h/2,w/2,d], "stage3" [B,h/4,w/4,d], "stage4" and "stage5"
+    features "stem" and "stage1" are [B,h,w,d], "stage2" [B,h/2,w/2,d], "stage3" [B,h/4,w/4,d], "stage4"
+    and "stage5"
     [B,h/8,w/8,d], "stage6" and "stage7" [B,h/16,w/16,d], rounded up; the embedding is [B,1280]. Without
     dropout and stochastic depth. 5 288 548 parameters for 1000 classes.
 
