@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mtkd_jax.config import build_model
+from mtkd_jax.models import layers
 from mtkd_jax.models.pytorch import from_state_dict, state_dict_shapes
-from mtkd_jax.types import Task
+from mtkd_jax.types import Task, UserError
 
 TASK = Task(num_classes=7, num_heads=1, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.25))
 PUBLISHED = {  # address: parameters as published for 1000 classes, and the digest of a state dict's layout
@@ -56,6 +57,51 @@ def test_sizes_and_layouts_are_the_published_ones(address):
     assert (sum(sizes), layout(shapes)) == PUBLISHED[address]
     for path in traced(model, 1, 224, 224, 3)["params"]:
         assert sum(path.startswith(stage) for stage in model.module.stages) == 1
+
+
+@pytest.mark.parametrize(
+    "address, size, message",
+    [
+        ("alexnet", 62, "images of 62x62 are too small for this network: expected at least 63x63"),
+        ("imagenet_vgg", 31, "images of 31x31 are too small"),
+        ("densenet", 28, "images of 28x28 are too small"),
+        ("convnext", 31, "images of 31x31 are too small"),
+        ("vit", 40, "images of 40x40 do not divide into patches of 16x16; set image_size"),
+    ],
+)
+def test_an_image_that_does_not_fit_is_one_line(address, size, message):
+    model = build_model(address, TASK)
+    with pytest.raises(UserError, match=message) as caught:
+        traced(model, 1, size, size, 3)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("depth=20", "depth = 20: expected one of 18, 34, 50, 101, 152"),
+        ("width=2", "width = 2: expected 1 below depth 50"),
+        ("stem='mnist'", "stem = 'mnist': expected imagenet or cifar"),
+        ("trainable='stage7'", "trainable = 'stage7': expected one of stem, stage1"),
+        ("image_size=-1", "image_size = -1: expected a number of pixels"),
+    ],
+)
+def test_arguments_out_of_range_are_one_line(arguments, message):
+    with pytest.raises(UserError, match=f"imagenet_resnet.{message}"):
+        build_model(f"imagenet_resnet({arguments})", TASK)
+
+
+def test_pooling_by_hand():
+    """Windows that overlap, and parts of an image, of numbers below 0: what is padded is no maximum."""
+    x = -np.random.default_rng(0).uniform(1, 2, (2, 7, 6, 3)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    found = layers.overlapping_max_pool(jnp.asarray(x), 3, 2, padding=1)
+    np.testing.assert_array_equal(found, windows.max(axis=(-2, -1)))
+    rows, columns = [(0, 2), (1, 4), (3, 6), (5, 7)], [(0, 2), (1, 3), (3, 5), (4, 6)]  # of 7 and of 6, in 4
+    expected = [[x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in columns] for a, b in rows]
+    found = layers.adaptive_average_pool(jnp.asarray(x), 4)
+    np.testing.assert_allclose(found, np.moveaxis(expected, 2, 0), rtol=1e-5)
 
 
 # --- with PyTorch ---------------------------------------------------------------------------------------
