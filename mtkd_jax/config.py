@@ -19,7 +19,7 @@ import itertools
 import pkgutil
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
@@ -150,6 +150,7 @@ def default() -> ConfigDict:
     config.runtime.teacher_cache = "auto"  # auto | off | float32 | float16
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
+    config.runtime.own_code = ""  # folder to look up files of own functions in first; a file sets its own
     return config
 
 
@@ -225,7 +226,22 @@ RANGES = {
 
 def validate(config: ConfigDict) -> None:
     """Raise UserError, one line, on the first field that cannot work; nothing is loaded or trained."""
+    with own_files(config):
+        _validate(config)
+
+
+@contextlib.contextmanager
+def own_files(config: ConfigDict) -> Iterator[None]:
+    """Within it addresses such as mine.py:softer are looked up where the configuration says, then here.
+
+    Raises UserError for fields that do not exist, are missing, or are not of their type.
+    """
     _check_fields(config.to_dict(), default().to_dict(), "")
+    with own_code.beside(config.runtime.own_code):
+        yield
+
+
+def _validate(config: ConfigDict) -> None:
     flat = dict(fields(config))
     for field, (is_right, right) in RANGES.items():
         for value in flat[field] if isinstance(flat[field], tuple) else (flat[field],):
@@ -725,22 +741,55 @@ def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
     return (positive or names[-1]) if len(names) == 2 else ""
 
 
-def listing(name: str = "") -> str:
-    """Every mode, rule, model, source and plan as it is written, with the first line of its docstring.
+def listing(name: str = "", own: Sequence[str] = ()) -> str:
+    """Every mode, rule, model, ... as it is written, with the first line of its docstring.
 
-    With a `name` all that is known of what goes by it; UserError where nothing does.
+    After ours those of files or modules of the user's `own`, such as "mine.py". With a `name`, which may be
+    an address of such a file, all that is known of what goes by it; UserError where nothing does.
     """
     if name:
-        return _told(name)
+        return _told(name, own)
     lines = []
     for kind in KINDS:
-        lines.append(f"{kind}s:")
-        for address, function in sorted(catalogue(kind).items()):
-            lines += [
-                f"  {address}{_signature(function)}",
-                f"      {documentation(function).splitlines()[0]}",
-            ]
+        lines += _listed(f"{kind}s:", catalogue(kind))
+    for where in map(_place_of_own, own):
+        found = {kind: _own_catalogue(kind, where) for kind in KINDS}
+        if not any(found.values()):
+            raise UserError(
+                f"--with {where}: none of its functions says that it returns what can be named: "
+                + ", ".join(dict.fromkeys(one for _, returns in KINDS.values() for one in returns))
+            )
+        for kind in KINDS:
+            lines += _listed(f"{kind}s of {where}:", found[kind])
     return "\n".join(lines)
+
+
+def _listed(heading: str, found: dict[str, Callable]) -> list[str]:
+    lines = [heading] if found else []
+    for address, function in sorted(found.items()):
+        lines += [
+            f"  {address}{_signature(function)}",
+            f"      {documentation(function).splitlines()[0]}",
+        ]
+    return lines
+
+
+def _place_of_own(where: str) -> str:
+    """A file or module as `own_code.split` writes it."""
+    place = own_code.split(f"{where}:any")
+    if place is None:
+        raise UserError(f"--with {where}: is no file of Python and no module; name mine.py or package.module")
+    return place[0]
+
+
+def _own_catalogue(kind: str, where: str) -> dict[str, Callable]:
+    """{address: function} of a kind, in a file or module of the user's own, which is executed."""
+    _, returns = KINDS[kind]
+    return {
+        f"{where}:{name}": function
+        for name, function in own_code.functions(where).items()
+        if _returned(function) in returns
+    }
 
 
 def documentation(function: Callable) -> str:
@@ -751,16 +800,20 @@ def documentation(function: Callable) -> str:
     return ast.get_docstring(node) or "Not documented."
 
 
-def _told(name: str) -> str:
-    found = [(kind, catalogue(kind)[name]) for kind in KINDS if name in catalogue(kind)]
-    if not found:
-        raise UserError(
-            f"--list: there is nothing named {_quoted(name)}"
-            f"{hint(name, [address for kind in KINDS for address in catalogue(kind)])}"
-        )
+def _told(name: str, own: Sequence[str]) -> str:
+    where, call = own_code.split(name) or ("", "")
+    if where and not any(where in catalogue(kind) for kind in KINDS):  # fused:median_probs is no file
+        name, own = f"{where}:{_parse(call, 'list')[0]}", (where,)
+    there_is = [(kind, address, one) for kind in KINDS for address, one in catalogue(kind).items()]
+    for place in map(_place_of_own, own):
+        there_is += [(kind, *found) for kind in KINDS for found in _own_catalogue(kind, place).items()]
+    asked = [one for one in there_is if name in (one[1], own_code.name_of(one[1]))]
+    if not asked:
+        known = [address for _, address, _ in there_is]
+        raise UserError(f"--list: there is nothing named {_quoted(name)}{hint(name, known)}")
     return "\n\n".join(
-        f"{kind} {name}{_signature(function)}\n\n{textwrap.indent(documentation(function), '    ')}"
-        for kind, function in found
+        f"{kind} {address}{_signature(function)}\n\n{textwrap.indent(documentation(function), '    ')}"
+        for kind, address, function in asked
     )
 
 
