@@ -634,14 +634,29 @@ MADE = {  # kind -> what its functions return
 
 
 def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> Any:
-    """What the function of an address makes, called with `given` and with further arguments: one of MADE."""
+    """What the function of an address makes, called with `given` and with further arguments: one of MADE.
+
+    A function of the user's own is called once for the same arguments, and its code: what it makes may hold
+    functions that it defines at every call, and programs are found again by what they were made from.
+    """
     function, arguments = resolve(kind, address, field)
+    key = None
+    if where := _own(kind, address):
+        name = own_code.name_of(address)
+        key = (function, own_code.digest(where, name), given, repr(sorted((arguments | further).items())))
+    if key in _made_by_own:
+        return _made_by_own[key]
     try:
         made = function(*given, **arguments, **further)
     except UserError as error:
         raise UserError(f"config.{field}: {error}") from None
     _check_made(kind, made, address, field)
+    if key is not None:
+        _made_by_own[key] = made
     return made
+
+
+_made_by_own: dict[tuple, Any] = {}  # by function, code and arguments
 
 
 def _check_made(kind: str, made: Any, address: str, field: str) -> None:
