@@ -31,9 +31,9 @@ from mtkd_jax.data import checks
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
-from mtkd_jax.system import own_code, paths
+from mtkd_jax.system import own_code, own_metrics, paths
 from mtkd_jax.system.spelling import hint, likeness, nearest
-from mtkd_jax.types import DataSet, Model, Recipe, Task, UserError
+from mtkd_jax.types import DataSet, Metric, Model, Recipe, Task, UserError
 
 # kind -> (module or package that defines its functions, what they say they return)
 KINDS = {
@@ -44,6 +44,8 @@ KINDS = {
     "plan": ("plans.schemes", ("Plan",)),
     "optimizer": ("optimizers", ("Optimizer",)),
     "schedule": ("optimizers", ("Schedule",)),
+    "augmentation": ("data.augment", ("Augment",)),  # of the user's own alone; ours are fields
+    "metric": ("results.metrics", ("Metric",)),  # likewise
 }
 ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "model.name": ("model",),
@@ -53,6 +55,8 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
     "data.source": ("source",),
+    "data.augment.own": ("augmentation",),
+    "report.metrics": ("metric",),
     "plan": ("plan",),
     "train.optimizer": ("optimizer",),
     "train.schedule": ("schedule",),
@@ -80,6 +84,7 @@ def default() -> ConfigDict:
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
+    config.data.augment.own = ()  # addresses of your own, such as mine.py:blur(share=0.5); after all others
 
     config.model = ConfigDict({"name": "mlp"})  # the architecture, of teachers and students
 
@@ -138,6 +143,7 @@ def default() -> ConfigDict:
     config.report.margin = 0.005  # share of accuracy; closer than that to the baseline is as good as it
     config.report.positive = ""  # of two classes, the one whose misses count; "" = the last one
     config.report.false_alarm_rate = 0.05  # of two classes: at which recall is told
+    config.report.metrics = ()  # addresses of your own, such as mine.py:cost(miss=10.0)
 
     config.export = ConfigDict()
     config.export.choose = "best"  # of all single networks, by validation NLL; or "student", or a row's name
@@ -328,7 +334,8 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.modes: {address} needs at least {least} teachers, "
                 f"config.teachers gives {num_teachers}"
             )
-    for field, kind in (("teachers.models", "model"), ("students.modes", "mode"), ("fusion.rules", "rule")):
+    for field in ("teachers.models", "students.modes", "fusion.rules", "report.metrics"):
+        (kind,) = ADDRESSES[field]
         addresses = dict(fields(config))[field]
         _check_distinct(field, addresses, [canonical(kind, address, field) for address in addresses])
     for name in config.fusion.rules:
@@ -336,6 +343,8 @@ def _check_addresses(config: ConfigDict) -> None:
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
     check_rules(config, num_classes=2)
+    augmentation(config)
+    check_metrics(config, num_classes=2)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", dict(fields(config))[field], field)
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
@@ -365,6 +374,42 @@ def check_rules(config: ConfigDict, num_classes: int) -> None:
             rules.check(canonical("rule", rule, "fusion.rules"), logits)
         except UserError as error:
             raise UserError(f"config.fusion.rules: {error}") from None
+
+
+def augmentation(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `data.augment.augment` beside key and images: the fields, with own functions made."""
+    field = "data.augment.own"
+    own = tuple(build("augmentation", address, field) for address in config.data.augment.own)
+    return {**config.data.augment.to_dict(), "own": own}
+
+
+def check_metrics(config: ConfigDict, num_classes: int) -> None:
+    """Make the metrics of the user's own and ask each about made-up logits; what it says must be a number.
+
+    From here on `metric` finds them. Raises UserError, one line, where one fails or says something else.
+    """
+    labels = np.arange(4 * num_classes, dtype=np.int32) % num_classes
+    logits = np.random.default_rng(0).standard_normal((len(labels), num_classes)).astype(np.float32)
+    names = []
+    for address in config.report.metrics:
+        made = build("metric", address, "report.metrics")
+        names.append(made.name)
+        _metrics[canonical("metric", address, "report.metrics")] = made
+        try:
+            own_metrics.values(made, logits, labels)
+        except UserError as error:
+            raise UserError(f"config.report.metrics: {address}: {error}") from None
+    _check_distinct("report.metrics", names, names)
+
+
+def metric(address: str) -> Metric:
+    """A metric that this process has checked; UserError otherwise, for reading a run executes nothing."""
+    if address not in _metrics:
+        raise UserError(f"{address} is a metric of somebody's own; the command of the run finds it")
+    return _metrics[address]
+
+
+_metrics: dict[str, Metric] = {}  # by address in its one spelling
 
 
 def student_model(config: ConfigDict) -> str:
@@ -406,7 +451,10 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     name, arguments = _named(address, field, kind)
     where = _own(kind, address)
     if not where and name not in catalogue(kind):
-        raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{hint(name, catalogue(kind))}")
+        known = (
+            hint(name, catalogue(kind)) if catalogue(kind) else "; it is of your own, such as mine.py:name"
+        )
+        raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{known}")
     function = _found(kind, where, name, field) if where else catalogue(kind)[name]
     for argument, value in arguments.items():
         _check_argument(function, kind, name, argument, value, field)
@@ -417,7 +465,7 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     return function, arguments
 
 
-_POSITIONAL = {"mode": 0, "rule": 1, "model": 1, "source": 0, "plan": 2, "optimizer": 0, "schedule": 0}
+_POSITIONAL = {"rule": 1, "model": 1, "plan": 2}  # arguments that a function of the kind is given; else 0
 
 
 def _own(kind: str, address: str) -> str:
@@ -452,7 +500,7 @@ def _returned(function: Callable) -> str:
 def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: str, field: str) -> None:
     """Raise UserError unless a function of the user's own can be called as its kind is."""
     signature = inspect.signature(function)
-    number = 2 if _returned(function) == "FittedRule" else _POSITIONAL[kind]
+    number = 2 if _returned(function) == "FittedRule" else _POSITIONAL.get(kind, 0)
     bind = signature.bind_partial if kind == "source" else signature.bind
     try:
         bind(*[None] * number, **arguments)
@@ -460,13 +508,13 @@ def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: 
         raise UserError(f"config.{field}: {name} called as a {kind} is: {error}") from None
 
 
-def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
-    """`code_behind` all addresses of a configuration: of what is trained, and of the fusion rules."""
+def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """`code_behind` all addresses: of what is trained, and {group: that of what is told}, rules and metrics."""
     trained: dict[str, str] = {}
-    told: dict[str, str] = {}
+    told: dict[str, dict[str, str]] = {"fusion": {}, "report": {}}
     flat = dict(fields(config))
     for field, kinds in ADDRESSES.items():
-        value, found = flat[field], told if field.startswith("fusion.") else trained
+        value, found = flat[field], told.get(field.partition(".")[0], trained)
         for address in value if isinstance(value, tuple) else (value,):
             if field != "export.choose":  # a row, whose address stands elsewhere
                 found |= code_behind(kinds, address, field)
@@ -630,6 +678,8 @@ MADE = {  # kind -> what its functions return
     "source": DataSet,
     "optimizer": Optimizer,
     "schedule": Schedule,
+    "augmentation": Callable,
+    "metric": Metric,
 }
 
 
@@ -989,6 +1039,8 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
 # Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
 _ENTRY_TYPES = {
     "data.augment.rand_augment": "int",
+    "data.augment.own": "str",
+    "report.metrics": "str",
     "teachers.models": "str",
     "teachers.init_from": "str",
     "teachers.learning_rates": "float",

@@ -32,6 +32,8 @@ SHIPPED = Path(__file__).parent / "configs"
 EXAMPLES = {  # of fields whose default does not show how they are written
     "students.arguments": "\"{'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}\"",
     "data.augment.rand_augment": "2,7",
+    "data.augment.own": "'mine.py:blur(share=0.5)'",
+    "report.metrics": "'mine.py:cost(miss=10.0)'",
     "teachers.models": "mlp,cnn",
     "teachers.init_from": "a.safetensors,b.safetensors",
     "teachers.learning_rates": "0.001,0.003",
