@@ -6,7 +6,7 @@ from mtkd_jax.types import Metric
 
 
 def cost(*, miss: float = 10.0, false_alarm: float = 1.0) -> Metric:
-    """The mean cost of an example: `miss` where the last class is missed, `false_alarm` for other mistakes."""
+    """The mean cost of an example: `miss` for a missed last class, `false_alarm` for other mistakes."""
 
     def costs(logits, labels):  # [N,C], [N] -> [N]
         wrong = np.argmax(logits, axis=1) != labels

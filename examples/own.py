@@ -1,6 +1,6 @@
-"""All functions of this folder in one small run: python -m mtkd_jax.main --config=examples/own.py --workdir=runs/own
+"""All functions of this folder in one small run. The files are looked up beside this one.
 
-The files are looked up beside this one.
+python -m mtkd_jax.main --config=examples/own.py --workdir=runs/own
 """
 
 from mtkd_jax import config as configuration

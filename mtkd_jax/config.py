@@ -451,9 +451,7 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     name, arguments = _named(address, field, kind)
     where = _own(kind, address)
     if not where and name not in catalogue(kind):
-        known = (
-            hint(name, catalogue(kind)) if catalogue(kind) else "; it is of your own, such as mine.py:name"
-        )
+        known = hint(name, catalogue(kind)) if catalogue(kind) else "; write one of your own, mine.py:name"
         raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{known}")
     function = _found(kind, where, name, field) if where else catalogue(kind)[name]
     for argument, value in arguments.items():
@@ -509,7 +507,7 @@ def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: 
 
 
 def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """`code_behind` all addresses: of what is trained, and {group: that of what is told}, rules and metrics."""
+    """`code_behind` all addresses: of what is trained, and {group: of what is told}, rules and metrics."""
     trained: dict[str, str] = {}
     told: dict[str, dict[str, str]] = {"fusion": {}, "report": {}}
     flat = dict(fields(config))
