@@ -239,8 +239,8 @@ class TrainState:
 class Metric:
     """A number that the report tells of every network: one of the user's own.
 
-    `compute` is a pure function on the host of logits [N,C] and labels [N], NumPy both: a value an example [N],
-    whose mean is told, or one number for all of them.
+    `compute` is a pure function on the host of logits [N,C] and labels [N], NumPy both: a value an example
+    [N], whose mean is told, or one number for all of them.
     """
 
     name: str  # the heading of its column
