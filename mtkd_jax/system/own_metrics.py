@@ -21,8 +21,8 @@ def values(metric: Metric, logits: np.ndarray, labels: np.ndarray) -> np.ndarray
         raise UserError(f"{type(error).__name__}: {one_line(str(error).partition(chr(10))[0])}") from error
     if found.shape not in ((), (len(labels),)):
         raise UserError(
-            f"returned {list(found.shape)} of {len(labels)} examples; it must return [{len(labels)}], a value "
-            "an example, or one number"
+            f"returned {list(found.shape)} of {len(labels)} examples; it must return [{len(labels)}], a "
+            "value an example, or one number"
         )
     if not np.all(np.isfinite(found)):
         raise UserError("returned what is not finite")
