@@ -19,7 +19,7 @@ import itertools
 import pkgutil
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
@@ -31,9 +31,9 @@ from mtkd_jax.data import checks, fetch
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
-from mtkd_jax.system import own_code, paths
+from mtkd_jax.system import own_code, own_metrics, paths
 from mtkd_jax.system.spelling import hint, likeness, nearest
-from mtkd_jax.types import DataSet, Model, Recipe, Task, Tracker, UserError
+from mtkd_jax.types import DataSet, Metric, Model, Recipe, Task, Tracker, UserError
 
 # kind -> (module or package that defines its functions, what they say they return)
 KINDS = {
@@ -45,6 +45,8 @@ KINDS = {
     "optimizer": ("optimizers", ("Optimizer",)),
     "schedule": ("optimizers", ("Schedule",)),
     "tracker": ("runs.trackers", ("Tracker",)),
+    "augmentation": ("data.augment", ("Augment",)),  # of the user's own alone; ours are fields
+    "metric": ("results.metrics", ("Metric",)),  # likewise
 }
 ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "model.name": ("model",),
@@ -55,6 +57,8 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
     "data.source": ("source",),
+    "data.augment.own": ("augmentation",),
+    "report.metrics": ("metric",),
     "plan": ("plan",),
     "train.optimizer": ("optimizer",),
     "train.schedule": ("schedule",),
@@ -84,6 +88,7 @@ def default() -> ConfigDict:
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
+    config.data.augment.own = ()  # addresses of your own, such as mine.py:blur(share=0.5); after all others
 
     config.model = ConfigDict({"name": "mlp"})  # the architecture, of teachers and students
 
@@ -147,6 +152,7 @@ def default() -> ConfigDict:
     config.report.positive = ""  # of two classes, the one whose misses count; "" = the last one
     config.report.false_alarm_rate = 0.05  # of two classes: at which recall is told
     config.report.cascade_tolerance = 0.02  # share of images that a student with a safety net may lose
+    config.report.metrics = ()  # addresses of your own, such as mine.py:cost(miss=10.0)
 
     config.export = ConfigDict()
     config.export.choose = "best"  # of all, by validation NLL; "student", a row's name; "... @ ARCHITECTURE"
@@ -164,6 +170,7 @@ def default() -> ConfigDict:
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
+    config.runtime.own_code = ""  # folder to look up files of own functions in first; a file sets its own
     return config
 
 
@@ -242,7 +249,22 @@ RANGES = {
 
 def validate(config: ConfigDict) -> None:
     """Raise UserError, one line, on the first field that cannot work; nothing is loaded or trained."""
+    with own_files(config):
+        _validate(config)
+
+
+@contextlib.contextmanager
+def own_files(config: ConfigDict) -> Iterator[None]:
+    """Within it addresses such as mine.py:softer are looked up where the configuration says, then here.
+
+    Raises UserError for fields that do not exist, are missing, or are not of their type.
+    """
     _check_fields(config.to_dict(), default().to_dict(), "")
+    with own_code.beside(config.runtime.own_code):
+        yield
+
+
+def _validate(config: ConfigDict) -> None:
     flat = dict(fields(config))
     for field, (is_right, right) in RANGES.items():
         for value in flat[field] if isinstance(flat[field], tuple) else (flat[field],):
@@ -352,13 +374,15 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
                 f"{hint(str(address), config.students.modes)}"
             )
-    for field, kind in (
-        ("teachers.models", "model"),
-        ("students.models", "model"),
-        ("students.modes", "mode"),
-        ("fusion.rules", "rule"),
-        ("runtime.trackers", "tracker"),
+    for field in (
+        "teachers.models",
+        "students.models",
+        "students.modes",
+        "fusion.rules",
+        "report.metrics",
+        "runtime.trackers",
     ):
+        (kind,) = ADDRESSES[field]
         addresses = dict(fields(config))[field]
         _check_distinct(field, addresses, [canonical(kind, address, field) for address in addresses])
     for name in config.fusion.rules:
@@ -366,6 +390,8 @@ def _check_addresses(config: ConfigDict) -> None:
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
     check_number_of_teachers(config, number_of_teachers(config), num_classes=2)
+    augmentation(config)
+    check_metrics(config, num_classes=2)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", dict(fields(config))[field], field)
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
@@ -491,6 +517,42 @@ def name_and_model(row: str) -> tuple[str, str]:
     return name, model
 
 
+def augmentation(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of `data.augment.augment` beside key and images: the fields, with own functions made."""
+    field = "data.augment.own"
+    own = tuple(build("augmentation", address, field) for address in config.data.augment.own)
+    return {**config.data.augment.to_dict(), "own": own}
+
+
+def check_metrics(config: ConfigDict, num_classes: int) -> None:
+    """Make the metrics of the user's own and ask each about made-up logits; what it says must be a number.
+
+    From here on `metric` finds them. Raises UserError, one line, where one fails or says something else.
+    """
+    labels = np.arange(4 * num_classes, dtype=np.int32) % num_classes
+    logits = np.random.default_rng(0).standard_normal((len(labels), num_classes)).astype(np.float32)
+    names = []
+    for address in config.report.metrics:
+        made = build("metric", address, "report.metrics")
+        names.append(made.name)
+        _metrics[canonical("metric", address, "report.metrics")] = made
+        try:
+            own_metrics.values(made, logits, labels)
+        except UserError as error:
+            raise UserError(f"config.report.metrics: {address}: {error}") from None
+    _check_distinct("report.metrics", names, names)
+
+
+def metric(address: str) -> Metric:
+    """A metric that this process has checked; UserError otherwise, for reading a run executes nothing."""
+    if address not in _metrics:
+        raise UserError(f"{address} is a metric of somebody's own; the command of the run finds it")
+    return _metrics[address]
+
+
+_metrics: dict[str, Metric] = {}  # by address in its one spelling
+
+
 def students_schedule(config: ConfigDict) -> tuple[int, int]:
     """(epochs, eval_every) of the students' stages."""
     students, train = config.students, config.train
@@ -525,7 +587,8 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     name, arguments = _named(address, field, kind)
     where = _own(kind, address)
     if not where and name not in catalogue(kind):
-        raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{hint(name, catalogue(kind))}")
+        known = hint(name, catalogue(kind)) if catalogue(kind) else "; write one of your own, mine.py:name"
+        raise UserError(f"config.{field}: there is no {kind} {_quoted(name)}{known}")
     function = _found(kind, where, name, field) if where else catalogue(kind)[name]
     for argument, value in arguments.items():
         _check_argument(function, kind, name, argument, value, field)
@@ -536,8 +599,8 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     return function, arguments
 
 
-_POSITIONAL = {"mode": 0, "rule": 1, "model": 1, "source": 0, "plan": 2, "optimizer": 0, "schedule": 0}
-_POSITIONAL |= {"tracker": 1}
+# Arguments that a function of the kind is given; else none.
+_POSITIONAL = {"rule": 1, "model": 1, "plan": 2, "tracker": 1}
 
 
 def _own(kind: str, address: str) -> str:
@@ -572,7 +635,7 @@ def _returned(function: Callable) -> str:
 def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: str, field: str) -> None:
     """Raise UserError unless a function of the user's own can be called as its kind is."""
     signature = inspect.signature(function)
-    number = 2 if _returned(function) == "FittedRule" else _POSITIONAL[kind]
+    number = 2 if _returned(function) == "FittedRule" else _POSITIONAL.get(kind, 0)
     bind = signature.bind_partial if kind == "source" else signature.bind
     try:
         bind(*[None] * number, **arguments)
@@ -580,17 +643,17 @@ def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: 
         raise UserError(f"config.{field}: {name} called as a {kind} is: {error}") from None
 
 
-def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, str]]:
-    """`code_behind` all addresses of a configuration: of what is trained, and of the fusion rules.
+def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """`code_behind` all addresses: of what is trained, and {group: of what is told}, rules and metrics.
 
     That of `runtime` says how and not what, as do its fields.
     """
     trained: dict[str, str] = {}
-    told: dict[str, str] = {}
+    told: dict[str, dict[str, str]] = {"fusion": {}, "report": {}}
     flat = dict(fields(config))
     for field, kinds in ADDRESSES.items():
-        found = {"fusion": told, "runtime": {}}.get(field.partition(".")[0], trained)
         value = flat[field]
+        found = {**told, "runtime": {}}.get(field.partition(".")[0], trained)
         for address in value if isinstance(value, tuple) else (value,):
             if field != "export.choose":  # a row, whose address stands elsewhere
                 found |= code_behind(kinds, address, field)
@@ -767,18 +830,35 @@ MADE = {  # kind -> what its functions return
     "optimizer": Optimizer,
     "schedule": Schedule,
     "tracker": Tracker,
+    "augmentation": Callable,
+    "metric": Metric,
 }
 
 
 def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> Any:
-    """What the function of an address makes, called with `given` and with further arguments: one of MADE."""
+    """What the function of an address makes, called with `given` and with further arguments: one of MADE.
+
+    A function of the user's own is called once for the same arguments, and its code: what it makes may hold
+    functions that it defines at every call, and programs are found again by what they were made from.
+    """
     function, arguments = resolve(kind, address, field)
+    key = None
+    if where := _own(kind, address):
+        name = own_code.name_of(address)
+        key = (function, own_code.digest(where, name), given, repr(sorted((arguments | further).items())))
+    if key in _made_by_own:
+        return _made_by_own[key]
     try:
         made = function(*given, **arguments, **further)
     except UserError as error:
         raise UserError(f"config.{field}: {error}") from None
     _check_made(kind, made, address, field)
+    if key is not None:
+        _made_by_own[key] = made
     return made
+
+
+_made_by_own: dict[tuple, Any] = {}  # by function, code and arguments
 
 
 def _check_made(kind: str, made: Any, address: str, field: str) -> None:
@@ -889,22 +969,55 @@ def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
     return (positive or names[-1]) if len(names) == 2 else ""
 
 
-def listing(name: str = "") -> str:
-    """Every mode, rule, model, source and plan as it is written, with the first line of its docstring.
+def listing(name: str = "", own: Sequence[str] = ()) -> str:
+    """Every mode, rule, model, ... as it is written, with the first line of its docstring.
 
-    With a `name` all that is known of what goes by it; UserError where nothing does.
+    After ours those of files or modules of the user's `own`, such as "mine.py". With a `name`, which may be
+    an address of such a file, all that is known of what goes by it; UserError where nothing does.
     """
     if name:
-        return _told(name)
+        return _told(name, own)
     lines = []
     for kind in KINDS:
-        lines.append(f"{kind}s:")
-        for address, function in sorted(catalogue(kind).items()):
-            lines += [
-                f"  {address}{_signature(function)}",
-                f"      {documentation(function).splitlines()[0]}",
-            ]
+        lines += _listed(f"{kind}s:", catalogue(kind))
+    for where in map(_place_of_own, own):
+        found = {kind: _own_catalogue(kind, where) for kind in KINDS}
+        if not any(found.values()):
+            raise UserError(
+                f"--with {where}: none of its functions says that it returns what can be named: "
+                + ", ".join(dict.fromkeys(one for _, returns in KINDS.values() for one in returns))
+            )
+        for kind in KINDS:
+            lines += _listed(f"{kind}s of {where}:", found[kind])
     return "\n".join(lines)
+
+
+def _listed(heading: str, found: dict[str, Callable]) -> list[str]:
+    lines = [heading] if found else []
+    for address, function in sorted(found.items()):
+        lines += [
+            f"  {address}{_signature(function)}",
+            f"      {documentation(function).splitlines()[0]}",
+        ]
+    return lines
+
+
+def _place_of_own(where: str) -> str:
+    """A file or module as `own_code.split` writes it."""
+    place = own_code.split(f"{where}:any")
+    if place is None:
+        raise UserError(f"--with {where}: is no file of Python and no module; name mine.py or package.module")
+    return place[0]
+
+
+def _own_catalogue(kind: str, where: str) -> dict[str, Callable]:
+    """{address: function} of a kind, in a file or module of the user's own, which is executed."""
+    _, returns = KINDS[kind]
+    return {
+        f"{where}:{name}": function
+        for name, function in own_code.functions(where).items()
+        if _returned(function) in returns
+    }
 
 
 def documentation(function: Callable) -> str:
@@ -915,16 +1028,20 @@ def documentation(function: Callable) -> str:
     return ast.get_docstring(node) or "Not documented."
 
 
-def _told(name: str) -> str:
-    found = [(kind, catalogue(kind)[name]) for kind in KINDS if name in catalogue(kind)]
-    if not found:
-        raise UserError(
-            f"--list: there is nothing named {_quoted(name)}"
-            f"{hint(name, [address for kind in KINDS for address in catalogue(kind)])}"
-        )
+def _told(name: str, own: Sequence[str]) -> str:
+    where, call = own_code.split(name) or ("", "")
+    if where and not any(where in catalogue(kind) for kind in KINDS):  # fused:median_probs is no file
+        name, own = f"{where}:{_parse(call, 'list')[0]}", (where,)
+    there_is = [(kind, address, one) for kind in KINDS for address, one in catalogue(kind).items()]
+    for place in map(_place_of_own, own):
+        there_is += [(kind, *found) for kind in KINDS for found in _own_catalogue(kind, place).items()]
+    asked = [one for one in there_is if name in (one[1], own_code.name_of(one[1]))]
+    if not asked:
+        known = [address for _, address, _ in there_is]
+        raise UserError(f"--list: there is nothing named {_quoted(name)}{hint(name, known)}")
     return "\n\n".join(
-        f"{kind} {name}{_signature(function)}\n\n{textwrap.indent(documentation(function), '    ')}"
-        for kind, function in found
+        f"{kind} {address}{_signature(function)}\n\n{textwrap.indent(documentation(function), '    ')}"
+        for kind, address, function in asked
     )
 
 
@@ -1103,6 +1220,8 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
 # Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
 _ENTRY_TYPES = {
     "data.augment.rand_augment": "int",
+    "data.augment.own": "str",
+    "report.metrics": "str",
     "teachers.models": "str",
     "students.models": "str",
     "teachers.init_from": "str",

@@ -56,27 +56,29 @@ def run(
     line, for whatever the user can mend, and Interrupted, with all training saved, when the process is asked
     to stop (interrupts.py).
     """
-    into, config, split = _asked(config, into, dataset)
-    if len(split.dataset.test_labels) == 0:
-        raise UserError(
-            f"{split.dataset.name}: has no test set, and a report says how good networks are on one"
-        )
-    finished = workdir.finished_report(into, config)
-    if finished is not None and not document.can_be_shown(finished):  # an earlier version's
-        finished = None
-    with _checked(config, split, into, writes=finished is None):
-        return _run(config, split, into, quiet) if finished is None else finished
+    with configuration.own_files(config):
+        into, config, split = _asked(config, into, dataset)
+        if len(split.dataset.test_labels) == 0:
+            raise UserError(
+                f"{split.dataset.name}: has no test set, and a report says how good networks are on one"
+            )
+        finished = workdir.finished_report(into, config)
+        if finished is not None and not document.can_be_shown(finished):  # an earlier version's
+            finished = None
+        with _checked(config, split, into, writes=finished is None):
+            return _run(config, split, into, quiet) if finished is None else finished
 
 
 def train(
     config: ConfigDict, into: str | Path, quiet: bool = False, dataset: DataSet | None = None
 ) -> Trained:
     """The first half of `run`: train what `config` says, or restore it where it is trained; no report."""
-    into, config, split = _asked(config, into, dataset)
-    with _checked(config, split, into):
-        begun = _begin(config, split, into, describes=workdir.finished_report(into, config) is None)
-        with _logbook(begun, into, quiet) as logbook:
-            return _train(begun, into, logbook)
+    with configuration.own_files(config):
+        into, config, split = _asked(config, into, dataset)
+        with _checked(config, split, into):
+            begun = _begin(config, split, into, describes=workdir.finished_report(into, config) is None)
+            with _logbook(begun, into, quiet) as logbook:
+                return _train(begun, into, logbook)
 
 
 def _asked(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tuple[Path, ConfigDict, Split]:
@@ -160,9 +162,10 @@ def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:
     configuration.validate(config)
     mesh.check_precision()
     config = configuration.in_one_spelling(config)
-    split = load_split(config)
-    stages, borrowed, _ = planned(config, split)
-    yield from plan.costs(stages, borrowed, timed)
+    with configuration.own_files(config):
+        split = load_split(config)
+        stages, borrowed, _ = planned(config, split)
+        yield from plan.costs(stages, borrowed, timed)
 
 
 def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tuple[str, ...]]:

@@ -35,6 +35,8 @@ Train, compare and report; the same command goes on where it was interrupted:
     python -m mtkd_jax.main --config=digits --plan        what it would cost; --plan=timed: from timed steps
     python -m mtkd_jax.main --list                        every mode, rule, model, source and plan
     python -m mtkd_jax.main --list logits.dkd             all that is known of one of them
+    python -m mtkd_jax.main --list --with mine.py         those of your own file or package.module, too
+    python -m mtkd_jax.main --list mine.py:softer         all that is known of one of those
 
 Of a field or option given twice the last one counts. Values are literals, and nothing in them is executed
 but the files that they name: mine.py:softer(weight=2.0) is the function softer of your file mine.py."""
@@ -56,7 +58,8 @@ def _main(argv: Sequence[str]) -> int:
     if options.list is not None:
         from mtkd_jax import config
 
-        print(config.listing(options.list))
+        own = [one.strip() for text in vars(options)["with"] for one in text.split(",")]
+        print(config.listing(options.list, own))
         return 0
     _prepare(options.config, options.processes)
     if options.plan:
@@ -74,12 +77,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config")
     parser.add_argument("--workdir")
     parser.add_argument("--list", nargs="?", const="", metavar="NAME")
+    parser.add_argument("--with", action="append", default=[], metavar="FILE.py|MODULE")
     parser.add_argument("--plan", nargs="?", const=PLANS[0])
     parser.add_argument("--processes", default="", metavar="auto|PLACE/NUMBER@HOST:PORT")
     parser.add_argument("--help", "-h", action="store_true")
     options, surplus = parser.parse_known_args(others)
     if surplus:
         raise UserError(_surplus(surplus[0], vars(options)))
+    if vars(options)["with"] and options.list is None:
+        raise UserError("--with names files of your own for --list; give both")
     if options.list is None and not options.help:
         _require(options)
         options.config = settings.load(options.config)

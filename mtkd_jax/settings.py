@@ -32,6 +32,8 @@ SHIPPED = Path(__file__).parent / "configs"
 EXAMPLES = {  # of fields whose default does not show how they are written
     "students.arguments": "\"{'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}\"",
     "data.augment.rand_augment": "2,7",
+    "data.augment.own": "'mine.py:blur(share=0.5)'",
+    "report.metrics": "'mine.py:cost(miss=10.0)'",
     "teachers.models": "mlp,cnn",
     "teachers.init_from": "a.safetensors,b.safetensors",
     "teachers.logits": "a.npz,b.npz",
@@ -49,7 +51,8 @@ YES, NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 def load(asked: str) -> ConfigDict:
     """The configuration of "FILE.py", "FILE.py:VARIANT", or of a shipped file's name instead of its path.
 
-    Raises UserError, one line that names the file and where it can the line, for whatever is wrong with it.
+    Files of own functions that it names are looked up beside it first. Raises UserError, one line that names
+    the file and where it can the line, for whatever is wrong with it.
     """
     path, variant = _found(asked)
     try:
@@ -66,6 +69,11 @@ def load(asked: str) -> ConfigDict:
         raise UserError(f"{place}: {type(error).__name__}: {one_line(error)}") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    typed = Path(asked.partition(":")[0]).parent  # with its ~: what is typed is no path of this machine alone
+    folder = "" if path.parent == SHIPPED or typed == Path() else str(typed)
+    runtime = config.get("runtime")
+    if isinstance(runtime, ConfigDict) and runtime.get("own_code") == "":  # what is missing, validate says
+        put(config, "runtime.own_code", folder)
     return config.lock()
 
 

@@ -267,6 +267,25 @@ class TrainState:
     )  # variables of frozen stages, where members differ
 
 
+# --- results ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number that the report tells of every network: one of the user's own.
+
+    `compute` is a pure function on the host of logits [N,C] and labels [N], NumPy both: a value an example
+    [N], whose mean is told, or one number for all of them.
+    """
+
+    name: str  # the heading of its column
+    compute: Callable[[np.ndarray, np.ndarray], Any]
+    higher_is_better: bool
+    unit: str = ""  # behind the name, such as "%"
+    digits: int = 3  # behind the point
+    of_places: bool = False  # it reads the order of the logits alone: so that rules of places have it, too
+
+
 # --- methods ------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import mtkd_jax
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, settings
+from mtkd_jax import experiment, main, settings
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import own_code
 from mtkd_jax.types import UserError
@@ -293,3 +293,108 @@ def test_own_addresses_are_typed_on_the_command_line_as_all_others(mine):
     settings.override(config, "students.modes", "vote, mine.py:regression(weight=2.0)")
     assert config.students.modes == ("vote", "mine.py:regression(weight=2.0)")
     configuration.validate(config)
+
+
+# --- where files are looked up ------------------------------------------------------------------------
+
+BESIDE = """
+from mtkd_jax import config as configuration
+
+def get_config():
+    config = configuration.default()
+    config.data.source = "synthetic(num_classes=4, num_train=120, num_test=40, size=4)"
+    config.data.num_train = 60
+    config.model.name = "mine.py:linear(width=3)"
+    config.teachers.num_members = 2
+    config.train.batch_size = 16
+    config.train.epochs = 1
+    config.students.modes = ()
+    config.fusion.rules = ("mean_probs", "./mine.py:first")
+    return config
+"""
+
+
+def folder_of_own(folder: Path, source: str = MINE) -> str:
+    folder.mkdir(parents=True)
+    (folder / "mine.py").write_text(source)
+    (folder / "asked.py").write_text(BESIDE)
+    return str(folder / "asked.py")
+
+
+def test_a_file_is_looked_up_beside_the_configuration_first_then_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = settings.load(folder_of_own(Path("theirs")))
+    assert asked.runtime.own_code == "theirs"
+    settings.override(asked, "students.modes", "mine.py:regression(weight=3.0)")  # as it is typed
+    configuration.validate(asked)
+    with pytest.raises(UserError, match="mine.py cannot be read: No such file"):
+        own_code.digest("mine.py", "linear")
+    Path("mine.py").write_text(MINE + "\n# another")
+    Path("only_here.py").write_text(MINE)
+    with configuration.own_files(asked):
+        beside, elsewhere = own_code.digest("mine.py", "linear"), own_code.digest("only_here.py", "linear")
+        with pytest.raises(UserError, match=r"no.py cannot be read: .* \(neither in theirs nor here\)"):
+            own_code.digest("no.py", "linear")
+    assert beside == elsewhere != own_code.digest("mine.py", "linear")
+    assert settings.load("digits").runtime.own_code == ""
+
+
+def test_where_the_files_lie_is_no_part_of_what_a_run_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for folder in (Path("anna"), tmp_path / "hans" / "code"):
+        asked = settings.load(folder_of_own(folder))
+        experiment.train(asked, f"{folder.name}_run", quiet=True)
+        names.append(workdir.read_run(Path(f"{folder.name}_run")))
+    assert names[0] == names[1] != ""
+    # It is gone on with from wherever the same configuration is given, and refused with other code.
+    (tmp_path / "anna").rename(tmp_path / "moved")
+    report = experiment.run(settings.load("moved/asked.py"), "anna_run", quiet=True)
+    assert "mine.py:first" in [row["name"] for row in report["rows"]]
+    (tmp_path / "moved" / "mine.py").write_text(MINE.replace("relu", "tanh"))
+    with pytest.raises(UserError, match="holds another run: own_code.mine.py was"):
+        experiment.run(settings.load("moved/asked.py"), "anna_run", quiet=True)
+
+
+# --- what there is in a file --------------------------------------------------------------------------
+
+
+def test_the_functions_of_a_file_are_listed_after_ours(mine, capsys):
+    assert main.main(["main", "--list", "--with", "mine.py,tests.contexts_of_nobody"]) == 2
+    assert "there is no module 'tests.contexts_of_nobody'" in capsys.readouterr().err
+    assert main.main(["main", "--list", "--with", "./mine.py"]) == 0
+    said = capsys.readouterr().out
+    ours, theirs = said.split("modes of mine.py:\n")
+    assert "  logits.dkd(" in ours and "mine.py" not in ours
+    assert theirs.startswith(
+        "  mine.py:regression(weight=1.0)\n      The same as logits.regression, times a number.\n"
+    )
+    for heading, name in (("rules", "first"), ("plans", "straight"), ("sources", "made(size=4)")):
+        assert f"{heading} of mine.py:\n  mine.py:{name}\n" in theirs
+    assert "synthetic" not in theirs and "says_nothing" not in theirs  # imported; no kind of anything
+
+
+def test_one_function_of_a_file_is_told_whole(mine, capsys):
+    for asked in (["mine.py:regression(weight=2)"], ["regression", "--with", "mine.py"]):
+        assert main.main(["main", "--list", *asked]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(
+            "mode mine.py:regression(weight=1.0)\n\n    The same as logits.regression, times a number.\n"
+        )
+    for asked, why in (
+        (
+            ["mine.py:regresion"],
+            "is nothing named 'mine.py:regresion'; did you mean 'mine.py:regression'",
+        ),
+        (
+            ["", "--with", "empty.py"],
+            "empty.py: none of its functions says that it returns what can be",
+        ),
+        (["", "--with", "a b"], "--with a b: is no file of Python and no module"),
+    ):
+        (mine.parent / "empty.py").write_text("def f():\n    pass\n")
+        assert main.main(["main", "--list", *asked]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert why in said
+    assert main.main(["main", "--with", "mine.py"]) == 2
+    assert "--with names files of your own for --list" in capsys.readouterr().err

@@ -179,7 +179,10 @@ def test_what_is_no_file_is_told_apart(tmp_path, monkeypatch):
     file = tmp_path / "home.py"
     file.write_text(GOOD)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert settings.load("~/home.py").to_dict() == configuration.default().to_dict()
+    at_home = settings.load("~/home.py")
+    assert at_home.runtime.own_code == "~"  # beside which own files are looked up
+    at_home.runtime.own_code = ""
+    assert at_home.to_dict() == configuration.default().to_dict()
     assert settings.load(f"{file}:any").is_locked
 
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 
 from mtkd_jax.data import places
 from mtkd_jax.data.rand_augment import rand_augment
-from mtkd_jax.types import Array, UserError
+from mtkd_jax.system.terminal import one_line
+from mtkd_jax.types import Array, Augment, UserError
 
-FURTHER = 2**31  # keys of a batch are numbered from 0; this one is none of them
+FURTHER = 2**31  # keys of a batch are numbered from 0; this one, and those after it, are none of them
 
 
 def flip(image: Array, key: Array) -> Array:
@@ -78,17 +79,42 @@ def augment(
     rand_augment: tuple[int, ...] = (),
     cutout: int = 0,
     noise: float = 0.0,
+    own: tuple[Augment, ...] = (),
 ) -> Array:
     """Flip, shift, RandAugment, cut out and add noise to images [B,h,w,c], each by a key of its own.
 
     0, False and () are off; `rand_augment` is (number, magnitude). What is switched on does not change the
-    random numbers of the others. All off: the images themselves.
+    random numbers of the others. Then those of the user's `own`, in turn, each given a key of its own and the
+    whole batch, of which it must keep shape and dtype. All off: the images themselves.
     """
-    if not (shift or flip or rand_augment or cutout or noise):
-        return images
+    if shift or flip or rand_augment or cutout or noise:
+        images = _each(key, images, (shift, flip, rand_augment, cutout, noise))
+    for number, one in enumerate(own, start=1):
+        images = one(jax.random.fold_in(key, FURTHER + number), images)
+    return images
+
+
+def check_own(one: Augment, images: Array) -> None:
+    """Raise UserError unless an augmentation of the user's own keeps shape and dtype of images [B,h,w,c].
+
+    It is traced and nothing computed. What is wrong with it otherwise is said in one line, too.
+    """
+    try:
+        found = jax.eval_shape(one, jax.random.key(0), images)
+        said = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(found)) or str(found)
+    except UserError:
+        raise
+    except Exception as error:  # anything may come out of it
+        raise UserError(f"{type(error).__name__}: {one_line(str(error).partition(chr(10))[0])}") from error
+    right = f"{images.dtype}{list(images.shape)}"
+    if said != right or not hasattr(found, "shape"):
+        raise UserError(f"made {said} of images {right}; it must keep shape and dtype")
+
+
+def _each(key: Array, images: Array, on: tuple) -> Array:
+    """Ours, mapped over the batch."""
     keys = jax.random.split(key, (len(images), 4))
     further = jax.random.split(jax.random.fold_in(key, FURTHER), len(images))
-    on = (shift, flip, rand_augment, cutout, noise)
     return jax.vmap(lambda *one: _augmented(*one, *on))(images, keys, further)
 
 

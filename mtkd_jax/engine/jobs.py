@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build
+from mtkd_jax.config import augmentation, build
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import layouts
@@ -144,7 +144,7 @@ def make(
         optimizer=build("optimizer", train.optimizer, "train.optimizer"),
         schedule=build("schedule", train.schedule, "train.schedule"),
         num_steps=num_steps,
-        augmentation=tuple(sorted(config.data.augment.items())) if augment else (),
+        augmentation=tuple(sorted(augmentation(config).items())) if augment else (),
         layout=candidates[0],
         warmup=train.warmup,
         clips=train.clip_norm > 0,

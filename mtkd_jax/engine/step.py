@@ -53,7 +53,7 @@ class Program(NamedTuple):
     optimizer: Optimizer
     schedule: Schedule  # of the learning rate
     num_steps: int  # of the whole stage, for the schedules
-    augmentation: tuple[tuple[str, float | tuple[int, ...]], ...]
+    augmentation: tuple[tuple[str, float | tuple], ...]  # the arguments of augment.augment
     layout: Layout
     warmup: float = 0.0  # share of the steps over which the learning rate rises
     clips: bool = False  # whether hyper["clip_norm"] bounds the norm of the gradient of an update

@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import mesh
 from mtkd_jax.config import (
+    augmentation,
     canonical,
+    check_metrics,
     check_number_of_teachers,
     given_teachers,
     number_of_teachers,
@@ -28,8 +30,7 @@ from mtkd_jax.config import (
     teacher_models,
     trained_models,
 )
-from mtkd_jax.data import loading
-from mtkd_jax.data.augment import augment
+from mtkd_jax.data import augment, loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import forecast, frozen, population, step, teacher_cache, tuning
 from mtkd_jax.engine.jobs import Job, parts
@@ -143,6 +144,7 @@ def check(config: ConfigDict, split: Split) -> None:
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
+    check_metrics(config, split.dataset.num_classes)
     if config.train.batch_size > len(split.train):
         raise UserError(
             f"config.train.batch_size: {config.train.batch_size} is more than the {len(split.train)} "
@@ -157,9 +159,16 @@ def check(config: ConfigDict, split: Split) -> None:
     for address in {*teacher_models(config), *student_models(config)}:
         jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
     try:
-        jax.eval_shape(lambda *drawn: augment(*drawn, **config.data.augment), jax.random.key(0), image)
+        ours = {**augmentation(config), "own": ()}
+        jax.eval_shape(lambda *drawn: augment.augment(*drawn, **ours), jax.random.key(0), image)
     except UserError as error:
         raise UserError(f"config.data.augment.{error}") from None
+    batch = jax.ShapeDtypeStruct((config.train.batch_size, *image.shape[1:]), image.dtype)
+    for address, one in zip(config.data.augment.own, augmentation(config)["own"]):
+        try:
+            augment.check_own(one, batch)
+        except UserError as error:
+            raise UserError(f"config.data.augment.own: {address}: {error}") from None
     for transfer in config.students.transfer:
         students.batches(config, split, transfer)(0)
 

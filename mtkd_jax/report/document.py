@@ -308,14 +308,27 @@ def as_csv(reports: Mapping[str, dict]) -> bytes:
     """The rows of reports by name, a line each, under RESULTS; first the run, unless its name is "".
 
     Means as in report.json, shares not in per cent; accuracy_low and accuracy_high are the ends of the 95 %
-    interval, latency_ms is that of one image. What does not exist is empty.
+    interval, latency_ms is that of one image. Metrics of the user's own follow, three columns each, with the
+    ends of theirs. What does not exist is empty.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*(["run"] if any(reports) else []), *RESULTS])
+    own = list(dict.fromkeys(one["name"] for report in reports.values() for one in report.get("metrics", ())))
+    ends = [f"{name}{end}" for name in map(printable, own) for end in ("", "_low", "_high")]
+    table.writerow([*(["run"] if any(reports) else []), *RESULTS, *ends])
     for run, report in reports.items():
-        table.writerows([*([printable(run)] if run else []), *result(row)] for row in report["rows"])
+        table.writerows(
+            [*([printable(run)] if run else []), *result(row), *_own_result(row, own)]
+            for row in report["rows"]
+        )
     return text.getvalue().encode()
+
+
+def _own_result(row: dict, own: Sequence[str]) -> list:
+    cells: list = []
+    for metric in (row.get("own", {}).get(name) for name in own):
+        cells += [None] * 3 if metric is None else [metric["mean"], *(metric["ci95"] or (None, None))]
+    return cells
 
 
 def result(row: dict) -> list:
@@ -361,10 +374,13 @@ def _main_markdown(report: dict) -> str:
     text = (
         _sectioned(tables.main_header(report), tables.main_sections(report)) + f"\n\n{tables.caption(report)}"
     )
-    if report["detection"] is None:
-        return text
-    detection = f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
-    return f"{text}\n\n### {in_markdown(tables.detection_title(report))}\n\n{detection}"
+    if report["detection"] is not None:
+        text += f"\n\n### {in_markdown(tables.detection_title(report))}\n\n"
+        text += f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
+    if report.get("metrics"):
+        text += f"\n\n### {tables.OWN_TITLE}\n\n{_sectioned(*tables.own_metrics(report))}\n\n"
+        text += in_markdown(tables.own_caption(report))
+    return text
 
 
 def _by_size_markdown(report: dict) -> list[str]:

@@ -685,7 +685,7 @@ def _rules_left_out(predictions: Predictions, fused_by: Sequence[str]) -> list[s
         f"fusion rule {analysis.why_no_row(predictions, rule)}."
         for rule in predictions.rules
         if rule not in fused_by
-    ]
+    ] + analysis.why_no_metric(predictions)
 
 
 def _fitted(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:

@@ -50,6 +50,7 @@ COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
     "equivalent: two one-sided tests at 5 % show a difference of accuracy closer than {margin:g} points."
 )
+OWN_TITLE = "Metrics of your own"
 DETECTION_CAPTION = (
     "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
     "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
@@ -218,6 +219,36 @@ def cascade(report: dict) -> Sheet:
         for title, row in rows.items()
     ]
     return ["", "accuracy %", "NLL", "handed over %", "lost %", "cost"], cells
+
+
+def own_metrics(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """(header, sections as in `main_sections`): the metrics of the user's own, with their intervals."""
+    asked = report["metrics"]
+    header = ["", *(f"{one['name']} {one['unit']}".strip() for one in asked)]
+    sections: dict[str, Cells] = {}
+    for row in report["rows"]:
+        cells = [_name(row, report), *(_own_cell(row["own"][one["name"]], one["digits"]) for one in asked)]
+        sections.setdefault(_title(row, report), []).append(cells)
+    return header, list(sections.items())
+
+
+def own_caption(report: dict) -> str:
+    """What is better, and where the metrics come from."""
+    said = (
+        f"{one['name']} ({one['address']}): {'higher' if one['higher_is_better'] else 'lower'} is better"
+        for one in report["metrics"]
+    )
+    return f"{'; '.join(said)}. 95 % intervals over members, seeds, or test examples (bootstrap)."
+
+
+def _own_cell(metric: dict | None, digits: int) -> str:
+    if metric is None:
+        return MISSING
+    mean = f"{metric['mean']:.{digits}f}"
+    ends = (
+        "" if metric["ci95"] is None else " [{}]".format(", ".join(f"{x:.{digits}f}" for x in metric["ci95"]))
+    )
+    return mean + ends
 
 
 def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
@@ -427,6 +458,12 @@ def terminal(report: dict) -> Group:
             Text(f"\n{detection_title(report)}", style="bold"),
             *render_sections(*detection(report)),
             Text(DETECTION_CAPTION, style="dim"),
+        ]
+    if report.get("metrics"):  # an earlier version's report has no such place
+        parts += [
+            Text(f"\n{OWN_TITLE}", style="bold"),
+            *render_sections(*own_metrics(report)),
+            Text(own_caption(report), style="dim"),
         ]
     return Group(*parts)
 

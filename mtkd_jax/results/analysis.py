@@ -15,16 +15,19 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 
+from mtkd_jax import config as configuration
 from mtkd_jax.config import name_and_model, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.results import intervals, metrics
 from mtkd_jax.runs.predictions import Group, Predictions
-from mtkd_jax.types import UserError
+from mtkd_jax.system import own_metrics
+from mtkd_jax.types import Metric, UserError
 
 METRICS = ("accuracy", "nll", "ece", "brier", "balanced_accuracy")
 DETECTION = ("auroc", "recall_at_false_alarm_rate", "operating_point")
 LARGEST = {"nll": np.inf, "brier": 2.0, "misses": np.inf, "false_alarms": np.inf}  # all others end at 1
 TESTED = ("accuracy", "nll")
+OWN_RESAMPLES = 200  # of a number of the user's own, whose cost nobody knows
 BLOCK = 2048  # examples fused at a time, so that memory does not grow with their number
 CROSS_FAMILY = "unlabelled against labelled"
 IMBALANCED = 1.5  # times the examples of the smallest class in the largest one, and accuracy misleads
@@ -224,6 +227,10 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         "n": len(group.members),
         **found,
         **_detection_of_members(predictions, group, over),
+        "own": {
+            one.name: _own_of_members(one, group, predictions.test_labels, over)
+            for one in own(predictions).values()
+        },
         "val": {name: float(np.mean([one[name] for one in val])) for name in ("accuracy", "nll")},
         "apart": _apart(group, [one["accuracy"] for one in val], len(predictions.val_labels)),
         "grid": [dict(point) for point in group.grid],
@@ -304,6 +311,12 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         "n": 1,
         **{name: found[name] for name in METRICS},
         **(dict.fromkeys(DETECTION) if ranks else _detection_of_ensemble(predictions, decided)),
+        "own": {
+            one.name: None
+            if ranks and not one.of_places
+            else _own_of_ensemble(one, decided["test"], predictions.test_labels)
+            for one in own(predictions).values()
+        },
         "val": {"accuracy": on_val["accuracy"], "nll": None if ranks else on_val["nll"]},
         "apart": [],
         "grid": [],
@@ -334,6 +347,62 @@ def _over_examples(values: np.ndarray) -> dict:
 
 def _of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
     return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
+
+
+def own(predictions: Predictions) -> dict[str, Metric]:
+    """{address: metric} of the user's own, as far as this process knows them."""
+    found = {}
+    for address in predictions.metrics:
+        with contextlib.suppress(UserError):
+            found[address] = configuration.metric(address)
+    return found
+
+
+def why_no_metric(predictions: Predictions) -> list[str]:
+    """Why metrics of the user's own, or what they say of a row, are missing; a sentence each."""
+    found = []
+    for address in predictions.metrics:
+        try:
+            one = configuration.metric(address)
+        except UserError as error:
+            found.append(f"Left out: {error}.")
+            continue
+        for group in predictions.groups:
+            try:
+                for logits in group.test:
+                    own_metrics.values(one, logits, predictions.test_labels)
+            except UserError as error:
+                found.append(f"Left out: {address} of {group.name}: {error}.")
+    return found
+
+
+def _own_of_members(one: Metric, group: Group, labels: np.ndarray, over: str) -> dict | None:
+    """A metric of the user's own over members, with Student's interval; None where it fails."""
+    try:
+        values = [float(own_metrics.values(one, logits, labels).mean()) for logits in group.test]
+    except UserError:
+        return None
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    ci95 = intervals.t_interval(values)  # where such a metric ends is not known: nothing is cut
+    return {"mean": float(np.mean(values)), "std": std, "ci95": ci95, "ci_over": over, "values": values}
+
+
+def _own_of_ensemble(one: Metric, logits: np.ndarray, labels: np.ndarray) -> dict | None:
+    """The same of one fused decision, over test examples: those of every class are resampled alone where the
+    metric is one number for all of them."""
+
+    def of_resample(times: np.ndarray) -> list[float]:
+        rows = np.repeat(np.arange(len(labels)), times)
+        return [float(own_metrics.values(one, logits[rows], labels[rows]))]
+
+    try:
+        values = own_metrics.values(one, logits, labels)
+        if values.ndim:
+            return _over_examples(values)
+        (ci95,) = intervals.bootstrap_statistics(of_resample, labels, num_resamples=OWN_RESAMPLES)
+        return _of_ensemble(float(values), ci95)
+    except UserError:
+        return None
 
 
 def _detection_of_members(predictions: Predictions, group: Group, over: str) -> dict:
@@ -657,6 +726,16 @@ def numbers(predictions: Predictions) -> dict:
             "gap_share_of": "ensemble - baseline",
             "margin": predictions.margin,
             "student_models": student_models(predictions),
+            "metrics": [
+                {
+                    "address": address,
+                    "name": one.name,
+                    "higher_is_better": one.higher_is_better,
+                    "unit": one.unit,
+                    "digits": one.digits,
+                }
+                for address, one in own(predictions).items()
+            ],
             "rows": [{**row, "verdict": verdict_of(row, compared, found_gaps)} for row in rows(predictions)],
             "gaps": found_gaps,
             "students_by_size": students_by_size(predictions),

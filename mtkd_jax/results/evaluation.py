@@ -84,6 +84,7 @@ def predict(
         positive=positive_class(config, dataset.class_names),
         false_alarm_rate=config.report.false_alarm_rate,
         margin=config.report.margin,
+        metrics=tuple(config.report.metrics),
         choose=config.export.choose,
         cascade_tolerance=config.report.cascade_tolerance,
         val_groups=_groups(split),

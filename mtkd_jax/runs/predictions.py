@@ -65,6 +65,7 @@ class Predictions:
     positive: str = ""  # the class to be detected, where there are two; "" = the last one
     false_alarm_rate: float = 0.05  # at which its recall is reported
     margin: float = 0.005  # in accuracy: config.report.margin
+    metrics: tuple[str, ...] = ()  # addresses of the user's own: config.report.metrics
     choose: str = "best"  # which network is to be deployed: config.export.choose
     cascade_tolerance: float = 0.02  # share of accuracy: config.report.cascade_tolerance
     val_groups: np.ndarray | None = None  # [V], equal where examples are not independent; None: not known

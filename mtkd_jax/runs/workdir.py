@@ -393,8 +393,9 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     trained, told = configuration.own_code_digests(config)
     if trained:
         settings["own_code"] = trained
-    if told:
-        settings["fusion"]["own_code"] = told
+    for group, code in told.items():
+        if code:
+            settings[group]["own_code"] = code
     return settings
 
 

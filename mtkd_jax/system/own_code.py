@@ -1,12 +1,14 @@
 """Functions of the user's own, found by an address.
 
-    mine.py:softer            in a file, relative to the current folder
+    mine.py:softer            in a file, beside the configuration file or in the current folder
     package.module:softer     wherever Python imports it from
     __main__:softer           in the notebook or script itself
 
-To find one is to execute its file. What a function's code was is told by a SHA-256: of the file or the
-module's file, and of what a notebook defines by the sources of the function and of all that it names there.
-Files and modules that these import in turn are not looked at.
+A file is looked up in the folder that `beside` names first, then in the current folder, and keeps the name
+it was given: what a run is does not depend on where its files lie. To find one is to execute its file. What a
+function's code was is told by a SHA-256: of the file or the module's file, and of what a notebook defines by
+the sources of the function and of all that it names there. Files and modules that these import in turn are
+not looked at.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ _files: dict[tuple[Path, str], ModuleType] = {}  # by path and SHA-256: executed
 _modules: dict[str, str] = {}  # {module: SHA-256 of its file when it was imported}
 _held: dict[str, Any] = {}  # {where: the file as it was read, or the module}, while a run is at work
 _holding = False
+_beside = ""  # the folder that files are looked up in first; "" = the current folder alone
 
 
 def split(address: str) -> tuple[str, str] | None:
@@ -55,6 +58,16 @@ def split(address: str) -> tuple[str, str] | None:
         return None
     where, call = match.groups()
     return (os.path.normpath(where) if where.endswith(".py") else where), call
+
+
+def name_of(address: str) -> str:
+    """What a function is called in its file or module; "" for what is no address.
+
+    >>> name_of("mine.py:softer(weight=2.0)")
+    'softer'
+    """
+    _, call = split(address) or ("", "")
+    return call.partition("(")[0]
 
 
 def find(where: str, name: str) -> Callable:
@@ -71,6 +84,19 @@ def find(where: str, name: str) -> Callable:
     return function
 
 
+def functions(where: str) -> dict[str, Callable]:
+    """{name: function} of those a file or module defines itself and does not keep to itself (_name).
+
+    Raises UserError, one line, as `find` does.
+    """
+    module = _module(where)
+    return {
+        name: one
+        for name, one in vars(module).items()
+        if inspect.isfunction(one) and one.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
 def digest(where: str, name: str) -> str:
     """SHA-256 in hexadecimal of the code behind a function, see above; UserError as `find` raises it."""
     if where == MAIN:
@@ -81,6 +107,17 @@ def digest(where: str, name: str) -> str:
         return _sha256(_read(where)[1])
     _module(where)
     return _modules[where]
+
+
+@contextlib.contextmanager
+def beside(folder: str) -> Iterator[None]:
+    """Within it files are looked up in `folder` first; "" is no folder."""
+    global _beside
+    before, _beside = _beside, folder
+    try:
+        yield
+    finally:
+        _beside = before
 
 
 @contextlib.contextmanager
@@ -170,10 +207,13 @@ def _read(where: str) -> tuple[Path, bytes]:
     if where in _held:
         return _held[where]
     path = paths.parse(where, "the file")
+    first = paths.parse(_beside, "the folder of own files") / path if _beside else path
     try:
+        path = first if first.is_file() else path
         return _hold(where, (path.resolve(), path.read_bytes()))
     except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror or error}") from None
+        looked = f" (neither in {_beside} nor here)" if _beside and not path.exists() else ""
+        raise UserError(f"{where} cannot be read: {error.strerror or error}{looked}") from None
 
 
 def _what_failed(error: BaseException, path: Path) -> str:
