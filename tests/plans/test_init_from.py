@@ -273,7 +273,7 @@ def test_other_weights_under_the_same_name_are_another_run(field, tmp_path):
         ),
         (
             {"teachers.init_from": ("{a}",), "model.name": "mlp"},
-            "init_from: {a}: mlp: weights of PyTorch can be",
+            "init_from: {a}: mlp: no PyTorch program has this network",
         ),
         (
             {"students.init_from": "{a}", "students.model": "resnet(depth=14)", "model.name": "mlp"},
