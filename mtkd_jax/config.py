@@ -60,6 +60,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.temperature_schedule": ("schedule",),
 }
 TRANSFERS = ("labelled", "unlabelled")
+FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
@@ -141,6 +142,7 @@ def default() -> ConfigDict:
 
     config.export = ConfigDict()
     config.export.choose = "best"  # of all single networks, by validation NLL; or "student", or a row's name
+    config.export.forms = ()  # in which student/ is written too: "onnx", "int8"; each has an extra to install
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
@@ -151,6 +153,25 @@ def default() -> ConfigDict:
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
     return config
+
+
+def from_settings(settings: dict[str, Any]) -> ConfigDict:
+    """The configuration that `to_dict` and JSON made `settings` of; what is no field of today is left out."""
+    config = default()
+    with config.unlocked():
+        for field, _ in fields(config):
+            value: Any = settings
+            for name in field.split("."):
+                value = value[name]
+            config.update_from_flattened_dict({field: _as_tuples(value)})
+    return config
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON has lists where a configuration has tuples."""
+    if isinstance(value, dict):
+        return {name: _as_tuples(one) for name, one in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def variant(config: ConfigDict, name: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
@@ -213,6 +234,7 @@ RANGES = {
     "students.eval_every": _at_least(0),
     "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "export.forms": _one_of(FORMS),
     "runtime.how": _one_of(("auto", *HOW)),
     "runtime.data_shards": _at_least(1),
     "runtime.devices": _at_least(0),
@@ -920,6 +942,7 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
 
 # Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
 _ENTRY_TYPES = {
+    "export.forms": "str",
     "data.augment.rand_augment": "int",
     "teachers.models": "str",
     "teachers.init_from": "str",

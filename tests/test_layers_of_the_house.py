@@ -9,7 +9,14 @@ import mtkd_jax
 
 ROOT = Path(mtkd_jax.__file__).parent
 FLOORS = [  # from the top, by folder or file; nothing imports from a floor above its own
-    {"commands", "main", "predict", "benchmark", "report.overview"},  # and every __main__: the command lines
+    {
+        "commands",
+        "main",
+        "predict",
+        "export",
+        "benchmark",
+        "report.overview",
+    },  # and every __main__: the command lines
     {"api"},
     {"experiment"},
     {"laboratory", "report"},
