@@ -1,7 +1,7 @@
-"""`python -m mtkd_jax.export runs/digits --forms onnx int8`: the student in further forms, and what each costs.
+"""`python -m mtkd_jax.export runs/digits --forms onnx int8`: the student in further forms, and their costs.
 
-Reads the student/ of a run, or a student's folder alone; writes the forms into it and measures every form that
-is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from the
+Reads the student/ of a run, or a student's folder alone; writes the forms into it and measures every form
+that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from the
 student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of the
 float32 student. The table is printed, and stands in the student's README.md and model.json.
 Exit code 0: done; 2: an error that the user can mend, in one line.
@@ -75,7 +75,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=(),
         metavar="FORM",
-        help="onnx, int8; without it those there are measured",
+        help="onnx, int8; without it those there are told",
     )
     asked = parser.parse_args(argv)
     from mtkd_jax.config import FORMS

@@ -74,9 +74,7 @@ def save_student(
     weights = safetensors.save(flatten_dict(_contiguous(variables), sep="/"))
     program = program_of(model, variables, card["input"]["shape"])
     card = {
-        **{
-            name: value for name, value in card.items() if name != "forms"
-        },  # those of the one it was read from
+        **{name: value for name, value in card.items() if name != "forms"},  # of another folder
         "task": card["task"]._asdict(),
         "weights_sha256": sha256(weights),
         "program_sha256": sha256(program),
@@ -302,8 +300,8 @@ def _with_interval(metric: Mapping[str, Any] | None) -> str:
 def forms_caption(card: Mapping[str, Any]) -> str:
     """What the numbers of `forms_table` are."""
     said = (
-        "Milliseconds: median of repeated calls. Largest difference of any logit from the student's, and share "
-        "of images with the same class: over the images of check.safetensors."
+        "Milliseconds: median of repeated calls. Largest difference of any logit from the student's, and "
+        "share of images with the same class: over the images of check.safetensors."
     )
     if any("accuracy" in one for one in card["forms"]["files"].values()):
         said += " Accuracy: of the test set, with 95 % intervals over its examples, the difference paired."

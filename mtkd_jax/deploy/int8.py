@@ -1,12 +1,12 @@
 """The student with kernels of 8 bits: a quarter of the bytes, computed in float32.
 
 Every parameter of two axes or more is rounded by `qwix.quantize` to whole numbers in -127..127, with one
-scale for each output feature (of heads: for each of each head). The program holds these numbers and multiplies them
-out when it is called, so that it needs neither qwix nor mtkd_jax.
+scale for each output feature (of heads: for each of each head). The program holds these numbers and
+multiplies them out when it is called, so that it needs neither qwix nor mtkd_jax.
 
 Activations stay float32. qwix 0.1.8 can round them as well, from ranges it has seen, but not of these
-networks: its `QtProvider` lets go of a tracer where a convolution's range is recorded inside `jax.jit`, and its
-`PtqProvider` cannot convert a kernel that it has rounded (`kernel.astype`), which all convolutions here do.
+networks: its `QtProvider` lets go of a tracer where a convolution's range is recorded inside `jax.jit`, and
+its `PtqProvider` cannot convert a kernel that it has rounded (`kernel.astype`), as all convolutions here do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def rounded(variables: PyTree) -> dict[str, np.ndarray]:
 def multiplied_out(arrays: dict[str, np.ndarray]) -> PyTree:
     """The variables again: float32 kernels, of at most 255 values a feature.
 
-    Converted by `astype`, which is traced: `jnp.asarray` would convert here, and a program would hold float32.
+    Converted by `astype`, which is traced: `jnp.asarray` would convert here and now, and a
+    program would hold float32.
     """
     return unflatten_dict(
         {

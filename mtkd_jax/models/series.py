@@ -108,8 +108,8 @@ def _pointwise(features: int, dtype: str, name: str) -> layers.Conv:
 
 def _largest_of_three(x: Array) -> Array:
     """The largest of a step of x [B,h,c] and its neighbours."""
-    # A step beside itself changes no maximum. Joined and not padded: jax2onnx 0.17 doubles the channels of the
-    # latter (mode "edge", any number of images).
+    # A step beside itself changes no maximum. Joined and not padded: jax2onnx 0.17 doubles the channels
+    # of the latter (mode "edge", any number of images).
     x = jnp.concatenate([x[:, :1], x, x[:, -1:]], axis=1)
     return jnp.maximum(jnp.maximum(x[:, :-2], x[:, 1:-1]), x[:, 2:])
 

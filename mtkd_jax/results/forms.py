@@ -68,7 +68,7 @@ def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any
 
 
 def latency(ask: forms.Ask, images: np.ndarray, size: int) -> float:
-    """Milliseconds that `size` images take: the median of CALLS calls, the first, which compiles, left out."""
+    """Milliseconds that `size` images take: the median of CALLS calls after the first, which compiles."""
     batch = np.resize(images, (size, *images.shape[1:]))
     ask(batch)
     seconds: list[float] = []

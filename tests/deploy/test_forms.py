@@ -66,10 +66,8 @@ def test_a_missing_package_is_one_line_that_names_the_extra(folder, monkeypatch,
     before = content(folder)
     assert command.main([str(folder), "--forms", name]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
-    assert (
-        told
-        == f"error: the form {name} is made by {package}, which is missing: pip install 'mtkd_jax[{name}]'"
-    )
+    missing = f"the form {name} is made by {package}, which is missing"
+    assert told == f"error: {missing}: pip install 'mtkd_jax[{name}]'"
     assert content(folder) == before
     config = small.config(**{"export.forms": (name,)})
     with pytest.raises(UserError, match=rf"mtkd_jax\[{name}\]"):  # before anything is trained
