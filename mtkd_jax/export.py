@@ -1,9 +1,9 @@
 """`python -m mtkd_jax.export runs/digits --forms onnx int8`: the student in further forms, and their costs.
 
 Reads the student/ of a run, or a student's folder alone; writes the forms into it and measures every form
-that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from the
-student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of the
-float32 student. The table is printed, and stands in the student's README.md and model.json.
+that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from
+the student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of
+the float32 student. The table is printed, and stands in the student's README.md and model.json.
 Exit code 0: done; 2: an error that the user can mend, in one line.
 """
 
