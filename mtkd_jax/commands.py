@@ -30,6 +30,7 @@ COMMANDS = {
     "data": Command("report.overview", "look at data before it is trained on", "npz --path mine.npz"),
     "predict": Command("deploy.predict", "ask an exported student", "--student runs/digits/student photos/"),
     "logits": Command("logits", "write what the teachers of a run say", "runs/digits --into teachers.npz"),
+    "export": Command("export", "a student as ONNX or int8, and its costs", "runs/digits --forms onnx int8"),
     "fusion": Command("laboratory.rule_study", "compare rules of fusion on a finished run", "runs/digits"),
     "benchmark": Command("benchmark.__main__", "measure what the engine costs", "members --quick"),
 }

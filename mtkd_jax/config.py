@@ -68,6 +68,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
 }
 TRANSFERS = ("labelled", "unlabelled")
 AT = " @ "  # between the name of a row and the architecture it is of
+FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
@@ -157,6 +158,7 @@ def default() -> ConfigDict:
     config.export = ConfigDict()
     config.export.choose = "best"  # of all, by validation NLL; "student", a row's name; "... @ ARCHITECTURE"
     config.export.cascade = False  # True: also the ensemble, to which it hands over where it is not sure
+    config.export.forms = ()  # in which student/ is written too: "onnx", "int8"; each has an extra to install
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
@@ -172,6 +174,25 @@ def default() -> ConfigDict:
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
     config.runtime.own_code = ""  # folder to look up files of own functions in first; a file sets its own
     return config
+
+
+def from_settings(settings: dict[str, Any]) -> ConfigDict:
+    """The configuration that `to_dict` and JSON made `settings` of; what is no field of today is left out."""
+    config = default()
+    with config.unlocked():
+        for field, _ in fields(config):
+            value: Any = settings
+            for name in field.split("."):
+                value = value[name]
+            config.update_from_flattened_dict({field: _as_tuples(value)})
+    return config
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON has lists where a configuration has tuples."""
+    if isinstance(value, dict):
+        return {name: _as_tuples(one) for name, one in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def variant(config: ConfigDict, name: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
@@ -236,6 +257,7 @@ RANGES = {
     "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.cascade_tolerance": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "export.forms": _one_of(FORMS),
     "runtime.how": _one_of(("auto", *HOW)),
     "runtime.data_shards": _at_least(1),
     "runtime.devices": _at_least(0),
@@ -1219,6 +1241,7 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
 
 # Tuples whose default is empty, or whose entries are whole by chance, say here what they hold.
 _ENTRY_TYPES = {
+    "export.forms": "str",
     "data.augment.rand_augment": "int",
     "data.augment.own": "str",
     "report.metrics": "str",

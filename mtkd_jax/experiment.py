@@ -21,10 +21,11 @@ from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy import cascade as deployed_cascade
 from mtkd_jax.deploy import deployed, export
+from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
 from mtkd_jax.report import document
-from mtkd_jax.results import analysis, cascade, evaluation, intervals, metrics
+from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -85,6 +86,7 @@ def _asked(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tup
     into = paths.parse(into, "the folder of the run")
     configuration.validate(config)
     mesh.check_precision()
+    deployed_forms.check_packages(config.export.forms)
     config = configuration.in_one_spelling(config)
     return into, config, load_split(config, dataset)
 
@@ -231,6 +233,9 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     said = export.logits_of(model, variables, checked)
     export.save_student(into / "student", model, variables, card, (checked, said))
     export.verify_student(into / "student", configuration.build_model, checked, said)
+    if trained.config.export.forms:
+        wanted = trained.config.export.forms
+        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split.dataset)
     if trained.config.export.cascade:
         _save_ensemble(trained, predicted, card, into / "student", checked)
 

@@ -15,6 +15,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
         "sweep",
         "predict",
         "logits",
+        "export",
         "benchmark",
         "report.overview",
     },  # and every __main__: the command lines

@@ -19,22 +19,26 @@ from jax import export as jax_export
 from mtkd_jax.types import Array, UserError
 
 PROGRAM = "model.stablehlo"
+INT8_PROGRAM = "model.int8.stablehlo"  # the same of kernels of 8 bits, where it has been asked for
 PIXELS = "uint8 pixels divided by 255"  # the range, in a card's "input", of a student that reads image files
 
 
-def load_program(directory: Path) -> tuple[Callable[[Array], Array], dict[str, Any]]:
-    """The student as (program, card): `program(images)` returns logits [b,C].
+def load_program(directory: Path, file: str = PROGRAM) -> tuple[Callable[[Array], Array], dict[str, Any]]:
+    """The student as (program, card): `program(images)` returns logits [b,C]; `file` names which program.
 
     Images are float32 [b,h,w,c] in the range that the card's "input" says. Raises UserError naming the file
     when one is missing or is not what was saved, or when this version of JAX does not read the program.
     """
     directory = Path(directory)
     card = read_card(directory / "model.json")
-    path = directory / PROGRAM
+    path = directory / file
     if "program_sha256" not in card:
         raise UserError(f"{directory}: a student from before there was {PROGRAM}; export it again")
+    known = card.get("forms", {}).get("files", {}) | {PROGRAM: {"sha256": card["program_sha256"]}}
+    if "sha256" not in known.get(file, {}):
+        raise UserError(f"{directory}: has no {file}; python -m mtkd_jax.export --forms writes it")
     data = read(path)
-    if sha256(data) != card["program_sha256"]:
+    if sha256(data) != known[file]["sha256"]:
         raise UserError(
             f"{path}: damaged, its SHA-256 is not the one in model.json; export the student again"
         )

@@ -6,6 +6,8 @@ model.json          the card: what `load_student` needs and what a reader asks
 check.safetensors   {"images", "logits"}: a few inputs and what the student said of them when it was saved
 README.md           the card in words
 cascade/            with `export.cascade`, the ensemble it hands over to: see deploy/cascade.py
+
+Further forms stand beside these where they have been asked for: see deploy/forms.py.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from jax import export as jax_export
 from safetensors import flax as safetensors
 
 from mtkd_jax.deploy.cascade import FOLDER
-from mtkd_jax.deploy.deployed import PIXELS, PROGRAM, card_digest, load_program, read, read_card, sha256
+from mtkd_jax.deploy.deployed import (
+    INT8_PROGRAM,
+    PIXELS,
+    PROGRAM,
+    card_digest,
+    load_program,
+    read,
+    read_card,
+    sha256,
+)
 from mtkd_jax.models import layers
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
@@ -33,6 +44,13 @@ from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
 TOLERANCE = 1e-5
 PLATFORMS = ("cpu", "cuda", "tpu")
+FORMS = {  # file of the student's folder -> what it is, in the order in which they are told
+    "model.safetensors": "float32 weights",
+    PROGRAM: "float32, StableHLO",
+    "model.onnx": "float32, ONNX",
+    "model.int8.safetensors": "int8 kernels",
+    INT8_PROGRAM: "int8 kernels, StableHLO",
+}
 
 
 def save_student(
@@ -58,7 +76,7 @@ def save_student(
     weights = safetensors.save(flatten_dict(_contiguous(variables), sep="/"))
     program = program_of(model, variables, card["input"]["shape"])
     card = {
-        **card,
+        **{name: value for name, value in card.items() if name != "forms"},  # of another folder
         "task": card["task"]._asdict(),
         "weights_sha256": sha256(weights),
         "program_sha256": sha256(program),
@@ -75,7 +93,7 @@ def save_student(
         checked = safetensors.save(_contiguous({"images": images, "logits": logits}))
         (temporary / "check.safetensors").write_bytes(checked)
         (temporary / "model.json").write_text(json.dumps(card, indent=2), encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(card, directory.name), encoding="utf-8")
+        (temporary / "README.md").write_text(readme(card, directory.name), encoding="utf-8")
         shutil.rmtree(old, ignore_errors=True)
         if directory.exists():
             directory.rename(old)
@@ -217,7 +235,8 @@ def _shapes(variables: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
 # --- the card in words --------------------------------------------------------------------------------
 
 
-def _readme(card: Mapping[str, Any], folder: str) -> str:
+def readme(card: Mapping[str, Any], folder: str) -> str:
+    """The card in words, for the student's folder of this name."""
     shape = " x ".join(map(str, card["input"]["shape"]))
     metrics = "\n".join(_metric_row(name, metric) for name, metric in card["metrics"].items())
     told = {name: in_markdown(card[name]) for name in ("name", "training", "data", "source")}
@@ -246,7 +265,7 @@ another scale or a class that is not in the list; it always answers with one of 
 |---|---|---|---|
 {metrics}
 
-## How to predict with it
+{_forms(card)}## How to predict with it
 
 {_of_files(card, folder)}From Python without `mtkd_jax`, but with JAX, flatbuffers and safetensors, from the
 folder that holds `{folder}/`:
@@ -292,6 +311,50 @@ print("largest difference from the saved logits:", abs(outputs.logits - check["l
 `model.json` is this page for programs. SHA-256 of the weights: `{card["weights_sha256"]}`;
 of the program: `{card["program_sha256"]}`.
 """
+
+
+def _forms(card: Mapping[str, Any]) -> str:
+    """The forms and what they cost, where they have been measured; nothing where they have not."""
+    if not card.get("forms"):
+        return ""
+    header, rows = forms_table(card)
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join(["## Its forms", "", *lines, "", in_markdown(forms_caption(card)), "", ""])
+
+
+def forms_table(card: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, as text, of the files that the card's "forms" tells of."""
+    told = card["forms"]["files"]
+    header = ["file", "what", "bytes", "1 image, ms", "64 images, ms", "largest difference", "same class"]
+    has_accuracy = any("accuracy" in one for one in told.values())
+    return header + ["accuracy", "minus float32"] * has_accuracy, [
+        _form_row(file, FORMS[file], told[file], has_accuracy) for file in FORMS if file in told
+    ]
+
+
+def _form_row(file: str, what: str, told: Mapping[str, Any], has_accuracy: bool) -> list[str]:
+    cells = [file, what, f"{told['bytes']:_}" if "bytes" in told else ""]
+    cells += [f"{told['ms'][size]:.3g}" if "ms" in told else "" for size in ("1", "64")]
+    cells += [f"{told['difference']:.2g}", f"{told['same_class']:.1%}"] if "ms" in told else ["", ""]
+    if has_accuracy:
+        cells += [_with_interval(told.get(name)) for name in ("accuracy", "accuracy_minus_float32")]
+    return cells
+
+
+def _with_interval(metric: Mapping[str, Any] | None) -> str:
+    return f"{metric['value']:.4f} ({metric['ci95'][0]:.4f} to {metric['ci95'][1]:.4f})" if metric else ""
+
+
+def forms_caption(card: Mapping[str, Any]) -> str:
+    """What the numbers of `forms_table` are."""
+    said = (
+        "Milliseconds: median of repeated calls. Largest difference of any logit from the student's, and "
+        "share of images with the same class: over the images of check.safetensors."
+    )
+    if any("accuracy" in one for one in card["forms"]["files"].values()):
+        said += " Accuracy: of the test set, with 95 % intervals over its examples, the difference paired."
+    on = card["forms"]["on"]
+    return f"{said} Measured on {on}." if on else f"{said} Not measured yet."
 
 
 def _of_files(card: Mapping[str, Any], folder: str) -> str:

@@ -88,9 +88,7 @@ def _of_onnx(path: Path, shape: tuple[int, ...]) -> Program:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(
-            f"{path}: ONNX Runtime, which runs it, is missing: pip install 'mtkd_jax[onnx]'"
-        ) from None
+        raise UserError(f"{path}: ONNX Runtime, which runs it, is missing: pip install onnxruntime") from None
     data, options = read(path), onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it logs as errors is raised, too
     try:

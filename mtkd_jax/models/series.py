@@ -108,7 +108,9 @@ def _pointwise(features: int, dtype: str, name: str) -> layers.Conv:
 
 def _largest_of_three(x: Array) -> Array:
     """The largest of a step of x [B,h,c] and its neighbours."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0)), mode="edge")  # a step beside itself changes no maximum
+    # A step beside itself changes no maximum. Joined and not padded: jax2onnx 0.17 doubles the channels
+    # of the latter (mode "edge", any number of images).
+    x = jnp.concatenate([x[:, :1], x, x[:, -1:]], axis=1)
     return jnp.maximum(jnp.maximum(x[:, :-2], x[:, 1:-1]), x[:, 2:])
 
 

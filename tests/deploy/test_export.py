@@ -133,7 +133,7 @@ def test_it_is_replaced_whole(folder):
 def test_a_save_that_fails_leaves_the_old_one(folder, monkeypatch):
     variables, logits = student()
     monkeypatch.setattr(
-        "mtkd_jax.deploy.export._readme", lambda card, name: (_ for _ in ()).throw(OSError(28, "full"))
+        "mtkd_jax.deploy.export.readme", lambda card, name: (_ for _ in ()).throw(OSError(28, "full"))
     )
     with pytest.raises(UserError, match=f"{folder}: cannot save the student: full"):
         save_student(folder, MODEL, variables, CARD, (IMAGES, logits))

@@ -1,0 +1,149 @@
+"""Further forms of the student in its folder, beside the float32 program and weights.
+
+model.onnx               for ONNX Runtime, in a browser too: see deploy/onnx.py
+model.int8.stablehlo     the program with kernels of 8 bits: see deploy/int8.py
+model.int8.safetensors   these kernels and their scales
+
+A form is kept once it has been asked about the images that the folder holds for checking. The card, and the
+README with it, names every file, its SHA-256 and what was measured of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors import flax as safetensors_flax
+from safetensors.numpy import load_file
+
+from mtkd_jax.deploy import export, int8, onnx
+from mtkd_jax.deploy.deployed import INT8_PROGRAM, PROGRAM, card_digest, load_program, sha256
+from mtkd_jax.system import files
+from mtkd_jax.types import Array, Model, PyTree, UserError
+
+ONNX, INT8_WEIGHTS, WEIGHTS = "model.onnx", "model.int8.safetensors", "model.safetensors"
+PROC = Path("/proc")
+Ask = Callable[[Array], np.ndarray]  # float32 images [b,h,w,c] -> logits [b,C]
+
+
+class Form(NamedTuple):
+    """What a form is made by."""
+
+    packages: tuple[str, ...]  # that are no requirement of mtkd_jax; the extra of the form's name brings them
+    write: Callable[[Model, PyTree, np.ndarray, np.ndarray], dict[str, bytes]]  # -> {file: content}
+
+
+def add(directory: Path, names: Sequence[str], build: export.Build) -> None:
+    """Write the forms of these names into the student's folder `directory`, and into its card.
+
+    `build` makes a network of its address, as in `load_student`. A form that is there is replaced. Raises
+    UserError, one line, before anything is written, for a form whose packages are missing and for one that
+    cannot be made of this network.
+    """
+    check_packages(names)
+    model, variables, card = export.load_student(directory, build)
+    checked = load_file(directory / "check.safetensors")
+    written: dict[str, bytes] = {}
+    for name in names:
+        written |= FORMS[name].write(model, variables, checked["images"], checked["logits"])
+    for file, data in written.items():
+        files.write_atomically(directory / file, data)
+    if written:
+        rewrite_card(directory, card, {file: {"sha256": sha256(data)} for file, data in written.items()})
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Raise UserError naming the extra that brings what a form is made by, where it is missing."""
+    for name in names:
+        for package in FORMS[name].packages:
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"the form {name} is made by {package}, which is missing: pip install 'mtkd_jax[{name}]'"
+                )
+
+
+def rewrite_card(
+    directory: Path, card: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], on: str = ""
+) -> None:
+    """Write `card`, and the README, with what is told of files of the folder; `on` names the machine."""
+    before = card.get("forms", {})
+    of_files = before.get("files", {})
+    of_files = {file: {**of_files.get(file, {}), **told.get(file, {})} for file in {**of_files, **told}}
+    card = {**card, "forms": {"on": on or before.get("on", ""), "files": of_files}}
+    card["card_sha256"] = card_digest(card)
+    files.write_atomically(directory / "model.json", json.dumps(card, indent=2).encode())
+    files.write_atomically(directory / "README.md", export.readme(card, directory.name).encode())
+
+
+def programs(directory: Path) -> dict[str, Ask]:
+    """{file: what it says} of every form of the folder that can be asked.
+
+    Raises UserError naming a file that is not what was written, and where ONNX Runtime is missing.
+    """
+    program, card = load_program(directory)
+    found: dict[str, Ask] = {PROGRAM: lambda images: np.asarray(program(images))}
+    told = card.get("forms", {}).get("files", {})
+    if ONNX in told:
+        check_packages(["onnx"])
+        found[ONNX] = onnx.program_of_onnx(_intact(directory / ONNX, told[ONNX]))
+    if INT8_PROGRAM in told:
+        rounded, _ = load_program(directory, INT8_PROGRAM)
+        found[INT8_PROGRAM] = lambda images: np.asarray(rounded(images))
+    return found
+
+
+def machine() -> str:
+    """The processor, as far as the system tells it, and how many cores this process sees."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {len(names) or '?'} cores, JAX on {jax.default_backend()}"
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return (PROC / "cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # another system than Linux
+        return []
+
+
+def _intact(path: Path, told: Mapping[str, Any]) -> bytes:
+    data = export.read(path)
+    if sha256(data) != told["sha256"]:
+        raise UserError(f"{path}: damaged, its SHA-256 is not the one in model.json; export it again")
+    return data
+
+
+def _write_onnx(model: Model, variables: PyTree, images: np.ndarray, logits: np.ndarray) -> dict[str, bytes]:
+    return {ONNX: onnx.onnx_of(model, variables, images, logits)}
+
+
+def _write_int8(model: Model, variables: PyTree, images: np.ndarray, logits: np.ndarray) -> dict[str, bytes]:
+    arrays = int8.rounded(variables)
+
+    def apply(_: PyTree, image: Array) -> tuple[Any, PyTree]:
+        return model.apply(int8.multiplied_out(arrays), image)
+
+    program = export.program_of(_Applied(model.name, model.module, apply=apply), {}, images.shape[1:])
+    return {INT8_WEIGHTS: safetensors_flax.save(arrays), INT8_PROGRAM: program}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Applied:
+    """A model whose variables are known already."""
+
+    name: str
+    module: Any
+    apply: Callable
+
+
+FORMS = {
+    "onnx": Form(("jax2onnx", "onnxruntime"), _write_onnx),
+    "int8": Form(("qwix",), _write_int8),
+}

@@ -1,0 +1,90 @@
+"""`python -m mtkd_jax.export runs/digits --forms onnx int8`: the student in further forms, and their costs.
+
+Reads the student/ of a run, or a student's folder alone; writes the forms into it and measures every form
+that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from
+the student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of
+the float32 student. The table is printed, and stands in the student's README.md and model.json.
+Exit code 0: done; 2: an error that the user can mend, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from mtkd_jax.system import terminal
+from mtkd_jax.system.spelling import hint
+from mtkd_jax.types import DataSet, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export a student in further forms; returns the exit code."""
+    return terminal.answer(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    asked = _parse(argv)
+    from mtkd_jax import config
+    from mtkd_jax.deploy import export
+    from mtkd_jax.results import forms
+
+    student = asked.folder / "student" if (asked.folder / "student").is_dir() else asked.folder
+    if not (student / "model.json").exists():
+        raise UserError(f"{asked.folder}: holds no student; give a finished run, or its student/")
+    card = forms.export_forms(student, asked.forms, config.build_model, _data_of(student.parent))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    header, rows = export.forms_table(card)
+    for place, column in enumerate(header):
+        table.add_column(column, justify="left" if place < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    terminal.console().print(table)
+    print(export.forms_caption(card))
+
+
+def _data_of(run: Path) -> DataSet | None:
+    """The data of the run that a student lies in; None, and a note, where they cannot be had."""
+    from mtkd_jax import experiment
+    from mtkd_jax.runs import workdir
+
+    try:
+        settings = workdir.read_config(run)
+        if settings is None:
+            terminal.tell("note: no run lies around this student: its accuracy is not measured")
+            return None
+        config = experiment.configuration.from_settings(settings)
+        split = experiment.load_split(config)
+        workdir.check(run, config, split)
+        return split.dataset
+    except UserError as error:
+        terminal.tell(f"note: the accuracy on the test set is not measured: {error}")
+        return None
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = terminal.Parser("python -m mtkd_jax.export", __doc__)
+    parser.add_argument("folder", type=terminal.path, metavar="RUN", help="a finished run, or its student/")
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        default=(),
+        metavar="FORM",
+        help="onnx, int8; without it those there are told",
+    )
+    asked = parser.parse_args(argv)
+    from mtkd_jax.config import FORMS
+
+    for name in asked.forms:
+        if name not in FORMS:
+            raise UserError(f"--forms {name}: must be of {', '.join(FORMS)}{hint(name, FORMS)}")
+    return asked
+
+
+if __name__ == "__main__":
+    sys.exit(main())

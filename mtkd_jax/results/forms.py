@@ -1,0 +1,95 @@
+"""What every form of an exported student costs and says, measured on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from mtkd_jax.data import loading
+from mtkd_jax.deploy import export, forms
+from mtkd_jax.deploy.deployed import PROGRAM, read_card
+from mtkd_jax.results import intervals
+from mtkd_jax.types import DataSet
+
+BATCHES = (1, 64)  # images asked for at once, where latency is measured
+CALLS = 50  # whose median it is
+SECONDS = 2.0  # or as many calls as are begun in this time, and five at least
+BLOCK = 256  # images computed at once
+
+
+def export_forms(
+    directory: Path, names: Sequence[str], build: export.Build, dataset: DataSet | None
+) -> dict[str, Any]:
+    """Add the forms of these names to the student's folder and measure all that are there; its card.
+
+    Of every file: "bytes"; of one that can be asked also "ms" {batch: milliseconds}, "difference" (the
+    largest of any logit, and "same_class", the share of images with the same class, from what the student
+    said of the images of check.safetensors) and, with the test set of `dataset`, "accuracy" and
+    "accuracy_minus_float32" {"value", "ci95"}, paired over its examples. Raises UserError as `forms.add`.
+    """
+    forms.add(directory, names, build)
+    told = measure(directory, dataset)
+    forms.rewrite_card(directory, read_card(directory / "model.json"), told, forms.machine())
+    return read_card(directory / "model.json")
+
+
+def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any]]:
+    """{file: what was measured of it}, as `export_forms` says; nothing is written."""
+    asked = forms.programs(directory)
+    checked = load_file(directory / "check.safetensors")
+    right: dict[str, np.ndarray] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for file in export.FORMS:
+        if not (directory / file).exists() or (
+            file != forms.WEIGHTS and file not in _known(directory, asked)
+        ):
+            continue
+        told[file] = {"bytes": (directory / file).stat().st_size}
+        if file in asked:
+            said = asked[file](checked["images"])
+            told[file] |= {
+                "ms": {str(size): latency(asked[file], checked["images"], size) for size in BATCHES},
+                "difference": float(np.max(np.abs(said - checked["logits"]))),
+                "same_class": float(np.mean(said.argmax(-1) == checked["logits"].argmax(-1))),
+            }
+            if dataset is not None and len(dataset.test_labels):
+                right[file] = _right(asked[file], dataset)
+                told[file]["accuracy"] = _mean(right[file])
+                if file != PROGRAM:
+                    told[file]["accuracy_minus_float32"] = _mean(right[file] - right[PROGRAM])
+    return told
+
+
+def latency(ask: forms.Ask, images: np.ndarray, size: int) -> float:
+    """Milliseconds that `size` images take: the median of CALLS calls after the first, which compiles."""
+    batch = np.resize(images, (size, *images.shape[1:]))
+    ask(batch)
+    seconds: list[float] = []
+    while len(seconds) < CALLS and (sum(seconds) < SECONDS or len(seconds) < 5):
+        begun = time.perf_counter()
+        ask(batch)
+        seconds.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(seconds)
+
+
+def _known(directory: Path, asked: dict[str, forms.Ask]) -> set[str]:
+    return {*asked, *read_card(directory / "model.json").get("forms", {}).get("files", {})}
+
+
+def _right(ask: forms.Ask, dataset: DataSet) -> np.ndarray:
+    """1.0 for each test example [N] whose class is found."""
+    images = dataset.test_images
+    parts = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
+    classes = [ask(np.asarray(loading.scale(jnp.asarray(part)))).argmax(-1) for part in parts]
+    return (np.concatenate(classes) == dataset.test_labels).astype(np.float64)
+
+
+def _mean(values: np.ndarray) -> dict[str, Any]:
+    return {"value": float(np.mean(values)), "ci95": list(intervals.bootstrap_interval(values))}

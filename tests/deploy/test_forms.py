@@ -1,0 +1,227 @@
+"""Further forms of a student say what it says, or are refused in one line and leave its folder as it was."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
+
+from mtkd_jax import config as configuration
+from mtkd_jax import experiment
+from mtkd_jax import export as command
+from mtkd_jax.deploy import deployed, export, forms, int8, onnx
+from mtkd_jax.results import forms as measured
+from mtkd_jax.types import Task, UserError
+from tests import small
+
+
+def network(address, shape):
+    """A network as it is initialised, with normalisation that has seen something, and images."""
+    channels = shape[-1]
+    task = Task(3, 1, (0.4,) * channels, (0.2,) * channels)
+    model = configuration.build_model(address, task)
+    images = np.random.default_rng(0).uniform(size=(5, *shape)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    return model, variables, images, np.asarray(export.logits_of(model, variables, images))
+
+
+def save(directory, address="mlp(hidden=(16,))", shape=(4, 4, 1)):
+    model, variables, images, logits = network(address, shape)
+    card = {
+        "name": "made up: student by nobody",
+        "model": address,
+        "task": model.module.task,
+        "class_names": ["a", "b", "c"],
+        "input": {"shape": list(shape), "dtype": "float32", "range": deployed.PIXELS},
+        "training": "none",
+        "data": "none",
+        "source": "none",
+        "metrics": {},
+    }
+    export.save_student(directory, model, variables, card, (images, logits))
+    return variables, images, logits
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path / "student")
+    return tmp_path / "student"
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name, package", [("onnx", "jax2onnx"), ("int8", "qwix")])
+def test_a_missing_package_is_one_line_that_names_the_extra(folder, monkeypatch, capsys, name, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda one: None if one == package else find(one))
+    before = content(folder)
+    assert command.main([str(folder), "--forms", name]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    missing = f"the form {name} is made by {package}, which is missing"
+    assert told == f"error: {missing}: pip install 'mtkd_jax[{name}]'"
+    assert content(folder) == before
+    config = small.config(**{"export.forms": (name,)})
+    with pytest.raises(UserError, match=rf"mtkd_jax\[{name}\]"):  # before anything is trained
+        experiment.run(config, folder.parent / "run")
+
+
+def test_a_form_that_is_none_suggests_the_nearest(folder, capsys):
+    assert command.main([str(folder), "--forms", "onx"]) == 2
+    assert "--forms onx: must be of onnx, int8" in (said := capsys.readouterr().err) and "'onnx'" in said
+    assert command.main([str(folder.parent / "nothing")]) == 2
+    assert "holds no student" in capsys.readouterr().err
+
+
+def test_what_is_there_is_measured_and_told(folder, capsys):
+    assert command.main([str(folder)]) == 0
+    told = capsys.readouterr()
+    card = deployed.read_card(folder / "model.json")
+    assert set(card["forms"]["files"]) == {"model.safetensors", "model.stablehlo"}
+    program = card["forms"]["files"]["model.stablehlo"]
+    assert program["bytes"] == (folder / "model.stablehlo").stat().st_size
+    assert program["difference"] < 1e-5 and program["same_class"] == 1 and set(program["ms"]) == {"1", "64"}
+    assert "accuracy" not in program and "its accuracy is not measured" in told.err
+    readme = (folder / "README.md").read_text()
+    assert "## Its forms" in readme and f"Measured on {card['forms']['on']}" in readme.replace("\\", "")
+    assert f"{program['bytes']:_}" in told.out
+    export.load_student(folder, configuration.build_model)  # still a student, and its card whole
+
+
+def test_latency_is_the_median_of_calls_after_the_first(monkeypatch):
+    clock = iter([0.0, 0.010, 1.0, 1.030, 2.0, 2.020, 3.0, 3.5, 4.0, 4.001])
+    monkeypatch.setattr(measured.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(measured, "SECONDS", 0.0)
+    sizes = []
+    ms = measured.latency(lambda images: sizes.append(len(images)), np.zeros((3, 2, 2, 1)), 7)
+    assert ms == pytest.approx(20.0) and sizes == [7] * 6
+
+
+def test_accuracy_is_paired_with_that_of_the_float32_program(folder, monkeypatch):
+    """By hand: of four examples the program finds three, the other form two, both among the three."""
+    dataset = type("Data", (), {"test_images": np.zeros((4, 4, 4, 1), np.uint8), "test_labels": np.arange(4)})
+    answers = {"model.stablehlo": [0, 1, 2, 0], "model.onnx": [0, 1, 0, 0]}
+
+    def ask(classes):
+        return lambda images: np.eye(4, dtype=np.float32)[np.resize(classes, len(images))][:, :]
+
+    monkeypatch.setattr(measured.forms, "programs", lambda _: {f: ask(c) for f, c in answers.items()})
+    (folder / "model.onnx").write_bytes(b"x" * 9)
+    monkeypatch.setattr(
+        measured, "load_file", lambda _: {"images": np.zeros((4, 4, 4, 1)), "logits": np.eye(4)[[0, 1, 2, 0]]}
+    )
+    told = measured.measure(folder, dataset)
+    assert told["model.stablehlo"]["accuracy"]["value"] == 0.75
+    assert told["model.onnx"]["accuracy"]["value"] == 0.5 and told["model.onnx"]["bytes"] == 9
+    assert told["model.onnx"]["accuracy_minus_float32"]["value"] == -0.25
+    low, high = told["model.onnx"]["accuracy_minus_float32"]["ci95"]
+    assert -1 <= low <= -0.25 <= high <= 0
+    assert told["model.onnx"]["same_class"] == 0.75
+
+
+def test_a_configuration_comes_back_from_its_settings():
+    config = small.config(**{"export.forms": ("int8",), "students.alphas": (0.0, 0.5)})
+    again = configuration.from_settings(json.loads(json.dumps(config.to_dict())))
+    assert again.to_dict() == config.to_dict()
+
+
+# --- ONNX ---------------------------------------------------------------------------------------------
+
+NETWORKS = [
+    ("mlp(hidden=(8,))", (8, 8, 1)),
+    ("cnn(widths=(4, 8), dense=8)", (8, 8, 1)),
+    ("resnet(depth=8)", (8, 8, 3)),
+    ("mobilenet_v2(width=0.25)", (16, 16, 3)),
+    ("fcn(widths=(4, 8, 4))", (20, 1, 2)),
+    ("inception_time(depth=3, width=4)", (20, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("address, shape", NETWORKS)
+def test_onnx_says_what_the_student_says_of_any_number_of_images(address, shape):
+    pytest.importorskip("jax2onnx"), pytest.importorskip("onnxruntime")
+    model, variables, images, logits = network(address, shape)
+    ask = onnx.program_of_onnx(onnx.onnx_of(model, variables, images, logits))
+    for num in (1, 3, 5):
+        np.testing.assert_allclose(ask(images[:num]), logits[:num], atol=1e-4 * max(1, abs(logits).max()))
+
+
+def test_onnx_of_another_network_is_refused_and_nothing_is_written(folder, monkeypatch):
+    pytest.importorskip("jax2onnx"), pytest.importorskip("onnxruntime")
+    said = {"images": (checked := load_file(folder / "check.safetensors"))["images"]}
+    monkeypatch.setattr(forms, "load_file", lambda _: said | {"logits": checked["logits"] + 0.01})
+    before = content(folder)
+    with pytest.raises(UserError, match=r"mlp.*cannot be written as ONNX.*as on a gpu: differs by") as caught:
+        forms.add(folder, ["onnx"], configuration.build_model)
+    assert "\n" not in str(caught.value) and content(folder) == before
+
+
+# --- int8 ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address, shape", [NETWORKS[0], NETWORKS[2], NETWORKS[4]])
+def test_kernels_are_rounded_to_127_steps_of_the_largest_of_each_feature(address, shape):
+    pytest.importorskip("qwix")
+    _, variables, _, _ = network(address, shape)
+    arrays = int8.rounded(variables)
+    again = flatten_dict(int8.multiplied_out(arrays), sep="/")
+    for path, leaf in flatten_dict(variables, sep="/").items():
+        leaf = np.asarray(leaf, np.float64)
+        if not path.startswith("params/") or leaf.ndim < 2:
+            np.testing.assert_array_equal(again[path], leaf)
+            continue
+        axes = tuple(range(leaf.ndim - 1)) if "heads" not in path else (1,) * (leaf.ndim == 3) or (0,)
+        step = np.abs(leaf).max(axis=axes, keepdims=True) / 127
+        assert arrays[path].dtype == np.int8 and (path != "params/heads/bias" or leaf.ndim == 2)
+        assert np.all(np.abs(again[path] - leaf) <= 0.5001 * step + 1e-9)
+
+
+def test_int8_is_a_quarter_of_the_bytes_and_is_asked_without_qwix(tmp_path, monkeypatch):
+    pytest.importorskip("qwix")
+    _, images, logits = save(tmp_path, "mlp(hidden=(256, 256))", (8, 8, 1))
+    forms.add(tmp_path, ["int8"], configuration.build_model)
+    size = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert size["model.int8.safetensors"] < 0.28 * size["model.safetensors"]
+    assert size["model.int8.stablehlo"] < 0.35 * size["model.stablehlo"]
+    monkeypatch.setitem(__import__("sys").modules, "qwix", None)  # importing it would raise
+    program, _ = deployed.load_program(tmp_path, deployed.INT8_PROGRAM)
+    model, _, _, _ = network("mlp(hidden=(256, 256))", (8, 8, 1))
+    wanted = model.apply(int8.multiplied_out(load_file(tmp_path / "model.int8.safetensors")), images)[
+        0
+    ].logits
+    np.testing.assert_allclose(program(images), wanted, atol=1e-5)
+    assert 0 < float(jnp.max(jnp.abs(wanted - logits))) < 0.1
+    data = bytearray((tmp_path / "model.int8.stablehlo").read_bytes())
+    data[100] ^= 1
+    (tmp_path / "model.int8.stablehlo").write_bytes(data)
+    with pytest.raises(UserError, match="model.int8.stablehlo: damaged"):
+        forms.programs(tmp_path)
+
+
+def test_a_run_writes_the_forms_it_is_asked_for_and_the_command_measures_them_again(tmp_path, capsys):
+    pytest.importorskip("qwix")
+    config = small.config(**{"export.forms": ("int8",), "train.epochs": 1})
+    experiment.run(config, tmp_path / "run", quiet=True)
+    capsys.readouterr()
+    card = deployed.read_card(tmp_path / "run" / "student" / "model.json")
+    first = card["forms"]["files"]["model.int8.stablehlo"]
+    assert {"bytes", "ms", "difference", "accuracy", "accuracy_minus_float32", "sha256"} == set(first) - {
+        "same_class"
+    }
+    assert card["forms"]["files"]["model.stablehlo"]["accuracy"]["value"] == pytest.approx(
+        card["metrics"]["test accuracy"]["value"]
+    )
+    assert command.main([str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err == ""  # the data were found and are the run's
+    again = deployed.read_card(tmp_path / "run" / "student" / "model.json")["forms"]["files"]
+    assert again["model.int8.stablehlo"]["accuracy"] == first["accuracy"]
+    shutil.copytree(tmp_path / "run" / "student", tmp_path / "alone")
+    assert "accuracy" in (tmp_path / "alone" / "README.md").read_text()
