@@ -101,7 +101,7 @@ def run(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     report = run(config, folder, quiet=True)
     >>> [row["name"] for row in report["rows"]]
-    ['mlp(hidden=(4,))', 'mean_probs', 'mean_logits', 'plurality', 'borda']
+    ['mlp(hidden=(4,))', 'linear on pixels', 'mean_probs', 'mean_logits', 'plurality', 'borda']
     """
     if data is not None:
         config = _of_arrays(config, data)

@@ -176,25 +176,6 @@ def default() -> ConfigDict:
     return config
 
 
-def from_settings(settings: dict[str, Any]) -> ConfigDict:
-    """The configuration that `to_dict` and JSON made `settings` of; what is no field of today is left out."""
-    config = default()
-    with config.unlocked():
-        for field, _ in fields(config):
-            value: Any = settings
-            for name in field.split("."):
-                value = value[name]
-            config.update_from_flattened_dict({field: _as_tuples(value)})
-    return config
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON has lists where a configuration has tuples."""
-    if isinstance(value, dict):
-        return {name: _as_tuples(one) for name, one in value.items()}
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
-
-
 def variant(config: ConfigDict, name: str, **variants: Callable[[ConfigDict], None]) -> ConfigDict:
     """`config` changed into the variant `name` of --config=FILE.py:NAME; "" leaves it as it is."""
     if name and name not in variants:
@@ -596,6 +577,7 @@ def catalogue(kind: str) -> dict[str, Callable]:
         family = module.__name__.rsplit(".", 1)[-1]
         for name, function in inspect.getmembers(module, inspect.isfunction):
             own = function.__module__ == module.__name__ and not name.startswith("_")
+            own &= all(p.kind is not p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
             if own and function.__annotations__.get("return") in returns:
                 found[f"{family}.{name}" if kind == "mode" and family != "modes" else name] = function
     return found

@@ -64,10 +64,18 @@ def run(
                 f"{split.dataset.name}: has no test set, and a report says how good networks are on one"
             )
         finished = workdir.finished_report(into, config)
-        if finished is not None and not document.can_be_shown(finished):  # an earlier version's
+        if finished is not None and not _is_whole(finished, config):
             finished = None
         with _checked(config, split, into, writes=finished is None):
             return _run(config, split, into, quiet) if finished is None else finished
+
+
+def _is_whole(report: dict[str, Any], config: ConfigDict) -> bool:
+    """Whether a finished report is of this version, and has the metrics of the user's own.
+
+    One that was built again has none of these, because reading a run executes nothing.
+    """
+    return document.can_be_shown(report) and len(report["metrics"]) == len(config.report.metrics)
 
 
 def train(
@@ -195,6 +203,13 @@ def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[s
     if described is None:
         raise UserError(f"{into}: holds no run; name the --workdir of one")
     config = configuration.restored(described)
+    with configuration.own_files(config):
+        return _said_by_teachers(config, into, dataset)
+
+
+def _said_by_teachers(
+    config: ConfigDict, into: Path, dataset: DataSet | None
+) -> tuple[dict[str, np.ndarray], DataSet]:
     given = config.teachers
     if not (given.from_run or given.trained or configuration.given_teachers(config)):
         given.from_run, given.init_from, given.mean, given.std = os.fspath(into), (), (), ()

@@ -10,10 +10,12 @@ Exit code 0: done; 2: an error that the user can mend, in one line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -33,11 +35,15 @@ def _main(argv: Sequence[str] | None) -> None:
     from mtkd_jax import config
     from mtkd_jax.deploy import export
     from mtkd_jax.results import forms
+    from mtkd_jax.runs import workdir
 
     student = asked.folder / "student" if (asked.folder / "student").is_dir() else asked.folder
     if not (student / "model.json").exists():
         raise UserError(f"{asked.folder}: holds no student; give a finished run, or its student/")
-    card = forms.export_forms(student, asked.forms, config.build_model, _data_of(student.parent))
+    settings = workdir.read_config(student.parent)
+    found = None if settings is None else config.restored(settings)
+    with contextlib.nullcontext() if found is None else config.own_files(found):
+        card = forms.export_forms(student, asked.forms, config.build_model, _data_of(student.parent, found))
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     header, rows = export.forms_table(card)
     for place, column in enumerate(header):
@@ -48,17 +54,15 @@ def _main(argv: Sequence[str] | None) -> None:
     print(export.forms_caption(card))
 
 
-def _data_of(run: Path) -> DataSet | None:
-    """The data of the run that a student lies in; None, and a note, where they cannot be had."""
+def _data_of(run: Path, config: ConfigDict | None) -> DataSet | None:
+    """The data of the run, of that configuration, that a student lies in; None and a note without them."""
     from mtkd_jax import experiment
     from mtkd_jax.runs import workdir
 
     try:
-        settings = workdir.read_config(run)
-        if settings is None:
+        if config is None:
             terminal.tell("note: no run lies around this student: its accuracy is not measured")
             return None
-        config = experiment.configuration.from_settings(settings)
         split = experiment.load_split(config)
         workdir.check(run, config, split)
         return split.dataset

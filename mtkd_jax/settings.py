@@ -35,6 +35,8 @@ EXAMPLES = {  # of fields whose default does not show how they are written
     "data.augment.own": "'mine.py:blur(share=0.5)'",
     "report.metrics": "'mine.py:cost(miss=10.0)'",
     "teachers.models": "mlp,cnn",
+    "students.models": "'mlp(hidden=(16,)),mlp(hidden=(64,))'",
+    "export.forms": "onnx,int8",
     "teachers.init_from": "a.safetensors,b.safetensors",
     "teachers.logits": "a.npz,b.npz",
     "teachers.programs": "a.onnx,b.stablehlo",

@@ -130,6 +130,7 @@ REFERENCE_OF = {
     "kd_ml": "test_kd_ml_is_teachers_and_peers_added",
     "mean_teacher": "test_the_loss_by_hand",
     "xnor": "test_signs_times_mean_size_by_hand",
+    "quantised": "test_weights_are_rounded_to_few_values_of_each_output",
     "funmatch": "test_funmatch_mixes_every_image_with_a_partner",
     "ods": "test_ods_moves_every_image_by_its_length_along_the_gradient",
     "conf_ods": "test_conf_ods_moves_by_confidence",

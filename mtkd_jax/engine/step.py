@@ -171,7 +171,7 @@ def make_step(program: Program) -> Callable:
             elif shared:
                 ask = mesh.shared_out(ask, layout)
             context = dataclasses.replace(
-                context, teacher=recipe.teach(context, _networks(program, ask, batch))
+                context, teacher=recipe.teach(context, _networks(program, ask, stage_data, {}, batch))
             )
         temperatures = _annealed_temperature(program, stage_data.temperatures, progress)
         table = None if recipe.reads_student else _table(program.recipes, context, temperatures)
@@ -184,7 +184,8 @@ def make_step(program: Program) -> Callable:
             return dataclasses.replace(context, targets=targets)
         known = jax.lax.stop_gradient(context)
         if "teach" in recipe.reads_student:
-            networks = _networks(program, stage_data, known.state.frozen, known.batch)
+            ask = _asker(program, stage_data)
+            networks = _networks(program, ask, stage_data, known.state.frozen, known.batch)
             known = dataclasses.replace(known, teacher=recipe.teach(known, networks))
         found = known.teacher, _aim(recipe, known)
         teacher, targets = jax.lax.stop_gradient(found)
@@ -297,7 +298,8 @@ def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) 
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
         batch = mixing.mix_labels(mixture, batch)
         augment_images = mixing.mix_after(augment_images, mixture)
-    return stimulus(stimulus_key, batch, augment_images, _networks(program, stage_data, {})), key
+    networks = _networks(program, _asker(program, stage_data), stage_data, {})
+    return stimulus(stimulus_key, batch, augment_images, networks), key
 
 
 def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutputs]:
@@ -310,13 +312,16 @@ def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutp
 
 
 def _networks(
-    program: Program, stage_data: StageData, frozen: PyTree, batch: Batch | None = None
+    program: Program,
+    ask: Callable[..., TeacherOutputs],
+    stage_data: StageData,
+    frozen: PyTree,
+    batch: Batch | None = None,
 ) -> Networks:
     """The networks a seam may ask; `frozen` is a member's own, where members differ in it.
 
     What given teachers say is of the very images of a batch, if of any.
     """
-    ask = _asker(program, stage_data)
 
     def teachers(image: Array) -> TeacherOutputs:
         return ask(image, batch.said if batch is not None and image is batch.image else None)

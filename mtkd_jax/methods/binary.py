@@ -1,4 +1,4 @@
-"""Methods whose student computes with weights of one bit."""
+"""Methods whose student computes with weights of few bits."""
 
 from __future__ import annotations
 
@@ -28,6 +28,59 @@ def xnor() -> Recipe:
     Source: XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279.
     """
     return PLAIN._replace(name="xnor", view=_binary_view, after=_clip_kernels, deploy=_deploy_binary)
+
+
+def quantised(*, bits: int = 8) -> Recipe:
+    r"""Distil into weights of `bits` bits (2 to 8), trained as they will be rounded.
+
+    $$w \rightarrow s \cdot \mathrm{round}(w / s), \qquad s = \max |w| / (2^{b-1} - 1)$$
+
+    The maximum is over what leads to one output feature; every parameter of two axes or more is rounded, the
+    first layer and the heads among them, as `python -m mtkd_jax.export --forms int8` rounds. The gradient is
+    that of $w$ (straight through). Real weights are trained; rounded ones are validated, reported and
+    exported. Activations stay real. The loss is that of `output_avg`; with alpha = 1 it is a network of few
+    bits without teachers. Raises UserError for another number of bits.
+
+    Source: Hubara et al. 2016, arXiv 1609.07061, for weights and with a scale for each feature; the rounding
+    of one scale is that of Jacob et al. 2018, arXiv 1712.05877.
+    """
+    if not 2 <= bits <= 8:
+        raise UserError(f"quantised(bits={bits}): must be from 2 to 8; one bit is binary.xnor")
+    return PLAIN._replace(name="quantised", view=_RoundedView(bits), deploy=_DeployRounded(bits))
+
+
+@dataclasses.dataclass(frozen=True)
+class _RoundedView:
+    """The view of `quantised`. Comparable by value, as jit keys must be."""
+
+    bits: int
+
+    def __call__(self, params: PyTree, state: TrainState, key: Array) -> PyTree:
+        return _rounded(params, self.bits)
+
+
+@dataclasses.dataclass(frozen=True)
+class _DeployRounded:
+    """What `quantised` keeps. Comparable by value."""
+
+    bits: int
+
+    def __call__(self, state: TrainState) -> PyTree:
+        return {"params": _rounded(state.params, self.bits), **state.model_state}
+
+
+def _rounded(params: PyTree, bits: int) -> PyTree:
+    def of_leaf(path: tuple, leaf: Array) -> Array:
+        if leaf.ndim < 2:
+            return leaf
+        of_heads = leaf.ndim == 3 and path[0].key == "heads"  # [H,D,C]: each head is a layer of its own
+        axes = (1,) if of_heads else tuple(range(leaf.ndim - 1))
+        largest = jnp.abs(leaf).max(axis=axes, keepdims=True)
+        step = jnp.where(largest > 0, largest, 1.0) / (2 ** (bits - 1) - 1)
+        rounded = jax.lax.stop_gradient(step * jnp.round(leaf / step))
+        return rounded + (leaf - jax.lax.stop_gradient(leaf))  # exactly 0, with the gradient of the leaf
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
 def _binary_view(params: PyTree, state: TrainState, key: Array) -> PyTree:

@@ -159,7 +159,7 @@ def reaches_teachers(field: str, config: ConfigDict) -> bool:
 
 
 def _lender(config: ConfigDict, over: Mapping[str, Any], folder: Path) -> Lender | None:
-    borrows = config.teachers.from_run or config.teachers.trained
+    borrows = config.teachers.from_run or config.teachers.trained or configuration.given_teachers(config)
     with_own = str(config.plan).partition("(")[0].strip() in WITH_OWN_TEACHERS
     reaching = {field: value for field, value in over.items() if reaches_teachers(field, config)}
     if borrows or with_own or len(reaching) == len(over):
@@ -173,5 +173,7 @@ def _lender(config: ConfigDict, over: Mapping[str, Any], folder: Path) -> Lender
         with lending.unlocked():
             lending[group] = defaults[group]
     lending.plan, lending.students.modes = defaults.plan, ()
+    if not any(model.stages for model in configuration.trained_models(lending).values()):
+        lending.train.depth_decay = 1.0  # it reaches students alone
     named = f"{TEACHERS},{name(reaching)}" if reaching else TEACHERS
     return Lender(folder / named, lending)

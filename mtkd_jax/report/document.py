@@ -81,7 +81,8 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "learning_curves": plots.learning_curves(lines) if lines else None,
         "roc": _roc(found, report),
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
-        "cascade": report["cascade"] and plots.cascade(report["cascade"]),
+        "cascade": report["cascade"]
+        and plots.cascade(report["cascade"], findings.title_of(report["cascade"]["student"], report)),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -377,7 +378,7 @@ def _main_markdown(report: dict) -> str:
     if report["detection"] is not None:
         text += f"\n\n### {in_markdown(tables.detection_title(report))}\n\n"
         text += f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
-    if report.get("metrics"):
+    if report["metrics"]:
         text += f"\n\n### {tables.OWN_TITLE}\n\n{_sectioned(*tables.own_metrics(report))}\n\n"
         text += in_markdown(tables.own_caption(report))
     return text

@@ -126,7 +126,7 @@ def _by_size(report: dict) -> list[str]:
         for one in found
     )
     head = "How small a student may be" if len(found) > 1 else "The student and the ensemble"
-    return [f"{head}: Against the ensemble by mean_probs, {listed}. {_smallest(report)}"]
+    return [f"{head}: Against the ensemble by mean_probs, {listed}. {_smallest(report)}".strip()]
 
 
 def _smallest(report: dict) -> str:
@@ -134,6 +134,8 @@ def _smallest(report: dict) -> str:
     within = _within(report["margin"])
     if all(one["n"] < 2 for one in report["students_by_size"]):
         return "Of one seed nothing is told."
+    if len(report["students_by_size"]) < 2:
+        return ""
     as_good, unclear = smallest_students(report)
     sentences = [f"None is shown to be equivalent to it, {within}."]
     if as_good is not None:
@@ -360,7 +362,7 @@ def _cascade(report: dict) -> list[str]:
     found = report.get("cascade")
     if found is None:
         return []
-    who, allowed = _place(found["student"]), f"{100 * found['tolerance']:g} points"
+    who, allowed = _place(found["student"], report), f"{100 * found['tolerance']:g} points"
     if not found["certified"]:
         return [
             f"With a safety net: Nothing certifies that {who} is at most {allowed} worse than the ensemble, "

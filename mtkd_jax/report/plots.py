@@ -216,9 +216,9 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
     None where nothing is known of what any row costs.
     """
     rows = [row for row in rows if row["params"] is not None]
-    if not rows:
-        return None
     shown, label_of, others = _what_costs(rows, kept, chosen)
+    if not shown:
+        return None
     several = len(chosen) > 1
     panels = (("accuracy", 100, "test accuracy, %"), ("nll", 1, "test NLL"))[: 1 + several]
     with matplotlib.rc_context(STYLE):
@@ -262,13 +262,13 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
     return figure
 
 
-def cascade(found: Mapping) -> Figure:
+def cascade(found: Mapping, who: str) -> Figure:
     """Test accuracy against the mean cost of an image, from a student alone to the ensemble alone.
 
-    found: the block "cascade" of the report. The line is over all thresholds; a diamond with both intervals
+    found: the block "cascade" of the report; who: what its student is called. The line is over all thresholds; a diamond with both intervals
     is the one that validation sets. Dotted: the accuracy below which validation promises not to fall.
     """
-    curve, test, who = found["curve"], found["test"], found["student"]["name"]
+    curve, test = found["curve"], found["test"]
     colour_of = {"student": BLUE, "cascade": CYCLE[1], "ensemble": BLACK}
     share = test["cascade"]["share"]["mean"]
     doubt = "" if found["certified"] else ": nothing less is certified"

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
+from mtkd_jax.config import name_and_model
 from mtkd_jax.plans.cells import short_names, spelled
 from mtkd_jax.report.plots import BLACK, COLOUR_OF, CYCLE, STYLE
 
@@ -163,7 +164,7 @@ def _lowest_first(rows: Sequence[Mapping]) -> list[str]:
     keys = dict.fromkeys(map(_key, rows))
     lowest = {key: min(_val_nll(row) for row in rows if _key(row) == key) for key in keys}
     ordered = sorted(keys, key=lambda key: lowest[key])
-    baselines = [key for key in ordered if key.partition(" (")[0] == "baseline"]
+    baselines = [key for key in ordered if key.split()[0] == "baseline"]
     others = [key for key in ordered if key not in baselines]
     return others[: MOST_PANELS - len(baselines)] + baselines + others[MOST_PANELS - len(baselines) :]
 
@@ -190,9 +191,10 @@ def _number(value: Any) -> float:
 
 def _look(name: str, names: Sequence[str]) -> tuple[str, str]:
     """Colour and dashes of a line; baseline and control look as in every plot."""
-    if name in COLOUR_OF:
-        return COLOUR_OF[name], "--"
-    place = [one for one in names if one not in COLOUR_OF].index(name)
+    known = name_and_model(name)[0]
+    if known in COLOUR_OF:
+        return COLOUR_OF[known], "--"
+    place = [one for one in names if name_and_model(one)[0] not in COLOUR_OF].index(name)
     return CYCLE[place % len(CYCLE)], ("-", "-.", ":")[place // len(CYCLE) % 3]
 
 

@@ -152,8 +152,9 @@ def best_line(found: Sequence[dict]) -> str:
     """The chosen row in words; "" where there is none."""
     for row in found:
         if row["best"]:
+            where = f" ({row['transfer']})" if row["transfer"] else ""
             return (
-                f"Lowest validation NLL, {row['val']['nll']:.3f}: {row['name']} of {row['cell']}, with "
+                f"Lowest validation NLL, {row['val']['nll']:.3f}: {row['name']}{where} of {row['cell']}, with "
                 f"{tables.with_interval(row['accuracy'])} % of the test images right."
             )
     return ""
@@ -196,7 +197,14 @@ def _as_json(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str])
         }
         for one in told
     ]
-    best = next(({"cell": row["cell"], "name": row["name"]} for row in found if row["best"]), None)
+    best = next(
+        (
+            {"cell": row["cell"], "name": row["name"], "transfer": row["transfer"]}
+            for row in found
+            if row["best"]
+        ),
+        None,
+    )
     return document.as_json({"fields": list(fields), "selection": "val", "best": best, "cells": cells})
 
 

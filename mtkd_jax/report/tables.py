@@ -200,7 +200,7 @@ def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
 def cascade(report: dict) -> Sheet:
     """The student alone, with the ensemble as its safety net, and the ensemble alone."""
     found = report["cascade"]
-    name, num_seeds = found["student"]["name"], len(found["seeds"]["accuracy"]["values"])
+    name, num_seeds = findings.title_of(found["student"], report), len(found["seeds"]["accuracy"]["values"])
     rows = {
         f"{name} alone": found["test"]["student"],
         f"{name}, then the ensemble": found["test"]["cascade"],
@@ -459,7 +459,7 @@ def terminal(report: dict) -> Group:
             *render_sections(*detection(report)),
             Text(DETECTION_CAPTION, style="dim"),
         ]
-    if report.get("metrics"):  # an earlier version's report has no such place
+    if report["metrics"]:
         parts += [
             Text(f"\n{OWN_TITLE}", style="bold"),
             *render_sections(*own_metrics(report)),

@@ -228,6 +228,7 @@ def of(predictions: Predictions, group: Group, member: int) -> dict:
             "name": group.name,
             "role": group.role,
             "transfer": group.transfer,
+            "architecture": group.architecture,
             "member": group.members[member],
         },
         "rule": rule,

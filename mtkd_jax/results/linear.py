@@ -71,6 +71,8 @@ def _fitted(x: np.ndarray, y: np.ndarray, inverse_strength: float) -> LogisticRe
 
 
 def _logits(model: LogisticRegression, x: np.ndarray, num_classes: int) -> np.ndarray:
+    if len(x) == 0:
+        return np.zeros((0, num_classes))
     scores = model.decision_function(x)
     if scores.ndim == 1:  # of two classes the log-odds of the second
         scores = np.stack([-scores / 2, scores / 2], axis=1)

@@ -129,7 +129,7 @@ def test_accuracy_is_paired_with_that_of_the_float32_program(folder, monkeypatch
 
 def test_a_configuration_comes_back_from_its_settings():
     config = small.config(**{"export.forms": ("int8",), "students.alphas": (0.0, 0.5)})
-    again = configuration.from_settings(json.loads(json.dumps(config.to_dict())))
+    again = configuration.restored(json.loads(json.dumps(config.to_dict())))
     assert again.to_dict() == config.to_dict()
 
 

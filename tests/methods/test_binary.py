@@ -1,4 +1,4 @@
-"""Methods of methods/binary.py: which weights become binary, with which gradient, and what is kept."""
+"""Methods of methods/binary.py: which weights are of few bits, with which gradient, and what is kept."""
 
 import jax
 import jax.numpy as jnp
@@ -161,3 +161,67 @@ def test_of_parallel_first_layers_all_stay_real(num_channels):
     inner = ("conv10", "conv20", "conv40") if num_channels == 1 else ("bottleneck",)
     first = {f"stage1_module1/stem_{name}/kernel" for name in (*inner, "pool_conv")}
     assert kept == {*first, "stem_shortcut_conv/kernel", "heads/kernel"}
+
+
+# --- few bits -----------------------------------------------------------------------------------------
+
+
+def rounded(leaf, bits, axes):
+    """In float64, one output at a time."""
+    leaf = np.asarray(leaf, np.float64)
+    step = np.abs(leaf).max(axis=axes, keepdims=True) / (2 ** (bits - 1) - 1)
+    return step * np.rint(leaf / step)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_weights_are_rounded_to_few_values_of_each_output(bits):
+    rng = np.random.default_rng(0)
+    shapes = {"conv1": (3, 3, 2, 4), "heads": (2, 5, 3)}
+    params = {
+        name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.ones(3, np.float32)}
+        for name, shape in shapes.items()
+    }
+    recipe = binary.quantised(bits=bits)
+    found = jax.tree.map(np.asarray, recipe.view(jax.tree.map(jnp.asarray, params), None, None))
+    for name, axes in (("conv1", (0, 1, 2)), ("heads", (1,))):
+        expected = rounded(params[name]["kernel"], bits, axes)
+        np.testing.assert_allclose(found[name]["kernel"], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found["conv1"]["bias"], params["conv1"]["bias"])
+    assert len(np.unique(found["conv1"]["kernel"][..., 0])) <= 2**bits - 1
+    kept = recipe.deploy(state(jax.tree.map(jnp.asarray, params)))
+    assert kept["batch_stats"] == 7
+    np.testing.assert_array_equal(kept["params"]["heads"]["kernel"], found["heads"]["kernel"])
+    assert recipe.view == binary.quantised(bits=bits).view != binary.quantised(bits=bits % 7 + 2).view
+
+
+def test_the_gradient_goes_straight_through_and_zeros_stay():
+    kernel = jnp.array([[0.0, 0.3], [0.0, -1.0]])
+    view = binary.quantised(bits=2).view
+    found = view({"dense1": {"kernel": kernel}}, None, None)["dense1"]["kernel"]
+    np.testing.assert_array_equal(found, [[0.0, 0.0], [0.0, -1.0]])
+    gradient = jax.grad(lambda k: (view({"a": {"kernel": k}}, None, None)["a"]["kernel"] * 3).sum())(kernel)
+    np.testing.assert_array_equal(gradient, np.full((2, 2), 3.0))
+
+
+@pytest.mark.parametrize("bits", [1, 9])
+def test_other_numbers_of_bits_are_refused(bits):
+    with pytest.raises(UserError, match=f"quantised.bits={bits}.: must be from 2 to 8"):
+        binary.quantised(bits=bits)
+
+
+def test_a_student_of_three_bits_learns_and_is_kept_so(tmp_path):
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(8,))",),
+            "students.model": "mlp(hidden=(16, 16))",
+            "students.modes": ("binary.quantised(bits=3)",),
+            "students.epochs": 20,
+            "runtime.how": "vmap",
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "quantised" in stage)
+    assert (fitted.val_nll < 0.8 * np.log(4)).all(), fitted.val_nll
+    for layer in ("dense1", "dense2"):
+        kernel = np.asarray(fitted.population.variables["params"][layer]["kernel"])  # [M,in,out]
+        assert max(len(np.unique(np.round(one, 6))) for of in kernel for one in of.T) <= 7
