@@ -77,6 +77,9 @@ def _of_stablehlo(path: Path, shape: tuple[int, ...]) -> Program:
         exported = jax_export.deserialize(bytearray(data))
     except Exception as error:  # what is raised differs with the version and the damage
         raise UserError(f"{path}: damaged, or no program that JAX {jax.__version__} can read") from error
+    here = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if here not in exported.platforms:
+        raise UserError(f"{path}: was exported for {', '.join(exported.platforms)}; export it for {here} too")
     if len(exported.in_avals) != 1 or exported.in_avals[0].dtype != np.float32:
         kinds = ", ".join(str(one) for one in exported.in_avals)
         raise UserError(f"{path}: takes {kinds}; must take one array of images as float32")

@@ -37,7 +37,7 @@ def fill(job: Job, cache: Cache, say: Callable[[str], None]) -> Job:
     compiled = _compiled_entering(job.program.model)
 
     def run(variables: PyTree, images: np.ndarray | Images) -> np.ndarray:
-        return population.map_blocks(lambda part: compiled(variables, part), images, BLOCK)
+        return population.map_blocks(lambda part: compiled(variables, part), images, size=BLOCK)
 
     return _filled(job, lambda job: teacher_cache.fill(job, cache), run, say)
 

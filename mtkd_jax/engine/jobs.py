@@ -23,6 +23,7 @@ from mtkd_jax.methods.seams import (
     configured_stimulus,
     every_leaf,
     frozen_teachers,
+    identity_view,
     no_mem,
     nothing_after,
 )
@@ -128,6 +129,11 @@ def make(
             f"{num_steps} of {stage}"
         )
     _check_averages(config, recipes[0])
+    if model.frozen_stages and recipes[0].view is not identity_view:
+        raise UserError(
+            f"{recipes[0].name} changes all weights of a network, and stages of {model.name} are frozen; "
+            "trainable must be '' with it"
+        )
     key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
     members = jnp.asarray(tuple(members), jnp.uint32)
     examples, ensemble = told(examples, ensemble)

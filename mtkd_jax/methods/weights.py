@@ -30,7 +30,7 @@ def ebkd(*, normalise: bool = True) -> Recipe:
 
     Source: entropy-based distillation, Kwon et al., ICASSP 2020.
     """
-    return PLAIN._replace(name="ebkd", weigh=_Certainty(normalise), min_teachers=2)
+    return PLAIN._replace(name="ebkd", weigh=_Certainty(normalise), min_teachers=2, hears_all=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def ca_mkd() -> Recipe:
 
     Source: confidence-aware multi-teacher distillation, Zhang et al. 2022, arXiv 2201.00007.
     """
-    return PLAIN._replace(name="ca_mkd", weigh=_weigh_by_correctness, min_teachers=2)
+    return PLAIN._replace(name="ca_mkd", weigh=_weigh_by_correctness, min_teachers=2, hears_all=True)
 
 
 def _weigh_by_correctness(context: Context) -> Array:
@@ -89,6 +89,7 @@ def aekd(*, cap: float = 0.6) -> Recipe:
         weigh=_Agreement(cap),
         reads_student=("weigh",),
         min_teachers=max(2, math.ceil(1 / cap - 1e-6)),  # fewer could not add up to 1
+        hears_all=True,
     )
 
 

@@ -193,7 +193,7 @@ class ImageNetMobileNet(nn.Module):
         x = x.mean(axis=(1, 2), dtype=jnp.float32)
         if self.dense:
             x = act(layers.dense(self.dense, layers.HE, self.dtype, "last_dense")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="last_dropout")(x)
         heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
         return layers.outputs(x, heads, features)
 

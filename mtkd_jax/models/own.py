@@ -60,8 +60,8 @@ def nnx(
 ) -> types.Model:
     """What `factory` (rngs, and num_outputs if it names it) makes, an `nnx.Module`, as a network for `task`.
 
-    It is put into `train()` and `eval()` as it is used; every random stream is seeded anew at every step.
-    Variables of the kind `nnx.Param` are trained. The rest as in `linen`.
+    Its `deterministic` and `use_running_average` are set as it is used; every random stream is seeded anew at
+    every step. Variables of the kind `nnx.Param` are trained. The rest as in `linen`.
     """
     from flax import nnx as flax_nnx
 
@@ -304,7 +304,9 @@ class _Nnx(_Network):
             _with(of_random, _seeded(flax_nnx.to_pure_dict(of_random), drawn)),
             _with(of_state, _filled(flax_nnx.to_pure_dict(of_state), state)),
         )
-        module.train() if train else module.eval()
+        module.set_attributes(
+            deterministic=not train, use_running_average=not train, raise_if_not_found=False
+        )
         said = module(images, **_mode(module, train))
         *_, new = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
         return said, _by_name(flax_nnx.to_pure_dict(new))

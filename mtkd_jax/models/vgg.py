@@ -97,7 +97,7 @@ class ImageNetVgg(nn.Module):
         x = layers.flatten(layers.adaptive_average_pool(x, 7))
         for number in (1, 2):
             x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
         heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
         return layers.outputs(x, heads, features)
 
@@ -141,7 +141,7 @@ class AlexNet(nn.Module):
             features[f"stage{stage}"] = x
         x = layers.flatten(layers.adaptive_average_pool(x, 6))
         for number in (1, 2):
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
             x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
         heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
         return layers.outputs(x, heads, features)

@@ -7,6 +7,7 @@ their values, so that a cell stays the run that it was when values are added.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import re
@@ -83,6 +84,10 @@ def build(base: ConfigDict, over: Over, folder: Path) -> tuple[Cell, ...]:
 
     Raises UserError where two cells would have one folder.
     """
+    if "students.model" in over and (base.students.models or "students.models" in over):
+        raise UserError(
+            "--over config.students.model: students.models is set and takes its place; sweep that, or make it ()"
+        )
     combinations = [dict(zip(over, values)) for values in itertools.product(*over.values())]
     return tuple(cell(base, one, folder) for one in distinct(combinations))
 
@@ -173,7 +178,9 @@ def _lender(config: ConfigDict, over: Mapping[str, Any], folder: Path) -> Lender
         with lending.unlocked():
             lending[group] = defaults[group]
     lending.plan, lending.students.modes = defaults.plan, ()
-    if not any(model.stages for model in configuration.trained_models(lending).values()):
-        lending.train.depth_decay = 1.0  # it reaches students alone
+    if config.train.depth_decay != 1:
+        with contextlib.suppress(UserError), configuration.own_files(lending):  # a wrong cell is told later
+            if not any(model.stages for model in configuration.trained_models(lending).values()):
+                lending.train.depth_decay = 1.0  # it reaches students alone
     named = f"{TEACHERS},{name(reaching)}" if reaching else TEACHERS
     return Lender(folder / named, lending)

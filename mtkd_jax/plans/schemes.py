@@ -294,6 +294,8 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
         "subset_fraction": options.subset_fraction < 1,
         "models": any(model.pretrained or model.trainable for model in _models_of_teachers(config)),
     }
+    if config.train.depth_decay != 1:
+        raise UserError("config.train.depth_decay: plan specialists has one learning rate; must be 1 with it")
     for name, is_set in unfit.items():
         if is_set:
             raise UserError(

@@ -16,6 +16,8 @@ from mtkd_jax.config import (
     build_model,
     build_recipe,
     build_recipes,
+    given_teachers,
+    number_of_teachers,
     row_of,
     student_models,
     students_schedule,
@@ -28,7 +30,7 @@ from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.plans import pretrained
-from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs
+from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
 PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
@@ -186,6 +188,8 @@ def job(
     the seed's: with those of the file seeds would be copies of each other, and many heads begin elsewhere
     than one.
     """
+    if routed and split.dataset.train_teachers is not None and not given_teachers(config):
+        _check_all_are_left(config, ensemble)
     recipes = tuple(dict.fromkeys(member.recipe for member in family))
     temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
     num_teachers = sum(p.num_members for p in ensemble)
@@ -245,6 +249,16 @@ def job(
     is_own = config.students.init_from and address == own
     files = (config.students.init_from,) if is_own else ()
     return pretrained.initialise(job, files, "students.init_from", heads=False)
+
+
+def _check_all_are_left(config: ConfigDict, ensemble: Ensemble) -> None:
+    """Raise UserError where a teacher broke down that the data gives examples of its own."""
+    left = sum(population.num_members for population in ensemble)
+    if left < number_of_teachers(config):
+        raise UserError(
+            f"{left} of {number_of_teachers(config)} teachers are left, and the data says which one teaches "
+            "what; train them with another rate, or without train_teachers"
+        )
 
 
 def _mates(family: Sequence[Member]) -> np.ndarray:

@@ -265,8 +265,9 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
 def cascade(found: Mapping, who: str) -> Figure:
     """Test accuracy against the mean cost of an image, from a student alone to the ensemble alone.
 
-    found: the block "cascade" of the report; who: what its student is called. The line is over all thresholds; a diamond with both intervals
-    is the one that validation sets. Dotted: the accuracy below which validation promises not to fall.
+    found: the block "cascade" of the report; who: what its student is called. The line is over all
+    thresholds; a diamond with both intervals is the one that validation sets. Dotted: the accuracy below
+    which validation promises not to fall.
     """
     curve, test = found["curve"], found["test"]
     colour_of = {"student": BLUE, "cascade": CYCLE[1], "ensemble": BLACK}

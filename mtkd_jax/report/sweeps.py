@@ -154,8 +154,8 @@ def best_line(found: Sequence[dict]) -> str:
         if row["best"]:
             where = f" ({row['transfer']})" if row["transfer"] else ""
             return (
-                f"Lowest validation NLL, {row['val']['nll']:.3f}: {row['name']}{where} of {row['cell']}, with "
-                f"{tables.with_interval(row['accuracy'])} % of the test images right."
+                f"Lowest validation NLL, {row['val']['nll']:.3f}: {row['name']}{where} of {row['cell']}, "
+                f"with {tables.with_interval(row['accuracy'])} % of the test images right."
             )
     return ""
 

@@ -276,7 +276,8 @@ def data_identity(split: Split) -> dict[str, Any]:
 
 
 def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
-    """`data_identity` and, where weights come from files or from another run, what these are."""
+    """`data_identity` and, where weights come from files or another run, what these are; and who teaches what."""
+    routed = split.dataset.train_teachers
     files = {
         "teachers.init_from": config.teachers.init_from,
         "teachers.logits": config.teachers.logits,
@@ -292,6 +293,7 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
         data_identity(split)
         | ({"weights_sha256": found} if found else {})
         | ({LENT_BY: lent_by} if lent_by else {})
+        | ({"who_teaches_sha256": _digest((routed,))} if routed is not None else {})
     )
 
 

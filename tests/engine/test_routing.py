@@ -10,7 +10,7 @@ import pytest
 from mtkd_jax import config as configuration
 from mtkd_jax.data import loading, mixing
 from mtkd_jax.engine import step
-from mtkd_jax.methods.seams import configured_stimulus, equal_weights, frozen_teachers, heard
+from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers, heard
 from mtkd_jax.types import DataSet, UserError
 from tests import contexts, small
 
@@ -93,14 +93,14 @@ def test_the_loss_is_that_of_those_who_speak(mode):
 
 
 def routable():
-    """Methods in which frozen teachers weigh alike, by address."""
+    """Methods with frozen teachers, by address."""
     found = {}
     for address, function in configuration.catalogue("mode").items():
         if address in ("features.hints_only",):
             continue
         recipe = function()
-        alike = recipe.weigh is equal_weights and recipe.teach is frozen_teachers and recipe.num_peers == 1
-        if alike and not recipe.needs and recipe.stimulus is configured_stimulus:
+        frozen = recipe.teach is frozen_teachers and recipe.num_peers == 1
+        if frozen and not recipe.needs and recipe.stimulus is configured_stimulus:
             found[address] = recipe
     return found
 
