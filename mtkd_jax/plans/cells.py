@@ -86,7 +86,7 @@ def build(base: ConfigDict, over: Over, folder: Path) -> tuple[Cell, ...]:
     """
     if "students.model" in over and (base.students.models or "students.models" in over):
         raise UserError(
-            "--over config.students.model: students.models is set and takes its place; sweep that, or make it ()"
+            "--over config.students.model: students.models is set and takes its place; sweep that instead"
         )
     combinations = [dict(zip(over, values)) for values in itertools.product(*over.values())]
     return tuple(cell(base, one, folder) for one in distinct(combinations))

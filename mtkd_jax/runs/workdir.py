@@ -276,7 +276,7 @@ def data_identity(split: Split) -> dict[str, Any]:
 
 
 def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
-    """`data_identity` and, where weights come from files or another run, what these are; and who teaches what."""
+    """`data_identity`, who teaches what, and where weights come from files or another run, what these are."""
     routed = split.dataset.train_teachers
     files = {
         "teachers.init_from": config.teachers.init_from,
