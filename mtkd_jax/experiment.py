@@ -266,11 +266,6 @@ def _save_ensemble(
         for name, fitted in trained.done.items()
         if name.startswith(teachers.STAGE_PREFIX)
     )
-    if sum(one.num_members for one in ensemble) != len(names):
-        raise UserError(
-            "config.export.cascade: not every teacher is a network of this run; must be False for teachers "
-            "that cannot be exported"
-        )
     percent, tolerance = f"{100 * found['threshold']:.2f} %", f"{100 * found['tolerance']:g} points"
     terms = {name: found[name] for name in _TERMS} | {"val_share": found["val"]["share"]}
     told = [

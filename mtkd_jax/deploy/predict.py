@@ -23,7 +23,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mtkd_jax.data import images, said
+from mtkd_jax.data import images
 from mtkd_jax.deploy import cascade
 from mtkd_jax.deploy.deployed import PIXELS, load_program
 from mtkd_jax.system import terminal
@@ -187,6 +187,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _write_logits(into: Path, found: Iterable[Prediction], class_names: Sequence[str]) -> list[Prediction]:
     """The logits of all that can be read as a file of one teacher, see data/said.py."""
+    from mtkd_jax.data import said  # and all that reads data; nobody else here needs it
+
     told = list(found)
     read = {one.path.as_posix(): one.logits for one in told if not one.error}
     for one in told:

@@ -106,12 +106,12 @@ class _Forward:
 def same_family(a: Recipe, b: Recipe) -> bool:
     """Whether two recipes can be trained as one population, by one program.
 
-    They may differ in name, weigh, aim, prepare, needs and the values of `hyper`. Targets that depend on the
+    They may differ in name, weigh, aim, prepare, needs, hears_all and the values of `hyper`. Targets that depend on the
     student have no row in the shared table, so there weigh and aim count too.
     """
     if tuple(name for name, _ in a.hyper) != tuple(name for name, _ in b.hyper):
         return False
-    a = a._replace(name=b.name, needs=b.needs, hyper=b.hyper)
+    a = a._replace(name=b.name, needs=b.needs, hears_all=b.hears_all, hyper=b.hyper)
     return a == b if a.reads_student else a._replace(weigh=b.weigh, aim=b.aim, prepare=b.prepare) == b
 
 

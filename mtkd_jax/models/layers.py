@@ -26,6 +26,7 @@ from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import Array, Model, Outputs, PyTree, Task, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -507,8 +508,11 @@ def published(
     check_argument(f"{family}.stem", own["stem"], own["stem"] in STEMS, " or ".join(STEMS))
     is_text = isinstance(pretrained, str)
     check_argument(f"{family}.pretrained", pretrained, is_text, "the name or the file of weights")
-    stages = ", ".join(module.stages)
-    check_argument(f"{family}.trainable", trainable, trainable in ("", *module.stages), f"one of {stages}")
+    if trainable not in ("", *module.stages):
+        stages = ", ".join(module.stages)
+        raise UserError(
+            f"{family}.trainable = {trainable!r}: expected one of {stages}{hint(str(trainable), module.stages)}"
+        )
     check_dtype(f"{family}.dtype", own["dtype"])
     # Convolutional, for a CPU: any network of this size fills its cores alone, and members one after the
     # other need the memory of one.

@@ -205,6 +205,8 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
         try:
             done[stage.name] = _trace((stage.outline or stage.make)(done))
         except UserError as error:
+            if str(error).startswith("config."):  # it says itself what to mend
+                raise
             modes = _modes_behind(stage, plan)
             rows = dict.fromkeys(row_of(member.mode, member.model) for member in stage.family) or modes
             field = "students.modes" if {*modes} & {*config.students.modes} else "plan"

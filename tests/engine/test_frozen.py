@@ -242,7 +242,7 @@ def test_rates_fall_by_a_factor_a_stage(weights):
         ({"train.depth_decay": 1.5}, "config.train.depth_decay: 1.5 is not possible; it must be in (0, 1]"),
         (
             {"model.name": "efficientnet_lite0(trainable='stage9')"},
-            "there is no stage 'stage9', did you mean 'stage",
+            "efficientnet_lite0.trainable = 'stage9': expected one of stem, stage1",
         ),
         (
             {

@@ -102,7 +102,7 @@ def test_a_whole_run_learns_from_the_file_and_its_report_says_who_taught(cube, t
         }
     )
     report = experiment.run(config, tmp_path / "run", quiet=True)
-    teacher, ensemble, *_ = report["rows"]
+    teacher, _, ensemble, *_ = report["rows"]
     assert (teacher["name"], teacher["role"], teacher["n"]) == ("logits files", "teacher", 3)
     for row in (teacher, ensemble):
         assert row["params"] is row["flops"] is row["latency_ms"]["1"] is row["train_seconds"] is None

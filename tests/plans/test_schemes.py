@@ -90,7 +90,9 @@ def on_digits(request, generations, tmp_path_factory):
 
 def test_a_run_has_the_rows_of_its_plan_beside_the_baseline(on_digits):
     address, predicted, result = on_digits
-    rows = {row["name"]: row for row in result["rows"] if row["role"] not in ("teacher", "ensemble")}
+    rows = {
+        row["name"]: row for row in result["rows"] if row["role"] not in ("teacher", "linear", "ensemble")
+    }
     assert set(rows) == {"logit_avg", "baseline", *PLANS[address]}
     compared = {one["a"] for one in result["comparisons"] if one["b"] == "baseline"}
     assert compared == {"logit_avg", *(name for name in PLANS[address] if not name.startswith("assistant "))}
