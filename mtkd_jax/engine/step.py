@@ -106,8 +106,8 @@ class _Forward:
 def same_family(a: Recipe, b: Recipe) -> bool:
     """Whether two recipes can be trained as one population, by one program.
 
-    They may differ in name, weigh, aim, prepare, needs, hears_all and the values of `hyper`. Targets that depend on the
-    student have no row in the shared table, so there weigh and aim count too.
+    They may differ in name, weigh, aim, prepare, needs, hears_all and the values of `hyper`. Targets that
+    depend on the student have no row in the shared table, so there weigh and aim count too.
     """
     if tuple(name for name, _ in a.hyper) != tuple(name for name, _ in b.hyper):
         return False

@@ -509,10 +509,9 @@ def published(
     is_text = isinstance(pretrained, str)
     check_argument(f"{family}.pretrained", pretrained, is_text, "the name or the file of weights")
     if trainable not in ("", *module.stages):
+        nearest = hint(str(trainable), module.stages)
         stages = ", ".join(module.stages)
-        raise UserError(
-            f"{family}.trainable = {trainable!r}: expected one of {stages}{hint(str(trainable), module.stages)}"
-        )
+        raise UserError(f"{family}.trainable = {trainable!r}: expected one of {stages}{nearest}")
     check_dtype(f"{family}.dtype", own["dtype"])
     # Convolutional, for a CPU: any network of this size fills its cores alone, and members one after the
     # other need the memory of one.
