@@ -4,8 +4,8 @@ Reads the student/ of a run, or a student's folder alone; writes the forms into 
 that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from
 the student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of
 the float32 student. The table is printed, and stands in the student's README.md and model.json.
---demo writes demo.html, a page for a browser that answers for images, see deploy/demo.py; model.onnx, which is in
-it, is made first where there is none. ONNX Runtime Web, also in it, comes from --ort, or through npm.
+--demo writes demo.html, a page for a browser that answers for images, see deploy/demo.py. model.onnx, which is
+in it, is made first where there is none; ONNX Runtime Web, also in it, comes from --ort, or through npm.
 Exit code 0: done; 2: an error that the user can mend, in one line.
 """
 
@@ -46,7 +46,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _write_demo(student: Path, asked: argparse.Namespace) -> None:
-    """The page, after the forms that are asked for or missing; what it is made of is there before any of it."""
+    """The page, after the forms that are asked for or missing; nothing is written without its runtime."""
     from mtkd_jax import config
     from mtkd_jax.deploy import demo, deployed, predict
     from mtkd_jax.deploy import forms as made

@@ -1,8 +1,9 @@
 """demo.html: a page that asks the student about images in the browser, one file that fetches nothing.
 
-Inside it are model.onnx, ONNX Runtime Web (its JavaScript and its WebAssembly, compressed), the class names and
-what the card says of bringing images to size. The page reads files as data/images.py does, as far as a browser
-lets it: the resampling and the luma are Pillow's to the bit, decoding is the browser's own.
+Inside it are model.onnx, ONNX Runtime Web (its JavaScript and its WebAssembly, compressed), the class names
+and what the card says of bringing images to size. The page reads files as data/images.py does, as far as a
+browser lets it: resampling and luma are Pillow's, to 1 of 255 (Pillow 13 resamples tall images in another
+order than 12), decoding is the browser's own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from mtkd_jax.types import UserError, printable
 
 DEMO = "demo.html"
 RUNTIME = "onnxruntime-web@1.30.0"  # of the npm registry
-SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"  # for the CPU; both lie in its dist/
+SCRIPT, BINARY = (
+    "ort.wasm.bundle.min.mjs",
+    "ort-wasm-simd-threaded.wasm",
+)  # for the CPU; both lie in its dist/
 SECONDS = 600  # that npm may take
 MEND = f"npm pack {RUNTIME} where there is npm and a network, and give --ort the file it writes"
 
@@ -74,7 +78,11 @@ def page(card: Mapping[str, Any], model: bytes, runtime: Runtime) -> str:
             "channels": channels,
             "fit": taken.get("fit", "crop"),  # as predict
         },
-        parts={"runtime": _packed(runtime.script), "binary": _packed(runtime.binary), "model": _packed(model)},
+        parts={
+            "runtime": _packed(runtime.script),
+            "binary": _packed(runtime.binary),
+            "model": _packed(model),
+        },
     )
 
 
