@@ -4,8 +4,8 @@ Reads the student/ of a run, or a student's folder alone; writes the forms into 
 that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from
 the student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of
 the float32 student. The table is printed, and stands in the student's README.md and model.json.
---demo writes demo.html, a page for a browser that answers for images, see deploy/demo.py. model.onnx, which is
-in it, is made first where there is none; ONNX Runtime Web, also in it, comes from --ort, or through npm.
+--demo writes demo.html, a page for a browser that answers for images, see deploy/demo.py. model.onnx, which
+is in it, is made first where there is none; ONNX Runtime Web, also in it, comes from --ort, or through npm.
 Exit code 0: done; 2: an error that the user can mend, in one line.
 """
 
