@@ -4,6 +4,8 @@ Reads the student/ of a run, or a student's folder alone; writes the forms into 
 that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from
 the student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of
 the float32 student. The table is printed, and stands in the student's README.md and model.json.
+--demo writes demo.html, a page for a browser that answers for images, see deploy/demo.py. model.onnx, which
+is in it, is made first where there is none; ONNX Runtime Web, also in it, comes from --ort, or through npm.
 Exit code 0: done; 2: an error that the user can mend, in one line.
 """
 
@@ -12,8 +14,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 from rich.box import SIMPLE_HEAD
@@ -33,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     from mtkd_jax import config
-    from mtkd_jax.deploy import export
     from mtkd_jax.results import forms
     from mtkd_jax.runs import workdir
 
@@ -42,8 +44,45 @@ def _main(argv: Sequence[str] | None) -> None:
         raise UserError(f"{asked.folder}: holds no student; give a finished run, or its student/")
     settings = workdir.read_config(student.parent)
     found = None if settings is None else config.restored(settings)
+
+    def export(names: Sequence[str]) -> dict[str, Any]:
+        data = _data_of(student.parent, found)
+        return forms.export_forms(student, names, config.build_model, data)
+
     with contextlib.nullcontext() if found is None else config.own_files(found):
-        card = forms.export_forms(student, asked.forms, config.build_model, _data_of(student.parent, found))
+        if asked.demo:
+            _write_demo(student, asked, export)
+        else:
+            _tell(export(asked.forms))
+
+
+def _write_demo(
+    student: Path, asked: argparse.Namespace, export: Callable[[Sequence[str]], dict[str, Any]]
+) -> None:
+    """The page, after the forms that are asked for or missing; nothing is written without its runtime."""
+    from mtkd_jax.deploy import demo, deployed, predict
+    from mtkd_jax.deploy import forms as made
+
+    card = deployed.read_card(student / "model.json")
+    predict.check_reads_files(card)
+    names = [*asked.forms]
+    if made.ONNX not in card.get("forms", {}).get("files", {}) and "onnx" not in names:
+        names.append("onnx")
+    made.check_packages(names)
+    if asked.ort is None:
+        terminal.tell(f"note: npm fetches {demo.RUNTIME} for the page; --ort FOLDER takes one that is there")
+    runtime = demo.fetch_runtime() if asked.ort is None else demo.read_runtime(asked.ort)
+    if names:
+        _tell(export(names))
+    for note in predict.unlike_training(card["input"], "", ()):
+        terminal.tell(f"note: {note}")
+    path = demo.write(student, runtime)
+    print(f"{path}: {path.stat().st_size:_} bytes; open it in a browser")
+
+
+def _tell(card: Mapping[str, Any]) -> None:
+    from mtkd_jax.deploy import export
+
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     header, rows = export.forms_table(card)
     for place, column in enumerate(header):
@@ -81,7 +120,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FORM",
         help="onnx, int8; without it those there are told",
     )
+    parser.add_argument("--demo", action="store_true", help="write demo.html, a page that classifies images")
+    parser.add_argument(
+        "--ort", type=terminal.path, metavar="FOLDER", help="onnxruntime-web for --demo, unpacked or its .tgz"
+    )
     asked = parser.parse_args(argv)
+    if asked.ort is not None and not asked.demo:
+        raise UserError("--ort: is for --demo, which is not asked for")
     from mtkd_jax.config import FORMS
 
     for name in asked.forms:

@@ -92,11 +92,21 @@ def programs(directory: Path) -> dict[str, Ask]:
     told = card.get("forms", {}).get("files", {})
     if ONNX in told:
         check_packages(["onnx"])
-        found[ONNX] = onnx.program_of_onnx(_intact(directory / ONNX, told[ONNX]))
+        found[ONNX] = onnx.program_of_onnx(read_intact(directory, ONNX, card))
     if INT8_PROGRAM in told:
         rounded, _ = load_program(directory, INT8_PROGRAM)
         found[INT8_PROGRAM] = lambda images: np.asarray(rounded(images))
     return found
+
+
+def read_intact(directory: Path, file: str, card: Mapping[str, Any]) -> bytes:
+    """A form that the card tells of; UserError naming it unless it is as it was written."""
+    data = export.read(directory / file)
+    if sha256(data) != card["forms"]["files"][file]["sha256"]:
+        raise UserError(
+            f"{directory / file}: damaged, its SHA-256 is not the one in model.json; export it again"
+        )
+    return data
 
 
 def machine() -> str:
@@ -111,13 +121,6 @@ def _cpuinfo() -> list[str]:
         return (PROC / "cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # another system than Linux
         return []
-
-
-def _intact(path: Path, told: Mapping[str, Any]) -> bytes:
-    data = export.read(path)
-    if sha256(data) != told["sha256"]:
-        raise UserError(f"{path}: damaged, its SHA-256 is not the one in model.json; export it again")
-    return data
 
 
 def _write_onnx(model: Model, variables: PyTree, images: np.ndarray, logits: np.ndarray) -> dict[str, bytes]:
