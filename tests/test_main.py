@@ -74,7 +74,8 @@ def test_the_report_has_every_row_and_comparison(finished):
     assert of_role("baseline") == ["baseline"] * 2 and of_role("control") == ["control"] * 2
     for row in result["rows"]:
         assert 0 <= row["accuracy"]["mean"] <= 1
-        assert row["params"] > 0 and row["latency_ms"]["1"] > 0 and row["flops"] > 0
+        assert row["params"] > 0 and row["flops"] > 0
+        assert row["role"] == "linear" or row["latency_ms"]["1"] > 0
     asked = {(c["a"], c["b"]) for c in result["comparisons"]}
     assert {("mimic_all", "baseline"), ("mimic_all", "control"), ("vote", "output_avg")} <= asked
     assert any("equal gradients" in note for note in result["notes"])

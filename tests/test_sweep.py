@@ -260,9 +260,9 @@ def test_the_table_has_every_row_of_every_cell_and_marks_the_lowest_validation_n
     text = (swept / "sweep.md").read_text()
     assert "2 of 2 cells are finished" in text and text.count("output_avg *") == 1
     said = json.loads((swept / "sweep.json").read_text())
-    assert said["best"] == {"cell": best["cell"], "name": "output_avg"} and said["fields"] == [
-        "students.temperatures"
-    ]
+    assert said["best"] == {"cell": best["cell"], "name": "output_avg", "transfer": "labelled"} and said[
+        "fields"
+    ] == ["students.temperatures"]
 
 
 def test_finished_cells_are_kept_and_values_are_added(swept, command, tmp_path, fake, monkeypatch):
