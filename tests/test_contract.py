@@ -22,7 +22,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import Layout
-from mtkd_jax.models import mobilenet, resnet, shufflenet
+from mtkd_jax.models import efficientnet, mobilenet, resnet, shufflenet
 from mtkd_jax.plans import plan, students
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import DataSet, Model, Task, UserError
@@ -303,6 +303,7 @@ def shallow(monkeypatch):
     monkeypatch.setattr(shufflenet, "BLOCKS", (2, 2, 2))
     monkeypatch.setitem(resnet.IMAGENET_BLOCKS, 18, (1, 1, 1, 1))
     monkeypatch.setattr(mobilenet, "IMAGENET_V2", {"stage1": ((1, 16, 1, 1), (6, 24, 1, 2))})
+    monkeypatch.setattr(efficientnet, "ROWS", {"stage1": (8, 1, 1, 3, 1), "stage2": (8, 1, 2, 3, 2)})
     rows = {name: row[:1] for name, row in mobilenet.V3["large"].items() if name in ("stage1", "stage5")}
     monkeypatch.setitem(mobilenet.V3, "large", rows)
 
