@@ -184,7 +184,7 @@ def test_a_run_with_trained_teachers_trains_students_alone(files, tmp_path):
     assert any("as they are" in note for note in result["notes"])
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["students-labelled-output-avg"]
     found = predictions.load(tmp_path / "predictions.npz")
-    assert [group.role for group in found.groups] == ["teacher", "student", "baseline"]
+    assert [group.role for group in found.groups] == ["teacher", "linear", "student", "baseline"]
 
 
 # --- students -----------------------------------------------------------------------------------------
