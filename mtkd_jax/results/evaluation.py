@@ -198,7 +198,8 @@ def _linear_group(split: Split) -> Group:
     interrupts.check(SAVED)
     dataset = split.dataset
     begun = time.perf_counter()
-    rows = np.random.default_rng(0).permutation(split.train)[: linear.MOST]
+    num_features = linear.pixels(dataset.train_images, split.train[:1]).shape[1]
+    rows = linear.sample(split.train, num_features, dataset.num_classes)
     train = linear.pixels(dataset.train_images, rows)
     val, test = linear.linear_logits(
         train,

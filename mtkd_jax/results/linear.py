@@ -11,10 +11,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from mtkd_jax.system import interrupts
 from mtkd_jax.types import Images
 
 SIDE = 16  # images are averaged over squares until neither side is longer
 MOST = 10_000  # training examples to give it: more of them change little for the time they take
+WORK = 2e8  # weights times examples: a step of the fit takes some tenths of a second then
 BLOCK = 1024  # images at once, where they are read from files
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty; validation chooses
 
@@ -40,9 +42,22 @@ def linear_logits(
     mean, std = x.mean(axis=0), x.std(axis=0)
     std = np.where(std > 0, std, 1.0)
     x, parts = (x - mean) / std, [(np.asarray(part, np.float64) - mean) / std for part in (val, *others)]
-    models = [_fitted(x, labels, 1.0 / (strength * len(x))) for strength in STRENGTHS]
+    models = []
+    for strength in STRENGTHS:
+        interrupts.check("all training is saved")
+        models.append(_fitted(x, labels, 1.0 / (strength * len(x))))
     chosen = min(models, key=lambda model: _nll(_logits(model, parts[0], num_classes), val_labels))
     return tuple(_logits(chosen, part, num_classes).astype(np.float32) for part in parts)
+
+
+def sample(rows: np.ndarray, num_features: int, num_classes: int) -> np.ndarray:
+    """As many rows as are fitted in bearable time, drawn the same way in every run; at least a hundred.
+
+    >>> [len(sample(np.arange(50_000), 768, num_classes)) for num_classes in (10, 100)]
+    [10000, 2604]
+    """
+    most = min(MOST, max(100, int(WORK / (num_features * num_classes))))
+    return np.random.default_rng(0).permutation(rows)[:most]
 
 
 def pixels(images: np.ndarray | Images, rows: Sequence[int] | np.ndarray) -> np.ndarray:
