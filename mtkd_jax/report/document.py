@@ -50,7 +50,8 @@ PLOTS = {
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
     "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
     "Diamond: the threshold that validation sets.",
-    MISTAKES: "Test images that the network to deploy is wrong about, those it is surest of first.",
+    MISTAKES: "Test images that the network to deploy is wrong about, surest first: the class, and what it "
+    "was taken for with which probability; of a class to be detected, the probability of that class.",
 }
 
 
