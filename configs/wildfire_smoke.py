@@ -46,11 +46,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.warmup = 0.1
     config.train.label_smoothing = 0.1
 
-    config.students.model = BACKBONE.format(size=96, more=", until='stage4'")
-    config.students.modes = ("output_avg",)
+    config.students.model = BACKBONE.format(size=64, more=", until='stage4'")
+    config.students.modes = ("output_avg", "stimuli.funmatch")
     config.students.alphas = (0.0,)
     config.students.num_seeds = 5
-    config.students.epochs = 10
+    config.students.epochs = 12
     config.students.eval_every = 2
     return configuration.variant(config, variant, smoke=_smoke)
 
