@@ -71,7 +71,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         patience=config.teachers.patience,
         seeded_by=stage,
     )
-    return pretrained.initialise(job, config.teachers.init_from, "teachers.init_from", heads=True)
+    return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
 
 def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
