@@ -188,7 +188,8 @@ class Model:
 
     `module(image, train)` is a Linen module that returns `Outputs`. It may have `stages`, names in order of
     depth, the last one "heads"; the first part of the path of each of its variables is a stage's name, or
-    begins with it and "_", as "stage3_block2" does.
+    begins with it and "_", as "stage3_block2" does. And it may have a method `calibrate`: training images
+    [n,h,w,c] as the network is given them -> {path of a variable: value}, what is computed and not drawn.
     """
 
     name: str

@@ -160,10 +160,10 @@ def speedy(
     as `partial_identity`; BatchNorm has a bias and no scale. Features "stage1", "stage2", ... are
     [B,(h-1)/2,(w-1)/2,d], [B,(h-1)/4,(w-1)/4,d], ..., rounded down.
 
-    `bias_rate` multiplies the learning rate of the biases of BatchNorm, by SGD alone; the paper has 64. Unlike
-    there the whitening layer has no bias, whose gradient alone would have to pass the largest convolution,
-    the heads have one, and 1e-5 is added to the variance of BatchNorm, not 1e-12. Raises UserError for values
-    out of range and, once it sees an image, when that is too small for so many blocks.
+    `bias_rate` multiplies the learning rate of the biases of BatchNorm, by SGD alone; the paper has 64.
+    Unlike there the whitening layer has no bias, whose gradient alone would have to pass the largest
+    convolution, the heads have one, and 1e-5 is added to the variance of BatchNorm, not 1e-12. Raises
+    UserError for values out of range and, once it sees an image, when that is too small for so many blocks.
 
     >>> speedy(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=64).name
     'speedy(width=64)'
