@@ -109,8 +109,9 @@ def whitening(images: np.ndarray, window: int, epsilon: float) -> np.ndarray:
     \frac{1}{P} \sum_p p p^\top = \sum_{i=1}^n \lambda_i v_i v_i^\top$$
 
     over the P patches $p$ of k x k pixels, n = kkc, and the largest $\lambda$ first. Of $\pm v_i$ that one is
-    taken whose largest entry is above 0: which one an eigensolver returns depends on the machine. Computed in
-    float64, returned in float32. Source: Jordan 2024, arXiv 2404.00498, section 3.2.
+    taken whose first large entry, of half the largest at least, is above 0: which one an eigensolver returns
+    depends on the machine. Computed in float64, returned in float32. Source: Jordan 2024, arXiv 2404.00498,
+    section 3.2.
     """
     size = window**2 * images.shape[-1]
     total, count = np.zeros((size, size)), 0
@@ -121,8 +122,8 @@ def whitening(images: np.ndarray, window: int, epsilon: float) -> np.ndarray:
         total += patches.T @ patches
         count += len(patches)
     values, vectors = (found[..., ::-1] for found in np.linalg.eigh(total / count))
-    largest = np.abs(vectors).argmax(axis=0)
-    vectors = vectors * np.sign(vectors[largest, np.arange(size)])
+    first = (np.abs(vectors) >= 0.5 * np.abs(vectors).max(axis=0)).argmax(axis=0)
+    vectors = vectors * np.sign(vectors[first, np.arange(size)])
     scaled = vectors / np.sqrt(np.maximum(values, 0.0) + epsilon)
     kernel = np.concatenate([scaled, -scaled], axis=1)
     return kernel.reshape(window, window, images.shape[-1], 2 * size).astype(np.float32)
