@@ -88,6 +88,7 @@ def default() -> ConfigDict:
     config.data.split = "grouped"  # groups (aircraft, camera) that the data names stay whole; or "random"
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
+    config.data.augment.alternating_flip = False  # of every image in every other epoch; not with flip
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
     config.data.augment.own = ()  # addresses of your own, such as mine.py:blur(share=0.5); after all others
 
@@ -282,6 +283,8 @@ def _validate(config: ConfigDict) -> None:
                 f"config.teachers.{name} has {len(values)} values for {config.teachers.num_members} members; "
                 "give one for each member, or one for all"
             )
+    if config.data.augment.flip and config.data.augment.alternating_flip:
+        raise UserError("config.data.augment.flip and alternating_flip: an image is mirrored by one of them")
     if len(config.data.augment.rand_augment) not in (0, 2):
         raise UserError(
             f"config.data.augment.rand_augment is {config.data.augment.rand_augment!r}; it must be () or "

@@ -160,6 +160,7 @@ def check(config: ConfigDict, split: Split) -> None:
         jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
     try:
         ours = {**augmentation(config), "own": ()}
+        ours["flip"] |= ours.pop("alternating_flip")
         jax.eval_shape(lambda *drawn: augment.augment(*drawn, **ours), jax.random.key(0), image)
     except UserError as error:
         raise UserError(f"config.data.augment.{error}") from None

@@ -248,7 +248,7 @@ def job(
         job = dataclasses.replace(job, init_keys=keys)
     is_own = config.students.init_from and address == own
     files = (config.students.init_from,) if is_own else ()
-    return pretrained.initialise(job, files, "students.init_from", heads=False)
+    return pretrained.initialise(job, split, files, "students.init_from", heads=False)
 
 
 def _check_all_are_left(config: ConfigDict, ensemble: Ensemble) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment
+from mtkd_jax.engine import population
 from mtkd_jax.models.efficientnet import efficientnet_lite0
 from mtkd_jax.models.pytorch import state_dict_shapes
 from mtkd_jax.plans import plan, pretrained, teachers, torch_file
@@ -74,6 +75,31 @@ def test_other_weights_are_another_run(body, tmp_path):
     np.savez(body, **staged.tensors(seed=1))
     with pytest.raises(UserError, match="weights_sha256.*body.npz was"):
         workdir.check(tmp_path, config, split)
+
+
+def test_what_a_network_computes_from_images_all_members_begin_with():
+    """Of labelled training images alone, in the jobs of teachers and students alike; all else is drawn."""
+    config = small.config(
+        **{
+            "data.source": "synthetic(num_classes=4, num_train=120, num_test=40, size=6, noise=0.4)",
+            "model.name": "speedy(width=2, blocks=1)",
+            "students.modes": ("output_avg",),
+        }
+    )
+    split = experiment.load_split(config)
+    model = teachers.network(split, config.model.name)
+    seen = split.dataset.train_images[split.train].astype(np.float32) / 255
+    ((path, expected),) = model.module.calibrate(seen).items()
+    assert path == "params/whiten/kernel"
+    stages, borrowed, _ = experiment.planned(config, split)
+    done = plan.rehearse(stages, config, borrowed)
+    for stage in stages:
+        job = stage.make(done)
+        drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+        kernel = job.start["params"].pop("whiten")["kernel"]
+        np.testing.assert_array_equal(kernel, np.broadcast_to(expected, kernel.shape))
+        del drawn["params"]["whiten"]
+        jax.tree.map(np.testing.assert_array_equal, job.start, drawn)
 
 
 def test_a_name_is_looked_up_in_the_folder_for_weights(body, tmp_path, monkeypatch):
