@@ -14,6 +14,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
         "main",
         "sweep",
         "predict",
+        "replicate",
         "logits",
         "export",
         "benchmark",
