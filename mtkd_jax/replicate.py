@@ -138,7 +138,7 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
         f"{100 * found['published']:.2f}",
         percent,
         str(found["n"]),
-        LIES[found["verdict"]],
+        "(smoke: nowhere)" if found["smoke"] else LIES[found["verdict"]],
         f"{100 * found['difference']:+.2f}",
         *(found.get(name, "") for name in ("device", "date", "versions")),
     ]
