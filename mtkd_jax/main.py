@@ -136,6 +136,7 @@ def _prepare(config: ConfigDict, processes: str) -> None:
 
 def _plan(config: ConfigDict, how: str) -> int:
     terminal.tell("mtkd_jax: reading the data, tracing every stage")
+    from mtkd_jax import config as configuration
     from mtkd_jax import experiment
     from mtkd_jax.report import tables
 
@@ -145,6 +146,11 @@ def _plan(config: ConfigDict, how: str) -> int:
         terminal.tell(f"mtkd_jax: {tables.cost_line(stages[-1])}")
     terminal.console().print(tables.render(*tables.costs(stages)))
     print(tables.costs_caption(stages))
+    if configuration.further_seeds(config):
+        first, most = len(configuration.first_seeds(config)), config.students.max_seeds
+        print(
+            f"Of the first {first} seeds; at most {most} are trained, those after the first without the grid."
+        )
     return 0
 
 
