@@ -145,8 +145,7 @@ def default() -> ConfigDict:
     config.students.temperatures = (1.0,)
     config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
     config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
-    # or "auto": blocks of seeds, until all comparisons are decided
-    config.students.num_seeds = FieldReference(5, field_type=object)
+    config.students.num_seeds = FieldReference(5, field_type=object)  # or "auto": until all is decided
     config.students.max_seeds = 30  # with "auto": where it ends, decided or not
     config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
     config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images

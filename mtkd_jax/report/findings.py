@@ -647,10 +647,12 @@ def _seeds_added(report: dict) -> list[str]:
         pair = f"{one['a']} - {one['b']} ({_listed(one['family'], model_of(one, report))})"
         decided.setdefault(one["decided_at"], []).append(pair)
     undecided = decided.pop(None, [])
-    parts = [f"with {seeds} seeds {', '.join(pairs)}" for seeds, pairs in sorted(decided.items())]
+    parts = [f"Decided with {seeds}: {', '.join(pairs)}." for seeds, pairs in sorted(decided.items())]
+    parts += [f"Not decided: {', '.join(undecided)}."] if undecided else []
     most = max(one["n"] for one in tested)
-    rest = f"Not decided with {most}, where it ended: {', '.join(undecided)}." if undecided else ""
-    return [f"Seeds were added until it was decided: {'; '.join(parts) or 'nothing was'}. {rest}".strip()]
+    return [
+        f"Seeds were added until all was decided or no more were allowed, {most} in all. {' '.join(parts)}"
+    ]
 
 
 def _verdicts(report: dict) -> list[str]:

@@ -120,8 +120,8 @@ def _planned(one: dict, tested: Sequence[dict], report: dict) -> dict:
     std, num_tests = _planned_std(one, family), len(family)
     to_differ = seeds_needed(lambda n: power_to_differ(n, margin, std, num_tests))
     to_be_equivalent = seeds_needed(lambda n: power_to_be_equivalent(n, margin, std))
-    both = to_differ is not None and to_be_equivalent is not None
-    to_decide = max(to_differ, to_be_equivalent) if both else None
+    found = [number for number in (to_differ, to_be_equivalent) if number is not None]
+    to_decide = max(found) if len(found) == 2 else None
     seconds = {
         f"seconds_{side}": _seconds(report, one[side], one[f"{side}_transfer"], one["architecture"])
         for side in "ab"
