@@ -25,7 +25,7 @@ from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
-from mtkd_jax.report import document
+from mtkd_jax.report import document, mistakes
 from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
@@ -186,6 +186,7 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
         logbook.check()
         logbook.say("writing the student and the report")
         save_student(trained, predicted, into)
+        _draw_mistakes(trained.split.dataset, predicted, into)
         workdir.seal(into, workdir.PREDICTIONS)  # with what is made of them; the report alone is missing
         result = document.write(into)
         logbook.check()
@@ -302,6 +303,16 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
         forms.export_forms(into / "student", wanted, configuration.build_model, trained.split.dataset)
     if trained.config.export.cascade:
         _save_ensemble(trained, predicted, card, into / "student", checked)
+
+
+def _draw_mistakes(dataset: DataSet, predicted: Predictions, into: Path) -> None:
+    """What the report shows and cannot draw: it has no images."""
+    drawn = into / "plots" / f"{document.MISTAKES}.png"
+    picture = mistakes.sheet(dataset, predicted)
+    if picture is None:
+        drawn.unlink(missing_ok=True)
+    else:
+        document.write_files(drawn.parent, {drawn.name: picture})
 
 
 def _save_ensemble(

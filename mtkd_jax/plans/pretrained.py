@@ -70,8 +70,18 @@ def _with_body(job: Job) -> Job:
 
 @lru_cache(maxsize=4)
 def _body(path: Path, changed: int, model: Model) -> PyTree:
-    """Variables of one network, heads of the file's classes among them; read again where the file changed."""
-    return from_pytorch(path, model, any_classes=True)
+    """Variables of one network, heads of the file's classes among them; read again where the file changed.
+
+    Of a network that ends early they are the first stages of the whole one.
+    """
+    whole = dataclasses.replace(model, module=getattr(model.module, "whole", model.module))
+    read = from_pytorch(path, whole, any_classes=True)
+    if whole.module == model.module:
+        return read
+    return {
+        kind: {name: leaves for name, leaves in variables.items() if model.stage_of(name)}
+        for kind, variables in read.items()
+    }
 
 
 @lru_cache

@@ -11,6 +11,7 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.models.efficientnet import efficientnet_lite0
+from mtkd_jax.models.pytorch import state_dict_shapes
 from mtkd_jax.plans import plan, pretrained, teachers, torch_file
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import weights
@@ -47,6 +48,22 @@ def test_all_bodies_are_the_files_and_heads_the_seeds(body):
     job = teachers.job(config, split, config.model.name)
     kernels = job.start["params"]["heads"]["kernel"]
     assert not np.array_equal(kernels[0], kernels[1])
+
+
+def test_a_network_that_ends_early_begins_with_the_whole_ones_first_stages(tmp_path):
+    whole = efficientnet_lite0(Task(4, 1, (0.4,) * 3, (0.3,) * 3))
+    shapes = state_dict_shapes(whole)
+    draw = np.random.default_rng(0)
+    tensors = {name: draw.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / "whole.npz", **tensors)
+    address = f"efficientnet_lite0(pretrained={str(tmp_path / 'whole.npz')!r}, until='stage1')"
+    config = small.config(**{"model.name": address, "teachers.num_members": 2})
+    start = teachers.job(config, experiment.load_split(config), address).start["params"]
+    assert {name.split("_")[0] for name in start} == {"stem", "stage1", "heads"}
+    expected = tensors["_blocks.0._project_conv.weight"].transpose(2, 3, 1, 0)
+    for own in start["stage1_block1"]["project_conv"]["kernel"]:
+        np.testing.assert_array_equal(own, expected)
+    assert start["heads"]["kernel"].shape[-2] == expected.shape[-1]
 
 
 def test_other_weights_are_another_run(body, tmp_path):
