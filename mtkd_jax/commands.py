@@ -32,6 +32,11 @@ COMMANDS = {
     "logits": Command("logits", "write what the teachers of a run say", "runs/digits --into teachers.npz"),
     "export": Command("export", "a student as ONNX or int8, and its costs", "runs/digits --forms onnx int8"),
     "fusion": Command("laboratory.rule_study", "compare rules of fusion on a finished run", "runs/digits"),
+    "replicate": Command(
+        "replicate",
+        "train a cell of a published table again",
+        "crd/cifar-100/resnet56-resnet20/kd --workdir=runs/r56",
+    ),
     "benchmark": Command("benchmark.__main__", "measure what the engine costs", "members --quick"),
 }
 

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from mtkd_jax.data import checks, fetch
 from mtkd_jax.fusion import rules
@@ -67,6 +67,9 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "runtime.trackers": ("tracker",),
 }
 TRANSFERS = ("labelled", "unlabelled")
+AUTO = "auto"
+WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
+SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
 AT = " @ "  # between the name of a row and the architecture it is of
 FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
@@ -143,7 +146,8 @@ def default() -> ConfigDict:
     config.students.temperatures = (1.0,)
     config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
     config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
-    config.students.num_seeds = 5
+    config.students.num_seeds = FieldReference(5, field_type=object)  # or "auto": until all is decided
+    config.students.max_seeds = 30  # with "auto": where it ends, decided or not
     config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
     config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images
     config.students.epochs = 0  # 0 = train.epochs
@@ -231,7 +235,8 @@ RANGES = {
     "train.class_weights": _one_of(("none", "balanced")),
     "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
     "students.temperatures": _POSITIVE,
-    "students.num_seeds": _at_least(1),
+    "students.num_seeds": (lambda value: value == AUTO or value >= 1, 'at least 1, or "auto"'),
+    "students.max_seeds": _at_least(2),
     "students.transfer": _one_of(TRANSFERS),
     "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "students.epochs": _at_least(0),
@@ -305,6 +310,11 @@ def _validate(config: ConfigDict) -> None:
         _check_distinct(field, flat[field], flat[field])
     _check_weights(config)
     _check_addresses(config)
+    if further_seeds(config) and config.plan.partition("(")[0].strip() != default().plan:
+        raise UserError(
+            f'config.students.num_seeds: "{AUTO}" adds seeds to plan {default().plan}; give a number with '
+            f"plan {config.plan}"
+        )
 
 
 def _check_weights(config: ConfigDict) -> None:
@@ -557,6 +567,21 @@ def metric(address: str) -> Metric:
 
 
 _metrics: dict[str, Metric] = {}  # by address in its one spelling
+
+
+def first_seeds(config: ConfigDict) -> range:
+    """The seeds of students that are trained first, with the whole grid: all, unless they are "auto"."""
+    students = config.students
+    return range(min(SEEDS_AT_ONCE, students.max_seeds) if students.num_seeds == AUTO else students.num_seeds)
+
+
+def further_seeds(config: ConfigDict) -> tuple[range, ...]:
+    """The blocks of seeds that `students.num_seeds` "auto" may add; none where it is a number."""
+    if config.students.num_seeds != AUTO:
+        return ()
+    last = config.students.max_seeds
+    starts = range(SEEDS_AT_ONCE, last, SEEDS_AT_ONCE)
+    return tuple(range(first, min(first + SEEDS_AT_ONCE, last)) for first in starts)
 
 
 def students_schedule(config: ConfigDict) -> tuple[int, int]:
@@ -1251,7 +1276,8 @@ def type_of_field(field: str) -> str:
     if isinstance(default_value, tuple):
         return f"a tuple of {entry_type(field)}"
     kind = type(default_value).__name__
-    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}"
+    words = "".join(f' or "{word}"' for word in WORDS.get(field, ()))
+    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}{words}"
 
 
 def entry_type(field: str) -> str:
@@ -1265,7 +1291,8 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
         right = isinstance(value, tuple) and all(map(_TYPES[entry], value))
         example = expected or _ENTRY_EXAMPLES[entry]
     else:
-        right = _TYPES[type(expected).__name__](value)
+        is_word = isinstance(value, str) and value in WORDS.get(field, ())
+        right = is_word or _TYPES[type(expected).__name__](value)
         example = {"vote": {}} if expected == {} else expected
     if not right:
         raise UserError(

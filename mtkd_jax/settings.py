@@ -172,6 +172,8 @@ def value(field: str, text: str) -> Any:
     (0.0, 0.5)
     """
     default = _defaults()[field]
+    if text in configuration.WORDS.get(field, ()):
+        return text
     try:
         if isinstance(default, tuple):
             return tuple(_scalar(configuration.entry_type(field), part) for part in _parts(text))

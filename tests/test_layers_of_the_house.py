@@ -14,6 +14,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
         "main",
         "sweep",
         "predict",
+        "replicate",
         "logits",
         "export",
         "benchmark",
@@ -32,7 +33,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
     {"mesh", "system", "types"},
 ]
 PURE = {"methods", "models", "fusion", "optimizers", "types", "results.metrics", "results.intervals"}
-PURE |= {"results.cascade"}
+PURE |= {"results.cascade", "results.power", "results.sequential"}
 PURE |= {"data.augment", "data.mixing", "data.places", "data.rand_augment"}
 WORLDLY = {
     "absl",

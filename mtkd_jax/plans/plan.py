@@ -38,7 +38,7 @@ from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
 from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import students, teachers
-from mtkd_jax.plans.students import Family
+from mtkd_jax.plans.students import Cell, Family, Member
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
@@ -126,6 +126,52 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
         for family in families
     ]
     return (*fusers, *stages)
+
+
+def more_seeds(config: ConfigDict, split: Split, plan: Plan, done: Done, seeds: range) -> Plan:
+    """Stages that add seeds to every row of students, trained at the cell that validation chose for it.
+
+    The choice stays that of the first seeds: if it could change it would be another row, and the grid would
+    have to be trained again.
+    """
+    cells = _chosen_cells(plan, done)
+    found = []
+    for stage in plan:
+        own = [
+            member
+            for member in stage.family
+            if member.seed == 0 and member.cell == cells[stage.transfer, member.mode, member.model]
+        ]
+        if own:
+            family = tuple(member._replace(seed=seed) for seed in seeds for member in own)
+            found.append(_adding(config, split, stage, family, seeds))
+    return tuple(found)
+
+
+def _adding(config: ConfigDict, split: Split, stage: Stage, family: Family, seeds: range) -> Stage:
+    name = seeds_stage(stage, seeds)
+
+    def make(done: Done) -> Job:
+        fused = _fused_networks(done, family)
+        job = students.job(config, split, stage.transfer, family, ensemble_of(done), fused)
+        return dataclasses.replace(job, stage=name)
+
+    return stage._replace(name=name, make=make, family=family)
+
+
+def seeds_stage(stage: Stage, seeds: range) -> str:
+    """The stage, and so the checkpoint folder, that adds seeds to those of another one."""
+    return f"{stage.name}-seeds-{seeds[0]}"
+
+
+def _chosen_cells(plan: Plan, done: Done) -> dict[tuple[str, str, str], Cell]:
+    """{(transfer, mode, architecture as members say it): the cell that validation chooses for the row}."""
+    rows: dict[tuple[str, str, str], list[tuple[Member, float]]] = {}
+    for stage in plan:
+        for member, nll in zip(stage.family, done[stage.name].val_nll):
+            if member.peer == 0:
+                rows.setdefault((stage.transfer, member.mode, member.model), []).append((member, nll))
+    return {row: students.choose(*zip(*trained))[0] for row, trained in rows.items()}
 
 
 def _rates(config: ConfigDict, address: str) -> str:

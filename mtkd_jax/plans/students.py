@@ -16,6 +16,7 @@ from mtkd_jax.config import (
     build_model,
     build_recipe,
     build_recipes,
+    first_seeds,
     given_teachers,
     number_of_teachers,
     row_of,
@@ -119,7 +120,7 @@ def grid(
         Member(mode, recipe, Cell(alpha, temperature, arguments), seed, peer)
         for alpha in alphas
         for temperature in temperatures or students.temperatures
-        for seed in range(students.num_seeds)
+        for seed in first_seeds(config)
         for peer in range(recipe.num_peers)
     )
 
@@ -130,11 +131,17 @@ def grid(
 def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, list[dict]]:
     """The cell with the lowest mean validation NLL over seeds, and the whole grid, of one mode's students.
 
-    Ties go to the alpha nearest to 0.25, then to the lowest temperature.
+    Ties go to the alpha nearest to 0.25, then to the lowest temperature. Seeds that the chosen cell alone has
+    were added after it was chosen (`plan.more_seeds`), and play no part.
     """
+    seeds: dict[Cell, set[int]] = {}
+    for member in members:
+        seeds.setdefault(member.cell, set()).add(member.seed)
+    in_all = set.intersection(*seeds.values())
     cells: dict[Cell, list[float]] = {}  # a diverged member is inf: its cell is chosen last
     for member, nll in zip(members, val_nll):
-        cells.setdefault(member.cell, []).append(float(nll))
+        if member.seed in in_all:
+            cells.setdefault(member.cell, []).append(float(nll))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
     best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
     points = [

@@ -12,6 +12,7 @@ from rich.text import Text
 from mtkd_jax.config import name_and_model
 from mtkd_jax.engine import jobs
 from mtkd_jax.report import findings
+from mtkd_jax.results import power
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import printable
 
@@ -71,6 +72,12 @@ TIMED_CAPTION = (
 COSTS_CAPTION = (
     "Of training steps alone: compiling, validation, teachers whose answers are kept, evaluation and report "
     "come on top."
+)
+SEEDS_CAPTION = (
+    "std: of the differences in accuracy over the pilot's seeds, points. planned: its bound. to differ: "
+    "seeds with which a true difference of {margin:g} points (report.margin) is told four times in five, at "
+    "the level of Holm's first test. equivalent: those with which no difference is found to be less than "
+    "that, as often. s: of training both, with their grids, as the pilot took; of the seeds that it lacks."
 )
 MERGED_TITLES = {
     "teacher": "Teachers, alone",
@@ -427,6 +434,27 @@ def cost_line(stage: Mapping) -> str:
 def costs_caption(stages: Sequence[Mapping]) -> str:
     """What stands in the table, and what does not."""
     return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION) + COSTS_CAPTION
+
+
+def seeds_needed(planned: Sequence[Mapping]) -> Sheet:
+    """(header, cells): how many seeds every comparison needs, from `power.plan`."""
+    header = ["comparison", "n", "std", "planned", "to differ", "equivalent", "s a seed", "s more"]
+
+    def number(value: int | None) -> str:
+        return f"> {power.MOST_SEEDS:,}" if value is None else f"{value:,}"
+
+    cells = [
+        [
+            f"{one['a']} - {one['b']} ({findings.transfers_of(one)})",
+            str(one["n"]),
+            *(f"{100 * one[name]:.2f}" for name in ("std", "planned_std")),
+            *(number(one[name]) for name in ("to_differ", "to_be_equivalent")),
+            f"{one['seconds_a'] + one['seconds_b']:.1f}",
+            MISSING if one["cost"] is None else f"{one['cost']:,.0f}",
+        ]
+        for one in planned
+    ]
+    return header, cells
 
 
 def render(header: Sequence[str], cells: Cells) -> Table:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from mtkd_jax import config as configuration
 from mtkd_jax.config import name_and_model, row_of
 from mtkd_jax.fusion import rules
-from mtkd_jax.results import intervals, metrics
+from mtkd_jax.results import intervals, metrics, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import own_metrics
 from mtkd_jax.types import Metric, UserError
@@ -561,16 +561,47 @@ def comparisons(predictions: Predictions) -> list[dict]:
     baseline; always of one architecture. Holm's correction within each family (a transfer set with all its
     architectures, or the last list) and metric. Accuracies are also tested for equivalence, at 5 % each;
     "verdict" is the word for both, see `intervals.verdict`.
+
+    Where seeds were added until it was decided, all of that by `sequential`, and "decided_at" is the number
+    of pairs from which on every look had the verdict there is now; None of what is undecided.
     """
     values = {
         group.key: [metrics.summary(logits, predictions.test_labels) for logits in group.test]
         for group in predictions.groups
         if group.transfer
     }
+    found = _tested(predictions, values)
+    if not predictions.always_valid:
+        return found
+    most = max((one["n"] for one in found), default=0)
+    looks = [*range(configuration.SEEDS_AT_ONCE, most, configuration.SEEDS_AT_ONCE), most]
+    said = [[one["verdict"] for one in _tested(predictions, values, look)] for look in looks]
+    return [{**one, "decided_at": _decided_at(looks, verdicts)} for one, verdicts in zip(found, zip(*said))]
+
+
+def _decided_at(looks: Sequence[int], verdicts: Sequence[str]) -> int | None:
+    """
+    >>> _decided_at((5, 10, 15), ("undecided", "better", "better")), _decided_at((5,), ("undecided",))
+    (10, None)
+    """
+    if verdicts[-1] == "undecided":
+        return None
+    changed = [place for place, one in enumerate(verdicts) if one != verdicts[-1]]
+    return looks[changed[-1] + 1 if changed else 0]
+
+
+def undecided(predictions: Predictions) -> list[dict]:
+    """The comparisons of accuracies whose verdict is that; NLLs have no margin and are never equal."""
+    compared = comparisons(predictions)
+    return [one for one in compared if one["metric"] == "accuracy" and one["verdict"] == "undecided"]
+
+
+def _tested(predictions: Predictions, values: dict, most: int | None = None) -> list[dict]:
+    """`comparisons` of the first `most` pairs of each; None: of all."""
     found = []
     for metric in TESTED:
         for family, pairs in _families(predictions).items():
-            tested = [_compare(a, b, metric, values, len(pairs), predictions.margin) for a, b in pairs]
+            tested = [_compare(predictions, a, b, metric, values, len(pairs), most) for a, b in pairs]
             corrected = intervals.holm([one["p_value"] for one in tested])
             found += [
                 {**one, "p_holm": p, "family": family, "verdict": _verdict(one, p, predictions.margin)}
@@ -614,8 +645,16 @@ def _modes(predictions: Predictions, transfer: str) -> list[Group]:
     return [group for group in predictions.groups if group.transfer == transfer and group.role in compared]
 
 
-def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int, margin: float) -> dict:
-    shared = [name for name in a.members if name in b.members]
+def _compare(
+    predictions: Predictions, a: Group, b: Group, metric: str, values: dict, num_tests: int, most: int | None
+) -> dict:
+    always_valid = predictions.always_valid
+    paired, equivalence_p = (
+        (sequential.paired, sequential.equivalence_p)
+        if always_valid
+        else (intervals.paired_t, intervals.equivalence_p)
+    )
+    shared = [name for name in a.members if name in b.members][:most]
     of_a, of_b = (
         [values[group.key][group.members.index(name)][metric] for name in shared] for group in (a, b)
     )
@@ -626,10 +665,11 @@ def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int, marg
         "b_transfer": b.transfer,
         "architecture": a.architecture,
         "metric": metric,
-        **intervals.paired_t(of_a, of_b),
-        "test": "paired t",
-        "p_equivalence": intervals.equivalence_p(of_a, of_b, margin) if metric == "accuracy" else None,
-        "detectable": intervals.detectable_difference(of_a, of_b, num_tests),
+        **paired(of_a, of_b),
+        "test": "t mixture" if always_valid else "paired t",
+        "std": float(np.std(np.subtract(of_a, of_b), ddof=1)) if len(shared) > 1 else None,
+        "p_equivalence": equivalence_p(of_a, of_b, predictions.margin) if metric == "accuracy" else None,
+        "detectable": None if always_valid else intervals.detectable_difference(of_a, of_b, num_tests),
     }
 
 
