@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ from mtkd_jax.engine.jobs import Job, parts
 from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
 from mtkd_jax.mesh import Layout
-from mtkd_jax.plans import students, teachers
+from mtkd_jax.plans import controls, students, teachers
 from mtkd_jax.plans.students import Family
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
@@ -113,19 +114,30 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
     file = config.students.init_from
     note = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
     stages = [
-        Stage(
-            students.stage_name(transfer, family),
-            lambda done, transfer=transfer, family=family: students.job(
-                config, split, transfer, family, ensemble_of(done), _fused_networks(done, family)
-            ),
-            family,
-            transfer,
-            note=" ".join(filter(None, (note, _rates(config, family[0].model or student_models(config)[0])))),
-        )
+        _teach(config, split, transfer, family, note)
         for transfer in config.students.transfer
         for family in families
     ]
     return (*fusers, *stages)
+
+
+def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note: str) -> Stage:
+    """The stage of one family on one transfer set, by the teachers or by what a control has instead."""
+    control, model = family[0].control, family[0].model or student_models(config)[0]
+
+    def make(done: Done, computes: bool = True) -> Job:
+        taught_by = controls.teachers(control, config, split, ensemble_of(done), computes)
+        return students.job(config, split, transfer, family, taught_by, _fused_networks(done, family))
+
+    return Stage(
+        students.stage_name(transfer, family),
+        make,
+        family,
+        transfer,
+        role="control" if control else "student",
+        note=" ".join(filter(None, (note, _rates(config, model), controls.NOTES.get(control, "")))),
+        outline=partial(make, computes=False),
+    )
 
 
 def _rates(config: ConfigDict, address: str) -> str:
@@ -144,6 +156,7 @@ def check(config: ConfigDict, split: Split) -> None:
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
+    controls.check(config)
     check_metrics(config, split.dataset.num_classes)
     if config.train.batch_size > len(split.train):
         raise UserError(
