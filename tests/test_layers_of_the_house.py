@@ -13,6 +13,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
         "commands",
         "main",
         "sweep",
+        "leaderboard",
         "predict",
         "logits",
         "export",
@@ -32,7 +33,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
     {"mesh", "system", "types"},
 ]
 PURE = {"methods", "models", "fusion", "optimizers", "types", "results.metrics", "results.intervals"}
-PURE |= {"results.cascade"}
+PURE |= {"results.cascade", "results.ranks"}
 PURE |= {"data.augment", "data.mixing", "data.places", "data.rand_augment"}
 WORLDLY = {
     "absl",
