@@ -4,19 +4,18 @@
     python -m mtkd_jax.leaderboard --workdir=runs/leaderboard --data=digits,usps --seeds=10 --minutes=60
     python -m mtkd_jax.main --config=configs/leaderboard.py:usps --workdir=runs/usps
 
-Data      A variant a data set: digits is embedded, the others are files in data/, which the command names
-          where they are missing. 1 000 labelled training images each, where there are as many; the publisher's
-          test set.
-Compares  every mode that one student learns from logits or embeddings of frozen teachers, over ten seeds, at
-          four points each: two weights of the hard labels by two temperatures, chosen on validation. The
-          teachers are five networks of the student's own architecture, the same for all. With the baseline,
-          the capacity control, and output_avg taught by untrained networks and by what the teachers say of
-          other images.
+Data      A variant a data set: digits is embedded, the others are files in data/, and the command names
+          those that are missing. 1 000 labelled training images each, where there are as many (2 000 of the
+          47 classes of EMNIST); the publisher's test set.
+Compares  what one student learns from logits or embeddings of frozen teachers, over ten seeds, at four points
+          each: two weights of the hard labels by two temperatures, chosen on validation. The teachers are
+          five networks of the student's own architecture, the same for all. With the baseline, the capacity
+          control, and output_avg taught by untrained networks and by what is said of other images.
 Left out  loss_avg, which has the gradients of output_avg; what makes images of its own, what peers learn
           from each other, averages of weights and binary networks, whose budget is another one.
-Variants  digits, usps, mnist, fashion_mnist, emnist47, japanese_vowels and osu_leaf (series) make the
-          table. pneumonia and wildfire_smoke have two classes, which logits.lsk cannot learn from, and cifar10,
-          cifar100 and neu_steel convolutions, which take hours: asked for by name. "smoke" is digits in small.
+Variants  digits, usps, mnist, fashion_mnist, emnist47, japanese_vowels and osu_leaf (series) make the table.
+          Asked for by name alone: pneumonia and wildfire_smoke, whose two classes logits.lsk cannot learn
+          from; cifar10, cifar100 and neu_steel, whose convolutions take hours. "smoke" is digits in small.
 """
 
 from collections.abc import Callable

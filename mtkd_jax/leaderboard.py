@@ -19,7 +19,6 @@ from mtkd_jax.data import fetch
 from mtkd_jax.plans.cells import Cell
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import interrupts, paths, terminal
-from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError
 
 USAGE = (

@@ -30,7 +30,7 @@ CAPTION = (
     "table. mistakes: how much more often than the baseline a student says what the ensemble wrongly says, "
     "points of the images it gets wrong, mean over data sets, and on how many that is more (+) or less (-) "
     "than noise. FLOPs: a forward pass, over the baseline's. s: of training for a student, mean over data "
-    "sets, on the machine of the runs. reads: of the teachers, and whether the loss reads labels at alpha = 0."
+    "sets, on the machine of the runs. reads: of the teachers, and labels, if the loss does at alpha = 0."
 )
 BY_DATA_CAPTION = (
     "Test accuracy, %, mean over seeds, and the rank. +, -, =: better than, worse than, equivalent to the "
@@ -61,7 +61,7 @@ def _read(run: Path) -> dict | None:
 
 
 def build(reports: Mapping[str, dict], left_out: Mapping[str, str]) -> dict:
-    """The dict of leaderboard.json from reports by data set; only methods that all of them have are ranked."""
+    """The dict of leaderboard.json from reports by data set; methods that all of them have are ranked."""
     rows = {name: _rows(report) for name, report in reports.items()}
     names = list(dict.fromkeys(method for of_set in rows.values() for method in of_set))
     everywhere = [name for name in names if all(name in of_set for of_set in rows.values())]

@@ -17,8 +17,8 @@ K, B, C, D = 3, 6, 5, 4
 def reads(row: str) -> list[str]:
     """What the method of a row reads: of the teachers "logits", "embedding", "features"; "labels".
 
-    Labels as far as the loss reads them at alpha = 0, where the hard loss has no part; of the baseline and the
-    control, which have nothing else, they are all. "labels?" where the method cannot be asked alone.
+    Labels as far as the loss reads them at alpha = 0, where the hard loss has no part; they are all that the
+    baseline and the control have. "labels?" where the method cannot be asked alone.
     """
     _, mode = control_and_mode(name_and_model(row)[0])
     if mode in ("baseline", "control"):
