@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Group
 from rich.text import Text
 
+from mtkd_jax.config import control_and_mode
 from mtkd_jax.report import document, findings, plots, rank_plots, tables
 from mtkd_jax.report.reads import reads
 from mtkd_jax.report.sweeps import STUDENTS
@@ -22,6 +23,7 @@ from mtkd_jax.system.text import in_markdown
 
 BASELINE = "baseline"
 PLOT = "plots/leaderboard/ranks.png"  # beside a page that the table is written into
+IN_A_TERMINAL = ("", "rank", "better", "worse", "minus baseline", "verdict")
 CAPTION = (
     "rank: mean over data sets of the rank by test accuracy, 1 the best. better ... worse: on how many data "
     "sets the verdict against the baseline there is which, corrected within the data set; equivalent: closer "
@@ -214,9 +216,9 @@ def told(board: dict) -> list[str]:
     for word, names in apart.items():
         found.append(f"By ranks {word} the baseline ({base:.2f}): {', '.join(names) or 'none'}.")
     found += [
-        f"The control {name}: rank {one['mean_rank']:.2f}, {_counts(one)} against the baseline."
+        f"The control {name}: rank {one['mean_rank']:.2f}; against the baseline {_counts(one)}."
         for name, one in by_name.items()
-        if one["role"] == "control"
+        if control_and_mode(name)[0]
     ]
     return found
 
@@ -329,7 +331,7 @@ def page(board: dict) -> tuple[str, dict[str, bytes]]:
 def terminal(board: dict) -> Group:
     """The ranks for a terminal of 100 columns, and what they show."""
     header, cells = table(board)
-    shown: Sequence[int] = range(header.index("mistakes"))
+    shown = [i for i, name in enumerate(header) if name in IN_A_TERMINAL]
     rows = [[row[i] for i in shown] for row in cells]
     lines = [Text(f"- {line}") for line in told(board)]
     return Group(*([tables.render([header[i] for i in shown], rows)] if rows else []), *lines)
