@@ -54,6 +54,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.model": ("model",),
     "students.models": ("model",),
     "students.modes": ("mode",),
+    "students.controlled": ("mode",),
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
     "data.source": ("source",),
@@ -70,6 +71,7 @@ TRANSFERS = ("labelled", "unlabelled")
 AUTO = "auto"
 WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
 SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
+CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/controls.py
 AT = " @ "  # between the name of a row and the architecture it is of
 FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
@@ -142,6 +144,8 @@ def default() -> ConfigDict:
     config.students.init_from = ""  # a file of PyTorch weights to begin with
     config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
     config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
+    config.students.controls = ()  # the same taught by a "random_teacher" (untrained), a "shuffled_teacher"
+    config.students.controlled = ()  # the modes that have these controls; () = all of students.modes
     config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
     config.students.temperatures = (1.0,)
     config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
@@ -233,6 +237,7 @@ RANGES = {
     "train.weight_decay": _at_least(0),
     "train.label_smoothing": _SHARE,
     "train.class_weights": _one_of(("none", "balanced")),
+    "students.controls": _one_of(CONTROLS),
     "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
     "students.temperatures": _POSITIVE,
     "students.num_seeds": (lambda value: value == AUTO or value >= 1, 'at least 1, or "auto"'),
@@ -390,10 +395,18 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
                 f"{hint(str(address), config.students.modes)}"
             )
+    _check_distinct("students.controls", config.students.controls, config.students.controls)
+    for address in config.students.controlled:
+        if address not in config.students.modes:
+            raise UserError(
+                f"config.students.controlled: {_quoted(address)} is not among students.modes"
+                f"{hint(str(address), config.students.modes)}"
+            )
     for field in (
         "teachers.models",
         "students.models",
         "students.modes",
+        "students.controlled",
         "fusion.rules",
         "report.metrics",
         "runtime.trackers",
@@ -531,6 +544,25 @@ def name_and_model(row: str) -> tuple[str, str]:
     """
     name, _, model = row.partition(AT)
     return name, model
+
+
+def row_of_control(control: str, mode: str) -> str:
+    """What the row of a mode's control is called.
+
+    >>> row_of_control("shuffled_teacher", "output_avg")
+    'shuffled_teacher:output_avg'
+    """
+    return f"{control}:{mode}"
+
+
+def control_and_mode(row: str) -> tuple[str, str]:
+    """`row_of_control` the other way round; "" for the control of every other row.
+
+    >>> control_and_mode("shuffled_teacher:fused:median_probs"), control_and_mode("fused:median_probs")
+    (('shuffled_teacher', 'fused:median_probs'), ('', 'fused:median_probs'))
+    """
+    control, _, mode = row.partition(":")
+    return (control, mode) if control in CONTROLS else ("", row)
 
 
 def augmentation(config: ConfigDict) -> dict[str, Any]:
@@ -1257,6 +1289,8 @@ _ENTRY_TYPES = {
     "report.metrics": "str",
     "teachers.models": "str",
     "students.models": "str",
+    "students.controls": "str",
+    "students.controlled": "str",
     "teachers.init_from": "str",
     "teachers.logits": "str",
     "teachers.programs": "str",

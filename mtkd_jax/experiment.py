@@ -408,7 +408,9 @@ def _training(config: ConfigDict, predicted: Predictions, group: Group, position
             trained += f" of the run {config.teachers.from_run}"
         return f"{trained}: {chosen}"
     num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
-    taught = {"baseline": "no teacher", "control": "no teacher"}.get(group.role, f"{num_teachers} teachers")
+    control, _ = configuration.control_and_mode(group.name)
+    nobody = dict.fromkeys(("baseline", "control"), "no teacher")
+    taught = nobody.get(group.name, control.replace("_", " ") or f"{num_teachers} teachers")
     return (
         f"{taught}, {config.plan}: {group.method}, alpha {group.alpha:g} (weight of the hard labels), "
         f"T {group.temperature:g}, {group.transfer} transfer set, {chosen}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from mtkd_jax.config import (
     given_teachers,
     number_of_teachers,
     row_of,
+    row_of_control,
     student_models,
     students_schedule,
 )
@@ -30,7 +32,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.methods.seams import SUPERVISED
-from mtkd_jax.plans import pretrained
+from mtkd_jax.plans import controls, pretrained
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
@@ -55,6 +57,7 @@ class Member(NamedTuple):
     seed: int
     peer: int = 0  # place in its cohort; peer 0 is the student, the others are there to learn with
     model: str = ""  # its architecture, where a run has students of several
+    control: str = ""  # who teaches it instead of the teachers; see controls.py
 
 
 Family = tuple[Member, ...]  # what one program can train
@@ -63,9 +66,10 @@ Family = tuple[Member, ...]  # what one program can train
 def families(config: ConfigDict) -> tuple[Family, ...]:
     """All students that are trained, grouped into what one program can train.
 
-    The baseline is always among them, and the control where a mode has more than one head: the same heads
-    at alpha = 1, the added capacity without the teachers. All of that once for each of `students.models`,
-    families that differ in their architecture alone one after the other: they share what the teachers say.
+    What has other teachers, see controls.py, is trained apart. The baseline is always among them, and the
+    control where a mode has more than one head: the same heads at alpha = 1, the added capacity without the
+    teachers. All of that once for each of `students.models`, families that differ in their architecture alone
+    one after the other: they share what the teachers say.
     Without any mode there are no students: a run of teachers and fusion alone.
     """
     if not config.students.modes:
@@ -74,18 +78,28 @@ def families(config: ConfigDict) -> tuple[Family, ...]:
     for address in config.students.modes:
         for recipe, arguments in build_recipes(config, address):
             grids.append(grid(config, address, recipe, arguments=arguments))
+    for control, address in itertools.product(config.students.controls, controls.controlled(config)):
+        row = row_of_control(control, address)
+        for recipe, arguments in build_recipes(config, address):
+            taught_otherwise = grid(config, row, recipe, arguments=arguments)
+            grids.append(tuple(member._replace(control=control) for member in taught_otherwise))
     grids.append(grid(config, "baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
     many_headed = [members[0].recipe for members in grids if members[0].recipe.num_heads(2) > 1]
     if many_headed:
         grids.append(grid(config, "control", many_headed[0], (1.0,), (1.0,)))
     grouped: list[Family] = []
     for members in grids:
-        found = next((n for n, f in enumerate(grouped) if same_family(f[0].recipe, members[0].recipe)), None)
+        found = next((n for n, family in enumerate(grouped) if _learn_alike(family[0], members[0])), None)
         if found is None:
             grouped.append(members)
         else:
             grouped[found] += members
     return tuple(of_model(family, model) for family in grouped for model in models(config))
+
+
+def _learn_alike(a: Member, b: Member) -> bool:
+    """Whether one program, with the same teachers, can train both."""
+    return a.control == b.control and same_family(a.recipe, b.recipe)
 
 
 def models(config: ConfigDict) -> tuple[str, ...]:

@@ -363,6 +363,9 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         sections = tables.comparison_sections(report)
         text = _sectioned(tables.COMPARISON_HEADER, sections)
         parts.append(f"## Comparisons\n\n{text}\n\n{tables.comparison_caption(report)}")
+    if report["negative_transfer"]:
+        text = f"{tables.markdown(*tables.negative_transfer(report))}\n\n"
+        parts.append(f"## The teachers' mistakes\n\n{text}{tables.negative_transfer_caption(report)}")
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.config import SEEDS_AT_ONCE, name_and_model, row_of
+from mtkd_jax.config import SEEDS_AT_ONCE, control_and_mode, name_and_model, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
 from mtkd_jax.results import analysis, intervals, power
@@ -45,7 +45,8 @@ def summarise(report: dict) -> list[str]:
     found += _seeds_added(report)
     rivals: dict[tuple[str, str, str], list[dict]] = {}
     for one in report["comparisons"]:
-        rivals.setdefault((one["family"], one["architecture"], one["b"]), []).append(one)
+        rival = control_and_mode(one["b"])[0] or one["b"]
+        rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
     for tested in rivals.values():
         on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
         found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
@@ -221,6 +222,9 @@ def _listed(*words: str) -> str:
 
 
 def _name_of(name: str) -> str:
+    control, _ = control_and_mode(name)
+    if control:  # of each mode its own
+        return f"the same by a {control.replace('_', ' ')}"
     return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
 
 

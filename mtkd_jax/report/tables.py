@@ -51,6 +51,12 @@ COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
     "equivalent: two one-sided tests at 5 % show a difference of accuracy closer than {margin:g} points."
 )
+NEGATIVE_TRANSFER_CAPTION = (
+    "repeats: of the {num_wrong} test images that all teachers fused by mean_probs get wrong, the share of "
+    "which a student says the same wrong class, mean [95 % interval over seeds]. baseline: the same of the "
+    "network that nobody taught. difference: over paired seeds; above 0 the teachers' mistakes were handed "
+    "down. The images are held fixed: the intervals are of the seeds alone."
+)
 OWN_TITLE = "Metrics of your own"
 DETECTION_CAPTION = (
     "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
@@ -308,6 +314,29 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
         title = " ".join(word for word in ("Students", findings.model_of(own[0], report)) if word)
         sections.append((f"{title}, {family}", cells))
     return sections
+
+
+def negative_transfer(report: dict) -> Sheet:
+    """How often each row repeats what the ensemble gets wrong, beside its baseline."""
+    with_transfer = len({one["transfer"] for one in report["negative_transfer"]}) > 1
+    header = ["", *(["transfer set"] if with_transfer else [])]
+    header += ["repeats %", "baseline %", "difference, points", "p", "p (Holm)", "n"]
+    return header, [
+        [
+            findings.title_of(one, report),
+            *([one["transfer"]] if with_transfer else []),
+            _in_percent(one["repeats"]),
+            _scaled(one["baseline"], 100),
+            *_difference_cells({**one, "metric": "accuracy"}),
+            str(one["n"]),
+        ]
+        for one in report["negative_transfer"]
+    ]
+
+
+def negative_transfer_caption(report: dict) -> str:
+    """What has to be known to read it."""
+    return NEGATIVE_TRANSFER_CAPTION.format(num_wrong=report["negative_transfer"][0]["num_wrong"])
 
 
 def common(report: dict) -> tuple[list[str], Cells]:

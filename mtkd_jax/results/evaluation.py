@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import AUTO, positive_class, row_of
+from mtkd_jax.config import AUTO, control_and_mode, positive_class, row_of
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
@@ -268,7 +268,8 @@ def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str, str], list[tuple[S
 
 def _method(config: ConfigDict, mode: str, cell: Cell) -> str:
     """A mode with those of its `students.arguments` of which there is no choice."""
-    given, chosen = config.students.arguments.get(mode, {}), dict(cell.arguments)
+    _, asked = control_and_mode(mode)
+    given, chosen = config.students.arguments.get(asked, {}), dict(cell.arguments)
     fixed = ", ".join(f"{name}={value!r}" for name, value in given.items() if name not in chosen)
     return f"{mode}({fixed})" if fixed else mode
 
