@@ -186,6 +186,14 @@ def linear(*, start: float = 1.0, end: float = 0.0) -> Schedule:
     return Schedule(_linear, tuple((n, _share("linear", n, v)) for n, v in (("start", start), ("end", end))))
 
 
+def triangle(*, low: float = 0.01) -> Schedule:
+    """From `low` up to 1 along a line, and down to `low` again: one cycle of fast geometric ensembles.
+
+    Source: Garipov et al. 2018, arXiv 1802.10026, there from peak to peak.
+    """
+    return Schedule(_triangle, (("low", _share("triangle", "low", low)),))
+
+
 def steps(*, at: tuple[float, ...] = (0.625, 0.75, 0.875), factor: float = 0.1) -> Schedule:
     """1, times `factor` at each of the shares `at` of training: epochs 150, 180 and 210 of 240."""
     if list(at) != sorted(set(at)) or not all(0 < share < 1 for share in at):
@@ -231,6 +239,10 @@ def _cosine(progress: Array, *, end: float) -> Array:
 
 def _linear(progress: Array, *, start: float, end: float) -> Array:
     return optax.linear_schedule(start, end, 1)(progress)
+
+
+def _triangle(progress: Array, *, low: float) -> Array:
+    return low + (1.0 - low) * (1.0 - jnp.abs(2.0 * progress - 1.0))
 
 
 def _steps(progress: Array, *, at: tuple[float, ...], factor: float) -> Array:

@@ -49,7 +49,7 @@ def hints_only(*, student: str = "stage1", teacher: str = "stage1") -> Recipe:
 
     Source: FitNets, Romero et al. 2015, arXiv 1412.6550.
     """
-    return alone(hints(student=student, teacher=teacher), "hints_only")
+    return alone(hints(student=student, teacher=teacher), name="hints_only")
 
 
 def attention_transfer(*, weight: float = 1000.0) -> Recipe:
@@ -115,7 +115,7 @@ def fsp_only() -> Recipe:
 
     Source: a gift from knowledge distillation, Yim et al., CVPR 2017.
     """
-    return alone(fsp(), "fsp_only")
+    return alone(fsp(), name="fsp_only")
 
 
 def nst(*, weight: float = 50.0) -> Recipe:
@@ -166,7 +166,7 @@ def ab_only() -> Recipe:
     Source: activation boundaries, Heo et al. 2019, arXiv 1811.03233.
     """
     recipe = beside_logits("ab", _boundary_distance, 1.0, draw=_draw_connectors, lacking=_no_stage("ab_only"))
-    return alone(recipe, "ab_only")
+    return alone(recipe, name="ab_only")
 
 
 def mgd(*, weight: float = 1.76, masked: float = 0.5) -> Recipe:
@@ -210,6 +210,25 @@ def factor_transfer(*, weight: float = 200.0, share: float = 0.5) -> Recipe:
     return beside_logits(
         "factor_transfer", _factor_distance, weight, draw=_Coder(share), lacking=_no_stage("factor_transfer")
     )
+
+
+def review(*, weight: float = 5.0) -> Recipe:
+    r"""Match each stage of the teachers by what the student says there and in all deeper stages.
+
+    $$f_k = \sum_i \frac{\sum_l 2^{-l}\, \mathrm{mean}\, (P_l(u_k^{(i)}) - P_l(o_i))^2}{\sum_l 2^{-l}}, \qquad
+    x_i = a_i\, r_i(v^{(i)}) + b_i\, \mathrm{up}(x_{i+1}), \qquad
+    (a_i, b_i) = \sigma(g_i(r_i(v^{(i)}), \mathrm{up}(x_{i+1})))$$
+
+    Here $i$ runs over the stages that both have, and $x_n = r_n(v^{(n)})$ at the deepest; $r_i$ and $g_i$ are
+    1x1 convolutions, $o_i$ is a 3x3 convolution of $x_i$ to the teacher's width, all trained along for every
+    teacher, and $x$ is as wide as the student's deepest stage. $P_0$ leaves a map as it is, and $P_1$, $P_2$,
+    $P_3$ average it to 4, 2 and 1 pixels a side, where it has more. The paper normalises after each
+    convolution and lets the weight, of 0.6 to 8, grow at first. Raises UserError where student and teachers
+    share no stage.
+
+    Source: knowledge review, Chen et al. 2021, arXiv 2104.09044.
+    """
+    return beside_logits("review", _reviewed_distance, weight, draw=_draw_review, lacking=_no_stage("review"))
 
 
 # --- hints --------------------------------------------------------------------------------------------
@@ -418,6 +437,56 @@ def _factor_distance(pair: Pair) -> Array | None:
     lost = _mean_square(other - maps.linear(pair.parameters["decoder"], code))
     weight = pair.hyper["weight"]
     return jnp.mean(jnp.abs(told - translated), axis=-1) + lost / jnp.where(weight > 0, weight, 1.0)
+
+
+# --- review -------------------------------------------------------------------------------------------
+
+
+def _draw_review(key: Array, own: Taps, other: Taps) -> PyTree:
+    names = maps.common_stage_names(own, other)
+    if not names:
+        return {}
+    inner = own.features[names[-1]].shape[-1]
+
+    def of_stage(name: str, key: Array) -> PyTree:
+        own_key, gate_key, out_key = jax.random.split(key, 3)
+        return {
+            "own": maps.draw_linear(own_key, own.features[name].shape[-1], inner),
+            "gate": maps.draw_linear(gate_key, 2 * inner, 2),
+            "out": maps.draw_linear(out_key, 9 * inner, other.features[name].shape[-1]),
+        }
+
+    drawn = {name: of_stage(name, k) for name, k in zip(names, jax.random.split(key, len(names)))}
+    del drawn[names[-1]]["gate"]  # nothing is deeper
+    return drawn
+
+
+def _reviewed_distance(pair: Pair) -> Array | None:
+    losses, deeper = [], None
+    for name, (own, other) in reversed(pair.stages().items()):
+        parameters = pair.parameters[name]
+        own = maps.linear(parameters["own"], own)
+        if deeper is not None:
+            deeper = _resized(deeper, *own.shape[1:3])
+            gates = jax.nn.sigmoid(maps.linear(parameters["gate"], jnp.concatenate([own, deeper], axis=-1)))
+            own = gates[..., :1] * own + gates[..., 1:] * deeper
+        deeper = own
+        losses.append(_pyramid_distance(_convolved(parameters["out"], own), other))
+    return _sum_over(losses)
+
+
+def _resized(x: Array, height: int, width: int) -> Array:
+    """A map of another size, each pixel the one that lies there."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip((height, width), x.shape[1:3]))
+    return x[:, rows][:, :, columns]
+
+
+def _pyramid_distance(own: Array, other: Array) -> Array:
+    height, width = own.shape[1:3]
+    sizes = [(height, width), *((size, size) for size in (4, 2, 1) if size < min(height, width))]
+    shares = 0.5 ** np.arange(len(sizes))
+    distances = [_mean_square(maps.pooled(own, *size) - maps.pooled(other, *size)) for size in sizes]
+    return sum(float(share) * distance for share, distance in zip(shares / shares.sum(), distances))
 
 
 # --- all ----------------------------------------------------------------------------------------------

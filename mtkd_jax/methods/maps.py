@@ -81,11 +81,10 @@ def beside_logits(
     return recipe._replace(init_aux=ForEachTeacher(draw), **seams) if draw else recipe._replace(**seams)
 
 
-def alone(recipe: Recipe, name: str) -> Recipe:
+def alone(recipe: Recipe, **seams: Any) -> Recipe:
     """What a recipe of `beside_logits` adds and nothing else, for a first stage: no label and no head."""
-    return recipe._replace(
-        name=name, term=recipe.term.feature_loss, hyper=recipe.hyper[1:], trainable=is_no_head, alpha=0.0
-    )
+    term, hyper = recipe.term.feature_loss, recipe.hyper[1:]  # without the weight
+    return recipe._replace(term=term, hyper=hyper, trainable=is_no_head, alpha=0.0, **seams)
 
 
 def is_no_head(path: str) -> bool:

@@ -29,6 +29,7 @@ WEIGHTED = (
     features.vid(weight=2.0),
     features.mgd(weight=2.0),
     features.factor_transfer(weight=2.0),
+    features.review(weight=2.0),
 )
 EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only())
 TRAINED = (*WEIGHTED[:3], features.hints_only())
@@ -63,6 +64,8 @@ def expected(name, of, seen_of, b, k):
         shape = reference.stages(student, teacher)[-1][1].shape[:2]
         is_seen = np.asarray(jax.random.uniform(seen_of.key, (B, *shape, 1))) >= 0.5
         return reference.mgd(student, teacher, parameters, is_seen[b, :, :, 0])
+    if name == "review":
+        return reference.review(student, teacher, parameters)
     if name == "factor_transfer":
         return reference.factor_transfer(student, teacher, parameters, 1.0)
     kernel, bias = (np.asarray(parameters[part], float) for part in ("kernel", "bias"))
@@ -292,7 +295,8 @@ def test_shares_out_of_range_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
-    "recipe", [features.vid(), features.ab_only(), features.mgd(), features.factor_transfer()]
+    "recipe",
+    [features.vid(), features.ab_only(), features.mgd(), features.factor_transfer(), features.review()],
 )
 def test_networks_without_a_common_stage_are_refused(recipe):
     of = seen({"stem": np.ones((1, 1, 1, 1))}, [{"stage1": np.ones((1, 1, 1, 1))}], None, np.zeros((1, 1)))

@@ -90,7 +90,7 @@ def test_angles_are_the_same_however_many_are_held_at_a_time(at_once, monkeypatc
     of = between(rng.normal(size=(7, 3)), [rng.normal(size=(7, 2))])
     expected = [reference.rkd(*(np.asarray(x, float) for x in embeddings(of)), b, 0.5) for b in range(7)]
     monkeypatch.setattr(relations, "ANGLES_AT_ONCE", at_once)  # read when the program is made: a new one
-    found = jax.jit(lambda of: eager_loss(alone(relations.rkd()), of))(of)
+    found = jax.jit(lambda of: eager_loss.__wrapped__(alone(relations.rkd()), of))(of)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

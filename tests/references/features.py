@@ -152,3 +152,32 @@ def factor_transfer(student, teacher, parameters, weight):
     code, translated = linear(parameters["code"], other), linear(parameters["translator"], own)
     unlike = np.mean(np.abs(code / np.linalg.norm(code) - translated / np.linalg.norm(translated)))
     return unlike + np.mean((other - linear(parameters["decoder"], code)) ** 2) / weight
+
+
+def review(student, teacher, parameters):
+    """From the deepest stage on; the other size of a map by its nearest pixels."""
+    total, deeper = 0.0, None
+    for name, own, other in reversed(stages(student, teacher)):
+        height, width, _ = own.shape
+        x = linear(parameters[name]["own"], own)
+        if deeper is not None:
+            grown = np.array(
+                [
+                    [
+                        deeper[i * deeper.shape[0] // height, j * deeper.shape[1] // width]
+                        for j in range(width)
+                    ]
+                    for i in range(height)
+                ]
+            )
+            gates = linear(parameters[name]["gate"], np.concatenate([x, grown], axis=-1))
+            gates = 1 / (1 + np.exp(-gates))
+            x = gates[..., :1] * x + gates[..., 1:] * grown
+        deeper, out = x, convolved(parameters[name]["out"], x)
+        distances, shares = [np.mean((out - other) ** 2)], [1.0]
+        for size in (4, 2, 1):
+            if size < min(height, width):
+                distances.append(np.mean((pooled(out, size, size) - pooled(other, size, size)) ** 2))
+                shares.append(shares[-1] / 2)
+        total += np.dot(shares, distances) / sum(shares)
+    return total

@@ -179,3 +179,17 @@ def pseudo_labels(student, teachers, threshold):
     """The loss of one example; teachers [K,C]."""
     q = mixture(teachers, 1.0)
     return -np.log(softmax(student)[q.argmax()]) if q.max() >= threshold else 0.0
+
+
+# --- weights of few bits, a kernel ------------------------------------------------------------------------
+
+
+def dorefa(kernel, bits):
+    bent = np.tanh(kernel)
+    steps = 2**bits - 1
+    return 2 * np.round(steps * (bent / (2 * np.abs(bent).max()) + 0.5)) / steps - 1
+
+
+def wrpn(kernel, bits):
+    steps = 2 ** (bits - 1) - 1
+    return np.round(steps * np.clip(kernel, -1, 1)) / steps
