@@ -414,6 +414,25 @@ def test_fast_geometric_teachers_are_the_ends_of_cycles_after_a_burn_in():
     assert not jobs_of[3].hyper["learning_rate"].any() and not jobs_of[3].hyper["weight_decay"].any()
 
 
+def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
+    address = "stochastic_averages(burn_in=0.5, moments=2)"
+    config = small.config(**{**MOMENTS, "plan": address})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    for number, stage in enumerate(stages[:3]):  # as if every weight were the number of its stage
+        zeros = done[stage.name]
+        filled = jax.tree.map(lambda leaf, number=number: leaf + number, zeros.population.variables)
+        done[stage.name] = dataclasses.replace(
+            zeros, population=dataclasses.replace(zeros.population, variables=filled)
+        )
+    jobs_of = [stage.make(done) for stage in stages[:4]]
+    assert [job.epochs for job in jobs_of] == [2, 1, 1, 1] and {len(job.names) for job in jobs_of} == {2}
+    np.testing.assert_allclose([jobs_of[1].program.schedule(jnp.float32(at)) for at in (0.0, 1.0)], 0.5)
+    for leaf in jax.tree.leaves(jobs_of[3].start):
+        np.testing.assert_array_equal(leaf, 1.5)
+        assert leaf.dtype == np.float32
+
+
 # --- what cannot be -----------------------------------------------------------------------------------
 
 
@@ -443,6 +462,8 @@ def test_fast_geometric_teachers_are_the_ends_of_cycles_after_a_burn_in():
         ("fast_geometric(low=0.0)", {}, "fast_geometric(low=0.0): must be a share"),
         ("fast_geometric", {"teachers.learning_rates": (0.1, 0.2, 0.3)}, "config.teachers.learning_rates"),
         ("fast_geometric(burn_in=0.9)", {}, "burn_in leaves 0 for 3"),
+        ("stochastic_averages(moments=0)", {}, "moments=0"),
+        ("stochastic_averages(rate=1.5)", {}, "stochastic_averages(rate=1.5): must be a share"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_written(address, overrides, expected, tmp_path):
