@@ -231,14 +231,13 @@ def test_a_student_of_three_bits_learns_and_is_kept_so(tmp_path):
 # --- grids from -1 to 1 -------------------------------------------------------------------------------
 
 
-def on_grid(recipe, kernel):
+def between_others(kernel):
     others = jnp.ones((2, 2))
-    params = {"dense1": {"kernel": others}, "dense2": {"kernel": kernel}, "heads": {"kernel": others}}
-    found = recipe.view(params, None, None)
-    kept = recipe.deploy(state(params))["params"]
-    np.testing.assert_array_equal(kept["dense2"]["kernel"], found["dense2"]["kernel"])
-    assert found["dense1"]["kernel"] is others
-    return found["dense2"]["kernel"]
+    return {"dense1": {"kernel": others}, "dense2": {"kernel": kernel}, "heads": {"kernel": others}}
+
+
+def on_grid(recipe, kernel):
+    return recipe.view(between_others(kernel), None, None)["dense2"]["kernel"]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +250,11 @@ def on_grid(recipe, kernel):
 )
 def test_grids_by_hand(recipe, weights, expected):
     """Fixtures of the cards."""
-    np.testing.assert_allclose(on_grid(recipe, jnp.array(weights)[:, None])[:, 0], expected, rtol=1e-6)
+    params = between_others(jnp.array(weights)[:, None])
+    seen, kept = recipe.view(params, None, None), recipe.deploy(state(params))["params"]
+    np.testing.assert_allclose(seen["dense2"]["kernel"][:, 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(kept["dense2"]["kernel"], seen["dense2"]["kernel"])
+    assert seen["dense1"]["kernel"] is params["dense1"]["kernel"]
 
 
 @pytest.mark.parametrize("recipe", [binary.dorefa(bits=3), binary.wrpn(bits=3)])
