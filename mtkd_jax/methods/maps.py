@@ -83,6 +83,7 @@ def beside_logits(
 
 def alone(recipe: Recipe, **seams: Any) -> Recipe:
     """What a recipe of `beside_logits` adds and nothing else, for a first stage: no label and no head."""
+    assert isinstance(recipe.term, HardSoftAnd)
     term, hyper = recipe.term.feature_loss, recipe.hyper[1:]  # without the weight
     return recipe._replace(term=term, hyper=hyper, trainable=is_no_head, alpha=0.0, **seams)
 

@@ -116,7 +116,9 @@ def _teach_unaugmented(context: Context, networks: Networks) -> TeacherOutputs:
 
 
 def _mean_unsoftened(context: Context, w: Array) -> Targets:
-    return mean_of_probs(dataclasses.replace(context, hyper={**context.hyper, "temperature": 1.0}), w)
+    return mean_of_probs(
+        dataclasses.replace(context, hyper={**context.hyper, "temperature": jnp.float32(1.0)}), w
+    )
 
 
 @dataclasses.dataclass(frozen=True)
