@@ -1034,7 +1034,7 @@ def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
 
 
 def listing(name: str = "", own: Sequence[str] = ()) -> str:
-    """Every mode, rule, model, ... as it is written, with the first line of its docstring.
+    """Every mode, rule, model, ... as it is written, with the first line of its docstring; modes by family.
 
     After ours those of files or modules of the user's `own`, such as "mine.py". With a `name`, which may be
     an address of such a file, all that is known of what goes by it; UserError where nothing does.
@@ -1043,7 +1043,8 @@ def listing(name: str = "", own: Sequence[str] = ()) -> str:
         return _told(name, own)
     lines = []
     for kind in KINDS:
-        lines += _listed(f"{kind}s:", catalogue(kind))
+        for family, found in _families(catalogue(kind)).items():
+            lines += _listed(f"{kind}s, {family}:" if family else f"{kind}s:", found)
     for where in map(_place_of_own, own):
         found = {kind: _own_catalogue(kind, where) for kind in KINDS}
         if not any(found.values()):
@@ -1054,6 +1055,14 @@ def listing(name: str = "", own: Sequence[str] = ()) -> str:
         for kind in KINDS:
             lines += _listed(f"{kind}s of {where}:", found[kind])
     return "\n".join(lines)
+
+
+def _families(found: dict[str, Callable]) -> dict[str, dict[str, Callable]]:
+    """What is in a catalogue, by the file before the point where an address has one."""
+    families: dict[str, dict[str, Callable]] = {}
+    for address in sorted(found, key=lambda address: ("." in address, address)):
+        families.setdefault(address.rpartition(".")[0], {})[address] = found[address]
+    return families
 
 
 def _listed(heading: str, found: dict[str, Callable]) -> list[str]:

@@ -371,7 +371,7 @@ class Recipe(NamedTuple):
     aim: Callable[[Context, Array], Targets | None]  # of w
     term: Callable[[Context], Array]  # loss [B]
     after: Callable[[TrainState, Context], TrainState]  # of the state after the optimiser
-    init_mem: Callable[[PyTree], PyTree]  # variables -> mem
+    init_mem: Callable[[PyTree, Outputs, int], PyTree]  # variables, student as shapes, N -> mem
     init_aux: Callable[[Array, Outputs, TeacherOutputs], PyTree]  # of a key; student and teachers as shapes
     trainable: Callable[[str], bool]  # of a path, such as "params/conv1/kernel"; False freezes statistics too
     deploy: Callable[[TrainState], PyTree]  # variables to evaluate and export

@@ -30,7 +30,7 @@ from tests import small
 
 KINDS = ("mode", "rule", "model", "source", "plan")
 MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in KINDS)
-ARCHITECTURES = ("cnn(widths=(4,), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
+ARCHITECTURES = ("cnn(widths=(4, 4), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
 
 
 # --- modes --------------------------------------------------------------------------------------------
@@ -125,10 +125,12 @@ REFERENCE_OF = {
     "aekd": "least_common_gradient",
     "hints": "hint",
     "hints_only": "hint",
+    "fsp_only": "fsp",
     "label_smoothing": "smoothed_cross_entropy",
     "dml": "kl",
     "kd_ml": "test_kd_ml_is_teachers_and_peers_added",
     "mean_teacher": "test_the_loss_by_hand",
+    "pi_model": "test_the_pi_model_asks_the_student_itself_about_its_other_view",
     "xnor": "test_signs_times_mean_size_by_hand",
     "quantised": "test_weights_are_rounded_to_few_values_of_each_output",
     "funmatch": "test_funmatch_mixes_every_image_with_a_partner",

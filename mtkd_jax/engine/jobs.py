@@ -21,6 +21,7 @@ from mtkd_jax.engine.step import Program, StageData
 from mtkd_jax.mesh import Layout
 from mtkd_jax.methods.seams import (
     configured_stimulus,
+    deploy_params,
     every_leaf,
     frozen_teachers,
     identity_view,
@@ -237,7 +238,8 @@ def _check_may_be_silent(recipes: Sequence[Recipe]) -> None:
 def _check_averages(config: ConfigDict, recipe: Recipe) -> None:
     """Raise UserError where an average of the weights cannot be what a recipe deploys."""
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
-    if (optimizer.averages or config.train.ema_decay) and recipe.init_mem is not no_mem:
+    of_its_own = recipe.init_mem is not no_mem and recipe.deploy is not deploy_params
+    if (optimizer.averages or config.train.ema_decay) and of_its_own:
         raise UserError(
             f"config.students.modes: {recipe.name} deploys an average of its own; train.ema_decay must be 0 "
             "with it, and train.optimizer none that averages"

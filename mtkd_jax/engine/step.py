@@ -135,6 +135,7 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         return student, _asker(program, stage_data)(batch.image, batch.said)
 
     student, teacher = jax.eval_shape(outputs_of, whole, stage_data)
+    num_examples = len(stage_data.examples.label)
     aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
     return TrainState(
         params=params,
@@ -142,7 +143,7 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         model_state={name: value for name, value in variables.items() if name != "params"},
         opt_state=jax.vmap(partial(_first_opt_state, program))((params, aux)),
         average=jax.tree.map(jnp.copy, dict(variables)) if program.averages else {},
-        mem=jax.vmap(recipe.init_mem)(variables),
+        mem=jax.vmap(lambda own: recipe.init_mem(own, student, num_examples))(variables),
         key=keys,
         frozen={} if stage_data.frozen else frozen,
     )

@@ -176,7 +176,7 @@ def nothing_after(state: TrainState, context: Context) -> TrainState:
     return state
 
 
-def no_mem(variables: PyTree) -> PyTree:
+def no_mem(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
     """No memory."""
     return {}
 

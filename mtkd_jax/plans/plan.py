@@ -60,6 +60,7 @@ class Stage(NamedTuple):
     averaged: str = ""  # the row that their probabilities make with those of other stages, if any
     note: str = ""  # what a reader of the report must know
     outline: Callable[[Done], Job] | None = None  # work of the same shapes, where `make` computes much
+    begun_by: tuple[str, ...] = ()  # stages that are a part of the same training: their time is its own
 
 
 Plan = tuple[Stage, ...]

@@ -38,9 +38,10 @@ def predict(
     config: ConfigDict, split: Split, stages: Plan, done: Done, notes: Sequence[str] = ()
 ) -> Predictions:
     """Validation and test logits of every teacher and of the chosen (alpha, T) of every mode, with costs."""
+    begun_by = {stage.name: stage.begun_by for stage in stages}
     groups = [
         *(
-            _teacher_group(name, fitted, split)
+            _teacher_group(name, fitted, split, sum(done[one].seconds for one in begun_by.get(name, ())))
             for name, fitted in done.items()
             if name.startswith(teachers.STAGE_PREFIX)
         ),
@@ -201,7 +202,7 @@ def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:
     return log_probs
 
 
-def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
+def _teacher_group(stage: str, fitted: Fitted, split: Split, seconds_before: float) -> Group:
     own = fitted.finite_members
     return Group(
         key=stage.replace("-", "/", 1),
@@ -212,7 +213,7 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
         alpha=None,
         temperature=None,
         members=own.names,
-        train_seconds=None if own.model.module is None else fitted.seconds,
+        train_seconds=None if own.model.module is None else seconds_before + fitted.seconds,
         **_outputs(own, split),
     )
 

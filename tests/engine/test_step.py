@@ -107,7 +107,7 @@ def test_view_is_what_the_student_computes_with_and_deploy_what_is_kept(setting,
 def test_after_remembers_and_deploy_can_return_the_memory(setting, tmp_path):
     job = student_job(
         setting,
-        init_mem=lambda variables: {"average": variables["params"]},
+        init_mem=lambda variables, student, num_examples: {"average": variables["params"]},
         after=lambda state, context: dataclasses.replace(
             state,
             mem={
