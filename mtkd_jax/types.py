@@ -185,7 +185,7 @@ class Model:
 
     `module(image, train)` is a Linen module that returns `Outputs`. It may have `stages`, names in order of
     depth, the last one "heads"; the first part of the path of each of its variables is a stage's name, or
-    begins with it and "_", as "stage3_block2" does.
+    begins with it and "_", as "stage3_block2" does; else the module's own `stage_of(name)` says which it is.
     """
 
     name: str
@@ -206,6 +206,8 @@ class Model:
 
     def stage_of(self, name: str) -> str:
         """The stage of what has this name in the variables; "" where it is none's."""
+        if hasattr(self.module, "stage_of"):  # where layers are called otherwise
+            return self.module.stage_of(name)
         return next((s for s in self.stages if name == s or name.startswith(f"{s}_")), "")
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
