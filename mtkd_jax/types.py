@@ -195,6 +195,11 @@ class Model:
     trainable: str = ""  # the first stage that is trained, those before are frozen; "" = all are trained
 
     @property
+    def deployed(self) -> Model:
+        """What is evaluated and exported of it: itself; of several that share a stem, the network of one."""
+        return self
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Names in order of depth; () where the module says none."""
         return tuple(getattr(self.module, "stages", ()))
@@ -312,6 +317,7 @@ class Peers:
     logits: Array  # [P,B,C], zeros for one that broke down
     place: Array  # [] int32, the reader's own row
     finite: Array  # [P] bool; False once a peer's logits are not finite
+    told: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [P,...]}, see `Recipe.tell`
 
 
 @pytree
@@ -349,11 +355,19 @@ class Networks(NamedTuple):
     student: Callable[..., tuple[Outputs, PyTree]]  # (variables, image, *, train=False, key=None)
 
 
+class Sharing(NamedTuple):
+    """That peers are branches of one network: they share its stages up to and with `after`."""
+
+    num_branches: int
+    after: str  # a stage, or "most": see models.branched
+    rescaled: bool = False  # the stem has the mean of the branches' gradients, not their sum
+
+
 Augment = Callable[[Array, Array], Array]  # (key, images [B,h,w,c]) -> images, the configured augmentation
 
 
 class Recipe(NamedTuple):
-    """A distillation method: the seven seams of the one training step (`engine.step`) and what they need.
+    """A distillation method: the eight seams of the one training step (`engine.step`) and what they need.
 
     A method overrides one to three seams of `methods.seams.PLAIN` and inherits the rest. The step applies
     `stop_gradient` to stimulus, teach, weigh and aim, so that no method has to remember it. Recipes that
@@ -364,6 +378,7 @@ class Recipe(NamedTuple):
     name: str
     stimulus: Callable[[Array, Batch, Augment, Networks], Batch]  # of a key: what the networks see
     view: Callable[[PyTree, TrainState, Array], PyTree]  # (params, state, key) -> params to compute with
+    tell: Callable[[Context, Networks], Mapping[str, Array]]  # what a peer tells the others beside its logits
     teach: Callable[[Context, Networks], TeacherOutputs | None]  # None: nobody teaches
     weigh: Callable[[Context], Array | None]  # w [K,B]
     aim: Callable[[Context, Array], Targets | None]  # of w
@@ -375,6 +390,9 @@ class Recipe(NamedTuple):
     deploy: Callable[[TrainState], PyTree]  # variables to evaluate and export
     num_heads: Callable[[int], int]  # K -> H
     num_peers: int = 1  # members of a cohort that read each other's logits; 1 = none
+    sharing: Sharing | None = None  # peers that are branches of one member, see methods.cohorts
+    leader: int = 0  # the peer that is the student, which is evaluated and exported
+    decoupled: bool = False  # init_mem is given variables that are drawn for it, not those that are trained
     reads_student: tuple[str, ...] = ()  # of teach, weigh, aim: who reads context.student, state or peers
     needs: tuple[str, ...] = ()  # feature names it reads, of student and teachers; "features" = all
     hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced

@@ -7,7 +7,7 @@ student, Q targets, B examples of a batch, C classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from mtkd_jax.types import (
     TrainState,
 )
 
+PEERS = "peers"  # of a batch's views: an image [P,B,h,w,c] for each peer
+
 
 def configured_stimulus(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
     """The configured augmentation, the same image for teachers and student."""
@@ -36,6 +38,11 @@ def configured_stimulus(key: Array, batch: Batch, augment: Augment, networks: Ne
 def identity_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
     """The parameters as they are."""
     return params
+
+
+def nothing_told(context: Context, networks: Networks) -> Mapping[str, Array]:
+    """Nothing but the logits, which all peers know of each other."""
+    return {}
 
 
 def frozen_teachers(context: Context, networks: Networks) -> TeacherOutputs:
@@ -205,6 +212,7 @@ PLAIN = Recipe(
     name="",
     stimulus=configured_stimulus,
     view=identity_view,
+    tell=nothing_told,
     teach=frozen_teachers,
     weigh=equal_weights,
     aim=mean_of_probs,
