@@ -73,6 +73,11 @@ class Program(NamedTuple):
         """What the recipes read of a network beyond its logits."""
         return tuple(sorted({need for recipe in self.recipes for need in recipe.needs}))
 
+    @property
+    def needs_of_teachers(self) -> tuple[str, ...]:
+        """The same of trained teachers, whom some recipes do not listen to."""
+        return tuple(sorted({need for r in self.recipes if r.min_teachers for need in r.needs}))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +347,8 @@ def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutp
     """(images [B,h,w,c], what given teachers say of them [B,K,C] or None) -> what all frozen teachers say."""
 
     def ask(image: Array, said: Array | None) -> TeacherOutputs:
-        return apply_ensemble(program.teachers, stage_data.teachers, image, program.needs, said)
+        needs = program.needs_of_teachers
+        return apply_ensemble(program.teachers, stage_data.teachers, image, needs, said)
 
     return ask
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, hard_loss
+from mtkd_jax.methods.seams import SUPERVISED, check_ramp, hard_loss, ramped_up
 from mtkd_jax.types import (
     Array,
     Augment,
@@ -47,16 +47,15 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     """
     if not 0 <= decay < 1:
         raise UserError(f"mean_teacher(decay={decay}): it must be in [0, 1)")
-    if not 0 <= ramp <= 1:
-        raise UserError(f"mean_teacher(ramp={ramp}): it must be a share of the training, in [0, 1]")
+    check_ramp("mean_teacher", ramp)
     return SUPERVISED._replace(
         name="mean_teacher",
         stimulus=_two_views,
         teach=_run_average_network,
         term=_HardAndConsistent(ramp),
-        after=_update_average,
-        init_mem=_start_average,
-        deploy=_deploy_average,
+        after=update_average,
+        init_mem=start_average,
+        deploy=deploy_average,
         reads_student=("teach",),
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,
@@ -81,13 +80,15 @@ class _HardAndConsistent:
     ramp: float
 
     def __call__(self, context: Context) -> Array:
-        share = jnp.minimum(context.progress / self.ramp, 1.0) if self.ramp else 1.0
         student, teacher = map(jax.nn.softmax, (context.student.logits, context.teacher.logits[0]))
         distance = jnp.mean((student - teacher) ** 2, axis=-1)
-        return hard_loss(context) + context.hyper["weight"] * jnp.exp(-5.0 * (1.0 - share) ** 2) * distance
+        return (
+            hard_loss(context) + context.hyper["weight"] * ramped_up(context.progress, self.ramp) * distance
+        )
 
 
-def _update_average(state: TrainState, context: Context) -> TrainState:
+def update_average(state: TrainState, context: Context) -> TrainState:
+    """The state with the weights after an update taken into their average `mem`, as `mean_teacher` has it."""
     num_steps = context.step.astype(jnp.float32) + 1.0
     decay = jnp.minimum(1.0 - 1.0 / (num_steps + 1.0), context.hyper["decay"])
     now = {"params": state.params, **state.model_state}
@@ -95,9 +96,11 @@ def _update_average(state: TrainState, context: Context) -> TrainState:
     return dataclasses.replace(state, mem=mem)
 
 
-def _start_average(variables: PyTree) -> PyTree:
+def start_average(variables: PyTree) -> PyTree:
+    """An average that begins with these."""
     return variables
 
 
-def _deploy_average(state: TrainState) -> PyTree:
+def deploy_average(state: TrainState) -> PyTree:
+    """The average of the weights."""
     return state.mem

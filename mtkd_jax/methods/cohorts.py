@@ -5,10 +5,11 @@ they `tell`. Peers that are whole networks are members of a population, each wit
 Peers that share a stem are one member, whose seams are here made to run for each branch; their losses are
 added up, so that a branch has the gradient of its own loss and the stem that of all.
 
-Parameters of the method (`init_aux`) belong to the cohort. Every peer has a copy, which begins alike and
-stays so where the loss by which it learns is the whole cohort's in each of them; of one that is added to the
-peer's own, `felt` has the gradient and not the value. (With `train.clip_norm` copies of whole networks may
-drift apart, since each bounds the norm of its own gradient.)
+Parameters of the method (`init_aux`) belong to the cohort, and so does the loss by which they learn: every
+peer has all of it (`of_cohort`), and of its gradient the part that is its own (`with_own`). Peers that are
+whole networks have a copy of the parameters each, which begin alike and have the same gradient; branches read
+the only one, which has the gradient of the first branch (`once`). With `train.clip_norm` copies may drift
+apart, since each peer bounds the norm of its own gradient.
 """
 
 from __future__ import annotations
@@ -82,17 +83,10 @@ class ForEachBranch:
         networks, w = _apart(given)
 
         def of_one(place: Array, own: dict, w: tuple) -> PyTree:
-            # What belongs to the cohort learns once, by the first: its loss is the same in all of them.
-            aux = jax.tree.map(
-                lambda leaf: jnp.where(place == 0, leaf, jax.lax.stop_gradient(leaf)), context.aux
-            )
-            known = dataclasses.replace(
-                context,
-                peers=dataclasses.replace(context.peers, place=place),
-                state=dataclasses.replace(context.state, aux=aux),
-                **own,
-            )
-            return self.seam(known, *networks, *w)
+            peers = dataclasses.replace(context.peers, place=place)
+            known = dataclasses.replace(context, peers=peers, **own)
+            state = dataclasses.replace(context.state, aux=once(known, context.aux))
+            return self.seam(dataclasses.replace(known, state=state), *networks, *w)
 
         return jax.vmap(of_one)(jnp.arange(len(context.student.logits)), own, w)
 
@@ -150,6 +144,12 @@ def others(context: Context) -> Array:
     return heard / jnp.maximum(heard.sum(), 1.0)
 
 
-def felt(loss: Array) -> Array:
-    """0, with the gradient of a loss."""
-    return loss - jax.lax.stop_gradient(loss)
+def once(context: Context, x: PyTree) -> PyTree:
+    """What all branches read alike, such as the stem's features, with the gradient of one of them."""
+    is_first = context.peers.place == 0
+    return jax.tree.map(lambda leaf: jnp.where(is_first, leaf, jax.lax.stop_gradient(leaf)), x)
+
+
+def of_cohort(context: Context, loss: Array) -> Array:
+    """A loss [B] of the whole cohort: every peer has its gradient, and the first peer its value, too."""
+    return loss - jnp.where(context.peers.place == 0, 0.0, jax.lax.stop_gradient(loss))

@@ -25,6 +25,7 @@ from mtkd_jax.types import (
     Targets,
     TeacherOutputs,
     TrainState,
+    UserError,
 )
 
 PEERS = "peers"  # of a batch's views: an image [P,B,h,w,c] for each peer
@@ -176,6 +177,22 @@ class HardAnd:
     def __call__(self, context: Context) -> Array:
         alpha = context.hyper["alpha"]
         return alpha * hard_loss(context) + (1.0 - alpha) * self.soft(context)
+
+
+def ramped_up(progress: Array, ramp: float) -> Array:
+    r"""The ramp-up of a loss, $\exp(-5 (1 - s)^2)$: s goes from 0 to 1 over the first `ramp` of the training.
+
+    `progress` is in [0,1), and `ramp` a share of the training; 0 switches it off. Source: Laine and Aila
+    2017, arXiv 1610.02242.
+    """
+    share = jnp.minimum(progress / ramp, 1.0) if ramp else jnp.ones_like(progress)
+    return jnp.exp(-5.0 * (1.0 - share) ** 2)
+
+
+def check_ramp(name: str, ramp: float) -> None:
+    """Raise UserError for what is no share of the training."""
+    if not 0 <= ramp <= 1:
+        raise UserError(f"{name}(ramp={ramp}): it must be a share of the training, in [0, 1]")
 
 
 def nothing_after(state: TrainState, context: Context) -> TrainState:

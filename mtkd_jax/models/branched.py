@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.models import stages
+from mtkd_jax.models.layers import ENTERING
 from mtkd_jax.system.spelling import nearest
 from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
 
@@ -23,7 +24,8 @@ class Branched(Model):
     """P networks of one architecture with one stem; made by `branched`.
 
     Variables are called as those of one network; those behind the stem lead with an axis P. So do all leaves
-    of `Outputs`: logits [P,B,C], heads [P,H,B,C], features [P,B,h,w,d], those of the stem P times the same.
+    of `Outputs`: logits [P,B,C], heads [P,H,B,C], features [P,B,h,w,d], those of the stem P times the same;
+    "entering" is what enters the branches.
     """
 
     one: Model = None  # type: ignore[assignment]  # the network of each branch
@@ -58,6 +60,7 @@ class Branched(Model):
         keys = jax.random.split(jax.random.key(0) if key is None else key, self.num_branches + 1)
         first = jax.tree.map(lambda leaf: leaf[0], branches)  # its values are not used: XLA leaves them out
         entering, features, new_stem = self._run_stem(stages.join(first, stem), seen, train, keys[-1])
+        features[ENTERING] = entering
         if own_views:
             split_views = lambda x: x.reshape(self.num_branches, -1, *x.shape[1:])  # noqa: E731
             entering, features = jax.tree.map(split_views, (entering, features))
@@ -98,7 +101,7 @@ class Branched(Model):
         return entering, features, self.split(state)[0]
 
 
-def branched(one: Model, num_branches: int, after: str = MOST, *, rescaled: bool = False) -> Branched:
+def branched(one: Model, num_branches: int, after: str = MOST, rescaled: bool = False) -> Branched:
     """P = `num_branches` networks that share the stages of `one` up to and with `after`.
 
     "most" shares all before the last stage of blocks, and the first stage where that is the last. With
