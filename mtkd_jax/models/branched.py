@@ -109,9 +109,7 @@ def branched(one: Model, num_branches: int, after: str = MOST, rescaled: bool = 
     network names no stages or not this one, cannot be cut there, or where nothing would be left to branch.
     """
     if not one.stages:
-        raise UserError(
-            f"{one.name} names no stages, so that nothing of it can be shared; take whole networks"
-        )
+        raise UserError(f"{one.name} names no stages, so nothing of it can be shared; take whole networks")
     of_blocks = [place for place, stage in enumerate(one.stages) if stage.startswith("stage")]
     if after == MOST:
         after = one.stages[max(of_blocks[-1] - 1, 0) if of_blocks else 0]
