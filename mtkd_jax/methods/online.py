@@ -45,7 +45,7 @@ from mtkd_jax.types import (
 ONLINE = SUPERVISED._replace(alpha=1.0, hyper=(("weight", 1.0),))
 
 
-def kdcl(*, num_peers: int = 2, target: str = "linear", weight: float = 1.0, shared: str = "") -> Recipe:
+def kdcl(*, num_peers: int = 2, target: str = "minimum", weight: float = 1.0, shared: str = "") -> Recipe:
     r"""Match the best that the labels let one make of all peers, each with an augmentation of its own.
 
     $$\ell_i = \mathrm{CE}(z_i) + \lambda\, \mathrm{KD}(t, z_i)$$

