@@ -82,8 +82,8 @@ class Job:
 
     @property
     def model(self) -> Model:
-        """The whole network that is trained."""
-        return self.whole or self.program.model
+        """The whole network that comes out of it."""
+        return (self.whole or self.program.model).deployed
 
     @property
     def num_peers(self) -> int:

@@ -44,7 +44,7 @@ from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import Ensemble, Population, UserError
+from mtkd_jax.types import Ensemble, Model, Population, PyTree, UserError
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
 
@@ -168,7 +168,7 @@ def _chosen_cells(plan: Plan, done: Done) -> dict[tuple[str, ...], Cell]:
     rows: dict[tuple[str, ...], list[tuple[Member, float]]] = {}
     for stage in plan:
         for member, nll in zip(stage.family, done[stage.name].val_nll):
-            if member.peer == 0:
+            if member.is_student:
                 rows.setdefault(_row(stage, member), []).append((member, nll))
     return {row: students.choose(*zip(*trained))[0] for row, trained in rows.items()}
 def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note: str) -> Stage:
@@ -287,23 +287,26 @@ def _modes_behind(stage: Stage, plan: Plan) -> tuple[str, ...]:
 
 def _trace(job: Job) -> Fitted:
     """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
-    program, zeros = job.program._replace(layout=Layout("map")), _zeros(job)
+    program = job.program._replace(layout=Layout("map"))
 
     def first_step(variables, keys, *arguments):
         states = step.init_state(program, variables, keys, job.stage_data)
         return step.make_step(program)(states, *arguments, job.stage_data)
 
-    variables = zeros.population.variables
+    variables = _zero_variables(job, job.program.model)
     jax.eval_shape(first_step, variables, job.init_keys, job.hyper, job.order(0)[0], np.int32(0))
-    return zeros
+    return _zeros(job)
 
 
 def _zeros(job: Job) -> Fitted:
-    model, num_members = job.program.model, len(job.names)
-    of_one = jax.eval_shape(model.init, job.init_keys[0], job.image)
-    variables = jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
-    trained = Population(model, variables, job.hyper, job.names)
+    model, num_members = job.program.model.deployed, len(job.names)
+    trained = Population(model, _zero_variables(job, model), job.hyper, job.names)
     return Fitted(trained, np.zeros(num_members, np.float32), (), 0.0)
+
+
+def _zero_variables(job: Job, model: Model) -> PyTree:
+    num_members, of_one = len(job.names), jax.eval_shape(model.init, job.init_keys[0], job.image)
+    return jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
 
 
 def run(
