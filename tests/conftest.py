@@ -7,8 +7,8 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Half of the time that XLA takes to compile a program goes into its newer emitters of fused loops, for which an
-# older one stands in: a small run took 6.7 s of CPU and not 10.3. A flag of jaxlib 0.10; an unknown one aborts.
+# XLA compiles in half the time with its older emitter of fused loops: a small run took 6.7 s of CPU and not
+# 10.3. A flag of jaxlib 0.10, also for child processes; one that is not known would abort them all.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
