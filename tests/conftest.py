@@ -21,7 +21,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Programs of tests take longer to compile than to run. Child processes, and so the command lines, optimise.
 jax.config.update("jax_disable_most_optimizations", True)
-# Tracing makes so many small objects that the collector, which looks at them every 700, took 8 % of the time.
+# Tracing makes many small objects: the collector, which looks at them every 700, took 8 % of the time.
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
