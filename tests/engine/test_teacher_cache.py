@@ -26,7 +26,7 @@ def trained(job, tmp_path):
 
 
 def same_but_for_rounding(a, b):
-    """Two programs round differently, after some steps in the eighth digit; another batch would in the second."""
+    """Two programs round differently, here in the eighth digit; another batch would show in the second."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), a, b)
 
 
