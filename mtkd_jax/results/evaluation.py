@@ -20,14 +20,15 @@ from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
+from mtkd_jax.methods.seams import PLAIN
 from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
-from mtkd_jax.results import linear
+from mtkd_jax.results import linear, outside
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Array, Ensemble, Images, Model, Population, PyTree
+from mtkd_jax.types import Array, Ensemble, Images, Model, Outputs, Population, PyTree, Recipe
 
 SAVED = "all training is saved"  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
@@ -51,6 +52,8 @@ def predict(
         finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
         if finite and mode not in unfit:
             groups.append(_student_group(config, split, group_key(transfer, mode, model), mode, trained))
+    networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
+    groups, of_other_images = outside.ask(config, split, groups, networks)
     groups += _averages(stages, groups)
     diverged = [left_out(name, fitted) for name, fitted in done.items() if fitted.diverged]
     impossible = [
@@ -88,6 +91,7 @@ def predict(
         choose=config.export.choose,
         cascade_tolerance=config.report.cascade_tolerance,
         val_groups=_groups(split),
+        **of_other_images,
     )
 
 
@@ -145,17 +149,29 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
 
 def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
     """Network and variables of one member of a group of teachers or students."""
+    trained, _ = networks_of(stages, done, group)
+    return trained.model, population.take(trained.variables, position)
+
+
+def networks_of(stages: Plan, done: Done, group: Group) -> outside.Network:
+    """The members of a group of teachers or students; and their recipe's `mutual`, None where they keep none."""
     if group.role == "teacher":
-        trained = done[group.key.replace("/", "-", 1)].finite_members
-        return trained.model, population.take(trained.variables, position)
+        return done[group.key.replace("/", "-", 1)].finite_members, None
     cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
     for stage in stages:
         fitted = done[stage.name]
         if stage.transfer == group.transfer and fitted.population.model.name == group.architecture:
             found = finite_members(fitted, stage.family, group.name, cell)
             if found:
-                return fitted.population.model, population.take(fitted.population.variables, found[position])
+                recipe = stage.family[found[0]].recipe
+                return population.members(fitted.population, found), _mutual(recipe)
     raise ValueError(f"{group.key} was not trained by this run")
+
+
+def _mutual(recipe: Recipe) -> Callable[[Outputs], Array] | None:
+    """How a student tells what it disagrees about; None of one head that says nothing else of it."""
+    keeps_members = recipe.num_heads(2) > 1 or recipe.mutual is not PLAIN.mutual
+    return recipe.mutual if keeps_members else None
 
 
 def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:
