@@ -65,6 +65,7 @@ def _sizes(config: ConfigDict) -> None:
 def _kept(config: ConfigDict) -> None:
     config.students.modes = ("mimic_all", "output_avg", "logits.end2")
     config.students.temperatures = (1.0, 4.0)
+    config.students.temperature_schedule = "linear"  # down to 1, as EnD2 wants it
     config.students.transfer = ("unlabelled",)
     config.report.corruptions = ("all",)
     config.report.ood = "synthetic(num_test=360)"

@@ -143,9 +143,7 @@ def logits(population: Population, images: np.ndarray | Images) -> np.ndarray:
     return np.swapaxes(map_blocks(lambda part: predict(population.variables, part), images), 0, 1)
 
 
-def mutual(
-    population: Population, images: np.ndarray | Images, of: Callable[[Outputs], Array]
-) -> np.ndarray:
+def mutual(population: Population, images: np.ndarray | Images, of: Callable[[Outputs], Array]) -> np.ndarray:
     """What every member's own members disagree about, [M,N] nats: `of` is the recipe's `mutual`."""
     found = _mutual(population.model, of)
     return map_blocks(lambda part: found(population.variables, part), images).T

@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 
 from mtkd_jax.config import row_of
 from mtkd_jax.report import findings, plots, tables
-from mtkd_jax.results import analysis, cascade
+from mtkd_jax.results import analysis, cascade, kept
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
@@ -47,6 +47,8 @@ PLOTS = {
     "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
     "roc": "Recall and false alarms of one network of each kind at all thresholds. Dotted: what is allowed.",
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
+    "kept": "What students keep of (ensemble - baseline), with 95 % intervals: left line the baseline, right "
+    "line the ensemble. Below: accuracy under shift.",
     "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
     "Diamond: the threshold that validation sets.",
 }
@@ -56,6 +58,7 @@ def build(found: Predictions) -> dict:
     """The dict of report.json: the numbers, what they show ("findings") and on what terms ("notes")."""
     report = analysis.numbers(found)
     report["cascade"] = analysis.plain(cascade.numbers(found))
+    report["kept"] = analysis.plain(kept.numbers(found))
     report["findings"] = findings.summarise(report)
     report["notes"] = findings.notes(found, report)
     return report
@@ -64,12 +67,12 @@ def build(found: Predictions) -> dict:
 def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict[str, Figure]:
     """The plots by name, in the order of the report; learning curves only where any were logged."""
     lines = _lines(found, curves)
-    kept = report["chosen_student"]
+    chosen = report["chosen_student"]
     across = []
-    if kept is not None:
+    if chosen is not None:
         for row in report["rows"]:
             place = findings.place_of(row)
-            if place in (findings.place_of(kept), findings.place_of(kept, name="baseline")):
+            if place in (findings.place_of(chosen), findings.place_of(chosen, name="baseline")):
                 title = f"{findings.title_of(row, report)} ({row['transfer']})"
                 across.append((row["role"], title, row["accuracy"]["mean"]))
     disagreement = report["diversity"]["disagreement"]["matrix"]
@@ -81,6 +84,7 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "learning_curves": plots.learning_curves(lines) if lines else None,
         "roc": _roc(found, report),
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
+        "kept": report["kept"] and plots.kept(report["kept"]),
         "cascade": report["cascade"]
         and plots.cascade(report["cascade"], findings.title_of(report["cascade"]["student"], report)),
     }
@@ -360,6 +364,8 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")
+    if report["kept"] is not None:
+        parts.append(f"## {tables.KEPT_TITLE}\n\n{_kept_markdown(report)}")
     if report["cascade"] is not None:
         text = f"{tables.markdown(*tables.cascade(report))}\n\n{tables.CASCADE_CAPTION}"
         parts.append(f"## A student with a safety net\n\n{text}")
@@ -382,6 +388,10 @@ def _main_markdown(report: dict) -> str:
         text += f"\n\n### {tables.OWN_TITLE}\n\n{_sectioned(*tables.own_metrics(report))}\n\n"
         text += in_markdown(tables.own_caption(report))
     return text
+
+
+def _kept_markdown(report: dict) -> str:
+    return f"{_sectioned(*tables.kept(report))}\n\n{in_markdown(tables.kept_caption(report))}"
 
 
 def _by_size_markdown(report: dict) -> list[str]:

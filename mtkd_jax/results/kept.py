@@ -284,9 +284,7 @@ class _Resampled(NamedTuple):
 
     @classmethod
     def of(cls, said: Said, predictions: Predictions, draws: _Draws) -> _Resampled:
-        temperatures = np.array(
-            [metrics.fit_temperature(one, predictions.val_labels) for one in said.val]
-        )
+        temperatures = np.array([metrics.fit_temperature(one, predictions.val_labels) for one in said.val])
         terms = _terms(said, temperatures, predictions.test_labels)
         values = {name: one.test.mean(axis=1) for name, one in terms.items()}
         resamples = {}
