@@ -1,9 +1,8 @@
 r"""Fifteen corruptions of images at five strengths: what a network says once the world is not as it was.
 
-The list is that of Hendrycks and Dietterich 2019, arXiv 1903.12261. A function here makes a `Corruption`: a
-pure function (key, image [h,w,c] float32 in [0,1], strength 1 .. 5) -> image, which may leave [0,1] and is cut
-there by `corrupt`, which maps it over images. The strength is traced, so that one program serves all five. Any
-size and number of channels will do; those of one or three are the ones a camera makes.
+The list is that of Hendrycks and Dietterich 2019, arXiv 1903.12261. A function here makes a `Corruption`, a
+pure function (key, image [h,w,c] float32 in [0,1], strength 1 .. 5) -> image. `corrupt` maps it over images
+of any size and number of channels and cuts what leaves [0,1]. The strength is traced: one program serves all.
 
 Where a constant is a length it is written in pixels of an image of 32x32 and grows with the shorter side; all
 others are as they are. Unless a docstring says otherwise the five constants are those published for images
@@ -148,8 +147,8 @@ def _impulse_noise(key, image, strength, shares):
 def defocus_blur(*, radii: tuple[float, ...] = (0.6, 0.9, 1.2, 1.6, 2.1)) -> Corruption:
     """The mean over a disk around every pixel, whose radius is in pixels of a 32x32 image.
 
-    Radii are ours: published are 0.3 to 1.5 with a second blur against jagged edges, which this one does not
-    need, for its disk lies between the pixels.
+    Radii are ours: published are 0.3 to 1.5 with a second blur against jagged edges, which this one does
+    not need, for its disk lies between the pixels.
     """
     return _made(_defocus_blur, radii)
 
@@ -182,8 +181,8 @@ def _glass_blur(key, image, strength, distances):
 def motion_blur(*, lengths: tuple[float, ...] = (1.5, 2.25, 3.0, 3.75, 4.75)) -> Corruption:
     """The mean along a line that fades, at a random angle of up to 45 degrees from level.
 
-    Lengths, to where it has faded to an eighth, are in pixels of a 32x32 image and ours: published are radii 6
-    to 9 with deviations 1 to 2.5.
+    Lengths, to where it has faded to an eighth, are in pixels of a 32x32 image and ours: published are radii
+    6 to 9 with deviations 1 to 2.5.
     """
     return _made(_motion_blur, lengths)
 
@@ -248,7 +247,7 @@ def _snow(key, image, strength, thresholds):
 def frost(*, shares: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6)) -> Corruption:
     """Needles of ice on the lens, bluish white, over a scene that is dimmed for them.
 
-    Published are photographs of frost; here its needles are the ridges of noise of many sizes, and lie denser
+    Published are photographs of frost; here its needles are the ridges of noise of many sizes, and denser
     towards the border. The shares are how much of the light the ice gives.
     """
     return _made(_frost, shares)
@@ -325,8 +324,8 @@ def elastic_transform(*, distances: tuple[float, ...] = (0.5, 0.8, 1.1, 1.5, 2.0
     """A rubber sheet that is pulled about: smooth random moves (Simard et al. 2003).
 
     Distances are root mean squares in pixels of a 32x32 image, of moves that are smooth over 4 of them.
-    Published are pairs of size and smoothness, a move of the whole sheet among them, that do not grow from one
-    strength to the next.
+    Published are pairs of size and smoothness, a move of the whole sheet among them, that do not grow from
+    one strength to the next.
     """
     return _made(_elastic, distances)
 

@@ -195,23 +195,23 @@ LEAST_EVIDENCE = 1e-12  # of a class; its ln Gamma is 28
 
 
 def end2(*, smoothing: float = 1e-3) -> Recipe:
-    r"""Give back a distribution of opinions: the student's logits are a Dirichlet that the teachers are drawn from.
+    r"""Keep the teachers' differences: the logits are a Dirichlet distribution that they are drawn from.
 
     $$\ell_\text{soft} = T^2 (\sum_c \ln \Gamma(a_c) - \ln \Gamma(a_0)
-    - \sum_c (a_c - 1) \frac{1}{K} \sum_k \ln \tilde{q}_{kc}), \qquad a = e^{z / T}, \quad a_0 = \sum_c a_c$$
+    - \sum_c (a_c - 1) \frac{1}{K} \sum_k \ln \tilde{q}_{kc}), \qquad
+    a = e^{z / T}, \quad a_0 = \sum_c a_c$$
 
     It is the negative log-density of what the teachers say. $\tilde{q}_k = (1 - \gamma) q_k + \gamma / C$ is
-    drawn towards the centre by $\gamma$, `smoothing`, because a density at the border is infinite. What is
-    predicted is the mean, $\mathrm{softmax}(z)$; what the teachers disagree about is the mutual information of
+    drawn towards the centre by $\gamma$, `smoothing`, for a density at the border may be infinite. What the
+    student predicts is the mean, $\mathrm{softmax}(z)$; what it disagrees about is the mutual information of
     the Dirichlet (`mutual_of_dirichlet`). The paper begins with a high T and lowers it to 1:
     `students.temperature_schedule = "linear"`.
 
-    Teachers that agree would make $a_0$ grow without an end and the loss fall with it: $a_0$ is cut at 10 000 by
-    a common factor, after which the shape of the Dirichlet alone has a gradient. Many classes are hard to
-    fit so. Raises UserError for a smoothing outside (0, 1).
+    Teachers that agree would let $a_0$ grow without an end, and the loss fall with it: $a_0$ is cut at 10 000
+    by a common factor, after which only the proportions have a gradient. Raises UserError for a smoothing
+    outside (0, 1).
 
-    Source: ensemble distribution distillation, Malinin et al. 2020, arXiv 1905.00076. The released loss adds up
-    members where the paper takes their mean.
+    Source: ensemble distribution distillation, Malinin et al. 2020, arXiv 1905.00076.
     """
     if not 0 < smoothing < 1:
         raise UserError(f"end2(smoothing={smoothing}): it must be between 0 and 1, both excluded")

@@ -35,7 +35,7 @@ RESULTS = (  # the columns of results.csv
     *("role", "name", "transfer", "n", "accuracy", "accuracy_low", "accuracy_high", "nll", "ece", "brier"),
     *("params", "flops", "latency_ms", "gap_share", "alpha", "temperature", "verdict", "architecture"),
 )
-IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
+IN_A_TEXT = ("cost", "rows", "roc", "kept")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
 PLOTS = {
@@ -84,11 +84,17 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "learning_curves": plots.learning_curves(lines) if lines else None,
         "roc": _roc(found, report),
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
-        "kept": report["kept"] and plots.kept(report["kept"]),
+        "kept": plots.kept(report["kept"]) if _asked_more(report) else None,
         "cascade": report["cascade"]
         and plots.cascade(report["cascade"], findings.title_of(report["cascade"]["student"], report)),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _asked_more(report: dict) -> bool:
+    """Whether networks were asked about other images than the data's: what else is kept is in the table."""
+    found = report["kept"]
+    return found is not None and bool(found["corruptions"] or found["ood"])
 
 
 def _cost(report: dict) -> Figure:
@@ -225,7 +231,9 @@ def _one(run: Path, brief: bool = False) -> Told:
     if brief:
         text = "\n\n".join([*links, tables.markdown(*tables.brief(report))])
     else:
-        parts = [_main_markdown(report), *_by_size_markdown(report), bullets(report["findings"])]
+        parts = [_main_markdown(report), *_by_size_markdown(report)]
+        parts += [_kept_markdown(report)] if _asked_more(report) else []
+        parts += [bullets(report["findings"])]
         text = "\n\n".join([*parts, *links])
     return text, images, lambda: show(report, run)
 

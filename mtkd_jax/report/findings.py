@@ -600,8 +600,8 @@ def _never_asked(predictions: Predictions) -> list[str]:
     if not asked:
         return []
     return [
-        f"Teachers that are known by their logits alone say nothing of {' and '.join(asked)}: what is kept of "
-        "the ensemble there is not known."
+        f"Teachers that are known by their logits alone say nothing of {' and '.join(asked)}: what is kept "
+        "of the ensemble there is not known."
     ]
 
 

@@ -529,8 +529,9 @@ def _draw_shares(axes: Axes, quantities: Mapping, gaps: Mapping, rows: Sequence[
         axes.axvline(end, color=colour, linewidth=1.2)
     for at, name in enumerate(gaps):
         if not gaps[name]["defined"]:
-            said = "not defined: the ensemble is not better than the baseline by more than noise"
-            axes.text(50, at, said, ha="center", va="center", fontsize=6.5, color="#777777")
+            said = "not defined: no gap beyond noise"
+            look = dict(fontsize=7, color="#777777", backgroundcolor="white")
+            axes.text(50, at, said, ha="center", va="center", **look)
             continue
         for number, row in enumerate(rows):
             one = row["shares"].get(name)
@@ -545,7 +546,7 @@ def _draw_shares(axes: Axes, quantities: Mapping, gaps: Mapping, rows: Sequence[
                 axes.plot(ends, [place, place], linewidth=1.3, **look)
     axes.set_xlim(low, high)
     axes.set_ylim(len(gaps) - 0.4, -0.6)
-    axes.set_yticks(range(len(gaps)), [quantities[name]["title"] for name in gaps])
+    axes.set_yticks(range(len(gaps)), [quantities[name]["title"].replace(" %", "") for name in gaps])
     axes.set_xticks([-50, 0, 50, 100, 150], ["-50", "0\nbaseline", "50", "100\nensemble", "150"])
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("kept, % of (ensemble - baseline)")

@@ -58,12 +58,12 @@ DETECTION_CAPTION = (
 )
 KEPT_TITLE = "What is kept of the ensemble"
 KEPT_CAPTION = (
-    "baseline, ensemble (mean_probs): what they have. Students: the share of (ensemble - baseline) that is kept "
-    "[95 % interval over seeds and test images, paired]. not defined: the ensemble is not better than the "
-    "baseline by more than noise. scaled: divided by a temperature fitted on validation, one a network. AURC: "
+    "baseline, ensemble (mean_probs): what they have. Students: the share of (ensemble - baseline) that they "
+    "keep [95 % interval over seeds and test images, paired]. not defined: the ensemble is not better than "
+    "the baseline by more than noise. scaled: by a temperature fitted on validation, one a network. AURC: "
     "area under the risk-coverage curve, the mean error of the surest images over all shares of them."
 )
-NUM_CORRUPTIONS = 15  # that come with us
+MANY_CORRUPTIONS = 5  # are counted and not named
 CASCADE_CAPTION = (
     "Of test images; accuracy and the share handed over with a 95 % interval over test examples. cost: of an "
     "image, in units of the ensemble's. lost: the share that the ensemble has right and this has not. over "
@@ -230,7 +230,7 @@ def cascade(report: dict) -> Sheet:
 
 
 def kept(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
-    """(header, sections as in `main_sections`): what each student keeps of the ensemble, quantity by quantity.
+    """(header, sections as in `main_sections`): what students keep of the ensemble, quantity by quantity.
 
     A section begins with what baseline and ensemble are worth.
     """
@@ -249,8 +249,8 @@ def kept(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
             for row in section["rows"]
         ]
         model = findings.model_of({**section, "role": "student"}, report)
-        words = ("Students", model, f"on {section['transfer']} images")
-        sections.append((" ".join(word for word in words if word), cells))
+        title = " ".join(word for word in ("Students", model) if word)
+        sections.append((f"{title}, {section['transfer']}", cells))
     return header, sections
 
 
@@ -258,14 +258,16 @@ def kept_caption(report: dict) -> str:
     """What the shares are of, and what was asked of the networks."""
     found, parts = report["kept"], [KEPT_CAPTION]
     if found["corruptions"]:
-        many = len(found["corruptions"])
-        named = "fifteen" if many == NUM_CORRUPTIONS else ", ".join(found["corruptions"])
+        names = found["corruptions"]
+        named = ", ".join(names) if len(names) < MANY_CORRUPTIONS else f"{len(names)} corruptions"
         strengths = ", ".join(map(str, found["strengths"]))
-        parts.append(f"Under shift: mean over corruptions ({named}) at strengths {strengths} of 5.")
+        parts.append(
+            f"Under shift: test images under {named}, at strengths {strengths} of 5; the mean of all."
+        )
     if found["ood"]:
         parts.append(
-            f"OOD: test images against those of {found['ood']}, by one minus the largest probability, entropy, "
-            "mutual information; of the latter who keeps no members has 0."
+            f"OOD: test images against those of {found['ood']}, by the largest probability, the entropy and "
+            "the mutual information of a prediction; who keeps no members has 0 of the latter."
         )
     return " ".join(parts)
 

@@ -30,7 +30,7 @@ from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
 from mtkd_jax.types import Array, Ensemble, Images, Model, Outputs, Population, PyTree, Recipe
 
-SAVED = "all training is saved"  # what an interrupted evaluation says
+SAVED = outside.SAVED  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
 ROLES = {"baseline": "baseline", "control": "control"}  # every other mode has the role of its stage
 
@@ -154,7 +154,7 @@ def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[M
 
 
 def networks_of(stages: Plan, done: Done, group: Group) -> outside.Network:
-    """The members of a group of teachers or students; and their recipe's `mutual`, None where they keep none."""
+    """The members of a group of teachers or students, and their recipe's `mutual` where they keep members."""
     if group.role == "teacher":
         return done[group.key.replace("/", "-", 1)].finite_members, None
     cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))

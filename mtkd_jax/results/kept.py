@@ -6,10 +6,9 @@ $$\mathrm{share} = \frac{q(\text{student}) - q(\text{baseline})}{q(\text{ensembl
 
 0 is no better than the network that was trained without teachers, 1 as good as the ensemble. Where the
 ensemble is not better than the baseline by more than noise there is nothing to be kept, and the share is not
-defined. The interval resamples seeds, the same ones of student and baseline, and images, the same ones of all
-three (1 000 times; percentiles). Each quantity comes as terms, one an image, whose mean it is to first order
-(see `metrics`), so that all of them are resampled alike. Temperatures are fitted on validation, one a network,
-and held.
+defined. The interval resamples seeds, the same ones of student and baseline, and images, the same ones of
+all three (1 000 times; percentiles). Each quantity comes as terms, one an image, whose mean it is (see
+`metrics`), so that all are resampled alike. Temperatures are fitted on validation, one a network, and held.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from mtkd_jax.results import analysis, intervals, metrics
 from mtkd_jax.runs.predictions import Group, Predictions
 
 NUM_RESAMPLES = 1000
+ROUNDING = 1e-6  # of float32 logits; a gap within it is none
 BLOCK = 100  # resamples that are floats at a time: bytes are kept
 COMPARED = ("student", "average", "control")
 
@@ -124,7 +124,7 @@ def _section(
             "ensemble": of_ensemble,
             "difference": of_ensemble - of_baseline,
             "ci95": sorted((sign * low, sign * high)),
-            "defined": bool(low > 0 and base.num > 1),
+            "defined": bool(low > ROUNDING and base.num > 1),
         }
     return {
         "transfer": baseline.transfer,

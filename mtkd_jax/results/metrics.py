@@ -192,8 +192,9 @@ def aurc_terms(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     $$\mathrm{AURC} = \frac{1}{N} \sum_{k=1}^{N} r_k, \qquad r_k = \frac{1}{k} \sum_{i \le k} e_i$$
 
     Examples are sorted by falling confidence (largest probability), $e_i$ is 1 where the decision is wrong.
-    A term is $r_k$ at the example's own place k and what it adds to all later ones. Source: Geifman and El-Yaniv
-    2017, arXiv 1705.08500; Geifman et al. 2019, arXiv 1805.08206.
+    A term is $r_k$ at the example's own place k and what it adds to all later ones.
+
+    Source: Geifman and El-Yaniv 2017, arXiv 1705.08500; Geifman et al. 2019, arXiv 1805.08206.
     """
     confidence = softmax(np.asarray(logits, np.float64), axis=1).max(axis=1)
     order = np.argsort(-confidence, kind="stable")
@@ -244,7 +245,8 @@ def entropy(logits: np.ndarray) -> np.ndarray:
 def mutual_information(logits: np.ndarray) -> np.ndarray:
     r"""What asking which of K members decides would tell of the decision, [N] in nats, of logits [K,N,C].
 
-    $$\mathrm{MI}_n = H(\bar{p}_n) - \frac{1}{K} \sum_k H(p_{kn}), \qquad \bar{p}_n = \frac{1}{K} \sum_k p_{kn}$$
+    $$\mathrm{MI}_n = H(\bar{p}_n) - \frac{1}{K} \sum_k H(p_{kn}), \qquad
+    \bar{p}_n = \frac{1}{K} \sum_k p_{kn}$$
 
     0 where all say the same, at most ln K. Source: Depeweg et al. 2018, arXiv 1710.07283.
     """

@@ -47,8 +47,8 @@ def outliers(config: ConfigDict, dataset: DataSet) -> np.ndarray:
     told = [f"{each.dtype} {'x'.join(map(str, each.shape[1:]))}" for each in (images, own)]
     if told[0] != told[1]:
         raise UserError(
-            f"config.report.ood: {config.report.ood} has images {told[0]}; they must be {told[1]}, as those of "
-            f"{dataset.name} are"
+            f"config.report.ood: {config.report.ood} has images {told[0]}; they must be {told[1]}, as "
+            f"those of {dataset.name} are"
         )
     if len(images) == 0:
         raise UserError(f"config.report.ood: {config.report.ood} has no test images; name one that has some")
@@ -87,9 +87,9 @@ def ask(
 def _under_shift(
     config: ConfigDict, split: Split, networks: Mapping[str, Population], fused: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """{key: {"shifted", "by_shift"}} as `Group` has them, of the networks and of the teachers that are `fused`.
+    """{key: {"shifted", "by_shift"}} as `Group` has them, of the networks and of the `fused` teachers.
 
-    One corrupted set of images at a time, which all are asked about.
+    One corrupted set of images at a time, about which all are asked.
     """
     images, labels = split.dataset.test_images, split.dataset.test_labels
     asked, strengths = configuration.corruptions(config), config.report.strengths
