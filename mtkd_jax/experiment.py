@@ -26,7 +26,7 @@ from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
 from mtkd_jax.report import document, mistakes
-from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics
+from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics, outside
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -234,6 +234,7 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     Raises UserError where it does not, as far as can be told without computing.
     """
     plan.check(config, split)
+    outside.check(config, split)
     stages = plan.build(config, split)
     plan.check_choice(config, stages)
     borrowed, notes = teachers.borrow(config, split)

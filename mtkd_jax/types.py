@@ -369,6 +369,7 @@ class Sharing(NamedTuple):
 
 
 Augment = Callable[[Array, Array], Array]  # (key, images [B,h,w,c]) -> images, the configured augmentation
+Corruption = Callable[[Array, Array, Array], Array]  # (key, image [h,w,c] in [0,1], strength 1 .. 5) -> image
 
 
 class Recipe(NamedTuple):
@@ -394,6 +395,7 @@ class Recipe(NamedTuple):
     trainable: Callable[[str], bool]  # of a path, such as "params/conv1/kernel"; False freezes statistics too
     deploy: Callable[[TrainState], PyTree]  # variables to evaluate and export
     num_heads: Callable[[int], int]  # K -> H
+    mutual: Callable[[Outputs], Array]  # [B] nats, what its members disagree about; 0 of who keeps none
     num_peers: int = 1  # members of a cohort that read each other's logits; 1 = none
     sharing: Sharing | None = None  # peers that are branches of one member, see methods.cohorts
     leader: int = 0  # the peer that is the student, which is evaluated and exported

@@ -225,6 +225,19 @@ def one_head(num_teachers: int) -> int:
     return 1
 
 
+def mutual_of_heads(outputs: Outputs) -> Array:
+    r"""Mutual information [B] of the decision and of which head decides: 0 of a student with one head.
+
+    $$H(\bar{p}) - \frac{1}{H} \sum_h H(p_h), \qquad \bar{p} = \frac{1}{H} \sum_h p_h$$
+    """
+    log_heads, log_mean = jax.nn.log_softmax(outputs.heads), jax.nn.log_softmax(outputs.logits)
+
+    def entropy(log_probs: Array) -> Array:
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+    return jnp.maximum(entropy(log_mean) - entropy(log_heads).mean(axis=0), 0.0)
+
+
 PLAIN = Recipe(
     name="",
     stimulus=configured_stimulus,
@@ -240,6 +253,7 @@ PLAIN = Recipe(
     trainable=every_leaf,
     deploy=deploy_params,
     num_heads=one_head,
+    mutual=mutual_of_heads,
 )
 
 # Training without teachers is the same step; nobody teaches, so there is nothing to aim at.
