@@ -24,11 +24,20 @@ from safetensors import flax as safetensors_flax
 from safetensors.numpy import load_file
 
 from mtkd_jax.deploy import export, int8, onnx
-from mtkd_jax.deploy.deployed import INT8_PROGRAM, PROGRAM, card_digest, load_program, sha256
+from mtkd_jax.deploy.deployed import (
+    INT8_PROGRAM,
+    ONNX,
+    PROGRAM,
+    PROGRAMS,
+    card_digest,
+    load_program,
+    read_card,
+    sha256,
+)
 from mtkd_jax.system import files
 from mtkd_jax.types import Array, Model, PyTree, UserError
 
-ONNX, INT8_WEIGHTS, WEIGHTS = "model.onnx", "model.int8.safetensors", "model.safetensors"
+INT8_WEIGHTS, WEIGHTS = "model.int8.safetensors", "model.safetensors"
 PROC = Path("/proc")
 Ask = Callable[[Array], np.ndarray]  # float32 images [b,h,w,c] -> logits [b,C]
 
@@ -87,26 +96,14 @@ def programs(directory: Path) -> dict[str, Ask]:
 
     Raises UserError naming a file that is not what was written, and where ONNX Runtime is missing.
     """
-    program, card = load_program(directory)
-    found: dict[str, Ask] = {PROGRAM: lambda images: np.asarray(program(images))}
-    told = card.get("forms", {}).get("files", {})
-    if ONNX in told:
-        check_packages(["onnx"])
-        found[ONNX] = onnx.program_of_onnx(read_intact(directory, ONNX, card))
-    if INT8_PROGRAM in told:
-        rounded, _ = load_program(directory, INT8_PROGRAM)
-        found[INT8_PROGRAM] = lambda images: np.asarray(rounded(images))
-    return found
+    told = {PROGRAM, *read_card(directory / "model.json").get("forms", {}).get("files", {})}
+    return {
+        file: _on_host(load_program(directory, form)[0]) for form, file in PROGRAMS.items() if file in told
+    }
 
 
-def read_intact(directory: Path, file: str, card: Mapping[str, Any]) -> bytes:
-    """A form that the card tells of; UserError naming it unless it is as it was written."""
-    data = export.read(directory / file)
-    if sha256(data) != card["forms"]["files"][file]["sha256"]:
-        raise UserError(
-            f"{directory / file}: damaged, its SHA-256 is not the one in model.json; export it again"
-        )
-    return data
+def _on_host(program: Callable[[Array], Array]) -> Ask:
+    return lambda images: np.asarray(program(images))
 
 
 def machine() -> str:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
 from mtkd_jax import export as command
-from mtkd_jax.deploy import deployed, export, forms, int8, onnx
+from mtkd_jax.deploy import deployed, export, forms, int8, onnx, onnx_runtime
 from mtkd_jax.results import forms as measured
 from mtkd_jax.types import Task, UserError
 from tests import small
@@ -149,7 +149,7 @@ NETWORKS = [
 def test_onnx_says_what_the_student_says_of_any_number_of_images(address, shape):
     pytest.importorskip("jax2onnx"), pytest.importorskip("onnxruntime")
     model, variables, images, logits = network(address, shape)
-    ask = onnx.program_of_onnx(onnx.onnx_of(model, variables, images, logits))
+    ask = onnx_runtime.open_model(onnx.onnx_of(model, variables, images, logits), address).call
     for num in (1, 3, 5):
         np.testing.assert_allclose(ask(images[:num]), logits[:num], atol=1e-4 * max(1, abs(logits).max()))
 
@@ -192,7 +192,7 @@ def test_int8_is_a_quarter_of_the_bytes_and_is_asked_without_qwix(tmp_path, monk
     assert size["model.int8.safetensors"] < 0.28 * size["model.safetensors"]
     assert size["model.int8.stablehlo"] < 0.35 * size["model.stablehlo"]
     monkeypatch.setitem(__import__("sys").modules, "qwix", None)  # importing it would raise
-    program, _ = deployed.load_program(tmp_path, deployed.INT8_PROGRAM)
+    program, _ = deployed.load_program(tmp_path, "int8")
     model, _, _, _ = network("mlp(hidden=(256, 256))", (8, 8, 1))
     wanted = model.apply(int8.multiplied_out(load_file(tmp_path / "model.int8.safetensors")), images)[
         0

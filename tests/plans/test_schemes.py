@@ -378,6 +378,11 @@ def test_where_one_specialist_breaks_down_so_does_the_whole(tmp_path):
         ("specialists", {"teachers.patience": 3}, "config.teachers.patience: 3"),
         ("specialists", {"teachers.subset_fraction": 0.5}, "subset_fraction"),
         ("specialists", {"teachers.bootstrap": True}, "bootstrap"),
+        (
+            "specialists",
+            {"model.name": "tests.staged:staged(trainable='heads')"},
+            "cannot be tests.staged:staged(trainable='heads'): they are drawn anew",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_written(address, overrides, expected, tmp_path):
