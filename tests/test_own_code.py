@@ -139,13 +139,12 @@ def test_a_run_of_own_functions_says_what_those_of_the_house_say_and_knows_when_
 
 def test_a_student_is_found_where_its_run_found_it_and_saved_wherever_one_stands(tmp_path, monkeypatch):
     beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
-    for folder in (beside, elsewhere):
+    for folder in (beside, elsewhere, tmp_path / "run"):
         folder.mkdir()
     (beside / "mine.py").write_text(MINE)
     config = small.config(**{"model.name": "mine.py:linear", "runtime.own_code": str(beside)})
-    split = experiment.load_split(config)
-    workdir.describe(tmp_path / "run", config, split)
     with configuration.own_files(config):
+        workdir.describe(tmp_path / "run", config, experiment.load_split(config))
         model = configuration.build_model("mine.py:linear", Task(4, 1, (0.5,), (0.2,)))
     images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
     card = {"name": "made up", "model": model.name, "class_names": [*"abcd"], "metrics": {}}

@@ -73,11 +73,8 @@ class EfficientNet(nn.Module):
             heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
             return layers.outputs(embedding, heads, features)
 
-        x = layers.through(self, "stem", image, stem)
-        for stage in ROWS:
-            x = layers.through(self, stage, x, functools.partial(blocks, stage))
-        x = layers.through(self, "last", x, last)
-        return layers.through(self, "heads", x, heads)
+        stages = (functools.partial(blocks, stage) for stage in ROWS)
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def _act(self, x: Array) -> Array:
         return activation(x, self.lite)

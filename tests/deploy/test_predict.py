@@ -313,10 +313,12 @@ def test_neither_networks_nor_training_are_imported(student, photos):
     assert len(lines(done.stdout)) == len(GREYS)
     ours = ("", ".data", ".data.checks", ".data.images", ".deploy", ".deploy.cascade", ".deploy.deployed")
     ours += (
+        ".deploy.onnx_runtime",
         ".deploy.predict",
         ".system",
         ".system.interrupts",
         ".system.paths",
+        ".system.spelling",
         ".system.terminal",
         ".types",
     )

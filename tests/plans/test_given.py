@@ -236,6 +236,7 @@ def test_what_is_said_of_more_images_than_may_be_held_comes_by_pieces(monkeypatc
 def test_specialists_are_not_lent_and_the_line_says_so(tmp_path, capsys):
     config = small.config(plan="specialists")
     split = experiment.load_split(config)
+    (tmp_path / "run").mkdir()
     workdir.describe(tmp_path / "run", config, split)
     lent = small.config(**{"teachers.from_run": str(tmp_path / "run")})
     with pytest.raises(UserError, match="^config.teachers.from_run: .*run has trained specialists"):
