@@ -68,7 +68,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
 }
 TRANSFERS = ("labelled", "unlabelled")
 AT = " @ "  # between the name of a row and the architecture it is of
-FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
+FORMS = ("onnx", "int8", "onnx_int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
@@ -158,7 +158,7 @@ def default() -> ConfigDict:
     config.export = ConfigDict()
     config.export.choose = "best"  # of all, by validation NLL; "student", a row's name; "... @ ARCHITECTURE"
     config.export.cascade = False  # True: also the ensemble, to which it hands over where it is not sure
-    config.export.forms = ()  # in which student/ is written too: "onnx", "int8"; each has an extra to install
+    config.export.forms = ()  # of student/, too: "onnx", "int8", "onnx_int8"; each takes an extra to install
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap

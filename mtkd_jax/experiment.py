@@ -253,7 +253,7 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     export.verify_student(into / "student", configuration.build_model, checked, said)
     if trained.config.export.forms:
         wanted = trained.config.export.forms
-        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split.dataset)
+        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split)
     if trained.config.export.cascade:
         _save_ensemble(trained, predicted, card, into / "student", checked)
 

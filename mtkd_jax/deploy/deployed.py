@@ -20,8 +20,9 @@ from jax import export as jax_export
 from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.types import Array, UserError
 
-PROGRAM, ONNX, INT8_PROGRAM = "model.stablehlo", "model.onnx", "model.int8.stablehlo"
-PROGRAMS = {"stablehlo": PROGRAM, "onnx": ONNX, "int8": INT8_PROGRAM}  # form -> the file to ask
+PROGRAM, ONNX = "model.stablehlo", "model.onnx"
+INT8_PROGRAM, INT8_ONNX = "model.int8.stablehlo", "model.int8.onnx"
+PROGRAMS = {"stablehlo": PROGRAM, "onnx": ONNX, "int8": INT8_PROGRAM, "onnx_int8": INT8_ONNX}  # form -> file
 PIXELS = "uint8 pixels divided by 255"  # the range, in a card's "input", of a student that reads image files
 
 
@@ -34,7 +35,7 @@ def load_program(directory: Path, form: str = "stablehlo") -> tuple[Callable[[Ar
     directory = Path(directory)
     card, path = read_card(directory / "model.json"), directory / PROGRAMS[form]
     data = read_form(directory, form, card)
-    if form == "onnx":
+    if path.suffix == ".onnx":
         return open_model(data, path).call, card
     try:
         exported = jax_export.deserialize(bytearray(data))

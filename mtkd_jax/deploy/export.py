@@ -28,6 +28,7 @@ from safetensors import flax as safetensors
 
 from mtkd_jax.deploy.cascade import FOLDER
 from mtkd_jax.deploy.deployed import (
+    INT8_ONNX,
     INT8_PROGRAM,
     ONNX,
     PIXELS,
@@ -51,6 +52,7 @@ FORMS = {  # file of the student's folder -> what it is, in the order in which t
     ONNX: "float32, ONNX",
     "model.int8.safetensors": "int8 kernels",
     INT8_PROGRAM: "int8 kernels, StableHLO",
+    INT8_ONNX: "int8 kernels and activations, ONNX",
 }
 
 

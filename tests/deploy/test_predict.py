@@ -287,7 +287,7 @@ def test_another_form_is_asked_and_one_that_is_not_there_names_its_command(stude
     int8, stablehlo = lines(capsys.readouterr().out)
     assert int8["class"] == "grey [of all]" and stablehlo["class"] == "dark"
     for more, words in (
-        (["onnnx"], "--form onnnx: must be of stablehlo, onnx, int8; did you mean 'onnx'?"),
+        (["onnnx"], "--form onnnx: must be of stablehlo, onnx, int8, onnx_int8; did you mean 'onnx'?"),
         (
             ["int8", "--cascade"],
             "--form int8: the threshold of --cascade was set for the student as stablehlo",
