@@ -51,7 +51,7 @@ def _translated(model: Model, variables: PyTree, shape: tuple[int, ...], way: st
     import jax2onnx
 
     variables = jax.tree.map(np.asarray, variables)
-    with _silent(), _lenient(), layers.forms_of(way), jax.default_matmul_precision("highest"):
+    with silent(), _lenient(), layers.forms_of(way), jax.default_matmul_precision("highest"):
         found: Any = jax2onnx.to_onnx(
             lambda images: model.apply(variables, images)[0].logits,
             inputs=[("batch", *shape)],
@@ -65,7 +65,7 @@ def _translated(model: Model, variables: PyTree, shape: tuple[int, ...], way: st
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without what translators log and warn of: what counts is whether the result is right."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -7,13 +7,13 @@ validation set. Test images set nothing. Tried and dropped: qwix, see deploy/int
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from mtkd_jax.deploy.onnx import silent
 from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.system.terminal import one_line
 from mtkd_jax.types import Array, UserError
@@ -51,22 +51,32 @@ def _quantised(data: bytes, seen: np.ndarray) -> bytes:
             block = next(self.blocks, None)
             return None if block is None else {"images": block}
 
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            plain, folded, whole = (Path(folder) / f"{name}.onnx" for name in ("plain", "folded", "whole"))
-            plain.write_bytes(data)
-            quant_pre_process(plain, folded, skip_symbolic_shape=True)
-            quantization.quantize_static(
-                folded,
-                whole,
-                Seen(),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
-                weight_type=quantization.QuantType.QInt8,
-            )
-            return whole.read_bytes()
-    finally:
-        logging.disable(before)
+    with silent(), tempfile.TemporaryDirectory() as folder:
+        plain, folded, int8 = (Path(folder) / f"{name}.onnx" for name in ("plain", "folded", "int8"))
+        plain.write_bytes(data)
+        quant_pre_process(plain, folded, skip_symbolic_shape=True)
+        _without_empty_biases(folded)
+        quantization.quantize_static(
+            folded,
+            int8,
+            Seen(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+        return int8.read_bytes()
+
+
+def _without_empty_biases(path: Path) -> None:
+    """Take biases that are one 0 from matrix products: jax2onnx writes them, and the quantiser wants a row."""
+    import onnx
+
+    model = onnx.load(path)
+    numbers = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and len(node.input) == 3:
+            bias = numbers.get(node.input[2])
+            if bias is not None and bias.ndim == 0 and bias == 0:
+                del node.input[2]
+    onnx.save(model, path)
