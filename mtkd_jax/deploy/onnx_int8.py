@@ -69,7 +69,7 @@ def _quantised(data: bytes, seen: np.ndarray) -> bytes:
 
 
 def _without_empty_biases(path: Path) -> None:
-    """Take biases that are one 0 from matrix products: jax2onnx writes them, and the quantiser wants a row."""
+    """Take biases that are a single 0 from products: jax2onnx writes them, and the quantiser wants a row."""
     import onnx
 
     model = onnx.load(path)
