@@ -73,10 +73,12 @@ def _without_empty_biases(path: Path) -> None:
     import onnx
 
     model = onnx.load(path)
-    numbers = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    numbers, taken = {one.name: one for one in model.graph.initializer}, set()
     for node in model.graph.node:
-        if node.op_type == "Gemm" and len(node.input) == 3:
-            bias = numbers.get(node.input[2])
-            if bias is not None and bias.ndim == 0 and bias == 0:
-                del node.input[2]
+        bias = numbers.get(node.input[2]) if node.op_type == "Gemm" and len(node.input) == 3 else None
+        if bias is not None and not bias.dims and onnx.numpy_helper.to_array(bias) == 0:
+            taken.add(node.input.pop())
+    used = {name for node in model.graph.node for name in node.input}
+    for name in taken - used:
+        model.graph.initializer.remove(numbers[name])
     onnx.save(model, path)
