@@ -32,7 +32,7 @@ from mtkd_jax.data import corruptions as corruptions_of_images
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
-from mtkd_jax.system import own_code, own_metrics, paths
+from mtkd_jax.system import own_code, own_metrics, paths, weights
 from mtkd_jax.system.spelling import hint, likeness, nearest
 from mtkd_jax.types import Corruption, DataSet, Metric, Model, Recipe, Task, Tracker, UserError
 
@@ -79,6 +79,7 @@ CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/
 AT = " @ "  # between the name of a row and the architecture it is of
 ALL = "all"  # of report.corruptions
 FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
+FORMS = ("onnx", "int8", "onnx_int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
@@ -175,7 +176,7 @@ def default() -> ConfigDict:
     config.export = ConfigDict()
     config.export.choose = "best"  # of all, by validation NLL; "student", a row's name; "... @ ARCHITECTURE"
     config.export.cascade = False  # True: also the ensemble, to which it hands over where it is not sure
-    config.export.forms = ()  # in which student/ is written too: "onnx", "int8"; each has an extra to install
+    config.export.forms = ()  # of student/, too: "onnx", "int8", "onnx_int8"; each takes an extra to install
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
@@ -187,7 +188,7 @@ def default() -> ConfigDict:
         "auto"  # auto: frozen stages are run once, where images stay as they are | off
     )
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
-    config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
+    config.runtime.stream_mb = 256  # of images, and of what is said of them, held at once, where not all are
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
     config.runtime.own_code = ""  # folder to look up files of own functions in first; a file sets its own
     return config
@@ -322,6 +323,11 @@ def _validate(config: ConfigDict) -> None:
                 f"config.{field} is empty; name at least one, such as {dict(fields(default()))[field]!r}"
             )
         _check_distinct(field, flat[field], flat[field])
+    if config.students.model and config.students.models:
+        raise UserError(
+            f"config.students.model and students.models: {config.students.model} and "
+            f"{', '.join(config.students.models)}; students are of one or the other"
+        )
     _check_weights(config)
     _check_addresses(config)
     if further_seeds(config) and config.plan.partition("(")[0].strip() != default().plan:
@@ -455,8 +461,14 @@ def given_teachers(config: ConfigDict) -> tuple[str, ...]:
 
 
 def _check_stages(config: ConfigDict) -> None:
-    """Where weights come from twice, and learning rates by depth that no network has."""
+    """Where weights come from twice or are not there, and learning rates by depth that no network has."""
     models = trained_models(config)
+    for address, field in trained_addresses(config).items():
+        try:
+            if models[address].pretrained:
+                weights.find(models[address].pretrained)
+        except UserError as error:
+            raise UserError(f"config.{field}: {address}: {error}") from None
     for field, init_from in (
         ("teachers.init_from", config.teachers.init_from),
         ("students.init_from", config.students.init_from),
@@ -480,6 +492,12 @@ def trained_models(config: ConfigDict) -> dict[str, Model]:
     For some task: what counts is what the addresses say.
     """
     task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
+    asked = trained_addresses(config)
+    return {address: build_model(address, task, field) for address, field in asked.items()}
+
+
+def trained_addresses(config: ConfigDict) -> dict[str, str]:
+    """{address: the field that asks for it} of all networks that are trained."""
     field = "teachers.models" if config.teachers.models else "model.name"
     fields = (
         {}
@@ -495,7 +513,7 @@ def trained_models(config: ConfigDict) -> dict[str, Model]:
         with contextlib.suppress(UserError):
             resolve("model", word, "plan")
             fields[word] = "plan"
-    return {address: build_model(address, task, field) for address, field in fields.items()}
+    return fields
 
 
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:

@@ -30,17 +30,18 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        features = {}
+        imagenet, features = self.stem == "imagenet", {}
 
-        def stem(x: Array) -> Array:
-            imagenet = self.stem == "imagenet"
+        def stem(image: Array) -> Array:
             smallest = 2 ** (len(self.blocks) - 1)  # what the last stage sees as one pixel
-            x = layers.prepare(x, self.task, self.image_size, 4 * smallest - 3 if imagenet else smallest)
+            x = layers.prepare(image, self.task, self.image_size, 4 * smallest - 3 if imagenet else smallest)
             window, stride = (7, 2) if imagenet else (3, 1)
             x = Conv(2 * self.growth, window, stride, self.dtype, name="stem_conv")(x)
             x = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
-            features["stem"] = layers.overlapping_max_pool(x, 3, 2, padding=1) if imagenet else x
-            return features["stem"]
+            if imagenet:
+                x = layers.overlapping_max_pool(x, 3, 2, padding=1)
+            features["stem"] = x
+            return x
 
         def block(stage: int, num_layers: int, x: Array) -> Array:
             if stage > 1:
@@ -55,15 +56,12 @@ class DenseNet(nn.Module):
             x = nn.relu(layers.batch_norm(x, train, name="last_norm"))
             return x.mean(axis=(1, 2), dtype=jnp.float32)
 
-        def heads(x: Array) -> Outputs:
-            logits = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
-            return layers.outputs(x, logits, features)
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
 
-        x = layers.through(self, "stem", image, stem)
-        for stage, num_layers in enumerate(self.blocks, start=1):
-            x = layers.through(self, f"stage{stage}", x, functools.partial(block, stage, num_layers))
-        x = layers.through(self, "last", x, last)
-        return layers.through(self, "heads", x, heads)
+        stages = (functools.partial(block, *row) for row in enumerate(self.blocks, start=1))
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision."""

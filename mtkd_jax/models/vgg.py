@@ -117,15 +117,12 @@ class ImageNetVgg(nn.Module):
                 x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
             return x
 
-        def heads(x: Array) -> Outputs:
-            logits = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
-            return layers.outputs(x, logits, features)
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
 
-        x = image
-        for stage, channels in enumerate(WIDTHS, start=1):
-            x = layers.through(self, f"stage{stage}", x, functools.partial(convolutions, stage, channels))
-        x = layers.through(self, "last", x, last)
-        return layers.through(self, "heads", x, heads)
+        stages = (functools.partial(convolutions, *row) for row in enumerate(WIDTHS, start=1))
+        return layers.in_turn(self, image, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision."""
@@ -151,26 +148,42 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = layers.prepare(image, self.task, self.image_size, least=63 if self.stem == "imagenet" else 7)
-        if self.stem == "imagenet":
-            pads = ((2, 2), (2, 2))
-            x = layers.Conv(64, (11, 11), (4, 4), pads, dtype=self.dtype, name="stem_conv")(x)
-            x = layers.overlapping_max_pool(nn.relu(x), 3, 2)
-        else:
-            x = nn.relu(layers.Conv(64, (3, 3), dtype=self.dtype, name="stem_conv")(x))
-        features = {"stem": x}
-        for stage, (channels, window) in enumerate(ALEXNET_ROWS, start=1):
+        features = {}
+
+        def stem(image: Array) -> Array:
+            least = 63 if self.stem == "imagenet" else 7
+            x = layers.prepare(image, self.task, self.image_size, least=least)
+            if self.stem == "imagenet":
+                pads = ((2, 2), (2, 2))
+                x = layers.Conv(64, (11, 11), (4, 4), pads, dtype=self.dtype, name="stem_conv")(x)
+                x = layers.overlapping_max_pool(nn.relu(x), 3, 2)
+            else:
+                x = nn.relu(layers.Conv(64, (3, 3), dtype=self.dtype, name="stem_conv")(x))
+            features["stem"] = x
+            return x
+
+        def convolution(stage: int, row: tuple[int, int], x: Array) -> Array:
+            channels, window = row
             conv = layers.Conv(channels, (window, window), dtype=self.dtype, name=f"stage{stage}_conv")
             x = nn.relu(conv(x))
             if stage in (1, 4):
                 x = layers.overlapping_max_pool(x, 3, 2)
             features[f"stage{stage}"] = x
-        x = layers.flatten(layers.adaptive_average_pool(x, 6))
-        for number in (1, 2):
-            x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
-            x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
-        return layers.outputs(x, heads, features)
+            return x
+
+        def last(x: Array) -> Array:
+            x = layers.flatten(layers.adaptive_average_pool(x, 6))
+            for number in (1, 2):
+                x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
+                x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
+            return x
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        stages = (functools.partial(convolution, *row) for row in enumerate(ALEXNET_ROWS, start=1))
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision."""

@@ -126,7 +126,13 @@ def hints_then_distil(
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
-    num_teachers = number_of_teachers(config) or 1  # at least; how many, files know
+    num_teachers = number_of_teachers(config)
+    if num_teachers is None:
+        raise UserError(
+            "config.plan: hints_then_distil begins with features of the teachers, and of those of "
+            "teachers.logits and teachers.programs logits alone are known; it needs networks, such as those "
+            "of teachers.from_run or teachers.init_from"
+        )
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []
@@ -472,8 +478,13 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,
-        "models": any(model.pretrained or model.trainable for model in _models_of_teachers(config)),
     }
+    for model in _models_of_teachers(config):
+        if model.pretrained or model.trainable:
+            raise UserError(
+                f"config.plan: specialists cannot be {model.name}: they are drawn anew, and all of them is "
+                "trained; it must be without pretrained and trainable"
+            )
     if config.train.depth_decay != 1:
         raise UserError("config.train.depth_decay: plan specialists has one learning rate; must be 1 with it")
     for name, is_set in unfit.items():

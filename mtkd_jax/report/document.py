@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -332,18 +332,28 @@ def as_csv(reports: Mapping[str, dict]) -> bytes:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    own = list(dict.fromkeys(one["name"] for report in reports.values() for one in report.get("metrics", ())))
-    ends = [f"{name}{end}" for name in map(printable, own) for end in ("", "_low", "_high")]
-    table.writerow([*(["run"] if any(reports) else []), *RESULTS, *ends])
+    own = own_metrics(reports.values())
+    table.writerow([*(["run"] if any(reports) else []), *RESULTS, *own_columns(own)])
     for run, report in reports.items():
         table.writerows(
-            [*([printable(run)] if run else []), *result(row), *_own_result(row, own)]
+            [*([printable(run)] if run else []), *result(row), *own_result(row, own)]
             for row in report["rows"]
         )
     return text.getvalue().encode()
 
 
-def _own_result(row: dict, own: Sequence[str]) -> list:
+def own_metrics(reports: Iterable[dict]) -> list[str]:
+    """The names of the user's own metrics in any of these reports, each once."""
+    return list(dict.fromkeys(one["name"] for report in reports for one in report.get("metrics", ())))
+
+
+def own_columns(own: Sequence[str]) -> list[str]:
+    """The columns of these metrics: mean and ends of the interval."""
+    return [f"{name}{end}" for name in map(printable, own) for end in ("", "_low", "_high")]
+
+
+def own_result(row: dict, own: Sequence[str]) -> list:
+    """The cells of a row of the report under `own_columns`."""
     cells: list = []
     for metric in (row.get("own", {}).get(name) for name in own):
         cells += [None] * 3 if metric is None else [metric["mean"], *(metric["ci95"] or (None, None))]
