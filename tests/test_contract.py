@@ -302,9 +302,9 @@ def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tupl
 @pytest.fixture
 def shallow(monkeypatch):
     """One block of a kind where a network has no argument for its depth."""
-    rows = {name: tuple((c, 1, s, e) for c, _, s, e in row) for name, row in mobilenet.STAGES.items()}
-    monkeypatch.setattr(mobilenet, "STAGES", rows)
-    monkeypatch.setattr(shufflenet, "BLOCKS", (2, 2, 2))
+    # Of a row: channels, number, stride, expansion. Without and with expansion, stride and shortcut.
+    monkeypatch.setattr(mobilenet, "STAGES", {"stage1": ((16, 1, 1, 1),), "stage2": ((32, 2, 2, 6),)})
+    monkeypatch.setattr(shufflenet, "BLOCKS", (2, 2))
     monkeypatch.setitem(resnet.IMAGENET_BLOCKS, 18, (1, 1, 1, 1))
     monkeypatch.setattr(mobilenet, "IMAGENET_V2", {"stage1": ((1, 16, 1, 1), (6, 24, 1, 2))})
     monkeypatch.setattr(efficientnet, "ROWS", {"stage1": (8, 1, 1, 3, 1), "stage2": (8, 1, 2, 3, 2)})
