@@ -38,7 +38,7 @@ def read(program: BinaryIO, reader: Reader) -> Any:
     """
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -74,7 +74,7 @@ def read(program: BinaryIO, reader: Reader) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(reader.named(argument.replace(" ", ".", 1)))
+                stack.append(reader.named(expect(argument, str).replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 name = expect(stack.pop(), str)
                 stack.append(reader.named(f"{expect(stack.pop(), str)}.{name}"))
