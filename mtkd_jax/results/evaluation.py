@@ -52,8 +52,10 @@ def predict(
         finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
         if finite and mode not in unfit:
             groups.append(_student_group(config, split, group_key(transfer, mode, model), mode, trained))
-    networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
-    groups, of_other_images = outside.ask(config, split, groups, networks)
+    of_other_images: dict = {}
+    if outside.is_asked(config):
+        networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
+        groups, of_other_images = outside.ask(config, split, groups, networks)
     groups += _averages(stages, groups)
     diverged = [left_out(name, fitted) for name, fitted in done.items() if fitted.diverged]
     impossible = [

@@ -27,6 +27,11 @@ ENSEMBLE = "ensemble"  # beside the keys of groups, all of which have a "/"
 Network = tuple[Population, Callable[[Outputs], Array] | None]  # and how it tells what it disagrees about
 
 
+def is_asked(config: ConfigDict) -> bool:
+    """Whether the configuration asks about other images than the data's."""
+    return bool(config.report.corruptions or config.report.ood)
+
+
 def check(config: ConfigDict, split: Split) -> None:
     """Raise UserError, before any work, where the test images cannot be corrupted or outliers do not fit."""
     if config.report.corruptions:
