@@ -64,8 +64,10 @@ def predict(
         *diverged,
         *impossible,
     )
-    networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
-    groups, of_other_images = outside.ask(config, split, groups, networks)
+    of_other_images: dict[str, Any] = {}
+    if outside.is_asked(config):
+        networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
+        groups, of_other_images = outside.ask(config, split, groups, networks)
     groups += _averages(stages, groups)
     return _predictions(config, split, groups, notes, **of_other_images)
 

@@ -43,6 +43,10 @@ QUANTITIES = {
     "aurc": Quantity("AURC %", False, 100),
     "shift_accuracy": Quantity("accuracy % under shift", True, 100),
     "shift_nll": Quantity("NLL under shift", False, 1),
+    "shift_nll_scaled": Quantity("NLL, scaled, under shift", False, 1),
+    "shift_ece": Quantity("ECE % under shift", False, 100),
+    "shift_ece_scaled": Quantity("ECE %, scaled, under shift", False, 100),
+    "shift_aurc": Quantity("AURC % under shift", False, 100),
     "ood_confidence": Quantity("OOD AUROC, confidence", True, 1),
     "ood_entropy": Quantity("OOD AUROC, entropy", True, 1),
     "ood_mutual": Quantity("OOD AUROC, mutual information", True, 1),
@@ -55,7 +59,7 @@ class Said(NamedTuple):
 
     val: np.ndarray  # [S,V,C]
     test: np.ndarray  # [S,N,C]
-    shifted: np.ndarray | None  # [S,2,N]
+    shifted: np.ndarray | None  # [S,6,N]
     outliers: np.ndarray | None  # [S,O,C]
     mutual: tuple[np.ndarray, np.ndarray] | None  # [S,N], [S,O]
 
@@ -181,7 +185,7 @@ def _row(
 
 
 def _by_strength(by_shift: np.ndarray | None) -> list[float] | None:
-    """Accuracy [L] under shift, over members and corruptions, of [S,2,Q,L]."""
+    """Accuracy [L] under shift, over members and corruptions, of [S,6,Q,L]."""
     return None if by_shift is None else by_shift[:, 0].mean(axis=(0, 1)).tolist()
 
 
@@ -214,19 +218,11 @@ def _ensemble(predictions: Predictions) -> Said:
 
 def _terms(said: Said, temperatures: np.ndarray, labels: np.ndarray) -> dict[str, Terms]:
     """{quantity: its terms}, of what was asked."""
-    plain = [metrics.per_example(logits, labels) for logits in said.test]
-    scaled = said.test / temperatures[:, None, None]
-    found = {
-        "accuracy": Terms(np.stack([one["accuracy"] for one in plain])),
-        "nll": Terms(np.stack([one["nll"] for one in plain])),
-        "nll_scaled": Terms(np.stack([metrics.per_example(one, labels)["nll"] for one in scaled])),
-        "ece": Terms(np.stack([metrics.ece_terms(one, labels) for one in said.test])),
-        "ece_scaled": Terms(np.stack([metrics.ece_terms(one, labels) for one in scaled])),
-        "aurc": Terms(np.stack([metrics.aurc_terms(one, labels) for one in said.test])),
-    }
+    each = [metrics.terms(one, labels, at) for one, at in zip(said.test, temperatures)]
+    found = {name: Terms(np.stack([one[name] for one in each])) for name in metrics.TERMS}
     if said.shifted is not None:
-        shifted = said.shifted.astype(np.float64)
-        found |= {"shift_accuracy": Terms(shifted[:, 0]), "shift_nll": Terms(shifted[:, 1])}
+        shifted = np.moveaxis(said.shifted.astype(np.float64), 1, 0)
+        found |= {f"shift_{name}": Terms(one) for name, one in zip(metrics.TERMS, shifted)}
     if said.outliers is not None:
         mutual, mutual_outliers = said.mutual
         found |= {

@@ -232,6 +232,26 @@ def aurc(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(aurc_terms(logits, labels).mean())
 
 
+TERMS = ("accuracy", "nll", "nll_scaled", "ece", "ece_scaled", "aurc")
+
+
+def terms(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
+    """The terms [N] of all that is told of one network's probabilities, by the names of TERMS.
+
+    "scaled": of logits that are divided by a temperature, which changes no decision.
+    """
+    scaled = np.asarray(logits, np.float64) / temperature
+    plain = per_example(logits, labels)
+    return {
+        "accuracy": plain["accuracy"],
+        "nll": plain["nll"],
+        "nll_scaled": per_example(scaled, labels)["nll"],
+        "ece": ece_terms(logits, labels),
+        "ece_scaled": ece_terms(scaled, labels),
+        "aurc": aurc_terms(logits, labels),
+    }
+
+
 def auroc_terms(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""Terms [N] and [O] of the AUROC by which outliers score above the rest; the mean of either is it.
 
@@ -244,8 +264,8 @@ def auroc_terms(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np
     def below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
         """The share of the others below each score, half of those that are equal."""
         ordered = np.sort(others)
-        ends = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
-        return sum(ends) / (2 * len(others))
+        left = np.searchsorted(ordered, scores, "left")
+        return (left + np.searchsorted(ordered, scores, "right")) / (2 * len(others))
 
     return 1 - below(inside, outside), below(outside, inside)
 

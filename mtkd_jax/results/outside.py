@@ -27,6 +27,11 @@ ENSEMBLE = "ensemble"  # beside the keys of groups, all of which have a "/"
 Network = tuple[Population, Callable[[Outputs], Array] | None]  # and how it tells what it disagrees about
 
 
+def is_asked(config: ConfigDict) -> bool:
+    """Whether the configuration asks about other images than the data's."""
+    return bool(config.report.corruptions or config.report.ood)
+
+
 def check(config: ConfigDict, split: Split) -> None:
     """Raise UserError, before any work, where the test images cannot be corrupted or outliers do not fit."""
     if config.report.corruptions:
@@ -67,7 +72,7 @@ def ask(
     fields: dict[str, dict[str, np.ndarray]] = {key: {} for key in (*asked, ENSEMBLE)}
     if config.report.corruptions:
         populations = {key: own for key, (own, _) in asked.items()}
-        for key, found in _under_shift(config, split, populations, fused).items():
+        for key, found in _under_shift(config, split, groups, populations, fused).items():
             fields[key] |= found
     if config.report.ood:
         images = outliers(config, split.dataset)
@@ -85,7 +90,11 @@ def ask(
 
 
 def _under_shift(
-    config: ConfigDict, split: Split, networks: Mapping[str, Population], fused: Sequence[str]
+    config: ConfigDict,
+    split: Split,
+    groups: Sequence[Group],
+    networks: Mapping[str, Population],
+    fused: Sequence[str],
 ) -> dict[str, dict[str, np.ndarray]]:
     """{key: {"shifted", "by_shift"}} as `Group` has them, of the networks and of the `fused` teachers.
 
@@ -93,8 +102,9 @@ def _under_shift(
     """
     images, labels = split.dataset.test_images, split.dataset.test_labels
     asked, strengths = configuration.corruptions(config), config.report.strengths
-    terms: dict[str, np.ndarray] = {}  # [S,2,N], summed over the shifts
-    tables: dict[str, list[np.ndarray]] = {}  # [S,2] of each shift
+    temperatures = _temperatures(split, groups, fused)
+    terms: dict[str, np.ndarray] = {}  # [S,6,N], summed over the shifts
+    tables: dict[str, list[np.ndarray]] = {}  # [S,6] of each shift
     for name, corruption in asked.items():
         for strength in strengths:
             interrupts.check(SAVED)
@@ -104,8 +114,8 @@ def _under_shift(
                 of_teachers = np.concatenate([said[key] for key in fused])
                 said[ENSEMBLE] = analysis.fuse("mean_probs", {"test": of_teachers})["test"][None]
             for key, logits in said.items():
-                each = [metrics.per_example(one, labels) for one in logits]
-                found = np.array([[one["accuracy"], one["nll"]] for one in each])
+                each = (metrics.terms(one, labels, at) for one, at in zip(logits, temperatures[key]))
+                found = np.array([[one[name] for name in metrics.TERMS] for one in each])
                 terms[key] = terms[key] + found if key in terms else found
                 tables.setdefault(key, []).append(found.mean(axis=2))
     shape = (len(asked), len(strengths))
@@ -116,3 +126,13 @@ def _under_shift(
         }
         for key in terms
     }
+
+
+def _temperatures(split: Split, groups: Sequence[Group], fused: Sequence[str]) -> dict[str, list[float]]:
+    """The temperature of every member, and of the ensemble, that validation asks for: as the images are."""
+    labels = split.dataset.train_labels[split.val]
+    logits = {group.key: group.val for group in groups}
+    if fused:
+        of_teachers = np.concatenate([logits[key] for key in fused])
+        logits[ENSEMBLE] = analysis.fuse("mean_probs", {"val": of_teachers})["val"][None]
+    return {key: [metrics.fit_temperature(one, labels) for one in each] for key, each in logits.items()}

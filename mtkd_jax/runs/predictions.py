@@ -46,8 +46,8 @@ class Group:
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
     train_seconds: float | None = None  # of the whole group
     # Of networks alone, where they were asked about other images than the data's (results/outside.py):
-    shifted: np.ndarray | None = None  # [S,2,N] being right, NLL of an image: means over all its corruptions
-    by_shift: np.ndarray | None = None  # [S,2,Q,L] accuracy, NLL at each corruption and strength
+    shifted: np.ndarray | None = None  # [S,6,N] metrics.TERMS of an image: means over all its corruptions
+    by_shift: np.ndarray | None = None  # [S,6,Q,L] the same over images, at each corruption and strength
     outliers: np.ndarray | None = None  # [S,O,C] logits of images of no class
     mutual: np.ndarray | None = None  # [S,N] mutual information of test images; None: it keeps no members
     mutual_outliers: np.ndarray | None = None  # [S,O]
@@ -79,8 +79,8 @@ class Predictions:
     corruptions: tuple[str, ...] = ()  # Q addresses: config.report.corruptions
     strengths: tuple[int, ...] = ()  # L of each
     ood: str = ""  # where the outliers come from: config.report.ood
-    ensemble_shifted: np.ndarray | None = None  # [2,N] of mean_probs, as in a group
-    ensemble_by_shift: np.ndarray | None = None  # [2,Q,L]
+    ensemble_shifted: np.ndarray | None = None  # [6,N] of mean_probs, as in a group
+    ensemble_by_shift: np.ndarray | None = None  # [6,Q,L]
 
 
 def save(path: str | os.PathLike, predictions: Predictions) -> None:

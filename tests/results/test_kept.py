@@ -24,12 +24,10 @@ def made():
     rng = np.random.default_rng(7)
     groups = []
     for group in run.groups:
-        shifted = np.stack(
-            [np.clip(0.7 + 0.2 * rng.normal(size=(len(group.members), 200)), 0, 1)] * 2, axis=1
-        )
+        shifted = np.clip(0.7 + 0.2 * rng.normal(size=(len(group.members), 6, 200)), 0, 1)
         asked = {
             "shifted": shifted.astype(np.float32),
-            "by_shift": rng.uniform(size=(len(group.members), 2, 2, 3)),
+            "by_shift": rng.uniform(size=(len(group.members), 6, 2, 3)),
             "outliers": 2 * rng.normal(size=(len(group.members), 50, 10)).astype(np.float32),
         }
         if group.name == "mimic_all":
@@ -42,8 +40,8 @@ def made():
         corruptions=("fog", "snow"),
         strengths=(1, 3, 5),
         ood="letters",
-        ensemble_shifted=np.stack([np.full(200, 0.9), np.full(200, 0.3)]),
-        ensemble_by_shift=rng.uniform(size=(2, 2, 3)),
+        ensemble_shifted=np.stack([np.full(200, value) for value in (0.9, 0.3, 0.3, 0.1, 0.1, 0.1)]),
+        ensemble_by_shift=rng.uniform(size=(6, 2, 3)),
     )
 
 

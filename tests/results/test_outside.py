@@ -23,10 +23,10 @@ OOD = "synthetic(num_test=30, size=4, seed=9)"
 FIELDS = {"report.corruptions": ("contrast",), "report.strengths": (2, 5), "report.ood": OOD}
 
 
-def group(key, role, own):
-    empty = np.zeros((own.num_members, 1, 4), np.float32)
+def group(key, role, own, split):
+    said = [population.logits(own, split.dataset.train_images[split.val]), np.zeros((own.num_members, 1, 4))]
     facts = dict(architecture=own.model.name, method="", transfer="", alpha=None, temperature=None)
-    return Group(key, key, role, members=own.names, val=empty, test=empty, **facts)
+    return Group(key, key, role, members=own.names, val=said[0], test=said[1], **facts)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def asked():
         ),
     }
     roles = ("teacher", "student")
-    groups = [group(key, role, own) for role, (key, (own, _)) in zip(roles, networks.items())]
+    groups = [group(key, role, own, split) for role, (key, (own, _)) in zip(roles, networks.items())]
     return (config, split, networks, *outside.ask(config, split, groups, networks))
 
 
@@ -68,6 +68,8 @@ def test_corrupted_images_are_seen_by_every_network_and_the_ensemble(asked):
     np.testing.assert_allclose(groups[0].shifted[:, 0], np.mean(right, axis=0), atol=1e-6)
     np.testing.assert_allclose(groups[0].shifted[:, 1], np.mean(nll, axis=0), rtol=1e-5)
     np.testing.assert_allclose(groups[0].by_shift[:, 0, 0], np.mean(right, axis=2).T)
+    ece = metrics.ece(logits[1], labels)  # at strength 5
+    np.testing.assert_allclose(groups[0].by_shift[1, metrics.TERMS.index("ece"), 0, 1], ece, rtol=1e-6)
     np.testing.assert_allclose(fields["ensemble_shifted"][1], np.mean(fused, axis=0), rtol=1e-5)
     assert (fields["corruptions"], fields["strengths"], fields["ood"]) == (("contrast",), (2, 5), OOD)
 
@@ -87,7 +89,7 @@ def test_all_of_it_is_kept_with_the_run(asked, tmp_path):
     from tests.references.predictions import make
 
     *_, groups, fields = asked
-    small_run = make(num_classes=4, num_val=1, num_test=1, transfers=())
+    small_run = make(num_classes=4, num_val=groups[0].val.shape[1], num_test=1, transfers=())
     run = dataclasses.replace(small_run, groups=tuple(groups), **fields)
     predictions.save(tmp_path / "p.npz", run)
     again = predictions.load(tmp_path / "p.npz")
