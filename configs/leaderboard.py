@@ -1,4 +1,4 @@
-"""The controlled table: twenty ways of distilling on seven data sets, with everything else alike.
+"""The controlled table: twenty-one ways of distilling on seven data sets, with everything else alike.
 
     python -m mtkd_jax.leaderboard --workdir=runs/leaderboard
     python -m mtkd_jax.leaderboard --workdir=runs/leaderboard --data=digits,usps --seeds=10 --minutes=60
