@@ -26,6 +26,11 @@ COMMANDS = {
         "the same for every combination of some fields' values, in one table",
         "--config=digits --over config.students.temperatures=1,2,4 --workdir=runs/temperatures",
     ),
+    "leaderboard": Command(
+        "leaderboard",
+        "every mode on several data sets, ranked, with controls",
+        "--workdir=runs/leaderboard --data=digits,usps",
+    ),
     "report": Command("report.document", "rebuild the report of a run, or merge several", "runs/digits"),
     "data": Command("report.overview", "look at data before it is trained on", "npz --path mine.npz"),
     "predict": Command("deploy.predict", "ask an exported student", "--student runs/digits/student photos/"),

