@@ -657,12 +657,23 @@ def _bears_looking(report: dict) -> bool:
     return any("decided_at" in one for one in report["comparisons"])
 
 
-def seeds_needed(planned: Sequence[dict]) -> list[str]:
-    """What a table of `power.plan` comes to, and what it rests on."""
-    if not planned:
-        return [
-            "Nothing can be planned: no comparison has differences over seeds that vary; train more seeds."
-        ]
+def seeds_needed(planned: Sequence[dict], report: dict) -> list[str]:
+    """What a table of `power.plan` comes to, what it rests on, and which comparisons it lacks."""
+    known = {_pair(one) for one in planned}
+    lacking = [
+        f"{one['a']} - {one['b']} ({transfers_of(one)})"
+        for one in report["comparisons"]
+        if one["metric"] == "accuracy" and _pair(one) not in known
+    ]
+    without = [f"Not planned for, the pilot's seeds do not differ: {', '.join(lacking)}."] if lacking else []
+    return without + (_seeds_needed(planned) if planned else ["Nothing can be planned; train more seeds."])
+
+
+def _pair(one: dict) -> tuple[str, ...]:
+    return one["a"], one["a_transfer"], one["b"], one["b_transfer"], one["architecture"]
+
+
+def _seeds_needed(planned: Sequence[dict]) -> list[str]:
     seeds = min(one["n"] for one in planned)
     bound = f"the {100 * power.CONFIDENCE:g} % upper bound of the standard deviation"
     rests = f"Planned for {bound}, for a few seeds say little of it."

@@ -91,7 +91,8 @@ SEEDS_CAPTION = (
     "std: of the differences in accuracy over the pilot's seeds, points. planned: its bound. to differ: "
     "seeds with which a true difference of {margin:g} points (report.margin) is told four times in five, at "
     "the level of Holm's first test. equivalent: those with which no difference is found to be less than "
-    "that, as often. s: of training both, with their grids, as the pilot took; of the seeds that it lacks."
+    "that, as often. s: of training both, with their grids, as the pilot took, compiling included; of the "
+    "seeds that it lacks."
 )
 MERGED_TITLES = {
     "teacher": "Teachers, alone",
