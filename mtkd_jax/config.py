@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from mtkd_jax.data import checks, fetch
 from mtkd_jax.fusion import rules
@@ -54,6 +54,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.model": ("model",),
     "students.models": ("model",),
     "students.modes": ("mode",),
+    "students.controlled": ("mode",),
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
     "data.source": ("source",),
@@ -67,6 +68,10 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "runtime.trackers": ("tracker",),
 }
 TRANSFERS = ("labelled", "unlabelled")
+AUTO = "auto"
+WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
+SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
+CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/controls.py
 AT = " @ "  # between the name of a row and the architecture it is of
 FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
@@ -88,6 +93,7 @@ def default() -> ConfigDict:
     config.data.split = "grouped"  # groups (aircraft, camera) that the data names stay whole; or "random"
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
+    config.data.augment.alternating_flip = False  # of every image in every other epoch; not with flip
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
     config.data.augment.own = ()  # addresses of your own, such as mine.py:blur(share=0.5); after all others
 
@@ -138,11 +144,14 @@ def default() -> ConfigDict:
     config.students.init_from = ""  # a file of PyTorch weights to begin with
     config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
     config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
+    config.students.controls = ()  # the same taught by a "random_teacher" (untrained), a "shuffled_teacher"
+    config.students.controlled = ()  # the modes that have these controls; () = all of students.modes
     config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
     config.students.temperatures = (1.0,)
     config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
     config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
-    config.students.num_seeds = 5
+    config.students.num_seeds = FieldReference(5, field_type=object)  # or "auto": until all is decided
+    config.students.max_seeds = 30  # with "auto": where it ends, decided or not
     config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
     config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images
     config.students.epochs = 0  # 0 = train.epochs
@@ -228,9 +237,11 @@ RANGES = {
     "train.weight_decay": _at_least(0),
     "train.label_smoothing": _SHARE,
     "train.class_weights": _one_of(("none", "balanced")),
+    "students.controls": _one_of(CONTROLS),
     "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
     "students.temperatures": _POSITIVE,
-    "students.num_seeds": _at_least(1),
+    "students.num_seeds": (lambda value: value == AUTO or value >= 1, 'at least 1, or "auto"'),
+    "students.max_seeds": _at_least(2),
     "students.transfer": _one_of(TRANSFERS),
     "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "students.epochs": _at_least(0),
@@ -282,6 +293,8 @@ def _validate(config: ConfigDict) -> None:
                 f"config.teachers.{name} has {len(values)} values for {config.teachers.num_members} members; "
                 "give one for each member, or one for all"
             )
+    if config.data.augment.flip and config.data.augment.alternating_flip:
+        raise UserError("config.data.augment.flip and alternating_flip: an image is mirrored by one of them")
     if len(config.data.augment.rand_augment) not in (0, 2):
         raise UserError(
             f"config.data.augment.rand_augment is {config.data.augment.rand_augment!r}; it must be () or "
@@ -302,6 +315,11 @@ def _validate(config: ConfigDict) -> None:
         _check_distinct(field, flat[field], flat[field])
     _check_weights(config)
     _check_addresses(config)
+    if further_seeds(config) and config.plan.partition("(")[0].strip() != default().plan:
+        raise UserError(
+            f'config.students.num_seeds: "{AUTO}" adds seeds to plan {default().plan}; give a number with '
+            f"plan {config.plan}"
+        )
 
 
 def _check_weights(config: ConfigDict) -> None:
@@ -377,10 +395,18 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
                 f"{hint(str(address), config.students.modes)}"
             )
+    _check_distinct("students.controls", config.students.controls, config.students.controls)
+    for address in config.students.controlled:
+        if address not in config.students.modes:
+            raise UserError(
+                f"config.students.controlled: {_quoted(address)} is not among students.modes"
+                f"{hint(str(address), config.students.modes)}"
+            )
     for field in (
         "teachers.models",
         "students.models",
         "students.modes",
+        "students.controlled",
         "fusion.rules",
         "report.metrics",
         "runtime.trackers",
@@ -520,6 +546,25 @@ def name_and_model(row: str) -> tuple[str, str]:
     return name, model
 
 
+def row_of_control(control: str, mode: str) -> str:
+    """What the row of a mode's control is called.
+
+    >>> row_of_control("shuffled_teacher", "output_avg")
+    'shuffled_teacher:output_avg'
+    """
+    return f"{control}:{mode}"
+
+
+def control_and_mode(row: str) -> tuple[str, str]:
+    """`row_of_control` the other way round; "" for the control of every other row.
+
+    >>> control_and_mode("shuffled_teacher:fused:median_probs"), control_and_mode("fused:median_probs")
+    (('shuffled_teacher', 'fused:median_probs'), ('', 'fused:median_probs'))
+    """
+    control, _, mode = row.partition(":")
+    return (control, mode) if control in CONTROLS else ("", row)
+
+
 def augmentation(config: ConfigDict) -> dict[str, Any]:
     """The arguments of `data.augment.augment` beside key and images: the fields, with own functions made."""
     field = "data.augment.own"
@@ -554,6 +599,21 @@ def metric(address: str) -> Metric:
 
 
 _metrics: dict[str, Metric] = {}  # by address in its one spelling
+
+
+def first_seeds(config: ConfigDict) -> range:
+    """The seeds of students that are trained first, with the whole grid: all, unless they are "auto"."""
+    students = config.students
+    return range(min(SEEDS_AT_ONCE, students.max_seeds) if students.num_seeds == AUTO else students.num_seeds)
+
+
+def further_seeds(config: ConfigDict) -> tuple[range, ...]:
+    """The blocks of seeds that `students.num_seeds` "auto" may add; none where it is a number."""
+    if config.students.num_seeds != AUTO:
+        return ()
+    last = config.students.max_seeds
+    starts = range(SEEDS_AT_ONCE, last, SEEDS_AT_ONCE)
+    return tuple(range(first, min(first + SEEDS_AT_ONCE, last)) for first in starts)
 
 
 def students_schedule(config: ConfigDict) -> tuple[int, int]:
@@ -1238,6 +1298,8 @@ _ENTRY_TYPES = {
     "report.metrics": "str",
     "teachers.models": "str",
     "students.models": "str",
+    "students.controls": "str",
+    "students.controlled": "str",
     "teachers.init_from": "str",
     "teachers.logits": "str",
     "teachers.programs": "str",
@@ -1257,7 +1319,8 @@ def type_of_field(field: str) -> str:
     if isinstance(default_value, tuple):
         return f"a tuple of {entry_type(field)}"
     kind = type(default_value).__name__
-    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}"
+    words = "".join(f' or "{word}"' for word in WORDS.get(field, ()))
+    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}{words}"
 
 
 def entry_type(field: str) -> str:
@@ -1271,7 +1334,8 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
         right = isinstance(value, tuple) and all(map(_TYPES[entry], value))
         example = expected or _ENTRY_EXAMPLES[entry]
     else:
-        right = _TYPES[type(expected).__name__](value)
+        is_word = isinstance(value, str) and value in WORDS.get(field, ())
+        right = is_word or _TYPES[type(expected).__name__](value)
         example = {"vote": {}} if expected == {} else expected
     if not right:
         raise UserError(

@@ -186,14 +186,6 @@ def linear(*, start: float = 1.0, end: float = 0.0) -> Schedule:
     return Schedule(_linear, tuple((n, _share("linear", n, v)) for n, v in (("start", start), ("end", end))))
 
 
-def triangle(*, low: float = 0.01) -> Schedule:
-    """From `low` up to 1 along a line, and down to `low` again: one cycle of fast geometric ensembles.
-
-    Source: Garipov et al. 2018, arXiv 1802.10026, there from peak to peak.
-    """
-    return Schedule(_triangle, (("low", _share("triangle", "low", low)),))
-
-
 def steps(*, at: tuple[float, ...] = (0.625, 0.75, 0.875), factor: float = 0.1) -> Schedule:
     """1, times `factor` at each of the shares `at` of training: epochs 150, 180 and 210 of 240."""
     if list(at) != sorted(set(at)) or not all(0 < share < 1 for share in at):
@@ -209,6 +201,18 @@ def one_cycle(*, peak: float = 0.3, start: float = 0.04, end: float = 4e-6) -> S
     if not 0 < peak < 1 or not 0 < start <= 1 or not 0 < end <= 1:
         raise UserError(f"one_cycle(peak={peak}, start={start}, end={end}): each must lie between 0 and 1")
     return Schedule(_one_cycle, (("peak", peak), ("start", start), ("end", end)))
+
+
+def triangular(*, peak: float = 0.23, start: float = 0.2, end: float = 0.02) -> Schedule:
+    """From `start` up to 1 at the share `peak` of training, then down to `end`, along lines.
+
+    Source: Jordan 2024, arXiv 2404.00498, whose defaults these are but for the end, 0.07 there; in shape
+    Smith 2018, arXiv 1506.01186.
+    """
+    if not 0 < peak < 1:
+        raise UserError(f"triangular(peak={peak}): must be a share of the training, between 0 and 1")
+    shares = ((name, _share("triangular", name, value)) for name, value in (("start", start), ("end", end)))
+    return Schedule(_triangular, (("peak", peak), *shares))
 
 
 def warmed_up(schedule: Schedule, warmup: float, step: Array, num_steps: int) -> Array:
@@ -241,10 +245,6 @@ def _linear(progress: Array, *, start: float, end: float) -> Array:
     return optax.linear_schedule(start, end, 1)(progress)
 
 
-def _triangle(progress: Array, *, low: float) -> Array:
-    return low + (1.0 - low) * (1.0 - jnp.abs(2.0 * progress - 1.0))
-
-
 def _steps(progress: Array, *, at: tuple[float, ...], factor: float) -> Array:
     return optax.piecewise_constant_schedule(1.0, dict.fromkeys(at, factor))(progress)
 
@@ -253,4 +253,10 @@ def _one_cycle(progress: Array, *, peak: float, start: float, end: float) -> Arr
     # Not optax's: its pieces of cosines are at least one whole step long, and here all of training is 1.
     rising = 1.0 + (start - 1.0) * _cosine(progress / peak, end=0.0)
     falling = _cosine((progress - peak) / (1.0 - peak), end=end)
+    return jnp.where(progress < peak, rising, falling)
+
+
+def _triangular(progress: Array, *, peak: float, start: float, end: float) -> Array:
+    rising = start + (1.0 - start) * progress / peak
+    falling = end + (1.0 - end) * (1.0 - progress) / (1.0 - peak)
     return jnp.where(progress < peak, rising, falling)

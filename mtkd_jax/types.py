@@ -115,6 +115,9 @@ class Examples:
     weight: Array | None = None  # [N] float32, how much the hard label counts; None: all alike
     said: Array | None = None  # [N,K,C] float32, logits of teachers of whom there is nothing else
     speaks: Array | None = None  # [N,K] bool, which of all teachers teach an example; None: all of them
+    row: Array | None = (
+        None  # [N] int32, of the data, where these are some of its examples; None: all of them
+    )
 
 
 @pytree
@@ -135,7 +138,7 @@ class Batch:
 
     image: Array  # [B,h,w,c]
     label: Array  # [B] int32
-    index: Array  # [B] int32, the row in Examples
+    index: Array  # [B] int32, the row in the data
     labelled: Array  # [B] bool
     weight: Array | None = None  # [B] float32, of the hard label; None: all alike
     mixed: Mixed | None = None  # the labels of the images that are mixed in; see data.mixing
@@ -185,7 +188,8 @@ class Model:
 
     `module(image, train)` is a Linen module that returns `Outputs`. It may have `stages`, names in order of
     depth, the last one "heads"; the first part of the path of each of its variables is a stage's name, or
-    begins with it and "_", as "stage3_block2" does.
+    begins with it and "_", as "stage3_block2" does. And it may have a method `calibrate`: training images
+    [n,h,w,c] as the network is given them -> {path of a variable: value}, what is computed and not drawn.
     """
 
     name: str

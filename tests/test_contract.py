@@ -270,6 +270,7 @@ SMALL = {
     "alexnet": "dense=8, stem='cifar', ",
     "densenet": "blocks=(2, 1), growth=4, ",
     "convnext": "blocks=(1, 1), widths=(8, 16), ",
+    "speedy": "width=4, blocks=2, ",
     "vit": "width=16, depth=4, attention_heads=2, stem='cifar', ",
 }
 

@@ -164,6 +164,7 @@ def make(
             "schedule", config.students.temperature_schedule, "students.temperature_schedule"
         ),
         depth_decay=train.depth_decay if model.stages else 1.0,
+        epochs=epochs,
     )
     stage_data = StageData(
         examples=examples,

@@ -65,6 +65,7 @@ class Program(NamedTuple):
     temperature_schedule: Schedule = optimizers.constant()  # of temperature - 1
     cache_index: str = ""  # how stage_data.cached_logits is indexed, if there: "example" | "step"
     depth_decay: float = 1.0  # factor on the learning rate for each stage nearer to the image
+    epochs: int = 1  # of the whole stage
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -155,8 +156,10 @@ def make_step(program: Program) -> Callable:
     """
     recipe, layout = program.recipes[0], program.layout
 
-    def make_inputs(key: Array, indices: Array, step: Array, stage_data: StageData, shared: bool) -> _Inputs:
-        batch, key = _batch(program, key, indices, stage_data)
+    def make_inputs(
+        keys: tuple[Array, Array], indices: Array, step: Array, stage_data: StageData, shared: bool
+    ) -> _Inputs:
+        batch, key = _batch(program, keys, indices, step, stage_data)
         progress = step.astype(jnp.float32) / program.num_steps
         context = Context(batch, None, stage_data.prepared, {}, key, step, progress)
         if "teach" not in recipe.reads_student:
@@ -241,7 +244,8 @@ def make_step(program: Program) -> Callable:
         state, hyper, own_indices = member
         inputs, step, stage_data = shared
         if inputs is None:
-            inputs = make_inputs(keys_of(state, step)[0], own_indices, step, stage_data, shared=False)
+            keys = state.key, keys_of(state, step)[0]
+            inputs = make_inputs(keys, own_indices, step, stage_data, shared=False)
         return update(state, hyper, inputs, forward(state, inputs, step, stage_data), None, step, stage_data)
 
     def forward_of_one(member, shared):
@@ -257,7 +261,7 @@ def make_step(program: Program) -> Callable:
             return over_members(forward_and_update, member_loop)(
                 (states, hyper, indices), (None, step, stage_data)
             )
-        inputs = make_inputs(jax.random.fold_in(stage_data.key, step), indices, step, stage_data, shared=True)
+        inputs = make_inputs(_shared_keys(stage_data, step), indices, step, stage_data, shared=True)
         if recipe.num_peers == 1:
             return over_members(forward_and_update, member_loop)(
                 (states, hyper, None), (inputs, step, stage_data)
@@ -280,7 +284,7 @@ def compiled_teacher_logits(program: Program) -> Callable:
     def ask(batches: Array, stage_data: StageData) -> Array:
         def one(numbered: tuple[Array, Array]) -> Array:
             step, indices = numbered
-            batch, _ = _batch(program, jax.random.fold_in(stage_data.key, step), indices, stage_data)
+            batch, _ = _batch(program, _shared_keys(stage_data, step), indices, step, stage_data)
             ask_about = mesh.shared_out(_asker(program, stage_data), program.layout)
             return ask_about(batch.image, batch.said).logits
 
@@ -289,11 +293,20 @@ def compiled_teacher_logits(program: Program) -> Callable:
     return mesh.jit(mesh.on_all(ask, program.layout))
 
 
-def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) -> tuple[Batch, Array]:
-    """The batch after the stimulus, and the key for the other seams."""
-    stimulus_key, key = jax.random.split(key)
+def _shared_keys(stage_data: StageData, step: Array) -> tuple[Array, Array]:
+    """The keys of a batch that all members share: that of the whole stage, and the step's own."""
+    return stage_data.key, jax.random.fold_in(stage_data.key, step)
+
+
+def _batch(
+    program: Program, keys: tuple[Array, Array], indices: Array, step: Array, stage_data: StageData
+) -> tuple[Batch, Array]:
+    """The batch after the stimulus, and the key for the other seams; of the stage's key and the step's."""
+    stage_key, step_key = keys
+    stimulus_key, key = jax.random.split(step_key)
     batch = loading.gather(stage_data.examples, indices)
-    stimulus, augment_images = program.recipes[0].stimulus, augmentation_of(program)
+    stimulus = program.recipes[0].stimulus
+    augment_images = _augmentation(program, stage_key, batch.index, step)
     if program.mixup or program.cutmix:
         mixing_key = jax.random.fold_in(stimulus_key, MIXING)
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
@@ -343,9 +356,13 @@ def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
     return Peers(jnp.where(finite[:, None, None], own, 0.0), hyper["place"], finite)
 
 
-def augmentation_of(program: Program) -> Callable:
-    """(key, images) -> images, with the configured augmentation."""
-    return lambda key, images: augment.augment(key, images, **dict(program.augmentation))
+def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) -> Callable:
+    """(key, images) -> images, the configured augmentation of the images `rows` [B] of the data at a step."""
+    arguments = dict(program.augmentation)
+    if arguments.pop("alternating_flip", False):
+        epoch = step // (program.num_steps // program.epochs)
+        arguments["flip"] = augment.alternately(stage_key, rows, epoch)
+    return lambda key, images: augment.augment(key, images, **arguments)
 
 
 def deployed(program: Program, state: TrainState) -> PyTree:

@@ -135,7 +135,13 @@ def _narrow(logits: Array, dtype: np.dtype) -> Array:
 def _digest(job: Job, by: str, dtype: np.dtype) -> str:
     program, stage_data = job.program, job.stage_data
     digest = hashlib.sha256()
-    images = (program.augmentation, program.mixup, program.cutmix, program.recipes[0].stimulus)
+    images = (
+        program.augmentation,
+        program.epochs,
+        program.mixup,
+        program.cutmix,
+        program.recipes[0].stimulus,
+    )
     words = (program.teachers, images, program.layout, by, dtype)
     digest.update(repr(words).encode())
     arrays = [

@@ -233,15 +233,8 @@ def untrained(job: Job) -> Fitted:
 
 def concatenate(parts: Sequence[Fitted]) -> Fitted:
     """What was trained part by part, as one population."""
-    populations = [part.population for part in parts]
-    concatenate = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
     return Fitted(
-        Population(
-            populations[0].model,
-            jax.tree.map(concatenate, *(p.variables for p in populations)),
-            {name: np.concatenate([p.hyper[name] for p in populations]) for name in populations[0].hyper},
-            tuple(name for p in populations for name in p.names),
-        ),
+        population.concatenate([part.population for part in parts]),
         np.concatenate([part.val_nll for part in parts]),
         tuple(name for part in parts for name in part.diverged),
         sum(part.seconds for part in parts),

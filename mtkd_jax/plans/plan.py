@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +38,8 @@ from mtkd_jax.engine.jobs import Job, parts
 from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
 from mtkd_jax.mesh import Layout
-from mtkd_jax.plans import students, teachers
-from mtkd_jax.plans.students import Family
+from mtkd_jax.plans import controls, students, teachers
+from mtkd_jax.plans.students import Cell, Family, Member
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
@@ -114,19 +115,79 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
     file = config.students.init_from
     note = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
     stages = [
-        Stage(
-            students.stage_name(transfer, family),
-            lambda done, transfer=transfer, family=family: students.job(
-                config, split, transfer, family, ensemble_of(done), _fused_networks(done, family)
-            ),
-            family,
-            transfer,
-            note=" ".join(filter(None, (note, _rates(config, family[0].model or student_models(config)[0])))),
-        )
+        _teach(config, split, transfer, family, note)
         for transfer in config.students.transfer
         for family in families
     ]
     return (*fusers, *stages)
+
+
+def more_seeds(config: ConfigDict, split: Split, plan: Plan, done: Done, seeds: range) -> Plan:
+    """Stages that add seeds to every row of students, trained at the cell that validation chose for it.
+
+    The choice stays that of the first seeds: if it could change it would be another row, and the grid would
+    have to be trained again.
+    """
+    cells = _chosen_cells(plan, done)
+    found = []
+    for stage in plan:
+        own = [
+            member
+            for member in stage.family
+            if member.seed == 0 and member.cell == cells[_row(stage, member)]
+        ]
+        if own:
+            family = tuple(member._replace(seed=seed) for seed in seeds for member in own)
+            found.append(_adding(config, split, stage, family, seeds))
+    return tuple(found)
+
+
+def _adding(config: ConfigDict, split: Split, stage: Stage, family: Family, seeds: range) -> Stage:
+    name = seeds_stage(stage, seeds)
+
+    same = _teach(config, split, stage.transfer, family, "")
+
+    def make(done: Done) -> Job:
+        return dataclasses.replace(same.make(done), stage=name)
+
+    return stage._replace(name=name, make=make, family=family, outline=None)
+
+
+def seeds_stage(stage: Stage, seeds: range) -> str:
+    """The stage, and so the checkpoint folder, that adds seeds to those of another one."""
+    return f"{stage.name}-seeds-{seeds[0]}"
+
+
+def _row(stage: Stage, member: Member) -> tuple[str, ...]:
+    """Members of one row differ in their cell and their seed alone."""
+    return stage.transfer, member.control, member.mode, member.model
+
+
+def _chosen_cells(plan: Plan, done: Done) -> dict[tuple[str, ...], Cell]:
+    """The cell that validation chooses for each row."""
+    rows: dict[tuple[str, ...], list[tuple[Member, float]]] = {}
+    for stage in plan:
+        for member, nll in zip(stage.family, done[stage.name].val_nll):
+            if member.peer == 0:
+                rows.setdefault(_row(stage, member), []).append((member, nll))
+    return {row: students.choose(*zip(*trained))[0] for row, trained in rows.items()}
+def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note: str) -> Stage:
+    """The stage of one family on one transfer set, by the teachers or by what a control has instead."""
+    control, model = family[0].control, family[0].model or student_models(config)[0]
+
+    def make(done: Done, computes: bool = True) -> Job:
+        taught_by = controls.teachers(control, config, split, ensemble_of(done), computes)
+        return students.job(config, split, transfer, family, taught_by, _fused_networks(done, family))
+
+    return Stage(
+        students.stage_name(transfer, family),
+        make,
+        family,
+        transfer,
+        role="control" if control else "student",
+        note=" ".join(filter(None, (note, _rates(config, model), controls.NOTES.get(control, "")))),
+        outline=partial(make, computes=False),
+    )
 
 
 def _rates(config: ConfigDict, address: str) -> str:
@@ -145,6 +206,7 @@ def check(config: ConfigDict, split: Split) -> None:
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
+    controls.check(config)
     check_metrics(config, split.dataset.num_classes)
     if config.train.batch_size > len(split.train):
         raise UserError(
@@ -161,6 +223,7 @@ def check(config: ConfigDict, split: Split) -> None:
         jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
     try:
         ours = {**augmentation(config), "own": ()}
+        ours["flip"] |= ours.pop("alternating_flip")
         jax.eval_shape(lambda *drawn: augment.augment(*drawn, **ours), jax.random.key(0), image)
     except UserError as error:
         raise UserError(f"config.data.augment.{error}") from None

@@ -205,9 +205,9 @@ def fast_geometric(config: ConfigDict, split: Split, *, burn_in: float = 0.75, l
 
     One network of each architecture is trained for the share `burn_in` of `train.epochs` by `train.schedule`;
     the rest is cut into `teachers.num_members` cycles of equal length, in each of which the rate rises from
-    `low` times `train.learning_rate` to all of it and falls again, as in schedule "triangle". The weights at
-    the end of each cycle are a teacher; all else is as in `snapshots`. Raises UserError for shares that are
-    none, for cycles without an epoch, and for fields of teachers that are trained apart.
+    `low` times `train.learning_rate` to all of it and falls again, along lines. The weights at the end of
+    each cycle are a teacher; all else is as in `snapshots`. Raises UserError for shares that are none, for
+    cycles without an epoch, and for fields of teachers that are trained apart.
 
     Source: fast geometric ensembles, Garipov et al. 2018, arXiv 1802.10026.
     """
@@ -216,7 +216,10 @@ def fast_geometric(config: ConfigDict, split: Split, *, burn_in: float = 0.75, l
     first = max(1, round(burn_in * epochs))
     each = (epochs - first) // number
     _check_moments("fast_geometric", config, each > 0, f"more: burn_in leaves {epochs - first} for {number}")
-    cycles = [(first, config.train.schedule), *[(each, f"triangle(low={low})")] * number]
+    cycles = [
+        (first, config.train.schedule),
+        *[(each, f"triangular(peak=0.5, start={low}, end={low})")] * number,
+    ]
     note = f"The teachers of each architecture are moments of one training: {number} cycles at its end."
     return (*_moments(config, split, cycles, 1, note), *train_students(config, split))
 

@@ -38,6 +38,7 @@ RESULTS = (  # the columns of results.csv
 IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
+MISTAKES = "mistakes"  # drawn by the run, which has the images; the report only shows it
 PLOTS = {
     "cost": "What a network costs and what it is worth. Diamond: the row of the network to deploy. Dashed: "
     "the best there is for so many parameters. keeps: of (ensemble - baseline).",
@@ -49,6 +50,8 @@ PLOTS = {
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
     "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
     "Diamond: the threshold that validation sets.",
+    MISTAKES: "Test images that the network to deploy is wrong about, surest first: the class, and what it "
+    "was taken for with which probability; of a class to be detected, the probability of that class.",
 }
 
 
@@ -132,6 +135,9 @@ def write(run_dir: str | Path) -> dict:
     config = _read_json(run_dir / "config.json")
     report = build(found)
     images = {name: plots.png(figure) for name, figure in figures(found, report, curves).items()}
+    drawn = run_dir / "plots" / f"{MISTAKES}.png"
+    if drawn.is_file():
+        images[MISTAKES] = drawn.read_bytes()
     files = {f"plots/{name}.png": data for name, data in images.items()}
     files["report.md"] = _markdown(report, list(images)).encode()
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
@@ -357,6 +363,9 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         sections = tables.comparison_sections(report)
         text = _sectioned(tables.COMPARISON_HEADER, sections)
         parts.append(f"## Comparisons\n\n{text}\n\n{tables.comparison_caption(report)}")
+    if report["negative_transfer"]:
+        text = f"{tables.markdown(*tables.negative_transfer(report))}\n\n"
+        parts.append(f"## The teachers' mistakes\n\n{text}{tables.negative_transfer_caption(report)}")
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")

@@ -33,6 +33,7 @@ REPORT = "report.json"  # written last: where it stands, the run is finished
 PREDICTIONS = "predictions.npz"
 MANIFEST = "manifest.json"  # SHA-256 of these two
 REPORTS = ("fusion", "report", "export")  # groups of fields that change the report and not the training
+BUDGETS = ("students.max_seeds",)  # fields that may be raised when a run is gone on with
 TRAINS_NOTHING = ("runtime", *REPORTS)  # may differ when a run is gone on with; `runtime` says how, not what
 VERSION = importlib.metadata.version("mtkd_jax")
 MEND = "restore it, or choose another --workdir"
@@ -211,7 +212,8 @@ def finished_report(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if report is None or (before := read_config(workdir)) is None:
         return None
     now = _settings(config)
-    return report if all(before[name] == now[name] for name in REPORTS if name in now) else None
+    same = all(before[name] == now[name] for name in REPORTS if name in now)
+    return report if same and before["students"]["max_seeds"] == now["students"]["max_seeds"] else None
 
 
 def seal(workdir: Path, name: str) -> None:
@@ -381,7 +383,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[tuple[str, An
     """(name, old, new) of every leaf that differs, the groups of TRAINS_NOTHING left out."""
     for name in sorted({*old, *new}):
         a, b = old.get(name, ABSENT), new.get(name, ABSENT)
-        if not prefix and name in TRAINS_NOTHING:
+        if (not prefix and name in TRAINS_NOTHING) or prefix + name in BUDGETS:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{name}.")

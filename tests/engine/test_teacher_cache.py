@@ -13,7 +13,7 @@ from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import UserError
 from tests import small
 
-NOISE = {"data.augment.noise": 0.1, "data.augment.shift": 1}
+NOISE = {"data.augment.noise": 0.1, "data.augment.shift": 1, "data.augment.alternating_flip": True}
 
 
 def students_job(mode, **overrides):
