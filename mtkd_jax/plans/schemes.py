@@ -211,9 +211,9 @@ def fast_geometric(config: ConfigDict, split: Split, *, burn_in: float = 0.75, l
 
     One network of each architecture is trained for the share `burn_in` of `train.epochs` by `train.schedule`;
     the rest is cut into `teachers.num_members` cycles of equal length, in each of which the rate rises from
-    `low` times `train.learning_rate` to all of it and falls again: `triangular(peak=0.5)`. The weights at the
-    end of each cycle are a teacher; all else is as in `snapshots`. Raises UserError for shares that are
-    none, for cycles without an epoch, and for fields of teachers that are trained apart.
+    `low` times `train.learning_rate` to all of it and falls again, along lines. The weights at the end of
+    each cycle are a teacher; all else is as in `snapshots`. Raises UserError for shares that are none, for
+    cycles without an epoch, and for fields of teachers that are trained apart.
 
     Source: fast geometric ensembles, Garipov et al. 2018, arXiv 1802.10026.
     """
