@@ -79,7 +79,7 @@ def test_a_student_is_the_same_alone(tmp_path):
         return population.take(of.variables, of.names.index("output_avg a=0.5 T=1 seed 1"))
 
     assert len(together.population.names) > len(alone.population.names)
-    jax.tree.map(np.testing.assert_array_equal, student(together), student(alone))
+    close(student(together), student(alone), 1e-6)  # another table of targets, and so another program
 
 
 def test_seeds_set_the_same_body_whatever_the_number_of_heads():
