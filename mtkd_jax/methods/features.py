@@ -486,7 +486,7 @@ def _pyramid_distance(own: Array, other: Array) -> Array:
     sizes = [(height, width), *((size, size) for size in (4, 2, 1) if size < min(height, width))]
     shares = 0.5 ** np.arange(len(sizes))
     distances = [_mean_square(maps.pooled(own, *size) - maps.pooled(other, *size)) for size in sizes]
-    return sum(float(share) * distance for share, distance in zip(shares / shares.sum(), distances))
+    return jnp.tensordot(jnp.asarray(shares / shares.sum(), jnp.float32), jnp.stack(distances), axes=1)
 
 
 # --- all ----------------------------------------------------------------------------------------------
