@@ -77,6 +77,10 @@ METHODS = {  # (recipe, method) -> in our words; alpha is the weight of the hard
     ("R1", "FitNet"): Method("features.hints(student='stage2', teacher='stage2')", 1.0, note=_ONE_STAGE),
     ("R1", "AT"): Method("features.attention_transfer(weight=1000.0)", 1.0),
     ("R1", "PKT"): Method("features.pkt(weight=468.75)", 1.0),
+    ("R1", "SP"): Method("relations.sp(weight=3000.0)", 1.0),
+    ("R1", "RKD"): Method("relations.rkd(weight=50.0, distances=0.5)", 1.0),
+    ("R1", "NST"): Method("features.nst(weight=50.0)", 1.0),
+    ("R1", "VID"): Method("features.vid(weight=1.0)", 1.0),
 }
 # hard + soft is written 0.99 (hard + soft / 99 * 99): alpha = 0.99, and both weights 99 times as large.
 DKD = {  # pair -> weight of the other classes (Zhao et al. 2022)
