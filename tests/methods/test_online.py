@@ -256,12 +256,9 @@ def test_a_view_of_each_goes_through_the_stem_at_once_and_the_rescaled_stem_has_
 # --- DKEL ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", ["", "most"])
-def test_the_teacher_of_dkel_is_never_the_student(shared):
+def test_the_teacher_of_dkel_is_never_the_student():
     """Neither before nor after a step: public code copies the student into it in the first one."""
-    job = small.students_job(
-        f"online.dkel(shared={shared!r})", **{"model.name": NETWORK, "students.num_seeds": 1}
-    )
+    job = small.students_job("online.dkel(shared='most')", **{"model.name": NETWORK, "students.num_seeds": 1})
     variables = init(job.program.model, job.init_keys, (4, 4, 1))
     state = take(step.init_state(job.program, variables, job.init_keys, job.stage_data), 0)
     after = job.program.recipes[0].after(state, seen_of_first_step())
