@@ -171,6 +171,8 @@ def _chosen_cells(plan: Plan, done: Done) -> dict[tuple[str, ...], Cell]:
             if member.peer == 0:
                 rows.setdefault(_row(stage, member), []).append((member, nll))
     return {row: students.choose(*zip(*trained))[0] for row, trained in rows.items()}
+
+
 def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note: str) -> Stage:
     """The stage of one family on one transfer set, by the teachers or by what a control has instead."""
     control, model = family[0].control, family[0].model or student_models(config)[0]
