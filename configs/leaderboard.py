@@ -1,4 +1,4 @@
-"""The controlled table: twenty ways of distilling on seven data sets, with everything else alike.
+"""The controlled table: twenty-one ways of distilling on seven data sets, with everything else alike.
 
     python -m mtkd_jax.leaderboard --workdir=runs/leaderboard
     python -m mtkd_jax.leaderboard --workdir=runs/leaderboard --data=digits,usps --seeds=10 --minutes=60
@@ -70,9 +70,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.teachers.num_members = 5
 
     config.train.batch_size = 50
-    config.train.epochs = 30  # 20 steps each
+    config.train.epochs = 40  # 20 steps each
     config.train.eval_every = 2
-    config.train.learning_rate = 2e-3
+    # Settled on the teachers' validation NLL, digits and usps: 2e-3 for 30 epochs left 0.02 of it on digits,
+    # 100 epochs at 2e-3 and 60 at 5e-3 brought no more than this on either.
+    config.train.learning_rate = 5e-3
     config.train.schedule = "cosine"
 
     config.students.modes = MODES

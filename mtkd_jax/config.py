@@ -28,12 +28,13 @@ import numpy as np
 from ml_collections import ConfigDict, FieldReference
 
 from mtkd_jax.data import checks, fetch
+from mtkd_jax.data import corruptions as corruptions_of_images
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
-from mtkd_jax.system import own_code, own_metrics, paths
+from mtkd_jax.system import own_code, own_metrics, paths, weights
 from mtkd_jax.system.spelling import hint, likeness, nearest
-from mtkd_jax.types import DataSet, Metric, Model, Recipe, Task, Tracker, UserError
+from mtkd_jax.types import Corruption, DataSet, Metric, Model, Recipe, Task, Tracker, UserError
 
 # kind -> (module or package that defines its functions, what they say they return)
 KINDS = {
@@ -45,6 +46,7 @@ KINDS = {
     "optimizer": ("optimizers", ("Optimizer",)),
     "schedule": ("optimizers", ("Schedule",)),
     "tracker": ("runs.trackers", ("Tracker",)),
+    "corruption": ("data.corruptions", ("Corruption",)),
     "augmentation": ("data.augment", ("Augment",)),  # of the user's own alone; ours are fields
     "metric": ("results.metrics", ("Metric",)),  # likewise
 }
@@ -60,6 +62,8 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "data.source": ("source",),
     "data.augment.own": ("augmentation",),
     "report.metrics": ("metric",),
+    "report.corruptions": ("corruption",),
+    "report.ood": ("source",),
     "plan": ("plan",),
     "train.optimizer": ("optimizer",),
     "train.schedule": ("schedule",),
@@ -73,7 +77,9 @@ WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that i
 SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
 CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/controls.py
 AT = " @ "  # between the name of a row and the architecture it is of
+ALL = "all"  # of report.corruptions
 FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
+FORMS = ("onnx", "int8", "onnx_int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
@@ -163,11 +169,14 @@ def default() -> ConfigDict:
     config.report.false_alarm_rate = 0.05  # of two classes: at which recall is told
     config.report.cascade_tolerance = 0.02  # share of images that a student with a safety net may lose
     config.report.metrics = ()  # addresses of your own, such as mine.py:cost(miss=10.0)
+    config.report.corruptions = ()  # of the test images, under which all are evaluated too; ("all",): fifteen
+    config.report.strengths = (1, 2, 3, 4, 5)  # of each corruption
+    config.report.ood = ""  # a source of images of no class, such as idx(path="letters"): who notices them?
 
     config.export = ConfigDict()
     config.export.choose = "best"  # of all, by validation NLL; "student", a row's name; "... @ ARCHITECTURE"
     config.export.cascade = False  # True: also the ensemble, to which it hands over where it is not sure
-    config.export.forms = ()  # in which student/ is written too: "onnx", "int8"; each has an extra to install
+    config.export.forms = ()  # of student/, too: "onnx", "int8", "onnx_int8"; each takes an extra to install
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
@@ -179,7 +188,7 @@ def default() -> ConfigDict:
         "auto"  # auto: frozen stages are run once, where images stay as they are | off
     )
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
-    config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
+    config.runtime.stream_mb = 256  # of images, and of what is said of them, held at once, where not all are
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
     config.runtime.own_code = ""  # folder to look up files of own functions in first; a file sets its own
     return config
@@ -199,7 +208,7 @@ def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
 
 
 def _one_of(names: Iterable[str]) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in names, "one of " + ", ".join(names)
+    return lambda value: value in names, "one of " + ", ".join(map(str, names))
 
 
 _POSITIVE = (lambda value: value > 0, "above 0")
@@ -249,6 +258,7 @@ RANGES = {
     "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.cascade_tolerance": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "report.strengths": _one_of(corruptions_of_images.STRENGTHS),
     "export.forms": _one_of(FORMS),
     "runtime.how": _one_of(("auto", *HOW)),
     "runtime.data_shards": _at_least(1),
@@ -313,6 +323,11 @@ def _validate(config: ConfigDict) -> None:
                 f"config.{field} is empty; name at least one, such as {dict(fields(default()))[field]!r}"
             )
         _check_distinct(field, flat[field], flat[field])
+    if config.students.model and config.students.models:
+        raise UserError(
+            f"config.students.model and students.models: {config.students.model} and "
+            f"{', '.join(config.students.models)}; students are of one or the other"
+        )
     _check_weights(config)
     _check_addresses(config)
     if further_seeds(config) and config.plan.partition("(")[0].strip() != default().plan:
@@ -421,6 +436,9 @@ def _check_addresses(config: ConfigDict) -> None:
     check_number_of_teachers(config, number_of_teachers(config), num_classes=2)
     augmentation(config)
     check_metrics(config, num_classes=2)
+    corruptions(config)
+    if config.report.ood:
+        outliers_call(config)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", dict(fields(config))[field], field)
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
@@ -443,8 +461,14 @@ def given_teachers(config: ConfigDict) -> tuple[str, ...]:
 
 
 def _check_stages(config: ConfigDict) -> None:
-    """Where weights come from twice, and learning rates by depth that no network has."""
+    """Where weights come from twice or are not there, and learning rates by depth that no network has."""
     models = trained_models(config)
+    for address, field in trained_addresses(config).items():
+        try:
+            if models[address].pretrained:
+                weights.find(models[address].pretrained)
+        except UserError as error:
+            raise UserError(f"config.{field}: {address}: {error}") from None
     for field, init_from in (
         ("teachers.init_from", config.teachers.init_from),
         ("students.init_from", config.students.init_from),
@@ -468,6 +492,12 @@ def trained_models(config: ConfigDict) -> dict[str, Model]:
     For some task: what counts is what the addresses say.
     """
     task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
+    asked = trained_addresses(config)
+    return {address: build_model(address, task, field) for address, field in asked.items()}
+
+
+def trained_addresses(config: ConfigDict) -> dict[str, str]:
+    """{address: the field that asks for it} of all networks that are trained."""
     field = "teachers.models" if config.teachers.models else "model.name"
     fields = (
         {}
@@ -483,7 +513,7 @@ def trained_models(config: ConfigDict) -> dict[str, Model]:
         with contextlib.suppress(UserError):
             resolve("model", word, "plan")
             fields[word] = "plan"
-    return {address: build_model(address, task, field) for address, field in fields.items()}
+    return fields
 
 
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
@@ -614,6 +644,22 @@ def further_seeds(config: ConfigDict) -> tuple[range, ...]:
     last = config.students.max_seeds
     starts = range(SEEDS_AT_ONCE, last, SEEDS_AT_ONCE)
     return tuple(range(first, min(first + SEEDS_AT_ONCE, last)) for first in starts)
+
+
+def corruptions(config: ConfigDict) -> dict[str, Corruption]:
+    """{address: corruption} of `report.corruptions`, where "all" stands for every one that comes with us."""
+    field = "report.corruptions"
+    asked = [
+        one
+        for address in config.report.corruptions
+        for one in (catalogue("corruption") if address == ALL else (canonical("corruption", address, field),))
+    ]
+    _check_distinct(field, asked, asked)
+    strengths = config.report.strengths
+    if asked and not strengths:
+        raise UserError("config.report.strengths is empty; name at least one, such as (1, 3, 5)")
+    _check_distinct("report.strengths", strengths, strengths)
+    return {address: build("corruption", address, field) for address in asked}
 
 
 def students_schedule(config: ConfigDict) -> tuple[int, int]:
@@ -894,6 +940,7 @@ MADE = {  # kind -> what its functions return
     "optimizer": Optimizer,
     "schedule": Schedule,
     "tracker": Tracker,
+    "corruption": Callable,
     "augmentation": Callable,
     "metric": Metric,
 }
@@ -994,16 +1041,30 @@ def _check_key(field: str, key: Any, right: str) -> None:
 
 def source_call(config: ConfigDict) -> Callable[[], DataSet]:
     """The configured source with its arguments bound, not yet called."""
-    function, arguments = resolve("source", config.data.source, "data.source")
+    address = config.data.source
+    function, arguments = resolve("source", address, "data.source")
     parameters = inspect.signature(function).parameters
     if "path" in parameters and "path" not in arguments:
         if not config.data.path:
-            raise UserError(f"config.data.path is empty; data.source {config.data.source} reads a path")
+            raise UserError(f"config.data.path is empty; data.source {address} reads a path")
         arguments = {**arguments, "path": config.data.path}
+    return _source_call(address, function, arguments, "data.source")
+
+
+def outliers_call(config: ConfigDict) -> Callable[[], DataSet]:
+    """The source of `report.ood`, not yet called; a path it reads stands in its address."""
+    function, arguments = resolve("source", config.report.ood, "report.ood")
+    return _source_call(config.report.ood, function, arguments, "report.ood")
+
+
+def _source_call(
+    address: str, function: Callable, arguments: dict[str, Any], field: str
+) -> Callable[[], DataSet]:
+    parameters = inspect.signature(function).parameters
     required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
     if required:
-        raise UserError(f"config.data.source: {config.data.source} needs {required[0]}=...")
-    is_own = _own("source", config.data.source)
+        raise UserError(f"config.{field}: {address} needs {required[0]}=...")
+    is_own = _own("source", address)
 
     def checked() -> DataSet:
         try:
@@ -1011,8 +1072,8 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
         except UserError as error:
             raise UserError(f"{error}{fetch.remedy(arguments.get('path', ''))}") from error
         if is_own:
-            _check_made("source", found, config.data.source, "data.source")
-        return checks.check(found, where=config.data.source) if is_own else found
+            _check_made("source", found, address, field)
+        return checks.check(found, where=address) if is_own else found
 
     return checked
 
@@ -1296,6 +1357,7 @@ _ENTRY_TYPES = {
     "data.augment.rand_augment": "int",
     "data.augment.own": "str",
     "report.metrics": "str",
+    "report.corruptions": "str",
     "teachers.models": "str",
     "students.models": "str",
     "students.controls": "str",

@@ -26,7 +26,7 @@ from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
 from mtkd_jax.report import document, mistakes
-from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics
+from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics, outside
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -45,7 +45,7 @@ class Trained(NamedTuple):
     split: Split
     stages: plan.Plan
     done: plan.Done
-    notes: tuple[str, ...]  # on teachers that came trained
+    notes: tuple[str, ...]  # on teachers that came trained, and on what networks cannot be
 
 
 def run(
@@ -229,17 +229,18 @@ def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:
 
 
 def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tuple[str, ...]]:
-    """What is trained, what an earlier run has trained already, and notes on that; all of it fits together.
+    """What is trained, what an earlier run has trained already, and notes on both; all of it fits together.
 
     Raises UserError where it does not, as far as can be told without computing.
     """
     plan.check(config, split)
+    outside.check(config, split)
     stages = plan.build(config, split)
     plan.check_choice(config, stages)
     borrowed, notes = teachers.borrow(config, split)
     plan.check_teachers(config, split, borrowed)
     plan.rehearse(stages, config, borrowed)
-    return stages, borrowed, notes
+    return stages, borrowed, (*notes, *plan.notes(config))
 
 
 def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[str, np.ndarray], DataSet]:
@@ -264,7 +265,10 @@ def _said_by_teachers(
     if not (given.from_run or given.trained or configuration.given_teachers(config)):
         given.from_run, given.init_from, given.mean, given.std = os.fspath(into), (), (), ()
     split = load_split(config, dataset)
-    found, _ = teachers.borrow(config, split)
+    try:
+        found, _ = teachers.borrow(config, split)
+    except UserError as error:  # nobody has set a field here
+        raise UserError(str(error).removeprefix("config.teachers.from_run: ")) from None
     data = split.dataset
     arrays = {}
     for part in ("train", "test"):
@@ -300,7 +304,7 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     export.verify_student(into / "student", configuration.build_model, checked, said)
     if trained.config.export.forms:
         wanted = trained.config.export.forms
-        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split.dataset)
+        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split)
     if trained.config.export.cascade:
         _save_ensemble(trained, predicted, card, into / "student", checked)
 

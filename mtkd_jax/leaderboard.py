@@ -154,7 +154,7 @@ def _write(asked: Asked, failed: dict[str, str]) -> None:
     """Make the table again, of every data set that is finished in the folder."""
     from mtkd_jax.report import document, leaderboard
 
-    why = {**dict.fromkeys(asked.known, "not run"), **asked.missing, **failed}
+    why = {**dict.fromkeys(asked.known, "not finished"), **asked.missing, **failed}
     with sweep.claimed(asked.folder):
         board = leaderboard.write(asked.folder, why)
     if asked.into is not None:

@@ -164,7 +164,7 @@ def _power(config: ConfigDict, num_seeds: int, into: Path | None) -> int:
     if planned:
         terminal.console().print(tables.render(*tables.seeds_needed(planned)))
         print(tables.SEEDS_CAPTION.format(margin=100 * report["margin"]))
-    print("\n".join(findings.seeds_needed(planned)))
+    print("\n".join(findings.seeds_needed(planned, report)))
     return 0
 
 

@@ -207,7 +207,8 @@ def triangular(*, peak: float = 0.23, start: float = 0.2, end: float = 0.02) -> 
     """From `start` up to 1 at the share `peak` of training, then down to `end`, along lines.
 
     Source: Jordan 2024, arXiv 2404.00498, whose defaults these are but for the end, 0.07 there; in shape
-    Smith 2018, arXiv 1506.01186.
+    Smith 2018, arXiv 1506.01186. `triangular(peak=0.5, start=0.01, end=0.01)` is a cycle of fast geometric
+    ensembles (Garipov et al. 2018, arXiv 1802.10026), there from peak to peak.
     """
     if not 0 < peak < 1:
         raise UserError(f"triangular(peak={peak}): must be a share of the training, between 0 and 1")

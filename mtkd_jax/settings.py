@@ -34,6 +34,8 @@ EXAMPLES = {  # of fields whose default does not show how they are written
     "data.augment.rand_augment": "2,7",
     "data.augment.own": "'mine.py:blur(share=0.5)'",
     "report.metrics": "'mine.py:cost(miss=10.0)'",
+    "report.corruptions": "all",
+    "report.ood": "'idx(path=\"data/letters\")'",
     "teachers.models": "mlp,cnn",
     "students.models": "'mlp(hidden=(16,)),mlp(hidden=(64,))'",
     "export.forms": "onnx,int8",

@@ -35,7 +35,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
 ]
 PURE = {"methods", "models", "fusion", "optimizers", "types", "results.metrics", "results.intervals"}
 PURE |= {"results.cascade", "results.power", "results.ranks", "results.sequential"}
-PURE |= {"data.augment", "data.mixing", "data.places", "data.rand_augment"}
+PURE |= {"data.augment", "data.corruptions", "data.mixing", "data.places", "data.rand_augment"}
 WORLDLY = {
     "absl",
     "orbax",

@@ -29,6 +29,7 @@ ALL = {
     "teachers.subset_fraction": 0.8,
     "data.augment.noise": 0.05,
     "train.epochs": 2,
+    "runtime.how": "auto",  # as users have it: members are spread over the devices
 }
 
 

@@ -137,6 +137,7 @@ HALF_COSINE = lambda p: 0.5 + 0.5 * np.cos(np.pi * p)  # noqa: E731
         ("cosine(end=0.2)", lambda p: 0.2 + 0.8 * HALF_COSINE(p)),
         ("linear", lambda p: 1 - p),
         ("linear(start=0.5, end=1.0)", lambda p: 0.5 + 0.5 * p),
+        ("triangular(peak=0.5, start=0.1, end=0.1)", lambda p: 0.1 + 0.9 * (1 - abs(2 * p - 1))),
         ("steps", lambda p: 0.1 ** ((p >= 0.625) + (p >= 0.75) + (p >= 0.875))),
         ("steps(at=(0.5,), factor=0.0)", lambda p: float(p < 0.5)),
         (

@@ -12,7 +12,7 @@ import pytest
 
 from mtkd_jax import experiment, sweep
 from mtkd_jax.plans import cells
-from mtkd_jax.report import sweep_plots, sweeps
+from mtkd_jax.report import document, sweep_plots, sweeps
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.interrupts import Interrupted
 from mtkd_jax.types import UserError
@@ -237,6 +237,18 @@ def test_a_cell_is_the_run_that_it_would_be_alone_and_teachers_are_trained_once(
         assert a["name"] == b["name"]
         np.testing.assert_allclose(a["accuracy"]["values"], b["accuracy"]["values"], atol=1e-6)
         np.testing.assert_allclose(a["val"]["nll"] or 0, b["val"]["nll"] or 0, rtol=1e-4)
+
+
+def test_metrics_of_ones_own_have_columns_in_the_table_of_cells(swept):
+    report = json.loads((swept / "temperatures=1.0" / "report.json").read_text())
+    report["metrics"] = [{"name": "cost"}]
+    for row in report["rows"]:
+        row["own"] = {"cost": {"mean": 2.5, "ci95": [2.0, 3.0]}} if row["role"] == "student" else {}
+    told = [sweeps.Told("one", {"seed": 1}, report, "")]
+    own = document.own_metrics(one.report for one in told)
+    rows = list(csv.DictReader(sweeps.as_csv(sweeps.rows(told), ["seed"], own).decode().splitlines()))
+    found = {row["role"]: (row["cost"], row["cost_low"], row["cost_high"]) for row in rows}
+    assert found["student"] == ("2.5", "2.0", "3.0") and found["teacher"] == ("", "", "")
 
 
 def test_the_table_has_every_row_of_every_cell_and_marks_the_lowest_validation_nll(swept):

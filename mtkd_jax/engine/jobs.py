@@ -61,8 +61,8 @@ class Job:
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
     teacher_cache: str = "off"  # see teacher_cache.MODES
     frozen_features: str = "auto"  # see frozen.MODES
-    images: Images | None = None  # read when they are asked for; stage_data.examples then holds no image
-    stream_bytes: int = 2**28  # of them held at once
+    images: Images | None = None  # of which a piece's are on the device at once; None: all, in stage_data
+    stream_bytes: int = 2**28  # of them, with what is said of them, held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
     run: str = ""  # what names the run in its checkpoints; "" = none in particular
@@ -82,8 +82,8 @@ class Job:
 
     @property
     def model(self) -> Model:
-        """The whole network that is trained."""
-        return self.whole or self.program.model
+        """The whole network that comes out of it."""
+        return (self.whole or self.program.model).deployed
 
     @property
     def num_peers(self) -> int:
@@ -140,6 +140,9 @@ def make(
     examples, ensemble = told(examples, ensemble)
     if any(isinstance(teachers.model, Given) for teachers in ensemble):
         _check_hears_alone(recipes)
+    stream_bytes = config.runtime.stream_mb * 2**20
+    if images is None and examples.said is not None and examples.said.nbytes > stream_bytes:
+        images = np.asarray(examples.image)  # a piece's at once, for the sake of what is said of them
     if examples.speaks is not None:
         _check_may_be_silent(recipes)
     teacher_models, teacher_variables = frozen_parts(ensemble)
@@ -191,7 +194,7 @@ def make(
         teacher_cache=config.runtime.teacher_cache,
         frozen_features=config.runtime.frozen_features,
         images=images,
-        stream_bytes=config.runtime.stream_mb * 2**20,
+        stream_bytes=stream_bytes,
     )
 
 

@@ -156,6 +156,12 @@ def logits(population: Population, images: np.ndarray | Images) -> np.ndarray:
     return np.swapaxes(map_blocks(lambda part: predict(population.variables, part), images), 0, 1)
 
 
+def mutual(population: Population, images: np.ndarray | Images, of: Callable[[Outputs], Array]) -> np.ndarray:
+    """What every member's own members disagree about, [M,N] nats: `of` is the recipe's `mutual`."""
+    found = _mutual(population.model, of)
+    return map_blocks(lambda part: found(population.variables, part), images).T
+
+
 def map_blocks(
     function: Callable, images: np.ndarray | Images, *more: np.ndarray | None, size: int = 512
 ) -> np.ndarray:
@@ -212,8 +218,20 @@ def _init(model: Model, image_shape: tuple[int, ...]) -> Callable:
 
 @lru_cache
 def _predict(model: Model) -> Callable:
+    return _asked(model, lambda outputs: outputs.logits)
+
+
+@lru_cache
+def _mutual(model: Model, of: Callable[[Outputs], Array]) -> Callable:
+    return _asked(model, of)
+
+
+def _asked(model: Model, of: Callable[[Outputs], Array]) -> Callable:
+    """(variables [M,...], images [B,h,w,c]) -> what `of` makes of every member's outputs, [B,M,...]."""
+
     def predict(variables, image):
-        evaluate = over_members(_evaluate(model), natural_member_loop(model))
-        return jnp.swapaxes(evaluate(variables, (scale(image), None)).logits, 0, 1)
+        answer = _evaluate(model)
+        evaluate = over_members(lambda own, asked: of(answer(own, asked)), natural_member_loop(model))
+        return jnp.swapaxes(evaluate(variables, (scale(image), None)), 0, 1)
 
     return mesh.jit(predict)

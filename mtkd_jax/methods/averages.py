@@ -11,7 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, hard_loss
+from mtkd_jax.methods.seams import SUPERVISED, check_ramp, hard_loss, ramped_up
 from mtkd_jax.types import (
     Array,
     Augment,
@@ -52,14 +52,15 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     """
     if not 0 <= decay < 1:
         raise UserError(f"mean_teacher(decay={decay}): it must be in [0, 1)")
+    check_ramp("mean_teacher", ramp)
     return SUPERVISED._replace(
         name="mean_teacher",
         stimulus=_two_views,
         teach=_run_average_network,
-        term=_HardAndConsistent(_checked_ramp("mean_teacher", ramp)),
-        after=_update_average,
-        init_mem=_start_average,
-        deploy=_deploy_average,
+        term=_HardAndConsistent(ramp),
+        after=update_average,
+        init_mem=start_average,
+        deploy=deploy_average,
         reads_student=("teach",),
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,
@@ -80,11 +81,12 @@ def pi_model(*, weight: float = 100.0, ramp: float = 80 / 300) -> Recipe:
     Source: Laine and Aila 2017, arXiv 1610.02242, with the share of labels taken out of the weight, as
     `mean_teacher` says.
     """
+    check_ramp("pi_model", ramp)
     return SUPERVISED._replace(
         name="pi_model",
         stimulus=_two_views,
         teach=_run_student_again,
-        term=_HardAndConsistent(_checked_ramp("pi_model", ramp)),
+        term=_HardAndConsistent(ramp),
         reads_student=("teach",),
         hyper=(("weight", weight),),
         alpha=1.0,
@@ -108,9 +110,10 @@ def temporal_ensembling(*, weight: float = 30.0, decay: float = 0.6, ramp: float
     """
     if not 0 <= decay < 1:
         raise UserError(f"temporal_ensembling(decay={decay}): it must be in [0, 1)")
+    check_ramp("temporal_ensembling", ramp)
     return SUPERVISED._replace(
         name="temporal_ensembling",
-        term=_HardAndSteady(_checked_ramp("temporal_ensembling", ramp)),
+        term=_HardAndSteady(ramp),
         after=_remember_predictions,
         init_mem=_no_predictions,
         hyper=(("weight", weight), ("decay", decay)),
@@ -138,22 +141,13 @@ class _HardAndConsistent:
     def __call__(self, context: Context) -> Array:
         student, teacher = map(jax.nn.softmax, (context.student.logits, context.teacher.logits[0]))
         distance = jnp.mean((student - teacher) ** 2, axis=-1)
-        return hard_loss(context) + context.hyper["weight"] * _grown(context, self.ramp) * distance
+        return (
+            hard_loss(context) + context.hyper["weight"] * ramped_up(context.progress, self.ramp) * distance
+        )
 
 
-def _checked_ramp(method: str, ramp: float) -> float:
-    if not 0 <= ramp <= 1:
-        raise UserError(f"{method}(ramp={ramp}): it must be a share of the training, in [0, 1]")
-    return ramp
-
-
-def _grown(context: Context, ramp: float) -> Array | float:
-    """r(s) of `mean_teacher`."""
-    share = jnp.minimum(context.progress / ramp, 1.0) if ramp else 1.0
-    return jnp.exp(-5.0 * (1.0 - share) ** 2)
-
-
-def _update_average(state: TrainState, context: Context) -> TrainState:
+def update_average(state: TrainState, context: Context) -> TrainState:
+    """The state with the weights after an update taken into their average `mem`, as `mean_teacher` has it."""
     num_steps = context.step.astype(jnp.float32) + 1.0
     decay = jnp.minimum(1.0 - 1.0 / (num_steps + 1.0), context.hyper["decay"])
     now = {"params": state.params, **state.model_state}
@@ -161,11 +155,13 @@ def _update_average(state: TrainState, context: Context) -> TrainState:
     return dataclasses.replace(state, mem=mem)
 
 
-def _start_average(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+def start_average(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+    """An average that begins with these."""
     return variables
 
 
-def _deploy_average(state: TrainState) -> PyTree:
+def deploy_average(state: TrainState) -> PyTree:
+    """The average of the weights."""
     return state.mem
 
 
@@ -192,7 +188,7 @@ class _HardAndSteady:
         is_known = num_seen > 0
         target = memory["total"][rows] / jnp.where(is_known, 1.0 - decay**num_seen, 1.0)[:, None]
         distance = jnp.mean((jax.nn.softmax(context.student.logits) - target) ** 2, axis=-1)
-        weight = context.hyper["weight"] * _grown(context, self.ramp)
+        weight = context.hyper["weight"] * ramped_up(context.progress, self.ramp)
         return hard_loss(context) + weight * jnp.where(is_known, distance, 0.0)
 
 

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import digamma, gammaln
 
 from mtkd_jax.methods.seams import PLAIN, HardAnd, mean_of_probs, soft_loss
 from mtkd_jax.types import (
@@ -400,3 +401,67 @@ class _AtLearntTemperature:
         log_teacher = jax.nn.logsumexp(log_teachers, axis=0) - math.log(len(log_teachers))
         loss = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
         return temperature**2 * context.targets.mass[0] * loss
+
+
+LARGEST_EVIDENCE = 1e4  # the alpha_0 of a student that is as sure as it may be
+LEAST_EVIDENCE = 1e-12  # of a class; its ln Gamma is 28
+
+
+def end2(*, smoothing: float = 1e-3) -> Recipe:
+    r"""Keep the teachers' differences: the logits are a Dirichlet distribution that they are drawn from.
+
+    $$\ell_\text{soft} = T^2 (\sum_c \ln \Gamma(a_c) - \ln \Gamma(a_0)
+    - \sum_c (a_c - 1) \frac{1}{K} \sum_k \ln \tilde{q}_{kc}), \qquad
+    a = e^{z / T}, \quad a_0 = \sum_c a_c$$
+
+    It is the negative log-density of what the teachers say. $\tilde{q}_k = (1 - \gamma) q_k + \gamma / C$ is
+    drawn towards the centre by $\gamma$, `smoothing`, for a density at the border may be infinite. What the
+    student predicts is the mean, $\mathrm{softmax}(z)$; what it disagrees about is the mutual information of
+    the Dirichlet (`mutual_of_dirichlet`). The paper begins with a high T and lowers it to 1:
+    `students.temperature_schedule = "linear"`.
+
+    Teachers that agree would let $a_0$ grow without an end, and the loss fall with it: $a_0$ is cut at 10 000
+    by a common factor, after which only the proportions have a gradient. Raises UserError for a smoothing
+    outside (0, 1).
+
+    Source: ensemble distribution distillation, Malinin et al. 2020, arXiv 1905.00076.
+    """
+    if not 0 < smoothing < 1:
+        raise UserError(f"end2(smoothing={smoothing}): it must be between 0 and 1, both excluded")
+    return PLAIN._replace(
+        name="end2",
+        term=HardAnd(_dirichlet_loss),
+        hyper=(("smoothing", smoothing),),
+        min_teachers=2,
+        hears_all=True,
+        mutual=mutual_of_dirichlet,
+    )
+
+
+def _dirichlet_loss(context: Context) -> Array:
+    temperature, smoothing = context.hyper["temperature"], context.hyper["smoothing"]
+    evidence = _evidence(context.student.logits / temperature)
+    probs = jax.nn.softmax(context.teacher.logits / temperature, axis=-1)
+    said = jnp.log((1 - smoothing) * probs + smoothing / probs.shape[-1]).mean(axis=0)
+    log_density = gammaln(evidence.sum(axis=-1)) - gammaln(evidence).sum(axis=-1)
+    return -(temperature**2) * (log_density + jnp.sum((evidence - 1) * said, axis=-1))
+
+
+def _evidence(logits: Array) -> Array:
+    """The parameters [B,C] of the Dirichlet: exp(z), scaled down where their sum is above the largest."""
+    log_sum = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return jnp.exp(logits - jnp.maximum(log_sum - math.log(LARGEST_EVIDENCE), 0.0)).clip(LEAST_EVIDENCE)
+
+
+def mutual_of_dirichlet(outputs: Outputs) -> Array:
+    r"""Mutual information [B] of the decision and of the opinion that is drawn, of a student of `end2`.
+
+    $$-\sum_c p_c (\ln p_c - \psi(a_c + 1) + \psi(a_0 + 1)), \qquad p = a / a_0$$
+
+    Source: Malinin and Gales 2018, arXiv 1802.10501.
+    """
+    evidence = _evidence(outputs.logits)
+    total = evidence.sum(axis=-1, keepdims=True)
+    probs = evidence / total
+    inner = jnp.log(probs) - digamma(evidence + 1) + digamma(total + 1)
+    return jnp.maximum(-jnp.sum(probs * inner, axis=-1), 0.0)

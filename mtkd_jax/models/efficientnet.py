@@ -85,12 +85,8 @@ class EfficientNet(nn.Module):
             heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
             return layers.outputs(embedding, heads, features)
 
-        x = layers.through(self, "stem", image, stem)
-        for stage in self.rows:
-            x = layers.through(self, stage, x, functools.partial(blocks, stage))
-        if not self.until:
-            x = layers.through(self, "last", x, last)
-        return layers.through(self, "heads", x, heads)
+        stages = (functools.partial(blocks, stage) for stage in self.rows)
+        return layers.in_turn(self, image, stem, *stages, *(() if self.until else (last,)), heads)
 
     def _act(self, x: Array) -> Array:
         return activation(x, self.lite)

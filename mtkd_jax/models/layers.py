@@ -476,6 +476,14 @@ def through(module: nn.Module, stage: str, x: PyTree, compute: Callable[[PyTree]
     return compute(x)
 
 
+def in_turn(module: nn.Module, image: Array, *computes: Callable[[PyTree], PyTree]) -> Outputs:
+    """The stages of a network one after the other, each `through`: `computes` are the work of each."""
+    x = image
+    for stage, compute in zip(module.stages, computes, strict=True):
+        x = through(module, stage, x, compute)
+    return x
+
+
 def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Outputs:
     """All of `Outputs` in float32, from heads [H,B,C].
 

@@ -126,7 +126,13 @@ def hints_then_distil(
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
-    num_teachers = number_of_teachers(config) or 1  # at least; how many, files know
+    num_teachers = number_of_teachers(config)
+    if num_teachers is None:
+        raise UserError(
+            "config.plan: hints_then_distil begins with features of the teachers, and of those of "
+            "teachers.logits and teachers.programs logits alone are known; it needs networks, such as those "
+            "of teachers.from_run or teachers.init_from"
+        )
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []
@@ -216,10 +222,8 @@ def fast_geometric(config: ConfigDict, split: Split, *, burn_in: float = 0.75, l
     first = max(1, round(burn_in * epochs))
     each = (epochs - first) // number
     _check_moments("fast_geometric", config, each > 0, f"more: burn_in leaves {epochs - first} for {number}")
-    cycles = [
-        (first, config.train.schedule),
-        *[(each, f"triangular(peak=0.5, start={low}, end={low})")] * number,
-    ]
+    cycle = f"triangular(peak=0.5, start={low}, end={low})"
+    cycles = [(first, config.train.schedule), *[(each, cycle)] * number]
     note = f"The teachers of each architecture are moments of one training: {number} cycles at its end."
     return (*_moments(config, split, cycles, 1, note), *train_students(config, split))
 
@@ -474,8 +478,13 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,
-        "models": any(model.pretrained or model.trainable for model in _models_of_teachers(config)),
     }
+    for model in _models_of_teachers(config):
+        if model.pretrained or model.trainable:
+            raise UserError(
+                f"config.plan: specialists cannot be {model.name}: they are drawn anew, and all of them is "
+                "trained; it must be without pretrained and trainable"
+            )
     if config.train.depth_decay != 1:
         raise UserError("config.train.depth_decay: plan specialists has one learning rate; must be 1 with it")
     for name, is_set in unfit.items():

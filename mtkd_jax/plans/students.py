@@ -32,6 +32,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.models.branched import branched
 from mtkd_jax.plans import controls, pretrained
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
 
@@ -55,9 +56,14 @@ class Member(NamedTuple):
     recipe: Recipe
     cell: Cell
     seed: int
-    peer: int = 0  # place in its cohort; peer 0 is the student, the others are there to learn with
+    peer: int = 0  # place in its cohort; the recipe's leader is the student, others are there to learn with
     model: str = ""  # its architecture, where a run has students of several
     control: str = ""  # who teaches it instead of the teachers; see controls.py
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is evaluated and exported, and not there to learn with."""
+        return self.peer == (self.recipe.leader if self.recipe else 0)
 
 
 Family = tuple[Member, ...]  # what one program can train
@@ -171,11 +177,11 @@ def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, l
 
 
 def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
-    """Positions in a family of one mode's students, of one cell where given; peers are no students."""
+    """Positions in a family of one mode's students, of one cell where given; of peers the leaders alone."""
     return [
         m
         for m, member in enumerate(family)
-        if member.mode == mode and member.peer == 0 and (cell is None or member.cell == cell)
+        if member.mode == mode and member.is_student and (cell is None or member.cell == cell)
     ]
 
 
@@ -227,7 +233,7 @@ def job(
     job = jobs.make(
         config,
         stage=stage_name(transfer, family),
-        model=build_model(address, task, "students.models" if family[0].model else "students.model"),
+        model=_network(config, address, task, family[0]),
         recipes=recipes,
         members=[member.seed + member.peer * PEERS_APART for member in family],
         names=tuple(member_name(member) for member in family),
@@ -270,6 +276,21 @@ def job(
     is_own = config.students.init_from and address == own
     files = (config.students.init_from,) if is_own else ()
     return pretrained.initialise(job, split, files, "students.init_from", heads=False)
+
+
+def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Model:
+    """The network that a member trains: of a method whose peers share a stem, all of them in one."""
+    model = build_model(address, task, "students.models" if first.model else "students.model")
+    if first.recipe.sharing is None:
+        return model
+    if config.students.init_from:
+        raise UserError(
+            f"config.students.init_from: peers of {first.mode} share a stem, which begins anew; must be ''"
+        )
+    try:
+        return branched(model, *first.recipe.sharing)
+    except UserError as error:
+        raise UserError(f"config.students.modes: {first.mode}: {error}") from None
 
 
 def _check_all_are_left(config: ConfigDict, ensemble: Ensemble) -> None:

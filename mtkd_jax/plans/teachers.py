@@ -184,6 +184,11 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
             f"config.teachers.from_run: {source} has trained no teachers, they are files; name these in "
             "teachers.logits and teachers.programs"
         )
+    if their["plan"].partition("(")[0] == "specialists":
+        raise UserError(
+            f"config.teachers.from_run: {source} has trained specialists, who mean something together alone "
+            "and are not lent; name a run of another plan"
+        )
     theirs = {
         "num_members": their["teachers"]["num_members"],
         "models": their["teachers"]["models"] or [their["model"]["name"]],

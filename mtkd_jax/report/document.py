@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 
 from mtkd_jax.config import row_of
 from mtkd_jax.report import findings, plots, tables
-from mtkd_jax.results import analysis, cascade
+from mtkd_jax.results import analysis, cascade, kept
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
@@ -35,7 +35,7 @@ RESULTS = (  # the columns of results.csv
     *("role", "name", "transfer", "n", "accuracy", "accuracy_low", "accuracy_high", "nll", "ece", "brier"),
     *("params", "flops", "latency_ms", "gap_share", "alpha", "temperature", "verdict", "architecture"),
 )
-IN_A_TEXT = ("cost", "rows", "roc")  # of a run's plots, those that --into shows
+IN_A_TEXT = ("cost", "rows", "roc", "kept")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
 MISTAKES = "mistakes"  # drawn by the run, which has the images; the report only shows it
@@ -48,6 +48,8 @@ PLOTS = {
     "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
     "roc": "Recall and false alarms of one network of each kind at all thresholds. Dotted: what is allowed.",
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
+    "kept": "What students keep of (ensemble - baseline), with 95 % intervals: left line the baseline, right "
+    "line the ensemble. Below: accuracy under shift.",
     "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
     "Diamond: the threshold that validation sets.",
     MISTAKES: "Test images that the network to deploy is wrong about, surest first: the class, and what it "
@@ -59,6 +61,7 @@ def build(found: Predictions) -> dict:
     """The dict of report.json: the numbers, what they show ("findings") and on what terms ("notes")."""
     report = analysis.numbers(found)
     report["cascade"] = analysis.plain(cascade.numbers(found))
+    report["kept"] = analysis.plain(kept.numbers(found))
     report["findings"] = findings.summarise(report)
     report["notes"] = findings.notes(found, report)
     return report
@@ -67,12 +70,12 @@ def build(found: Predictions) -> dict:
 def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict[str, Figure]:
     """The plots by name, in the order of the report; learning curves only where any were logged."""
     lines = _lines(found, curves)
-    kept = report["chosen_student"]
+    chosen = report["chosen_student"]
     across = []
-    if kept is not None:
+    if chosen is not None:
         for row in report["rows"]:
             place = findings.place_of(row)
-            if place in (findings.place_of(kept), findings.place_of(kept, name="baseline")):
+            if place in (findings.place_of(chosen), findings.place_of(chosen, name="baseline")):
                 title = f"{findings.title_of(row, report)} ({row['transfer']})"
                 across.append((row["role"], title, row["accuracy"]["mean"]))
     disagreement = report["diversity"]["disagreement"]["matrix"]
@@ -84,10 +87,17 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "learning_curves": plots.learning_curves(lines) if lines else None,
         "roc": _roc(found, report),
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
+        "kept": plots.kept(report["kept"]) if _asked_more(report) else None,
         "cascade": report["cascade"]
         and plots.cascade(report["cascade"], findings.title_of(report["cascade"]["student"], report)),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _asked_more(report: dict) -> bool:
+    """Whether networks were asked about other images than the data's: what else is kept is in the table."""
+    found = report["kept"]
+    return found is not None and bool(found["corruptions"] or found["ood"])
 
 
 def _cost(report: dict) -> Figure:
@@ -227,7 +237,9 @@ def _one(run: Path, brief: bool = False) -> Told:
     if brief:
         text = "\n\n".join([*links, tables.markdown(*tables.brief(report))])
     else:
-        parts = [_main_markdown(report), *_by_size_markdown(report), bullets(report["findings"])]
+        parts = [_main_markdown(report), *_by_size_markdown(report)]
+        parts += [_kept_markdown(report)] if _asked_more(report) else []
+        parts += [bullets(report["findings"])]
         text = "\n\n".join([*parts, *links])
     return text, images, lambda: show(report, run)
 
@@ -320,18 +332,28 @@ def as_csv(reports: Mapping[str, dict]) -> bytes:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    own = list(dict.fromkeys(one["name"] for report in reports.values() for one in report.get("metrics", ())))
-    ends = [f"{name}{end}" for name in map(printable, own) for end in ("", "_low", "_high")]
-    table.writerow([*(["run"] if any(reports) else []), *RESULTS, *ends])
+    own = own_metrics(reports.values())
+    table.writerow([*(["run"] if any(reports) else []), *RESULTS, *own_columns(own)])
     for run, report in reports.items():
         table.writerows(
-            [*([printable(run)] if run else []), *result(row), *_own_result(row, own)]
+            [*([printable(run)] if run else []), *result(row), *own_result(row, own)]
             for row in report["rows"]
         )
     return text.getvalue().encode()
 
 
-def _own_result(row: dict, own: Sequence[str]) -> list:
+def own_metrics(reports: Iterable[dict]) -> list[str]:
+    """The names of the user's own metrics in any of these reports, each once."""
+    return list(dict.fromkeys(one["name"] for report in reports for one in report.get("metrics", ())))
+
+
+def own_columns(own: Sequence[str]) -> list[str]:
+    """The columns of these metrics: mean and ends of the interval."""
+    return [f"{name}{end}" for name in map(printable, own) for end in ("", "_low", "_high")]
+
+
+def own_result(row: dict, own: Sequence[str]) -> list:
+    """The cells of a row of the report under `own_columns`."""
     cells: list = []
     for metric in (row.get("own", {}).get(name) for name in own):
         cells += [None] * 3 if metric is None else [metric["mean"], *(metric["ci95"] or (None, None))]
@@ -369,6 +391,8 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")
+    if report["kept"] is not None:
+        parts.append(f"## {tables.KEPT_TITLE}\n\n{_kept_markdown(report)}")
     if report["cascade"] is not None:
         text = f"{tables.markdown(*tables.cascade(report))}\n\n{tables.CASCADE_CAPTION}"
         parts.append(f"## A student with a safety net\n\n{text}")
@@ -391,6 +415,10 @@ def _main_markdown(report: dict) -> str:
         text += f"\n\n### {tables.OWN_TITLE}\n\n{_sectioned(*tables.own_metrics(report))}\n\n"
         text += in_markdown(tables.own_caption(report))
     return text
+
+
+def _kept_markdown(report: dict) -> str:
+    return f"{_sectioned(*tables.kept(report))}\n\n{in_markdown(tables.kept_caption(report))}"
 
 
 def _by_size_markdown(report: dict) -> list[str]:

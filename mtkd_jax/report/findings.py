@@ -50,7 +50,8 @@ def summarise(report: dict) -> list[str]:
     for tested in rivals.values():
         on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
         found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
-    return [*found, *_undertrained(report), *_cascade(report), *_apart(report), *_deploy(report)]
+    found += [*_undertrained(report), *_kept(report), *_cascade(report)]
+    return [*found, *_apart(report), *_deploy(report)]
 
 
 def model_of(row: dict, report: dict) -> str:
@@ -362,6 +363,37 @@ def _apart(report: dict) -> list[str]:
     ]
 
 
+def _kept(report: dict) -> list[str]:
+    """Of the student that validation chooses, what it keeps of the ensemble beyond accuracy."""
+    found, chosen = report.get("kept"), report["chosen_student"]
+    if found is None or chosen is None:
+        return []
+    row = next(
+        (
+            row
+            for section in found["sections"]
+            for row in section["rows"]
+            if place_of(row) == place_of(chosen)
+        ),
+        None,
+    )
+    if row is None:
+        return []
+    shares = {found["quantities"][name]["title"]: one for name, one in row["shares"].items()}
+    told = [
+        f"{100 * one['share']:.0f} % of the {title.replace(' %', '')}"
+        + ("" if one["ci95"] is None else " [{:.0f}, {:.0f}]".format(*(100 * end for end in one["ci95"])))
+        for title, one in shares.items()
+        if one["share"] is not None
+    ]
+    undefined = [title.replace(" %", "") for title, one in shares.items() if one["share"] is None]
+    if not told:
+        return []
+    rest = f" In {', '.join(undefined)} the ensemble shows nothing to be kept." if undefined else ""
+    who = f"{title_of(row, report)} ({row['transfer']})"
+    return [f"What is kept of (ensemble - baseline): {who} keeps {', '.join(told)}.{rest}"]
+
+
 def _cascade(report: dict) -> list[str]:
     """What a student gains that hands over to the ensemble where it is not sure, and what that costs."""
     found = report.get("cascade")
@@ -540,6 +572,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         *_verdicts(report),
         *_sizes(report),
         *_gap_shares(report),
+        *_never_asked(predictions),
         *_equal_gradients(predictions, report),
         *_rules_left_out(predictions, fused_by),
         *_fitted(predictions, fused_by),
@@ -556,6 +589,25 @@ def _transfer_sets(predictions: Predictions) -> list[str]:
         "unlabelled": f"{train:,} labelled images and {unlabelled:,} whose labels are hidden from every loss",
     }
     return [f"Transfer set '{name}': students see {seen[name]}." for name in analysis.transfers(predictions)]
+
+
+def _never_asked(predictions: Predictions) -> list[str]:
+    """Teachers that cannot say anything of other images than the data's, where others are asked for them."""
+    teachers = analysis.teachers(predictions)
+    asked = [
+        what
+        for what, given, answers in (
+            ("corrupted images", predictions.corruptions, [one.shifted for one in teachers]),
+            ("outliers", predictions.ood, [one.outliers for one in teachers]),
+        )
+        if given and any(answer is None for answer in answers)
+    ]
+    if not asked:
+        return []
+    return [
+        f"Teachers that are known by their logits alone say nothing of {' and '.join(asked)}: what is kept "
+        "of the ensemble there is not known."
+    ]
 
 
 def _unequal_classes(report: dict) -> list[str]:
@@ -605,12 +657,23 @@ def _bears_looking(report: dict) -> bool:
     return any("decided_at" in one for one in report["comparisons"])
 
 
-def seeds_needed(planned: Sequence[dict]) -> list[str]:
-    """What a table of `power.plan` comes to, and what it rests on."""
-    if not planned:
-        return [
-            "Nothing can be planned: no comparison has differences over seeds that vary; train more seeds."
-        ]
+def seeds_needed(planned: Sequence[dict], report: dict) -> list[str]:
+    """What a table of `power.plan` comes to, what it rests on, and which comparisons it lacks."""
+    known = {_pair(one) for one in planned}
+    lacking = [
+        f"{one['a']} - {one['b']} ({transfers_of(one)})"
+        for one in report["comparisons"]
+        if one["metric"] == "accuracy" and _pair(one) not in known
+    ]
+    without = [f"Not planned for, the pilot's seeds do not differ: {', '.join(lacking)}."] if lacking else []
+    return without + (_seeds_needed(planned) if planned else ["Nothing can be planned; train more seeds."])
+
+
+def _pair(one: dict) -> tuple[str, ...]:
+    return one["a"], one["a_transfer"], one["b"], one["b_transfer"], one["architecture"]
+
+
+def _seeds_needed(planned: Sequence[dict]) -> list[str]:
     seeds = min(one["n"] for one in planned)
     bound = f"the {100 * power.CONFIDENCE:g} % upper bound of the standard deviation"
     rests = f"Planned for {bound}, for a few seeds say little of it."

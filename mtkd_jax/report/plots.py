@@ -492,6 +492,85 @@ def agreement(disagreement: Sequence[Sequence[float]], names: Sequence[str]) -> 
     return figure
 
 
+MOST_KEPT = 6  # students that stand side by side
+
+
+def kept(found: Mapping) -> Figure | None:
+    """The share kept of every quantity, a dot a student with its interval; below accuracy at each strength.
+
+    found: "kept" of the report, of whose last section the students are shown, the first six of them. None
+    where no share is defined and nothing was shifted.
+    """
+    section = found["sections"][-1]
+    rows = [row for row in section["rows"] if row["role"] != "control"][:MOST_KEPT]
+    names = list(section["gaps"])
+    shifted = section["by_strength"]["ensemble"] is not None
+    if not rows or not (shifted or any(gap["defined"] for gap in section["gaps"].values())):
+        return None
+    with matplotlib.rc_context(STYLE):
+        per_name = 0.16 + 0.11 * len(rows)
+        heights = [0.9 + per_name * len(names), *([2.3] if shifted else [])]
+        figure, axes = _figure(
+            6.4, 0.5 + sum(heights), len(heights), 1, gridspec_kw={"height_ratios": heights}
+        )
+        _draw_shares(axes[0, 0], found["quantities"], section["gaps"], rows)
+        if shifted:
+            _draw_strengths(axes[1, 0], found["strengths"], section, rows)
+        figure.legend(
+            *axes[-1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(rows) + 2)
+        )
+    return figure
+
+
+def _draw_shares(axes: Axes, quantities: Mapping, gaps: Mapping, rows: Sequence[Mapping]) -> None:
+    """From the top the quantities in their order; shares beyond the axis are cut there."""
+    low, high = -50, 150
+    for end, colour in ((0, RED), (100, BLACK)):
+        axes.axvline(end, color=colour, linewidth=1.2)
+    for at, name in enumerate(gaps):
+        if not gaps[name]["defined"]:
+            said = "not defined: no gap beyond noise"
+            look = dict(fontsize=7, color="#777777", backgroundcolor="white")
+            axes.text(50, at, said, ha="center", va="center", **look)
+            continue
+        for number, row in enumerate(rows):
+            one = row["shares"].get(name)
+            if one is None:
+                continue
+            place = at + 0.7 * ((number + 0.5) / len(rows) - 0.5)
+            look = dict(color=CYCLE[number % len(CYCLE)])
+            label = row["name"] if name == next(iter(gaps)) else None
+            axes.plot(np.clip(100 * one["share"], low, high), place, "o", markersize=4, label=label, **look)
+            if one["ci95"] is not None:
+                ends = np.clip(100 * np.array(one["ci95"]), low, high)
+                axes.plot(ends, [place, place], linewidth=1.3, **look)
+    axes.set_xlim(low, high)
+    axes.set_ylim(len(gaps) - 0.4, -0.6)
+    axes.set_yticks(range(len(gaps)), [quantities[name]["title"].replace(" %", "") for name in gaps])
+    axes.set_xticks([-50, 0, 50, 100, 150], ["-50", "0\nbaseline", "50", "100\nensemble", "150"])
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("kept, % of (ensemble - baseline)")
+    axes.set_title("What students keep of the ensemble")
+
+
+def _draw_strengths(axes: Axes, strengths: Sequence[int], section: Mapping, rows: Sequence[Mapping]) -> None:
+    """Accuracy against the strength of the corruptions, mean over all of them; 0: as the images are."""
+    accuracy = section["gaps"]["accuracy"]
+    lines = {
+        who: (COLOUR_OF[who], accuracy[who], section["by_strength"][who]) for who in ("baseline", "ensemble")
+    }
+    for number, row in enumerate(rows):
+        if row["by_strength"] is not None:
+            value = row["shares"]["accuracy"]["value"]
+            lines[row["name"]] = (CYCLE[number % len(CYCLE)], value, row["by_strength"])
+    for label, (colour, plain, shifted) in lines.items():
+        values = 100 * np.array([plain, *shifted])
+        axes.plot([0, *strengths], values, "o-", color=colour, markersize=3, linewidth=1.3, label=label)
+    axes.set_xticks([0, *strengths])
+    axes.set_xlabel("strength of the corruptions; 0: test images as they are")
+    axes.set_ylabel("accuracy, %")
+
+
 # --- fusion rules -------------------------------------------------------------------------------------
 
 

@@ -193,7 +193,8 @@ def best_line(found: Sequence[dict]) -> str:
 def write(folder: Path, told: Sequence[Told], fields: Sequence[str]) -> list[dict[str, Any]]:
     """Write sweep.csv, sweep.json, sweep.md and, where a cell is finished, sweep.png; returns the rows."""
     found = rows(told)
-    files = {"sweep.csv": as_csv(found, fields), "sweep.json": _as_json(told, found, fields)}
+    own = document.own_metrics(one.report for one in told if one.report is not None)
+    files = {"sweep.csv": as_csv(found, fields, own), "sweep.json": _as_json(told, found, fields)}
     figure = sweep_plots.draw(drawn(found), fields) if found else None
     if figure is not None:
         files["sweep.png"] = plots.png(figure)
@@ -202,15 +203,21 @@ def write(folder: Path, told: Sequence[Told], fields: Sequence[str]) -> list[dic
     return found
 
 
-def as_csv(found: Sequence[dict], fields: Sequence[str]) -> bytes:
-    """Every row of every cell, of teachers and ensembles too; the columns of results.csv and some more."""
+def as_csv(found: Sequence[dict], fields: Sequence[str], own: Sequence[str] = ()) -> bytes:
+    """Every row of every cell, of teachers and ensembles too; the columns of results.csv and some more.
+
+    Metrics of the user's own, of these names, come last, as there.
+    """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["cell", *fields, *document.RESULTS, "val_nll", "val_accuracy", "train_seconds", "best"])
+    more = ["val_nll", "val_accuracy", "train_seconds", "best"]
+    lines.writerow(["cell", *fields, *document.RESULTS, *more, *document.own_columns(own)])
     for row in found:
         over = [naming.spelled(row["over"][field]) for field in fields]
         validated = [row["val"]["nll"], row["val"]["accuracy"], row["train_seconds"], int(row["best"])]
-        lines.writerow([row["cell"], *over, *document.result(row), *validated])
+        lines.writerow(
+            [row["cell"], *over, *document.result(row), *validated, *document.own_result(row, own)]
+        )
     return text.getvalue().encode()
 
 

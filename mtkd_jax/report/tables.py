@@ -63,6 +63,14 @@ DETECTION_CAPTION = (
     "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
     "validation; means over seeds or members."
 )
+KEPT_TITLE = "What is kept of the ensemble"
+KEPT_CAPTION = (
+    "baseline, ensemble (mean_probs): what they have. Students: the share of (ensemble - baseline) that they "
+    "keep [95 % interval over seeds and test images, paired]. not defined: the ensemble is not better than "
+    "the baseline by more than noise. scaled: by a temperature fitted on validation, one a network. AURC: "
+    "area under the risk-coverage curve, the mean error of the surest images over all shares of them."
+)
+MANY_CORRUPTIONS = 5  # are counted and not named
 CASCADE_CAPTION = (
     "Of test images; accuracy and the share handed over with a 95 % interval over test examples. cost: of an "
     "image, in units of the ensemble's. lost: the share that the ensemble has right and this has not. over "
@@ -83,7 +91,8 @@ SEEDS_CAPTION = (
     "std: of the differences in accuracy over the pilot's seeds, points. planned: its bound. to differ: "
     "seeds with which a true difference of {margin:g} points (report.margin) is told four times in five, at "
     "the level of Holm's first test. equivalent: those with which no difference is found to be less than "
-    "that, as often. s: of training both, with their grids, as the pilot took; of the seeds that it lacks."
+    "that, as often. s: of training both, with their grids, as the pilot took, compiling included; of the "
+    "seeds that it lacks."
 )
 MERGED_TITLES = {
     "teacher": "Teachers, alone",
@@ -232,6 +241,66 @@ def cascade(report: dict) -> Sheet:
         for title, row in rows.items()
     ]
     return ["", "accuracy %", "NLL", "handed over %", "lost %", "cost"], cells
+
+
+def kept(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """(header, sections as in `main_sections`): what students keep of the ensemble, quantity by quantity.
+
+    A section begins with what baseline and ensemble are worth.
+    """
+    found = report["kept"]
+    quantities = found["quantities"]
+    header = ["", *(one["title"] for one in quantities.values())]
+    sections = []
+    for section in found["sections"]:
+        gaps = section["gaps"]
+        cells = [
+            [who, *(_worth(gaps.get(name), who, one) for name, one in quantities.items())]
+            for who in ("baseline", "ensemble")
+        ]
+        cells += [
+            [row["name"], *(_kept_share(row["shares"].get(name)) for name in quantities)]
+            for row in section["rows"]
+        ]
+        model = findings.model_of({**section, "role": "student"}, report)
+        title = " ".join(word for word in ("Students", model) if word)
+        sections.append((f"{title}, {section['transfer']}", cells))
+    return header, sections
+
+
+def kept_caption(report: dict) -> str:
+    """What the shares are of, and what was asked of the networks."""
+    found, parts = report["kept"], [KEPT_CAPTION]
+    if found["corruptions"]:
+        names = found["corruptions"]
+        named = ", ".join(names) if len(names) < MANY_CORRUPTIONS else f"{len(names)} corruptions"
+        strengths = ", ".join(map(str, found["strengths"]))
+        parts.append(
+            f"Under shift: test images under {named}, at strengths {strengths} of 5; the mean of all."
+        )
+    if found["ood"]:
+        parts.append(
+            f"OOD: test images against those of {found['ood']}, by the largest probability, the entropy and "
+            "the mutual information of a prediction; who keeps no members has 0 of the latter."
+        )
+    return " ".join(parts)
+
+
+def _worth(gap: dict | None, who: str, quantity: dict) -> str:
+    return MISSING if gap is None else f"{quantity['scale'] * gap[who]:.{_digits(quantity)}f}"
+
+
+def _digits(quantity: dict) -> int:
+    return 1 if quantity["scale"] == 100 else 3
+
+
+def _kept_share(share: dict | None) -> str:
+    if share is None:
+        return MISSING
+    if share["share"] is None:
+        return "not defined"
+    ends = "" if share["ci95"] is None else " [{:.0f}, {:.0f}]".format(*(100 * end for end in share["ci95"]))
+    return f"{share['share']:.0%}{ends}"
 
 
 def own_metrics(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +21,17 @@ from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
+from mtkd_jax.methods.seams import PLAIN
 from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
-from mtkd_jax.results import linear
+from mtkd_jax.results import linear, outside
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Array, Ensemble, Images, Model, Population, PyTree
+from mtkd_jax.types import Array, Ensemble, Images, Model, Outputs, Population, PyTree, Recipe
 
-SAVED = "all training is saved"  # what an interrupted evaluation says
+SAVED = outside.SAVED  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
 ROLES = {"baseline": "baseline", "control": "control"}  # every other mode has the role of its stage
 
@@ -62,12 +64,18 @@ def predict(
         *diverged,
         *impossible,
     )
-    return _predictions(config, split, groups, notes)
+    of_other_images: dict[str, Any] = {}
+    if outside.is_asked(config):
+        networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
+        groups, of_other_images = outside.ask(config, split, groups, networks)
+    groups += _averages(stages, groups)
+    return _predictions(config, split, groups, notes, **of_other_images)
 
 
 def predict_students(config: ConfigDict, split: Split, stages: Plan, done: Done) -> Predictions:
     """What `predict` says of the rows of students, which is all that they are compared by."""
-    return _predictions(config, split, _student_groups(config, split, stages, done), ())
+    groups = _student_groups(config, split, stages, done)
+    return _predictions(config, split, [*groups, *_averages(stages, groups)])
 
 
 def _student_groups(config: ConfigDict, split: Split, stages: Plan, done: Done) -> list[Group]:
@@ -76,7 +84,7 @@ def _student_groups(config: ConfigDict, split: Split, stages: Plan, done: Done) 
         finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
         if finite and mode not in unfit:
             groups.append(_student_group(config, split, group_key(transfer, mode, model), mode, trained))
-    return groups + _averages(stages, groups)
+    return groups
 
 
 def _number_of_teachers(done: Done) -> int:
@@ -84,7 +92,7 @@ def _number_of_teachers(done: Done) -> int:
 
 
 def _predictions(
-    config: ConfigDict, split: Split, groups: Sequence[Group], notes: tuple[str, ...]
+    config: ConfigDict, split: Split, groups: Sequence[Group], notes: Sequence[str] = (), **further: Any
 ) -> Predictions:
     dataset = split.dataset
     return Predictions(
@@ -103,7 +111,7 @@ def _predictions(
         rules=tuple(config.fusion.rules),
         groups=tuple(groups),
         common_alpha=common_alpha(config),
-        notes=notes,
+        notes=tuple(notes),
         positive=positive_class(config, dataset.class_names),
         false_alarm_rate=config.report.false_alarm_rate,
         margin=config.report.margin,
@@ -112,6 +120,7 @@ def _predictions(
         cascade_tolerance=config.report.cascade_tolerance,
         val_groups=_groups(split),
         always_valid=config.students.num_seeds == AUTO,
+        **further,
     )
 
 
@@ -169,18 +178,32 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
 
 def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:
     """Network and variables of one member of a group of teachers or students."""
+    trained, _ = networks_of(stages, done, group)
+    return trained.model, population.take(trained.variables, position)
+
+
+def networks_of(stages: Plan, done: Done, group: Group) -> outside.Network:
+    """The members of a group of teachers or students, and their recipe's `mutual` where they keep members."""
     if group.role == "teacher":
-        trained = done[group.key.replace("/", "-", 1)].finite_members
-        return trained.model, population.take(trained.variables, position)
+        return done[group.key.replace("/", "-", 1)].finite_members, None
     cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
-    for stage in stages:
+    found, mutual = [], None
+    for stage in stages:  # several, where seeds were added later
         fitted = done[stage.name]
         if stage.transfer == group.transfer and fitted.population.model.name == group.architecture:
-            found = finite_members(fitted, stage.family, group.name, cell)
-            if position < len(found):
-                return fitted.population.model, population.take(fitted.population.variables, found[position])
-            position -= len(found)  # seeds that were added later follow
-    raise ValueError(f"{group.key} was not trained by this run")
+            members = finite_members(fitted, stage.family, group.name, cell)
+            if members:
+                found.append(population.members(fitted.population, members))
+                mutual = _mutual(stage.family[members[0]].recipe)
+    if not found:
+        raise ValueError(f"{group.key} was not trained by this run")
+    return population.concatenate(found), mutual
+
+
+def _mutual(recipe: Recipe) -> Callable[[Outputs], Array] | None:
+    """How a student tells what it disagrees about; None of one head that says nothing else of it."""
+    keeps_members = recipe.num_heads(2) > 1 or recipe.mutual is not PLAIN.mutual
+    return recipe.mutual if keeps_members else None
 
 
 def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:

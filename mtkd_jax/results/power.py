@@ -7,6 +7,7 @@ the plan is made for an upper bound of it (Browne 1995), pooled over the compari
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ CONFIDENCE = 0.8  # that the standard deviation is at most what is planned for
 FEW_SEEDS = 5  # below that the comparisons of a pilot are taken to be equally noisy
 SHARED = 0.5  # correlation of two differences from one baseline, where all networks are equally noisy
 MOST_SEEDS = 10_000  # that are looked for
+NO_NOISE = 1e-12  # in accuracy: what only rounding made
 
 
 def std_bound(std: float, freedom: float, confidence: float = CONFIDENCE) -> float:
@@ -109,15 +111,18 @@ def plan(report: dict) -> list[dict]:
     "to_differ", "to_be_equivalent", "to_decide" (the larger one; numbers of seeds, None: more than
     MOST_SEEDS), "seconds_a", "seconds_b" (of one more seed, with its grid, as the pilot took), "cost"
     (seconds of the seeds that the pilot lacks)}]. The difference to be told and the margin are the report's
-    margin; the level is that of Holm's first test.
+    margin; the level is that of Holm's first test. Networks that say the same are decided already: their
+    noise, which is none, is not pooled with that of others.
     """
     tested = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
-    return [_planned(one, tested, report) for one in tested if one["std"]]
+    sizes = Counter(one["family"] for one in tested)
+    differing = [one for one in tested if one["std"] is not None and one["p_equivalence"] != 0.0]
+    planned = [(one, _planned_std(one, differing)) for one in differing]
+    return [_planned(one, std, sizes[one["family"]], report) for one, std in planned if std > NO_NOISE]
 
 
-def _planned(one: dict, tested: Sequence[dict], report: dict) -> dict:
-    family, margin = [other for other in tested if other["family"] == one["family"]], report["margin"]
-    std, num_tests = _planned_std(one, family), len(family)
+def _planned(one: dict, std: float, num_tests: int, report: dict) -> dict:
+    margin = report["margin"]
     to_differ = seeds_needed(lambda n: power_to_differ(n, margin, std, num_tests))
     to_be_equivalent = seeds_needed(lambda n: power_to_be_equivalent(n, margin, std))
     found = [number for number in (to_differ, to_be_equivalent) if number is not None]
@@ -138,11 +143,11 @@ def _planned(one: dict, tested: Sequence[dict], report: dict) -> dict:
     }
 
 
-def _planned_std(one: dict, family: Sequence[dict]) -> float:
+def _planned_std(one: dict, differing: Sequence[dict]) -> float:
     if one["n"] >= FEW_SEEDS:
         return std_bound(one["std"], one["n"] - 1)
-    noisy = [other for other in family if other["std"]]
-    return std_bound(*pooled_std([other["std"] for other in noisy], min(other["n"] for other in noisy)))
+    family = [other for other in differing if other["family"] == one["family"]]
+    return std_bound(*pooled_std([other["std"] for other in family], min(other["n"] for other in family)))
 
 
 def _seconds(report: dict, name: str, transfer: str, architecture: str) -> float:

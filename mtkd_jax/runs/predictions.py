@@ -45,6 +45,12 @@ class Group:
     flops: float | None = None  # of one member and one example, forward
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
     train_seconds: float | None = None  # of the whole group
+    # Of networks alone, where they were asked about other images than the data's (results/outside.py):
+    shifted: np.ndarray | None = None  # [S,6,N] metrics.TERMS of an image: means over all its corruptions
+    by_shift: np.ndarray | None = None  # [S,6,Q,L] the same over images, at each corruption and strength
+    outliers: np.ndarray | None = None  # [S,O,C] logits of images of no class
+    mutual: np.ndarray | None = None  # [S,N] mutual information of test images; None: it keeps no members
+    mutual_outliers: np.ndarray | None = None  # [S,O]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +76,11 @@ class Predictions:
     cascade_tolerance: float = 0.02  # share of accuracy: config.report.cascade_tolerance
     always_valid: bool = False  # seeds were added until it was decided: students.num_seeds is "auto"
     val_groups: np.ndarray | None = None  # [V], equal where examples are not independent; None: not known
+    corruptions: tuple[str, ...] = ()  # Q addresses: config.report.corruptions
+    strengths: tuple[int, ...] = ()  # L of each
+    ood: str = ""  # where the outliers come from: config.report.ood
+    ensemble_shifted: np.ndarray | None = None  # [6,N] of mean_probs, as in a group
+    ensemble_by_shift: np.ndarray | None = None  # [6,Q,L]
 
 
 def save(path: str | os.PathLike, predictions: Predictions) -> None:

@@ -287,9 +287,11 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
         "students.init_from": (config.students.init_from,) if config.students.init_from else (),
     }
     found = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
+    asked = configuration.trained_addresses(config)
     for address, model in configuration.trained_models(config).items():
         if model.pretrained:
-            found[model.pretrained] = _digest_of_file(str(_published(model.pretrained, address)), address)
+            file = str(weights.find(model.pretrained))
+            found[model.pretrained] = _digest_of_file(file, asked[address])
     lent_by = _lent_by(config.teachers.from_run)
     return (
         data_identity(split)
@@ -313,13 +315,6 @@ def _known_of_both(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, 
         return old, new
     old, new = ({name: value for name, value in one.items() if name != LENT_BY} for one in (old, new))
     return old, new
-
-
-def _published(pretrained: str, address: str) -> Path:
-    try:
-        return weights.find(pretrained)
-    except UserError as error:
-        raise UserError(f"{address}: {error}") from None
 
 
 def _digest_of_file(path: str, field: str) -> str:

@@ -77,6 +77,55 @@ def test_losses_of_a_batch_are_their_references(temperature):
     np.testing.assert_allclose(loss(logits.spherical(), seen), expected, rtol=1e-4, atol=1e-5)
 
 
+# --- EnD2: a Dirichlet ----------------------------------------------------------------------------------
+
+END2 = logits.end2()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("smoothing", [1e-3, 0.2])
+def test_end2_is_the_reference(temperature, smoothing):
+    student, teachers, _ = drawn(6)
+    found = loss(logits.end2(smoothing=smoothing), context(student, teachers, temperature=temperature))
+    slow = [reference.end2(student[b], teachers[:, b], smoothing, temperature) for b in range(B)]
+    np.testing.assert_allclose(found, slow, rtol=2e-5, atol=2e-5)
+
+
+def test_end2_by_hand():
+    """A flat Dirichlet has the density 2 of three classes everywhere, whatever the teachers say."""
+    flat = np.zeros((1, 3))
+    np.testing.assert_allclose(loss(END2, context(flat, [[P1], [P2]])), [-np.log(2)], atol=1e-5)
+    tiny = logits.end2(smoothing=1e-6)
+    raised = np.log([[2.0, 1.0, 1.0]])
+    expected = -np.log(6) + np.log(8) / 2
+    np.testing.assert_allclose(loss(tiny, context(raised, [[P1], [P2]])), [expected], atol=1e-5)
+
+
+def test_end2_stops_to_grow_surer_where_it_is_sure_enough():
+    """Above the largest sum of evidence a constant added to all logits changes nothing."""
+    student = np.array([[9.0, 8.0, 7.0]])
+    seen = [context(student + more, [[P1], [P2]]) for more in (2.0, 60.0)]
+    np.testing.assert_allclose(*(loss(END2, one) for one in seen), rtol=1e-4)
+    np.testing.assert_allclose(by_student(END2, seen[1]).sum(), 0, atol=0.05)
+
+
+def test_what_a_dirichlet_disagrees_about_is_the_mean_over_its_draws():
+    evidence = np.array([[2.0, 1.0, 1.0], [50.0, 30.0, 20.0], [0.1, 0.1, 0.1]])
+    outputs = context(np.log(evidence), [[P1] * 3]).student
+    draws = [np.random.default_rng(0).dirichlet(row, size=200_000) for row in evidence]
+    entropy = lambda p: -(p * np.log(np.maximum(p, 1e-300))).sum(axis=-1)  # noqa: E731
+    expected = [entropy(one.mean(axis=0)) - entropy(one).mean() for one in draws]
+    np.testing.assert_allclose(logits.mutual_of_dirichlet(outputs), expected, rtol=0.01)
+    certain = context(80 * np.eye(3), [[P1] * 3]).student
+    np.testing.assert_allclose(logits.mutual_of_dirichlet(certain), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+def test_end2_needs_some_smoothing(smoothing):
+    with pytest.raises(UserError, match="between 0 and 1"):
+        logits.end2(smoothing=smoothing)
+
+
 TARGET, NONTARGET = 0.5 * np.log(4 / 3), 0.5 * np.log(9 / 8)
 
 

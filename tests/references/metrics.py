@@ -144,3 +144,11 @@ def holm(p_values):
     for place, i in enumerate(order):
         adjusted[i] = min(1.0, max((m - rank) * p_values[order[rank]] for rank in range(place + 1)))
     return adjusted
+
+
+def aurc(logits, labels):
+    """Error of the k surest, for every k; by falling confidence, in file order where it is equal."""
+    probs = probabilities(logits)
+    order = sorted(range(len(labels)), key=lambda n: -max(probs[n]))
+    wrong = [list(logits[n]).index(max(logits[n])) != labels[n] for n in order]
+    return sum(sum(wrong[:k]) / k for k in range(1, len(wrong) + 1)) / len(wrong)

@@ -64,6 +64,20 @@ def test_a_pilot_of_two_is_planned_for_by_all_its_comparisons_together():
         assert one["cost"] == pytest.approx((one["to_decide"] - 2) * 3.0)
 
 
+def test_what_cannot_differ_needs_no_seeds_and_what_did_not_yet_does():
+    report = analysis.numbers(run(2))
+    same, still, noisy = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
+    same |= {"std": 0.0, "mean_difference": 0.0, "p_equivalence": 0.0}  # one network under two names
+    still |= {"std": 0.0, "mean_difference": 0.01, "p_equivalence": None}  # by chance
+    planned = power.plan(report)
+    assert [(one["a"], one["b"]) for one in planned] == [(one["a"], one["b"]) for one in (still, noisy)]
+    bound = power.std_bound(noisy["std"] / np.sqrt(2), 2 / 1.25)
+    assert [one["planned_std"] for one in planned] == pytest.approx([bound, bound])
+    (first, *_) = findings.seeds_needed(planned, report)
+    assert first.endswith(f"do not differ: {same['a']} - {same['b']} (labelled).")
+    assert "Nothing can be planned" in findings.seeds_needed([], report)[-1]
+
+
 def test_the_command_prints_the_plan(monkeypatch, capsys):
     report = analysis.numbers(run(6))
     monkeypatch.setattr(experiment, "pilot", lambda config, num_seeds, into: report)
