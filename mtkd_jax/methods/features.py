@@ -484,9 +484,9 @@ def _resized(x: Array, height: int, width: int) -> Array:
 def _pyramid_distance(own: Array, other: Array) -> Array:
     height, width = own.shape[1:3]
     sizes = [(height, width), *((size, size) for size in (4, 2, 1) if size < min(height, width))]
-    shares = 0.5 ** np.arange(len(sizes))
+    shares = 0.5 ** np.arange(len(sizes), dtype=np.float32)
     distances = [_mean_square(maps.pooled(own, *size) - maps.pooled(other, *size)) for size in sizes]
-    return jnp.tensordot(jnp.asarray(shares / shares.sum(), jnp.float32), jnp.stack(distances), axes=1)
+    return jnp.tensordot(shares / shares.sum(), jnp.stack(distances), axes=1)
 
 
 # --- all ----------------------------------------------------------------------------------------------
