@@ -40,8 +40,9 @@ from mtkd_jax.laboratory import rule_study
 from mtkd_jax.plans import plan
 from mtkd_jax.report import document
 from mtkd_jax.results import analysis, evaluation, intervals, metrics
+from mtkd_jax.runs import workdir as run_folders
 from mtkd_jax.runs.predictions import Group, Predictions
-from mtkd_jax.system import interrupts, paths
+from mtkd_jax.system import interrupts, own_code, paths
 from mtkd_jax.types import DataSet, Ensemble, Images, Model, PyTree, UserError
 
 __all__ = [
@@ -267,7 +268,8 @@ class Student:
         card = {**self.card, "task": self.model.module.task}
         said = export.logits_of(self.model, self.variables, self.checked)
         export.save_student(folder, self.model, self.variables, card, (self.checked, said))
-        export.verify_student(folder, configuration.build_model, self.checked, said)
+        # Of its own network: where a function of the user's own lay then, it need not lie any more.
+        export.verify_student(folder, lambda address, task: self.model, self.checked, said)
         return folder
 
     def __repr__(self) -> str:
@@ -383,15 +385,26 @@ def distil(
 def load_student(folder: str | Path) -> Student:
     """The student that `Student.save`, or a run in its student/, wrote.
 
-    Raises UserError naming the file when one is missing or is not what was saved.
+    A network of the user's own is looked up where its run did, then in the current folder. Raises UserError
+    naming the file when one is missing or is not what was saved.
 
     >>> load_student("nowhere")
     Traceback (most recent call last):
     mtkd_jax.types.UserError: nowhere/model.json: cannot read the student: No such file or directory
     """
     folder = paths.parse(folder, "the folder of the student")
-    model, variables, card = export.load_student(folder, configuration.build_model)
+    with own_code.beside(_own_code_of(folder)):
+        model, variables, card = export.load_student(folder, configuration.build_model)
     return Student(model, variables, card, load_file(folder / "check.safetensors")["images"])
+
+
+def _own_code_of(student: Path) -> str:
+    """The folder in which the run around a student's looked up files; "" where there is none."""
+    try:
+        run = run_folders.read_config(student.parent)
+    except UserError:  # a config.json of somebody else's
+        return ""
+    return run["runtime"]["own_code"] if run else ""
 
 
 # --- decisions ----------------------------------------------------------------------------------------

@@ -26,12 +26,22 @@ COMMANDS = {
         "the same for every combination of some fields' values, in one table",
         "--config=digits --over config.students.temperatures=1,2,4 --workdir=runs/temperatures",
     ),
+    "leaderboard": Command(
+        "leaderboard",
+        "every mode on several data sets, ranked, with controls",
+        "--workdir=runs/leaderboard --data=digits,usps",
+    ),
     "report": Command("report.document", "rebuild the report of a run, or merge several", "runs/digits"),
     "data": Command("report.overview", "look at data before it is trained on", "npz --path mine.npz"),
     "predict": Command("deploy.predict", "ask an exported student", "--student runs/digits/student photos/"),
     "logits": Command("logits", "write what the teachers of a run say", "runs/digits --into teachers.npz"),
     "export": Command("export", "a student as ONNX or int8, and its costs", "runs/digits --forms onnx int8"),
     "fusion": Command("laboratory.rule_study", "compare rules of fusion on a finished run", "runs/digits"),
+    "replicate": Command(
+        "replicate",
+        "train a cell of a published table again",
+        "crd/cifar-100/resnet56-resnet20/kd --workdir=runs/r56",
+    ),
     "benchmark": Command("benchmark.__main__", "measure what the engine costs", "members --quick"),
 }
 

@@ -25,14 +25,14 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from mtkd_jax.data import checks, fetch
 from mtkd_jax.data import corruptions as corruptions_of_images
 from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
-from mtkd_jax.system import own_code, own_metrics, paths
+from mtkd_jax.system import own_code, own_metrics, paths, weights
 from mtkd_jax.system.spelling import hint, likeness, nearest
 from mtkd_jax.types import Corruption, DataSet, Metric, Model, Recipe, Task, Tracker, UserError
 
@@ -56,6 +56,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.model": ("model",),
     "students.models": ("model",),
     "students.modes": ("mode",),
+    "students.controlled": ("mode",),
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
     "data.source": ("source",),
@@ -71,9 +72,14 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "runtime.trackers": ("tracker",),
 }
 TRANSFERS = ("labelled", "unlabelled")
+AUTO = "auto"
+WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
+SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
+CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/controls.py
 AT = " @ "  # between the name of a row and the architecture it is of
 ALL = "all"  # of report.corruptions
 FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
+FORMS = ("onnx", "int8", "onnx_int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
 
@@ -93,6 +99,7 @@ def default() -> ConfigDict:
     config.data.split = "grouped"  # groups (aircraft, camera) that the data names stay whole; or "random"
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
+    config.data.augment.alternating_flip = False  # of every image in every other epoch; not with flip
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
     config.data.augment.own = ()  # addresses of your own, such as mine.py:blur(share=0.5); after all others
 
@@ -143,11 +150,14 @@ def default() -> ConfigDict:
     config.students.init_from = ""  # a file of PyTorch weights to begin with
     config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
     config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
+    config.students.controls = ()  # the same taught by a "random_teacher" (untrained), a "shuffled_teacher"
+    config.students.controlled = ()  # the modes that have these controls; () = all of students.modes
     config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
     config.students.temperatures = (1.0,)
     config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
     config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
-    config.students.num_seeds = 5
+    config.students.num_seeds = FieldReference(5, field_type=object)  # or "auto": until all is decided
+    config.students.max_seeds = 30  # with "auto": where it ends, decided or not
     config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
     config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images
     config.students.epochs = 0  # 0 = train.epochs
@@ -166,7 +176,7 @@ def default() -> ConfigDict:
     config.export = ConfigDict()
     config.export.choose = "best"  # of all, by validation NLL; "student", a row's name; "... @ ARCHITECTURE"
     config.export.cascade = False  # True: also the ensemble, to which it hands over where it is not sure
-    config.export.forms = ()  # in which student/ is written too: "onnx", "int8"; each has an extra to install
+    config.export.forms = ()  # of student/, too: "onnx", "int8", "onnx_int8"; each takes an extra to install
 
     config.runtime = ConfigDict()  # how, not what: left out of the configuration's hash
     config.runtime.how = "auto"  # auto | vmap | map | unroll | loop | shard_map | pmap
@@ -178,7 +188,7 @@ def default() -> ConfigDict:
         "auto"  # auto: frozen stages are run once, where images stay as they are | off
     )
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
-    config.runtime.stream_mb = 256  # of images held at once, where they are read when they are asked for
+    config.runtime.stream_mb = 256  # of images, and of what is said of them, held at once, where not all are
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
     config.runtime.own_code = ""  # folder to look up files of own functions in first; a file sets its own
     return config
@@ -236,9 +246,11 @@ RANGES = {
     "train.weight_decay": _at_least(0),
     "train.label_smoothing": _SHARE,
     "train.class_weights": _one_of(("none", "balanced")),
+    "students.controls": _one_of(CONTROLS),
     "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
     "students.temperatures": _POSITIVE,
-    "students.num_seeds": _at_least(1),
+    "students.num_seeds": (lambda value: value == AUTO or value >= 1, 'at least 1, or "auto"'),
+    "students.max_seeds": _at_least(2),
     "students.transfer": _one_of(TRANSFERS),
     "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "students.epochs": _at_least(0),
@@ -291,6 +303,8 @@ def _validate(config: ConfigDict) -> None:
                 f"config.teachers.{name} has {len(values)} values for {config.teachers.num_members} members; "
                 "give one for each member, or one for all"
             )
+    if config.data.augment.flip and config.data.augment.alternating_flip:
+        raise UserError("config.data.augment.flip and alternating_flip: an image is mirrored by one of them")
     if len(config.data.augment.rand_augment) not in (0, 2):
         raise UserError(
             f"config.data.augment.rand_augment is {config.data.augment.rand_augment!r}; it must be () or "
@@ -309,8 +323,18 @@ def _validate(config: ConfigDict) -> None:
                 f"config.{field} is empty; name at least one, such as {dict(fields(default()))[field]!r}"
             )
         _check_distinct(field, flat[field], flat[field])
+    if config.students.model and config.students.models:
+        raise UserError(
+            f"config.students.model and students.models: {config.students.model} and "
+            f"{', '.join(config.students.models)}; students are of one or the other"
+        )
     _check_weights(config)
     _check_addresses(config)
+    if further_seeds(config) and config.plan.partition("(")[0].strip() != default().plan:
+        raise UserError(
+            f'config.students.num_seeds: "{AUTO}" adds seeds to plan {default().plan}; give a number with '
+            f"plan {config.plan}"
+        )
 
 
 def _check_weights(config: ConfigDict) -> None:
@@ -386,10 +410,18 @@ def _check_addresses(config: ConfigDict) -> None:
                 f"config.students.arguments: {_quoted(address)} is not among students.modes"
                 f"{hint(str(address), config.students.modes)}"
             )
+    _check_distinct("students.controls", config.students.controls, config.students.controls)
+    for address in config.students.controlled:
+        if address not in config.students.modes:
+            raise UserError(
+                f"config.students.controlled: {_quoted(address)} is not among students.modes"
+                f"{hint(str(address), config.students.modes)}"
+            )
     for field in (
         "teachers.models",
         "students.models",
         "students.modes",
+        "students.controlled",
         "fusion.rules",
         "report.metrics",
         "runtime.trackers",
@@ -429,8 +461,14 @@ def given_teachers(config: ConfigDict) -> tuple[str, ...]:
 
 
 def _check_stages(config: ConfigDict) -> None:
-    """Where weights come from twice, and learning rates by depth that no network has."""
+    """Where weights come from twice or are not there, and learning rates by depth that no network has."""
     models = trained_models(config)
+    for address, field in trained_addresses(config).items():
+        try:
+            if models[address].pretrained:
+                weights.find(models[address].pretrained)
+        except UserError as error:
+            raise UserError(f"config.{field}: {address}: {error}") from None
     for field, init_from in (
         ("teachers.init_from", config.teachers.init_from),
         ("students.init_from", config.students.init_from),
@@ -454,6 +492,12 @@ def trained_models(config: ConfigDict) -> dict[str, Model]:
     For some task: what counts is what the addresses say.
     """
     task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
+    asked = trained_addresses(config)
+    return {address: build_model(address, task, field) for address, field in asked.items()}
+
+
+def trained_addresses(config: ConfigDict) -> dict[str, str]:
+    """{address: the field that asks for it} of all networks that are trained."""
     field = "teachers.models" if config.teachers.models else "model.name"
     fields = (
         {}
@@ -469,7 +513,7 @@ def trained_models(config: ConfigDict) -> dict[str, Model]:
         with contextlib.suppress(UserError):
             resolve("model", word, "plan")
             fields[word] = "plan"
-    return {address: build_model(address, task, field) for address, field in fields.items()}
+    return fields
 
 
 def teacher_models(config: ConfigDict) -> tuple[str, ...]:
@@ -532,6 +576,25 @@ def name_and_model(row: str) -> tuple[str, str]:
     return name, model
 
 
+def row_of_control(control: str, mode: str) -> str:
+    """What the row of a mode's control is called.
+
+    >>> row_of_control("shuffled_teacher", "output_avg")
+    'shuffled_teacher:output_avg'
+    """
+    return f"{control}:{mode}"
+
+
+def control_and_mode(row: str) -> tuple[str, str]:
+    """`row_of_control` the other way round; "" for the control of every other row.
+
+    >>> control_and_mode("shuffled_teacher:fused:median_probs"), control_and_mode("fused:median_probs")
+    (('shuffled_teacher', 'fused:median_probs'), ('', 'fused:median_probs'))
+    """
+    control, _, mode = row.partition(":")
+    return (control, mode) if control in CONTROLS else ("", row)
+
+
 def augmentation(config: ConfigDict) -> dict[str, Any]:
     """The arguments of `data.augment.augment` beside key and images: the fields, with own functions made."""
     field = "data.augment.own"
@@ -566,6 +629,21 @@ def metric(address: str) -> Metric:
 
 
 _metrics: dict[str, Metric] = {}  # by address in its one spelling
+
+
+def first_seeds(config: ConfigDict) -> range:
+    """The seeds of students that are trained first, with the whole grid: all, unless they are "auto"."""
+    students = config.students
+    return range(min(SEEDS_AT_ONCE, students.max_seeds) if students.num_seeds == AUTO else students.num_seeds)
+
+
+def further_seeds(config: ConfigDict) -> tuple[range, ...]:
+    """The blocks of seeds that `students.num_seeds` "auto" may add; none where it is a number."""
+    if config.students.num_seeds != AUTO:
+        return ()
+    last = config.students.max_seeds
+    starts = range(SEEDS_AT_ONCE, last, SEEDS_AT_ONCE)
+    return tuple(range(first, min(first + SEEDS_AT_ONCE, last)) for first in starts)
 
 
 def corruptions(config: ConfigDict) -> dict[str, Corruption]:
@@ -1017,7 +1095,7 @@ def positive_class(config: ConfigDict, class_names: Sequence[str]) -> str:
 
 
 def listing(name: str = "", own: Sequence[str] = ()) -> str:
-    """Every mode, rule, model, ... as it is written, with the first line of its docstring.
+    """Every mode, rule, model, ... as it is written, with the first line of its docstring; modes by family.
 
     After ours those of files or modules of the user's `own`, such as "mine.py". With a `name`, which may be
     an address of such a file, all that is known of what goes by it; UserError where nothing does.
@@ -1026,7 +1104,8 @@ def listing(name: str = "", own: Sequence[str] = ()) -> str:
         return _told(name, own)
     lines = []
     for kind in KINDS:
-        lines += _listed(f"{kind}s:", catalogue(kind))
+        for family, found in _families(catalogue(kind)).items():
+            lines += _listed(f"{kind}s, {family}:" if family else f"{kind}s:", found)
     for where in map(_place_of_own, own):
         found = {kind: _own_catalogue(kind, where) for kind in KINDS}
         if not any(found.values()):
@@ -1037,6 +1116,14 @@ def listing(name: str = "", own: Sequence[str] = ()) -> str:
         for kind in KINDS:
             lines += _listed(f"{kind}s of {where}:", found[kind])
     return "\n".join(lines)
+
+
+def _families(found: dict[str, Callable]) -> dict[str, dict[str, Callable]]:
+    """What is in a catalogue, by the file before the point where an address has one."""
+    families: dict[str, dict[str, Callable]] = {}
+    for address in sorted(found, key=lambda address: ("." in address, address)):
+        families.setdefault(address.rpartition(".")[0], {})[address] = found[address]
+    return families
 
 
 def _listed(heading: str, found: dict[str, Callable]) -> list[str]:
@@ -1273,6 +1360,8 @@ _ENTRY_TYPES = {
     "report.corruptions": "str",
     "teachers.models": "str",
     "students.models": "str",
+    "students.controls": "str",
+    "students.controlled": "str",
     "teachers.init_from": "str",
     "teachers.logits": "str",
     "teachers.programs": "str",
@@ -1292,7 +1381,8 @@ def type_of_field(field: str) -> str:
     if isinstance(default_value, tuple):
         return f"a tuple of {entry_type(field)}"
     kind = type(default_value).__name__
-    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}"
+    words = "".join(f' or "{word}"' for word in WORDS.get(field, ()))
+    return f"{'an' if kind == 'int' else 'a'} {kind}{_SIZES.get(kind, '')}{words}"
 
 
 def entry_type(field: str) -> str:
@@ -1306,7 +1396,8 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
         right = isinstance(value, tuple) and all(map(_TYPES[entry], value))
         example = expected or _ENTRY_EXAMPLES[entry]
     else:
-        right = _TYPES[type(expected).__name__](value)
+        is_word = isinstance(value, str) and value in WORDS.get(field, ())
+        right = is_word or _TYPES[type(expected).__name__](value)
         example = {"vote": {}} if expected == {} else expected
     if not right:
         raise UserError(

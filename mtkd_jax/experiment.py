@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import mesh
+from mtkd_jax import mesh, settings
 from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy import cascade as deployed_cascade
@@ -24,7 +25,7 @@ from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
-from mtkd_jax.report import document
+from mtkd_jax.report import document, mistakes
 from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics, outside
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
@@ -44,7 +45,7 @@ class Trained(NamedTuple):
     split: Split
     stages: plan.Plan
     done: plan.Done
-    notes: tuple[str, ...]  # on teachers that came trained
+    notes: tuple[str, ...]  # on teachers that came trained, and on what networks cannot be
 
 
 def run(
@@ -113,9 +114,15 @@ def _checked(config: ConfigDict, split: Split, into: Path, writes: bool = True) 
 
 def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True) -> Trained:
     """What is to be trained, of which only what was borrowed is done; describing ends an earlier report."""
+    if configuration.further_seeds(config) and len(split.dataset.test_labels) == 0:
+        raise UserError(
+            'config.students.num_seeds: "auto" compares students on test images, of which '
+            f"{split.dataset.name} has none; give a number"
+        )
     stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
-        workdir.check_stages(into, [stage.name for stage in stages])
+        added = (plan.seeds_stage(s, seeds) for s in stages for seeds in configuration.further_seeds(config))
+        workdir.check_stages(into, [*(stage.name for stage in stages), *added])
         if describes:
             workdir.describe(into, config, split)
     mesh.wait_for_all("described")
@@ -135,9 +142,32 @@ def _logbook(begun: Trained, into: Path, quiet: bool) -> Logbook:
 
 
 def _train(begun: Trained, into: Path, logbook: Logbook) -> Trained:
+    """All stages and, where `students.num_seeds` is "auto", blocks of further seeds until all is decided."""
+    trained = _train_stages(begun, begun.stages, into, logbook)
+    for seeds in configuration.further_seeds(begun.config):
+        if _is_decided(trained, seeds[0], logbook):
+            break
+        more = plan.more_seeds(begun.config, begun.split, begun.stages, trained.done, seeds)
+        trained = _train_stages(trained._replace(stages=(*trained.stages, *more)), more, into, logbook)
+    return trained
+
+
+def _train_stages(begun: Trained, stages: plan.Plan, into: Path, logbook: Logbook) -> Trained:
     seconds = begun.config.runtime.checkpoint_seconds
-    done = plan.run(begun.stages, into, logbook, seconds, begun.done, workdir.read_run(into))
+    done = plan.run(stages, into, logbook, seconds, begun.done, workdir.read_run(into))
     return begun._replace(done=done)
+
+
+def _is_decided(trained: Trained, num_seeds: int, logbook: Logbook) -> bool:
+    """Whether every comparison of accuracies is, by intervals that bear being looked at again and again.
+
+    The same in all processes: where one of them is in doubt, all go on.
+    """
+    predicted = evaluation.predict_students(trained.config, trained.split, trained.stages, trained.done)
+    undecided = analysis.undecided(predicted)
+    names = ", ".join(f"{one['a']} - {one['b']}" for one in undecided[:3]) + ", ..." * (len(undecided) > 3)
+    logbook.say(f"{num_seeds} seeds: {f'{len(undecided)} undecided: {names}' if names else 'all decided'}")
+    return not mesh.any_asked(len(undecided))
 
 
 def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str, Any]:
@@ -156,11 +186,31 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
         logbook.check()
         logbook.say("writing the student and the report")
         save_student(trained, predicted, into)
+        _draw_mistakes(trained.split.dataset, predicted, into)
         workdir.seal(into, workdir.PREDICTIONS)  # with what is made of them; the report alone is missing
         result = document.write(into)
         logbook.check()
         mesh.wait_for_all("reported")
         return result
+
+
+def pilot(config: ConfigDict, num_seeds: int, into: Path | None = None) -> dict[str, Any]:
+    """The report of a run of so many seeds; where the folder `into` holds a run, of that with its own seeds.
+
+    Without a folder nothing of it is kept. Raises UserError as `run` does, and where nothing is compared.
+    """
+    if not config.students.modes:
+        raise UserError("config.students.modes: is empty; name at least one to compare, such as 'output_avg'")
+    config = config.copy_and_resolve_references()
+    described = workdir.read_config(into) if into is not None and into.is_dir() else None
+    seeds = described["students"] if described else {"num_seeds": num_seeds}
+    for name in ("num_seeds", "max_seeds"):
+        settings.put(config, f"students.{name}", seeds.get(name, config.students[name]))
+    if into is not None:
+        run(config, into)
+        return document.build(workdir.read_predictions(into))
+    with tempfile.TemporaryDirectory() as folder:
+        return run(config, folder)
 
 
 def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:
@@ -179,7 +229,7 @@ def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:
 
 
 def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tuple[str, ...]]:
-    """What is trained, what an earlier run has trained already, and notes on that; all of it fits together.
+    """What is trained, what an earlier run has trained already, and notes on both; all of it fits together.
 
     Raises UserError where it does not, as far as can be told without computing.
     """
@@ -190,7 +240,7 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     borrowed, notes = teachers.borrow(config, split)
     plan.check_teachers(config, split, borrowed)
     plan.rehearse(stages, config, borrowed)
-    return stages, borrowed, notes
+    return stages, borrowed, (*notes, *plan.notes(config))
 
 
 def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[str, np.ndarray], DataSet]:
@@ -215,7 +265,10 @@ def _said_by_teachers(
     if not (given.from_run or given.trained or configuration.given_teachers(config)):
         given.from_run, given.init_from, given.mean, given.std = os.fspath(into), (), (), ()
     split = load_split(config, dataset)
-    found, _ = teachers.borrow(config, split)
+    try:
+        found, _ = teachers.borrow(config, split)
+    except UserError as error:  # nobody has set a field here
+        raise UserError(str(error).removeprefix("config.teachers.from_run: ")) from None
     data = split.dataset
     arrays = {}
     for part in ("train", "test"):
@@ -251,9 +304,19 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     export.verify_student(into / "student", configuration.build_model, checked, said)
     if trained.config.export.forms:
         wanted = trained.config.export.forms
-        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split.dataset)
+        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split)
     if trained.config.export.cascade:
         _save_ensemble(trained, predicted, card, into / "student", checked)
+
+
+def _draw_mistakes(dataset: DataSet, predicted: Predictions, into: Path) -> None:
+    """What the report shows and cannot draw: it has no images."""
+    drawn = into / "plots" / f"{document.MISTAKES}.png"
+    picture = mistakes.sheet(dataset, predicted)
+    if picture is None:
+        drawn.unlink(missing_ok=True)
+    else:
+        document.write_files(drawn.parent, {drawn.name: picture})
 
 
 def _save_ensemble(
@@ -349,7 +412,9 @@ def _training(config: ConfigDict, predicted: Predictions, group: Group, position
             trained += f" of the run {config.teachers.from_run}"
         return f"{trained}: {chosen}"
     num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
-    taught = {"baseline": "no teacher", "control": "no teacher"}.get(group.role, f"{num_teachers} teachers")
+    control, _ = configuration.control_and_mode(group.name)
+    nobody = dict.fromkeys(("baseline", "control"), "no teacher")
+    taught = nobody.get(group.name, control.replace("_", " ") or f"{num_teachers} teachers")
     return (
         f"{taught}, {config.plan}: {group.method}, alpha {group.alpha:g} (weight of the hard labels), "
         f"T {group.temperature:g}, {group.transfer} transfer set, {chosen}"

@@ -3,7 +3,8 @@
 Reads the student/ of a run, or a student's folder alone; writes the forms into it and measures every form
 that is there: bytes on disk, milliseconds of 1 and of 64 images on this machine, how far its logits are from
 the student's. Of a run whose data are still where they were also its accuracy on the test set, beside that of
-the float32 student. The table is printed, and stands in the student's README.md and model.json.
+the float32 student; onnx_int8 is made for such a run alone, for it takes the ranges of activations from its
+validation images. The table is printed, and stands in the student's README.md and model.json.
 --demo writes demo.html, a page for a browser that answers for images, see deploy/demo.py. model.onnx, which
 is in it, is made first where there is none; ONNX Runtime Web, also in it, comes from --ort, or through npm.
 Exit code 0: done; 2: an error that the user can mend, in one line.
@@ -16,7 +17,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 from rich.box import SIMPLE_HEAD
@@ -25,7 +26,10 @@ from rich.text import Text
 
 from mtkd_jax.system import terminal
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import DataSet, UserError
+from mtkd_jax.types import UserError
+
+if TYPE_CHECKING:
+    from mtkd_jax.data.loading import Split
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +50,8 @@ def _main(argv: Sequence[str] | None) -> None:
     found = None if settings is None else config.restored(settings)
 
     def export(names: Sequence[str]) -> dict[str, Any]:
-        data = _data_of(student.parent, found)
-        return forms.export_forms(student, names, config.build_model, data)
+        split = _split_of(student.parent, found)
+        return forms.export_forms(student, names, config.build_model, split)
 
     with contextlib.nullcontext() if found is None else config.own_files(found):
         if asked.demo:
@@ -93,7 +97,7 @@ def _tell(card: Mapping[str, Any]) -> None:
     print(export.forms_caption(card))
 
 
-def _data_of(run: Path, config: ConfigDict | None) -> DataSet | None:
+def _split_of(run: Path, config: ConfigDict | None) -> Split | None:
     """The data of the run, of that configuration, that a student lies in; None and a note without them."""
     from mtkd_jax import experiment
     from mtkd_jax.runs import workdir
@@ -104,7 +108,7 @@ def _data_of(run: Path, config: ConfigDict | None) -> DataSet | None:
             return None
         split = experiment.load_split(config)
         workdir.check(run, config, split)
-        return split.dataset
+        return split
     except UserError as error:
         terminal.tell(f"note: the accuracy on the test set is not measured: {error}")
         return None
@@ -118,7 +122,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=(),
         metavar="FORM",
-        help="onnx, int8; without it those there are told",
+        help="onnx, int8, onnx_int8; without it those there are told",
     )
     parser.add_argument("--demo", action="store_true", help="write demo.html, a page that classifies images")
     parser.add_argument(

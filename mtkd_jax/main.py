@@ -20,7 +20,8 @@ from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError
 
 USAGE = (
-    "python -m mtkd_jax.main --config=NAME|FILE.py[:VARIANT] --workdir=FOLDER|--plan [--config.a.b=value ...]"
+    "python -m mtkd_jax.main --config=NAME|FILE.py[:VARIANT] --workdir=FOLDER|--plan|--power "
+    "[--config.a.b=value ...]"
 )
 PLANS = ("estimated", "timed")  # --plan alone is the first
 EXAMPLES = """\
@@ -33,6 +34,8 @@ Train, compare and report; the same command goes on where it was interrupted:
         --config.students.alphas=0,0.5 --config.data.augment.flip \\
         --config.students.arguments="{'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}"
     python -m mtkd_jax.main --config=digits --plan        what it would cost; --plan=timed: from timed steps
+    python -m mtkd_jax.main --config=digits --power       seeds that comparisons need, from a pilot of two;
+        --power=4 of four, --workdir=runs/digits from the run there, which is trained if it is missing
     python -m mtkd_jax.main --list                        every mode, rule, model, source and plan
     python -m mtkd_jax.main --list logits.dkd             all that is known of one of them
     python -m mtkd_jax.main --list --with mine.py         those of your own file or package.module, too
@@ -67,6 +70,8 @@ def _main(argv: Sequence[str]) -> int:
     from mtkd_jax import mesh
 
     with mesh.together(), interrupts.handle_signals():
+        if options.power:
+            return _power(options.config, options.power, options.workdir)
         return _run(options.config, options.workdir)
 
 
@@ -79,6 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--list", nargs="?", const="", metavar="NAME")
     parser.add_argument("--with", action="append", default=[], metavar="FILE.py|MODULE")
     parser.add_argument("--plan", nargs="?", const=PLANS[0])
+    parser.add_argument("--power", nargs="?", const="2", metavar="SEEDS")
     parser.add_argument("--processes", default="", metavar="auto|PLACE/NUMBER@HOST:PORT")
     parser.add_argument("--help", "-h", action="store_true")
     options, surplus = parser.parse_known_args(others)
@@ -97,7 +103,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _require(options: argparse.Namespace) -> None:
     if options.plan not in (None, *PLANS):
         raise UserError(f"--plan={options.plan} must be one of {', '.join(PLANS)}{hint(options.plan, PLANS)}")
-    for name in ("config",) if options.plan else ("config", "workdir"):
+    if options.power is not None:
+        if not options.power.isdecimal() or int(options.power) < 2:
+            raise UserError(f"--power={options.power} must be a number of seeds, 2 or more")
+        options.power = int(options.power)
+    for name in ("config",) if options.plan or options.power else ("config", "workdir"):
         if getattr(options, name) is None:
             raise UserError(f"--{name} is missing; usage: {USAGE}")
     if options.workdir is not None:
@@ -126,6 +136,7 @@ def _prepare(config: ConfigDict, processes: str) -> None:
 
 def _plan(config: ConfigDict, how: str) -> int:
     terminal.tell("mtkd_jax: reading the data, tracing every stage")
+    from mtkd_jax import config as configuration
     from mtkd_jax import experiment
     from mtkd_jax.report import tables
 
@@ -135,6 +146,25 @@ def _plan(config: ConfigDict, how: str) -> int:
         terminal.tell(f"mtkd_jax: {tables.cost_line(stages[-1])}")
     terminal.console().print(tables.render(*tables.costs(stages)))
     print(tables.costs_caption(stages))
+    if configuration.further_seeds(config):
+        first, most = len(configuration.first_seeds(config)), config.students.max_seeds
+        print(
+            f"Of the first {first} seeds; at most {most} are trained, those after the first without the grid."
+        )
+    return 0
+
+
+def _power(config: ConfigDict, num_seeds: int, into: Path | None) -> int:
+    from mtkd_jax import experiment
+    from mtkd_jax.report import findings, tables
+    from mtkd_jax.results import power
+
+    report = experiment.pilot(config, num_seeds, into)
+    planned = power.plan(report)
+    if planned:
+        terminal.console().print(tables.render(*tables.seeds_needed(planned)))
+        print(tables.SEEDS_CAPTION.format(margin=100 * report["margin"]))
+    print("\n".join(findings.seeds_needed(planned, report)))
     return 0
 
 

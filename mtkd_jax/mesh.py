@@ -348,11 +348,15 @@ def _whole(rows: Array, axis: int) -> Array:
 
 
 def _over_rows(function: Callable, outputs: Outputs | TeacherOutputs) -> Outputs | TeacherOutputs:
-    """`function(leaf, axis of the batch)` of every leaf: the second where heads or teachers are stacked."""
-    stacked = ("heads",) if isinstance(outputs, Outputs) else ("logits",)
+    """`function(leaf, axis of the batch)` of every leaf: one further on where heads or teachers are stacked.
+
+    All of a network's outputs are stacked where they are those of its branches.
+    """
+    is_students = isinstance(outputs, Outputs)
+    stacked, first = ("heads", outputs.logits.ndim - 2) if is_students else ("logits", 0)
 
     def of_leaf(path, leaf):
         name = getattr(path[0], "name", None)
-        return function(leaf, 1 if name in stacked else 0)
+        return function(leaf, first + (name == stacked))
 
     return jax.tree_util.tree_map_with_path(of_leaf, outputs)

@@ -203,6 +203,19 @@ def one_cycle(*, peak: float = 0.3, start: float = 0.04, end: float = 4e-6) -> S
     return Schedule(_one_cycle, (("peak", peak), ("start", start), ("end", end)))
 
 
+def triangular(*, peak: float = 0.23, start: float = 0.2, end: float = 0.02) -> Schedule:
+    """From `start` up to 1 at the share `peak` of training, then down to `end`, along lines.
+
+    Source: Jordan 2024, arXiv 2404.00498, whose defaults these are but for the end, 0.07 there; in shape
+    Smith 2018, arXiv 1506.01186. `triangular(peak=0.5, start=0.01, end=0.01)` is a cycle of fast geometric
+    ensembles (Garipov et al. 2018, arXiv 1802.10026), there from peak to peak.
+    """
+    if not 0 < peak < 1:
+        raise UserError(f"triangular(peak={peak}): must be a share of the training, between 0 and 1")
+    shares = ((name, _share("triangular", name, value)) for name, value in (("start", start), ("end", end)))
+    return Schedule(_triangular, (("peak", peak), *shares))
+
+
 def warmed_up(schedule: Schedule, warmup: float, step: Array, num_steps: int) -> Array:
     """The factor [] at a step: a line up to 1 over the first `warmup` of training, then the schedule.
 
@@ -241,4 +254,10 @@ def _one_cycle(progress: Array, *, peak: float, start: float, end: float) -> Arr
     # Not optax's: its pieces of cosines are at least one whole step long, and here all of training is 1.
     rising = 1.0 + (start - 1.0) * _cosine(progress / peak, end=0.0)
     falling = _cosine((progress - peak) / (1.0 - peak), end=end)
+    return jnp.where(progress < peak, rising, falling)
+
+
+def _triangular(progress: Array, *, peak: float, start: float, end: float) -> Array:
+    rising = start + (1.0 - start) * progress / peak
+    falling = end + (1.0 - end) * (1.0 - progress) / (1.0 - peak)
     return jnp.where(progress < peak, rising, falling)

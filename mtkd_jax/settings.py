@@ -81,6 +81,12 @@ def load(asked: str) -> ConfigDict:
     return config.lock()
 
 
+def variants(asked: str) -> tuple[str, ...]:
+    """The variants that a configuration file offers in its `VARIANTS`; () where it has none."""
+    path, _ = _found(asked)
+    return tuple(getattr(_module(path), "VARIANTS", ()))
+
+
 def shipped() -> dict[str, str]:
     """{name: first line of its docstring} of the configurations that come with the package."""
     found = {}
@@ -174,6 +180,8 @@ def value(field: str, text: str) -> Any:
     (0.0, 0.5)
     """
     default = _defaults()[field]
+    if text in configuration.WORDS.get(field, ()):
+        return text
     try:
         if isinstance(default, tuple):
             return tuple(_scalar(configuration.entry_type(field), part) for part in _parts(text))

@@ -159,7 +159,7 @@ def run(asked: Asked, found: Sequence[Cell], failed: Mapping[str, str], quiet: b
     for line in _shared(mine):
         terminal.tell(f"mtkd_jax: {line}")
     try:
-        _run_cells(asked.folder, mine, failed, quiet)
+        run_cells(asked.folder, mine, failed, quiet)
     except interrupts.Interrupted:
         _write(asked, failed)  # what is finished is in the table
         raise
@@ -170,7 +170,11 @@ def run(asked: Asked, found: Sequence[Cell], failed: Mapping[str, str], quiet: b
     return terminal.MENDABLE if own else 0
 
 
-def _run_cells(folder: Path, mine: Sequence[Cell], failed: dict[str, str], quiet: bool) -> None:
+def run_cells(folder: Path, mine: Sequence[Cell], failed: dict[str, str], quiet: bool = False) -> None:
+    """Run cells one after the other in folders of their names; {name: why} of those that fail is added to.
+
+    Raises Interrupted, with all that was trained saved, when the process is asked to stop.
+    """
     from mtkd_jax import experiment
 
     useless: dict[Path, str] = {}  # lenders that failed, and why

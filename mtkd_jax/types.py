@@ -115,6 +115,9 @@ class Examples:
     weight: Array | None = None  # [N] float32, how much the hard label counts; None: all alike
     said: Array | None = None  # [N,K,C] float32, logits of teachers of whom there is nothing else
     speaks: Array | None = None  # [N,K] bool, which of all teachers teach an example; None: all of them
+    row: Array | None = (
+        None  # [N] int32, of the data, where these are some of its examples; None: all of them
+    )
 
 
 @pytree
@@ -135,7 +138,7 @@ class Batch:
 
     image: Array  # [B,h,w,c]
     label: Array  # [B] int32
-    index: Array  # [B] int32, the row in Examples
+    index: Array  # [B] int32, the row in the data
     labelled: Array  # [B] bool
     weight: Array | None = None  # [B] float32, of the hard label; None: all alike
     mixed: Mixed | None = None  # the labels of the images that are mixed in; see data.mixing
@@ -185,7 +188,9 @@ class Model:
 
     `module(image, train)` is a Linen module that returns `Outputs`. It may have `stages`, names in order of
     depth, the last one "heads"; the first part of the path of each of its variables is a stage's name, or
-    begins with it and "_", as "stage3_block2" does.
+    begins with it and "_", as "stage3_block2" does; else the module's own `stage_of(name)` says which it is.
+    And it may have a method `calibrate`: training images [n,h,w,c] as the network is given them -> {path of a
+    variable: value}, what is computed and not drawn.
     """
 
     name: str
@@ -193,6 +198,11 @@ class Model:
     convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
     pretrained: str = ""  # published weights, or a file: where the body's come from instead of being drawn
     trainable: str = ""  # the first stage that is trained, those before are frozen; "" = all are trained
+
+    @property
+    def deployed(self) -> Model:
+        """What is evaluated and exported of it: itself; of several that share a stem, the network of one."""
+        return self
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -206,6 +216,8 @@ class Model:
 
     def stage_of(self, name: str) -> str:
         """The stage of what has this name in the variables; "" where it is none's."""
+        if hasattr(self.module, "stage_of"):  # where layers are called otherwise
+            return self.module.stage_of(name)
         return next((s for s in self.stages if name == s or name.startswith(f"{s}_")), "")
 
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
@@ -310,6 +322,7 @@ class Peers:
     logits: Array  # [P,B,C], zeros for one that broke down
     place: Array  # [] int32, the reader's own row
     finite: Array  # [P] bool; False once a peer's logits are not finite
+    told: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [P,...]}, see `Recipe.tell`
 
 
 @pytree
@@ -347,12 +360,20 @@ class Networks(NamedTuple):
     student: Callable[..., tuple[Outputs, PyTree]]  # (variables, image, *, train=False, key=None)
 
 
+class Sharing(NamedTuple):
+    """That peers are branches of one network: they share its stages up to and with `after`."""
+
+    num_branches: int
+    after: str  # a stage, or "most": see models.branched
+    rescaled: bool = False  # the stem has the mean of the branches' gradients, not their sum
+
+
 Augment = Callable[[Array, Array], Array]  # (key, images [B,h,w,c]) -> images, the configured augmentation
 Corruption = Callable[[Array, Array, Array], Array]  # (key, image [h,w,c] in [0,1], strength 1 .. 5) -> image
 
 
 class Recipe(NamedTuple):
-    """A distillation method: the seven seams of the one training step (`engine.step`) and what they need.
+    """A distillation method: the eight seams of the one training step (`engine.step`) and what they need.
 
     A method overrides one to three seams of `methods.seams.PLAIN` and inherits the rest. The step applies
     `stop_gradient` to stimulus, teach, weigh and aim, so that no method has to remember it. Recipes that
@@ -363,18 +384,22 @@ class Recipe(NamedTuple):
     name: str
     stimulus: Callable[[Array, Batch, Augment, Networks], Batch]  # of a key: what the networks see
     view: Callable[[PyTree, TrainState, Array], PyTree]  # (params, state, key) -> params to compute with
+    tell: Callable[[Context, Networks], Mapping[str, Array]]  # what a peer tells the others beside its logits
     teach: Callable[[Context, Networks], TeacherOutputs | None]  # None: nobody teaches
     weigh: Callable[[Context], Array | None]  # w [K,B]
     aim: Callable[[Context, Array], Targets | None]  # of w
     term: Callable[[Context], Array]  # loss [B]
     after: Callable[[TrainState, Context], TrainState]  # of the state after the optimiser
-    init_mem: Callable[[PyTree], PyTree]  # variables -> mem
+    init_mem: Callable[[PyTree, Outputs, int], PyTree]  # variables, student as shapes, N -> mem
     init_aux: Callable[[Array, Outputs, TeacherOutputs], PyTree]  # of a key; student and teachers as shapes
     trainable: Callable[[str], bool]  # of a path, such as "params/conv1/kernel"; False freezes statistics too
     deploy: Callable[[TrainState], PyTree]  # variables to evaluate and export
     num_heads: Callable[[int], int]  # K -> H
     mutual: Callable[[Outputs], Array]  # [B] nats, what its members disagree about; 0 of who keeps none
     num_peers: int = 1  # members of a cohort that read each other's logits; 1 = none
+    sharing: Sharing | None = None  # peers that are branches of one member, see methods.cohorts
+    leader: int = 0  # the peer that is the student, which is evaluated and exported
+    decoupled: bool = False  # init_mem is given variables that are drawn for it, not those that are trained
     reads_student: tuple[str, ...] = ()  # of teach, weigh, aim: who reads context.student, state or peers
     needs: tuple[str, ...] = ()  # feature names it reads, of student and teachers; "features" = all
     hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced

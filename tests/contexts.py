@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
+from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs, TrainState
 
 # Fixture F of the method cards: two teachers, a student and label 0; their logits are their logs.
 P1, P2, P3, Q = np.log([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5], [0.8, 0.1, 0.1], [0.25, 0.5, 0.25]])
@@ -38,7 +38,13 @@ def context(
 
 
 def aimed(recipe: Recipe, seen: Context) -> Context:
-    """The context with the recipe's own numbers and its targets; who must not read the student cannot."""
+    """The context with the recipe's own numbers and its targets; who must not read the student cannot.
+
+    Where no state is given it has the parameters that the recipe draws.
+    """
+    if seen.state is None:
+        aux = recipe.init_aux(jax.random.key(0), seen.student, seen.teacher)
+        seen = dataclasses.replace(seen, state=TrainState({}, aux, {}, {}, {}, None))
     own = {name: jnp.float32(value) for name, value in recipe.hyper}
     blind = seen
     if not recipe.reads_student:

@@ -34,6 +34,7 @@ def config(**overrides) -> ConfigDict:
     small.students.modes = ("mimic_all", "output_avg")
     small.students.alphas = (0.0, 0.5)
     small.students.num_seeds = 2
+    small.runtime.how = "vmap"  # on one device: spread over several, a program takes longer to compile
     for field, value in overrides.items():
         *groups, name = field.split(".")
         group = small

@@ -57,6 +57,7 @@ def long_way(tmp_path_factory):
             "students.modes": ("logit_avg",),
             "fusion.rules": ("mean_probs", "copeland", "stacking"),
             "export.choose": "logit_avg",
+            "runtime.how": "auto",
         }
     )
     report = experiment.run(config, into, quiet=True)

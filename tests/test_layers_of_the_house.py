@@ -13,7 +13,9 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
         "commands",
         "main",
         "sweep",
+        "leaderboard",
         "predict",
+        "replicate",
         "logits",
         "export",
         "benchmark",
@@ -32,7 +34,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
     {"mesh", "system", "types"},
 ]
 PURE = {"methods", "models", "fusion", "optimizers", "types", "results.metrics", "results.intervals"}
-PURE |= {"results.cascade"}
+PURE |= {"results.cascade", "results.power", "results.ranks", "results.sequential"}
 PURE |= {"data.augment", "data.corruptions", "data.mixing", "data.places", "data.rand_augment"}
 WORLDLY = {
     "absl",

@@ -29,6 +29,7 @@ ALL = {
     "teachers.subset_fraction": 0.8,
     "data.augment.noise": 0.05,
     "train.epochs": 2,
+    "runtime.how": "auto",  # as users have it: members are spread over the devices
 }
 
 
@@ -323,5 +324,6 @@ def test_list_of_a_name_tells_all_of_it(capsys):
 def test_list_prints_the_catalogue(capsys):
     assert main.main(["main", "--list"]) == 0
     printed = capsys.readouterr().out
+    assert printed.index("modes:") < printed.index("modes, averages:\n  averages.mean_teacher(")
     for word in ("mimic_all", "mean_probs", "cnn", "digits"):
         assert word in printed

@@ -137,8 +137,13 @@ HALF_COSINE = lambda p: 0.5 + 0.5 * np.cos(np.pi * p)  # noqa: E731
         ("cosine(end=0.2)", lambda p: 0.2 + 0.8 * HALF_COSINE(p)),
         ("linear", lambda p: 1 - p),
         ("linear(start=0.5, end=1.0)", lambda p: 0.5 + 0.5 * p),
+        ("triangular(peak=0.5, start=0.1, end=0.1)", lambda p: 0.1 + 0.9 * (1 - abs(2 * p - 1))),
         ("steps", lambda p: 0.1 ** ((p >= 0.625) + (p >= 0.75) + (p >= 0.875))),
         ("steps(at=(0.5,), factor=0.0)", lambda p: float(p < 0.5)),
+        (
+            "triangular(peak=0.25, start=0.2, end=0.1)",
+            lambda p: 0.2 + 3.2 * p if p < 0.25 else 0.1 + 1.2 * (1 - p),
+        ),
         (
             "one_cycle(peak=0.25, start=0.1, end=0.01)",
             lambda p: (
@@ -169,6 +174,12 @@ def test_a_warm_up_rises_from_the_first_step_and_the_schedule_takes_over():
         ("train.optimizer", "adamw(b2=1.0)", r"adamw\(b2=1.0\): must be in \[0, 1\)"),
         ("train.schedule", "cosine(end=2.0)", r"cosine\(end=2.0\): must lie in \[0, 1\]"),
         ("train.schedule", "steps(at=(0.5, 0.2))", "must be rising shares"),
+        (
+            "train.schedule",
+            "triangular(peak=0.0)",
+            r"triangular\(peak=0.0\): must be a share of the training",
+        ),
+        ("train.schedule", "triangular(end=2.0)", r"triangular\(end=2.0\): must lie in \[0, 1\]"),
         ("students.alpha_schedule", "one_cycle(peak=1.0)", "config.students.alpha_schedule: one_cycle"),
         ("train.warmup", 1.0, r"train.warmup: 1.0 is not possible; it must be in \[0, 1\)"),
     ],

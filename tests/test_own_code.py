@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax import experiment, main, settings
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import own_code
-from mtkd_jax.types import UserError
+from mtkd_jax.types import Task, UserError
 from tests import contexts, small
 
 MINE = '''
@@ -134,6 +135,29 @@ def test_a_run_of_own_functions_says_what_those_of_the_house_say_and_knows_when_
         experiment.run(own_config(), "run", quiet=True)
     with pytest.raises(UserError, match="run has another mine.py: .*; put that code back, or train"):
         experiment.run(own_config(**{"teachers.from_run": "run"}), "other", quiet=True)
+
+
+def test_a_student_is_found_where_its_run_found_it_and_saved_wherever_one_stands(tmp_path, monkeypatch):
+    beside, elsewhere = tmp_path / "beside", tmp_path / "elsewhere"
+    for folder in (beside, elsewhere, tmp_path / "run"):
+        folder.mkdir()
+    (beside / "mine.py").write_text(MINE)
+    config = small.config(**{"model.name": "mine.py:linear", "runtime.own_code": str(beside)})
+    with configuration.own_files(config):
+        workdir.describe(tmp_path / "run", config, experiment.load_split(config))
+        model = configuration.build_model("mine.py:linear", Task(4, 1, (0.5,), (0.2,)))
+    images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
+    card = {"name": "made up", "model": model.name, "class_names": [*"abcd"], "metrics": {}}
+    card |= {"training": "none", "data": "none", "source": "none"}
+    card["input"] = {"shape": [4, 4, 1], "dtype": "float32", "range": "as in the data"}
+    own = mtkd_jax.Student(model, model.init(jax.random.key(0), images), card, images)
+    monkeypatch.chdir(elsewhere)
+    own.save(tmp_path / "run" / "student")
+    loaded = mtkd_jax.load_student(tmp_path / "run" / "student")
+    np.testing.assert_allclose(loaded.logits(images), own.logits(images), atol=1e-5)
+    (tmp_path / "run" / "config.json").write_text("{}")  # somebody else's
+    with pytest.raises(UserError, match="mine.py.*cannot be read"):
+        mtkd_jax.load_student(tmp_path / "run" / "student")
 
 
 def test_a_changed_rule_makes_the_report_again_and_trains_nothing(mine, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from mtkd_jax import experiment, sweep
 from mtkd_jax.plans import cells
-from mtkd_jax.report import sweep_plots, sweeps
+from mtkd_jax.report import document, sweep_plots, sweeps
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.interrupts import Interrupted
 from mtkd_jax.types import UserError
@@ -239,6 +239,18 @@ def test_a_cell_is_the_run_that_it_would_be_alone_and_teachers_are_trained_once(
         np.testing.assert_allclose(a["val"]["nll"] or 0, b["val"]["nll"] or 0, rtol=1e-4)
 
 
+def test_metrics_of_ones_own_have_columns_in_the_table_of_cells(swept):
+    report = json.loads((swept / "temperatures=1.0" / "report.json").read_text())
+    report["metrics"] = [{"name": "cost"}]
+    for row in report["rows"]:
+        row["own"] = {"cost": {"mean": 2.5, "ci95": [2.0, 3.0]}} if row["role"] == "student" else {}
+    told = [sweeps.Told("one", {"seed": 1}, report, "")]
+    own = document.own_metrics(one.report for one in told)
+    rows = list(csv.DictReader(sweeps.as_csv(sweeps.rows(told), ["seed"], own).decode().splitlines()))
+    found = {row["role"]: (row["cost"], row["cost_low"], row["cost_high"]) for row in rows}
+    assert found["student"] == ("2.5", "2.0", "3.0") and found["teacher"] == ("", "", "")
+
+
 def test_the_table_has_every_row_of_every_cell_and_marks_the_lowest_validation_nll(swept):
     rows = list(csv.DictReader((swept / "sweep.csv").read_text().splitlines()))
     reports = {
@@ -357,7 +369,7 @@ def test_every_cell_belongs_to_exactly_one_shard(fake, command, tmp_path, capsys
 # --- table and plots -----------------------------------------------------------------------------------
 
 
-def rows(*overs, role="student"):
+def rows(*overs, role="student", gains=None):
     """A row for each {field: value}; the later, the lower the validation NLL and the test accuracy."""
     return [
         {
@@ -367,6 +379,7 @@ def rows(*overs, role="student"):
             "name": "vote",
             "transfer": "labelled",
             "accuracy": {"mean": 0.9 - 0.1 * n, "ci95": (0.85 - 0.1 * n, 0.95 - 0.1 * n)},
+            "gain": None if gains is None else {"mean": gains[n], "ci95": (gains[n] - 0.01, gains[n] + 0.01)},
             "val": {"nll": 1.0 - 0.1 * n},
             "best": n == len(overs) - 1,
         }
@@ -388,6 +401,23 @@ def test_a_number_is_a_line_two_fields_are_a_map_and_all_else_are_dots():
     words = rows(*({"students.model": model} for model in ("mlp", "cnn")))
     (axes,) = sweep_plots.draw(words, ["students.model"]).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["model=mlp: vote", "model=cnn: vote"]
+
+
+def test_gains_over_the_baseline_are_paired_and_have_a_panel(swept):
+    overs = [{"students.epochs": n} for n in (1, 2, 4)]
+    ensemble = [{**row, "name": "mean_probs", "transfer": ""} for row in rows(*overs, role="ensemble")]
+    own = rows(*overs, gains=(0.01, 0.02, -0.03))
+    above, below = sweep_plots.draw([*own, *ensemble], ["students.epochs"]).axes
+    assert {"vote", "mean_probs"} <= {line.get_label() for line in above.get_lines()}
+    (line,) = (line for line in below.get_lines() if line.get_label() == "vote")
+    np.testing.assert_allclose(line.get_ydata(), [1, 2, -3])
+    told = sweeps.read(swept, [{"students.temperatures": (1.0,)}], {})
+    row = next(row for row in sweeps.rows(told) if row["role"] == "student")
+    found = workdir.read_predictions(swept / row["cell"])
+    of = {group.name: group.test for group in found.groups if group.transfer == row["transfer"]}
+    right = {name: (np.argmax(of[name], axis=2) == found.test_labels).mean(axis=1) for name in of}
+    difference = (right[row["name"]] - right["baseline"]).mean()
+    assert row["gain"]["mean"] == pytest.approx(difference)
 
 
 def test_validation_chooses_and_images_that_differ_are_said(swept):

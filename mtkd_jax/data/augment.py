@@ -18,16 +18,33 @@ from mtkd_jax.data.rand_augment import rand_augment
 from mtkd_jax.system.terminal import one_line
 from mtkd_jax.types import Array, Augment, UserError
 
-FURTHER = 2**31  # keys of a batch are numbered from 0; this one, and those after it, are none of them
+FURTHER = 2**31  # keys of steps and batches are numbered from 0; this one and those after it are none of them
 
 
 def flip(image: Array, key: Array) -> Array:
     """Mirror left and right with probability 1/2. Raises `UserError` for images of width 1: time series."""
+    return _mirrored(image, jax.random.bernoulli(key))
+
+
+def _mirrored(image: Array, mirrored: Array) -> Array:
     if image.shape[1] == 1:
         raise UserError(f"flip: images {image.shape[0]}x1 have no left and right: must be off for them")
     # 32x32x3: 0.1 ms a batch, where choosing between the image and its reverse takes 0.7.
     columns = jnp.arange(image.shape[1])
-    return image[:, jnp.where(jax.random.bernoulli(key), columns[::-1], columns)]
+    return image[:, jnp.where(mirrored, columns[::-1], columns)]
+
+
+def alternately(key: Array, rows: Array, epoch: Array) -> Array:
+    """Which of the images `rows` [B] of the data are mirrored in an epoch [], [B] bool.
+
+    By lot in the first epoch, and from then on in every other one: in two epochs in a row an image is seen
+    both ways, where `flip` shows half of the images the same way twice. `key` is that of the whole training.
+
+    Source: Jordan 2024, arXiv 2404.00498, section 3.6.
+    """
+    key = jax.random.fold_in(key, FURTHER)  # the steps of a training are numbered from 0
+    first = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row)))(rows)
+    return first ^ (epoch % 2 == 1)
 
 
 def shift(image: Array, key: Array, *, pixels: int) -> Array:
@@ -75,7 +92,7 @@ def augment(
     images: Array,
     *,
     shift: int = 0,
-    flip: bool = False,
+    flip: bool | Array = False,
     rand_augment: tuple[int, ...] = (),
     cutout: int = 0,
     noise: float = 0.0,
@@ -83,10 +100,13 @@ def augment(
 ) -> Array:
     """Flip, shift, RandAugment, cut out and add noise to images [B,h,w,c], each by a key of its own.
 
-    0, False and () are off; `rand_augment` is (number, magnitude). What is switched on does not change the
+    0, False and () are off; `rand_augment` is (number, magnitude). With `flip` [B] bool these images are
+    mirrored, and none by lot; `alternately` says which in turn. What is switched on does not change the
     random numbers of the others. Then those of the user's `own`, in turn, each given a key of its own and the
     whole batch, of which it must keep shape and dtype. All off: the images themselves.
     """
+    if isinstance(flip, Array):
+        images, flip = jax.vmap(_mirrored)(images, flip), False
     if shift or flip or rand_augment or cutout or noise:
         images = _each(key, images, (shift, flip, rand_augment, cutout, noise))
     for number, one in enumerate(own, start=1):

@@ -372,7 +372,7 @@ def window(examples: Examples, images: np.ndarray, indices: np.ndarray) -> tuple
         lambda leaf: np.asarray(leaf)[np.pad(rows, (0, missing))], dataclasses.replace(examples, image=None)
     )
     filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    found = dataclasses.replace(of_rows, image=filled)
+    found = dataclasses.replace(of_rows, image=filled, row=np.pad(rows, (0, missing)).astype(np.int32))
     return jax.tree.map(jnp.asarray, found), local.reshape(indices.shape).astype(np.int32)
 
 
@@ -395,7 +395,7 @@ def gather(examples: Examples, indices: Array) -> Batch:
     return Batch(
         image=scale(examples.image[indices]),
         label=examples.label[indices],
-        index=indices,
+        index=indices if examples.row is None else examples.row[indices],
         labelled=examples.labelled[indices],
         weight=None if examples.weight is None else examples.weight[indices],
         # On the host where they come from files, which may be larger than what a device holds.

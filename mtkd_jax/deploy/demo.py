@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from mtkd_jax.deploy import forms, predict
-from mtkd_jax.deploy.deployed import read, read_card
+from mtkd_jax.deploy import predict
+from mtkd_jax.deploy.deployed import read, read_card, read_form
 from mtkd_jax.system import files
 from mtkd_jax.system.terminal import one_line
 from mtkd_jax.types import UserError, printable
@@ -49,7 +49,7 @@ def write(directory: Path, runtime: Runtime) -> Path:
     """
     card = read_card(directory / "model.json")
     predict.check_reads_files(card)
-    model = forms.read_intact(directory, forms.ONNX, card)
+    model = read_form(directory, "onnx", card)
     path = directory / DEMO
     files.write_atomically(path, page(card, model, runtime).encode())
     return path

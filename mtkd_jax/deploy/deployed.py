@@ -2,7 +2,8 @@
 
 model.stablehlo     images -> logits for any batch on CPU, CUDA and TPU, weights inside, by `jax.export`
 
-Nothing is executed on loading; the program is checked before it is read, and compiled when it is called.
+Further forms that stand beside it are asked in the same way: see deploy/forms.py, which writes them. Nothing
+is executed on loading; the program is checked before it is read, and compiled when it is called.
 """
 
 from __future__ import annotations
@@ -16,32 +17,26 @@ from typing import Any
 import jax
 from jax import export as jax_export
 
+from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.types import Array, UserError
 
-PROGRAM = "model.stablehlo"
-INT8_PROGRAM = "model.int8.stablehlo"  # the same of kernels of 8 bits, where it has been asked for
+PROGRAM, ONNX = "model.stablehlo", "model.onnx"
+INT8_PROGRAM, INT8_ONNX = "model.int8.stablehlo", "model.int8.onnx"
+PROGRAMS = {"stablehlo": PROGRAM, "onnx": ONNX, "int8": INT8_PROGRAM, "onnx_int8": INT8_ONNX}  # form -> file
 PIXELS = "uint8 pixels divided by 255"  # the range, in a card's "input", of a student that reads image files
 
 
-def load_program(directory: Path, file: str = PROGRAM) -> tuple[Callable[[Array], Array], dict[str, Any]]:
-    """The student as (program, card): `program(images)` returns logits [b,C]; `file` names which program.
+def load_program(directory: Path, form: str = "stablehlo") -> tuple[Callable[[Array], Array], dict[str, Any]]:
+    """The student as (program, card): `program(images)` returns logits [b,C]; `form` is one of PROGRAMS.
 
     Images are float32 [b,h,w,c] in the range that the card's "input" says. Raises UserError naming the file
-    when one is missing or is not what was saved, or when this version of JAX does not read the program.
+    when one is missing or is not what was saved, or when it cannot be run here.
     """
     directory = Path(directory)
-    card = read_card(directory / "model.json")
-    path = directory / file
-    if "program_sha256" not in card:
-        raise UserError(f"{directory}: a student from before there was {PROGRAM}; export it again")
-    known = card.get("forms", {}).get("files", {}) | {PROGRAM: {"sha256": card["program_sha256"]}}
-    if "sha256" not in known.get(file, {}):
-        raise UserError(f"{directory}: has no {file}; python -m mtkd_jax.export --forms writes it")
-    data = read(path)
-    if sha256(data) != known[file]["sha256"]:
-        raise UserError(
-            f"{path}: damaged, its SHA-256 is not the one in model.json; export the student again"
-        )
+    card, path = read_card(directory / "model.json"), directory / PROGRAMS[form]
+    data = read_form(directory, form, card)
+    if path.suffix == ".onnx":
+        return open_model(data, path).call, card
     try:
         exported = jax_export.deserialize(bytearray(data))
     except Exception as error:  # what an unknown version raises differs from version to version
@@ -50,6 +45,24 @@ def load_program(directory: Path, file: str = PROGRAM) -> tuple[Callable[[Array]
             "use that one, or the weights in model.safetensors"
         ) from error
     return jax.jit(exported.call), card
+
+
+def read_form(directory: Path, form: str, card: Mapping[str, Any]) -> bytes:
+    """The file of a form; UserError where it is not there, or is not as the card says that it was written."""
+    file = PROGRAMS[form]
+    if "program_sha256" not in card:
+        raise UserError(f"{directory}: a student from before there was {PROGRAM}; export it again")
+    known = card.get("forms", {}).get("files", {}) | {PROGRAM: {"sha256": card["program_sha256"]}}
+    if "sha256" not in known.get(file, {}):
+        raise UserError(
+            f"{directory}: has no {file}; python -m mtkd_jax.export {directory} --forms {form} writes it"
+        )
+    data = read(directory / file)
+    if sha256(data) != known[file]["sha256"]:
+        raise UserError(
+            f"{directory / file}: damaged, its SHA-256 is not the one in model.json; export the student again"
+        )
+    return data
 
 
 def read_card(path: Path) -> dict[str, Any]:

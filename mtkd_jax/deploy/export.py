@@ -28,7 +28,9 @@ from safetensors import flax as safetensors
 
 from mtkd_jax.deploy.cascade import FOLDER
 from mtkd_jax.deploy.deployed import (
+    INT8_ONNX,
     INT8_PROGRAM,
+    ONNX,
     PIXELS,
     PROGRAM,
     card_digest,
@@ -47,9 +49,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 FORMS = {  # file of the student's folder -> what it is, in the order in which they are told
     "model.safetensors": "float32 weights",
     PROGRAM: "float32, StableHLO",
-    "model.onnx": "float32, ONNX",
+    ONNX: "float32, ONNX",
     "model.int8.safetensors": "int8 kernels",
     INT8_PROGRAM: "int8 kernels, StableHLO",
+    INT8_ONNX: "int8 kernels and activations, ONNX",
 }
 
 

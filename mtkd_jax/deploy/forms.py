@@ -3,6 +3,7 @@
 model.onnx               for ONNX Runtime, in a browser too: see deploy/onnx.py
 model.int8.stablehlo     the program with kernels of 8 bits: see deploy/int8.py
 model.int8.safetensors   these kernels and their scales
+model.int8.onnx          kernels and activations of 8 bits: see deploy/onnx_int8.py
 
 A form is kept once it has been asked about the images that the folder holds for checking. The card, and the
 README with it, names every file, its SHA-256 and what was measured of it.
@@ -23,36 +24,58 @@ import numpy as np
 from safetensors import flax as safetensors_flax
 from safetensors.numpy import load_file
 
-from mtkd_jax.deploy import export, int8, onnx
-from mtkd_jax.deploy.deployed import INT8_PROGRAM, PROGRAM, card_digest, load_program, sha256
+from mtkd_jax.deploy import export, int8, onnx, onnx_int8
+from mtkd_jax.deploy.deployed import (
+    INT8_ONNX,
+    INT8_PROGRAM,
+    ONNX,
+    PROGRAM,
+    PROGRAMS,
+    card_digest,
+    load_program,
+    read_card,
+    sha256,
+)
 from mtkd_jax.system import files
 from mtkd_jax.types import Array, Model, PyTree, UserError
 
-ONNX, INT8_WEIGHTS, WEIGHTS = "model.onnx", "model.int8.safetensors", "model.safetensors"
+INT8_WEIGHTS, WEIGHTS = "model.int8.safetensors", "model.safetensors"
 PROC = Path("/proc")
 Ask = Callable[[Array], np.ndarray]  # float32 images [b,h,w,c] -> logits [b,C]
+
+
+class Given(NamedTuple):
+    """What a form is made of."""
+
+    model: Model
+    variables: PyTree
+    images: np.ndarray  # [n,h,w,c] float32, of check.safetensors
+    logits: np.ndarray  # [n,C], of these
+    seen: np.ndarray | None  # [v,h,w,c] float32, of the validation set; None where it is not there
 
 
 class Form(NamedTuple):
     """What a form is made by."""
 
-    packages: tuple[str, ...]  # that are no requirement of mtkd_jax; the extra of the form's name brings them
-    write: Callable[[Model, PyTree, np.ndarray, np.ndarray], dict[str, bytes]]  # -> {file: content}
+    extra: str  # of the installation, which brings
+    packages: tuple[str, ...]  # these: they are no requirement of mtkd_jax
+    write: Callable[[Given], dict[str, bytes]]  # -> {file: content}
 
 
-def add(directory: Path, names: Sequence[str], build: export.Build) -> None:
+def add(directory: Path, names: Sequence[str], build: export.Build, seen: np.ndarray | None = None) -> None:
     """Write the forms of these names into the student's folder `directory`, and into its card.
 
-    `build` makes a network of its address, as in `load_student`. A form that is there is replaced. Raises
-    UserError, one line, before anything is written, for a form whose packages are missing and for one that
-    cannot be made of this network.
+    `build` makes a network of its address, as in `load_student`; `seen` are images of the validation set, as
+    the network sees them. A form that is there is replaced. Raises UserError, one line, before anything is
+    written, for a form whose packages or images are missing and for one that cannot be made of this network.
     """
     check_packages(names)
     model, variables, card = export.load_student(directory, build)
     checked = load_file(directory / "check.safetensors")
+    given = Given(model, variables, checked["images"], checked["logits"], seen)
     written: dict[str, bytes] = {}
     for name in names:
-        written |= FORMS[name].write(model, variables, checked["images"], checked["logits"])
+        written |= FORMS[name].write(given)
     for file, data in written.items():
         files.write_atomically(directory / file, data)
     if written:
@@ -65,7 +88,8 @@ def check_packages(names: Sequence[str]) -> None:
         for package in FORMS[name].packages:
             if importlib.util.find_spec(package) is None:
                 raise UserError(
-                    f"the form {name} is made by {package}, which is missing: pip install 'mtkd_jax[{name}]'"
+                    f"the form {name} is made by {package}, which is missing: "
+                    f"pip install 'mtkd_jax[{FORMS[name].extra}]'"
                 )
 
 
@@ -87,26 +111,14 @@ def programs(directory: Path) -> dict[str, Ask]:
 
     Raises UserError naming a file that is not what was written, and where ONNX Runtime is missing.
     """
-    program, card = load_program(directory)
-    found: dict[str, Ask] = {PROGRAM: lambda images: np.asarray(program(images))}
-    told = card.get("forms", {}).get("files", {})
-    if ONNX in told:
-        check_packages(["onnx"])
-        found[ONNX] = onnx.program_of_onnx(read_intact(directory, ONNX, card))
-    if INT8_PROGRAM in told:
-        rounded, _ = load_program(directory, INT8_PROGRAM)
-        found[INT8_PROGRAM] = lambda images: np.asarray(rounded(images))
-    return found
+    told = {PROGRAM, *read_card(directory / "model.json").get("forms", {}).get("files", {})}
+    return {
+        file: _on_host(load_program(directory, form)[0]) for form, file in PROGRAMS.items() if file in told
+    }
 
 
-def read_intact(directory: Path, file: str, card: Mapping[str, Any]) -> bytes:
-    """A form that the card tells of; UserError naming it unless it is as it was written."""
-    data = export.read(directory / file)
-    if sha256(data) != card["forms"]["files"][file]["sha256"]:
-        raise UserError(
-            f"{directory / file}: damaged, its SHA-256 is not the one in model.json; export it again"
-        )
-    return data
+def _on_host(program: Callable[[Array], Array]) -> Ask:
+    return lambda images: np.asarray(program(images))
 
 
 def machine() -> str:
@@ -123,17 +135,30 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def _write_onnx(model: Model, variables: PyTree, images: np.ndarray, logits: np.ndarray) -> dict[str, bytes]:
-    return {ONNX: onnx.onnx_of(model, variables, images, logits)}
+def _write_onnx(given: Given) -> dict[str, bytes]:
+    return {ONNX: onnx.onnx_of(given.model, given.variables, given.images, given.logits)}
 
 
-def _write_int8(model: Model, variables: PyTree, images: np.ndarray, logits: np.ndarray) -> dict[str, bytes]:
-    arrays = int8.rounded(variables)
+def _write_onnx_int8(given: Given) -> dict[str, bytes]:
+    if given.seen is None:
+        raise UserError(
+            "the form onnx_int8 takes the ranges of activations from validation images; the run's data must "
+            "be there"
+        )
+    (data,) = _write_onnx(given).values()
+    try:
+        return {INT8_ONNX: onnx_int8.rounded(data, given.seen)}
+    except UserError as error:
+        raise UserError(f"{given.model.name}: {error}") from error
+
+
+def _write_int8(given: Given) -> dict[str, bytes]:
+    arrays, model = int8.rounded(given.variables), given.model
 
     def apply(_: PyTree, image: Array) -> tuple[Any, PyTree]:
         return model.apply(int8.multiplied_out(arrays), image)
 
-    program = export.program_of(_Applied(model.name, model.module, apply=apply), {}, images.shape[1:])
+    program = export.program_of(_Applied(model.name, model.module, apply=apply), {}, given.images.shape[1:])
     return {INT8_WEIGHTS: safetensors_flax.save(arrays), INT8_PROGRAM: program}
 
 
@@ -147,6 +172,7 @@ class _Applied:
 
 
 FORMS = {
-    "onnx": Form(("jax2onnx", "onnxruntime"), _write_onnx),
-    "int8": Form(("qwix",), _write_int8),
+    "onnx": Form("onnx", ("jax2onnx", "onnxruntime"), _write_onnx),
+    "int8": Form("int8", ("qwix",), _write_int8),
+    "onnx_int8": Form("onnx", ("jax2onnx", "onnxruntime"), _write_onnx_int8),
 }

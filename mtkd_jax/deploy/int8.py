@@ -4,9 +4,10 @@ Every parameter of two axes or more is rounded by `qwix.quantize` to whole numbe
 scale for each output feature (of heads: for each of each head). The program holds these numbers and
 multiplies them out when it is called, so that it needs neither qwix nor mtkd_jax.
 
-Activations stay float32. qwix 0.1.8 can round them as well, from ranges it has seen, but not of these
-networks: its `QtProvider` lets go of a tracer where a convolution's range is recorded inside `jax.jit`, and
-its `PtqProvider` cannot convert a kernel that it has rounded (`kernel.astype`), as all convolutions here do.
+Activations stay float32; deploy/onnx_int8.py rounds them, too. qwix 0.1.8 can do that as well, from ranges it
+has seen, but not of these networks: its `QtProvider` lets go of a tracer where a convolution's range is
+recorded inside `jax.jit`, and its `PtqProvider` cannot convert a kernel that it has rounded
+(`kernel.astype`), as all convolutions here do.
 """
 
 from __future__ import annotations

@@ -10,19 +10,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.models import layers
 from mtkd_jax.system.terminal import one_line
 from mtkd_jax.types import Array, Model, PyTree, UserError
 
 TOLERANCE = 1e-4  # of the largest logit (and of 1): ONNX Runtime sums in another order
 WAYS = ("gpu", "cpu")  # whose forms of convolutions are traced: plain ones first, which runtimes know best
-QUIET = 4  # of ONNX Runtime's levels: what it logs as errors comes back as exceptions, too
 
 
 def onnx_of(model: Model, variables: PyTree, images: Array, logits: Array) -> bytes:
@@ -35,7 +35,7 @@ def onnx_of(model: Model, variables: PyTree, images: Array, logits: Array) -> by
     for way in WAYS:
         try:
             data = _translated(model, variables, images.shape[1:], way)
-            ask = program_of_onnx(data)
+            ask = open_model(data, model.name).call
             found = max(_difference(ask(images), logits), _difference(ask(images[:1]), logits[:1]))
         # A translator that fails raises almost anything, and so does a runtime that meets what it made.
         except Exception as error:
@@ -47,24 +47,11 @@ def onnx_of(model: Model, variables: PyTree, images: Array, logits: Array) -> by
     raise UserError(f"{model.name}: cannot be written as ONNX by jax2onnx ({'; '.join(said)})")
 
 
-def program_of_onnx(data: bytes) -> Callable[[Array], np.ndarray]:
-    """`program(images)` of an ONNX model, run by ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = QUIET
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    run_options = onnxruntime.RunOptions()
-    run_options.log_severity_level = QUIET
-    return lambda images: session.run(None, {name: np.asarray(images, np.float32)}, run_options)[0]
-
-
 def _translated(model: Model, variables: PyTree, shape: tuple[int, ...], way: str) -> bytes:
     import jax2onnx
 
     variables = jax.tree.map(np.asarray, variables)
-    with _silent(), _lenient(), layers.forms_of(way), jax.default_matmul_precision("highest"):
+    with silent(), _lenient(), layers.forms_of(way), jax.default_matmul_precision("highest"):
         found: Any = jax2onnx.to_onnx(
             lambda images: model.apply(variables, images)[0].logits,
             inputs=[("batch", *shape)],
@@ -78,7 +65,7 @@ def _translated(model: Model, variables: PyTree, shape: tuple[int, ...], way: st
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without what translators log and warn of: what counts is whether the result is right."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

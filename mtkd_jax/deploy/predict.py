@@ -3,6 +3,7 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
+With --form onnx or int8 another form of the student is asked, which `mtkd_jax.export --forms` has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
 With --logits OUT.npz nothing is printed but where it went: the logits of all images, under their names, as
 another run learns from them (config.teachers.logits; see data/said.py).
@@ -25,8 +26,9 @@ from rich.text import Text
 
 from mtkd_jax.data import images
 from mtkd_jax.deploy import cascade
-from mtkd_jax.deploy.deployed import PIXELS, load_program
+from mtkd_jax.deploy.deployed import PIXELS, PROGRAMS, load_program
 from mtkd_jax.system import terminal
+from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError, printable
 
 
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     net = cascade.load(asked.student) if asked.cascade else None
-    program, card = load_program(asked.student) if net is None else (net.student, net.card)
+    program, card = load_program(asked.student, asked.form) if net is None else (net.student, net.card)
     paths = files(asked.images)
     fit = asked.fit or card["input"].get("fit", "crop")
     images.resizer_of(fit)
@@ -277,6 +279,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--student", required=True, type=terminal.path, metavar="DIR", help="student/ of a run"
     )
     parser.add_argument(
+        "--form", default="stablehlo", help=f"of the student: {', '.join(PROGRAMS)}; the first unless given"
+    )
+    parser.add_argument(
         "--logits", type=terminal.path, metavar="OUT.npz", help="write logits of all images instead"
     )
     parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
@@ -292,6 +297,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("top", "batch"):
         if getattr(asked, name) < 1:
             raise UserError(f"--{name} {getattr(asked, name)}: must be at least 1")
+    if asked.form not in PROGRAMS:
+        raise UserError(f"--form {asked.form}: must be of {', '.join(PROGRAMS)}{hint(asked.form, PROGRAMS)}")
+    if asked.cascade and asked.form != "stablehlo":
+        raise UserError(
+            f"--form {asked.form}: the threshold of --cascade was set for the student as stablehlo; must be "
+            "without one of the two"
+        )
     return asked
 
 

@@ -18,6 +18,7 @@ from jax import export as jax_export
 
 from mtkd_jax.data.checks import first_line
 from mtkd_jax.deploy.deployed import PIXELS, PROGRAM, load_program, read
+from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.models.programs import in_blocks
 from mtkd_jax.types import UserError
 
@@ -83,37 +84,19 @@ def _of_stablehlo(path: Path, shape: tuple[int, ...]) -> Program:
     if len(exported.in_avals) != 1 or exported.in_avals[0].dtype != np.float32:
         kinds = ", ".join(str(one) for one in exported.in_avals)
         raise UserError(f"{path}: takes {kinds}; must take one array of images as float32")
-    sizes = [size if isinstance(size, int) else None for size in exported.in_avals[0].shape]
+    sizes = tuple(size if isinstance(size, int) else None for size in exported.in_avals[0].shape)
     return Program(_as_ours(path, exported.call, sizes, shape, jnp), True, None)
 
 
 def _of_onnx(path: Path, shape: tuple[int, ...]) -> Program:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{path}: ONNX Runtime, which runs it, is missing: pip install onnxruntime") from None
-    data, options = read(path), onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what it logs as errors is raised, too
-    try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common class
-        raise UserError(f"{path}: damaged, or no model that ONNX Runtime can run") from error
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
-        kinds = ", ".join(one.type for one in inputs)
-        raise UserError(f"{path}: takes {kinds}; must take one tensor(float), images as float32")
-    sizes = [size if isinstance(size, int) else None for size in inputs[0].shape]
-
-    def call(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {inputs[0].name: np.ascontiguousarray(images, np.float32)})[0]
-
+    call, sizes = open_model(read(path), path)
     return Program(_as_ours(path, call, sizes, shape, np), False, None)
 
 
 READERS = {".onnx": _of_onnx, ".stablehlo": _of_stablehlo}
 
 
-def _as_ours(path: Path, call: Call, sizes: list[int | None], shape: tuple[int, ...], xp: Any) -> Call:
+def _as_ours(path: Path, call: Call, sizes: tuple[int | None, ...], shape: tuple[int, ...], xp: Any) -> Call:
     """`call` of images [B,h,w,c] for any B, whatever it takes: `sizes` are those of its input, None any."""
     height, width, channels = shape
     orders = {"NHWC": (height, width, channels), "NCHW": (channels, height, width)}

@@ -96,12 +96,14 @@ def flops(job: Job) -> float:
 
 
 def in_pieces(job: Job) -> Job:
-    """The job in pieces of some seconds each, with no more images than may be held where these are read."""
+    """The job in pieces of some seconds each, with no more images than may be held where not all are."""
     of_step = flops(job) / job.num_steps
     most = min(job.steps_at_once, SECONDS_OF_A_PIECE * BUSY[jax.default_backend()] / max(of_step, 1))
     if job.images is not None:
-        image = np.dtype(job.images.dtype).itemsize * np.prod(job.images.shape[1:])
-        most = min(most, job.stream_bytes / (image * job.order(0)[0].size))
+        said = job.stage_data.examples.said
+        example = np.dtype(job.images.dtype).itemsize * np.prod(job.images.shape[1:])
+        example += 0 if said is None else said[0].nbytes
+        most = min(most, job.stream_bytes / (example * job.order(0)[0].size))
     return dataclasses.replace(job, steps_at_once=max(1, int(most)))
 
 

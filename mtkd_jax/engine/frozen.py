@@ -67,12 +67,14 @@ def _filled(job: Job, ask_teachers: Callable, run: Callable, say: Callable[[str]
     variables, (images, labels) = _first_member(job), job.validation
     examples = job.stage_data.examples
     features = jnp.asarray(run(variables, examples.image))
+    # Nobody asks teachers whose logits are kept; those who are given by theirs are looked up as ever.
+    left = {} if asked.stage_data.cached_logits is None else {"teachers": ()}
     return dataclasses.replace(
         asked,
         whole=model,
-        program=asked.program._replace(model=stages.tail(model, job.image.shape[1:]), teachers=()),
+        program=asked.program._replace(model=stages.tail(model, job.image.shape[1:]), **left),
         stage_data=dataclasses.replace(
-            asked.stage_data, examples=dataclasses.replace(examples, image=features), teachers=()
+            asked.stage_data, examples=dataclasses.replace(examples, image=features), **left
         ),
         validation=(jnp.asarray(run(variables, images)), labels),
     )
@@ -100,12 +102,12 @@ def _why_not(job: Job) -> str:
     if not teacher_cache.shows_images_as_they_are(job):
         return "images are augmented, mixed, or made by the method"
     if job.images is not None:
-        return "the images are read when they are asked for"
+        return "not all images are held at once"
     if not stage_data.frozen:
         return "every member has its own"
     if set(job.program.needs) & {"features", *model.frozen_stages}:
         return "the method reads their features"
-    if job.program.teachers and stage_data.cached_logits is None:
+    if stage_data.cached_logits is None and not teacher_cache.all_are_given(job):
         return "the teachers are asked in every step"
     entering = jax.eval_shape(_entering(model), _first_member(job), stage_data.examples.image[:1])
     if not isinstance(entering, jax.ShapeDtypeStruct):

@@ -21,6 +21,7 @@ from mtkd_jax.engine.step import Program, StageData
 from mtkd_jax.mesh import Layout
 from mtkd_jax.methods.seams import (
     configured_stimulus,
+    deploy_params,
     every_leaf,
     frozen_teachers,
     identity_view,
@@ -60,8 +61,8 @@ class Job:
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
     teacher_cache: str = "off"  # see teacher_cache.MODES
     frozen_features: str = "auto"  # see frozen.MODES
-    images: Images | None = None  # read when they are asked for; stage_data.examples then holds no image
-    stream_bytes: int = 2**28  # of them held at once
+    images: Images | None = None  # of which a piece's are on the device at once; None: all, in stage_data
+    stream_bytes: int = 2**28  # of them, with what is said of them, held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
     run: str = ""  # what names the run in its checkpoints; "" = none in particular
@@ -81,8 +82,8 @@ class Job:
 
     @property
     def model(self) -> Model:
-        """The whole network that is trained."""
-        return self.whole or self.program.model
+        """The whole network that comes out of it."""
+        return (self.whole or self.program.model).deployed
 
     @property
     def num_peers(self) -> int:
@@ -139,6 +140,9 @@ def make(
     examples, ensemble = told(examples, ensemble)
     if any(isinstance(teachers.model, Given) for teachers in ensemble):
         _check_hears_alone(recipes)
+    stream_bytes = config.runtime.stream_mb * 2**20
+    if images is None and examples.said is not None and examples.said.nbytes > stream_bytes:
+        images = np.asarray(examples.image)  # a piece's at once, for the sake of what is said of them
     if examples.speaks is not None:
         _check_may_be_silent(recipes)
     teacher_models, teacher_variables = frozen_parts(ensemble)
@@ -163,6 +167,7 @@ def make(
             "schedule", config.students.temperature_schedule, "students.temperature_schedule"
         ),
         depth_decay=train.depth_decay if model.stages else 1.0,
+        epochs=epochs,
     )
     stage_data = StageData(
         examples=examples,
@@ -189,7 +194,7 @@ def make(
         teacher_cache=config.runtime.teacher_cache,
         frozen_features=config.runtime.frozen_features,
         images=images,
-        stream_bytes=config.runtime.stream_mb * 2**20,
+        stream_bytes=stream_bytes,
     )
 
 
@@ -236,7 +241,8 @@ def _check_may_be_silent(recipes: Sequence[Recipe]) -> None:
 def _check_averages(config: ConfigDict, recipe: Recipe) -> None:
     """Raise UserError where an average of the weights cannot be what a recipe deploys."""
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
-    if (optimizer.averages or config.train.ema_decay) and recipe.init_mem is not no_mem:
+    of_its_own = recipe.init_mem is not no_mem and recipe.deploy is not deploy_params
+    if (optimizer.averages or config.train.ema_decay) and of_its_own:
         raise UserError(
             f"config.students.modes: {recipe.name} deploys an average of its own; train.ema_decay must be 0 "
             "with it, and train.optimizer none that averages"

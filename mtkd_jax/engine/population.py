@@ -86,6 +86,19 @@ def members(population: Population, which: Sequence[int]) -> Population:
     )
 
 
+def concatenate(populations: Sequence[Population]) -> Population:
+    """The members of several populations of one architecture, one after the other."""
+    first, *others = populations
+    if not others:
+        return first
+    return Population(
+        first.model,
+        jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(one.variables for one in populations)),
+        {name: np.concatenate([one.hyper[name] for one in populations]) for name in first.hyper},
+        tuple(name for one in populations for name in one.names),
+    )
+
+
 def stack(trees: Sequence[PyTree]) -> PyTree:
     """Single members to one population."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,8 +1,9 @@
-"""The one training step, for a whole population at once, built from a recipe's seven seams.
+"""The one training step, for a whole population at once, built from a recipe's eight seams.
 
 Three parts. The INPUTS (batch, stimulus, teachers, targets) are made once for all members when they share
 their batches, or by each member from its own when they do not. Every member computes a FORWARD pass (view,
-student) and an UPDATE (aim, term, gradient, optimiser, after); between the two, peers exchange their logits.
+student) and an UPDATE (aim, term, gradient, optimiser, after); between the two, peers exchange their logits
+and what else they `tell`. Peers that share a stem are branches of one member, who knows what all of them say.
 Nothing here asks which method is trained.
 """
 
@@ -22,7 +23,7 @@ from mtkd_jax.data import augment, loading, mixing
 from mtkd_jax.engine import population
 from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
 from mtkd_jax.mesh import Layout
-from mtkd_jax.methods.seams import every_leaf, heard
+from mtkd_jax.methods.seams import PEERS, every_leaf, heard
 from mtkd_jax.models import stages
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
@@ -42,6 +43,7 @@ from mtkd_jax.types import (
 )
 
 MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
+ANEW = 2**31  # folded into a member's key; no step's number is as large
 
 
 class Program(NamedTuple):
@@ -65,11 +67,17 @@ class Program(NamedTuple):
     temperature_schedule: Schedule = optimizers.constant()  # of temperature - 1
     cache_index: str = ""  # how stage_data.cached_logits is indexed, if there: "example" | "step"
     depth_decay: float = 1.0  # factor on the learning rate for each stage nearer to the image
+    epochs: int = 1  # of the whole stage
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What the recipes read of a network beyond its logits."""
         return tuple(sorted({need for recipe in self.recipes for need in recipe.needs}))
+
+    @property
+    def needs_of_teachers(self) -> tuple[str, ...]:
+        """The same of trained teachers, whom some recipes do not listen to."""
+        return tuple(sorted({need for r in self.recipes if r.min_teachers for need in r.needs}))
 
 
 @jax.tree_util.register_dataclass
@@ -134,17 +142,28 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         return student, _asker(program, stage_data)(batch.image, batch.said)
 
     student, teacher = jax.eval_shape(outputs_of, whole, stage_data)
-    aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(keys)
+    num_examples = len(stage_data.examples.label)
+    first_mem = _drawn_anew(program, keys, stage_data) if recipe.decoupled else variables
+    # What belongs to a cohort begins alike in all its peers, who stand side by side.
+    of_cohort = keys[jnp.arange(len(keys)) // recipe.num_peers * recipe.num_peers]
+    aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(of_cohort)
     return TrainState(
         params=params,
         aux=aux,
         model_state={name: value for name, value in variables.items() if name != "params"},
         opt_state=jax.vmap(partial(_first_opt_state, program))((params, aux)),
         average=jax.tree.map(jnp.copy, dict(variables)) if program.averages else {},
-        mem=jax.vmap(recipe.init_mem)(variables),
+        mem=jax.vmap(lambda own: recipe.init_mem(own, student, num_examples))(first_mem),
         key=keys,
         frozen={} if stage_data.frozen else frozen,
     )
+
+
+def _drawn_anew(program: Program, keys: Array, stage_data: StageData) -> PyTree:
+    """Variables [M,...] of networks that nobody has begun with."""
+    shape = stage_data.examples.image.shape[1:]
+    image = jnp.zeros((1, *shape), jnp.float32)
+    return jax.lax.map(lambda key: program.model.init(jax.random.fold_in(key, ANEW), image), keys)
 
 
 def make_step(program: Program) -> Callable:
@@ -154,8 +173,10 @@ def make_step(program: Program) -> Callable:
     """
     recipe, layout = program.recipes[0], program.layout
 
-    def make_inputs(key: Array, indices: Array, step: Array, stage_data: StageData, shared: bool) -> _Inputs:
-        batch, key = _batch(program, key, indices, stage_data)
+    def make_inputs(
+        keys: tuple[Array, Array], indices: Array, step: Array, stage_data: StageData, shared: bool
+    ) -> _Inputs:
+        batch, key = _batch(program, keys, indices, step, stage_data)
         progress = step.astype(jnp.float32) / program.num_steps
         context = Context(batch, None, stage_data.prepared, {}, key, step, progress)
         if "teach" not in recipe.reads_student:
@@ -194,9 +215,11 @@ def make_step(program: Program) -> Callable:
     def keys_of(state: TrainState, step: Array) -> Array:
         return jax.random.split(jax.random.fold_in(state.key, step), 4)
 
-    def forward(state: TrainState, inputs: _Inputs, step: Array, stage_data: StageData) -> _Forward:
+    def forward(state, hyper, inputs: _Inputs, step: Array, stage_data: StageData) -> _Forward:
         _, view_key, apply_key, _ = keys_of(state, step)
-        image = mesh.own_rows(inputs.context.batch.image, layout)
+        image = _seen(recipe, inputs.context.batch, hyper).image
+        own_rows = partial(mesh.own_rows, layout=layout)
+        image = own_rows(image) if image.ndim == 4 else jax.vmap(own_rows)(image)
         apply_key = mesh.own_key(apply_key, layout)
 
         def outputs_of(params):
@@ -211,14 +234,28 @@ def make_step(program: Program) -> Callable:
         outputs, vjp, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
         return _Forward(outputs, vjp, model_state)
 
-    def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, step, stage_data):
+    def context_of(state, hyper, inputs: _Inputs, forward_pass: _Forward, step) -> Context:
         *_, seam_key = keys_of(state, step)
-        hyper = _annealed(program, hyper, inputs.context.progress)
-        context = dataclasses.replace(
-            inputs.context, hyper=hyper, peers=peers, state=state, key=seam_key, step=step
+        return dataclasses.replace(
+            inputs.context,
+            batch=_seen(recipe, inputs.context.batch, hyper),
+            hyper=_annealed(program, hyper, inputs.context.progress),
+            state=state,
+            key=seam_key,
+            step=step,
+            student=mesh.whole_batch(forward_pass.outputs, layout),
         )
-        whole = mesh.whole_batch(forward_pass.outputs, layout)
-        context = with_targets(inputs, dataclasses.replace(context, student=whole), stage_data)
+
+    def say(state, hyper, inputs: _Inputs, forward_pass: _Forward, step, stage_data) -> Mapping[str, Array]:
+        """What a peer says of the batch, or all branches of a member [P,...], without a gradient."""
+        known = jax.lax.stop_gradient(context_of(state, hyper, inputs, forward_pass, step))
+        networks = _networks(program, _asker(program, stage_data), stage_data, state.frozen, known.batch)
+        return jax.lax.stop_gradient({"logits": known.student.logits, **recipe.tell(known, networks)})
+
+    def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, step, stage_data):
+        context = context_of(state, hyper, inputs, forward_pass, step)
+        hyper = context.hyper
+        context = with_targets(inputs, dataclasses.replace(context, peers=peers), stage_data)
 
         def loss_of(outputs, aux):
             student = mesh.whole_batch(outputs, layout)
@@ -240,15 +277,23 @@ def make_step(program: Program) -> Callable:
         state, hyper, own_indices = member
         inputs, step, stage_data = shared
         if inputs is None:
-            inputs = make_inputs(keys_of(state, step)[0], own_indices, step, stage_data, shared=False)
-        return update(state, hyper, inputs, forward(state, inputs, step, stage_data), None, step, stage_data)
+            keys = state.key, keys_of(state, step)[0]
+            inputs = make_inputs(keys, own_indices, step, stage_data, shared=False)
+        forward_pass, peers = forward(state, hyper, inputs, step, stage_data), None
+        if recipe.sharing is not None:
+            said = say(state, hyper, inputs, forward_pass, step, stage_data)
+            peers = _peers(said, jnp.int32(0))
+        return update(state, hyper, inputs, forward_pass, peers, step, stage_data)
 
     def forward_of_one(member, shared):
-        return forward(member, *shared)
+        (state, hyper), (inputs, step, stage_data) = member, shared
+        forward_pass = forward(state, hyper, inputs, step, stage_data)
+        return forward_pass, say(state, hyper, inputs, forward_pass, step, stage_data)
 
     def update_of_one(member, shared):
-        (state, hyper, forward_pass), (inputs, logits, step, stage_data) = member, shared
-        return update(state, hyper, inputs, forward_pass, _peers(hyper, logits), step, stage_data)
+        (state, hyper, forward_pass), (inputs, said, step, stage_data) = member, shared
+        peers = _peers({name: leaf[hyper["mates"]] for name, leaf in said.items()}, hyper["place"])
+        return update(state, hyper, inputs, forward_pass, peers, step, stage_data)
 
     def step(states, hyper, indices, step, stage_data):
         member_loop = layout.member_loop
@@ -256,17 +301,18 @@ def make_step(program: Program) -> Callable:
             return over_members(forward_and_update, member_loop)(
                 (states, hyper, indices), (None, step, stage_data)
             )
-        inputs = make_inputs(jax.random.fold_in(stage_data.key, step), indices, step, stage_data, shared=True)
+        inputs = make_inputs(_shared_keys(stage_data, step), indices, step, stage_data, shared=True)
         if recipe.num_peers == 1:
             return over_members(forward_and_update, member_loop)(
                 (states, hyper, None), (inputs, step, stage_data)
             )
         # jit, so that it is traced once: vjps that were traced apart differ, and cannot be stacked.
-        forward_pass = over_members(jax.jit(forward_of_one), member_loop)(states, (inputs, step, stage_data))
-        outputs = jax.vmap(lambda own: mesh.whole_batch(own, layout))(forward_pass.outputs)
-        logits = jax.lax.stop_gradient(mesh.all_members(outputs.logits, layout))
+        forward_pass, said = over_members(jax.jit(forward_of_one), member_loop)(
+            (states, hyper), (inputs, step, stage_data)
+        )
+        said = mesh.all_members(said, layout)
         return over_members(update_of_one, member_loop)(
-            (states, hyper, forward_pass), (inputs, logits, step, stage_data)
+            (states, hyper, forward_pass), (inputs, said, step, stage_data)
         )
 
     return step
@@ -279,7 +325,7 @@ def compiled_teacher_logits(program: Program) -> Callable:
     def ask(batches: Array, stage_data: StageData) -> Array:
         def one(numbered: tuple[Array, Array]) -> Array:
             step, indices = numbered
-            batch, _ = _batch(program, jax.random.fold_in(stage_data.key, step), indices, stage_data)
+            batch, _ = _batch(program, _shared_keys(stage_data, step), indices, step, stage_data)
             ask_about = mesh.shared_out(_asker(program, stage_data), program.layout)
             return ask_about(batch.image, batch.said).logits
 
@@ -288,11 +334,20 @@ def compiled_teacher_logits(program: Program) -> Callable:
     return mesh.jit(mesh.on_all(ask, program.layout))
 
 
-def _batch(program: Program, key: Array, indices: Array, stage_data: StageData) -> tuple[Batch, Array]:
-    """The batch after the stimulus, and the key for the other seams."""
-    stimulus_key, key = jax.random.split(key)
+def _shared_keys(stage_data: StageData, step: Array) -> tuple[Array, Array]:
+    """The keys of a batch that all members share: that of the whole stage, and the step's own."""
+    return stage_data.key, jax.random.fold_in(stage_data.key, step)
+
+
+def _batch(
+    program: Program, keys: tuple[Array, Array], indices: Array, step: Array, stage_data: StageData
+) -> tuple[Batch, Array]:
+    """The batch after the stimulus, and the key for the other seams; of the stage's key and the step's."""
+    stage_key, step_key = keys
+    stimulus_key, key = jax.random.split(step_key)
     batch = loading.gather(stage_data.examples, indices)
-    stimulus, augment_images = program.recipes[0].stimulus, augmentation_of(program)
+    stimulus = program.recipes[0].stimulus
+    augment_images = _augmentation(program, stage_key, batch.index, step)
     if program.mixup or program.cutmix:
         mixing_key = jax.random.fold_in(stimulus_key, MIXING)
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
@@ -306,7 +361,8 @@ def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutp
     """(images [B,h,w,c], what given teachers say of them [B,K,C] or None) -> what all frozen teachers say."""
 
     def ask(image: Array, said: Array | None) -> TeacherOutputs:
-        return apply_ensemble(program.teachers, stage_data.teachers, image, program.needs, said)
+        needs = program.needs_of_teachers
+        return apply_ensemble(program.teachers, stage_data.teachers, image, needs, said)
 
     return ask
 
@@ -335,16 +391,35 @@ def _networks(
     return Networks(teachers, student)
 
 
-def _peers(hyper: Mapping[str, Array], logits: Array) -> Peers:
-    """A member's cohort, from the logits [M,B,C] of all; who broke down must not take the others along."""
-    own = logits[hyper["mates"]]
-    finite = jnp.isfinite(own).all(axis=(1, 2))
-    return Peers(jnp.where(finite[:, None, None], own, 0.0), hyper["place"], finite)
+def _seen(recipe: Recipe, batch: Batch, hyper: Mapping[str, Array]) -> Batch:
+    """The batch with the images that a member sees, where each peer has a view of its own.
+
+    Of peers that are branches of one member it sees the views of all of them, [P,B,h,w,c].
+    """
+    if PEERS not in batch.views:
+        return batch
+    views = batch.views[PEERS]
+    return dataclasses.replace(batch, image=views if recipe.sharing else views[hyper["place"]])
 
 
-def augmentation_of(program: Program) -> Callable:
-    """(key, images) -> images, with the configured augmentation."""
-    return lambda key, images: augment.augment(key, images, **dict(program.augmentation))
+def _peers(said: Mapping[str, Array], place: Array) -> Peers:
+    """A cohort, from what its P members say; who broke down must not take the others along."""
+    finite = jnp.isfinite(said["logits"]).all(axis=(1, 2))
+
+    def kept(leaf: Array) -> Array:
+        return jnp.where(finite.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0.0)
+
+    told = {name: kept(leaf) for name, leaf in said.items()}
+    return Peers(told.pop("logits"), place, finite, told)
+
+
+def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) -> Callable:
+    """(key, images) -> images, the configured augmentation of the images `rows` [B] of the data at a step."""
+    arguments = dict(program.augmentation)
+    if arguments.pop("alternating_flip", False):
+        epoch = step // (program.num_steps // program.epochs)
+        arguments["flip"] = augment.alternately(stage_key, rows, epoch)
+    return lambda key, images: augment.augment(key, images, **arguments)
 
 
 def deployed(program: Program, state: TrainState) -> PyTree:
@@ -354,7 +429,9 @@ def deployed(program: Program, state: TrainState) -> PyTree:
     else:
         params, _ = program.optimizer.averaged(state.opt_state["inner"], (state.params, state.aux))
         model_state = state.model_state
-    return program.recipes[0].deploy(dataclasses.replace(state, params=params, model_state=model_state))
+    recipe = program.recipes[0]
+    variables = recipe.deploy(dataclasses.replace(state, params=params, model_state=model_state))
+    return variables if recipe.sharing is None else program.model.branch(variables, recipe.leader)
 
 
 def _with_average(program: Program, state: TrainState, decay: Array, step: Array) -> TrainState:
@@ -473,9 +550,10 @@ def _aim(recipe: Recipe, context: Context) -> Targets | None:
     w, speaks = recipe.weigh(context), context.batch.speaks
     if speaks is None or not recipe.min_teachers:
         return recipe.aim(context, w)
-    targets = recipe.aim(context, heard(w, speaks))
+    hear = partial(heard, speaks=speaks)
+    targets = recipe.aim(context, hear(w) if recipe.sharing is None else jax.vmap(hear)(w))
     # A target of no mass is no distribution where it is the mean of nobody; what is 0 must have a gradient.
-    anybody = targets.mass[:, :, None] > 0
+    anybody = targets.mass[..., None] > 0
     probs = jnp.where(anybody, targets.probs, 1.0 / targets.probs.shape[-1])
     return dataclasses.replace(targets, probs=probs)
 

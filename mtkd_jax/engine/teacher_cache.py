@@ -57,8 +57,8 @@ def outline(job: Job) -> Job:
 
 def _how(job: Job) -> tuple[str, np.dtype] | None:
     """By what logits are kept, and in which precision; None where they are not."""
-    if job.teacher_cache == "off" or all(isinstance(model, Given) for model in job.program.teachers):
-        return None  # nobody has to be asked, or nobody is left to be
+    if job.teacher_cache == "off" or all_are_given(job):
+        return None
     by = "example" if shows_images_as_they_are(job) else "step"
     dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)
     reason = _why_not(job, by, dtype)
@@ -76,6 +76,11 @@ def _with(job: Job, by: str, said: Array) -> Job:
     return dataclasses.replace(job, program=job.program._replace(cache_index=by), stage_data=stage_data)
 
 
+def all_are_given(job: Job) -> bool:
+    """Whether no teacher has to be asked: what they say of the images is known, or there are none."""
+    return all(isinstance(model, Given) for model in job.program.teachers)
+
+
 def shows_images_as_they_are(job: Job) -> bool:
     """Whether the networks see every image of a job as it is stored, in every step."""
     program = job.program
@@ -89,7 +94,7 @@ def _why_not(job: Job, by: str, dtype: np.dtype) -> str:
     if more:
         return f"{more[0]} reads more of the teachers than the logits of the frozen ones"
     if job.images is not None:
-        return "the images are read when they are asked for"
+        return "not all images are held at once"
     num_classes = program.model.module.task.num_classes
     needed = _num_teachers(job) * _num_rows(job, by) * num_classes * dtype.itemsize
     limit = SHARE_OF_MEMORY * forecast.memory_limit()
@@ -135,7 +140,13 @@ def _narrow(logits: Array, dtype: np.dtype) -> Array:
 def _digest(job: Job, by: str, dtype: np.dtype) -> str:
     program, stage_data = job.program, job.stage_data
     digest = hashlib.sha256()
-    images = (program.augmentation, program.mixup, program.cutmix, program.recipes[0].stimulus)
+    images = (
+        program.augmentation,
+        program.epochs,
+        program.mixup,
+        program.cutmix,
+        program.recipes[0].stimulus,
+    )
     words = (program.teachers, images, program.layout, by, dtype)
     digest.update(repr(words).encode())
     arrays = [

@@ -201,8 +201,8 @@ USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
 def _explain_divergence(job: Job) -> str:
     """The likeliest cause of a training that broke down as a whole, told from how it began."""
     variables = population.take(_result(job, first_progress(job))["variables"], 0)
-    logits = job.program.model.apply(mesh.on_host(variables), loading.scale(job.validation[0][:32]))[0].logits
-    if not np.isfinite(logits).all():
+    model, images = job.program.model.deployed, loading.scale(job.validation[0][:32])
+    if not np.isfinite(model.apply(mesh.on_host(variables), images)[0].logits).all():
         return "not even the first outputs are: look at the images, and at the weights that it begins with"
     largest = {name: float(np.max(job.hyper[name])) for name in USUAL if name in job.hyper}
     for name, value in largest.items():
@@ -233,15 +233,8 @@ def untrained(job: Job) -> Fitted:
 
 def concatenate(parts: Sequence[Fitted]) -> Fitted:
     """What was trained part by part, as one population."""
-    populations = [part.population for part in parts]
-    concatenate = lambda *leaves: jnp.concatenate(leaves)  # noqa: E731
     return Fitted(
-        Population(
-            populations[0].model,
-            jax.tree.map(concatenate, *(p.variables for p in populations)),
-            {name: np.concatenate([p.hyper[name] for p in populations]) for name in populations[0].hyper},
-            tuple(name for p in populations for name in p.names),
-        ),
+        population.concatenate([part.population for part in parts]),
         np.concatenate([part.val_nll for part in parts]),
         tuple(name for part in parts for name in part.diverged),
         sum(part.seconds for part in parts),
@@ -499,7 +492,7 @@ def _evaluator(program: Program, block: int = 512) -> Callable:
 
         def totals(part):
             image, label = part
-            outputs, _ = program.model.apply(variables, scale(image))
+            outputs, _ = program.model.deployed.apply(variables, scale(image))
             log_probs = jax.nn.log_softmax(outputs.logits)
             of_label = jnp.take_along_axis(log_probs, jnp.maximum(label, 0)[:, None], axis=-1)[:, 0]
             counted = label >= 0

@@ -1,4 +1,8 @@
-"""Methods whose teacher is an average of the student itself."""
+"""Methods whose teacher is the student itself: an average of its weights or predictions, another view.
+
+All learn from few labels: hard labels weigh 1 wherever there are any, alpha and temperature play no part, and
+no teacher is asked. For transfer sets with unlabelled images, `students.transfer` = ("unlabelled",).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, hard_loss
+from mtkd_jax.methods.seams import SUPERVISED, check_ramp, hard_loss, ramped_up
 from mtkd_jax.types import (
     Array,
     Augment,
     Batch,
     Context,
     Networks,
+    Outputs,
     PyTree,
     Recipe,
     TeacherOutputs,
@@ -47,17 +52,70 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     """
     if not 0 <= decay < 1:
         raise UserError(f"mean_teacher(decay={decay}): it must be in [0, 1)")
-    if not 0 <= ramp <= 1:
-        raise UserError(f"mean_teacher(ramp={ramp}): it must be a share of the training, in [0, 1]")
+    check_ramp("mean_teacher", ramp)
     return SUPERVISED._replace(
         name="mean_teacher",
         stimulus=_two_views,
         teach=_run_average_network,
         term=_HardAndConsistent(ramp),
-        after=_update_average,
-        init_mem=_start_average,
-        deploy=_deploy_average,
+        after=update_average,
+        init_mem=start_average,
+        deploy=deploy_average,
         reads_student=("teach",),
+        hyper=(("weight", weight), ("decay", decay)),
+        alpha=1.0,
+    )
+
+
+def pi_model(*, weight: float = 100.0, ramp: float = 80 / 300) -> Recipe:
+    r"""Agree with oneself on another view of the image; needs no label.
+
+    $$\ell = \ell_\text{hard}
+    + \lambda\, r(s)\, \frac{1}{C} \sum_c (\mathrm{softmax}(z)_c - \mathrm{softmax}(z')_c)^2$$
+
+    Here $\lambda$ is `weight`, $z'$ [B,C] are the student's logits on its own draw of the configured
+    augmentation and of dropout, and $r(s)$ is the ramp of `mean_teacher`. The gradient goes through $z$
+    alone: the paper's goes through both, which are drawn alike, and is twice that in the mean. Raises
+    UserError for a ramp out of range.
+
+    Source: Laine and Aila 2017, arXiv 1610.02242, with the share of labels taken out of the weight, as
+    `mean_teacher` says.
+    """
+    check_ramp("pi_model", ramp)
+    return SUPERVISED._replace(
+        name="pi_model",
+        stimulus=_two_views,
+        teach=_run_student_again,
+        term=_HardAndConsistent(ramp),
+        reads_student=("teach",),
+        hyper=(("weight", weight),),
+        alpha=1.0,
+    )
+
+
+def temporal_ensembling(*, weight: float = 30.0, decay: float = 0.6, ramp: float = 80 / 300) -> Recipe:
+    r"""Agree with the average of one's own earlier predictions of the image; needs no label.
+
+    $$\ell = \ell_\text{hard}
+    + \lambda\, r(s)\, \frac{1}{C} \sum_c (\mathrm{softmax}(z)_c - t_c)^2, \qquad
+    t = \frac{Z}{1 - d^n}, \qquad Z \leftarrow d\, Z + (1 - d)\, \mathrm{softmax}(z)$$
+
+    Here $\lambda$ is `weight`, $d$ is `decay`, $r(s)$ is the ramp of `mean_teacher`, and $Z$ [N,C] holds a
+    row for every example, 0 at first, which is changed when the example has been seen; $n$ is how often it
+    was. At the first time there is nothing to agree with. Every student remembers N (C + 1) numbers. Raises
+    UserError for a decay or ramp out of range.
+
+    Source: Laine and Aila 2017, arXiv 1610.02242, with the share of labels taken out of the weight, as
+    `mean_teacher` says.
+    """
+    if not 0 <= decay < 1:
+        raise UserError(f"temporal_ensembling(decay={decay}): it must be in [0, 1)")
+    check_ramp("temporal_ensembling", ramp)
+    return SUPERVISED._replace(
+        name="temporal_ensembling",
+        term=_HardAndSteady(ramp),
+        after=_remember_predictions,
+        init_mem=_no_predictions,
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,
     )
@@ -81,13 +139,15 @@ class _HardAndConsistent:
     ramp: float
 
     def __call__(self, context: Context) -> Array:
-        share = jnp.minimum(context.progress / self.ramp, 1.0) if self.ramp else 1.0
         student, teacher = map(jax.nn.softmax, (context.student.logits, context.teacher.logits[0]))
         distance = jnp.mean((student - teacher) ** 2, axis=-1)
-        return hard_loss(context) + context.hyper["weight"] * jnp.exp(-5.0 * (1.0 - share) ** 2) * distance
+        return (
+            hard_loss(context) + context.hyper["weight"] * ramped_up(context.progress, self.ramp) * distance
+        )
 
 
-def _update_average(state: TrainState, context: Context) -> TrainState:
+def update_average(state: TrainState, context: Context) -> TrainState:
+    """The state with the weights after an update taken into their average `mem`, as `mean_teacher` has it."""
     num_steps = context.step.astype(jnp.float32) + 1.0
     decay = jnp.minimum(1.0 - 1.0 / (num_steps + 1.0), context.hyper["decay"])
     now = {"params": state.params, **state.model_state}
@@ -95,9 +155,55 @@ def _update_average(state: TrainState, context: Context) -> TrainState:
     return dataclasses.replace(state, mem=mem)
 
 
-def _start_average(variables: PyTree) -> PyTree:
+def start_average(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+    """An average that begins with these."""
     return variables
 
 
-def _deploy_average(state: TrainState) -> PyTree:
+def deploy_average(state: TrainState) -> PyTree:
+    """The average of the weights."""
     return state.mem
+
+
+# --- the student on another view ----------------------------------------------------------------------
+
+
+def _run_student_again(context: Context, networks: Networks) -> TeacherOutputs:
+    variables = {"params": context.state.params, **context.state.model_state}
+    view = context.batch.views["teacher"]
+    outputs, _ = networks.student(variables, view, train=True, key=context.key)
+    return TeacherOutputs(outputs.logits[None], (), ())
+
+
+# --- earlier predictions ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _HardAndSteady:
+    ramp: float
+
+    def __call__(self, context: Context) -> Array:
+        rows, memory, decay = context.batch.index, context.state.mem, context.hyper["decay"]
+        num_seen = memory["num_seen"][rows]
+        is_known = num_seen > 0
+        target = memory["total"][rows] / jnp.where(is_known, 1.0 - decay**num_seen, 1.0)[:, None]
+        distance = jnp.mean((jax.nn.softmax(context.student.logits) - target) ** 2, axis=-1)
+        weight = context.hyper["weight"] * ramped_up(context.progress, self.ramp)
+        return hard_loss(context) + weight * jnp.where(is_known, distance, 0.0)
+
+
+def _no_predictions(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+    num_classes = student.logits.shape[-1]
+    return {
+        "total": jnp.zeros((num_examples, num_classes), jnp.float32),
+        "num_seen": jnp.zeros(num_examples, jnp.float32),
+    }
+
+
+def _remember_predictions(state: TrainState, context: Context) -> TrainState:
+    rows, memory, decay = context.batch.index, state.mem, context.hyper["decay"]
+    probs = jax.nn.softmax(context.student.logits)
+    # Set, not added: an example that a batch holds twice has been seen once.
+    total = memory["total"].at[rows].set(decay * memory["total"][rows] + (1.0 - decay) * probs)
+    num_seen = memory["num_seen"].at[rows].set(memory["num_seen"][rows] + 1.0)
+    return dataclasses.replace(state, mem={"total": total, "num_seen": num_seen})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ def xnor() -> Recipe:
 
     Source: XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279.
     """
-    return PLAIN._replace(name="xnor", view=_binary_view, after=_clip_kernels, deploy=_deploy_binary)
+    return _of_few_bits("xnor", _InnerKernels("xnor", _binarise), after=_clip_kernels)
 
 
 def quantised(*, bits: int = 8) -> Recipe:
@@ -44,29 +45,124 @@ def quantised(*, bits: int = 8) -> Recipe:
     Source: Hubara et al. 2016, arXiv 1609.07061, for weights and with a scale for each feature; the rounding
     of one scale is that of Jacob et al. 2018, arXiv 1712.05877.
     """
+    return _of_few_bits("quantised", _Rounded(_checked_bits("quantised", bits)))
+
+
+def dorefa(*, bits: int = 2) -> Recipe:
+    r"""Distil into weights of `bits` bits (2 to 8) on a grid from -1 to 1, made even by a tangent.
+
+    $$w \rightarrow 2\, q\left(\frac{\tanh w}{2 \max |\tanh w|} + \frac{1}{2}\right) - 1, \qquad
+    q(x) = \frac{\mathrm{round}((2^b - 1)\, x)}{2^b - 1}$$
+
+    The maximum is over a kernel and is a constant to the gradient, which passes q as if it were not there.
+    Which kernels it is are those of `xnor`; what is trained, kept and matched is as in `quantised`. It needs
+    normalisation: no kernel keeps its scale. Activations and gradients stay real: the paper has few bits of
+    all three. Raises UserError for another number of bits and for a network without such a kernel.
+
+    Source: DoReFa-Net, Zhou et al. 2016, arXiv 1606.06160, for weights.
+    """
+    change = _InnerKernels("dorefa", _OnEvenGrid(_checked_bits("dorefa", bits)))
+    return _of_few_bits("dorefa", change)
+
+
+def wrpn(*, bits: int = 4) -> Recipe:
+    r"""Distil into weights of `bits` bits (2 to 8) on a grid from -1 to 1, cut off beyond.
+
+    $$w \rightarrow \frac{\mathrm{round}((2^{b-1} - 1)\, \mathrm{clip}(w, -1, 1))}{2^{b-1} - 1}$$
+
+    The gradient is 1 where $|w| \le 1$, else 0. Which kernels it is are those of `xnor`; what is trained,
+    kept and matched is as in `quantised`: with real teachers that are frozen it is scheme B of Apprentice
+    (Mishra and Marr 2018, arXiv 1711.05852). Activations stay real, and layers are as wide as they are: the
+    paper makes them wider. Raises UserError for another number of bits and for a network without such a
+    kernel.
+
+    Source: wide reduced-precision networks, Mishra et al. 2018, arXiv 1709.01134, for weights.
+    """
+    change = _InnerKernels("wrpn", _OnClippedGrid(_checked_bits("wrpn", bits)))
+    return _of_few_bits("wrpn", change)
+
+
+def _checked_bits(method: str, bits: int) -> int:
     if not 2 <= bits <= 8:
-        raise UserError(f"quantised(bits={bits}): must be from 2 to 8; one bit is binary.xnor")
-    return PLAIN._replace(name="quantised", view=_RoundedView(bits), deploy=_DeployRounded(bits))
+        raise UserError(f"{method}(bits={bits}): must be from 2 to 8; one bit is binary.xnor")
+    return bits
+
+
+def _of_few_bits(name: str, change: Callable[[PyTree], PyTree], **seams: Any) -> Recipe:
+    """The recipe that computes with, and keeps, changed parameters."""
+    return PLAIN._replace(name=name, view=_View(change), deploy=_Deploy(change), **seams)
 
 
 @dataclasses.dataclass(frozen=True)
-class _RoundedView:
-    """The view of `quantised`. Comparable by value, as jit keys must be."""
+class _View:
+    """Comparable by value, as jit keys must be."""
+
+    change: Callable[[PyTree], PyTree]
+
+    def __call__(self, params: PyTree, state: TrainState, key: Array) -> PyTree:
+        return self.change(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Deploy:
+    """Comparable by value."""
+
+    change: Callable[[PyTree], PyTree]
+
+    def __call__(self, state: TrainState) -> PyTree:
+        return {"params": self.change(state.params), **state.model_state}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounded:
+    """Every parameter of two axes or more, rounded. Comparable by value."""
 
     bits: int
 
-    def __call__(self, params: PyTree, state: TrainState, key: Array) -> PyTree:
+    def __call__(self, params: PyTree) -> PyTree:
         return _rounded(params, self.bits)
 
 
 @dataclasses.dataclass(frozen=True)
-class _DeployRounded:
-    """What `quantised` keeps. Comparable by value."""
+class _InnerKernels:
+    """Every kernel between the first layer and the last, changed. Comparable by value."""
 
+    method: str
+    change: Callable[[Array], Array]
+
+    def __call__(self, params: PyTree) -> PyTree:
+        return _map_inner_kernels(self.method, self.change, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnEvenGrid:
     bits: int
 
-    def __call__(self, state: TrainState) -> PyTree:
-        return {"params": _rounded(state.params, self.bits), **state.model_state}
+    def __call__(self, kernel: Array) -> Array:
+        bent = jnp.tanh(kernel)
+        largest = jax.lax.stop_gradient(jnp.abs(bent).max())
+        share = bent / (2.0 * jnp.where(largest > 0, largest, 1.0)) + 0.5
+        num_steps = 2.0**self.bits - 1.0
+        return 2.0 * _passing(jnp.round(num_steps * share) / num_steps, share) - 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnClippedGrid:
+    bits: int
+
+    def __call__(self, kernel: Array) -> Array:
+        num_steps = 2.0 ** (self.bits - 1) - 1.0
+        return _passing(jnp.round(num_steps * kernel.clip(-1.0, 1.0)) / num_steps, _up_to_one(kernel))
+
+
+def _passing(value: Array, gradient: Array) -> Array:
+    """A value with the gradient of another: straight through what lies between."""
+    return jax.lax.stop_gradient(value) + (gradient - jax.lax.stop_gradient(gradient))
+
+
+def _up_to_one(kernel: Array) -> Array:
+    """A kernel without a gradient where it is beyond -1 or 1; at the border it has one, and can come back."""
+    return jnp.where(jnp.abs(kernel) <= 1.0, kernel, jax.lax.stop_gradient(kernel))
 
 
 def _rounded(params: PyTree, bits: int) -> PyTree:
@@ -77,34 +173,23 @@ def _rounded(params: PyTree, bits: int) -> PyTree:
         axes = (1,) if of_heads else tuple(range(leaf.ndim - 1))
         largest = jnp.abs(leaf).max(axis=axes, keepdims=True)
         step = jnp.where(largest > 0, largest, 1.0) / (2 ** (bits - 1) - 1)
-        rounded = jax.lax.stop_gradient(step * jnp.round(leaf / step))
-        return rounded + (leaf - jax.lax.stop_gradient(leaf))  # exactly 0, with the gradient of the leaf
+        return _passing(step * jnp.round(leaf / step), leaf)
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-def _binary_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
-    return _map_inner_kernels(_binarise, params)
-
-
 def _clip_kernels(state: TrainState, context: Context) -> TrainState:
-    params = _map_inner_kernels(lambda kernel: kernel.clip(-1.0, 1.0), state.params)
+    params = _map_inner_kernels("xnor", lambda kernel: kernel.clip(-1.0, 1.0), state.params)
     return dataclasses.replace(state, params=params)
-
-
-def _deploy_binary(state: TrainState) -> PyTree:
-    return {"params": _map_inner_kernels(_binarise, state.params), **state.model_state}
 
 
 def _binarise(kernel: Array) -> Array:
     size = jnp.abs(kernel)
-    passing = jnp.where(size <= 1.0, kernel, jax.lax.stop_gradient(kernel))
-    # The difference is exactly 0 and has the gradient of `passing`.
-    sign = jnp.where(kernel >= 0.0, 1.0, -1.0) + (passing - jax.lax.stop_gradient(passing))
+    sign = _passing(jnp.where(kernel >= 0.0, 1.0, -1.0), _up_to_one(kernel))
     return sign * size.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
 
 
-def _map_inner_kernels(function: Callable[[Array], Array], params: PyTree) -> PyTree:
+def _map_inner_kernels(method: str, function: Callable[[Array], Array], params: PyTree) -> PyTree:
     """The parameters with `function` of every kernel between the first layer and the last."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -114,7 +199,7 @@ def _map_inner_kernels(function: Callable[[Array], Array], params: PyTree) -> Py
     inner = set(kernels) - set(first)
     if not inner:
         raise UserError(
-            "binary.xnor: the network has no layer between the first and the last, which stay real; "
+            f"binary.{method}: the network has no layer between the first and the last, which stay real; "
             "it must have one, such as mlp(hidden=(64, 64))"
         )
     changed = [function(leaf) if path in inner else leaf for path, (_, leaf) in zip(paths, leaves)]

@@ -4,23 +4,24 @@ $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft} + \lambda \
 
 Here $\ell_\text{soft}$ is that of `loss_avg`, $\lambda$ is `weight`, $f_k$ [B] compares the student with
 teacher k, and $w_k = 1/K$. Teachers may differ in architecture. Maps of different sizes meet at the
-smaller height and width, the larger one averaged over windows. The default weights are those of
-RepDistiller's scripts (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
+smaller height and width, the larger one averaged over windows. Stages are the features named "stage...";
+those of one name are compared. Unless a method says otherwise its weight is that of RepDistiller's scripts
+(Tian et al. 2020, arXiv 1910.10699), which have alpha = 1. No method here needs a label, and each needs
+teachers whose features are known. What compares examples with one another is in relations.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.methods.modes import each_teacher
-from mtkd_jax.methods.seams import PLAIN, HardAnd, soft_loss
-from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TeacherOutputs, UserError
+from mtkd_jax.methods import maps
+from mtkd_jax.methods.maps import Pair, Taps, alone, beside_logits, unit
+from mtkd_jax.types import Array, PyTree, Recipe, UserError
 
 
 def hints(*, student: str = "stage1", teacher: str = "stage1", weight: float = 200.0) -> Recipe:
@@ -35,9 +36,7 @@ def hints(*, student: str = "stage1", teacher: str = "stage1", weight: float = 2
 
     Source: FitNets, Romero et al. 2015, arXiv 1412.6550.
     """
-    return _with_feature_loss(
-        "hints", _HintLoss(student, teacher), weight, init_aux=_Regressors(student, teacher)
-    )
+    return beside_logits("hints", _Hint(student, teacher), weight, draw=_Regressor(student, teacher))
 
 
 def hints_only(*, student: str = "stage1", teacher: str = "stage1") -> Recipe:
@@ -50,15 +49,7 @@ def hints_only(*, student: str = "stage1", teacher: str = "stage1") -> Recipe:
 
     Source: FitNets, Romero et al. 2015, arXiv 1412.6550.
     """
-    return PLAIN._replace(
-        name="hints_only",
-        aim=each_teacher,
-        term=_HintLoss(student, teacher),
-        init_aux=_Regressors(student, teacher),
-        trainable=_is_no_head,
-        needs=("features",),
-        alpha=0.0,
-    )
+    return alone(hints(student=student, teacher=teacher), name="hints_only")
 
 
 def attention_transfer(*, weight: float = 1000.0) -> Recipe:
@@ -74,7 +65,11 @@ def attention_transfer(*, weight: float = 1000.0) -> Recipe:
 
     Source: Zagoruyko and Komodakis 2017, arXiv 1612.03928.
     """
-    return _with_feature_loss("attention_transfer", _attention_loss, weight)
+    lacking = (
+        "features.attention_transfer: student and teachers share no stage of more than one pixel; "
+        "both must be convolutional"
+    )
+    return beside_logits("attention_transfer", _attention_distance, weight, lacking=lacking)
 
 
 def pkt(*, weight: float = 30000 / 64) -> Recipe:
@@ -91,61 +86,174 @@ def pkt(*, weight: float = 30000 / 64) -> Recipe:
 
     Source: probabilistic knowledge transfer, Passalis and Tefas 2018, arXiv 1803.10837.
     """
-    return _with_feature_loss("pkt", _neighbour_loss, weight)._replace(needs=("embedding",))
+    return beside_logits("pkt", _neighbour_distance, weight, needs=("embedding",))
 
 
-# --- the loss -----------------------------------------------------------------------------------------
+def fsp(*, weight: float = 50.0) -> Recipe:
+    r"""Match how one stage flows into the next: the products of their channels, averaged over the image.
+
+    $$f_k = \sum_i \mathrm{mean}_{m,n}\, (G_i(v) - G_i(u_k))^2, \qquad
+    G_i(x)_{mn} = \frac{1}{h w} \sum_{h,w} x^{(i)}_{hwm}\, x^{(i+1)}_{hwn}$$
+
+    Here $x^{(i)}$ [B,h,w,d] is stage i, and two stages of different size meet at the smaller one. Those two
+    neighbouring stages count in which student and teacher are equally wide; a teacher without any adds 0. The
+    paper sums where this takes the mean, pools by the maximum, and has one teacher; its training in two
+    stages begins with `fsp_only`. Raises UserError where widths leave no teacher.
+
+    Source: a gift from knowledge distillation, Yim et al., CVPR 2017.
+    """
+    return beside_logits("fsp", _flow_distance, weight, lacking=_NO_FLOW)
 
 
-def _with_feature_loss(name: str, feature_loss: Callable, weight: float, **seams: Any) -> Recipe:
-    recipe = PLAIN._replace(name=name, aim=each_teacher, term=_HardSoftAnd(feature_loss), needs=("features",))
-    return recipe._replace(hyper=(("weight", weight),), **seams)
+def fsp_only() -> Recipe:
+    r"""Learn what `fsp` adds and nothing else: its first stage, before the student learns its task.
+
+    $$\ell = \sum_k w_k f_k$$
+
+    The $f_k$ are those of `fsp`; no label is used and alpha is 0. For the plan
+    hints_then_distil(hints='features.fsp_only'), whose second stage is the paper's with alpha = 1.
+
+    Source: a gift from knowledge distillation, Yim et al., CVPR 2017.
+    """
+    return alone(fsp(), name="fsp_only")
 
 
-@dataclasses.dataclass(frozen=True)
-class _HardSoftAnd:
-    feature_loss: Callable[[Context], Array]
+def nst(*, weight: float = 50.0) -> Recipe:
+    r"""Match the distribution of the channels' patterns over the image, at every stage that both have.
 
-    def __call__(self, context: Context) -> Array:
-        return HardAnd(soft_loss)(context) + context.hyper["weight"] * self.feature_loss(context)
+    $$f_k = \sum_\text{stages} (\overline{\kappa}(v, v) + \overline{\kappa}(u_k, u_k)
+    - 2\, \overline{\kappa}(v, u_k)), \qquad
+    \overline{\kappa}(x, y) = \mathrm{mean}_{i,j}\, (\hat{x}_i \cdot \hat{y}_j)^2$$
+
+    Here $\hat{x}_i$ [B,hw] is channel i of a map as a unit vector, 0 where it is 0 everywhere: the maximum
+    mean discrepancy of the channels under a polynomial kernel. It sees neither the order nor the number of
+    channels. Stages of one pixel are left out; a teacher without any other adds 0. Raises UserError where
+    this leaves no teacher.
+
+    Source: neuron selectivity transfer, Huang and Wang 2017, arXiv 1707.01219.
+    """
+    lacking = (
+        "features.nst: student and teachers share no stage of more than one pixel; both must be convolutional"
+    )
+    return beside_logits("nst", _pattern_discrepancy, weight, lacking=lacking)
 
 
-def _weighed(context: Context, losses: list[Array]) -> Array:
-    """sum_k w_k losses_k [B]; `each_teacher` has put w into the targets' mass."""
-    w = context.targets.mass
-    return jnp.sum(jnp.where(w > 0, w * jnp.stack(losses), 0.0), axis=0)
+def vid(*, weight: float = 1.0) -> Recipe:
+    r"""Predict the teachers' features and how far off one is: a bound on the mutual information.
+
+    $$f_k = \sum_\text{stages} \mathrm{mean}_{h,w,d}\, \frac{1}{2} (\ln \sigma_d^2
+    + \frac{(u_k - r_k(v))_d^2}{\sigma_d^2}), \qquad \sigma_d^2 = \ln(1 + e^{a_d}) + 10^{-5}$$
+
+    Here $r_k$, a 1x1 convolution, and $a$ [d] are trained along for every stage and teacher; at first every
+    $\sigma^2$ is 5. The paper has up to three convolutions in the place of $r_k$. The loss can be negative.
+    Raises UserError where student and teachers share no stage.
+
+    Source: variational information distillation, Ahn et al. 2019, arXiv 1904.05835.
+    """
+    return beside_logits("vid", _unexplained, weight, draw=_draw_explanations, lacking=_no_stage("vid"))
+
+
+def ab_only() -> Recipe:
+    r"""Learn where the teachers' units are active and where not: a first stage, before distillation.
+
+    $$\ell = \sum_k w_k \sum_\text{stages} \mathrm{mean}_{h,w,d}\, ([u_k > 0]\, (1 - r_k(v))_+^2
+    + [u_k \le 0]\, (1 + r_k(v))_+^2)$$
+
+    Here $r_k$ is a 1x1 convolution that is trained along for every stage and teacher, and 1 is the margin.
+    The paper sums where this takes the mean. No label is used and alpha is 0. For the plan
+    hints_then_distil(hints='features.ab_only'). Raises UserError where student and teachers share no stage.
+
+    Source: activation boundaries, Heo et al. 2019, arXiv 1811.03233.
+    """
+    recipe = beside_logits("ab", _boundary_distance, 1.0, draw=_draw_connectors, lacking=_no_stage("ab_only"))
+    return alone(recipe, name="ab_only")
+
+
+def mgd(*, weight: float = 1.76, masked: float = 0.5) -> Recipe:
+    r"""Generate the teachers' last stage from the student's, of which pixels are hidden at random.
+
+    $$f_k = \mathrm{mean}_{h,w,d}\, (u_k - G_k(M \odot r_k(v)))^2, \qquad
+    G_k = \mathrm{conv}_{3 \times 3} \circ \mathrm{ReLU} \circ \mathrm{conv}_{3 \times 3}$$
+
+    Here $v$ and $u_k$ are the last stage that both have, and $r_k$, a 1x1 convolution, and $G_k$ are trained
+    along. $M$ [B,h,w] is 0 with probability `masked` and else 1, drawn anew for every example and step. The
+    paper's weight is 7e-5 times the sum over a map of 7x7x512, which is 1.76 times its mean. Raises UserError
+    for a share outside [0, 1), and where student and teachers share no stage.
+
+    Source: masked generative distillation, Yang et al. 2022, arXiv 2205.01529.
+    """
+    if not 0 <= masked < 1:
+        raise UserError(f"mgd(masked={masked}): it must be in [0, 1)")
+    own = (("masked", masked),)
+    return beside_logits(
+        "mgd", _generated_distance, weight, draw=_draw_generator, lacking=_no_stage("mgd"), hyper=own
+    )
+
+
+def factor_transfer(*, weight: float = 200.0, share: float = 0.5) -> Recipe:
+    r"""Match what a small code of the teachers' last stage says, which is learnt beside the student.
+
+    $$f_k = \mathrm{mean}_{h,w,m}\, |n(c_k(u_k)) - n(r_k(v))|
+    + \frac{1}{\lambda}\, \mathrm{mean}_{h,w,d}\, (u_k - d_k(c_k(u_k)))^2, \qquad
+    n(x) = \frac{x}{\lVert x \rVert}$$
+
+    Here $v$ and $u_k$ are the last stage that both have; the code $c_k$ of $m$ channels, `share` of those of
+    $u_k$ and at least 1, its decoder $d_k$ and the translator $r_k$ are 1x1 convolutions that are trained
+    along, the code by the second part alone, which $\lambda$, the `weight`, does not touch. The paper trains
+    the code before the student, of three convolutions of 3x3. Raises UserError for a share outside (0, 1],
+    and where student and teachers share no stage.
+
+    Source: paraphrasing complex networks, factor transfer, Kim et al. 2018, arXiv 1802.04977.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"factor_transfer(share={share}): it must be in (0, 1]")
+    return beside_logits(
+        "factor_transfer", _factor_distance, weight, draw=_Coder(share), lacking=_no_stage("factor_transfer")
+    )
+
+
+def review(*, weight: float = 5.0) -> Recipe:
+    r"""Match each stage of the teachers by what the student says there and in all deeper stages.
+
+    $$f_k = \sum_i \frac{\sum_l 2^{-l}\, \mathrm{mean}\, (P_l(u_k^{(i)}) - P_l(o_i))^2}{\sum_l 2^{-l}}, \qquad
+    x_i = a_i\, r_i(v^{(i)}) + b_i\, \mathrm{up}(x_{i+1}), \qquad
+    (a_i, b_i) = \sigma(g_i(r_i(v^{(i)}), \mathrm{up}(x_{i+1})))$$
+
+    Here $i$ runs over the stages that both have, and $x_n = r_n(v^{(n)})$ at the deepest; $r_i$ and $g_i$ are
+    1x1 convolutions, $o_i$ is a 3x3 convolution of $x_i$ to the teacher's width, all trained along for every
+    teacher, and $x$ is as wide as the student's deepest stage. $P_0$ leaves a map as it is, and $P_1$, $P_2$,
+    $P_3$ average it to 4, 2 and 1 pixels a side, where it has more. The paper normalises after each
+    convolution and lets the weight, of 0.6 to 8, grow at first. Raises UserError where student and teachers
+    share no stage.
+
+    Source: knowledge review, Chen et al. 2021, arXiv 2104.09044.
+    """
+    return beside_logits("review", _reviewed_distance, weight, draw=_draw_review, lacking=_no_stage("review"))
 
 
 # --- hints --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class _Regressors:
+class _Regressor:
     student: str
     teacher: str
 
-    def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
-        width = _named(student.features, self.student, "student").shape[-1]
-        hints = [_named(features, self.teacher, "teacher").shape[-1] for features in teacher.features]
-        draw = jax.nn.initializers.lecun_normal()
-        return tuple(
-            {"kernel": draw(own_key, (width, depth), jnp.float32), "bias": jnp.zeros(depth, jnp.float32)}
-            for own_key, depth in zip(jax.random.split(key, len(hints)), hints)
+    def __call__(self, key: Array, own: Taps, other: Taps) -> PyTree:
+        guided = _named(own.features, self.student, "student")
+        return maps.draw_linear(
+            key, guided.shape[-1], _named(other.features, self.teacher, "teacher").shape[-1]
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class _HintLoss:
+class _Hint:
     student: str
     teacher: str
 
-    def __call__(self, context: Context) -> Array:
-        losses = []
-        for regressor, features in zip(context.aux, context.teacher.features):
-            guided, hint = _same_size(context.student.features[self.student], features[self.teacher])
-            guess = guided @ regressor["kernel"] + regressor["bias"][None, None, None, :]
-            losses.append(0.5 * jnp.mean(_square(hint - guess), axis=(1, 2, 3)))
-        return _weighed(context, losses)
+    def __call__(self, pair: Pair) -> Array:
+        guided, hint = maps.same_size(pair.own.features[self.student], pair.other.features[self.teacher])
+        return 0.5 * _mean_square(hint - maps.linear(pair.parameters, guided))
 
 
 def _named(features: Mapping[str, Array], name: str, owner: str) -> Array:
@@ -154,103 +262,241 @@ def _named(features: Mapping[str, Array], name: str, owner: str) -> Array:
     return features[name]
 
 
-def _is_no_head(path: str) -> bool:
-    return "heads" not in path.split("/")
-
-
 # --- attention ----------------------------------------------------------------------------------------
 
 
-def _attention_loss(context: Context) -> Array:
-    pairs = [_stages(context.student.features, features) for features in context.teacher.features]
-    if not any(pairs):
-        raise UserError(
-            "features.attention_transfer: student and teachers share no stage of more than one pixel; "
-            "both must be convolutional"
-        )
-    nothing = jnp.zeros(len(context.batch.label), jnp.float32)
-    losses = [sum((_attention_distance(own, other) for own, other in of_k), nothing) for of_k in pairs]
-    return _weighed(context, losses)
+def _attention_distance(pair: Pair) -> Array | None:
+    return _sum_over([_apart(*both) for both in pair.stages(least_pixels=2).values()])
 
 
-def _stages(student: Mapping[str, Array], teacher: Mapping[str, Array]) -> list[tuple[Array, Array]]:
-    names = [name for name in student if name.startswith("stage") and name in teacher]
-    pairs = [_same_size(student[name], teacher[name]) for name in names]
-    return [(own, other) for own, other in pairs if own.shape[1] * own.shape[2] > 1]
-
-
-def _attention_distance(own: Array, other: Array) -> Array:
-    own, other = (_unit(jnp.mean(_near_one(x)[0] ** 2, axis=-1).reshape(len(x), -1)) for x in (own, other))
+def _apart(own: Array, other: Array) -> Array:
+    own, other = (unit(jnp.mean(maps.near_one(x)[0] ** 2, axis=-1).reshape(len(x), -1)) for x in (own, other))
     return jnp.mean((own - other) ** 2, axis=-1)
 
 
 # --- neighbours ---------------------------------------------------------------------------------------
 
 
-def _neighbour_loss(context: Context) -> Array:
-    own = _log_neighbours(context.student.embedding)
-    losses = []
-    for embedding in context.teacher.embedding:
-        other = _log_neighbours(embedding)
-        losses.append(jnp.sum(jnp.exp(other) * (other - own), axis=1))
-    return _weighed(context, losses)
+def _neighbour_distance(pair: Pair) -> Array:
+    own, other = _log_neighbours(pair.own.embedding), _log_neighbours(pair.other.embedding)
+    return jnp.sum(jnp.exp(other) * (other - own), axis=1)
 
 
 def _log_neighbours(embedding: Array) -> Array:
     """ln P [B,B] of embeddings [B,D], with a diagonal of 0, which no difference of two sees."""
-    unit, others = _unit(embedding), ~np.eye(len(embedding), dtype=bool)
-    kernel = jnp.maximum(0.5 * (1.0 + unit @ unit.T), 1e-7)  # opposite vectors: 0, or less by rounding
+    direction, others = unit(embedding), ~np.eye(len(embedding), dtype=bool)
+    kernel = jnp.maximum(
+        0.5 * (1.0 + direction @ direction.T), 1e-7
+    )  # opposite vectors: 0, or less by rounding
     total = jnp.maximum(kernel.sum(axis=1, keepdims=True, where=others), 1e-7)  # a batch of one has no others
     return jnp.where(others, jnp.log(kernel) - jnp.log(total), 0.0)
 
 
-# Above this a difference counts linearly, so that neither it nor its gradient overflows; squares of float32
-# end at 1e38, and the sum over a map of millions of them before that.
-LARGEST_SQUARED = 1e9
+# --- flow of one stage into the next ------------------------------------------------------------------
+
+_NO_FLOW = (
+    "features.fsp: student and teachers share no two neighbouring stages of equal width; "
+    "it needs networks of the same widths, at least there"
+)
 
 
-def _square(x: Array) -> Array:
-    """x^2, and beyond LARGEST_SQUARED the tangent to it."""
-    near = jnp.clip(x, -LARGEST_SQUARED, LARGEST_SQUARED)
-    return near * (2.0 * x - near)
+def _flow_distance(pair: Pair) -> Array | None:
+    own, other = ([taps.features[name] for name in maps.stage_names(taps)] for taps in pair[:2])
+    both = [(a, b) for a, b in zip(_flows(own), _flows(other)) if a.shape == b.shape]
+    return _sum_over([_mean_square(a - b) for a, b in both])
 
 
-# --- both ---------------------------------------------------------------------------------------------
+def _flows(stages: list[Array]) -> list[Array]:
+    """G [B,m,n] of every two neighbouring stages."""
+    pairs = [maps.same_size(*two) for two in zip(stages, stages[1:])]
+    return [jnp.einsum("bhwm,bhwn->bmn", a, b) / (a.shape[1] * a.shape[2]) for a, b in pairs]
 
 
-def _unit(x: Array) -> Array:
-    """x [B,D] / ||x||; 0, and without a gradient, for a vector of (almost) zeros."""
-    x, is_long = _near_one(x)
-    square = jnp.sum(x**2, axis=-1, keepdims=True)
-    # A root of 0 has no gradient, and `where` around it would not keep the NaN out.
-    return jnp.where(is_long, x / jnp.sqrt(jnp.where(is_long, square, 1.0)), 0.0)
+# --- patterns -----------------------------------------------------------------------------------------
 
 
-def _near_one(x: Array) -> tuple[Array, Array]:
-    """x [B,...] over its largest number, whose squares cannot overflow, and whether that is one at all.
-
-    For what does not depend on the scale of x: the scale is taken as a constant.
-    """
-    axes = tuple(range(1, x.ndim))
-    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=axes, keepdims=True))
-    is_long = largest > 1e-12
-    return x / jnp.where(is_long, largest, 1.0), is_long
+def _pattern_discrepancy(pair: Pair) -> Array | None:
+    discrepancies = []
+    for both in pair.stages(least_pixels=2).values():
+        own, other = map(_patterns, both)
+        of_own, of_other, across = _likeness(own, own), _likeness(other, other), _likeness(own, other)
+        discrepancies.append(of_own + of_other - 2.0 * across)
+    return _sum_over(discrepancies)
 
 
-def _same_size(a: Array, b: Array) -> tuple[Array, Array]:
-    """Both maps [B,h,w,d] at the smaller height and width."""
-    height, width = min(a.shape[1], b.shape[1]), min(a.shape[2], b.shape[2])
-    return _pooled(a, height, width), _pooled(b, height, width)
+def _patterns(x: Array) -> Array:
+    """The channels of a map as unit vectors [B,hw,d]."""
+    batch_size, height, width, depth = x.shape
+    channels = x.transpose(0, 3, 1, 2).reshape(batch_size * depth, height * width)
+    return unit(channels).reshape(batch_size, depth, height * width).transpose(0, 2, 1)
 
 
-def _pooled(x: Array, height: int, width: int) -> Array:
-    if x.shape[1:3] == (height, width):
-        return x
-    return jnp.einsum("bhwd,ih,jw->bijd", x, _windows(x.shape[1], height), _windows(x.shape[2], width))
+def _likeness(a: Array, b: Array) -> Array:
+    return jnp.mean(jnp.einsum("bpi,bpj->bij", a, b) ** 2, axis=(1, 2))
 
 
-def _windows(size: int, num: int) -> np.ndarray:
-    """[num,size] whose row i averages the places floor(i size / num) to ceil((i + 1) size / num) - 1."""
-    i, place = np.arange(num)[:, None], np.arange(size)[None, :]
-    inside = (place >= i * size // num) & (place < -((-(i + 1) * size) // num))
-    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+# --- maps of the student that predict the teacher's ---------------------------------------------------
+
+
+def _no_stage(name: str) -> str:
+    return f"features.{name}: student and teachers share no stage of one name"
+
+
+def _draw_connectors(key: Array, own: Taps, other: Taps) -> PyTree:
+    """A 1x1 convolution for every stage that both have."""
+    names = maps.common_stage_names(own, other)
+    return {
+        name: maps.draw_linear(k, own.features[name].shape[-1], other.features[name].shape[-1])
+        for name, k in zip(names, jax.random.split(key, len(names)))
+    }
+
+
+def _draw_explanations(key: Array, own: Taps, other: Taps) -> PyTree:
+    spread = float(np.log(np.expm1(5.0)))
+    return {
+        name: {"map": connector, "spread": jnp.full_like(connector["bias"], spread)}
+        for name, connector in _draw_connectors(key, own, other).items()
+    }
+
+
+def _unexplained(pair: Pair) -> Array | None:
+    losses = []
+    for name, (own, other) in pair.stages().items():
+        parameters = pair.parameters[name]
+        variance = (jax.nn.softplus(parameters["spread"]) + 1e-5)[None, None, None, :]
+        off = maps.square(other - maps.linear(parameters["map"], own))
+        losses.append(jnp.mean(0.5 * (jnp.log(variance) + off / variance), axis=(1, 2, 3)))
+    return _sum_over(losses)
+
+
+def _boundary_distance(pair: Pair) -> Array | None:
+    losses = []
+    for name, (own, other) in pair.stages().items():
+        guess, is_active = maps.linear(pair.parameters[name], own), other > 0
+        losses.append(_mean_square(jax.nn.relu(1.0 - jnp.where(is_active, guess, -guess))))
+    return _sum_over(losses)
+
+
+def _draw_generator(key: Array, own: Taps, other: Taps) -> PyTree:
+    stages = maps.common_stage_names(own, other)
+    if not stages:
+        return {}
+    width, depth = own.features[stages[-1]].shape[-1], other.features[stages[-1]].shape[-1]
+    map_key, first_key, second_key = jax.random.split(key, 3)
+    return {
+        "map": maps.draw_linear(map_key, width, depth),
+        "first": maps.draw_linear(first_key, 9 * depth, depth),
+        "second": maps.draw_linear(second_key, 9 * depth, depth),
+    }
+
+
+def _generated_distance(pair: Pair) -> Array | None:
+    if not pair.stages():
+        return None
+    own, other = list(pair.stages().values())[-1]
+    aligned = maps.linear(pair.parameters["map"], own)
+    is_seen = jax.random.uniform(pair.key, (*own.shape[:3], 1)) >= pair.hyper["masked"]
+    hidden = jax.nn.relu(_convolved(pair.parameters["first"], jnp.where(is_seen, aligned, 0.0)))
+    return _mean_square(other - _convolved(pair.parameters["second"], hidden))
+
+
+def _convolved(parameters: Mapping[str, Array], x: Array) -> Array:
+    """A 3x3 convolution, as a product with shifted maps: a kernel a member is slow as a convolution."""
+    _, height, width, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return maps.linear(parameters, jnp.concatenate(shifted, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Coder:
+    """Parameters of `factor_transfer`."""
+
+    share: float
+
+    def __call__(self, key: Array, own: Taps, other: Taps) -> PyTree:
+        stages = maps.common_stage_names(own, other)
+        if not stages:
+            return {}
+        width, depth = own.features[stages[-1]].shape[-1], other.features[stages[-1]].shape[-1]
+        size, keys = max(1, round(self.share * depth)), jax.random.split(key, 3)
+        return {
+            "code": maps.draw_linear(keys[0], depth, size),
+            "decoder": maps.draw_linear(keys[1], size, depth),
+            "translator": maps.draw_linear(keys[2], width, size),
+        }
+
+
+def _factor_distance(pair: Pair) -> Array | None:
+    if not pair.stages():
+        return None
+    own, other = list(pair.stages().values())[-1]
+    code = maps.linear(pair.parameters["code"], other)
+    told, translated = jax.lax.stop_gradient(code), maps.linear(pair.parameters["translator"], own)
+    told, translated = (unit(x.reshape(len(x), -1)) for x in (told, translated))
+    lost = _mean_square(other - maps.linear(pair.parameters["decoder"], code))
+    weight = pair.hyper["weight"]
+    return jnp.mean(jnp.abs(told - translated), axis=-1) + lost / jnp.where(weight > 0, weight, 1.0)
+
+
+# --- review -------------------------------------------------------------------------------------------
+
+
+def _draw_review(key: Array, own: Taps, other: Taps) -> PyTree:
+    names = maps.common_stage_names(own, other)
+    if not names:
+        return {}
+    inner = own.features[names[-1]].shape[-1]
+
+    def of_stage(name: str, key: Array) -> PyTree:
+        own_key, gate_key, out_key = jax.random.split(key, 3)
+        return {
+            "own": maps.draw_linear(own_key, own.features[name].shape[-1], inner),
+            "gate": maps.draw_linear(gate_key, 2 * inner, 2),
+            "out": maps.draw_linear(out_key, 9 * inner, other.features[name].shape[-1]),
+        }
+
+    drawn = {name: of_stage(name, k) for name, k in zip(names, jax.random.split(key, len(names)))}
+    del drawn[names[-1]]["gate"]  # nothing is deeper
+    return drawn
+
+
+def _reviewed_distance(pair: Pair) -> Array | None:
+    losses, deeper = [], None
+    for name, (own, other) in reversed(pair.stages().items()):
+        parameters = pair.parameters[name]
+        own = maps.linear(parameters["own"], own)
+        if deeper is not None:
+            deeper = _resized(deeper, *own.shape[1:3])
+            gates = jax.nn.sigmoid(maps.linear(parameters["gate"], jnp.concatenate([own, deeper], axis=-1)))
+            own = gates[..., :1] * own + gates[..., 1:] * deeper
+        deeper = own
+        losses.append(_pyramid_distance(_convolved(parameters["out"], own), other))
+    return _sum_over(losses)
+
+
+def _resized(x: Array, height: int, width: int) -> Array:
+    """A map of another size, each pixel the one that lies there."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip((height, width), x.shape[1:3]))
+    return x[:, rows][:, :, columns]
+
+
+def _pyramid_distance(own: Array, other: Array) -> Array:
+    height, width = own.shape[1:3]
+    sizes = [(height, width), *((size, size) for size in (4, 2, 1) if size < min(height, width))]
+    shares = 0.5 ** np.arange(len(sizes))
+    distances = [_mean_square(maps.pooled(own, *size) - maps.pooled(other, *size)) for size in sizes]
+    return sum(float(share) * distance for share, distance in zip(shares / shares.sum(), distances))
+
+
+# --- all ----------------------------------------------------------------------------------------------
+
+
+def _sum_over(losses: list[Array]) -> Array | None:
+    """Of the stages [B]; None where there is none."""
+    return sum(losses[1:], losses[0]) if losses else None
+
+
+def _mean_square(x: Array) -> Array:
+    """[B] of differences [B,...]."""
+    return jnp.mean(maps.square(x), axis=tuple(range(1, x.ndim)))

@@ -16,7 +16,16 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
 from mtkd_jax.methods.seams import PLAIN, HardAnd, mean_of_probs, soft_loss
-from mtkd_jax.types import Array, Context, Outputs, Recipe, Targets, UserError
+from mtkd_jax.types import (
+    Array,
+    Context,
+    Outputs,
+    PyTree,
+    Recipe,
+    Targets,
+    TeacherOutputs,
+    UserError,
+)
 
 
 def dkd(*, target_weight: float = 1.0, nontarget_weight: float = 8.0, warmup: float = 20 / 240) -> Recipe:
@@ -53,26 +62,63 @@ def _decoupled(context: Context) -> Array:
     log_student = jax.nn.log_softmax(context.student.logits / temperature)
     is_label = jax.nn.one_hot(context.batch.label, probs.shape[-1], dtype=bool)
 
-    # Sums over the others, not 1 - p_y: that is 0 in float32 long before the others are. And q' from the
-    # teachers' logits: their probabilities of the others underflow where the logits are some 90 T apart.
+    # Sums over the others, not 1 - p_y: that is 0 in float32 long before the others are.
     of_others = jnp.where(is_label, 0.0, probs).sum(axis=-1)
     log_of_others = jax.nn.logsumexp(log_student, axis=-1, where=~is_label)
     target = jnp.stack([jnp.where(is_label, probs, 0.0).sum(axis=-1), of_others])
     log_target = jnp.stack([jnp.where(is_label, log_student, 0.0).sum(axis=-1), log_of_others])
 
+    loss = context.hyper["target_weight"] * _kl(target, log_target, axis=0)
+    loss += context.hyper["nontarget_weight"] * _kl(*_without_label(context), axis=-1)
+    return temperature**2 * context.targets.mass[0] * loss
+
+
+def _without_label(context: Context) -> tuple[Array, Array]:
+    """q' and ln p' [B,C]: softened predictions among the classes that are not the label, 0 at the label."""
+    temperature = context.hyper["temperature"]
+    is_label = jax.nn.one_hot(context.batch.label, context.student.logits.shape[-1], dtype=bool)
+    log_student = jax.nn.log_softmax(context.student.logits / temperature)
+    log_of_others = jax.nn.logsumexp(log_student, axis=-1, where=~is_label)
+    # From the teachers' logits: their probabilities underflow where the logits are some 90 T apart.
     log_teachers = jax.nn.log_softmax(context.teacher.logits / temperature)
     log_mixture = jax.nn.logsumexp(log_teachers, axis=0)
     log_mixed_others = jax.nn.logsumexp(log_mixture, axis=-1, where=~is_label)
     nontarget = jnp.where(is_label, 0.0, jnp.exp(log_mixture - log_mixed_others[:, None]))
-    log_nontarget = jnp.where(is_label, 0.0, log_student - log_of_others[:, None])
-
-    loss = context.hyper["target_weight"] * _kl(target, log_target, axis=0)
-    loss += context.hyper["nontarget_weight"] * _kl(nontarget, log_nontarget, axis=-1)
-    return temperature**2 * context.targets.mass[0] * loss
+    return nontarget, jnp.where(is_label, 0.0, log_student - log_of_others[:, None])
 
 
 def _kl(probs: Array, log_student: Array, axis: int) -> Array:
     return jnp.sum(jax.scipy.special.xlogy(probs, probs) - probs * log_student, axis=axis)
+
+
+def nkd(*, nontarget_weight: float = 1.5) -> Recipe:
+    r"""Match the teachers' trust in the true class as it is, and their view of the others softened.
+
+    $$\ell_\text{soft} = -t_y \ln s_y - \gamma\, T^2 \sum_{c \ne y} q'_c \ln p'_c$$
+
+    Here $t$ is the mean teacher and $s$ the student at temperature 1, $\gamma$ is `nontarget_weight`, and
+    $q'$ and $p'$ are the softened predictions renormalised without the label $y$. Examples without a label
+    have the loss $\mathrm{KL}(q \parallel p)$ of plain distillation. In the paper there is one teacher and
+    the loss is hard + soft: twice that of alpha = 0.5.
+
+    Source: normalised distillation, Yang et al. 2023, arXiv 2303.13005 (T = 1 and weight 1.5 on ImageNet).
+    """
+    own = (("nontarget_weight", nontarget_weight),)
+    return PLAIN._replace(name="nkd", term=HardAnd(_normalised_loss), hyper=own, hears_all=True)
+
+
+def _normalised_loss(context: Context) -> Array:
+    return jnp.where(context.batch.labelled, _normalised(context), soft_loss(context))
+
+
+def _normalised(context: Context) -> Array:
+    label = context.batch.label[:, None]
+    trust = jnp.take_along_axis(jax.nn.softmax(context.teacher.logits).mean(axis=0), label, axis=-1)[:, 0]
+    log_student = jnp.take_along_axis(jax.nn.log_softmax(context.student.logits), label, axis=-1)[:, 0]
+    nontarget, log_nontarget = _without_label(context)
+    of_others = -jnp.sum(nontarget * log_nontarget, axis=-1)
+    factor = context.hyper["nontarget_weight"] * context.hyper["temperature"] ** 2
+    return context.targets.mass[0] * (factor * of_others - trust * log_student)
 
 
 def dist(*, inter_weight: float = 1.0, intra_weight: float = 1.0) -> Recipe:
@@ -140,29 +186,76 @@ def lsk() -> Recipe:
 
     Source: Sun et al. 2024, arXiv 2403.01427.
     """
-    return PLAIN._replace(name="lsk", aim=_mean_of_standardised, term=HardAnd(_standardised_loss))
+    aim, term = _MeanOfStandardised("lsk"), HardAnd(_StandardisedLoss("lsk"))
+    return PLAIN._replace(name="lsk", aim=aim, term=term)
 
 
-def _mean_of_standardised(context: Context, w: Array) -> Targets:
-    teacher = context.teacher._replace(logits=_standardised(context.teacher.logits))
-    return mean_of_probs(dataclasses.replace(context, teacher=teacher), w)
+def spherical() -> Recipe:
+    r"""Give all logit vectors, teachers' and student's, one length before the softmax: the teachers' mean.
+
+    $$\ell_\text{soft}
+    = T^2\, \mathrm{KL}(\frac{1}{K} \sum_k \mathrm{softmax}(l\, u(z_k) / T)
+    \parallel \mathrm{softmax}(l\, u(z) / T)), \qquad
+    u(z) = \frac{z - \mathrm{mean}_c\, z}{\lVert z - \mathrm{mean}_c\, z \rVert}$$
+
+    Here $l$ is the mean of $\lVert z_k - \mathrm{mean}_c\, z_k \rVert$ over teachers and batch, and
+    $u(z) = 0$ for a constant $z$: it is `lsk` at a temperature that follows the teachers. Raises UserError
+    for two classes, of which $u$ has no gradient.
+
+    Source: spherical distillation, Guo et al. 2020, arXiv 2010.07485; one teacher.
+    """
+    aim, term = _MeanOfStandardised("spherical"), HardAnd(_StandardisedLoss("spherical"))
+    return PLAIN._replace(name="spherical", aim=aim, term=term, hears_all=True)
 
 
-def _standardised_loss(context: Context) -> Array:
-    student = dataclasses.replace(context.student, heads=_standardised(context.student.heads))
-    return soft_loss(dataclasses.replace(context, student=student))
+@dataclasses.dataclass(frozen=True)
+class _MeanOfStandardised:
+    """The aim of `lsk` and `spherical`. Comparable by value, as jit keys must be."""
+
+    method: str
+
+    def __call__(self, context: Context, w: Array) -> Targets:
+        logits = _standardised(context.teacher.logits, self.method) * _scale(context, self.method)
+        teacher = context.teacher._replace(logits=logits)
+        return mean_of_probs(dataclasses.replace(context, teacher=teacher), w)
 
 
-def _standardised(logits: Array) -> Array:
+@dataclasses.dataclass(frozen=True)
+class _StandardisedLoss:
+    """The loss of `lsk` and `spherical`. Comparable by value."""
+
+    method: str
+
+    def __call__(self, context: Context) -> Array:
+        heads = _standardised(context.student.heads, self.method) * _scale(context, self.method)
+        student = dataclasses.replace(context.student, heads=heads)
+        return soft_loss(dataclasses.replace(context, student=student))
+
+
+def _scale(context: Context, method: str) -> Array | float:
+    """What standardised logits are multiplied by: those of `lsk` stay; the mean deviation of the teachers."""
+    if method == "lsk":
+        return 1.0
+    variance = _variance(context.teacher.logits)
+    return jnp.sqrt(variance).mean()  # of frozen teachers: nobody asks for the gradient of this root
+
+
+def _standardised(logits: Array, method: str) -> Array:
     if logits.shape[-1] == 2:
         raise UserError(
-            "logits.lsk: two standardised logits say only which is larger, and have no gradient; it needs "
-            "three classes or more"
+            f"logits.{method}: two standardised logits say only which is larger, and have no gradient; it "
+            "needs three classes or more"
         )
-    centred = logits - logits.mean(axis=-1, keepdims=True)
-    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    variance = _variance(logits)
     varies = variance > 1e-12  # else rounding errors would be blown up to a deviation of 1
+    centred = logits - logits.mean(axis=-1, keepdims=True)
     return jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+
+
+def _variance(logits: Array) -> Array:
+    """That of a sample, along the classes, [...,1]."""
+    centred = logits - logits.mean(axis=-1, keepdims=True)
+    return jnp.sum(centred**2, axis=-1, keepdims=True) / (logits.shape[-1] - 1)
 
 
 def mixed_temperatures(*, teacher_temperature: float = 4.0) -> Recipe:
@@ -188,6 +281,126 @@ def _mean_at_teacher_temperature(context: Context, w: Array) -> Targets:
     own, shared = context.hyper["teacher_temperature"], context.hyper["temperature"]
     targets = mean_of_probs(dataclasses.replace(context, hyper={**context.hyper, "temperature": own}), w)
     return dataclasses.replace(targets, mass=targets.mass * (own / shared))  # soft_loss multiplies by T^2
+
+
+def ttm() -> Recipe:
+    r"""Soften the teachers alone: the student matches them at temperature 1, at which it is used.
+
+    $$\ell_\text{soft} = \mathrm{KL}(\frac{1}{K} \sum_k q_k \parallel \mathrm{softmax}(z))$$
+
+    It is plain distillation with a penalty on a student who is surer than the teachers, of Renyi entropy.
+
+    Source: transformed teacher matching, Zheng and Yang 2024, arXiv 2402.11148; one teacher.
+    """
+    return PLAIN._replace(name="ttm", term=HardAnd(_transformed_loss))
+
+
+def wttm() -> Recipe:
+    r"""Soften the teachers alone, as `ttm`, and learn more from examples of which they are less sure.
+
+    $$\ell_\text{soft} = U\, \mathrm{KL}(\frac{1}{K} \sum_k q_k \parallel \mathrm{softmax}(z)), \qquad
+    U = \frac{1}{K} \sum_k \sum_c \mathrm{softmax}(z_k)_c^{1 / T}$$
+
+    Here $U$ [B] is 1 for teachers who are certain, or at T = 1, and up to $C^{1 - 1/T}$ for those who know
+    nothing.
+
+    Source: weighted transformed teacher matching, Zheng and Yang 2024, arXiv 2402.11148; one teacher.
+    """
+    return PLAIN._replace(name="wttm", term=HardAnd(_weighted_transformed_loss), hears_all=True)
+
+
+def _transformed_loss(context: Context) -> Array:
+    return soft_loss(dataclasses.replace(context, hyper={**context.hyper, "temperature": jnp.float32(1.0)}))
+
+
+def _weighted_transformed_loss(context: Context) -> Array:
+    log_teachers = jax.nn.log_softmax(context.teacher.logits) / context.hyper["temperature"]
+    power_sum = jnp.exp(jax.nn.logsumexp(log_teachers, axis=-1)).mean(axis=0)
+    return power_sum * _transformed_loss(context)
+
+
+def mlkd(
+    *,
+    batch_weight: float = 1.0,
+    class_weight: float = 1.0,
+    temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0),
+) -> Recipe:
+    r"""Match predictions, their likeness among examples and among classes, each at several temperatures.
+
+    $$\ell_\text{soft} = \mathrm{mean}_T\, (T^2\, \mathrm{KL}(q_b \parallel p_b)
+    + \beta_1 \sum_j (p_b \cdot p_j - q_b \cdot q_j)^2
+    + \frac{\beta_2}{C} \lVert P^\top P - Q^\top Q \rVert^2)$$
+
+    Here $p$ and $q$ are the student and the mean teacher at each of `temperatures`, as rows of $P$ and $Q$
+    [B,C]; $b$ is the example, $j$ runs over the batch, $\beta_1$ is `batch_weight` and $\beta_2$ is
+    `class_weight`. The configured temperature plays no part. The paper sums over temperatures; its code also
+    leaves unsure examples out. Raises UserError for no temperature or one that is not above 0.
+
+    Source: multi-level logit distillation, Jin et al., CVPR 2023.
+    """
+    if not temperatures or min(temperatures) <= 0:
+        raise UserError(f"mlkd(temperatures={temperatures}): it must name at least one, and all above 0")
+    weights = (("batch_weight", batch_weight), ("class_weight", class_weight))
+    term = HardAnd(_LevelsLoss(tuple(temperatures)))
+    return PLAIN._replace(name="mlkd", term=term, hyper=weights, hears_all=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LevelsLoss:
+    temperatures: tuple[float, ...]
+
+    def __call__(self, context: Context) -> Array:
+        losses = jnp.stack([self._at(context, temperature) for temperature in self.temperatures])
+        return context.targets.mass[0] * losses.mean(axis=0)
+
+    def _at(self, context: Context, temperature: float) -> Array:
+        log_student = jax.nn.log_softmax(context.student.logits / temperature)
+        student = jnp.exp(log_student)
+        teacher = jax.nn.softmax(context.teacher.logits / temperature).mean(axis=0)
+        loss = temperature**2 * _kl(teacher, log_student, axis=-1)
+        of_batch = jnp.sum((student @ student.T - teacher @ teacher.T) ** 2, axis=-1)
+        of_classes = jnp.sum((student.T @ student - teacher.T @ teacher) ** 2) / student.shape[-1]
+        return loss + context.hyper["batch_weight"] * of_batch + context.hyper["class_weight"] * of_classes
+
+
+def ctkd(*, span: float = 20.0, ramp: float = 10 / 240) -> Recipe:
+    r"""Learn the temperature against the student: it goes where the loss rises, ever more so in training.
+
+    $$\ell_\text{soft} = T^2\, \mathrm{KL}(\frac{1}{K} \sum_k \mathrm{softmax}(z_k / T)
+    \parallel \mathrm{softmax}(z / T)), \qquad T = 1 + \frac{s}{1 + e^{-\theta}}$$
+
+    Here $s$ is `span`, and $\theta$, 1 at first, one number that is trained along by the gradient of the loss
+    times $-\lambda$: $\lambda$ grows from 0 to 1 along half a cosine over the first `ramp` of the training,
+    a share; 0 makes it 1 throughout. The configured temperature plays no part. The paper's global form.
+    Raises UserError for a ramp out of range.
+
+    Source: curriculum temperature, Li et al. 2023, arXiv 2211.16231; one teacher.
+    """
+    if not 0 <= ramp <= 1:
+        raise UserError(f"ctkd(ramp={ramp}): it must be a share of the training, in [0, 1]")
+    own, term = (("span", span),), HardAnd(_AtLearntTemperature(ramp))
+    return PLAIN._replace(name="ctkd", term=term, init_aux=_first_theta, hyper=own, hears_all=True)
+
+
+def _first_theta(key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
+    return {"theta": jnp.ones((), jnp.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _AtLearntTemperature:
+    ramp: float
+
+    def __call__(self, context: Context) -> Array:
+        share = jnp.minimum(context.progress / self.ramp, 1.0) if self.ramp else jnp.float32(1.0)
+        reversal = 0.5 * (1.0 - jnp.cos(jnp.pi * share))
+        learnt = 1.0 + context.hyper["span"] * jax.nn.sigmoid(context.aux["theta"])
+        # The value is the temperature, the gradient -reversal times its own.
+        temperature = (1.0 + reversal) * jax.lax.stop_gradient(learnt) - reversal * learnt
+        log_student = jax.nn.log_softmax(context.student.logits / temperature)
+        log_teachers = jax.nn.log_softmax(context.teacher.logits / temperature)
+        log_teacher = jax.nn.logsumexp(log_teachers, axis=0) - math.log(len(log_teachers))
+        loss = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=-1)
+        return temperature**2 * context.targets.mass[0] * loss
 
 
 LARGEST_EVIDENCE = 1e4  # the alpha_0 of a student that is as sure as it may be

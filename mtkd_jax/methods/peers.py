@@ -14,57 +14,58 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from mtkd_jax.methods.cohorts import cohort, others
 from mtkd_jax.methods.modes import each_teacher
 from mtkd_jax.methods.seams import PLAIN, SUPERVISED, equal_weights, hard_loss
-from mtkd_jax.types import Array, Context, Networks, Recipe, Targets, TeacherOutputs, UserError
+from mtkd_jax.types import Array, Context, Networks, Recipe, Targets, TeacherOutputs
 
 
-def dml(*, num_peers: int = 2) -> Recipe:
+def dml(*, num_peers: int = 2, shared: str = "") -> Recipe:
     r"""Match the other members of a cohort of `num_peers` >= 2 that learn together, and no trained teacher.
 
     $$\ell_\text{soft} = \frac{T^2}{P - 1} \sum_{j \ne i} \mathrm{KL}(p_j \parallel p_i)$$
 
     At alpha = 0 nobody knows anything: the peers only come to agree. In the paper T = 1, the peers step in
-    turn, and the loss is hard + soft, twice that of alpha = 0.5. Raises UserError for one peer.
+    turn, and the loss is hard + soft, twice that of alpha = 0.5. With `shared`, a stage or "most", peers are
+    branches on one stem, see `methods.cohorts`. Raises UserError for one peer.
 
     Source: deep mutual learning, Zhang et al. 2018, arXiv 1706.00384.
     """
-    return PLAIN._replace(
-        name="dml",
+    return cohort(
+        PLAIN._replace(min_teachers=0),
+        "dml",
+        num_peers=num_peers,
+        shared=shared,
         teach=_teach_by_peers,
         weigh=_weigh_other_peers,
         aim=each_teacher,
-        num_peers=_check_num_peers("dml", num_peers),
         reads_student=("teach", "weigh"),
-        min_teachers=0,
     )
 
 
-def kd_ml(*, num_peers: int = 2, teacher_weight: float = 1.0, peer_weight: float = 1.0) -> Recipe:
+def kd_ml(
+    *, num_peers: int = 2, teacher_weight: float = 1.0, peer_weight: float = 1.0, shared: str = ""
+) -> Recipe:
     r"""Match the teachers, and at the same time the other members of a cohort of `num_peers` >= 2.
 
     $$\ell_\text{soft} = T^2 (\frac{\beta_1}{K} \sum_k \mathrm{KL}(q_k \parallel p_i)
     + \frac{\beta_2}{P - 1} \sum_{j \ne i} \mathrm{KL}(p_j \parallel p_i))$$
 
-    Here $\beta_1$ is `teacher_weight` and $\beta_2$ is `peer_weight`: `loss_avg` and `dml` in one. Raises
-    UserError for one peer.
+    Here $\beta_1$ is `teacher_weight` and $\beta_2$ is `peer_weight`: `loss_avg` and `dml` in one;
+    `shared` is that of `dml`. Raises UserError for one peer.
 
     Source: Niyaz and Bathula 2021, arXiv 2110.11023, for one teacher; both weights are ours.
     """
-    return PLAIN._replace(
-        name="kd_ml",
+    return cohort(
+        PLAIN,
+        "kd_ml",
+        num_peers=num_peers,
+        shared=shared,
         weigh=_weigh_teachers_and_peers,
         aim=_aim_at_teachers_and_peers,
-        num_peers=_check_num_peers("kd_ml", num_peers),
         reads_student=("weigh", "aim"),
         hyper=(("teacher_weight", teacher_weight), ("peer_weight", peer_weight)),
     )
-
-
-def _check_num_peers(name: str, num_peers: int) -> int:
-    if num_peers < 2:
-        raise UserError(f"{name}(num_peers={num_peers}): a cohort has at least 2")
-    return num_peers
 
 
 def _loss_of_mean(context: Context) -> Array:
@@ -88,17 +89,14 @@ def _teach_by_peers(context: Context, networks: Networks) -> TeacherOutputs:
 
 def _weigh_other_peers(context: Context) -> Array:
     """Weights w [P,B]: alike for every finite peer but the reader, 0 for the rest."""
-    peers = context.peers
-    others = (peers.finite & (jnp.arange(len(peers.finite)) != peers.place)).astype(jnp.float32)
-    share = others / jnp.maximum(others.sum(), 1.0)
-    return jnp.broadcast_to(share[:, None], peers.logits.shape[:2])
+    return jnp.broadcast_to(others(context)[:, None], context.peers.logits.shape[:2])
 
 
 def _weigh_teachers_and_peers(context: Context) -> Array:
     """Weights w [K+P,B] of the teachers, then of the peers."""
-    teachers, others = equal_weights(context), _weigh_other_peers(context)
+    teachers, peers = equal_weights(context), _weigh_other_peers(context)
     hyper = context.hyper
-    return jnp.concatenate([hyper["teacher_weight"] * teachers, hyper["peer_weight"] * others])
+    return jnp.concatenate([hyper["teacher_weight"] * teachers, hyper["peer_weight"] * peers])
 
 
 def _aim_at_teachers_and_peers(context: Context, w: Array) -> Targets:

@@ -7,7 +7,7 @@ student, Q targets, B examples of a batch, C classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,10 @@ from mtkd_jax.types import (
     Targets,
     TeacherOutputs,
     TrainState,
+    UserError,
 )
+
+PEERS = "peers"  # of a batch's views: an image [P,B,h,w,c] for each peer
 
 
 def configured_stimulus(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
@@ -36,6 +39,11 @@ def configured_stimulus(key: Array, batch: Batch, augment: Augment, networks: Ne
 def identity_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
     """The parameters as they are."""
     return params
+
+
+def nothing_told(context: Context, networks: Networks) -> Mapping[str, Array]:
+    """Nothing but the logits, which all peers know of each other."""
+    return {}
 
 
 def frozen_teachers(context: Context, networks: Networks) -> TeacherOutputs:
@@ -171,12 +179,28 @@ class HardAnd:
         return alpha * hard_loss(context) + (1.0 - alpha) * self.soft(context)
 
 
+def ramped_up(progress: Array, ramp: float) -> Array:
+    r"""The ramp-up of a loss, $\exp(-5 (1 - s)^2)$: s goes from 0 to 1 over the first `ramp` of the training.
+
+    `progress` is in [0,1), and `ramp` a share of the training; 0 switches it off. Source: Laine and Aila
+    2017, arXiv 1610.02242.
+    """
+    share = jnp.minimum(progress / ramp, 1.0) if ramp else jnp.ones_like(progress)
+    return jnp.exp(-5.0 * (1.0 - share) ** 2)
+
+
+def check_ramp(name: str, ramp: float) -> None:
+    """Raise UserError for what is no share of the training."""
+    if not 0 <= ramp <= 1:
+        raise UserError(f"{name}(ramp={ramp}): it must be a share of the training, in [0, 1]")
+
+
 def nothing_after(state: TrainState, context: Context) -> TrainState:
     """The state as the optimiser left it."""
     return state
 
 
-def no_mem(variables: PyTree) -> PyTree:
+def no_mem(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
     """No memory."""
     return {}
 
@@ -218,6 +242,7 @@ PLAIN = Recipe(
     name="",
     stimulus=configured_stimulus,
     view=identity_view,
+    tell=nothing_told,
     teach=frozen_teachers,
     weigh=equal_weights,
     aim=mean_of_probs,

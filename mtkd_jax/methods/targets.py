@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.seams import PLAIN, SUPERVISED, HardAnd, hard_loss, label_counts, mean_of_probs
-from mtkd_jax.types import Array, Context, Recipe, Targets, UserError
+from mtkd_jax.types import (
+    Array,
+    Augment,
+    Batch,
+    Context,
+    Networks,
+    Recipe,
+    Targets,
+    TeacherOutputs,
+    UserError,
+)
 
 
 def dkpp() -> Recipe:
@@ -69,6 +79,57 @@ def cwtm() -> Recipe:
     Source: confidence weighted by teacher max, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
     """
     return PLAIN._replace(name="cwtm", term=HardAnd(_confidence_weighted_loss))
+
+
+def pseudo_labels(*, threshold: float = 0.95) -> Recipe:
+    r"""Take the class that the teachers are sure of as the label of an image that the student sees augmented.
+
+    $$\ell_\text{soft} = [\max_c t_c \ge \tau]\, \mathrm{CE}(\mathrm{argmax}_c\, t_c, \mathrm{softmax}(z))$$
+
+    Here $t$ is the mean teacher at T = 1 on the image as it is, $\tau$ is `threshold`, and $z$ are the
+    student's logits on its draw of the configured augmentation (`data.augment`), which should be strong. No
+    label is needed; the configured temperature plays no part. FixMatch takes these labels from the student
+    itself, on a slightly augmented image, and of unlabelled images alone. Raises UserError for a threshold
+    outside [0, 1), and for mixed images, which have no class that teachers could be sure of.
+
+    Source: FixMatch, Sohn et al. 2020, arXiv 2001.07685, with an ensemble as the teacher.
+    """
+    if not 0 <= threshold < 1:
+        raise UserError(f"pseudo_labels(threshold={threshold}): it must be in [0, 1)")
+    return PLAIN._replace(
+        name="pseudo_labels",
+        stimulus=_student_augmented,
+        teach=_teach_unaugmented,
+        aim=_mean_unsoftened,
+        term=HardAnd(_PseudoLabelled(threshold)),
+    )
+
+
+def _student_augmented(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
+    if batch.mixed is not None:
+        raise UserError("targets.pseudo_labels: train.mixup and train.cutmix must be 0 with it")
+    return dataclasses.replace(batch, image=augment(key, batch.image), views={"teacher": batch.image})
+
+
+def _teach_unaugmented(context: Context, networks: Networks) -> TeacherOutputs:
+    return networks.teachers(context.batch.views["teacher"])
+
+
+def _mean_unsoftened(context: Context, w: Array) -> Targets:
+    return mean_of_probs(
+        dataclasses.replace(context, hyper={**context.hyper, "temperature": jnp.float32(1.0)}), w
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _PseudoLabelled:
+    threshold: float
+
+    def __call__(self, context: Context) -> Array:
+        probs, mass = context.targets.probs[0], context.targets.mass[0]
+        log_student = jax.nn.log_softmax(context.student.logits)
+        loss = -jnp.take_along_axis(log_student, probs.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+        return jnp.where(probs.max(axis=-1) >= self.threshold, mass * loss, 0.0)
 
 
 def _confidence_weighted_loss(context: Context) -> Array:

@@ -119,13 +119,13 @@ def _least_common_gradient(gradients: Array, cap: float, num_steps: int = 500) -
     def descend(step: Array, last_two: tuple[Array, Array]) -> tuple[Array, Array]:
         before, a = last_two
         ahead = a + step / (step + 3.0) * (a - before)
-        return a, _project_on_capped_simplex(ahead - size * (apart @ (ahead @ gradients)), cap)
+        return a, project_on_capped_simplex(ahead - size * (apart @ (ahead @ gradients)), cap)
 
     equal = jnp.full(len(gradients), 1.0 / len(gradients))
     return jax.lax.fori_loop(0, num_steps, descend, (equal, equal))[1]
 
 
-def _project_on_capped_simplex(point: Array, cap: float) -> Array:
+def project_on_capped_simplex(point: Array, cap: float) -> Array:
     """The closest a to point [K] with sum a = 1 and 0 <= a <= cap, which is clip(point - shift, 0, cap).
 
     The sum of that falls with the shift, straight between the 2K shifts where an entry leaves a bound or

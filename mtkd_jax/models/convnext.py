@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -30,23 +32,35 @@ class ConvNext(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        imagenet = self.stem == "imagenet"
-        smallest = 2 ** (len(self.blocks) - 1)  # what the last stage sees as one pixel
-        x = layers.prepare(image, self.task, self.image_size, 4 * smallest if imagenet else smallest)
-        window, stride, padding = (4, 4, "VALID") if imagenet else (3, 1, "SAME")
-        x = _conv(self.widths[0], window, stride, padding, self.dtype, "stem_conv")(x)
-        x = layers.layer_norm(x, name="stem_norm")
-        features = {"stem": x}
-        for stage, (channels, num_blocks) in enumerate(zip(self.widths, self.blocks), start=1):
+        imagenet, features = self.stem == "imagenet", {}
+
+        def stem(image: Array) -> Array:
+            smallest = 2 ** (len(self.blocks) - 1)  # what the last stage sees as one pixel
+            x = layers.prepare(image, self.task, self.image_size, 4 * smallest if imagenet else smallest)
+            window, stride, padding = (4, 4, "VALID") if imagenet else (3, 1, "SAME")
+            x = _conv(self.widths[0], window, stride, padding, self.dtype, "stem_conv")(x)
+            x = features["stem"] = layers.layer_norm(x, name="stem_norm")
+            return x
+
+        def blocks(stage: int, channels: int, num_blocks: int, x: Array) -> Array:
             if stage > 1:
                 x = layers.layer_norm(x, name=f"stage{stage}_norm")
                 x = _conv(channels, 2, 2, "VALID", self.dtype, f"stage{stage}_conv")(x)
             for block in range(1, num_blocks + 1):
                 x = Block(self.dtype, name=f"stage{stage}_block{block}")(x)
             features[f"stage{stage}"] = x
-        embedding = layers.layer_norm(x.mean(axis=(1, 2), dtype=jnp.float32), name="last_norm")
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-        return layers.outputs(embedding, heads, features)
+            return x
+
+        def last(x: Array) -> Array:
+            return layers.layer_norm(x.mean(axis=(1, 2), dtype=jnp.float32), name="last_norm")
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        rows = zip(range(1, len(self.blocks) + 1), self.widths, self.blocks)
+        stages = (functools.partial(blocks, *row) for row in rows)
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision: stages and what halves the image between them take turns."""

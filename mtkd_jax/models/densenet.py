@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -28,26 +30,38 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        imagenet = self.stem == "imagenet"
-        smallest = 2 ** (len(self.blocks) - 1)  # what the last stage sees as one pixel
-        x = layers.prepare(image, self.task, self.image_size, 4 * smallest - 3 if imagenet else smallest)
-        window, stride = (7, 2) if imagenet else (3, 1)
-        x = Conv(2 * self.growth, window, stride, self.dtype, name="stem_conv")(x)
-        x = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
-        if imagenet:
-            x = layers.overlapping_max_pool(x, 3, 2, padding=1)
-        features = {"stem": x}
-        for stage, num_layers in enumerate(self.blocks, start=1):
+        imagenet, features = self.stem == "imagenet", {}
+
+        def stem(image: Array) -> Array:
+            smallest = 2 ** (len(self.blocks) - 1)  # what the last stage sees as one pixel
+            x = layers.prepare(image, self.task, self.image_size, 4 * smallest - 3 if imagenet else smallest)
+            window, stride = (7, 2) if imagenet else (3, 1)
+            x = Conv(2 * self.growth, window, stride, self.dtype, name="stem_conv")(x)
+            x = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
+            if imagenet:
+                x = layers.overlapping_max_pool(x, 3, 2, padding=1)
+            features["stem"] = x
+            return x
+
+        def block(stage: int, num_layers: int, x: Array) -> Array:
             if stage > 1:
                 x = Transition(self.dtype, name=f"stage{stage}_transition")(x, train)
             for number in range(1, num_layers + 1):
                 new = DenseLayer(self.growth, self.dtype, name=f"stage{stage}_layer{number}")(x, train)
                 x = jnp.concatenate([x, new], axis=-1)
             features[f"stage{stage}"] = x
-        x = nn.relu(layers.batch_norm(x, train, name="last_norm"))
-        embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-        return layers.outputs(embedding, heads, features)
+            return x
+
+        def last(x: Array) -> Array:
+            x = nn.relu(layers.batch_norm(x, train, name="last_norm"))
+            return x.mean(axis=(1, 2), dtype=jnp.float32)
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        stages = (functools.partial(block, *row) for row in enumerate(self.blocks, start=1))
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision."""

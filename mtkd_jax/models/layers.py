@@ -350,7 +350,16 @@ class Conv(nn.Module):
         return y
 
 
-def batch_norm(x: Array, train: bool, name: str, *, epsilon: float = 1e-5, momentum: float = 0.9) -> Array:
+def batch_norm(
+    x: Array,
+    train: bool,
+    name: str,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    use_scale: bool = True,
+    use_bias: bool = True,
+) -> Array:
     """Batch normalisation (Ioffe and Szegedy 2015) in float32, returned in the dtype of x [B,...,d].
 
     Called inside a compact module, which then owns the parameters and running statistics `name`. Statistics
@@ -364,6 +373,8 @@ def batch_norm(x: Array, train: bool, name: str, *, epsilon: float = 1e-5, momen
         epsilon=epsilon,
         dtype=jnp.float32,
         axis_name=data_axis(),
+        use_scale=use_scale,
+        use_bias=use_bias,
         name=name,
     )
     # Said in the call and not by the module, so that `models.stages.still` can say otherwise.
@@ -465,6 +476,14 @@ def through(module: nn.Module, stage: str, x: PyTree, compute: Callable[[PyTree]
     return compute(x)
 
 
+def in_turn(module: nn.Module, image: Array, *computes: Callable[[PyTree], PyTree]) -> Outputs:
+    """The stages of a network one after the other, each `through`: `computes` are the work of each."""
+    x = image
+    for stage, compute in zip(module.stages, computes, strict=True):
+        x = through(module, stage, x, compute)
+    return x
+
+
 def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Outputs:
     """All of `Outputs` in float32, from heads [H,B,C].
 
@@ -508,10 +527,7 @@ def published(
     check_argument(f"{family}.stem", own["stem"], own["stem"] in STEMS, " or ".join(STEMS))
     is_text = isinstance(pretrained, str)
     check_argument(f"{family}.pretrained", pretrained, is_text, "the name or the file of weights")
-    if trainable not in ("", *module.stages):
-        nearest = hint(str(trainable), module.stages)
-        stages = ", ".join(module.stages)
-        raise UserError(f"{family}.trainable = {trainable!r}: expected one of {stages}{nearest}")
+    check_trainable(f"{family}.trainable", trainable, module.stages)
     check_dtype(f"{family}.dtype", own["dtype"])
     # Convolutional, for a CPU: any network of this size fills its cores alone, and members one after the
     # other need the memory of one.
@@ -546,6 +562,12 @@ def check_widths(name: str, value: Any) -> None:
 def check_dropout(name: str, value: Any) -> None:
     """Raise UserError unless 0 <= value < 1."""
     check_argument(name, value, isinstance(value, int | float) and 0 <= value < 1, "a number in [0, 1)")
+
+
+def check_trainable(name: str, value: Any, stages: Sequence[str]) -> None:
+    """Raise UserError unless `value` is the name of a stage, or "" for all of them."""
+    expected = f"one of {', '.join(stages)}{hint(str(value), stages)}"
+    check_argument(name, value, value in ("", *stages), expected)
 
 
 def check_dtype(name: str, value: Any) -> None:

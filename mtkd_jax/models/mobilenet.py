@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -177,25 +178,36 @@ class ImageNetMobileNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        act = ACTIVATIONS[self.activation]
-        norm = self.norm._asdict()
-        x = layers.prepare(image, self.task, self.image_size, least=1)
-        stride = 2 if self.stem == "imagenet" else 1
-        first = self.rows[0][0].inputs
-        x = act(conv_norm(x, first, train, "stem", self.dtype, window=3, stride=stride, **norm))
-        features = {"stem": x}
-        for stage, blocks in enumerate(self.rows, start=1):
-            for number, row in enumerate(blocks, start=1):
+        act, norm, features = ACTIVATIONS[self.activation], self.norm._asdict(), {}
+
+        def stem(image: Array) -> Array:
+            x = layers.prepare(image, self.task, self.image_size, least=1)
+            stride = 2 if self.stem == "imagenet" else 1
+            first = self.rows[0][0].inputs
+            x = act(conv_norm(x, first, train, "stem", self.dtype, window=3, stride=stride, **norm))
+            features["stem"] = x
+            return x
+
+        def blocks(stage: int, rows: tuple[Residual, ...], x: Array) -> Array:
+            for number, row in enumerate(rows, start=1):
                 name = f"stage{stage}_block{number}"
                 x = InvertedResidual(row, self.norm, self.dtype, name=name)(x, train)
             features[f"stage{stage}"] = x
-        x = act(conv_norm(x, self.last, train, "last", self.dtype, **norm))
-        x = x.mean(axis=(1, 2), dtype=jnp.float32)
-        if self.dense:
-            x = act(layers.dense(self.dense, layers.HE, self.dtype, "last_dense")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train, name="last_dropout")(x)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
-        return layers.outputs(x, heads, features)
+            return x
+
+        def last(x: Array) -> Array:
+            x = act(conv_norm(x, self.last, train, "last", self.dtype, **norm))
+            x = x.mean(axis=(1, 2), dtype=jnp.float32)
+            if self.dense:
+                x = act(layers.dense(self.dense, layers.HE, self.dtype, "last_dense")(x))
+            return nn.Dropout(self.dropout, deterministic=not train, name="last_dropout")(x)
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        stages = (functools.partial(blocks, *row) for row in enumerate(self.rows, start=1))
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision, where blocks are numbered through."""

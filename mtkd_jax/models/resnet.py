@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -57,21 +59,35 @@ class ResNet(nn.Module):
     stem_stride: int
     dtype: str
 
+    stages = ("stem", "stage1", "stage2", "stage3", "heads")
+
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = layers.normalise(image, self.task.mean, self.task.std)
-        x = Conv(max(16, 8 * self.width), 3, self.stem_stride, self.dtype, name="stem_conv")(x)
-        x = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
-        features = {"stem": x}
-        for stage, channels in enumerate(WIDTHS, start=1):
+        features = {}
+
+        def stem(x: Array) -> Array:
+            x = layers.normalise(x, self.task.mean, self.task.std)
+            x = Conv(max(16, 8 * self.width), 3, self.stem_stride, self.dtype, name="stem_conv")(x)
+            features["stem"] = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
+            return features["stem"]
+
+        def blocks(stage: int, channels: int, x: Array) -> Array:
             for block in range(1, (self.depth - 2) // 6 + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
                 x = Block(channels * self.width, stride, self.dtype, name=name)(x, train)
             features[f"stage{stage}"] = x
-        embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-        return layers.outputs(embedding, heads, features)
+            return x
+
+        def heads(x: Array) -> Outputs:
+            embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
+            logits = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, logits, features)
+
+        x = layers.through(self, "stem", image, stem)
+        for stage, channels in enumerate(WIDTHS, start=1):
+            x = layers.through(self, f"stage{stage}", x, functools.partial(blocks, stage, channels))
+        return layers.through(self, "heads", x, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in RepDistiller."""
@@ -92,16 +108,21 @@ class ImageNetResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = layers.prepare(image, self.task, self.image_size, least=1)
-        window, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = Conv(64, window, stride, self.dtype, name="stem_conv")(x)
-        x = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
-        if self.stem == "imagenet":
-            x = layers.overlapping_max_pool(x, 3, 2, padding=1)
-        features = {"stem": x}
-        rows = zip(IMAGENET_WIDTHS, IMAGENET_BLOCKS[self.depth])
-        for stage, (channels, num_blocks) in enumerate(rows, start=1):
-            for block in range(1, num_blocks + 1):
+        features = {}
+
+        def stem(image: Array) -> Array:
+            x = layers.prepare(image, self.task, self.image_size, least=1)
+            window, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+            x = Conv(64, window, stride, self.dtype, name="stem_conv")(x)
+            x = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
+            if self.stem == "imagenet":
+                x = layers.overlapping_max_pool(x, 3, 2, padding=1)
+            features["stem"] = x
+            return x
+
+        def blocks(stage: int, x: Array) -> Array:
+            channels = IMAGENET_WIDTHS[stage - 1]
+            for block in range(1, IMAGENET_BLOCKS[self.depth][stage - 1] + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
                 if self.depth < 50:
@@ -109,9 +130,14 @@ class ImageNetResNet(nn.Module):
                 else:
                     x = Bottleneck(channels, self.width, stride, self.dtype, name=name)(x, train)
             features[f"stage{stage}"] = x
-        embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-        return layers.outputs(embedding, heads, features)
+            return x if stage < len(IMAGENET_WIDTHS) else x.mean(axis=(1, 2), dtype=jnp.float32)
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        stages = (functools.partial(blocks, stage) for stage in range(1, len(IMAGENET_WIDTHS) + 1))
+        return layers.in_turn(self, image, stem, *stages, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mtkd_jax.types import Array, Outputs
@@ -28,3 +30,8 @@ class Specialist(nn.Module):
             logits=outputs.logits * share[None],
             heads=outputs.heads * share[None, None],
         )
+
+    def calibrate(self, images: np.ndarray) -> Mapping[str, np.ndarray]:
+        """What the network computes from training images; {} where it computes nothing."""
+        found = getattr(self.network, "calibrate", lambda images: {})(images)
+        return {path.replace("/", "/network/", 1): value for path, value in found.items()}

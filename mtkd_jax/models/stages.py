@@ -25,13 +25,18 @@ def split(model: Model, variables: PyTree) -> tuple[PyTree, PyTree]:
     """
     if not model.trainable:
         return variables, {}
-    frozen = set(model.frozen_stages)
+    frozen, trained = divide(model, variables, model.frozen_stages)
+    return trained, frozen
+
+
+def divide(model: Model, variables: PyTree, first: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """(those of the stages `first`, those of all others), the same collections in both."""
     parts = [
         {
-            kind: {name: leaf for name, leaf in of.items() if (model.stage_of(name) in frozen) is is_frozen}
+            kind: {name: leaf for name, leaf in of.items() if (model.stage_of(name) in first) is is_first}
             for kind, of in variables.items()
         }
-        for is_frozen in (False, True)
+        for is_first in (True, False)
     ]
     return parts[0], parts[1]
 
@@ -83,8 +88,19 @@ def entering(model: Model, variables: PyTree, image: Array) -> PyTree:
 
     Of a network whose stages do not all go through `layers.through`, and which can therefore not be cut, {}.
     """
-    _, told = model.module.apply(variables, image, train=False, mutable=[ENTERING])
-    return told.get(ENTERING, {}).get(model.trainable, {})
+    told, _, _ = entering_all(model, variables, image)
+    return told.get(model.trainable, {})
+
+
+def entering_all(
+    model: Model, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
+) -> tuple[PyTree, Outputs, PyTree]:
+    """({stage: what enters it}, outputs, new state) of images [B,h,w,c]; `train` and `key` as in `apply`."""
+    state = [name for name in variables if name != "params"] if train else []
+    rngs = {} if key is None or not train else {"dropout": key}
+    outputs, told = model.module.apply(variables, image, train=train, mutable=[ENTERING, *state], rngs=rngs)
+    entering = told.pop(ENTERING, {})
+    return entering, outputs, told if train else {n: v for n, v in variables.items() if n != "params"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +134,10 @@ def tail(model: Model, image_shape: tuple[int, ...]) -> Tail:
     """The trained part of a network for images [h,w,c]."""
     own = {field.name: getattr(model, field.name) for field in dataclasses.fields(Model)}
     return Tail(**own, image_shape=tuple(image_shape))
+
+
+def tail_after(model: Model, stage: str, image_shape: tuple[int, ...]) -> Tail:
+    """The part of a network behind a stage, as if all before that were frozen, for images [h,w,c]."""
+    return tail(
+        dataclasses.replace(model, trainable=model.stages[model.stages.index(stage) + 1]), image_shape
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -31,21 +33,32 @@ class Vgg(nn.Module):
     dtype: str
 
     pytorch_biases = True
+    stages = ("stage1", "stage2", "stage3", "stage4", "stage5", "heads")
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = layers.normalise(image, self.task.mean, self.task.std)
         features = {}
-        for stage, channels in enumerate(WIDTHS, start=1):
-            if stage > 1 and min(x.shape[1:3]) > SMALL_ENOUGH:
+
+        def convolutions(stage: int, channels: int, x: Array) -> Array:
+            if stage == 1:
+                x = layers.normalise(x, self.task.mean, self.task.std)
+            elif min(x.shape[1:3]) > SMALL_ENOUGH:
                 x = layers.max_pool(x, 2)
             for number in range(1, CONVOLUTIONS[self.depth][stage - 1] + 1):
                 x = Conv(channels, 3, 1, self.dtype, name=f"stage{stage}_conv{number}")(x)
                 x = nn.relu(layers.batch_norm(x, train, name=f"stage{stage}_norm{number}"))
             features[f"stage{stage}"] = x
-        embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-        return layers.outputs(embedding, heads, features)
+            return x
+
+        def heads(x: Array) -> Outputs:
+            embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
+            logits = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, logits, features)
+
+        x = image
+        for stage, channels in enumerate(WIDTHS, start=1):
+            x = layers.through(self, f"stage{stage}", x, functools.partial(convolutions, stage, channels))
+        return layers.through(self, "heads", x, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in RepDistiller."""
@@ -77,9 +90,12 @@ class ImageNetVgg(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = layers.prepare(image, self.task, self.image_size, least=32 if self.stem == "imagenet" else 16)
         features = {}
-        for stage, channels in enumerate(WIDTHS, start=1):
+
+        def convolutions(stage: int, channels: int, x: Array) -> Array:
+            if stage == 1:
+                least = 32 if self.stem == "imagenet" else 16
+                x = layers.prepare(x, self.task, self.image_size, least=least)
             for number in range(1, CONVOLUTIONS[self.depth][stage - 1] + 1):
                 x = layers.Conv(
                     channels,
@@ -92,14 +108,21 @@ class ImageNetVgg(nn.Module):
                     x = layers.batch_norm(x, train, name=f"stage{stage}_norm{number}")
                 x = nn.relu(x)
             features[f"stage{stage}"] = x
-            if stage > 1 or self.stem == "imagenet":
-                x = layers.max_pool(x, 2)
-        x = layers.flatten(layers.adaptive_average_pool(x, 7))
-        for number in (1, 2):
-            x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
-            x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
-        return layers.outputs(x, heads, features)
+            return layers.max_pool(x, 2) if stage > 1 or self.stem == "imagenet" else x
+
+        def last(x: Array) -> Array:
+            x = layers.flatten(layers.adaptive_average_pool(x, 7))
+            for number in (1, 2):
+                x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
+                x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
+            return x
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        stages = (functools.partial(convolutions, *row) for row in enumerate(WIDTHS, start=1))
+        return layers.in_turn(self, image, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision."""
@@ -125,26 +148,42 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = layers.prepare(image, self.task, self.image_size, least=63 if self.stem == "imagenet" else 7)
-        if self.stem == "imagenet":
-            pads = ((2, 2), (2, 2))
-            x = layers.Conv(64, (11, 11), (4, 4), pads, dtype=self.dtype, name="stem_conv")(x)
-            x = layers.overlapping_max_pool(nn.relu(x), 3, 2)
-        else:
-            x = nn.relu(layers.Conv(64, (3, 3), dtype=self.dtype, name="stem_conv")(x))
-        features = {"stem": x}
-        for stage, (channels, window) in enumerate(ALEXNET_ROWS, start=1):
+        features = {}
+
+        def stem(image: Array) -> Array:
+            least = 63 if self.stem == "imagenet" else 7
+            x = layers.prepare(image, self.task, self.image_size, least=least)
+            if self.stem == "imagenet":
+                pads = ((2, 2), (2, 2))
+                x = layers.Conv(64, (11, 11), (4, 4), pads, dtype=self.dtype, name="stem_conv")(x)
+                x = layers.overlapping_max_pool(nn.relu(x), 3, 2)
+            else:
+                x = nn.relu(layers.Conv(64, (3, 3), dtype=self.dtype, name="stem_conv")(x))
+            features["stem"] = x
+            return x
+
+        def convolution(stage: int, row: tuple[int, int], x: Array) -> Array:
+            channels, window = row
             conv = layers.Conv(channels, (window, window), dtype=self.dtype, name=f"stage{stage}_conv")
             x = nn.relu(conv(x))
             if stage in (1, 4):
                 x = layers.overlapping_max_pool(x, 3, 2)
             features[f"stage{stage}"] = x
-        x = layers.flatten(layers.adaptive_average_pool(x, 6))
-        for number in (1, 2):
-            x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
-            x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
-        return layers.outputs(x, heads, features)
+            return x
+
+        def last(x: Array) -> Array:
+            x = layers.flatten(layers.adaptive_average_pool(x, 6))
+            for number in (1, 2):
+                x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
+                x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
+            return x
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        stages = (functools.partial(convolution, *row) for row in enumerate(ALEXNET_ROWS, start=1))
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in torchvision."""

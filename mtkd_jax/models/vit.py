@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -41,36 +43,47 @@ class Vit(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        patch = PATCH[self.stem]
-        x = layers.prepare(image, self.task, self.image_size, least=patch)
-        if x.shape[1] % patch or x.shape[2] % patch:
-            raise UserError(
-                f"images of {x.shape[1]}x{x.shape[2]} do not divide into patches of {patch}x{patch}; set "
-                f"image_size to a multiple of {patch}"
-            )
-        x = layers.Conv(
-            self.width,
-            (patch, patch),
-            (patch, patch),
-            "VALID",
-            dtype=self.dtype,
-            kernel_init=INIT,
-            name="stem_patches",
-        )(x)
-        rows, columns = x.shape[1:3]
-        x = Tokens(GRID[self.stem], name="stem_tokens")(x)
+        patch, features = PATCH[self.stem], {}
+        height, width = (self.image_size or side for side in image.shape[1:3])
 
-        def as_image(x):
-            return x[:, 1:].reshape(x.shape[0], rows, columns, -1)
+        def as_image(x: Array) -> Array:
+            return x[:, 1:].reshape(x.shape[0], height // patch, width // patch, -1)
 
-        features = {"stem": as_image(x)}
-        for stage in range(1, NUM_STAGES + 1):
+        def stem(image: Array) -> Array:
+            x = layers.prepare(image, self.task, self.image_size, least=patch)
+            if height % patch or width % patch:
+                raise UserError(
+                    f"images of {height}x{width} do not divide into patches of {patch}x{patch}; set "
+                    f"image_size to a multiple of {patch}"
+                )
+            x = layers.Conv(
+                self.width,
+                (patch, patch),
+                (patch, patch),
+                "VALID",
+                dtype=self.dtype,
+                kernel_init=INIT,
+                name="stem_patches",
+            )(x)
+            x = Tokens(GRID[self.stem], name="stem_tokens")(x)
+            features["stem"] = as_image(x)
+            return x
+
+        def blocks(stage: int, x: Array) -> Array:
             for block in range(1, self.depth // NUM_STAGES + 1):
                 x = Block(self.attention_heads, self.dtype, name=f"stage{stage}_block{block}")(x)
             features[f"stage{stage}"] = as_image(x)
-        embedding = layers.layer_norm(x[:, 0], name="last_norm").astype(jnp.float32)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-        return layers.outputs(embedding, heads, features)
+            return x
+
+        def last(x: Array) -> Array:
+            return layers.layer_norm(x[:, 0], name="last_norm").astype(jnp.float32)
+
+        def heads(embedding: Array) -> Outputs:
+            heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
+            return layers.outputs(embedding, heads, features)
+
+        stages = (functools.partial(blocks, stage) for stage in range(1, NUM_STAGES + 1))
+        return layers.in_turn(self, image, stem, *stages, last, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in timm, where blocks are not parted into stages."""

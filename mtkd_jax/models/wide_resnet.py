@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -20,21 +22,38 @@ class WideResNet(nn.Module):
     dropout: float
     dtype: str
 
+    stages = ("stem", "stage1", "stage2", "stage3", "last", "heads")
+
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = layers.normalise(image, self.task.mean, self.task.std)
-        x = Conv(16, 3, 1, self.dtype, name="stem_conv")(x)
-        features = {"stem": x}
-        for stage, channels in enumerate(WIDTHS, start=1):
+        features = {}
+
+        def stem(x: Array) -> Array:
+            x = layers.normalise(x, self.task.mean, self.task.std)
+            features["stem"] = Conv(16, 3, 1, self.dtype, name="stem_conv")(x)
+            return features["stem"]
+
+        def blocks(stage: int, channels: int, x: Array) -> Array:
             for block in range(1, (self.depth - 4) // 6 + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
                 x = Block(channels * self.width, stride, self.dropout, self.dtype, name=name)(x, train)
             features[f"stage{stage}"] = x
-        x = nn.relu(layers.batch_norm(x, train, name="last_norm"))
-        embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
-        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-        return layers.outputs(embedding, heads, features)
+            return x
+
+        def last(x: Array) -> Array:
+            x = nn.relu(layers.batch_norm(x, train, name="last_norm"))
+            return x.mean(axis=(1, 2), dtype=jnp.float32)
+
+        def heads(x: Array) -> Outputs:
+            logits = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(x)
+            return layers.outputs(x, logits, features)
+
+        x = layers.through(self, "stem", image, stem)
+        for stage, channels in enumerate(WIDTHS, start=1):
+            x = layers.through(self, f"stage{stage}", x, functools.partial(blocks, stage, channels))
+        x = layers.through(self, "last", x, last)
+        return layers.through(self, "heads", x, heads)
 
     def pytorch_module(self, path: str) -> str:
         """The name of a layer in RepDistiller."""

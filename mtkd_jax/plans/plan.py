@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,13 +38,13 @@ from mtkd_jax.engine.jobs import Job, parts
 from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
 from mtkd_jax.mesh import Layout
-from mtkd_jax.plans import students, teachers
-from mtkd_jax.plans.students import Family
+from mtkd_jax.plans import controls, students, teachers
+from mtkd_jax.plans.students import Cell, Family, Member
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import Ensemble, Population, UserError
+from mtkd_jax.types import Ensemble, Model, Population, PyTree, UserError
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
 
@@ -59,6 +60,7 @@ class Stage(NamedTuple):
     averaged: str = ""  # the row that their probabilities make with those of other stages, if any
     note: str = ""  # what a reader of the report must know
     outline: Callable[[Done], Job] | None = None  # work of the same shapes, where `make` computes much
+    begun_by: tuple[str, ...] = ()  # stages that are a part of the same training: their time is its own
 
 
 Plan = tuple[Stage, ...]
@@ -88,9 +90,7 @@ def train_teachers(config: ConfigDict, split: Split) -> Plan:
         Stage(
             teachers.stage_name(address),
             lambda done, address=address: teachers.job(config, split, address),
-            note=" ".join(
-                filter(None, (teachers.beginning(config, split, address), _rates(config, address)))
-            ),
+            note=teachers.beginning(config, split, address),
         )
         for address in teacher_models(config)
     )
@@ -113,29 +113,107 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
     file = config.students.init_from
     note = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
     stages = [
-        Stage(
-            students.stage_name(transfer, family),
-            lambda done, transfer=transfer, family=family: students.job(
-                config, split, transfer, family, ensemble_of(done), _fused_networks(done, family)
-            ),
-            family,
-            transfer,
-            note=" ".join(filter(None, (note, _rates(config, family[0].model or student_models(config)[0])))),
-        )
+        _teach(config, split, transfer, family, note)
         for transfer in config.students.transfer
         for family in families
     ]
     return (*fusers, *stages)
 
 
-def _rates(config: ConfigDict, address: str) -> str:
-    """For the report: the network that learning rates by depth do not reach."""
-    decay = config.train.depth_decay
-    if decay == 1 or trained_models(config)[address].stages:
-        return ""
-    return (
-        f"{address} names no stages: all of it has one learning rate, train.depth_decay = {decay:g} or not."
+def more_seeds(config: ConfigDict, split: Split, plan: Plan, done: Done, seeds: range) -> Plan:
+    """Stages that add seeds to every row of students, trained at the cell that validation chose for it.
+
+    The choice stays that of the first seeds: if it could change it would be another row, and the grid would
+    have to be trained again.
+    """
+    cells = _chosen_cells(plan, done)
+    found = []
+    for stage in plan:
+        own = [
+            member
+            for member in stage.family
+            if member.seed == 0 and member.cell == cells[_row(stage, member)]
+        ]
+        if own:
+            family = tuple(member._replace(seed=seed) for seed in seeds for member in own)
+            found.append(_adding(config, split, stage, family, seeds))
+    return tuple(found)
+
+
+def _adding(config: ConfigDict, split: Split, stage: Stage, family: Family, seeds: range) -> Stage:
+    name = seeds_stage(stage, seeds)
+
+    same = _teach(config, split, stage.transfer, family, "")
+
+    def make(done: Done) -> Job:
+        return dataclasses.replace(same.make(done), stage=name)
+
+    return stage._replace(name=name, make=make, family=family, outline=None)
+
+
+def seeds_stage(stage: Stage, seeds: range) -> str:
+    """The stage, and so the checkpoint folder, that adds seeds to those of another one."""
+    return f"{stage.name}-seeds-{seeds[0]}"
+
+
+def _row(stage: Stage, member: Member) -> tuple[str, ...]:
+    """Members of one row differ in their cell and their seed alone."""
+    return stage.transfer, member.control, member.mode, member.model
+
+
+def _chosen_cells(plan: Plan, done: Done) -> dict[tuple[str, ...], Cell]:
+    """The cell that validation chooses for each row."""
+    rows: dict[tuple[str, ...], list[tuple[Member, float]]] = {}
+    for stage in plan:
+        for member, nll in zip(stage.family, done[stage.name].val_nll):
+            if member.is_student:
+                rows.setdefault(_row(stage, member), []).append((member, nll))
+    return {row: students.choose(*zip(*trained))[0] for row, trained in rows.items()}
+
+
+def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note: str) -> Stage:
+    """The stage of one family on one transfer set, by the teachers or by what a control has instead."""
+    control = family[0].control
+
+    def make(done: Done, computes: bool = True) -> Job:
+        taught_by = controls.teachers(control, config, split, ensemble_of(done), computes)
+        return students.job(config, split, transfer, family, taught_by, _fused_networks(done, family))
+
+    return Stage(
+        students.stage_name(transfer, family),
+        make,
+        family,
+        transfer,
+        role="control" if control else "student",
+        note=" ".join(filter(None, (note, controls.NOTES.get(control, "")))),
+        outline=partial(make, computes=False),
     )
+
+
+def notes(config: ConfigDict) -> tuple[str, ...]:
+    """For the report: networks that rates by depth do not reach, and those that are frozen as drawn."""
+    found, decay, drawn = [], config.train.depth_decay, _begin_drawn(config)
+    for address, model in trained_models(config).items():
+        if decay != 1 and not model.stages:
+            found.append(
+                f"{address} names no stages: all of it has one learning rate, train.depth_decay = {decay:g} "
+                "or not."
+            )
+        if model.frozen_stages and not model.pretrained and address in drawn:
+            found.append(
+                f"{address}: the stages before {model.trainable} were frozen as they were drawn, knowing "
+                "nothing: it is neither pretrained nor begun with the weights of a file."
+            )
+    return tuple(found)
+
+
+def _begin_drawn(config: ConfigDict) -> set[str]:
+    """The addresses of networks that no file of `init_from` is for, of teachers, students or the plan."""
+    of_teachers, of_students = {*teacher_models(config)}, {*student_models(config)}
+    found = {*trained_models(config)} - of_teachers - of_students
+    if not (config.teachers.init_from or config.teachers.from_run):
+        found |= of_teachers
+    return found if config.students.init_from else found | of_students
 
 
 def check(config: ConfigDict, split: Split) -> None:
@@ -144,6 +222,7 @@ def check(config: ConfigDict, split: Split) -> None:
     Everything is traced and nothing computed.
     """
     positive_class(config, split.dataset.class_names)
+    controls.check(config)
     check_metrics(config, split.dataset.num_classes)
     if config.train.batch_size > len(split.train):
         raise UserError(
@@ -160,6 +239,7 @@ def check(config: ConfigDict, split: Split) -> None:
         jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
     try:
         ours = {**augmentation(config), "own": ()}
+        ours["flip"] |= ours.pop("alternating_flip")
         jax.eval_shape(lambda *drawn: augment.augment(*drawn, **ours), jax.random.key(0), image)
     except UserError as error:
         raise UserError(f"config.data.augment.{error}") from None
@@ -223,23 +303,27 @@ def _modes_behind(stage: Stage, plan: Plan) -> tuple[str, ...]:
 
 def _trace(job: Job) -> Fitted:
     """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
-    program, zeros = job.program._replace(layout=Layout("map")), _zeros(job)
+    program = job.program._replace(layout=Layout("map"))
 
-    def first_step(variables, keys, *arguments):
-        states = step.init_state(program, variables, keys, job.stage_data)
-        return step.make_step(program)(states, *arguments, job.stage_data)
+    def first_step(variables, keys, stage_data, *arguments):
+        states = step.init_state(program, variables, keys, stage_data)
+        return step.make_step(program)(states, *arguments, stage_data)
 
-    variables = zeros.population.variables
-    jax.eval_shape(first_step, variables, job.init_keys, job.hyper, job.order(0)[0], np.int32(0))
-    return zeros
+    variables = _zero_variables(job, job.program.model)
+    begun = job.hyper, job.order(0)[0], np.int32(0)
+    jax.eval_shape(first_step, variables, job.init_keys, job.stage_data, *begun)
+    return _zeros(job)
 
 
 def _zeros(job: Job) -> Fitted:
-    model, num_members = job.program.model, len(job.names)
-    of_one = jax.eval_shape(model.init, job.init_keys[0], job.image)
-    variables = jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
-    trained = Population(model, variables, job.hyper, job.names)
+    model, num_members = job.program.model.deployed, len(job.names)
+    trained = Population(model, _zero_variables(job, model), job.hyper, job.names)
     return Fitted(trained, np.zeros(num_members, np.float32), (), 0.0)
+
+
+def _zero_variables(job: Job, model: Model) -> PyTree:
+    num_members, of_one = len(job.names), jax.eval_shape(model.init, job.init_keys[0], job.image)
+    return jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
 
 
 def run(

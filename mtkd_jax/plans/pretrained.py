@@ -6,15 +6,18 @@ import dataclasses
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, deserialize
 
+from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.models.pytorch import from_state_dict, task_of
@@ -31,15 +34,19 @@ TYPES = {  # of safetensors; float8 is left out, because it means nothing withou
 }
 
 
-def initialise(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Job:
+MOST_LOOKED_AT = 5000  # training images that a network is calibrated by
+
+
+def initialise(job: Job, split: Split, files: Sequence[str], field: str, *, heads: bool) -> Job:
     """The job with members that begin with the weights of files, each with its own or all with the only one.
 
     Heads for another number of classes are drawn as ever; without `heads`, all of them are. With no files
-    members begin with the body that their model is `pretrained` with, if any. Raises UserError that names
-    the field of the configuration and the file.
+    members begin with the body that their model is `pretrained` with, if any, or `calibrate` what of it can
+    be computed from the training images. Raises UserError that names the field of the configuration and the
+    file.
     """
     if not files:
-        return _with_body(job)
+        return _with_body(job) if job.program.model.pretrained else calibrate(job, split)
     drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     read = variables(files, job.program.model, field, any_classes=True)
 
@@ -53,11 +60,34 @@ def initialise(job: Job, files: Sequence[str], field: str, *, heads: bool) -> Jo
     return dataclasses.replace(job, start=start)
 
 
+def calibrate(job: Job, split: Split) -> Job:
+    """The job with members that begin with what their network computes from the labelled training images.
+
+    Such a network's module has a method `calibrate`, of images [n,h,w,c] as the network sees them (at most
+    5000, evenly spaced), that returns values by their paths in the variables: {"params/whiten/kernel": ...}.
+    All else is drawn as ever, and jobs of other networks are returned as they are.
+    """
+    model = job.program.model
+    if not hasattr(model.module, "calibrate"):
+        return job
+    drawn = job.start
+    if drawn is None:
+        drawn = population.init(model, job.init_keys, job.image.shape[1:])
+    leaves = flatten_dict(drawn, sep="/")
+    for path, value in _calibration(model, split).items():
+        leaves[path] = np.broadcast_to(value, leaves[path].shape)
+    return dataclasses.replace(job, start=unflatten_dict(leaves, sep="/"))
+
+
+@lru_cache(maxsize=4)
+def _calibration(model: Model, split: Split) -> Mapping[str, np.ndarray]:
+    rows = split.train[:: -(-len(split.train) // MOST_LOOKED_AT)]
+    return model.module.calibrate(loading.scale(split.dataset.train_images[rows]))
+
+
 def _with_body(job: Job) -> Job:
     """The job with the body of its network's published weights, and heads as drawn."""
     model = job.program.model
-    if not model.pretrained:
-        return job
     path = weights.find(model.pretrained)
     body = _body(path, path.stat().st_mtime_ns, model)
     num_members = len(job.names)
@@ -70,8 +100,18 @@ def _with_body(job: Job) -> Job:
 
 @lru_cache(maxsize=4)
 def _body(path: Path, changed: int, model: Model) -> PyTree:
-    """Variables of one network, heads of the file's classes among them; read again where the file changed."""
-    return from_pytorch(path, model, any_classes=True)
+    """Variables of one network, heads of the file's classes among them; read again where the file changed.
+
+    Of a network that ends early they are the first stages of the whole one.
+    """
+    whole = dataclasses.replace(model, module=getattr(model.module, "whole", model.module))
+    read = from_pytorch(path, whole, any_classes=True)
+    if whole.module == model.module:
+        return read
+    return {
+        kind: {name: leaves for name, leaves in variables.items() if model.stage_of(name)}
+        for kind, variables in read.items()
+    }
 
 
 @lru_cache

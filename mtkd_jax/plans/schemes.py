@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax.config import build_model, build_recipe, number_of_teachers, teacher_models
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
-from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.jobs import Job, slug
 from mtkd_jax.methods.lineage import ForOneTeacher, OfOwnTeacher
 from mtkd_jax.methods.seams import frozen_teachers
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
-from mtkd_jax.types import Model, Population, Recipe, Task, UserError
+from mtkd_jax.types import Model, Population, PyTree, Recipe, Task, UserError
 
-WITH_OWN_TEACHERS = ("specialists",)  # plans that cannot take teachers of another run
+# Plans that cannot take teachers of another run.
+WITH_OWN_TEACHERS = ("specialists", "snapshots", "fast_geometric", "stochastic_averages")
 
 
 def teachers_then_students(config: ConfigDict, split: Split) -> Plan:
@@ -124,7 +126,13 @@ def hints_then_distil(
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
-    num_teachers = number_of_teachers(config) or 1  # at least; how many, files know
+    num_teachers = number_of_teachers(config)
+    if num_teachers is None:
+        raise UserError(
+            "config.plan: hints_then_distil begins with features of the teachers, and of those of "
+            "teachers.logits and teachers.programs logits alone are known; it needs networks, such as those "
+            "of teachers.from_run or teachers.init_from"
+        )
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = _with_baseline("hints_then_distil", config, split)
     stages = []
@@ -177,6 +185,153 @@ def specialists(config: ConfigDict, split: Split) -> Plan:
         for address in teacher_models(config)
     ]
     return (*trained, *train_students(config, split))
+
+
+def snapshots(config: ConfigDict, split: Split) -> Plan:
+    """Teachers that are moments of one training, each at the end of a cycle of its learning rate; students.
+
+    The training of one network of each architecture is cut into `teachers.num_members` cycles of equal
+    length, `train.epochs` together; in each the rate falls from `train.learning_rate` to 0 along half a
+    cosine, and the weights at its end are a teacher and the start of the next cycle. The optimiser's moments
+    begin anew, and epochs that do not divide are left out. Then all of them see the training images for one
+    more epoch at a rate of 0, in which batch statistics settle and no weight changes. Raises UserError for
+    more cycles than epochs, and for fields of teachers that are trained apart.
+
+    Source: snapshot ensembles, Huang et al. 2017, arXiv 1704.00109.
+    """
+    number, epochs = config.teachers.num_members, config.train.epochs
+    _check_moments("snapshots", config, number <= epochs, f"at least {number}, one for each teacher")
+    cycles = [(epochs // number, "cosine")] * number
+    note = f"The teachers of each architecture are moments of one training of {number} cycles."
+    return (*_moments(config, split, cycles, 0, note), *train_students(config, split))
+
+
+def fast_geometric(config: ConfigDict, split: Split, *, burn_in: float = 0.75, low: float = 0.05) -> Plan:
+    """Teachers that are moments of the end of one training, in short cycles of its learning rate; students.
+
+    One network of each architecture is trained for the share `burn_in` of `train.epochs` by `train.schedule`;
+    the rest is cut into `teachers.num_members` cycles of equal length, in each of which the rate rises from
+    `low` times `train.learning_rate` to all of it and falls again: `triangular(peak=0.5)`. The weights at the
+    end of each cycle are a teacher; all else is as in `snapshots`. Raises UserError for shares that are
+    none, for cycles without an epoch, and for fields of teachers that are trained apart.
+
+    Source: fast geometric ensembles, Garipov et al. 2018, arXiv 1802.10026.
+    """
+    _check_shares("fast_geometric", burn_in=burn_in, low=low)
+    number, epochs = config.teachers.num_members, config.train.epochs
+    first = max(1, round(burn_in * epochs))
+    each = (epochs - first) // number
+    _check_moments("fast_geometric", config, each > 0, f"more: burn_in leaves {epochs - first} for {number}")
+    cycle = f"triangular(peak=0.5, start={low}, end={low})"
+    cycles = [(first, config.train.schedule), *[(each, cycle)] * number]
+    note = f"The teachers of each architecture are moments of one training: {number} cycles at its end."
+    return (*_moments(config, split, cycles, 1, note), *train_students(config, split))
+
+
+def stochastic_averages(
+    config: ConfigDict, split: Split, *, burn_in: float = 0.75, rate: float = 0.5, moments: int = 5
+) -> Plan:
+    """Teachers that are each the mean of its weights at several moments of its training; students.
+
+    `teachers.num_members` networks of each architecture are trained for the share `burn_in` of `train.epochs`
+    by `train.schedule`, and for the rest at `rate` times `train.learning_rate`: the mean is of the weights at
+    the ends of `moments` equal parts of that. Batch statistics settle as in `snapshots`. Raises UserError for
+    shares that are none, for parts without an epoch, and for fields of teachers that are never cut.
+
+    Source: averaging weights leads to wider optima (SWA), Izmailov et al. 2018, arXiv 1803.05407.
+    """
+    _check_shares("stochastic_averages", burn_in=burn_in, rate=rate)
+    if moments < 1:
+        raise UserError(f"config.plan: stochastic_averages(moments={moments}): must be at least 1")
+    first = max(1, round(burn_in * config.train.epochs))
+    left = config.train.epochs - first
+    _check_moments(
+        "stochastic_averages", config, left >= moments, f"more: burn_in leaves {left} for {moments}"
+    )
+    cycles = [(left // moments, f"linear(start={rate}, end={rate})")] * moments
+    note = f"The weights of each teacher are the mean of {moments} moments of its training."
+    cycles, number = [(first, config.train.schedule), *cycles], config.teachers.num_members
+    return (*_moments(config, split, cycles, 1, note, number, _mean), *train_students(config, split))
+
+
+# --- moments of one training --------------------------------------------------------------------------
+
+
+def _moments(
+    config: ConfigDict,
+    split: Split,
+    cycles: Sequence[tuple[int, str]],
+    skipped: int,
+    note: str,
+    num_networks: int = 1,
+    join: Callable[[Sequence[np.ndarray]], np.ndarray] = np.concatenate,
+) -> Plan:
+    """A stage for each (epochs, schedule), each beginning where the last one ended, and one of all teachers.
+
+    Those have the weights [num_networks,...] at the end of every stage but the `skipped` first, joined.
+    """
+    stages = []
+    for address in teacher_models(config):
+        names = [f"moment-{number}-{slug(address)}" for number in range(len(cycles))]
+        for number, (name, (epochs, schedule)) in enumerate(zip(names, cycles)):
+
+            def learn(done: Done, address=address, names=names, number=number, epochs=epochs, by=schedule):
+                begun = sum(one for one, _ in cycles[:number])
+                start = _end_of(done, names[number - 1]) if number else None
+                job = _next_cycle(config, split, address, num_networks, epochs, by, begun, start)
+                return dataclasses.replace(job, stage=names[number])
+
+            stages.append(Stage(name, learn, note=note))
+
+        def gather(done: Done, address=address, names=names[skipped:]) -> Job:
+            ends = [_end_of(done, name) for name in names]
+            return _settled(config, split, address, jax.tree.map(lambda *one: join(one), *ends))
+
+        stages.append(Stage(teachers.stage_name(address), gather, begun_by=tuple(names)))
+    return tuple(stages)
+
+
+def _next_cycle(
+    config: ConfigDict,
+    split: Split,
+    address: str,
+    num_networks: int,
+    epochs: int,
+    schedule: str,
+    begun: int,
+    start: PyTree | None,
+) -> Job:
+    """Networks trained for some epochs, after `begun` others, whose last weights are kept."""
+    own = config.copy_and_resolve_references()
+    own.teachers.num_members, own.train.schedule = num_networks, schedule
+    own.train.epochs = own.train.eval_every = epochs  # the only weights to choose: the last
+    if begun:
+        own.train.warmup = 0.0
+    job = teachers.job(own, split, address)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, begun))(job.init_keys)
+    lessons = dataclasses.replace(job.stage_data, key=jax.random.fold_in(job.stage_data.key, begun))
+    further = {"start": start, "init_keys": keys, "stage_data": lessons} if start is not None else {}
+    return dataclasses.replace(job, order=lambda epoch: job.order(begun + epoch), **further)
+
+
+def _settled(config: ConfigDict, split: Split, address: str, start: PyTree) -> Job:
+    """The teachers as they are: an epoch at a rate of 0, in which their batch statistics become their own."""
+    own = config.copy_and_resolve_references()
+    own.train.epochs = own.train.eval_every = 1
+    job = teachers.job(own, split, address)
+    still = {name: np.zeros_like(job.hyper[name]) for name in ("learning_rate", "weight_decay")}
+    return dataclasses.replace(job, start=start, hyper={**job.hyper, **still})
+
+
+def _mean(ends: Sequence[np.ndarray]) -> np.ndarray:
+    return np.mean(np.stack(ends), axis=0)
+
+
+def _end_of(done: Done, name: str) -> PyTree:
+    """The variables [1,...] that a stage ended with."""
+    if done[name].diverged:
+        raise UserError(f"{name}: {_broke_down(done[name].diverged)}")
+    return done[name].population.variables
 
 
 # --- lineages -----------------------------------------------------------------------------------------
@@ -277,6 +432,37 @@ def _models_of_teachers(config: ConfigDict) -> list[Model]:
     return [build_model(address, task, "teachers.models") for address in teacher_models(config)]
 
 
+def _check_shares(plan: str, **shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 < share < 1:
+            raise UserError(f"config.plan: {plan}({name}={share}): must be a share, between 0 and 1")
+
+
+def _check_moments(plan: str, config: ConfigDict, is_long_enough: bool, right: str) -> None:
+    """Raise UserError for fields that are of teachers who are trained apart, and for too few epochs."""
+    options = config.teachers
+    unfit = {
+        "from_run": options.from_run,
+        "init_from": options.init_from,
+        "logits": options.logits,
+        "programs": options.programs,
+        "patience": options.patience,
+        "bootstrap": options.bootstrap,
+        "subset_fraction": options.subset_fraction < 1,
+        **{name: len(options[name]) > 1 for name in ("learning_rates", "weight_decays", "label_smoothings")},
+    }
+    for name, is_set in unfit.items():
+        if is_set:
+            raise UserError(
+                f"config.teachers.{name}: {options[name]!r} does not go with plan {plan}, whose teachers are "
+                "moments of one training; leave it at its default"
+            )
+    if not is_long_enough:
+        raise UserError(
+            f"config.train.epochs: {config.train.epochs} are too few for plan {plan}; must be {right}"
+        )
+
+
 def _check_specialists(config: ConfigDict, split: Split) -> None:
     options, num_classes = config.teachers, split.dataset.num_classes
     if not 3 <= options.num_members <= num_classes:
@@ -292,8 +478,13 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
         "patience": options.patience,
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,
-        "models": any(model.pretrained or model.trainable for model in _models_of_teachers(config)),
     }
+    for model in _models_of_teachers(config):
+        if model.pretrained or model.trainable:
+            raise UserError(
+                f"config.plan: specialists cannot be {model.name}: they are drawn anew, and all of them is "
+                "trained; it must be without pretrained and trainable"
+            )
     if config.train.depth_decay != 1:
         raise UserError("config.train.depth_decay: plan specialists has one learning rate; must be 1 with it")
     for name, is_set in unfit.items():

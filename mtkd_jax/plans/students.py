@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,9 +17,11 @@ from mtkd_jax.config import (
     build_model,
     build_recipe,
     build_recipes,
+    first_seeds,
     given_teachers,
     number_of_teachers,
     row_of,
+    row_of_control,
     student_models,
     students_schedule,
 )
@@ -29,7 +32,8 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.methods.seams import SUPERVISED
-from mtkd_jax.plans import pretrained
+from mtkd_jax.models.branched import branched
+from mtkd_jax.plans import controls, pretrained
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
@@ -52,8 +56,14 @@ class Member(NamedTuple):
     recipe: Recipe
     cell: Cell
     seed: int
-    peer: int = 0  # place in its cohort; peer 0 is the student, the others are there to learn with
+    peer: int = 0  # place in its cohort; the recipe's leader is the student, others are there to learn with
     model: str = ""  # its architecture, where a run has students of several
+    control: str = ""  # who teaches it instead of the teachers; see controls.py
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it is evaluated and exported, and not there to learn with."""
+        return self.peer == (self.recipe.leader if self.recipe else 0)
 
 
 Family = tuple[Member, ...]  # what one program can train
@@ -62,9 +72,10 @@ Family = tuple[Member, ...]  # what one program can train
 def families(config: ConfigDict) -> tuple[Family, ...]:
     """All students that are trained, grouped into what one program can train.
 
-    The baseline is always among them, and the control where a mode has more than one head: the same heads
-    at alpha = 1, the added capacity without the teachers. All of that once for each of `students.models`,
-    families that differ in their architecture alone one after the other: they share what the teachers say.
+    What has other teachers, see controls.py, is trained apart. The baseline is always among them, and the
+    control where a mode has more than one head: the same heads at alpha = 1, the added capacity without the
+    teachers. All of that once for each of `students.models`, families that differ in their architecture alone
+    one after the other: they share what the teachers say.
     Without any mode there are no students: a run of teachers and fusion alone.
     """
     if not config.students.modes:
@@ -73,18 +84,28 @@ def families(config: ConfigDict) -> tuple[Family, ...]:
     for address in config.students.modes:
         for recipe, arguments in build_recipes(config, address):
             grids.append(grid(config, address, recipe, arguments=arguments))
+    for control, address in itertools.product(config.students.controls, controls.controlled(config)):
+        row = row_of_control(control, address)
+        for recipe, arguments in build_recipes(config, address):
+            taught_otherwise = grid(config, row, recipe, arguments=arguments)
+            grids.append(tuple(member._replace(control=control) for member in taught_otherwise))
     grids.append(grid(config, "baseline", build_recipe(BASELINE_OF), (1.0,), (1.0,)))
     many_headed = [members[0].recipe for members in grids if members[0].recipe.num_heads(2) > 1]
     if many_headed:
         grids.append(grid(config, "control", many_headed[0], (1.0,), (1.0,)))
     grouped: list[Family] = []
     for members in grids:
-        found = next((n for n, f in enumerate(grouped) if same_family(f[0].recipe, members[0].recipe)), None)
+        found = next((n for n, family in enumerate(grouped) if _learn_alike(family[0], members[0])), None)
         if found is None:
             grouped.append(members)
         else:
             grouped[found] += members
     return tuple(of_model(family, model) for family in grouped for model in models(config))
+
+
+def _learn_alike(a: Member, b: Member) -> bool:
+    """Whether one program, with the same teachers, can train both."""
+    return a.control == b.control and same_family(a.recipe, b.recipe)
 
 
 def models(config: ConfigDict) -> tuple[str, ...]:
@@ -119,7 +140,7 @@ def grid(
         Member(mode, recipe, Cell(alpha, temperature, arguments), seed, peer)
         for alpha in alphas
         for temperature in temperatures or students.temperatures
-        for seed in range(students.num_seeds)
+        for seed in first_seeds(config)
         for peer in range(recipe.num_peers)
     )
 
@@ -130,11 +151,17 @@ def grid(
 def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, list[dict]]:
     """The cell with the lowest mean validation NLL over seeds, and the whole grid, of one mode's students.
 
-    Ties go to the alpha nearest to 0.25, then to the lowest temperature.
+    Ties go to the alpha nearest to 0.25, then to the lowest temperature. Seeds that the chosen cell alone has
+    were added after it was chosen (`plan.more_seeds`), and play no part.
     """
+    seeds: dict[Cell, set[int]] = {}
+    for member in members:
+        seeds.setdefault(member.cell, set()).add(member.seed)
+    in_all = set.intersection(*seeds.values())
     cells: dict[Cell, list[float]] = {}  # a diverged member is inf: its cell is chosen last
     for member, nll in zip(members, val_nll):
-        cells.setdefault(member.cell, []).append(float(nll))
+        if member.seed in in_all:
+            cells.setdefault(member.cell, []).append(float(nll))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
     best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
     points = [
@@ -150,11 +177,11 @@ def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, l
 
 
 def members_of(family: Sequence[Member], mode: str, cell: Cell | None = None) -> list[int]:
-    """Positions in a family of one mode's students, of one cell where given; peers are no students."""
+    """Positions in a family of one mode's students, of one cell where given; of peers the leaders alone."""
     return [
         m
         for m, member in enumerate(family)
-        if member.mode == mode and member.peer == 0 and (cell is None or member.cell == cell)
+        if member.mode == mode and member.is_student and (cell is None or member.cell == cell)
     ]
 
 
@@ -206,7 +233,7 @@ def job(
     job = jobs.make(
         config,
         stage=stage_name(transfer, family),
-        model=build_model(address, task, "students.models" if family[0].model else "students.model"),
+        model=_network(config, address, task, family[0]),
         recipes=recipes,
         members=[member.seed + member.peer * PEERS_APART for member in family],
         names=tuple(member_name(member) for member in family),
@@ -248,7 +275,22 @@ def job(
         job = dataclasses.replace(job, init_keys=keys)
     is_own = config.students.init_from and address == own
     files = (config.students.init_from,) if is_own else ()
-    return pretrained.initialise(job, files, "students.init_from", heads=False)
+    return pretrained.initialise(job, split, files, "students.init_from", heads=False)
+
+
+def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Model:
+    """The network that a member trains: of a method whose peers share a stem, all of them in one."""
+    model = build_model(address, task, "students.models" if first.model else "students.model")
+    if first.recipe.sharing is None:
+        return model
+    if config.students.init_from:
+        raise UserError(
+            f"config.students.init_from: peers of {first.mode} share a stem, which begins anew; must be ''"
+        )
+    try:
+        return branched(model, *first.recipe.sharing)
+    except UserError as error:
+        raise UserError(f"config.students.modes: {first.mode}: {error}") from None
 
 
 def _check_all_are_left(config: ConfigDict, ensemble: Ensemble) -> None:

@@ -71,7 +71,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         patience=config.teachers.patience,
         seeded_by=stage,
     )
-    return pretrained.initialise(job, config.teachers.init_from, "teachers.init_from", heads=True)
+    return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
 
 def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
@@ -111,7 +111,7 @@ def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
         patience=0,
         seeded_by=stage,
     )
-    variables = population.init(model, job.init_keys, job.image.shape[1:])
+    variables = pretrained.calibrate(job, split).start
     share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)
     return dataclasses.replace(job, start={**variables, "coverage": {"share": jnp.asarray(share)}})
 
@@ -183,6 +183,11 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         raise UserError(
             f"config.teachers.from_run: {source} has trained no teachers, they are files; name these in "
             "teachers.logits and teachers.programs"
+        )
+    if their["plan"].partition("(")[0] == "specialists":
+        raise UserError(
+            f"config.teachers.from_run: {source} has trained specialists, who mean something together alone "
+            "and are not lent; name a run of another plan"
         )
     theirs = {
         "num_members": their["teachers"]["num_members"],

@@ -4,9 +4,8 @@ Such a file, since PyTorch 1.6, is a zip archive: a pickle that says what there 
 storage in an entry of its own. Before, it was a stream: three pickles about the form, the pickle that says
 what there is, one of the keys of the storages, and the bytes of these.
 
-A pickle is a program for a stack machine that can call any function of Python. The machine here has no way to
-call one: it knows the few operations that `torch.save` writes for tensors in dictionaries, turns the four
-kinds of names that belong to tensors into records, and refuses all else.
+The pickle is read by `system.pickles`: of what it may ask for, the four kinds of names that belong to tensors
+become records, and all else is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import pickletools
 import struct
 import warnings
 import zipfile
@@ -23,6 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mtkd_jax.system import pickles
+from mtkd_jax.system.pickles import expect
 from mtkd_jax.types import UserError
 
 STORAGES = {  # name: type of the numbers; bfloat16, which NumPy does not know, is the upper half of float32
@@ -117,19 +117,19 @@ def _in_archive(data: bytes) -> Found:
     order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
     if order not in ORDERS:
         raise UserError(f"byteorder is {order[:16]!r}: expected little or big")
-    value = run(io.BytesIO(archive.read(programs[0])))
+    value = _run(io.BytesIO(archive.read(programs[0])))
     return value, ORDERS[order], lambda storage: archive.read(f"{root}data/{storage.key}")
 
 
 def _in_stream(data: bytes) -> Found:
     stream = io.BytesIO(data)
-    if run(stream) != MAGIC:
+    if _run(stream) != MAGIC:
         raise UserError(f"a pickle that PyTorch has not written; {AGAIN}")
-    run(stream)  # the version of the form
-    order = "<" if _expect(run(stream), dict).get("little_endian", True) else ">"
-    value, places = run(stream), {}
+    _run(stream)  # the version of the form
+    order = "<" if expect(_run(stream), dict).get("little_endian", True) else ">"
+    value, places = _run(stream), {}
     sizes = {tensor.storage.key: _num_bytes(tensor.storage) for _, tensor in _tensors(value)}
-    for key in _expect(run(stream), list):
+    for key in expect(_run(stream), list):
         (count,) = struct.unpack("<q", stream.read(8))
         if count < 0 or key not in sizes:
             raise UserError(f"damaged: storage {key!r} belongs to no tensor")
@@ -148,86 +148,14 @@ def _opened(data: bytes) -> zipfile.ZipFile:
     return archive
 
 
-# --- the machine --------------------------------------------------------------------------------------
-
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
-LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES"}
+# --- what its pickle asks for ---------------------------------------------------------------------------
 
 
-def run(program: BinaryIO) -> Any:
-    """What a pickle makes, read to its end: dictionaries, lists, tuples, numbers, texts, records as above.
-
-    Raises UserError for an operation or a name that is not known; damage raises what Python raises.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        values = stack[start:]
-        del stack[start:]
-        return values
-
-    for operation, argument, _ in pickletools.genops(program):
-        match operation.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop()
-            case "MARK":
-                marks.append(len(stack))
-            case name if name in CONSTANTS:
-                stack.append(CONSTANTS[name])
-            case name if name in LITERALS:
-                stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-                count = int(name[-1])
-                stack[-count:] = [(*stack[-count:],)]
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_named(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name = stack.pop()
-                stack.append(_named(stack.pop(), name))
-            case "BINPERSID":
-                stack.append(_storage(stack.pop()))
-            case "REDUCE":
-                arguments = stack.pop()
-                stack.append(_made(stack.pop(), arguments))
-            case "BUILD":  # attributes of a dictionary, such as the versions of modules
-                stack.pop()
-                _expect(stack[-1], dict)
-            case "SETITEM":
-                value = stack.pop()
-                _set(stack, [stack.pop(), value])
-            case "SETITEMS":
-                _set(stack, since_mark())
-            case "APPEND":
-                value = stack.pop()
-                _expect(stack[-1], list).append(value)
-            case "APPENDS":
-                values = since_mark()
-                _expect(stack[-1], list).extend(values)
-            case name:
-                raise UserError(f"its pickle has the operation {name}, which tensors do not need; {AGAIN}")
-    raise ValueError("no end")
+def _run(program: BinaryIO) -> Any:
+    return pickles.read(program, READER)
 
 
-def _named(module: str, name: str) -> Name:
-    text = f"{module}.{name}"
+def _named(text: str) -> Name:
     if text not in NAMES:
         raise UserError(f"it asks for {text}, which is no part of a tensor and is not executed; {AGAIN}")
     return Name(text)
@@ -239,35 +167,32 @@ def _storage(reference: Any) -> Storage:
         raise UserError(f"a storage that is a view of another one; {AGAIN}")
     if word != "storage" or not isinstance(kind, Name) or kind.text not in STORAGES:
         raise TypeError("no reference to a storage")
-    return Storage(kind.text, _expect(key, str), _count(size))
+    return Storage(kind.text, expect(key, str), _count(size))
 
 
 def _made(function: Any, arguments: Any) -> Any:
     """What the known functions make of their arguments."""
-    text = _expect(function, Name).text
+    text = expect(function, Name).text
     if text == DICT and arguments == ():
         return {}
     if text == PARAMETER:
-        tensor, *_ = _expect(arguments, tuple)
-        return _expect(tensor, Tensor)
+        tensor, *_ = expect(arguments, tuple)
+        return expect(tensor, Tensor)
     if text != TENSOR:
         raise UserError(f"it calls {text} in an unknown way; {AGAIN}")
-    storage, offset, shape, strides, *_ = _expect(arguments, tuple)
+    storage, offset, shape, strides, *_ = expect(arguments, tuple)
     shape, strides = tuple(map(_count, shape)), tuple(map(_count, strides))
     if len(shape) != len(strides):
         raise ValueError("as many strides as sides")
-    return Tensor(_expect(storage, Storage), _count(offset), shape, strides)
+    return Tensor(expect(storage, Storage), _count(offset), shape, strides)
 
 
-def _set(stack: list[Any], pairs: list[Any]) -> None:
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        _expect(stack[-1], dict)[_expect(key, str | int)] = value
+def _same(thing: Any, state: Any) -> dict:
+    """Without its attributes: they are of a dictionary, such as the versions of modules."""
+    return expect(thing, dict)
 
 
-def _expect(value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"expected {kind}")
-    return value
+READER = pickles.Reader(_named, _made, _same, f"tensors do not need; {AGAIN}", _storage)
 
 
 def _count(value: Any) -> int:

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -38,6 +38,7 @@ RESULTS = (  # the columns of results.csv
 IN_A_TEXT = ("cost", "rows", "roc", "kept")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
 
+MISTAKES = "mistakes"  # drawn by the run, which has the images; the report only shows it
 PLOTS = {
     "cost": "What a network costs and what it is worth. Diamond: the row of the network to deploy. Dashed: "
     "the best there is for so many parameters. keeps: of (ensemble - baseline).",
@@ -51,6 +52,8 @@ PLOTS = {
     "line the ensemble. Below: accuracy under shift.",
     "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
     "Diamond: the threshold that validation sets.",
+    MISTAKES: "Test images that the network to deploy is wrong about, surest first: the class, and what it "
+    "was taken for with which probability; of a class to be detected, the probability of that class.",
 }
 
 
@@ -142,6 +145,9 @@ def write(run_dir: str | Path) -> dict:
     config = _read_json(run_dir / "config.json")
     report = build(found)
     images = {name: plots.png(figure) for name, figure in figures(found, report, curves).items()}
+    drawn = run_dir / "plots" / f"{MISTAKES}.png"
+    if drawn.is_file():
+        images[MISTAKES] = drawn.read_bytes()
     files = {f"plots/{name}.png": data for name, data in images.items()}
     files["report.md"] = _markdown(report, list(images)).encode()
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
@@ -326,18 +332,28 @@ def as_csv(reports: Mapping[str, dict]) -> bytes:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    own = list(dict.fromkeys(one["name"] for report in reports.values() for one in report.get("metrics", ())))
-    ends = [f"{name}{end}" for name in map(printable, own) for end in ("", "_low", "_high")]
-    table.writerow([*(["run"] if any(reports) else []), *RESULTS, *ends])
+    own = own_metrics(reports.values())
+    table.writerow([*(["run"] if any(reports) else []), *RESULTS, *own_columns(own)])
     for run, report in reports.items():
         table.writerows(
-            [*([printable(run)] if run else []), *result(row), *_own_result(row, own)]
+            [*([printable(run)] if run else []), *result(row), *own_result(row, own)]
             for row in report["rows"]
         )
     return text.getvalue().encode()
 
 
-def _own_result(row: dict, own: Sequence[str]) -> list:
+def own_metrics(reports: Iterable[dict]) -> list[str]:
+    """The names of the user's own metrics in any of these reports, each once."""
+    return list(dict.fromkeys(one["name"] for report in reports for one in report.get("metrics", ())))
+
+
+def own_columns(own: Sequence[str]) -> list[str]:
+    """The columns of these metrics: mean and ends of the interval."""
+    return [f"{name}{end}" for name in map(printable, own) for end in ("", "_low", "_high")]
+
+
+def own_result(row: dict, own: Sequence[str]) -> list:
+    """The cells of a row of the report under `own_columns`."""
     cells: list = []
     for metric in (row.get("own", {}).get(name) for name in own):
         cells += [None] * 3 if metric is None else [metric["mean"], *(metric["ci95"] or (None, None))]
@@ -369,6 +385,9 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         sections = tables.comparison_sections(report)
         text = _sectioned(tables.COMPARISON_HEADER, sections)
         parts.append(f"## Comparisons\n\n{text}\n\n{tables.comparison_caption(report)}")
+    if report["negative_transfer"]:
+        text = f"{tables.markdown(*tables.negative_transfer(report))}\n\n"
+        parts.append(f"## The teachers' mistakes\n\n{text}{tables.negative_transfer_caption(report)}")
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
         parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")

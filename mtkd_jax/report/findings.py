@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.config import name_and_model, row_of
+from mtkd_jax.config import SEEDS_AT_ONCE, control_and_mode, name_and_model, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
-from mtkd_jax.results import analysis, intervals
+from mtkd_jax.results import analysis, intervals, power
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
@@ -42,9 +42,11 @@ def summarise(report: dict) -> list[str]:
     margin = report["margin"]
     gaps = (_gap(gap, margin, _where(gap, report)) for gap in report["gaps"])
     found = [_ensemble(report), *gaps, *_by_size(report), *_detection(report)]
+    found += _seeds_added(report)
     rivals: dict[tuple[str, str, str], list[dict]] = {}
     for one in report["comparisons"]:
-        rivals.setdefault((one["family"], one["architecture"], one["b"]), []).append(one)
+        rival = control_and_mode(one["b"])[0] or one["b"]
+        rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
     for tested in rivals.values():
         on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
         found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
@@ -221,6 +223,9 @@ def _listed(*words: str) -> str:
 
 
 def _name_of(name: str) -> str:
+    control, _ = control_and_mode(name)
+    if control:  # of each mode its own
+        return f"the same by a {control.replace('_', ' ')}"
     return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
 
 
@@ -630,6 +635,15 @@ def _selection(predictions: Predictions) -> str:
 
 
 def _comparisons(report: dict) -> str:
+    if _bears_looking(report):
+        return (
+            'Seeds were added until all accuracies compared were decided (students.num_seeds is "auto"); the '
+            f"first {SEEDS_AT_ONCE} chose alpha, temperature and arguments. Comparisons are by mixtures of t "
+            "tests (Wang and Ramdas 2023), whose intervals hold at all numbers of seeds at once where "
+            "differences are normal; p is Holm-corrected within each metric and transfer set. Every other "
+            "interval, of a row, of the ensemble, of students by size, is for a number of seeds that was "
+            "settled beforehand."
+        )
     over = ", over all sizes of student" if len(report["student_models"]) > 1 else ""
     return (
         "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set"
@@ -638,12 +652,84 @@ def _comparisons(report: dict) -> str:
     )
 
 
+def _bears_looking(report: dict) -> bool:
+    """Whether seeds were added until it was decided, and the comparisons are tested accordingly."""
+    return any("decided_at" in one for one in report["comparisons"])
+
+
+def seeds_needed(planned: Sequence[dict], report: dict) -> list[str]:
+    """What a table of `power.plan` comes to, what it rests on, and which comparisons it lacks."""
+    known = {_pair(one) for one in planned}
+    lacking = [
+        f"{one['a']} - {one['b']} ({transfers_of(one)})"
+        for one in report["comparisons"]
+        if one["metric"] == "accuracy" and _pair(one) not in known
+    ]
+    without = [f"Not planned for, the pilot's seeds do not differ: {', '.join(lacking)}."] if lacking else []
+    return without + (_seeds_needed(planned) if planned else ["Nothing can be planned; train more seeds."])
+
+
+def _pair(one: dict) -> tuple[str, ...]:
+    return one["a"], one["a_transfer"], one["b"], one["b_transfer"], one["architecture"]
+
+
+def _seeds_needed(planned: Sequence[dict]) -> list[str]:
+    seeds = min(one["n"] for one in planned)
+    bound = f"the {100 * power.CONFIDENCE:g} % upper bound of the standard deviation"
+    rests = f"Planned for {bound}, for a few seeds say little of it."
+    if seeds < power.FEW_SEEDS:
+        rests = (
+            f"{seeds} seeds say next to nothing of the noise of one comparison: all of a transfer set are "
+            f"taken to be equally noisy, and planned for is {bound} of them together; more seeds have a "
+            "lower one."
+        )
+    wanted = [one["to_decide"] for one in planned]
+    if None in wanted:
+        return [rests, "Some would take too many seeds for any budget; look at report.margin."]
+    more = max(0, max(wanted) - seeds)
+    each = {
+        (one[side], one[f"{side}_transfer"], one["architecture"]): one[f"seconds_{side}"]
+        for one in planned
+        for side in "ab"
+    }
+    return [
+        rests,
+        f"{max(wanted):,} seeds would decide every comparison, each four times in five: {more:,} more of "
+        f"{len(each)} rows, about {count(more * sum(each.values()))} s of training.",
+    ]
+
+
+def transfers_of(one: dict) -> str:
+    """The transfer set of a comparison, or both where it is across them."""
+    return " / ".join(dict.fromkeys((one["a_transfer"], one["b_transfer"])))
+
+
+def _seeds_added(report: dict) -> list[str]:
+    """Which comparisons of accuracies were decided, at how many seeds, and which were not."""
+    if not _bears_looking(report):
+        return []
+    tested = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
+    decided: dict[int | None, list[str]] = {}
+    for one in tested:
+        pair = f"{one['a']} - {one['b']} ({_listed(one['family'], model_of(one, report))})"
+        decided.setdefault(one["decided_at"], []).append(pair)
+    undecided = decided.pop(None, [])
+    parts = [f"Decided with {seeds}: {', '.join(pairs)}." for seeds, pairs in sorted(decided.items())]
+    parts += [f"Not decided: {', '.join(undecided)}."] if undecided else []
+    most = max(one["n"] for one in tested)
+    return [
+        f"Seeds were added until all was decided or no more were allowed, {most} in all. {' '.join(parts)}"
+    ]
+
+
 def _verdicts(report: dict) -> list[str]:
     if all(row["verdict"] is None for row in report["rows"]):
         return []
+    t_tests = "two one-sided paired t tests, at 5 % each and not corrected"
+    small = "the mixtures, at 5 %" if _bears_looking(report) else t_tests
     return [
         "Verdict: accuracy against the baseline on the same images. better, worse: that test's p is below "
-        "0.05. equivalent: two one-sided paired t tests, at 5 % each and not corrected, show a true "
+        f"0.05. equivalent: {small}, show a true "
         f"difference {_within(report['margin'])} (report.margin). Where both hold: equivalent if the 95 % "
         "interval lies inside the margin whole, otherwise better or worse. undecided: neither, or one seed. "
         "Of mean_probs the bootstrap interval of ensemble - baseline decides, by the same margin."

@@ -26,7 +26,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax import experiment
 from mtkd_jax.data import fetch
 from mtkd_jax.data.loading import Split
-from mtkd_jax.report import document, tables
+from mtkd_jax.report import document, pictures, tables
 from mtkd_jax.system import terminal
 from mtkd_jax.system.files import write_atomically
 from mtkd_jax.types import Images, printable
@@ -262,36 +262,7 @@ def sheet(split: Split) -> bytes:
     for row, (title, block) in enumerate(zip(titles, images)):
         draw.multiline_text((GAP, GAP + row * step), title, fill="black", font=font)
         for column, image in enumerate(block):
-            whole.paste(_tile(image, *bounds), (left + column * step, GAP + row * step))
+            whole.paste(pictures.tile(image, *bounds, TILE), (left + column * step, GAP + row * step))
     png = io.BytesIO()
     whole.save(png, "PNG")
     return png.getvalue()
-
-
-def _tile(image: np.ndarray, least: float, greatest: float) -> Image.Image:
-    """One image [h,w,c] of the sheet, its longer side `TILE` pixels."""
-    if image.shape[1] == 1:
-        return _curves(image[:, 0], least, greatest)
-    if image.dtype != np.uint8:
-        image = np.round(255 * _scaled(image, least, greatest)).astype(np.uint8)
-    if image.shape[-1] != 3:
-        image = image.mean(axis=-1).astype(np.uint8)
-    picture = Image.fromarray(image)
-    scale = TILE / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-
-
-def _curves(series: np.ndarray, least: float, greatest: float) -> Image.Image:
-    """The channels of a series [h,c] over its steps."""
-    picture = Image.new("L", (TILE, TILE), 235)
-    steps = np.linspace(0, TILE - 1, len(series))
-    for channel in _scaled(series, least, greatest).T:
-        points = np.round(np.column_stack([steps, (1 - channel) * (TILE - 1)]))
-        ImageDraw.Draw(picture).line([tuple(point) for point in points.tolist()], fill=0)
-    return picture
-
-
-def _scaled(values: np.ndarray, least: float, greatest: float) -> np.ndarray:
-    """Values as float64 in [0,1]; all 0 where they never vary."""
-    return (values - np.float64(least)) / ((np.float64(greatest) - least) or 1.0)

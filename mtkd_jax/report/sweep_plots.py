@@ -18,6 +18,7 @@ from mtkd_jax.plans.cells import short_names, spelled
 from mtkd_jax.report.plots import BLACK, COLOUR_OF, CYCLE, STYLE
 
 MOST_PANELS, MOST_DOTS = 6, 60
+ENSEMBLE = "mean_probs"  # the row of the ensemble that students are measured by
 RING = "ringed: lowest validation NLL"
 
 
@@ -27,50 +28,68 @@ def draw(rows: Sequence[Mapping], fields: Sequence[str]) -> Figure:
     with matplotlib.rc_context(STYLE):
         if len(fields) == 1 and len(values[fields[0]]) > 1 and all(map(_is_number, values[fields[0]])):
             return lines(rows, fields[0])
+        rows = [row for row in rows if row["role"] != "ensemble"] or rows
         if len(fields) == 2 and min(map(len, values.values())) > 1:
             return heat_map(rows, fields, values)
         return dots(rows)
 
 
 def lines(rows: Sequence[Mapping], field: str) -> Figure:
-    """A line for each row's name with 95 % intervals, a panel for each transfer set.
+    """A line for each row's name with 95 % intervals, a column of panels for each transfer set.
 
-    x: the field's values, the rows' dots side by side at each.
+    Above: test accuracy; below, where any is known: the gain over the baseline of the same cell, paired.
+    x: the field's values, the rows' dots side by side at each. Ensembles are in every column.
     """
-    transfers = list(dict.fromkeys(row["transfer"] for row in rows))
+    transfers = list(dict.fromkeys(row["transfer"] for row in rows if row["role"] != "ensemble")) or [""]
     names = list(dict.fromkeys(row["name"] for row in rows))
     xs = sorted({_number(row["over"][field]) for row in rows})
     logarithmic = xs[0] > 0 and xs[-1] >= 8 * xs[0]
     span = np.log(xs[-1] / xs[0]) if logarithmic else xs[-1] - xs[0]
-    figure = Figure(
-        figsize=(6.4 if len(transfers) == 1 else 1.0 + 4.0 * len(transfers), 3.8), layout="constrained"
-    )
-    panels = figure.subplots(1, len(transfers), squeeze=False, sharey=True)[0]
-    for axes, transfer in zip(panels, transfers):
-        for place, name in enumerate(names):
-            own = [row for row in rows if (row["name"], row["transfer"]) == (name, transfer)]
-            own.sort(key=lambda row: _number(row["over"][field]))
-            aside = 0.06 * span * ((place + 0.5) / len(names) - 0.5)
-            at = [_number(row["over"][field]) for row in own]
-            at = [x * np.exp(aside) if logarithmic else x + aside for x in at]
-            colour, dash = _look(name, names)
-            mean = [100 * row["accuracy"]["mean"] for row in own]
-            axes.plot(at, mean, dash, marker="o", color=colour, markersize=4, linewidth=1.4, label=name)
-            for x, row in zip(at, own):
-                _draw_interval(axes, [x, x], row, colour, along_x=False)
-                if row["best"]:
-                    axes.plot(x, 100 * row["accuracy"]["mean"], **_RING)
+    drawn = {"accuracy": "test accuracy, %", "gain": "points over the baseline"}
+    if not any(row["gain"] for row in rows):
+        del drawn["gain"]
+    width = 6.4 if len(transfers) == 1 else 1.0 + 4.0 * len(transfers)
+    figure = Figure(figsize=(width, 0.6 + 3.0 * len(drawn)), layout="constrained")
+    panels = figure.subplots(len(drawn), len(transfers), squeeze=False, sharex=True, sharey="row")
+    for above, (metric, title) in zip(panels, drawn.items()):
+        above[0].set_ylabel(title)
+        for axes, transfer in zip(above, transfers):
+            for place, name in enumerate(names):
+                own = [row for row in rows if row["name"] == name and row[metric]]
+                own = [row for row in own if row["role"] == "ensemble" or row["transfer"] == transfer]
+                own.sort(key=lambda row: _number(row["over"][field]))
+                aside = 0.06 * span * ((place + 0.5) / len(names) - 0.5)
+                at = [_number(row["over"][field]) for row in own]
+                at = [x * np.exp(aside) if logarithmic else x + aside for x in at]
+                _draw_line(axes, at, own, metric, *_look(name, names))
+    for axes, transfer in zip(panels[0], transfers):
+        if len(transfers) > 1:
+            axes.set_title(f"transfer set: {transfer}", fontsize=9, weight="normal")
+    for axes in panels[-1]:
         if logarithmic:
             axes.set_xscale("log")
         axes.set_xticks(xs, [f"{x:g}" for x in xs])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(field)
-        if len(transfers) > 1:
-            axes.set_title(f"transfer set: {transfer}", fontsize=9, weight="normal")
-    panels[0].set_ylabel("test accuracy, %")
+    if "gain" in drawn:
+        for axes in panels[1]:
+            axes.axhline(0, color=COLOUR_OF["baseline"], linewidth=1.0, linestyle=":")
     _title(figure, f"Mean and 95 % interval; {RING}")
-    _legend(figure, *panels[0].get_legend_handles_labels())
+    _legend(figure, *panels[0, 0].get_legend_handles_labels())
     return figure
+
+
+def _draw_line(
+    axes: Axes, at: Sequence[float], rows: Sequence[Mapping], metric: str, colour: str, dash: str
+) -> None:
+    """One row's name over the field's values `at`, in hundredths, with its intervals."""
+    mean = [100 * row[metric]["mean"] for row in rows]
+    label = rows[0]["name"] if rows else None
+    axes.plot(at, mean, dash, marker="o", color=colour, markersize=4, linewidth=1.4, label=label)
+    for x, row in zip(at, rows):
+        _draw_interval(axes, [x, x], row[metric], colour, along_x=False)
+        if row["best"] and metric == "accuracy":
+            axes.plot(x, 100 * row[metric]["mean"], **_RING)
 
 
 def heat_map(rows: Sequence[Mapping], fields: Sequence[str], values: Mapping[str, Sequence]) -> Figure:
@@ -125,7 +144,7 @@ def dots(rows: Sequence[Mapping]) -> Figure:
     axes = figure.subplots()
     for at, row in enumerate(shown):
         colour = COLOUR_OF[row["role"]]
-        _draw_interval(axes, [at, at], row, colour, along_x=True)
+        _draw_interval(axes, [at, at], row["accuracy"], colour, along_x=True)
         axes.plot(100 * row["accuracy"]["mean"], at, "o", color=colour, markersize=5)
         if row["best"]:
             axes.plot(100 * row["accuracy"]["mean"], at, **_RING)
@@ -194,12 +213,14 @@ def _look(name: str, names: Sequence[str]) -> tuple[str, str]:
     known = name_and_model(name)[0]
     if known in COLOUR_OF:
         return COLOUR_OF[known], "--"
-    place = [one for one in names if name_and_model(one)[0] not in COLOUR_OF].index(name)
+    if known == ENSEMBLE:
+        return BLACK, "-"
+    place = [one for one in names if name_and_model(one)[0] not in (*COLOUR_OF, ENSEMBLE)].index(name)
     return CYCLE[place % len(CYCLE)], ("-", "-.", ":")[place // len(CYCLE) % 3]
 
 
-def _draw_interval(axes: Axes, at: Sequence[float], row: Mapping, colour: str, along_x: bool) -> None:
-    interval = row["accuracy"]["ci95"]
+def _draw_interval(axes: Axes, at: Sequence[float], found: Mapping, colour: str, along_x: bool) -> None:
+    interval = found["ci95"]
     if interval is not None:
         ends = [100 * end for end in interval]
         axes.plot(*((ends, at) if along_x else (at, ends)), color=colour, linewidth=1.3, alpha=0.8)

@@ -17,9 +17,10 @@ from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError
 
 STUDENTS = ("student", "average", "baseline", "control")  # roles that the table shows, where there are any
-IN_FILES_ALONE = ("FLOPs", "n")  # columns for which a terminal of 100 has no place
+IN_FILES_ALONE = ("FLOPs", "n", "gain")  # columns for which a terminal of 100 has no place
 CAPTION = (
-    "accuracy: test, mean [95 % interval] over seeds. verdict: on accuracy, against the baseline of the same "
+    "accuracy: test, mean [95 % interval] over seeds. gain: points of accuracy over the baseline of the same "
+    "cell, paired. verdict: on accuracy, against the baseline of the same "
     "cell, corrected for the comparisons within a cell and not for the number of cells. val NLL: validation, "
     "by which *, the best {kind} of all {number} in the table, is chosen; the test set chose nothing. s: of "
     "training a row."
@@ -58,12 +59,14 @@ def read(folder: Path, cells: Sequence[Mapping[str, Any]], failed: Mapping[str, 
 
 
 def rows(told: Sequence[Told]) -> list[dict[str, Any]]:
-    """A row for each row of every finished cell's report: {"cell", "over", "best", ...}, see `analysis`.
+    """A row for each of every finished cell's report: {"cell", "over", "best", "gain", ...}, see `analysis`.
 
     "best" is one row's: that of the lowest validation NLL among students, or where there are none teachers.
+    "gain" is the accuracy less that of the cell's baseline, paired: {"mean", "ci95"}, or None.
     """
     found = [
-        {"cell": one.name, "over": dict(one.over), **row, "name": _title(row, one.report), "best": False}
+        {"cell": one.name, "over": dict(one.over), **row}
+        | {"name": _title(row, one.report), "gain": _gain(row, one.report), "best": False}
         for one in told
         if one.report is not None
         for row in one.report["rows"]
@@ -79,6 +82,19 @@ def _title(row: dict, report: dict) -> str:
     return findings.title_of(row, report) if "student_models" in report else row["name"]
 
 
+def _gain(row: dict, report: dict) -> dict[str, Any] | None:
+    """A student's over its baseline, or the ensemble's over that of the first transfer set."""
+    if row["role"] == "ensemble":
+        gaps = report["gaps"][:1] if row["name"] == "mean_probs" else []
+        return next(({"mean": one["difference"], "ci95": one["ci95"]} for one in gaps), None)
+    asked = {"a": row["name"], "a_transfer": row["transfer"], "b": "baseline", "metric": "accuracy"}
+    for one in report["comparisons"]:
+        of_row = one.get("architecture", row["architecture"]) == row["architecture"]
+        if of_row and one["b_transfer"] == row["transfer"] and asked.items() <= one.items():
+            return {"mean": one["mean_difference"], "ci95": one["ci95"]}
+    return None
+
+
 def _candidates(found: Sequence[dict]) -> list[dict]:
     for role in ("student", "teacher"):
         known = [row for row in found if row["role"] == role and row["val"]["nll"] is not None]
@@ -92,13 +108,19 @@ def shown(found: Sequence[dict]) -> list[dict]:
     return [row for row in found if row["role"] in STUDENTS] or list(found)
 
 
+def drawn(found: Sequence[dict]) -> list[dict]:
+    """The rows of the plot: those of the table, and the ensembles that students are measured by."""
+    ensembles = [row for row in found if row["role"] == "ensemble" and row["gain"] is not None]
+    return [*shown(found), *(row for row in ensembles if row not in shown(found))]
+
+
 def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
     """(header, cells): what was set, then what came out."""
     with_transfer = len({row["transfer"] for row in shown(found)}) > 1
     header = [
         *naming.short_names(fields),
         *("", *(["transfer"] if with_transfer else [])),
-        *("accuracy %", "verdict", "val NLL", "NLL", "n", "params", "FLOPs", "s"),
+        *("accuracy %", "gain", "verdict", "val NLL", "NLL", "n", "params", "FLOPs", "s"),
     ]
     return header, [
         [
@@ -106,6 +128,7 @@ def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
             row["name"] + (" *" if row["best"] else ""),
             *([row["transfer"]] if with_transfer else []),
             tables.with_interval(row["accuracy"]),
+            _points(row["gain"]),
             row["verdict"] or tables.MISSING,
             _number(row["val"]["nll"]),
             _number(row["nll"] and row["nll"]["mean"]),
@@ -116,6 +139,13 @@ def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
         ]
         for row in shown(found)
     ]
+
+
+def _points(gain: dict | None) -> str:
+    if gain is None:
+        return tables.MISSING
+    ends = "" if gain["ci95"] is None else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in gain["ci95"]))
+    return f"{100 * gain['mean']:+.2f}{ends}"
 
 
 def _number(value: float | None) -> str:
@@ -163,8 +193,9 @@ def best_line(found: Sequence[dict]) -> str:
 def write(folder: Path, told: Sequence[Told], fields: Sequence[str]) -> list[dict[str, Any]]:
     """Write sweep.csv, sweep.json, sweep.md and, where a cell is finished, sweep.png; returns the rows."""
     found = rows(told)
-    files = {"sweep.csv": as_csv(found, fields), "sweep.json": _as_json(told, found, fields)}
-    figure = sweep_plots.draw(shown(found), fields) if found else None
+    own = document.own_metrics(one.report for one in told if one.report is not None)
+    files = {"sweep.csv": as_csv(found, fields, own), "sweep.json": _as_json(told, found, fields)}
+    figure = sweep_plots.draw(drawn(found), fields) if found else None
     if figure is not None:
         files["sweep.png"] = plots.png(figure)
     files["sweep.md"] = _markdown(told, found, fields, figure is not None).encode()
@@ -172,15 +203,21 @@ def write(folder: Path, told: Sequence[Told], fields: Sequence[str]) -> list[dic
     return found
 
 
-def as_csv(found: Sequence[dict], fields: Sequence[str]) -> bytes:
-    """Every row of every cell, of teachers and ensembles too; the columns of results.csv and some more."""
+def as_csv(found: Sequence[dict], fields: Sequence[str], own: Sequence[str] = ()) -> bytes:
+    """Every row of every cell, of teachers and ensembles too; the columns of results.csv and some more.
+
+    Metrics of the user's own, of these names, come last, as there.
+    """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["cell", *fields, *document.RESULTS, "val_nll", "val_accuracy", "train_seconds", "best"])
+    more = ["val_nll", "val_accuracy", "train_seconds", "best"]
+    lines.writerow(["cell", *fields, *document.RESULTS, *more, *document.own_columns(own)])
     for row in found:
         over = [naming.spelled(row["over"][field]) for field in fields]
         validated = [row["val"]["nll"], row["val"]["accuracy"], row["train_seconds"], int(row["best"])]
-        lines.writerow([row["cell"], *over, *document.result(row), *validated])
+        lines.writerow(
+            [row["cell"], *over, *document.result(row), *validated, *document.own_result(row, own)]
+        )
     return text.getvalue().encode()
 
 

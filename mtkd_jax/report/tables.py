@@ -12,6 +12,7 @@ from rich.text import Text
 from mtkd_jax.config import name_and_model
 from mtkd_jax.engine import jobs
 from mtkd_jax.report import findings
+from mtkd_jax.results import power
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import printable
 
@@ -50,6 +51,12 @@ COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
     "equivalent: two one-sided tests at 5 % show a difference of accuracy closer than {margin:g} points."
 )
+NEGATIVE_TRANSFER_CAPTION = (
+    "repeats: of the {num_wrong} test images that all teachers fused by mean_probs get wrong, the share of "
+    "which a student says the same wrong class, mean [95 % interval over seeds]. baseline: the same of the "
+    "network that nobody taught. difference: over paired seeds; above 0 the teachers' mistakes were handed "
+    "down. The images are held fixed: the intervals are of the seeds alone."
+)
 OWN_TITLE = "Metrics of your own"
 DETECTION_CAPTION = (
     "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
@@ -79,6 +86,13 @@ TIMED_CAPTION = (
 COSTS_CAPTION = (
     "Of training steps alone: compiling, validation, teachers whose answers are kept, evaluation and report "
     "come on top."
+)
+SEEDS_CAPTION = (
+    "std: of the differences in accuracy over the pilot's seeds, points. planned: its bound. to differ: "
+    "seeds with which a true difference of {margin:g} points (report.margin) is told four times in five, at "
+    "the level of Holm's first test. equivalent: those with which no difference is found to be less than "
+    "that, as often. s: of training both, with their grids, as the pilot took, compiling included; of the "
+    "seeds that it lacks."
 )
 MERGED_TITLES = {
     "teacher": "Teachers, alone",
@@ -371,6 +385,29 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
     return sections
 
 
+def negative_transfer(report: dict) -> Sheet:
+    """How often each row repeats what the ensemble gets wrong, beside its baseline."""
+    with_transfer = len({one["transfer"] for one in report["negative_transfer"]}) > 1
+    header = ["", *(["transfer set"] if with_transfer else [])]
+    header += ["repeats %", "baseline %", "difference, points", "p", "p (Holm)", "n"]
+    return header, [
+        [
+            findings.title_of(one, report),
+            *([one["transfer"]] if with_transfer else []),
+            _in_percent(one["repeats"]),
+            _scaled(one["baseline"], 100),
+            *_difference_cells({**one, "metric": "accuracy"}),
+            str(one["n"]),
+        ]
+        for one in report["negative_transfer"]
+    ]
+
+
+def negative_transfer_caption(report: dict) -> str:
+    """What has to be known to read it."""
+    return NEGATIVE_TRANSFER_CAPTION.format(num_wrong=report["negative_transfer"][0]["num_wrong"])
+
+
 def common(report: dict) -> tuple[list[str], Cells]:
     """(header, cells): every mode at the one common alpha."""
     header = ["", "transfer set", "T", "n", "accuracy %", "NLL"]
@@ -495,6 +532,27 @@ def cost_line(stage: Mapping) -> str:
 def costs_caption(stages: Sequence[Mapping]) -> str:
     """What stands in the table, and what does not."""
     return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION) + COSTS_CAPTION
+
+
+def seeds_needed(planned: Sequence[Mapping]) -> Sheet:
+    """(header, cells): how many seeds every comparison needs, from `power.plan`."""
+    header = ["comparison", "n", "std", "planned", "to differ", "equivalent", "s a seed", "s more"]
+
+    def number(value: int | None) -> str:
+        return f"> {power.MOST_SEEDS:,}" if value is None else f"{value:,}"
+
+    cells = [
+        [
+            f"{one['a']} - {one['b']} ({findings.transfers_of(one)})",
+            str(one["n"]),
+            *(f"{100 * one[name]:.2f}" for name in ("std", "planned_std")),
+            *(number(one[name]) for name in ("to_differ", "to_be_equivalent")),
+            f"{one['seconds_a'] + one['seconds_b']:.1f}",
+            MISSING if one["cost"] is None else f"{one['cost']:,.0f}",
+        ]
+        for one in planned
+    ]
+    return header, cells
 
 
 def render(header: Sequence[str], cells: Cells) -> Table:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from mtkd_jax import config as configuration
-from mtkd_jax.config import name_and_model, row_of
+from mtkd_jax.config import CONTROLS, name_and_model, row_of, row_of_control
 from mtkd_jax.fusion import rules
-from mtkd_jax.results import intervals, metrics
+from mtkd_jax.results import intervals, metrics, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import own_metrics
 from mtkd_jax.types import Metric, UserError
@@ -78,6 +78,13 @@ def baseline_of(predictions: Predictions, group: Group, transfer: str = "") -> G
     Or of another `transfer`; None where there is none.
     """
     return find(predictions, transfer or group.transfer, role="baseline", architecture=group.architecture)
+
+
+def controls_of(predictions: Predictions, group: Group) -> list[Group]:
+    """The same students taught by an untrained or a shuffled teacher, where the run has them."""
+    names = [row_of_control(control, group.name) for control in CONTROLS]
+    found = (find(predictions, group.transfer, name=name, architecture=group.architecture) for name in names)
+    return [one for one in found if one is not None]
 
 
 def detected(predictions: Predictions) -> int | None:
@@ -556,21 +563,53 @@ def students_by_size(predictions: Predictions) -> list[dict]:
 def comparisons(predictions: Predictions) -> list[dict]:
     """Paired t over seeds on accuracy and NLL for a list fixed before any number is seen.
 
-    Every mode against its baseline, one with more heads against its control, every mode against output_avg;
-    and, where both transfer sets were used, every mode with the unlabelled images against the labelled-only
-    baseline; always of one architecture. Holm's correction within each family (a transfer set with all its
-    architectures, or the last list) and metric. Accuracies are also tested for equivalence, at 5 % each;
+    Every mode against its baseline, one with more heads against its control, every mode against output_avg
+    and against its own controls (`students.controls`), these against the baseline, too; and, where both
+    transfer sets were used, every mode with the unlabelled images against the labelled-only baseline; always
+    of one architecture. Holm's correction within each family (a transfer set with all its architectures, or
+    the last list) and metric. Accuracies are also tested for equivalence, at 5 % each;
     "verdict" is the word for both, see `intervals.verdict`.
+
+    Where seeds were added until it was decided, all of that by `sequential`, and "decided_at" is the number
+    of pairs from which on every look had the verdict there is now; None of what is undecided.
     """
     values = {
         group.key: [metrics.summary(logits, predictions.test_labels) for logits in group.test]
         for group in predictions.groups
         if group.transfer
     }
+    found = _tested(predictions, values)
+    if not predictions.always_valid:
+        return found
+    most = max((one["n"] for one in found), default=0)
+    looks = [*range(configuration.SEEDS_AT_ONCE, most, configuration.SEEDS_AT_ONCE), most]
+    said = [[one["verdict"] for one in _tested(predictions, values, look)] for look in looks]
+    return [{**one, "decided_at": _decided_at(looks, verdicts)} for one, verdicts in zip(found, zip(*said))]
+
+
+def _decided_at(looks: Sequence[int], verdicts: Sequence[str]) -> int | None:
+    """
+    >>> _decided_at((5, 10, 15), ("undecided", "better", "better")), _decided_at((5,), ("undecided",))
+    (10, None)
+    """
+    if verdicts[-1] == "undecided":
+        return None
+    changed = [place for place, one in enumerate(verdicts) if one != verdicts[-1]]
+    return looks[changed[-1] + 1 if changed else 0]
+
+
+def undecided(predictions: Predictions) -> list[dict]:
+    """The comparisons of accuracies whose verdict is that; NLLs have no margin and are never equal."""
+    compared = comparisons(predictions)
+    return [one for one in compared if one["metric"] == "accuracy" and one["verdict"] == "undecided"]
+
+
+def _tested(predictions: Predictions, values: dict, most: int | None = None) -> list[dict]:
+    """`comparisons` of the first `most` pairs of each; None: of all."""
     found = []
     for metric in TESTED:
         for family, pairs in _families(predictions).items():
-            tested = [_compare(a, b, metric, values, len(pairs), predictions.margin) for a, b in pairs]
+            tested = [_compare(predictions, a, b, metric, values, len(pairs), most) for a, b in pairs]
             corrected = intervals.holm([one["p_value"] for one in tested])
             found += [
                 {**one, "p_holm": p, "family": family, "verdict": _verdict(one, p, predictions.margin)}
@@ -598,14 +637,19 @@ def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]
     found = []
     for model in student_models(predictions):
         modes = [mode for mode in _modes(predictions, transfer) if mode.architecture == model]
-        control = find(predictions, transfer, role="control", architecture=model)
+        control = find(predictions, transfer, name="control", architecture=model)
         many_headed = [mode for mode in modes if control is not None and mode.params == control.params]
+        by_control = [
+            (mode, taught_otherwise) for mode in modes for taught_otherwise in controls_of(predictions, mode)
+        ]
+        own_controls = [taught_otherwise for _, taught_otherwise in by_control]
         rivals = (
-            (modes, find(predictions, transfer, role="baseline", architecture=model)),
+            ([*modes, *own_controls], find(predictions, transfer, role="baseline", architecture=model)),
             (many_headed, control),
             (modes, find(predictions, transfer, name="output_avg", architecture=model)),
         )
         found += [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
+        found += by_control
     return found
 
 
@@ -614,8 +658,16 @@ def _modes(predictions: Predictions, transfer: str) -> list[Group]:
     return [group for group in predictions.groups if group.transfer == transfer and group.role in compared]
 
 
-def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int, margin: float) -> dict:
-    shared = [name for name in a.members if name in b.members]
+def _compare(
+    predictions: Predictions, a: Group, b: Group, metric: str, values: dict, num_tests: int, most: int | None
+) -> dict:
+    always_valid = predictions.always_valid
+    paired, equivalence_p = (
+        (sequential.paired, sequential.equivalence_p)
+        if always_valid
+        else (intervals.paired_t, intervals.equivalence_p)
+    )
+    shared = [name for name in a.members if name in b.members][:most]
     of_a, of_b = (
         [values[group.key][group.members.index(name)][metric] for name in shared] for group in (a, b)
     )
@@ -626,10 +678,11 @@ def _compare(a: Group, b: Group, metric: str, values: dict, num_tests: int, marg
         "b_transfer": b.transfer,
         "architecture": a.architecture,
         "metric": metric,
-        **intervals.paired_t(of_a, of_b),
-        "test": "paired t",
-        "p_equivalence": intervals.equivalence_p(of_a, of_b, margin) if metric == "accuracy" else None,
-        "detectable": intervals.detectable_difference(of_a, of_b, num_tests),
+        **paired(of_a, of_b),
+        "test": "t mixture" if always_valid else "paired t",
+        "std": float(np.std(np.subtract(of_a, of_b), ddof=1)) if len(shared) > 1 else None,
+        "p_equivalence": equivalence_p(of_a, of_b, predictions.margin) if metric == "accuracy" else None,
+        "detectable": None if always_valid else intervals.detectable_difference(of_a, of_b, num_tests),
     }
 
 
@@ -691,6 +744,48 @@ def one_of_each(predictions: Predictions) -> dict[str, tuple[str, np.ndarray]]:
     return found
 
 
+def negative_transfer(predictions: Predictions) -> list[dict]:
+    """How often a network says what the ensemble wrongly says, of test images that the ensemble gets wrong.
+
+    [{"name", "role", "transfer", "architecture", "n", "num_wrong", "repeats", "baseline", "mean_difference",
+    "ci95", "p_value", "p_holm"}], one for each row that is compared with a baseline. "repeats" is
+    `metrics.share_repeated` over seeds, "baseline" its mean there: a network that nobody taught makes some of
+    the same mistakes, and what is above that was handed down. Paired t over the seeds that both have, Holm's
+    correction within a transfer set; the ensemble is that of mean_probs, and the images are held fixed. ()
+    where the ensemble is never wrong.
+    """
+    labels, said = predictions.test_labels, fused(predictions, "mean_probs")["test"].argmax(axis=-1)
+    num_wrong = int((said != labels).sum())
+    if not num_wrong:
+        return []
+    found = []
+    for group in predictions.groups:
+        baseline = baseline_of(predictions, group) if group.transfer else None
+        if baseline is None or group is baseline or group.role == "assistant":
+            continue
+        repeats, of_baseline = (
+            dict(zip(one.members, (metrics.share_repeated(logits, said, labels) for logits in one.test)))
+            for one in (group, baseline)
+        )
+        shared = [member for member in repeats if member in of_baseline]
+        found.append(
+            {
+                **{name: getattr(group, name) for name in ("name", "role", "transfer", "architecture")},
+                "num_wrong": num_wrong,
+                "repeats": _over_members(
+                    "accuracy", [{"accuracy": one} for one in repeats.values()], "seeds"
+                ),
+                "baseline": float(np.mean(list(of_baseline.values()))),
+                **intervals.paired_t(*([one[member] for member in shared] for one in (repeats, of_baseline))),
+            }
+        )
+    for transfer in transfers(predictions):
+        own = [one for one in found if one["transfer"] == transfer]
+        for one, p_holm in zip(own, intervals.holm([one["p_value"] for one in own])):
+            one["p_holm"] = p_holm
+    return found
+
+
 def confusions(predictions: Predictions) -> list[dict]:
     """{"name", "matrix" [C][C], "recall" [C]} of one teacher, the ensemble, the chosen student."""
     labels = predictions.test_labels
@@ -740,6 +835,7 @@ def numbers(predictions: Predictions) -> dict:
             "gaps": found_gaps,
             "students_by_size": students_by_size(predictions),
             "comparisons": compared,
+            "negative_transfer": negative_transfer(predictions),
             "common_alpha": common_alpha(predictions),
             "chosen_student": _told(predictions, chosen_student(predictions)),
             "deploy": _deployed(predictions),

@@ -9,13 +9,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import positive_class, row_of
+from mtkd_jax.config import AUTO, control_and_mode, positive_class, row_of
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
@@ -23,7 +24,7 @@ from mtkd_jax.fusion import rules
 from mtkd_jax.methods.seams import PLAIN
 from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
-from mtkd_jax.plans.plan import Done, Plan, Stage, left_out
+from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
 from mtkd_jax.results import linear, outside
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -39,29 +40,61 @@ def predict(
     config: ConfigDict, split: Split, stages: Plan, done: Done, notes: Sequence[str] = ()
 ) -> Predictions:
     """Validation and test logits of every teacher and of the chosen (alpha, T) of every mode, with costs."""
-    dataset = split.dataset
+    begun_by = {stage.name: stage.begun_by for stage in stages}
     groups = [
-        _teacher_group(name, fitted, split)
-        for name, fitted in done.items()
-        if name.startswith(teachers.STAGE_PREFIX)
+        *(
+            _teacher_group(name, fitted, split, sum(done[one].seconds for one in begun_by.get(name, ())))
+            for name, fitted in done.items()
+            if name.startswith(teachers.STAGE_PREFIX)
+        ),
+        _linear_group(split),
+        *_student_groups(config, split, stages, done),
     ]
-    num_teachers = sum(len(group.members) for group in groups)
-    groups.append(_linear_group(split))
-    unfit = _unfit_modes(stages, num_teachers)
-    for (transfer, mode, model), trained in rows_of(stages, done).items():
-        finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
-        if finite and mode not in unfit:
-            groups.append(_student_group(config, split, group_key(transfer, mode, model), mode, trained))
-    of_other_images: dict = {}
+    diverged = [left_out(name, fitted) for name, fitted in done.items() if fitted.diverged]
+    num_teachers = _number_of_teachers(done)
+    impossible = [
+        f"Left out, for the {num_teachers} teachers that are left: {mode} needs {number} teachers."
+        for mode, number in _unfit_modes(stages, num_teachers).items()
+    ]
+    notes = (
+        *split.dataset.notes,
+        *notes,
+        *_balancing(config),
+        *dict.fromkeys(stage.note for stage in stages if stage.note),
+        *diverged,
+        *impossible,
+    )
+    of_other_images: dict[str, Any] = {}
     if outside.is_asked(config):
         networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
         groups, of_other_images = outside.ask(config, split, groups, networks)
     groups += _averages(stages, groups)
-    diverged = [left_out(name, fitted) for name, fitted in done.items() if fitted.diverged]
-    impossible = [
-        f"Left out, for the {num_teachers} teachers that are left: {mode} needs {number} teachers."
-        for mode, number in unfit.items()
-    ]
+    return _predictions(config, split, groups, notes, **of_other_images)
+
+
+def predict_students(config: ConfigDict, split: Split, stages: Plan, done: Done) -> Predictions:
+    """What `predict` says of the rows of students, which is all that they are compared by."""
+    groups = _student_groups(config, split, stages, done)
+    return _predictions(config, split, [*groups, *_averages(stages, groups)])
+
+
+def _student_groups(config: ConfigDict, split: Split, stages: Plan, done: Done) -> list[Group]:
+    groups, unfit = [], _unfit_modes(stages, _number_of_teachers(done))
+    for (transfer, mode, model), trained in rows_of(stages, done).items():
+        finite = any(finite_members(fitted, stage.family, mode) for stage, fitted in trained)
+        if finite and mode not in unfit:
+            groups.append(_student_group(config, split, group_key(transfer, mode, model), mode, trained))
+    return groups
+
+
+def _number_of_teachers(done: Done) -> int:
+    return sum(one.num_members for one in ensemble_of(done))
+
+
+def _predictions(
+    config: ConfigDict, split: Split, groups: Sequence[Group], notes: Sequence[str] = (), **further: Any
+) -> Predictions:
+    dataset = split.dataset
     return Predictions(
         dataset=dataset.name,
         class_names=dataset.class_names,
@@ -78,14 +111,7 @@ def predict(
         rules=tuple(config.fusion.rules),
         groups=tuple(groups),
         common_alpha=common_alpha(config),
-        notes=(
-            *dataset.notes,
-            *notes,
-            *_balancing(config),
-            *dict.fromkeys(stage.note for stage in stages if stage.note),
-            *diverged,
-            *impossible,
-        ),
+        notes=tuple(notes),
         positive=positive_class(config, dataset.class_names),
         false_alarm_rate=config.report.false_alarm_rate,
         margin=config.report.margin,
@@ -93,7 +119,8 @@ def predict(
         choose=config.export.choose,
         cascade_tolerance=config.report.cascade_tolerance,
         val_groups=_groups(split),
-        **of_other_images,
+        always_valid=config.students.num_seeds == AUTO,
+        **further,
     )
 
 
@@ -160,14 +187,17 @@ def networks_of(stages: Plan, done: Done, group: Group) -> outside.Network:
     if group.role == "teacher":
         return done[group.key.replace("/", "-", 1)].finite_members, None
     cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
-    for stage in stages:
+    found, mutual = [], None
+    for stage in stages:  # several, where seeds were added later
         fitted = done[stage.name]
         if stage.transfer == group.transfer and fitted.population.model.name == group.architecture:
-            found = finite_members(fitted, stage.family, group.name, cell)
-            if found:
-                recipe = stage.family[found[0]].recipe
-                return population.members(fitted.population, found), _mutual(recipe)
-    raise ValueError(f"{group.key} was not trained by this run")
+            members = finite_members(fitted, stage.family, group.name, cell)
+            if members:
+                found.append(population.members(fitted.population, members))
+                mutual = _mutual(stage.family[members[0]].recipe)
+    if not found:
+        raise ValueError(f"{group.key} was not trained by this run")
+    return population.concatenate(found), mutual
 
 
 def _mutual(recipe: Recipe) -> Callable[[Outputs], Array] | None:
@@ -195,7 +225,7 @@ def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:
     return log_probs
 
 
-def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
+def _teacher_group(stage: str, fitted: Fitted, split: Split, seconds_before: float) -> Group:
     own = fitted.finite_members
     return Group(
         key=stage.replace("-", "/", 1),
@@ -206,7 +236,7 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split) -> Group:
         alpha=None,
         temperature=None,
         members=own.names,
-        train_seconds=None if own.model.module is None else fitted.seconds,
+        train_seconds=None if own.model.module is None else seconds_before + fitted.seconds,
         **_outputs(own, split),
     )
 
@@ -262,7 +292,8 @@ def rows_of(stages: Plan, done: Done) -> dict[tuple[str, str, str], list[tuple[S
 
 def _method(config: ConfigDict, mode: str, cell: Cell) -> str:
     """A mode with those of its `students.arguments` of which there is no choice."""
-    given, chosen = config.students.arguments.get(mode, {}), dict(cell.arguments)
+    _, asked = control_and_mode(mode)
+    given, chosen = config.students.arguments.get(asked, {}), dict(cell.arguments)
     fixed = ", ".join(f"{name}={value!r}" for name, value in given.items() if name not in chosen)
     return f"{mode}({fixed})" if fixed else mode
 
@@ -278,16 +309,14 @@ def _student_group(
         val_nll += fitted.val_nll[own].tolist()
         seconds += fitted.seconds * len(own) / len(stage.family)
     cell, grid = choose(members, val_nll)
-    stage, fitted = next((stage, fitted) for stage, fitted in trained if members_of(stage.family, mode, cell))
-    family = stage.family
-    chosen = finite_members(fitted, family, mode, cell)
+    stage = next(stage for stage, _ in trained if members_of(stage.family, mode, cell))
     role = ROLES.get(mode, stage.role)
-    common = finite_members(fitted, family, mode, cell._replace(alpha=common_alpha(config)))
+    chosen, seeds = _students_at(trained, mode, cell)
     at_common = None
-    if role == "student" and common:
-        at_common = population.logits(
-            population.members(fitted.population, common), split.dataset.test_images
-        )
+    if role == "student":
+        common, _ = _students_at(trained, mode, cell._replace(alpha=common_alpha(config)))
+        if common is not None and common.num_members:
+            at_common = population.logits(common, split.dataset.test_images)
     return Group(
         key=key,
         name=mode,
@@ -297,12 +326,26 @@ def _student_group(
         alpha=cell.alpha,
         temperature=cell.temperature,
         arguments=dict(cell.arguments),
-        members=tuple(f"seed {family[m].seed}" for m in chosen),
+        members=tuple(f"seed {seed}" for seed in seeds),
         common_test=at_common,
         grid=tuple(grid),
         train_seconds=seconds,
-        **_outputs(population.members(fitted.population, chosen), split),
+        **_outputs(chosen, split),
     )
+
+
+def _students_at(
+    trained: Sequence[tuple[Stage, Fitted]], mode: str, cell: Cell
+) -> tuple[Population | None, list[int]]:
+    """The students of a row at one cell and their seeds, without any that broke down.
+
+    Of the stage that has the cell and of those that added seeds to it; None where no stage has it.
+    """
+    own = [(stage, fitted) for stage, fitted in trained if members_of(stage.family, mode, cell)]
+    finite = [finite_members(fitted, stage.family, mode, cell) for stage, fitted in own]
+    parts = [population.members(fitted.population, rows) for (_, fitted), rows in zip(own, finite)]
+    seeds = [stage.family[m].seed for (stage, _), rows in zip(own, finite) for m in rows]
+    return population.concatenate(parts) if parts else None, seeds
 
 
 def _averages(stages: Plan, groups: Sequence[Group]) -> list[Group]:

@@ -13,8 +13,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mtkd_jax.data import loading
+from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy import export, forms
 from mtkd_jax.deploy.deployed import PROGRAM, read_card
+from mtkd_jax.deploy.onnx_int8 import MOST_SEEN
 from mtkd_jax.results import intervals
 from mtkd_jax.types import DataSet
 
@@ -25,19 +27,25 @@ BLOCK = 256  # images computed at once
 
 
 def export_forms(
-    directory: Path, names: Sequence[str], build: export.Build, dataset: DataSet | None
+    directory: Path, names: Sequence[str], build: export.Build, split: Split | None
 ) -> dict[str, Any]:
     """Add the forms of these names to the student's folder and measure all that are there; its card.
 
     Of every file: "bytes"; of one that can be asked also "ms" {batch: milliseconds}, "difference" (the
     largest of any logit, and "same_class", the share of images with the same class, from what the student
-    said of the images of check.safetensors) and, with the test set of `dataset`, "accuracy" and
+    said of the images of check.safetensors) and, with the data of the run, "accuracy" on its test set and
     "accuracy_minus_float32" {"value", "ci95"}, paired over its examples. Raises UserError as `forms.add`.
     """
-    forms.add(directory, names, build)
-    told = measure(directory, dataset)
+    forms.add(directory, names, build, None if split is None else _seen(split))
+    told = measure(directory, None if split is None else split.dataset)
     forms.rewrite_card(directory, read_card(directory / "model.json"), told, forms.machine())
     return read_card(directory / "model.json")
+
+
+def _seen(split: Split) -> np.ndarray:
+    """Images of the validation set as networks see them, at most MOST_SEEN."""
+    rows = split.val[:: -(-len(split.val) // MOST_SEEN)]
+    return np.asarray(loading.scale(jnp.asarray(split.dataset.train_images[rows])))
 
 
 def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any]]:

@@ -146,7 +146,7 @@ def paired_t(a: Values, b: Values) -> dict:
     return {**found, "ci95": t_interval(difference), "p_value": p_value}
 
 
-def equivalence_p(a: Sequence[float], b: Sequence[float], margin: float) -> float | None:
+def equivalence_p(a: Values, b: Values, margin: float) -> float | None:
     """Two one-sided paired t tests (Schuirmann, 1987) that the mean of a - b is inside (-margin, margin).
 
     The larger p of both, of "at most -margin" and of "at least margin": below 0.05 where the 90 % interval

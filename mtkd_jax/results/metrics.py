@@ -111,6 +111,20 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.bincount(cell, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def share_repeated(logits: np.ndarray, said: np.ndarray, labels: np.ndarray) -> float:
+    r"""How often a network decides as somebody else does, of what that one gets wrong; NaN if nothing.
+
+    $$P(\hat{y} = \hat{y}_t \mid \hat{y}_t \ne y)$$
+
+    `logits` [N,C] are the network's, `said` [N] the other's decisions.
+
+    >>> share_repeated(np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 1, 0]), np.array([1, 1, 2, 1]))
+    0.6666666666666666
+    """
+    wrong = said != labels
+    return float(np.mean(logits.argmax(axis=-1)[wrong] == said[wrong])) if wrong.any() else float("nan")
+
+
 def per_class_recall(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     r"""Share of each class that is found, [C] in [0,1]; nan for a class without examples.
 

@@ -74,6 +74,7 @@ class Predictions:
     metrics: tuple[str, ...] = ()  # addresses of the user's own: config.report.metrics
     choose: str = "best"  # which network is to be deployed: config.export.choose
     cascade_tolerance: float = 0.02  # share of accuracy: config.report.cascade_tolerance
+    always_valid: bool = False  # seeds were added until it was decided: students.num_seeds is "auto"
     val_groups: np.ndarray | None = None  # [V], equal where examples are not independent; None: not known
     corruptions: tuple[str, ...] = ()  # Q addresses: config.report.corruptions
     strengths: tuple[int, ...] = ()  # L of each

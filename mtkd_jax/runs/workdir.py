@@ -33,6 +33,7 @@ REPORT = "report.json"  # written last: where it stands, the run is finished
 PREDICTIONS = "predictions.npz"
 MANIFEST = "manifest.json"  # SHA-256 of these two
 REPORTS = ("fusion", "report", "export")  # groups of fields that change the report and not the training
+BUDGETS = ("students.max_seeds",)  # fields that may be raised when a run is gone on with
 TRAINS_NOTHING = ("runtime", *REPORTS)  # may differ when a run is gone on with; `runtime` says how, not what
 VERSION = importlib.metadata.version("mtkd_jax")
 MEND = "restore it, or choose another --workdir"
@@ -211,7 +212,8 @@ def finished_report(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     if report is None or (before := read_config(workdir)) is None:
         return None
     now = _settings(config)
-    return report if all(before[name] == now[name] for name in REPORTS if name in now) else None
+    same = all(before[name] == now[name] for name in REPORTS if name in now)
+    return report if same and before["students"]["max_seeds"] == now["students"]["max_seeds"] else None
 
 
 def seal(workdir: Path, name: str) -> None:
@@ -285,9 +287,11 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
         "students.init_from": (config.students.init_from,) if config.students.init_from else (),
     }
     found = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
+    asked = configuration.trained_addresses(config)
     for address, model in configuration.trained_models(config).items():
         if model.pretrained:
-            found[model.pretrained] = _digest_of_file(str(_published(model.pretrained, address)), address)
+            file = str(weights.find(model.pretrained))
+            found[model.pretrained] = _digest_of_file(file, asked[address])
     lent_by = _lent_by(config.teachers.from_run)
     return (
         data_identity(split)
@@ -311,13 +315,6 @@ def _known_of_both(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, 
         return old, new
     old, new = ({name: value for name, value in one.items() if name != LENT_BY} for one in (old, new))
     return old, new
-
-
-def _published(pretrained: str, address: str) -> Path:
-    try:
-        return weights.find(pretrained)
-    except UserError as error:
-        raise UserError(f"{address}: {error}") from None
 
 
 def _digest_of_file(path: str, field: str) -> str:
@@ -381,7 +378,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterable[tuple[str, An
     """(name, old, new) of every leaf that differs, the groups of TRAINS_NOTHING left out."""
     for name in sorted({*old, *new}):
         a, b = old.get(name, ABSENT), new.get(name, ABSENT)
-        if not prefix and name in TRAINS_NOTHING:
+        if (not prefix and name in TRAINS_NOTHING) or prefix + name in BUDGETS:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{name}.")

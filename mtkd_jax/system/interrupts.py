@@ -40,6 +40,12 @@ def stop_requested() -> int:
     return _noted
 
 
+def request_stop(number: int = signal.SIGTERM) -> None:
+    """As if that signal had come, and without its word to the user; for whoever knows when time is over."""
+    global _noted
+    _noted = _noted or number
+
+
 def check(where: str) -> None:
     """Raise Interrupted if this process was asked to stop; `where` says up to where the run is saved."""
     if _noted:

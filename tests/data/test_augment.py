@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.data.augment import FURTHER, augment, cutout, flip, noise, shift
+from mtkd_jax.data.augment import FURTHER, alternately, augment, cutout, flip, noise, shift
 from mtkd_jax.data.rand_augment import rand_augment
 from mtkd_jax.types import UserError
 
@@ -69,6 +69,24 @@ def test_flip_mirrors_half_of_the_time():
         else:
             np.testing.assert_array_equal(one, image)
     assert 150 < mirrored < 250  # 5 standard deviations
+
+
+def test_in_two_epochs_an_image_is_seen_both_ways():
+    rows, keys = jnp.arange(400), keys_of(2)
+    seen = np.array([[alternately(key, rows, jnp.int32(epoch)) for epoch in range(5)] for key in keys])
+    np.testing.assert_array_equal(seen[:, :-1], ~seen[:, 1:])
+    for first in seen[:, 0]:
+        assert 150 < first.sum() < 250  # 5 standard deviations
+    assert 150 < (seen[0, 0] ^ seen[1, 0]).sum() < 250  # other trainings, other halves
+    few = np.array([7, 0, 399])  # whatever stands beside an image in a batch
+    np.testing.assert_array_equal(alternately(keys[0], jnp.asarray(few), jnp.int32(0)), seen[0, 0][few])
+
+
+def test_which_images_are_mirrored_can_be_said():
+    images, mirrored = image_of((4, 7, 5, 3)), np.array([True, False, False, True])
+    found = augment(jax.random.key(0), images, flip=jnp.asarray(mirrored))
+    expected = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("size", [2, 3, 20])

@@ -414,6 +414,7 @@ def test_a_window_holds_the_rows_of_its_indices_and_has_one_size():
         np.testing.assert_array_equal(found.image[local].squeeze(), indices)
         np.testing.assert_array_equal(found.label[local], indices)
         np.testing.assert_array_equal(found.labelled[local], indices % 2 == 0)
+        np.testing.assert_array_equal(loading.gather(found, local[0]).index, indices[0])
 
 
 @pytest.mark.parametrize(

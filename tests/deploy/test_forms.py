@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
 from mtkd_jax import export as command
-from mtkd_jax.deploy import deployed, export, forms, int8, onnx
+from mtkd_jax.deploy import deployed, export, forms, int8, onnx, onnx_int8, onnx_runtime
 from mtkd_jax.results import forms as measured
-from mtkd_jax.types import Task, UserError
+from mtkd_jax.types import Outputs, Task, UserError
 from tests import small
 
 
@@ -59,18 +59,23 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name, package", [("onnx", "jax2onnx"), ("int8", "qwix")])
-def test_a_missing_package_is_one_line_that_names_the_extra(folder, monkeypatch, capsys, name, package):
+@pytest.mark.parametrize(
+    "name, package, extra",
+    [("onnx", "jax2onnx", "onnx"), ("int8", "qwix", "int8"), ("onnx_int8", "jax2onnx", "onnx")],
+)
+def test_a_missing_package_is_one_line_that_names_the_extra(
+    folder, monkeypatch, capsys, name, package, extra
+):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda one: None if one == package else find(one))
     before = content(folder)
     assert command.main([str(folder), "--forms", name]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     missing = f"the form {name} is made by {package}, which is missing"
-    assert told == f"error: {missing}: pip install 'mtkd_jax[{name}]'"
+    assert told == f"error: {missing}: pip install 'mtkd_jax[{extra}]'"
     assert content(folder) == before
     config = small.config(**{"export.forms": (name,)})
-    with pytest.raises(UserError, match=rf"mtkd_jax\[{name}\]"):  # before anything is trained
+    with pytest.raises(UserError, match=rf"mtkd_jax\[{extra}\]"):  # before anything is trained
         experiment.run(config, folder.parent / "run")
 
 
@@ -149,7 +154,7 @@ NETWORKS = [
 def test_onnx_says_what_the_student_says_of_any_number_of_images(address, shape):
     pytest.importorskip("jax2onnx"), pytest.importorskip("onnxruntime")
     model, variables, images, logits = network(address, shape)
-    ask = onnx.program_of_onnx(onnx.onnx_of(model, variables, images, logits))
+    ask = onnx_runtime.open_model(onnx.onnx_of(model, variables, images, logits), address).call
     for num in (1, 3, 5):
         np.testing.assert_allclose(ask(images[:num]), logits[:num], atol=1e-4 * max(1, abs(logits).max()))
 
@@ -162,6 +167,36 @@ def test_onnx_of_another_network_is_refused_and_nothing_is_written(folder, monke
     with pytest.raises(UserError, match=r"mlp.*cannot be written as ONNX.*as on a gpu: differs by") as caught:
         forms.add(folder, ["onnx"], configuration.build_model)
     assert "\n" not in str(caught.value) and content(folder) == before
+
+
+def test_activations_are_rounded_to_the_range_of_the_images_that_are_seen(tmp_path):
+    """By hand: logits are the pixels. Of a range 0..1.02 a step is 0.004, and what lies beyond is cut off."""
+    pytest.importorskip("jax2onnx"), pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(0)
+    kernel = np.eye(4, dtype=np.float32)
+
+    def apply(_, image):
+        logits = image.reshape(image.shape[0], 4) @ kernel
+        return Outputs(logits, logits[None], logits, {}), {}
+
+    images = rng.uniform(0, 1, (8, 2, 2, 1)).astype(np.float32)
+    pixels = images.reshape(8, 4)
+    data = onnx.onnx_of(forms._Applied("pixels", None, apply=apply), {}, images, pixels)
+    images[0, 0, 0], seen = 5.0, np.append(images[1:], np.full((1, 2, 2, 1), 1.02, np.float32), axis=0)
+    said = onnx_runtime.open_model(onnx_int8.rounded(data, seen), "rounded").call(images)
+    wanted = np.minimum(images.reshape(8, 4), 1.02)
+    np.testing.assert_allclose(said, wanted, atol=1.02 / 255 * 1.5)
+    assert np.max(np.abs(said - wanted)) > 1e-4
+
+
+def test_without_validation_images_activations_have_no_ranges_and_nothing_is_written(folder, capsys):
+    pytest.importorskip("jax2onnx"), pytest.importorskip("onnxruntime")
+    before = content(folder)
+    assert command.main([str(folder), "--forms", "onnx_int8"]) == 2
+    assert "error: the form onnx_int8 takes the ranges of activations from validation images" in (
+        capsys.readouterr().err
+    )
+    assert content(folder) == before
 
 
 # --- int8 ---------------------------------------------------------------------------------------------
@@ -192,7 +227,7 @@ def test_int8_is_a_quarter_of_the_bytes_and_is_asked_without_qwix(tmp_path, monk
     assert size["model.int8.safetensors"] < 0.28 * size["model.safetensors"]
     assert size["model.int8.stablehlo"] < 0.35 * size["model.stablehlo"]
     monkeypatch.setitem(__import__("sys").modules, "qwix", None)  # importing it would raise
-    program, _ = deployed.load_program(tmp_path, deployed.INT8_PROGRAM)
+    program, _ = deployed.load_program(tmp_path, "int8")
     model, _, _, _ = network("mlp(hidden=(256, 256))", (8, 8, 1))
     wanted = model.apply(int8.multiplied_out(load_file(tmp_path / "model.int8.safetensors")), images)[
         0

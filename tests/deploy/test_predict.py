@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from flax import linen as nn
 from PIL import Image
 
 from mtkd_jax.data import images, said
-from mtkd_jax.deploy import deployed, export, predict
+from mtkd_jax.deploy import deployed, export, forms, predict
 from mtkd_jax.types import DataSet, Model, Outputs, Task, printable
 
 TASK = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.25,))
@@ -268,6 +269,34 @@ class Sum(nn.Module):
         return Outputs(logits=logits, heads=logits[None], embedding=logits, features={})
 
 
+def test_another_form_is_asked_and_one_that_is_not_there_names_its_command(student, photos, tmp_path, capsys):
+    """The int8 program here always says grey, which the student never says of this image."""
+    folder = tmp_path / "student"
+    shutil.copytree(student, folder)
+    asked = [str(photos / "a.png"), "--student", str(folder), "--json", "--form"]
+    assert predict.main([*asked, "int8"]) == 2
+    command = f"python -m mtkd_jax.export {folder} --forms int8 writes it"
+    assert capsys.readouterr().err == f"error: {folder}: has no model.int8.stablehlo; {command}\n"
+
+    grey = export._exported(lambda image: jnp.array([[0.0, 1.0, 0.0]]) + 0 * image[:, 0, 0], (4, 4, 1))
+    (folder / "model.int8.stablehlo").write_bytes(grey)
+    told = {"model.int8.stablehlo": {"sha256": deployed.sha256(grey)}}
+    forms.rewrite_card(folder, deployed.read_card(folder / "model.json"), told)
+    for form in ("int8", "stablehlo"):
+        assert predict.main([*asked, form]) == 0
+    int8, stablehlo = lines(capsys.readouterr().out)
+    assert int8["class"] == "grey [of all]" and stablehlo["class"] == "dark"
+    for more, words in (
+        (["onnnx"], "--form onnnx: must be of stablehlo, onnx, int8, onnx_int8; did you mean 'onnx'?"),
+        (
+            ["int8", "--cascade"],
+            "--form int8: the threshold of --cascade was set for the student as stablehlo",
+        ),
+    ):
+        assert predict.main([*asked, *more]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_neither_networks_nor_training_are_imported(student, photos):
     code = (
         "import sys; from mtkd_jax.deploy import predict; code = predict.main(sys.argv[1:]);"
@@ -284,10 +313,12 @@ def test_neither_networks_nor_training_are_imported(student, photos):
     assert len(lines(done.stdout)) == len(GREYS)
     ours = ("", ".data", ".data.checks", ".data.images", ".deploy", ".deploy.cascade", ".deploy.deployed")
     ours += (
+        ".deploy.onnx_runtime",
         ".deploy.predict",
         ".system",
         ".system.interrupts",
         ".system.paths",
+        ".system.spelling",
         ".system.terminal",
         ".types",
     )

@@ -12,9 +12,9 @@ from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import stages
 from mtkd_jax.models.efficientnet import efficientnet_lite0
-from mtkd_jax.plans import plan, teachers
+from mtkd_jax.plans import given, plan, students, teachers
 from mtkd_jax.runs.logbook import Logbook
-from mtkd_jax.types import Task, UserError
+from mtkd_jax.types import Population, Task, UserError
 from tests import small, staged
 
 DATA = "synthetic(num_classes=4, num_train=120, num_test=40, size=6, noise=0.4)"
@@ -177,6 +177,25 @@ def test_students_of_cached_teachers_begin_behind_their_frozen_stages_too(weight
     filled = held_and_run(job, "run once")
     assert filled.program.teachers == () and filled.stage_data.cached_logits.shape[0] == 2
     close(fitted(filled, tmp_path / "once"), fitted(job, tmp_path / "always"))
+
+
+def test_a_probe_taught_by_given_logits_begins_behind_its_frozen_stages(weights):
+    """The first step from features, of what the files say, moves the heads as the whole network's does."""
+    config = config_of(weights, "heads", **{"students.modes": ("output_avg",), "students.alphas": (0.5,)})
+    split = experiment.load_split(config)
+    said = {"train": np.random.default_rng(0).normal(size=(2, 120, 4)).astype(np.float32)}
+    taught_by = Population(given.LOGITS, said, {}, ("a", "b"))
+    (family, *_) = students.families(config)
+    job = with_layout(students.job(config, split, "labelled", family, (taught_by,), {}), Layout("map"))
+    filled = held_and_run(job, "run once over all images")
+    assert filled.program.teachers == (given.LOGITS,) and filled.stage_data.cached_logits is None
+    heads = []
+    for one in (filled, job):
+        steps = training.compiled_part(one.program)
+        after = steps(training.first_progress(one), one.hyper, one.order(0)[:1], np.int32(0), one.stage_data)
+        heads.append(jax.device_get((after.train.params["heads"], after.loss)))
+    close(*heads)
+    assert not np.allclose(heads[0][0]["kernel"], job.start["params"]["heads"]["kernel"])
 
 
 def test_members_on_several_devices_share_the_frozen_stages(weights, tmp_path):

@@ -47,13 +47,14 @@ def test_every_how_trains_the_same_teachers(model, options, tmp_path):
         np.testing.assert_allclose(found[how].val_nll, found["map"].val_nll, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["mimic_all", "output_avg"])  # many heads; targets in a table
-def test_every_how_trains_the_same_students(mode, tmp_path):
+# Targets in a table, from which each member takes its row; and many heads, spread over devices in test_mesh.
+@pytest.mark.parametrize("mode, loops", [("output_avg", HOW), ("mimic_all", ("map", "vmap"))])
+def test_every_how_trains_the_same_students(mode, loops, tmp_path):
     few = {"students.modes": (mode,), "students.alphas": (0.5,), "train.epochs": 1}
     found = {
-        how: fitted(small.students_job(mode, **few, **{"runtime.how": how}), tmp_path / how) for how in HOW
+        how: fitted(small.students_job(mode, **few, **{"runtime.how": how}), tmp_path / how) for how in loops
     }
-    for how in HOW:
+    for how in loops:
         close(found[how].population.variables, found["map"].population.variables, 1e-6)
 
 

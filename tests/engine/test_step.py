@@ -9,7 +9,7 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.config import build_recipe
-from mtkd_jax.engine import population, training
+from mtkd_jax.engine import population, step, training
 from mtkd_jax.methods.seams import PLAIN, targets_of
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.runs.logbook import Logbook
@@ -44,6 +44,25 @@ def student_job(setting, **seams):
 def trained(job, tmp_path):
     with Logbook(tmp_path, quiet=True) as logbook:
         return training.fit(job, tmp_path / "checkpoints", logbook).population.variables
+
+
+def test_an_alternating_flip_turns_every_image_round_from_epoch_to_epoch(setting):
+    job = student_job(setting)
+    program = job.program._replace(augmentation=(("alternating_flip", True),), num_steps=6, epochs=3)
+    indices = jnp.asarray(job.order(0)[0])
+    plain = np.asarray(job.stage_data.examples.image[indices], np.float32) / 255
+
+    def at(number):
+        number = jnp.int32(number)
+        keys = step._shared_keys(job.stage_data, number)
+        return np.asarray(step._batch(program, keys, indices, number, job.stage_data)[0].image)
+
+    first = at(0)
+    mirrored = np.array([not np.allclose(*pair) for pair in zip(first, plain)])
+    assert 0 < mirrored.sum() < len(mirrored)
+    np.testing.assert_allclose(first[mirrored], plain[mirrored][:, :, ::-1], rtol=1e-6)
+    for number, same in ((1, True), (2, False), (3, False), (4, True)):  # two steps an epoch
+        np.testing.assert_array_equal(at(number), first if same else first[:, :, ::-1])
 
 
 def initial(job):
@@ -88,7 +107,7 @@ def test_view_is_what_the_student_computes_with_and_deploy_what_is_kept(setting,
 def test_after_remembers_and_deploy_can_return_the_memory(setting, tmp_path):
     job = student_job(
         setting,
-        init_mem=lambda variables: {"average": variables["params"]},
+        init_mem=lambda variables, student, num_examples: {"average": variables["params"]},
         after=lambda state, context: dataclasses.replace(
             state,
             mem={

@@ -15,7 +15,7 @@ from tests import small
 
 @pytest.fixture
 def job():
-    config = small.config()
+    config = small.config(**{"runtime.how": "auto"})
     return teachers.job(config, experiment.load_split(config), config.model.name)
 
 

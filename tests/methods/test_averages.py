@@ -18,6 +18,7 @@ from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import Networks, Outputs, TrainState, UserError
 from tests import small
 from tests.contexts import P1, Q, context
+from tests.references import methods as reference
 
 MODE = "averages.mean_teacher"
 
@@ -38,7 +39,9 @@ def test_the_average_by_hand(decay, expected):
 
 def test_batch_statistics_are_averaged_too():
     now = dataclasses.replace(state(jnp.ones(2), None), model_state={"batch_stats": jnp.full(2, 5.0)})
-    start = averages.mean_teacher().init_mem({"params": {"w": jnp.zeros(2)}, "batch_stats": jnp.ones(2)})
+    start = averages.mean_teacher().init_mem(
+        {"params": {"w": jnp.zeros(2)}, "batch_stats": jnp.ones(2)}, None, 3
+    )
     recipe = averages.mean_teacher()
     moved = recipe.after(dataclasses.replace(now, mem=start), context([Q], [[P1]], decay=0.99))
     np.testing.assert_allclose(recipe.deploy(moved)["batch_stats"], [3.0, 3.0])
@@ -98,6 +101,73 @@ def test_numbers_out_of_range_are_refused(wrong):
         averages.mean_teacher(**wrong)
 
 
+# --- another view, earlier predictions ----------------------------------------------------------------
+
+
+def test_the_pi_model_asks_the_student_itself_about_its_other_view():
+    def network(variables, image, *, train, key):
+        assert train and key is not None
+        logits = (variables["params"]["w"] + variables["batch_stats"]) * image.reshape(1, -1)
+        return Outputs(logits, logits[None], logits, {}), {}
+
+    seen = context([Q], [[P1]])
+    batch = dataclasses.replace(seen.batch, views={"teacher": jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1)})
+    own = dataclasses.replace(state(jnp.float32(10.0), {}), model_state={"batch_stats": jnp.float32(1.0)})
+    seen = dataclasses.replace(seen, batch=batch, state=own)
+    said = averages.pi_model().teach(seen, Networks(None, network))
+    np.testing.assert_array_equal(said.logits, [[[11.0, 22.0, 33.0]]])
+    assert averages.pi_model(ramp=0.3).term == averages.mean_teacher(ramp=0.3).term
+
+
+def remembered(visits, decay=0.6):
+    """The recipe and the context after visits [(rows, logits)] of an example set of three."""
+    recipe = averages.temporal_ensembling(weight=3.0, decay=decay, ramp=0.0)
+    seen = context([Q], [[P1]], decay=decay, weight=3.0, labelled=[False])
+    mem = recipe.init_mem({}, seen.student, 3)
+    for rows, logits in visits:
+        now = context(logits, [logits], decay=decay)
+        now = dataclasses.replace(now, batch=dataclasses.replace(now.batch, index=jnp.array(rows)))
+        mem = recipe.after(state(jnp.float32(0.0), mem), now).mem
+    return recipe, dataclasses.replace(seen, state=state(jnp.float32(0.0), mem))
+
+
+def test_earlier_predictions_by_hand():
+    """The fixture of the card: certain of class 0, then of 1; the target is (1, 0), then (.375, .625)."""
+    first, second = 80 * np.eye(3)[:2]
+    for visits, target in (([first], [1.0, 0.0, 0.0]), ([first, second], [0.375, 0.625, 0.0])):
+        recipe, seen = remembered([([0], [logits]) for logits in visits])
+        expected = 3.0 * np.mean((np.array([0.25, 0.5, 0.25]) - target) ** 2)
+        np.testing.assert_allclose(recipe.term(seen), [expected], rtol=1e-5)
+
+
+def test_earlier_predictions_are_the_reference_and_those_of_the_example():
+    rng = np.random.default_rng(5)
+    own, other = rng.normal(size=(3, 3)), rng.normal(size=(3, 3))
+    recipe, seen = remembered([([2, 0], [b, a]) for a, b in zip(own, other)], decay=0.8)
+    expected = reference.temporal_ensembling([reference.softmax(z) for z in own], 0.8)
+    distance = np.mean((np.array([0.25, 0.5, 0.25]) - expected) ** 2)
+    np.testing.assert_allclose(recipe.term(seen), [3.0 * distance], rtol=1e-5)
+
+
+def test_an_example_that_was_never_seen_has_nothing_to_agree_with():
+    recipe, seen = remembered([([1], [80 * np.eye(3)[0]])])
+    gradient = jax.grad(
+        lambda z: recipe.term(
+            dataclasses.replace(seen, student=dataclasses.replace(seen.student, logits=z))
+        ).sum()
+    )
+    np.testing.assert_array_equal(recipe.term(seen), [0.0])
+    np.testing.assert_array_equal(gradient(seen.student.logits), np.zeros((1, 3)))
+    held_twice = remembered([([0, 0], [Q, Q])])[1].state.mem["num_seen"]
+    np.testing.assert_array_equal(held_twice, [1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("method", [averages.pi_model, averages.temporal_ensembling])
+def test_their_numbers_out_of_range_are_refused(method):
+    with pytest.raises(UserError, match=f"{method.__name__}.ramp=1.5"):
+        method(ramp=1.5)
+
+
 # --- in the step --------------------------------------------------------------------------------------
 
 
@@ -134,13 +204,21 @@ def trained(job, directory):
         return training.fit(job, directory / "checkpoints", logbook).population.variables
 
 
-def test_it_learns_from_few_labels_and_unlabelled_images(tmp_path):
+@pytest.mark.parametrize(
+    "mode",
+    [
+        f"{MODE}(weight=10.0, decay=0.9)",
+        "averages.pi_model(weight=10.0)",
+        "averages.temporal_ensembling(weight=10.0)",
+    ],
+)
+def test_it_learns_from_few_labels_and_unlabelled_images(mode, tmp_path):
     config = small.config(
         **{
             "data.num_train": 8,
             "data.augment.noise": 0.2,
             "teachers.num_members": 1,
-            "students.modes": (f"{MODE}(weight=10.0, decay=0.9)",),
+            "students.modes": (mode,),
             "students.transfer": ("unlabelled",),
             "students.epochs": 15,
             "train.batch_size": 8,
@@ -148,7 +226,7 @@ def test_it_learns_from_few_labels_and_unlabelled_images(tmp_path):
         }
     )
     done = small.train(config, tmp_path)
-    (fitted,) = (f for stage, f in done.items() if "mean-teacher" in stage)
+    (fitted,) = (f for stage, f in done.items() if "averages" in stage)
     assert not fitted.diverged
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for member in fitted.population.names:

@@ -9,6 +9,7 @@ from mtkd_jax.config import build_model
 from mtkd_jax.methods import binary
 from mtkd_jax.types import Task, TrainState, UserError
 from tests import small
+from tests.references import methods as reference
 
 XNOR = binary.xnor()
 
@@ -225,3 +226,55 @@ def test_a_student_of_three_bits_learns_and_is_kept_so(tmp_path):
     for layer in ("dense1", "dense2"):
         kernel = np.asarray(fitted.population.variables["params"][layer]["kernel"])  # [M,in,out]
         assert max(len(np.unique(np.round(one, 6))) for of in kernel for one in of.T) <= 7
+
+
+# --- grids from -1 to 1 -------------------------------------------------------------------------------
+
+
+def between_others(kernel):
+    others = jnp.ones((2, 2))
+    return {"dense1": {"kernel": others}, "dense2": {"kernel": kernel}, "heads": {"kernel": others}}
+
+
+def on_grid(recipe, kernel):
+    return recipe.view(between_others(kernel), None, None)["dense2"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    "recipe, weights, expected",
+    [
+        (binary.dorefa(bits=2), [-1.0, -0.2, 0.3, 1.0], [-1, -1 / 3, 1 / 3, 1]),
+        (binary.wrpn(bits=4), [0.33, -0.9, 1.7], [2 / 7, -6 / 7, 1]),
+        (binary.wrpn(bits=2), [0.33, -0.9, 0.0], [0, -1, 0]),
+    ],
+)
+def test_grids_by_hand(recipe, weights, expected):
+    """Fixtures of the cards."""
+    params = between_others(jnp.array(weights)[:, None])
+    seen, kept = recipe.view(params, None, None), recipe.deploy(state(params))["params"]
+    np.testing.assert_allclose(seen["dense2"]["kernel"][:, 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(kept["dense2"]["kernel"], seen["dense2"]["kernel"])
+    assert seen["dense1"]["kernel"] is params["dense1"]["kernel"]
+
+
+@pytest.mark.parametrize("recipe", [binary.dorefa(bits=3), binary.wrpn(bits=3)])
+def test_grids_are_their_references_and_pass_the_gradient_of_what_lies_below(recipe):
+    kernel = np.random.default_rng(4).normal(size=(5, 3))
+    expected = {"dorefa": reference.dorefa, "wrpn": reference.wrpn}[recipe.name](kernel, 3)
+    found, backward = jax.vjp(lambda k: on_grid(recipe, k), jnp.asarray(kernel, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    (gradient,) = backward(jnp.ones_like(found))
+    below = (1 - np.tanh(kernel) ** 2) / np.abs(np.tanh(kernel)).max()
+    slope = below if recipe.name == "dorefa" else (np.abs(kernel) <= 1).astype(float)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [binary.dorefa, binary.wrpn])
+def test_grids_of_zeros_are_finite_and_other_bits_refused(method):
+    zeros = jnp.zeros((2, 2))
+    assert np.isfinite(on_grid(method(), zeros)).all()
+    assert np.isfinite(jax.grad(lambda k: on_grid(method(), k).sum())(zeros)).all()
+    with pytest.raises(UserError, match=f"{method.__name__}.bits=1.: must be from 2 to 8"):
+        method(bits=1)
+    with pytest.raises(UserError, match=f"binary.{method.__name__}: the network has no layer between"):
+        method().view({"dense1": {"kernel": zeros}, "heads": {"kernel": zeros}}, None, None)

@@ -1,5 +1,9 @@
 """Methods of methods/logits.py against float64 NumPy, hand-made values and what their papers promise."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +15,7 @@ from tests.references import methods as reference
 K, B, C = 3, 6, 5
 KD = seams.PLAIN
 EVERY = (logits.dkd(), logits.dist(), logits.regression(), logits.lsk(), logits.mixed_temperatures())
+LATER = (logits.nkd(), logits.spherical(), logits.ttm(), logits.wttm(), logits.mlkd(), logits.ctkd())
 
 
 def drawn(seed, scale=2.0):
@@ -37,6 +42,10 @@ def drawn(seed, scale=2.0):
             logits.mixed_temperatures(teacher_temperature=3.0),
             lambda z, t, y, T: reference.mixed_temperatures(z, t, 3, T),
         ),
+        (logits.nkd(nontarget_weight=2.0), lambda z, t, y, T: reference.nkd(z, t, y, T, 2)),
+        (logits.ttm(), lambda z, t, y, T: reference.ttm(z, t, T)),
+        (logits.wttm(), lambda z, t, y, T: reference.wttm(z, t, T)),
+        (logits.ctkd(span=5.0), lambda z, t, y, T: reference.ctkd(z, t, 1 + 5 / (1 + np.exp(-1)))),
     ],
 )
 def test_loss_is_the_reference(recipe, expected, temperature):
@@ -56,6 +65,16 @@ def test_dist_is_the_reference(temperature):
     np.testing.assert_allclose(
         found, reference.dist(student, teachers, temperature, 2, 0.5), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_losses_of_a_batch_are_their_references(temperature):
+    student, teachers, label = drawn(2)
+    seen = context(student, teachers, label, temperature=temperature)
+    found = loss(logits.mlkd(batch_weight=2.0, class_weight=0.5, temperatures=(1.0, 3.0)), seen).mean()
+    np.testing.assert_allclose(found, reference.mlkd(student, teachers, (1, 3), 2, 0.5), rtol=1e-4)
+    expected = reference.spherical(student, teachers, temperature)
+    np.testing.assert_allclose(loss(logits.spherical(), seen), expected, rtol=1e-4, atol=1e-5)
 
 
 # --- EnD2: a Dirichlet ----------------------------------------------------------------------------------
@@ -136,7 +155,7 @@ def test_dist_by_hand():
     np.testing.assert_allclose(loss(logits.dist(inter_weight=0.0), batch), 2 / 3, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", EVERY + LATER, ids=lambda recipe: recipe.name)
 def test_alpha_one_is_the_hard_loss_alone(recipe):
     student, teachers, label = drawn(3)
     hard = context(student, teachers, label, alpha=1.0, label_smoothing=0.1)
@@ -161,7 +180,7 @@ def test_extreme_logits_keep_value_and_gradient_finite(recipe, student_scale, te
     assert np.isfinite(by_student(recipe, seen)).all()
 
 
-@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", EVERY + LATER, ids=lambda recipe: recipe.name)
 def test_a_hidden_label_does_not_reach_the_loss(recipe):
     student, teachers, _ = drawn(5)
     labelled = np.array([True, False, True, False, False, True])
@@ -283,3 +302,72 @@ def test_numbers_that_only_multiply_are_traced_not_compiled_in():
     )
     one, other = logits.mixed_temperatures(teacher_temperature=2.0), logits.mixed_temperatures()
     assert one._replace(hyper=()) == other._replace(hyper=()) and one != other
+
+
+# --- nkd, ttm, wttm, mlkd, ctkd -----------------------------------------------------------------------
+
+
+def test_nkd_by_hand():
+    """Student (1/4, 1/2, 1/4), teacher (1/2, 1/4, 1/4), label 0: 1/2 ln 4 and the cross-entropy of halves."""
+    found = loss(logits.nkd(nontarget_weight=1.0), context(Q[None], P1[None, None]))
+    others = -0.5 * (np.log(2 / 3) + np.log(1 / 3))
+    np.testing.assert_allclose(found, [np.log(2) + others], rtol=1e-5)
+
+
+def test_nkd_without_a_label_is_plain_distillation():
+    student, teachers, label = drawn(6)
+    seen = context(student, teachers, label, labelled=np.zeros(B, bool), temperature=2.0)
+    np.testing.assert_allclose(loss(logits.nkd(), seen), loss(KD, seen), rtol=1e-6)
+
+
+def test_ttm_has_learnt_all_where_its_logits_are_the_teachers_over_the_temperature():
+    _, teachers, _ = drawn(11)
+    seen = context(teachers[0] / 4.0, teachers[:1], temperature=4.0)
+    for recipe in (logits.ttm(), logits.wttm()):
+        np.testing.assert_allclose(loss(recipe, seen), 0, atol=1e-5)
+        np.testing.assert_allclose(by_student(recipe, seen), 0, atol=1e-5)
+
+
+def test_wttm_weighs_the_unsure_more():
+    """1 for teachers who are certain, C^(1 - 1/T) = 2 for those who know nothing of four classes."""
+    teachers = np.array([[[500.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])
+    student = np.array([[0.0, 1.0, 0.0, 0.0]] * 2)
+    seen = context(student, teachers, temperature=2.0)
+    of_ttm = np.asarray(loss(logits.ttm(), seen))
+    np.testing.assert_allclose(loss(logits.wttm(), seen), np.array([1.0, 2.0]) * of_ttm, rtol=1e-5)
+
+
+def test_spherical_student_of_any_length_is_the_same():
+    student, teachers, _ = drawn(12)
+    one, other = (loss(logits.spherical(), context(z, teachers)) for z in (student, 9.0 * student + 2.0))
+    np.testing.assert_allclose(one, other, rtol=1e-4)
+    with pytest.raises(UserError, match="logits.spherical: .* needs three classes or more"):
+        loss(logits.spherical(), context(np.zeros((1, 2)), np.zeros((1, 1, 2))))
+
+
+def test_the_learnt_temperature_goes_against_the_student():
+    student, teachers, label = drawn(13)
+    recipe = logits.ctkd(span=5.0, ramp=0.5)
+
+    def at(theta, progress):
+        fixed = aimed(recipe, dataclasses.replace(seen, progress=progress))
+        state = dataclasses.replace(fixed.state, aux={"theta": theta})
+        return recipe.term(dataclasses.replace(fixed, state=state)).mean()
+
+    def by_hand(theta):
+        temperature = 1 + 5 / (1 + np.exp(-theta))
+        return np.mean([reference.ctkd(student[b], teachers[:, b], temperature) for b in range(B)])
+
+    seen, gradient = context(student, teachers, label), jax.jit(jax.grad(at))
+    slope = (by_hand(1.0 + 1e-5) - by_hand(1.0 - 1e-5)) / 2e-5
+    for progress, reversal in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
+        found = gradient(jnp.float32(1.0), jnp.float32(progress))
+        np.testing.assert_allclose(found, -reversal * slope, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"temperatures": ()}, {"temperatures": (2.0, 0.0)}])
+def test_mlkd_refuses_temperatures_that_are_none(wrong):
+    with pytest.raises(UserError, match="at least one, and all above 0"):
+        logits.mlkd(**wrong)
+    with pytest.raises(UserError, match="ctkd.ramp=2"):
+        logits.ctkd(ramp=2)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import config as configuration
-from mtkd_jax.methods import features, logits, weights
+from mtkd_jax.methods import features, logits, maps, weights
 from mtkd_jax.methods.seams import frozen_teachers
 from mtkd_jax.types import UserError
 from tests.contexts import aimed, by_student, context, loss
@@ -23,6 +23,7 @@ def reads_logits_alone(recipe):
 
 
 CATALOGUE = configuration.catalogue("mode")
+STANDARDISING = ("logits.lsk", "logits.spherical")  # refuse two classes
 METHODS = [mode for mode in CATALOGUE if reads_logits_alone(configuration.build_recipe(mode))]
 RNG = np.random.default_rng(0)
 PLAIN = RNG.normal(size=(4, 5))
@@ -53,7 +54,7 @@ def test_loss_and_gradient_are_finite_everywhere(mode):
     for name, (student, teachers) in CASES.items():
         for labelled in (np.ones(len(student), bool), np.zeros(len(student), bool)):
             seen = context(student, teachers, labelled=labelled, alpha=0.25, temperature=1.0)
-            if mode == "logits.lsk" and student.shape[1] == 2:
+            if mode in STANDARDISING and student.shape[1] == 2:
                 with pytest.raises(UserError, match="needs three classes"):
                     loss(recipe, seen)
                 continue
@@ -69,7 +70,7 @@ def test_the_weights_of_teachers_add_up_to_the_same_everywhere(mode):
     totals = [
         np.asarray(aimed(recipe, context(*CASES[name])).targets.mass).sum(axis=0)[:1]
         for name in CASES
-        if not (mode == "logits.lsk" and name == "two classes")
+        if not (mode in STANDARDISING and name == "two classes")
     ]
     np.testing.assert_allclose(np.concatenate(totals), totals[0][0], rtol=1e-5)
 
@@ -108,26 +109,26 @@ def test_feature_losses_are_finite_at_any_size(size):
         value, gradient = jax.value_and_grad(lambda x: function(x).sum())(x)
         return np.isfinite(value) and np.isfinite(gradient).all()
 
-    maps = RNG.normal(size=(4, 3, 3, 6)).astype(np.float32)
-    assert finite(lambda x: features._square(x - 1.0))
-    assert finite(features._unit)
+    features_of_4 = RNG.normal(size=(4, 3, 3, 6)).astype(np.float32)
+    assert finite(lambda x: maps.square(x - 1.0))
+    assert finite(maps.unit)
     assert finite(features._log_neighbours)
-    assert finite(lambda x: features._attention_distance(maps * x[:, None, None, :], maps))
+    assert finite(lambda x: features._apart(features_of_4 * x[:, None, None, :], features_of_4))
 
 
 def test_a_square_is_a_square_up_to_what_float32_holds():
     x = np.array([0.0, -3.0, 2.0, 1e9, -1e9], np.float32)
-    np.testing.assert_allclose(features._square(x), x**2)
-    np.testing.assert_allclose(jax.vmap(jax.grad(features._square))(x), 2 * x)
-    np.testing.assert_allclose(features._square(np.float32(1e18)), 2e27, rtol=1e-5)  # the tangent at 1e9
+    np.testing.assert_allclose(maps.square(x), x**2)
+    np.testing.assert_allclose(jax.vmap(jax.grad(maps.square))(x), 2 * x)
+    np.testing.assert_allclose(maps.square(np.float32(1e18)), 2e27, rtol=1e-5)  # the tangent at 1e9
 
 
 def test_a_unit_vector_is_that_of_any_multiple():
     x = RNG.normal(size=(3, 5)).astype(np.float32)
     expected = x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
     for size in (1e-9, 1.0, 1e30):
-        np.testing.assert_allclose(features._unit(np.float32(size) * x), expected, rtol=1e-5)
-    gradient = jax.grad(lambda x: features._unit(x)[:, 0].sum())(x)
+        np.testing.assert_allclose(maps.unit(np.float32(size) * x), expected, rtol=1e-5)
+    gradient = jax.grad(lambda x: maps.unit(x)[:, 0].sum())(x)
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     by_hand = (np.eye(5)[0] - expected * expected[:, :1]) / norm
     np.testing.assert_allclose(gradient, by_hand, rtol=1e-4, atol=1e-6)

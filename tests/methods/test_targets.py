@@ -1,10 +1,14 @@
 """Methods of methods/targets.py against float64 NumPy, hand-made values and what their papers promise."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtkd_jax.methods import seams, targets
-from mtkd_jax.types import UserError
+from mtkd_jax.types import Mixed, Networks, TeacherOutputs, UserError
 from tests.contexts import P1, Q, aimed, by_student, context, loss
 from tests.references import methods as reference
 
@@ -161,3 +165,33 @@ def test_extreme_logits_keep_value_and_gradient_finite(recipe, scale):
 def test_impossible_smoothing_is_refused(smoothing):
     with pytest.raises(UserError, match=r"label_smoothing\(smoothing=.*\[0, 1\)"):
         targets.label_smoothing(smoothing=smoothing)
+
+
+# --- pseudo-labels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.9])
+def test_pseudo_labels_are_the_reference(threshold):
+    student, teachers, label = drawn(8)
+    recipe = targets.pseudo_labels(threshold=threshold)
+    found = loss(recipe, context(student, teachers, label, temperature=4.0))
+    expected = [reference.pseudo_labels(student[b], teachers[:, b], threshold) for b in range(B)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert any(value > 0 for value in expected) == (threshold < 0.9)
+
+
+def test_the_teachers_of_pseudo_labels_see_the_image_as_it_is():
+    seen = context(np.zeros((2, 3)), np.zeros((1, 2, 3)))
+    recipe = targets.pseudo_labels()
+    batch = recipe.stimulus(jax.random.key(0), seen.batch, lambda key, image: image + 1.0, None)
+    seen = dataclasses.replace(seen, batch=batch)
+    np.testing.assert_array_equal(batch.image, 1.0)
+    asked = recipe.teach(seen, Networks(lambda image: TeacherOutputs(image, (), ()), None))
+    np.testing.assert_array_equal(asked.logits, 0.0)
+    mixed = dataclasses.replace(
+        seen.batch, mixed=Mixed(jnp.ones(2), jnp.zeros(2, jnp.int32), jnp.ones(2, bool), None)
+    )
+    with pytest.raises(UserError, match="train.mixup and train.cutmix must be 0"):
+        recipe.stimulus(jax.random.key(0), mixed, lambda key, image: image, None)
+    with pytest.raises(UserError, match="pseudo_labels.threshold=1.0"):
+        targets.pseudo_labels(threshold=1.0)

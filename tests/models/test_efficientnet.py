@@ -25,6 +25,27 @@ def test_sizes_are_the_published_ones_and_every_variable_has_a_stage_and_a_name(
     assert {"_conv_stem", "_blocks.0._project_conv", "_blocks.15._bn2", "_conv_head", "_fc"} <= names
 
 
+def test_a_network_that_ends_early_is_the_first_stages_of_the_whole():
+    task = Task(3, 1, (0.4,) * 3, (0.3,) * 3)
+    whole, cut = efficientnet_lite0(task), efficientnet_lite0(task, until="stage1")
+    assert cut.stages == ("stem", "stage1", "heads") and cut.module.whole == whole.module
+    image = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+    variables = jax.tree.map(
+        lambda leaf: jnp.full(leaf.shape, 0.1), jax.eval_shape(cut.init, jax.random.key(1), image)
+    )
+    out, _ = cut.apply(variables, image)
+    kernel, bias = (np.asarray(variables["params"]["heads"][name][0]) for name in ("kernel", "bias"))
+    embedding = np.asarray(out.features["stage1"], np.float64).mean(axis=(1, 2))
+    np.testing.assert_allclose(out.embedding, embedding, atol=1e-5)
+    np.testing.assert_allclose(out.logits, embedding @ kernel + bias, atol=1e-5)
+    shapes = jax.eval_shape(whole.init, jax.random.key(1), image)["params"]
+    for name, leaves in variables["params"].items():
+        if name != "heads":
+            assert jax.tree.map(jnp.shape, leaves) == jax.tree.map(jnp.shape, shapes[name])
+    with pytest.raises(UserError, match=r"until = 'stage8': expected one of stage1.*did you mean 'stage\d'"):
+        efficientnet_lite0(task, until="stage8")
+
+
 def test_images_are_normalised_as_the_weights_know_them_and_grey_ones_repeated():
     task = Task(3, 1, (0.2,), (0.5,))
     assert efficientnet_b0(task).module.task == task

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.config import build_model
-from mtkd_jax.models import layers
+from mtkd_jax.models import layers, mobilenet, resnet, stages
 from mtkd_jax.models.pytorch import from_state_dict, state_dict_shapes
 from mtkd_jax.types import Task, UserError
 
@@ -89,6 +89,50 @@ def test_an_image_that_does_not_fit_is_one_line(address, size, message):
 def test_arguments_out_of_range_are_one_line(arguments, message):
     with pytest.raises(UserError, match=f"imagenet_resnet.{message}"):
         build_model(f"imagenet_resnet({arguments})", TASK)
+
+
+@pytest.mark.parametrize(
+    "address, trainable",
+    [
+        ("imagenet_resnet(stem='cifar'", "heads"),
+        ("densenet(stem='cifar', blocks=(2, 1), growth=4", "stage2"),
+        ("imagenet_mobilenet_v2(stem='cifar', width=0.1, dropout=0.5", "heads"),
+        ("convnext(stem='cifar', blocks=(1, 1), widths=(8, 16)", "last"),
+        ("alexnet(stem='cifar', dense=8", "last"),
+        ("imagenet_vgg(stem='cifar', depth=11, dense=8", "stage5"),
+        ("vit(stem='cifar', width=16, depth=4, attention_heads=2", "stage3"),
+    ],
+)
+def test_a_network_begun_at_any_stage_says_what_the_whole_says(address, trainable, monkeypatch):
+    monkeypatch.setitem(resnet.IMAGENET_BLOCKS, 18, (1, 1, 1, 1))  # fewer blocks, which all are alike
+    monkeypatch.setattr(mobilenet, "IMAGENET_V2", dict(list(mobilenet.IMAGENET_V2.items())[:2]))
+    model = build_model(f"{address}, trainable={trainable!r})", TASK)
+    rng, shape = np.random.default_rng(0), (2, 16, 16, 3)
+
+    def drawn(leaf):
+        fan = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1
+        return (
+            rng.uniform(0.2, 1.5, leaf.shape).astype(np.float32)
+            * rng.choice([-1, 1][leaf.ndim < 2 :], leaf.shape)
+            / fan**0.5
+        )
+
+    variables = jax.tree.map(drawn, traced(model, *shape))
+    image = rng.random(shape, np.float32)
+    told = jax.eval_shape(
+        lambda *given: model.module.apply(*given, train=False, mutable=[layers.ENTERING])[1], variables, image
+    )
+    assert set(told[layers.ENTERING]) == set(model.stages)
+
+    def whole_and_part(variables, image):
+        entered = stages.entering(model, variables, image)
+        part, _ = stages.tail(model, shape[1:]).apply(variables, entered)
+        return model.apply(variables, image)[0].logits, part.logits
+
+    quickly_compiled = {"xla_backend_optimization_level": 0}
+    whole, part = jax.jit(whole_and_part, compiler_options=quickly_compiled)(variables, image)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3 * np.abs(whole).max()  # the image is seen
+    np.testing.assert_allclose(part, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 
 def test_pooling_by_hand():

@@ -145,14 +145,24 @@ def raw_functions(variables, key):
 RAW = {linen: raw_linen, of_nnx: raw_nnx, of_equinox: raw_equinox, of_functions: raw_functions}
 
 
+# One program each: operation by operation there would be thirty to compile.
+init_of = jax.jit(lambda model, key, images: model.init(key, images), static_argnums=0)
+apply_of = jax.jit(
+    lambda model, variables, images, train=False, key=None: model.apply(
+        variables, images, train=train, key=key
+    ),
+    static_argnums=(0, 3),
+)
+
+
 @EVERY
 def test_it_says_what_the_network_says_alone(net):
     model = net(TASK)
-    variables = model.init(jax.random.key(1), IMAGES[:1])
+    variables = init_of(model, jax.random.key(1), IMAGES[:1])
     for step in range(2):  # so that its statistics are none that it began with
-        outputs, state = model.apply(variables, IMAGES, train=True, key=jax.random.key(step))
+        outputs, state = apply_of(model, variables, IMAGES, True, jax.random.key(step))
         variables = {**variables, **state}
-    outputs, state = model.apply(variables, IMAGES)
+    outputs, state = apply_of(model, variables, IMAGES)
     np.testing.assert_allclose(outputs.logits, RAW[net](variables, None), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(outputs.heads[0], outputs.logits)
     np.testing.assert_allclose(outputs.embedding, outputs.logits)  # all that is known of it
@@ -162,8 +172,11 @@ def test_it_says_what_the_network_says_alone(net):
 @EVERY
 def test_statistics_move_in_training_alone_and_dropout_draws_by_the_key(net):
     model = net(TASK)
-    variables = model.init(jax.random.key(1), IMAGES[:1])
-    run = jax.jit(lambda key, train: model.apply(variables, IMAGES, train=train, key=key), static_argnums=1)
+    variables = init_of(model, jax.random.key(1), IMAGES[:1])
+
+    def run(key, train):
+        return apply_of(model, variables, IMAGES, train, key)
+
     (first, moved), (again, _), (other, _) = (run(jax.random.key(k), True) for k in (0, 0, 1))
     before = jax.tree.leaves(variables["batch_stats"])
     assert any(not np.allclose(a, b) for a, b in zip(before, jax.tree.leaves(moved["batch_stats"])))
@@ -178,14 +191,14 @@ def test_statistics_move_in_training_alone_and_dropout_draws_by_the_key(net):
 def test_heads_and_members(net):
     model = net(TWO_HEADS)
     keys = jax.random.split(jax.random.key(0), 2)
-    variables = jax.vmap(lambda key: model.init(key, IMAGES[:1]))(keys)
-    outputs, _ = jax.vmap(lambda one: model.apply(one, IMAGES))(variables)
+    variables = jax.jit(jax.vmap(lambda key: model.init(key, IMAGES[:1])))(keys)
+    outputs, _ = jax.jit(jax.vmap(lambda one: model.apply(one, IMAGES)))(variables)
     assert outputs.heads.shape == (2, 2, 6, 3)
     assert not np.allclose(outputs.heads[0], outputs.heads[1])  # weights of their own
     mean = np.log(jax.nn.softmax(np.asarray(outputs.heads, np.float64)).mean(axis=1))
     np.testing.assert_allclose(jax.nn.log_softmax(outputs.logits), mean, rtol=1e-4, atol=1e-5)
     for member in range(2):  # one after the other as all at once
-        alone, _ = model.apply(jax.tree.map(lambda leaf: leaf[member], variables), IMAGES)  # noqa: B023
+        alone, _ = apply_of(model, jax.tree.map(lambda leaf: leaf[member], variables), IMAGES)  # noqa: B023
         np.testing.assert_allclose(alone.heads, outputs.heads[member], rtol=1e-4, atol=1e-5)
     assert net(TASK).module.network == net(TASK).module.network  # a key of programs: no new one is compiled
     assert hash(net(TASK)) == hash(net(TASK))
@@ -207,8 +220,8 @@ class Taps(nn.Module):
 def test_a_dict_of_taps_gets_heads_and_features(with_logits):
     for task in (TASK, TWO_HEADS):
         model = models.linen(Taps(with_logits), task, normalise=False)
-        variables = model.init(jax.random.key(0), IMAGES)
-        outputs, _ = model.apply(variables, IMAGES)
+        variables = init_of(model, jax.random.key(0), IMAGES)
+        outputs, _ = apply_of(model, variables, IMAGES)
         assert outputs.heads.shape == (task.num_heads, 6, 3) and outputs.embedding.shape == (6, 5)
         shapes = {name: value.shape for name, value in outputs.features.items()}
         assert shapes == {"stage1": (6, 4, 4, 2), "flat": (6, 1, 1, 5), "line": (6, 1, 4, 2)}
@@ -311,7 +324,9 @@ def test_two_members_of_every_framework_are_trained_and_found_again(mine):
         for leaf in jax.tree.leaves(own.variables["params"]):
             if leaf[0].size > 5:  # kernels, which no two members share
                 assert not np.allclose(leaf[0], leaf[1]) and np.all(np.isfinite(leaf))
-        began = own.model.init(jax.random.key(0), trained.split.dataset.train_images[:1].astype(np.float32))
+        began = init_of(
+            own.model, jax.random.key(0), trained.split.dataset.train_images[:1].astype(np.float32)
+        )
         moved = [
             np.any(np.asarray(after[0]) != before)
             for after, before in zip(
@@ -330,7 +345,7 @@ def test_what_is_exported_says_the_same(mine, name, tmp_path):
     task = Task(3, 1, (0.5,), (0.25,))
     model = build_model(f"mine.py:{name}", task)
     assert model == build_model(f"mine.py:{name}", task)  # the same program, whatever it was made by
-    variables = model.init(jax.random.key(0), jnp.asarray(IMAGES))
+    variables = init_of(model, jax.random.key(0), jnp.asarray(IMAGES))
     said = export.logits_of(model, variables, IMAGES)
     card = {
         "name": "own", "model": model.name, "task": task, "class_names": ["a", "b", "c"],

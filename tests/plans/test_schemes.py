@@ -354,6 +354,85 @@ def test_where_one_specialist_breaks_down_so_does_the_whole(tmp_path):
         trained(job, tmp_path)
 
 
+# --- moments of one training --------------------------------------------------------------------------
+
+MOMENTS = {
+    "plan": "snapshots",
+    "model.name": "mlp(hidden=(8,), batch_norm=True)",
+    "teachers.num_members": 2,
+    "students.num_seeds": 1,
+    "students.alphas": (0.5,),
+    "students.modes": ("output_avg",),
+    "runtime.how": "vmap",
+}
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory):
+    """(configuration, stages, what those of the teachers trained): two cycles of two epochs."""
+    config = small.config(**MOMENTS)
+    return config, *stages_and_done(config, tmp_path_factory.mktemp("snapshots"), count=3)
+
+
+def weights_of(fitted, member=0):
+    return population.take(fitted.population.variables["params"], member)
+
+
+def test_snapshots_are_the_ends_of_cycles_and_each_cycle_goes_on_from_the_last(snapshots):
+    config, stages, done = snapshots
+    first, second, gathered = (done[stage.name] for stage in stages[:3])
+    assert stages[2].name == teachers.stage_name(config.model.name)
+    assert gathered.population.names == ("teacher 0", "teacher 1")
+    for member, fitted in enumerate((first, second)):
+        equal(weights_of(gathered, member), weights_of(fitted))  # no weight changes at a rate of 0
+    statistics = [population.take(one.population.variables["batch_stats"], 0) for one in (first, gathered)]
+    moved = [float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, statistics))]
+    assert max(moved) > 0
+    job = stages[1].make(done)
+    equal(population.take(job.start["params"], 0), weights_of(first))
+    np.testing.assert_array_equal(job.order(0), stages[0].make({}).order(2))
+    np.testing.assert_allclose(
+        [job.program.schedule(jnp.float32(at)) for at in (0.0, 1.0)], [1, 0], atol=1e-6
+    )
+    assert job.program == stages[0].make({}).program  # and so compiled once
+    assert [teachers.num_members for teachers in plan.ensemble_of(done)] == [2]
+
+
+def test_fast_geometric_teachers_are_the_ends_of_cycles_after_a_burn_in():
+    config = small.config(**{**MOMENTS, "plan": "fast_geometric(burn_in=0.5)", "train.schedule": "cosine"})
+    stages = plan.build(config, experiment.load_split(config))
+    assert [stage.name.partition("-mlp")[0] for stage in stages[:4]] == [
+        *(f"moment-{number}" for number in range(3)),
+        "teachers",
+    ]
+    done = plan.rehearse(stages, config, {})
+    jobs_of = [stage.make(done) for stage in stages[:4]]
+    assert [job.epochs for job in jobs_of] == [2, 1, 1, 1]
+    assert [len(job.names) for job in jobs_of] == [1, 1, 1, 2]
+    rates = [jobs_of[1].program.schedule(jnp.float32(at)) for at in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    np.testing.assert_allclose(rates, [0.05, 0.525, 1.0, 0.525, 0.05], rtol=1e-5)
+    assert not jobs_of[3].hyper["learning_rate"].any() and not jobs_of[3].hyper["weight_decay"].any()
+
+
+def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
+    address = "stochastic_averages(burn_in=0.5, moments=2)"
+    config = small.config(**{**MOMENTS, "plan": address})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    for number, stage in enumerate(stages[:3]):  # as if every weight were the number of its stage
+        zeros = done[stage.name]
+        filled = jax.tree.map(lambda leaf, number=number: leaf + number, zeros.population.variables)
+        done[stage.name] = dataclasses.replace(
+            zeros, population=dataclasses.replace(zeros.population, variables=filled)
+        )
+    jobs_of = [stage.make(done) for stage in stages[:4]]
+    assert [job.epochs for job in jobs_of] == [2, 1, 1, 1] and {len(job.names) for job in jobs_of} == {2}
+    np.testing.assert_allclose([jobs_of[1].program.schedule(jnp.float32(at)) for at in (0.0, 1.0)], 0.5)
+    for leaf in jax.tree.leaves(jobs_of[3].start):
+        np.testing.assert_array_equal(leaf, 1.5)
+        assert leaf.dtype == np.float32
+
+
 # --- what cannot be -----------------------------------------------------------------------------------
 
 
@@ -378,6 +457,18 @@ def test_where_one_specialist_breaks_down_so_does_the_whole(tmp_path):
         ("specialists", {"teachers.patience": 3}, "config.teachers.patience: 3"),
         ("specialists", {"teachers.subset_fraction": 0.5}, "subset_fraction"),
         ("specialists", {"teachers.bootstrap": True}, "bootstrap"),
+        ("snapshots", {"teachers.num_members": 5}, "config.train.epochs: 4 are too few"),
+        ("snapshots", {"teachers.patience": 3}, "moments of one training"),
+        ("fast_geometric(low=0.0)", {}, "fast_geometric(low=0.0): must be a share"),
+        ("fast_geometric", {"teachers.learning_rates": (0.1, 0.2, 0.3)}, "config.teachers.learning_rates"),
+        ("fast_geometric(burn_in=0.9)", {}, "burn_in leaves 0 for 3"),
+        ("stochastic_averages(moments=0)", {}, "moments=0"),
+        ("stochastic_averages(rate=1.5)", {}, "stochastic_averages(rate=1.5): must be a share"),
+        (
+            "specialists",
+            {"model.name": "tests.staged:staged(trainable='heads')"},
+            "cannot be tests.staged:staged(trainable='heads'): they are drawn anew",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line_before_anything_is_written(address, overrides, expected, tmp_path):

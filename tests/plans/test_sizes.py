@@ -198,6 +198,7 @@ def test_in_python_a_student_is_the_best_of_several_architectures(model, asked, 
     [
         ({"students.models": ("mlp", "mlp(hidden=(64, 64))")}, "twice"),
         ({"students.models": ("mlp", "mpl")}, "did you mean 'mlp'"),
+        ({**SIZES, "students.model": "mlp"}, "students are of one or the other"),
         ({"students.models": ("mlp", "cnn(widths=(4,4,4,4))")}, "4x4"),
         (
             {**SIZES, "students.init_from": "a.npz"},

@@ -59,3 +59,125 @@ def pkt(student, teacher, b):
     """KL(teacher || student) of example b; embeddings [B,D] and [B,D']."""
     p, q = neighbours(student, b), neighbours(teacher, b)
     return sum(a * (np.log(a) - np.log(c)) for a, c in zip(q, p) if a > 0)
+
+
+def stages(student, teacher, least_pixels=1):
+    """[(name, own, other)] of the stages that both have, at the smaller size."""
+    names = [name for name in sorted(student) if name.startswith("stage") and name in teacher]
+    both = [(name, *same_size(student[name], teacher[name])) for name in names]
+    return [one for one in both if one[1].shape[0] * one[1].shape[1] >= least_pixels]
+
+
+def flow(first, second):
+    """G [m,n] of two stages of one network."""
+    a, b = same_size(first, second)
+    pixels = [(i, j) for i in range(a.shape[0]) for j in range(a.shape[1])]
+    return sum(np.outer(a[i, j], b[i, j]) for i, j in pixels) / len(pixels)
+
+
+def fsp(student, teacher):
+    """Of neighbouring stages of equal width in both; maps {"stage1": [h,w,d], ...}."""
+    total, number = 0.0, 1
+    while f"stage{number + 1}" in student and f"stage{number + 1}" in teacher:
+        own, other = (flow(maps[f"stage{number}"], maps[f"stage{number + 1}"]) for maps in (student, teacher))
+        if own.shape == other.shape:
+            total += np.mean((own - other) ** 2)
+        number += 1
+    return total
+
+
+def nst(student, teacher):
+    """The maximum mean discrepancy of channels under (x . y)^2, pair of channels by pair of channels."""
+
+    def patterns(x):
+        return [x[..., c].ravel() / np.linalg.norm(x[..., c]) for c in range(x.shape[-1])]
+
+    def kernel(some, others):
+        return np.mean([(a @ b) ** 2 for a in some for b in others])
+
+    total = 0.0
+    for _, own, other in stages(student, teacher, least_pixels=2):
+        a, b = patterns(own), patterns(other)
+        total += kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)
+    return total
+
+
+def linear(parameters, x):
+    return x @ np.asarray(parameters["kernel"], float) + np.asarray(parameters["bias"], float)
+
+
+def vid(student, teacher, parameters):
+    total = 0.0
+    for name, own, other in stages(student, teacher):
+        variance = np.log1p(np.exp(np.asarray(parameters[name]["spread"], float))) + 1e-5
+        off = other - linear(parameters[name]["map"], own)
+        total += np.mean((np.log(variance) + off**2 / variance) / 2)
+    return total
+
+
+def ab_only(student, teacher, parameters):
+    total = 0.0
+    for name, own, other in stages(student, teacher):
+        guess = linear(parameters[name], own).ravel()
+        losses = [max(0, 1 - r) ** 2 if u > 0 else max(0, 1 + r) ** 2 for r, u in zip(guess, other.ravel())]
+        total += np.mean(losses)
+    return total
+
+
+def convolved(parameters, x):
+    """3x3, zeros around; kernel [9 d, d'], the nine places row by row."""
+    height, width, depth = x.shape
+    kernel, result = np.asarray(parameters["kernel"], float).reshape(3, 3, depth, -1), []
+    for i in range(height):
+        for j in range(width):
+            value = np.asarray(parameters["bias"], float).copy()
+            for di in (-1, 0, 1):
+                for dj in (-1, 0, 1):
+                    if 0 <= i + di < height and 0 <= j + dj < width:
+                        value += x[i + di, j + dj] @ kernel[di + 1, dj + 1]
+            result.append(value)
+    return np.array(result).reshape(height, width, -1)
+
+
+def mgd(student, teacher, parameters, is_seen):
+    """Of the last stage; is_seen [h,w] bool."""
+    _, own, other = stages(student, teacher)[-1]
+    visible = linear(parameters["map"], own) * is_seen[..., None]
+    hidden = np.maximum(convolved(parameters["first"], visible), 0)
+    return np.mean((other - convolved(parameters["second"], hidden)) ** 2)
+
+
+def factor_transfer(student, teacher, parameters, weight):
+    _, own, other = stages(student, teacher)[-1]
+    code, translated = linear(parameters["code"], other), linear(parameters["translator"], own)
+    unlike = np.mean(np.abs(code / np.linalg.norm(code) - translated / np.linalg.norm(translated)))
+    return unlike + np.mean((other - linear(parameters["decoder"], code)) ** 2) / weight
+
+
+def review(student, teacher, parameters):
+    """From the deepest stage on; the other size of a map by its nearest pixels."""
+    total, deeper = 0.0, None
+    for name, own, other in reversed(stages(student, teacher)):
+        height, width, _ = own.shape
+        x = linear(parameters[name]["own"], own)
+        if deeper is not None:
+            grown = np.array(
+                [
+                    [
+                        deeper[i * deeper.shape[0] // height, j * deeper.shape[1] // width]
+                        for j in range(width)
+                    ]
+                    for i in range(height)
+                ]
+            )
+            gates = linear(parameters[name]["gate"], np.concatenate([x, grown], axis=-1))
+            gates = 1 / (1 + np.exp(-gates))
+            x = gates[..., :1] * x + gates[..., 1:] * grown
+        deeper, out = x, convolved(parameters[name]["out"], x)
+        distances, shares = [np.mean((out - other) ** 2)], [1.0]
+        for size in (4, 2, 1):
+            if size < min(height, width):
+                distances.append(np.mean((pooled(out, size, size) - pooled(other, size, size)) ** 2))
+                shares.append(shares[-1] / 2)
+        total += np.dot(shares, distances) / sum(shares)
+    return total

@@ -63,6 +63,52 @@ def mixed_temperatures(student, teachers, teacher_temperature, temperature):
     return teacher_temperature * temperature * kl(q, softmax(student, temperature))
 
 
+def nkd(student, teachers, label, temperature, nontarget_weight):
+    trust = mixture(teachers, 1.0)[label]
+    q, p = (np.delete(x, label) for x in (mixture(teachers, temperature), softmax(student, temperature)))
+    others = -sum(a * np.log(b) for a, b in zip(q / q.sum(), p / p.sum()))
+    return -trust * np.log(softmax(student)[label]) + nontarget_weight * temperature**2 * others
+
+
+def ttm(student, teachers, temperature):
+    return kl(mixture(teachers, temperature), softmax(student))
+
+
+def wttm(student, teachers, temperature):
+    power_sums = [sum(a ** (1 / temperature) for a in softmax(z)) for z in teachers]
+    return np.mean(power_sums) * ttm(student, teachers, temperature)
+
+
+def mlkd(students, teachers, temperatures, batch_weight, class_weight):
+    """The loss of a whole batch; students [B,C], teachers [K,B,C]."""
+    total, num_classes = 0.0, students.shape[1]
+    for temperature in temperatures:
+        p = np.array([softmax(z, temperature) for z in students])
+        q = np.array([mixture(teachers[:, b], temperature) for b in range(len(students))])
+        total += temperature**2 * np.mean([kl(a, b) for a, b in zip(q, p)])
+        total += batch_weight * ((p @ p.T - q @ q.T) ** 2).sum() / len(students)
+        total += class_weight * ((p.T @ p - q.T @ q) ** 2).sum() / num_classes
+    return total / len(temperatures)
+
+
+def ctkd(student, teachers, temperature):
+    return temperature**2 * kl(mixture(teachers, temperature), softmax(student, temperature))
+
+
+def spherical(students, teachers, temperature):
+    """The losses [B] of a whole batch; students [B,C], teachers [K,B,C]."""
+    length = np.mean([np.linalg.norm(z - z.mean()) for of_teacher in teachers for z in of_teacher])
+
+    def at_length(z):
+        return length * (z - z.mean()) / np.linalg.norm(z - z.mean())
+
+    losses = []
+    for b, z in enumerate(students):
+        q = mixture(np.array([at_length(teacher[b]) for teacher in teachers]), temperature)
+        losses.append(temperature**2 * kl(q, softmax(at_length(z), temperature)))
+    return losses
+
+
 # --- targets ---------------------------------------------------------------------------------------------
 
 
@@ -131,3 +177,34 @@ def least_common_gradient(gradients, cap):
         method="SLSQP",
     )
     return found.x
+
+
+# --- few labels ------------------------------------------------------------------------------------------
+
+
+def temporal_ensembling(predictions, decay):
+    """What an example's target is at its next visit, after predictions [V,C] at V visits."""
+    total = np.zeros(len(predictions[0]))
+    for p in predictions:
+        total = decay * total + (1 - decay) * p
+    return total / (1 - decay ** len(predictions))
+
+
+def pseudo_labels(student, teachers, threshold):
+    """The loss of one example; teachers [K,C]."""
+    q = mixture(teachers, 1.0)
+    return -np.log(softmax(student)[q.argmax()]) if q.max() >= threshold else 0.0
+
+
+# --- weights of few bits, a kernel ------------------------------------------------------------------------
+
+
+def dorefa(kernel, bits):
+    bent = np.tanh(kernel)
+    steps = 2**bits - 1
+    return 2 * np.round(steps * (bent / (2 * np.abs(bent).max()) + 0.5)) / steps - 1
+
+
+def wrpn(kernel, bits):
+    steps = 2 ** (bits - 1) - 1
+    return np.round(steps * np.clip(kernel, -1, 1)) / steps

@@ -50,7 +50,7 @@ COMPARISON_KEYS = {
         "test",
         "n",
     ),
-    *("family", "detectable", "p_equivalence", "verdict", "architecture"),
+    *("family", "std", "detectable", "p_equivalence", "verdict", "architecture"),
 }
 NUMBERS = set(document.RESULTS) - {"role", "name", "transfer", "verdict", "architecture"}
 # Nobody gains anything: every network, teacher or student, has the same errors.

@@ -207,7 +207,7 @@ def test_a_run_keeps_its_name_when_fields_are_added_and_gets_another_with_other_
 
 def test_what_trains_nothing_does_not_name_a_run(config):
     plain = workdir._settings(config)
-    same = small.config(**{"fusion.rules": ("borda",), "report.margin": 0.5, "runtime.how": "vmap"})
+    same = small.config(**{"fusion.rules": ("borda",), "report.margin": 0.5, "runtime.how": "map"})
     assert workdir.config_hash(workdir._settings(same)) == workdir.config_hash(plain)
     other = small.config(**{"train.learning_rate": 0.5})
     assert workdir.config_hash(workdir._settings(other)) != workdir.config_hash(plain)

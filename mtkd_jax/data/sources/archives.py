@@ -8,7 +8,6 @@ import gzip
 import io
 import os
 import pathlib
-import pickletools
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from mtkd_jax.data.checks import check, first_line, open_file
+from mtkd_jax.system import pickles
 from mtkd_jax.types import DataSet, UserError
 
 _LIMIT = 2**28  # bytes that an archive may unpack to, or a file hold; the published ones have 186 MB
@@ -231,11 +231,11 @@ class _Call:
 
 
 _KNOWN = (  # what the published pickles ask for; NumPy 2 calls one of them otherwise
-    "numpy.core.multiarray _reconstruct",
-    "numpy._core.multiarray _reconstruct",
-    "numpy ndarray",
-    "numpy dtype",
-    "_codecs encode",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "_codecs.encode",
 )
 
 
@@ -244,83 +244,32 @@ def _array(value: Any) -> np.ndarray:
     if not isinstance(value, _Call) or not value.what.endswith("_reconstruct"):
         raise ValueError("data is not an array")
     _, shape, dtype, by_columns, text = value.state
-    if dtype.what != "numpy dtype" or dtype.arguments[0] != "u1":
+    if dtype.what != "numpy.dtype" or dtype.arguments[0] != "u1":
         raise ValueError("data is not an array of bytes")
     return np.frombuffer(text.encode("latin-1"), np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
+def _named(text: str) -> _Call:
+    if text not in _KNOWN:
+        raise ValueError(f"it asks for {text!r}, which no published file does")
+    return _Call(text)
+
+
+def _called(function: _Call, arguments: Any) -> Any:
+    return arguments[0] if function.what == "_codecs.encode" else _Call(function.what, arguments)
+
+
+def _given(call: _Call, state: Any) -> _Call:
+    call.state = state
+    return call
+
+
+_READER = pickles.Reader(_named, _called, _given, "no published file does")
+
+
 def _read_pickle(content: Content) -> Any:
-    """What a pickle of protocol 2 says, without doing any of it: nothing is imported, nothing is called.
+    """What a pickle says, without doing any of it: whatever would be called is a `_Call`.
 
-    Dicts by text, lists, tuples, whole numbers and text are themselves; bytes are text in Latin-1, as those
-    of Python 2 are; whatever would be called is a `_Call`. Raises ValueError naming any other instruction.
+    Bytes of Python 2 are text in Latin-1. Raises ValueError naming what no published file does.
     """
-    stack, marks, memo = [], [], {}
-
-    def since_mark() -> list:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    for opcode, argument, _ in pickletools.genops(io.BytesIO(content)):
-        match opcode.name:
-            case "PROTO" | "STOP":
-                pass
-            case "MARK":
-                marks.append(len(stack))
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "SHORT_BINSTRING" | "BINSTRING" | "BINUNICODE":
-                stack.append(argument)
-            case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                size = int(opcode.name[-1])
-                stack[-size:] = [tuple(stack[-size:])]
-            case "APPEND":
-                item = stack.pop()
-                stack[-1].append(item)
-            case "APPENDS":
-                items = since_mark()
-                stack[-1].extend(items)
-            case "SETITEM":
-                key, value = stack[-2:]
-                del stack[-2:]
-                stack[-1].update(_by_text([key], [value]))
-            case "SETITEMS":
-                items = since_mark()
-                stack[-1].update(_by_text(items[::2], items[1::2]))
-            case "GLOBAL" if argument in _KNOWN:
-                stack.append(_Call(argument))
-            case "GLOBAL":
-                raise ValueError(f"it asks for {argument.replace(' ', '.')!r}, which no published file does")
-            case "REDUCE":
-                arguments = stack.pop()
-                what = stack.pop().what
-                stack.append(arguments[0] if what == "_codecs encode" else _Call(what, arguments))
-            case "BUILD":
-                state = stack.pop()
-                stack[-1].state = state
-            case _:
-                raise ValueError(f"it uses {opcode.name}, which no published file does")
-    return stack.pop()
-
-
-def _by_text(keys: list, values: list) -> dict[str, Any]:
-    """A dict by text alone: to hash a tuple in a tuple in a tuple ... can end the process."""
-    if not all(isinstance(key, str) for key in keys):
-        raise ValueError("a dict has keys that are not text")
-    return dict(zip(keys, values, strict=True))
+    return pickles.read(io.BytesIO(content), _READER)

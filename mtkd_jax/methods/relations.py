@@ -1,0 +1,185 @@
+r"""Methods that compare how the examples of a batch lie to one another, beside their logits.
+
+$$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft} + \lambda \sum_k w_k f_k$$
+
+Here $\ell_\text{soft}$ is that of `loss_avg`, $\lambda$ is `weight`, $f_k$ [B] compares the student with
+teacher k, and $w_k = 1/K$. All read embeddings: $e$ [B,D] of the student and $t$ [B,D_k] of a teacher, whose
+widths may differ. None needs a label; each needs teachers whose features are known, and a batch of one
+teaches nothing. `features.pkt` is of the same kind. Unless a method says otherwise its weight is that of
+RepDistiller's scripts (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.methods import maps
+from mtkd_jax.methods.maps import Pair, Taps, beside_logits, unit
+from mtkd_jax.types import Array, PyTree, Recipe, UserError
+
+ANGLES_AT_ONCE = 2**22  # how many of the B^3 angles of a batch are held at a time: 16 MiB of them
+
+
+def rkd(*, weight: float = 50.0, distances: float = 0.5) -> Recipe:
+    r"""Match all distances between examples, and all angles between three of them.
+
+    $$f_k = \mathrm{mean}_{i,j}\, h(\angle_{bij}(e) - \angle_{bij}(t))
+    + \delta\, \mathrm{mean}_{j}\, h(d_{bj}(e) - d_{bj}(t)), \qquad
+    \angle_{bij}(x) = \cos(x_i - x_b, x_j - x_b), \qquad
+    d_{bj}(x) = \frac{\lVert x_b - x_j \rVert}{\overline{\lVert x_i - x_j \rVert}}$$
+
+    Here $b$ is the example, $\delta$ is `distances`, $h(x) = x^2 / 2$ up to 1 and $|x| - 1/2$ beyond, and the
+    mean distance is of examples that differ. Two equal examples have the distance 0, and the cosine 0 with
+    all. The paper's RKD-DA: 25 for distances and 50 for angles. Time is that of B^3 angles, memory is not.
+
+    Source: relational knowledge distillation, Park et al. 2019, arXiv 1904.05068.
+    """
+    own = (("distances", distances),)
+    return beside_logits("rkd", _relational_distance, weight, needs=("embedding",), hyper=own)
+
+
+def sp(*, weight: float = 3000.0) -> Recipe:
+    r"""Match which examples are similar to which: the rows of the products of all embeddings.
+
+    $$f_k = \frac{1}{B} \sum_j (G_{bj}(e) - G_{bj}(t))^2, \qquad
+    G_{bj}(x) = \frac{x_b \cdot x_j}{\sqrt{\sum_i (x_b \cdot x_i)^2}}$$
+
+    The paper takes the last feature map as the embedding.
+
+    Source: similarity-preserving distillation, Tung and Mori 2019, arXiv 1907.09682.
+    """
+    return beside_logits("sp", _similarity_distance, weight, needs=("embedding",))
+
+
+def cc(*, weight: float = 100.0, sharpness: float = 0.4) -> Recipe:
+    r"""Match how the examples correlate, by a Gaussian kernel of their directions.
+
+    $$f_k = \frac{1}{B} \sum_j (\kappa(e_b, e_j) - \kappa(t_b, t_j))^2, \qquad
+    \kappa(x, y) = \exp(-2 \gamma (1 - \cos(x, y)))$$
+
+    Here $\gamma$ is `sharpness`; it is the kernel $\exp(-\gamma \lVert x - y \rVert^2)$ of unit vectors,
+    exactly: the paper expands it to the second order. A vector of zeros has the cosine 0 with all. The weight
+    is ours, and was not tuned; RepDistiller's 0.02 is that of another loss.
+
+    Source: correlation congruence, Peng et al. 2019, arXiv 1904.01802.
+    """
+    own = (("sharpness", sharpness),)
+    return beside_logits("cc", _correlation_distance, weight, needs=("embedding",), hyper=own)
+
+
+def crd(*, weight: float = 0.8, tau: float = 0.07, width: int = 128) -> Recipe:
+    r"""Tell from the student's view of an example which of the batch the teacher sees, and the reverse.
+
+    $$f_k = -\frac{1}{2} \ln \frac{e^{s_{bb} / \tau}}{\sum_j e^{s_{bj} / \tau}}
+    - \frac{1}{2} \ln \frac{e^{s_{bb} / \tau}}{\sum_j e^{s_{jb} / \tau}}, \qquad
+    s_{bj} = \cos(A_k e_b, B_k t_j)$$
+
+    Here $A_k$ and $B_k$ are linear maps to `width` numbers that are trained along. The contrast is with the
+    other examples of the batch: the paper contrasts with 16384 drawn from a memory of all, and learns to tell
+    each from noise. Raises UserError for a width below 1.
+
+    Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699; the loss in a batch
+    is that of van den Oord et al. 2018, arXiv 1807.03748.
+    """
+    if width < 1:
+        raise UserError(f"crd(width={width}): it must be at least 1")
+    own = (("tau", tau),)
+    return beside_logits("crd", _contrast, weight, draw=_Projections(width), needs=("embedding",), hyper=own)
+
+
+# --- distances and angles -----------------------------------------------------------------------------
+
+
+def _relational_distance(pair: Pair) -> Array:
+    own, other = (_near_one_together(x) for x in (pair.own.embedding, pair.other.embedding))
+
+    def from_anchor(anchor: Array) -> tuple[Array, Array, Array]:
+        """Mean loss of the angles at an example, and its distances [B] to all, of both networks."""
+        (length, angle), (other_length, other_angle) = _seen_from(own, anchor), _seen_from(other, anchor)
+        return _huber(angle - other_angle).mean(), length, other_length
+
+    # Recomputed on the way back, as B^3 angles are more than fit.
+    size = len(own)
+    at_once = max(1, min(size, ANGLES_AT_ONCE // size**2))
+    of_angles, length, other_length = jax.lax.map(
+        jax.checkpoint(from_anchor), jnp.arange(size), batch_size=at_once
+    )
+    of_distances = _huber(_over_mean(length) - _over_mean(other_length)).mean(axis=1)
+    return of_angles + pair.hyper["distances"] * of_distances
+
+
+def _seen_from(x: Array, anchor: Array) -> tuple[Array, Array]:
+    """Distances [B] of all examples [B,D] from one of them, and the cosines [B,B] between the ways there."""
+    way = x - x[anchor][None, :]
+    squares = jnp.sum(way**2, axis=-1)
+    is_apart = squares > 1e-12
+    # A root of 0 has no gradient, and `where` around it would not keep the NaN out.
+    length = jnp.where(is_apart, jnp.sqrt(jnp.where(is_apart, squares, 1.0)), 0.0)
+    direction = jnp.where(is_apart[:, None], way / jnp.where(is_apart, length, 1.0)[:, None], 0.0)
+    return length, direction @ direction.T
+
+
+def _over_mean(length: Array) -> Array:
+    """Distances [B,B] over the mean of those that are not 0."""
+    num = (length > 0).sum().astype(jnp.float32)
+    mean = length.sum() / jnp.maximum(num, 1.0)
+    return length / jnp.where(num > 0, mean, 1.0)
+
+
+def _huber(x: Array) -> Array:
+    size = jnp.abs(x)
+    return jnp.where(size <= 1.0, 0.5 * x**2, size - 0.5)
+
+
+# --- similarities -------------------------------------------------------------------------------------
+
+
+def _similarity_distance(pair: Pair) -> Array:
+    own, other = map(_similarities, (pair.own.embedding, pair.other.embedding))
+    return jnp.mean((own - other) ** 2, axis=1)
+
+
+def _similarities(embedding: Array) -> Array:
+    near = _near_one_together(embedding)
+    return unit(near @ near.T)
+
+
+def _correlation_distance(pair: Pair) -> Array:
+    own, other = (unit(x) for x in (pair.own.embedding, pair.other.embedding))
+    factor = 2.0 * pair.hyper["sharpness"]
+    kernels = [jnp.exp(-factor * (1.0 - x @ x.T)) for x in (own, other)]
+    return jnp.mean((kernels[0] - kernels[1]) ** 2, axis=1)
+
+
+def _near_one_together(x: Array) -> Array:
+    """Embeddings [B,D] over the largest number of all of them, for what does not depend on their scale."""
+    near, _ = maps.near_one(x[None])
+    return near[0]
+
+
+# --- contrast -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Projections:
+    """Parameters of `crd`."""
+
+    width: int
+
+    def __call__(self, key: Array, own: Taps, other: Taps) -> PyTree:
+        own_key, other_key = jax.random.split(key)
+        return {
+            "own": maps.draw_linear(own_key, own.embedding.shape[-1], self.width),
+            "other": maps.draw_linear(other_key, other.embedding.shape[-1], self.width),
+        }
+
+
+def _contrast(pair: Pair) -> Array:
+    own = unit(maps.linear(pair.parameters["own"], pair.own.embedding))
+    other = unit(maps.linear(pair.parameters["other"], pair.other.embedding))
+    scores = own @ other.T / pair.hyper["tau"]
+    among_teachers, among_own = (jnp.diagonal(jax.nn.log_softmax(scores, axis=axis)) for axis in (1, 0))
+    return -0.5 * (among_teachers + among_own)

@@ -1,0 +1,128 @@
+"""Controls: the same students, taught by what knows nothing of their images.
+
+What a mode gains over its controls is what the teachers know of the images; what it shares with them comes
+from softer labels, another scale of the loss, or the seeds. A control differs from its mode in the teachers
+alone: same recipe, same grid, same seeds, same batches.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtkd_jax.config import build_recipes
+from mtkd_jax.data.loading import Split
+from mtkd_jax.engine import jobs, population
+from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
+from mtkd_jax.models.given import Given
+from mtkd_jax.types import Ensemble, Population, UserError
+
+NOTES = {
+    "random_teacher": "Rows random_teacher:MODE were taught by the teachers' networks with weights that "
+    "nobody has trained.",
+    "shuffled_teacher": "Rows shuffled_teacher:MODE were taught what the teachers say of other training "
+    "images, unaugmented: every image has what is said of one other, the same one all the time, so that the "
+    "whole has the right frequencies and each image a wrong lesson.",
+}
+SHUFFLED = Given("shuffled teachers", None)
+
+
+def check(config: ConfigDict) -> None:
+    """Raise UserError for modes whose controls cannot be: nobody frozen teaches, or more than logits is read.
+
+    Teachers of another's images are known by their logits alone. A network that is fitted on the teachers
+    first would be fitted on untrained ones, too, and so teach something.
+    """
+    for address in controlled(config):
+        for recipe, _ in build_recipes(config, address):
+            if recipe.teach is not frozen_teachers:
+                raise UserError(
+                    f"config.students.controls: {address} has no frozen teachers; name those that have in "
+                    "students.controlled"
+                )
+            if "random_teacher" in config.students.controls and recipe.prepare:
+                raise UserError(
+                    f"config.students.controls: {address} fits a network on its teachers first, which "
+                    "random_teacher knows nothing of; name other modes in students.controlled"
+                )
+            reads_more = recipe.needs or recipe.prepare == "embedding"
+            if "shuffled_teacher" in config.students.controls and (
+                reads_more or recipe.stimulus is not configured_stimulus
+            ):
+                raise UserError(
+                    f"config.students.controls: {address} asks its teachers for more than the logits of the "
+                    "data's images, which is all of shuffled_teacher; name other modes in students.controlled"
+                )
+
+
+def controlled(config: ConfigDict) -> tuple[str, ...]:
+    """The modes that have controls."""
+    students = config.students
+    return (students.controlled or students.modes) if students.controls else ()
+
+
+def teachers(
+    control: str, config: ConfigDict, split: Split, ensemble: Ensemble, computes: bool = True
+) -> Ensemble:
+    """Who teaches the students of a control; the `ensemble` itself where it is "".
+
+    Where nothing is to be computed only the shapes are right.
+    """
+    if not control:
+        return ensemble
+    return {"random_teacher": _untrained, "shuffled_teacher": _shuffled}[control](
+        config, split, ensemble, computes
+    )
+
+
+def _untrained(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bool) -> Ensemble:
+    """The same networks as they are drawn, none of which any member of this run begins with."""
+    for own in ensemble:
+        if own.model.module is None:
+            raise UserError(
+                f"config.students.controls: random_teacher is an untrained network, and {own.model.name} are "
+                "none that could be; shuffled_teacher alone can be had"
+            )
+    if not computes:
+        return ensemble
+    key = jax.random.fold_in(jax.random.key(config.seed), jobs.word("random_teacher"))
+    image_shape = split.dataset.train_images.shape[1:]
+
+    def drawn(place: int, own: Population) -> Population:
+        keys = jax.random.split(jax.random.fold_in(key, place), own.num_members)
+        return Population(own.model, population.init(own.model, keys, image_shape), {}, own.names)
+
+    return tuple(drawn(place, own) for place, own in enumerate(ensemble))
+
+
+def _shuffled(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bool) -> Ensemble:
+    """What all teachers say, of another image of the same set: the labelled ones, or the pool."""
+    dataset = split.dataset
+    names = tuple(name for own in ensemble for name in own.names)
+    said = np.zeros((len(names), len(dataset.train_labels), dataset.num_classes), np.float32)
+    rng = np.random.default_rng((config.seed, jobs.word("shuffled_teacher")))
+    pools = (split.pool,) if "unlabelled" in config.students.transfer else ()
+    for rows in (split.train, *pools) if computes else ():
+        each = np.concatenate([_said(own, split, rows) for own in ensemble])
+        said[:, rows] = each[:, others(len(rows), rng)]
+    return (Population(SHUFFLED, {"train": said}, {}, names),)
+
+
+def _said(own: Population, split: Split, rows: np.ndarray) -> np.ndarray:
+    """[M,n,C] of rows of the training images, as they are."""
+    if isinstance(own.model, Given):
+        return own.variables["train"][:, rows]
+    return population.logits(own, split.dataset.train_images[rows])
+
+
+def others(number: int, rng: np.random.Generator) -> np.ndarray:
+    """[n] a drawn permutation that is one cycle, so that nothing stays at its place where there are two.
+
+    >>> sorted(others(4, np.random.default_rng(0)).tolist())
+    [0, 1, 2, 3]
+    """
+    order = rng.permutation(number)
+    found = np.empty(number, np.int64)
+    found[order] = np.roll(order, 1)
+    return found

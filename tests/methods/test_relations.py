@@ -1,0 +1,126 @@
+"""Methods of methods/relations.py against float64 NumPy, hand-made values and what their papers promise."""
+
+import jax
+import numpy as np
+import pytest
+
+from mtkd_jax.methods import relations
+from mtkd_jax.types import UserError
+from tests.contexts import loss as eager_loss
+from tests.features import by_features, drawn, seen, with_parameters
+from tests.references import relations as reference
+
+B = 3
+loss = jax.jit(eager_loss, static_argnums=0)
+EVERY = (relations.rkd(), relations.sp(), relations.cc(), relations.crd(width=4))
+
+
+def alone(recipe):
+    return recipe._replace(term=recipe.term.feature_loss)
+
+
+def between(own, others):
+    """A context of embeddings [B,D] alone."""
+    return seen({}, [], None, np.array(own, float), [np.array(other, float) for other in others])
+
+
+def expected(name, own, other, b, parameters):
+    if name == "rkd":
+        return reference.rkd(own, other, b, 0.5)
+    if name == "sp":
+        return reference.sp(own, other, b)
+    if name == "cc":
+        return reference.cc(own, other, b, 0.4)
+    return reference.crd(own, other, b, parameters, 0.07)
+
+
+@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
+def test_loss_is_the_reference(recipe):
+    of = drawn()
+    seen_of = with_parameters(recipe, seen(**of))
+    found = loss(alone(recipe), seen_of)
+    assert found.shape == (B,)
+    for b in range(B):
+        each = [
+            expected(recipe.name, of["embedding"], other, b, seen_of.aux[k] if seen_of.aux else None)
+            for k, other in enumerate(of["embeddings"])
+        ]
+        np.testing.assert_allclose(found[b], np.mean(each), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
+def test_degenerate_batches_keep_value_and_gradient_finite_and_others_move_the_student(recipe):
+    rng = np.random.default_rng(2)
+    some = rng.normal(size=(4, 3))
+    cases = [
+        (own, others)
+        for own in (np.zeros((4, 3)), np.ones((4, 3)), some[[0, 0, 1, 1]], 1e-13 * some, 1e15 * some)
+        for others in (np.zeros((4, 2)), rng.normal(size=(4, 2))[[2, 2, 2, 3]])
+    ]
+    for own, other in [*cases, (some, rng.normal(size=(4, 2)))]:
+        of = with_parameters(recipe, between(own, [other]))
+        _, moved, by_aux = by_features(recipe, of)
+        for leaf in jax.tree.leaves((loss(recipe, of), moved, by_aux)):
+            assert np.isfinite(leaf).all(), (own, other)
+    assert np.abs(moved).max() > 1e-4
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(by_aux))
+
+
+@pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
+def test_a_batch_of_one_teaches_nothing(recipe):
+    of = with_parameters(recipe, between([[1.0, 2.0]], [[[3.0]]]))
+    np.testing.assert_allclose(loss(alone(recipe), of), [0.0], atol=1e-6)
+    assert np.isfinite(by_features(recipe, of)[1]).all()
+
+
+def test_distances_and_angles_by_hand():
+    """The fixture of the card: 25 x 0.071699 + 50 x 0.129630."""
+    of = between([[0, 0], [1, 0], [2, 0]], [[[0, 0], [1, 0], [0, 1]]])
+    angles, both = (loss(alone(relations.rkd(distances=share)), of).mean() for share in (0.0, 0.5))
+    np.testing.assert_allclose([angles, both - angles], [0.129630, 0.5 * 0.071699], atol=1e-5)
+
+
+def embeddings(of):
+    return of.student.embedding, of.teacher.embedding[0]
+
+
+@pytest.mark.parametrize("at_once", [1, 98])
+def test_angles_are_the_same_however_many_are_held_at_a_time(at_once, monkeypatch):
+    rng = np.random.default_rng(3)
+    of = between(rng.normal(size=(7, 3)), [rng.normal(size=(7, 2))])
+    expected = [reference.rkd(*(np.asarray(x, float) for x in embeddings(of)), b, 0.5) for b in range(7)]
+    monkeypatch.setattr(relations, "ANGLES_AT_ONCE", at_once)  # read when the program is made: a new one
+    found = jax.jit(lambda of: eager_loss.__wrapped__(alone(relations.rkd()), of))(of)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_relations_see_neither_place_nor_rotation_nor_scale():
+    rng = np.random.default_rng(4)
+    own, other = rng.normal(size=(4, 3)), rng.normal(size=(4, 2))
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    for recipe, moved in (
+        (relations.rkd(), 7.0 * own @ rotation + 3.0),
+        (relations.sp(), -5.0 * own @ rotation),
+        (relations.cc(), rng.uniform(0.1, 10.0, size=(4, 1)) * own @ rotation),
+    ):
+        here, there = (loss(alone(recipe), between(x, [other])) for x in (own, moved))
+        assert (here > 1e-4).all()
+        np.testing.assert_allclose(there, here, rtol=1e-3)
+
+
+def test_similarities_by_hand():
+    """The fixture of the card: embeddings at right angles where the teacher's are equal."""
+    found = loss(alone(relations.sp()), between(np.eye(2), [np.ones((2, 1))]))
+    np.testing.assert_allclose(found, 0.292893, atol=1e-6)
+
+
+def test_correlations_by_hand():
+    found = loss(alone(relations.cc(sharpness=0.5)), between(np.eye(2), [np.ones((2, 1))]))
+    np.testing.assert_allclose(found, (1 - np.exp(-1)) ** 2 / 2, rtol=1e-5)
+
+
+def test_contrast_of_equals_is_the_logarithm_of_their_number():
+    of = with_parameters(relations.crd(width=4), between(np.ones((4, 3)), [np.ones((4, 2))]))
+    np.testing.assert_allclose(loss(alone(relations.crd(width=4)), of), np.log(4), rtol=1e-5)
+    with pytest.raises(UserError, match="crd.width=0.: it must be at least 1"):
+        relations.crd(width=0)

@@ -1,0 +1,171 @@
+"""The table over data sets: what is ranked and counted, what is told of it, and the command that makes it."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment, leaderboard
+from mtkd_jax.report import document
+from mtkd_jax.report import leaderboard as board_of
+from mtkd_jax.report.reads import reads
+from mtkd_jax.system import interrupts
+from tests.references import predictions as made_up
+
+STUDENTS = {name: one for name, one in made_up.STUDENTS.items() if name != "loss_avg"}
+STUDENTS["shuffled_teacher:output_avg"] = ("control", 2.5)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    def report(seed, students=STUDENTS):
+        made = made_up.make(seed=seed, num_seeds=4, num_test=200, transfers=("labelled",), students=students)
+        return json.loads(document.as_json(document.build(made)))
+
+    fewer = {name: one for name, one in STUDENTS.items() if name != "vote"}
+    return {"first": report(1), "second": report(2), "third": report(3, fewer)}
+
+
+@pytest.fixture(scope="module")
+def board(reports):
+    return board_of.build(reports, {"fourth": "there is no data/fourth.npz"})
+
+
+def test_methods_are_ranked_within_each_data_set_and_the_order_is_by_their_mean(board, reports):
+    names = [one["name"] for one in board["methods"]]
+    assert sorted(names) == sorted(name for name in STUDENTS if name != "vote")
+    assert board["not_ranked"] == {"vote": ["third"]}
+    for name, report in reports.items():
+        accuracy = {row["name"]: row["accuracy"]["mean"] for row in report["rows"]}
+        for one in board["methods"]:
+            better = sum(accuracy[other] > accuracy[one["name"]] for other in names)
+            equal = sum(accuracy[other] == accuracy[one["name"]] for other in names)
+            assert one["ranks"][name] == better + (equal + 1) / 2
+    means = [np.mean(list(one["ranks"].values())) for one in board["methods"]]
+    np.testing.assert_allclose([one["mean_rank"] for one in board["methods"]], means)
+    assert means == sorted(means)
+
+
+def test_differences_are_paired_over_data_sets(board):
+    by_name = {one["name"]: [a["mean"] for a in one["accuracy"].values()] for one in board["methods"]}
+    for one in board["methods"]:
+        if one["name"] == "baseline":
+            assert "minus_baseline" not in one
+            continue
+        difference = np.subtract(by_name[one["name"]], by_name["baseline"])
+        found = one["minus_baseline"]
+        assert found["mean_difference"] == pytest.approx(difference.mean()) and found["n"] == 3
+        assert found["p_holm"] >= found["p_value"]
+
+
+def test_wins_and_losses_are_the_verdicts_of_the_runs(board, reports):
+    header, cells = board_of.table(board)
+    for row in cells:
+        counted = dict(zip(header, row))
+        verdicts = [
+            one["verdict"] for report in reports.values() for one in report["rows"] if one["name"] == row[0]
+        ]
+        for word in ("better", "equivalent", "undecided", "worse"):
+            assert counted[word] == ("–" if row[0] == "baseline" else str(verdicts.count(word)))
+    assert all(len(row) == len(header) for row in cells)
+
+
+def test_everything_stands_in_the_files(board, reports, tmp_path):
+    for name, report in reports.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_bytes(document.as_json(report))
+    why = {**dict.fromkeys(reports, "not run"), "fourth": "there is no data/fourth.npz"}
+    assert board_of.write(tmp_path, why) == board
+    assert json.loads((tmp_path / "leaderboard.json").read_text()) == board
+    lines = list(csv.DictReader((tmp_path / "leaderboard.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(lines) == 3 * len(board["methods"])
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert "3 of 4 data sets are finished" in text and "fourth: there is no data/fourth.npz." in text
+    assert "vote is not ranked: no row on third" in text and "(leaderboard.png)" in text
+    assert (tmp_path / "leaderboard.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_one_data_set_is_told_and_not_ranked_against_chance(reports):
+    board = board_of.build({"first": reports["first"]}, {})
+    assert board["friedman"] is None and board_of.figure(board) is None
+    assert "from two data sets on" in board_of.told(board)[-1]
+    assert board_of.build({}, {"first": "not run"})["methods"] == []
+
+
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        ("output_avg", ["logits"]),
+        ("supernet2", ["logits", "embedding"]),
+        ("logits.dkd", ["logits", "labels"]),
+        ("weights.ca_mkd", ["logits", "labels"]),
+        ("weights.ebkd", ["logits"]),
+        ("targets.label_smoothing", ["labels"]),
+        ("shuffled_teacher:mimic_all", ["logits"]),
+        ("control", ["labels"]),
+    ],
+)
+def test_what_a_method_reads_is_found_out(row, expected):
+    assert reads(row) == expected
+
+
+def test_the_command_says_what_is_missing_and_what_it_would_run(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        experiment, "run", lambda config, into, quiet: ran.append((into.name, config.students))
+    )
+    command = [f"--workdir={tmp_path / 'board'}", "--data=digits,mnist,smoke", "--seeds=3"]
+    assert leaderboard.main([*command, "--modes=output_avg,vote"]) == 0
+    assert [name for name, _ in ran] == ["digits", "smoke"]
+    assert all(own.modes == ("output_avg", "vote") and own.num_seeds == 3 for _, own in ran)
+    assert all(own.controlled == ("output_avg",) and len(own.controls) == 2 for _, own in ran)
+    said = capsys.readouterr()
+    assert "mnist is left out: there is no data/mnist.npz; `python -m mtkd_jax.data fetch mnist`" in said.err
+    assert "0 of 8 data sets are finished" in said.out.replace("\n", " ")
+    assert leaderboard.main([*command, "--modes=vote", "--minutes=0"]) == 0 and len(ran) == 2
+    assert leaderboard.main([f"--workdir={tmp_path}", "--data=digit"]) == 2
+    assert "there is no variant 'digit'" in capsys.readouterr().err
+    assert leaderboard.main([]) == 2 and "--workdir is missing" in capsys.readouterr().err
+
+
+def test_when_time_is_over_the_table_is_written_and_the_exit_code_is_0(tmp_path, monkeypatch, capsys):
+    def run(config, into, quiet):
+        while not interrupts.stop_requested():
+            pass
+        interrupts.check("all is saved")
+
+    monkeypatch.setattr(experiment, "run", run)
+    command = [f"--workdir={tmp_path}", "--data=smoke", "--minutes=0.001"]
+    assert leaderboard.main(command) == 0
+    assert "the time is over" in capsys.readouterr().err
+    assert (tmp_path / "leaderboard.md").exists()
+
+
+@pytest.mark.slow(60)
+def test_the_digits_sized_table_from_end_to_end(tmp_path):
+    page = tmp_path / "page.md"
+    folder = tmp_path / "board"
+    page.write_text(f"<!-- leaderboard {folder} -->\n<!-- end -->\n")
+    command = [
+        f"--workdir={folder}",
+        "--data=smoke,digits",
+        "--modes=output_avg",
+        "--seeds=2",
+        f"--into={page}",
+    ]
+    command += ["--config.train.epochs=2", "--config.teachers.num_members=2", "--config.students.alphas=0"]
+    assert leaderboard.main(command) == 0
+    board = json.loads((folder / "leaderboard.json").read_text())
+    assert [one["name"] for one in board["data_sets"]] == ["smoke", "digits"]
+    assert {one["name"] for one in board["methods"]} == {
+        "output_avg",
+        "baseline",
+        "random_teacher:output_avg",
+        "shuffled_teacher:output_avg",
+    }
+    before = (folder / "digits" / "report.json").stat().st_mtime_ns
+    assert leaderboard.main(command) == 0  # nothing is trained again
+    assert (folder / "digits" / "report.json").stat().st_mtime_ns == before
+    assert "critical difference" in page.read_text() and (tmp_path / board_of.PLOT).exists()

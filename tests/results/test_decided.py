@@ -1,0 +1,102 @@
+"""Reports whose seeds were added until it was decided, and plans of how many it takes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mtkd_jax import experiment, main
+from mtkd_jax.report import findings
+from mtkd_jax.results import analysis, power, sequential
+from mtkd_jax.types import UserError
+from tests import small
+from tests.references.predictions import make
+
+STUDENTS = {"output_avg": ("student", 1.1), "vote": ("student", 9.0), "baseline": ("baseline", 1.5)}
+
+
+def run(num_seeds):
+    few = {"num_val": 60, "num_teachers": 2, "num_classes": 4, "rules": ("mean_probs",)}
+    return make(num_seeds=num_seeds, transfers=("labelled",), students=STUDENTS, **few)
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    return dataclasses.replace(run(12), always_valid=True)
+
+
+def accuracies(predictions, name):
+    (group,) = [one for one in predictions.groups if one.name == name]
+    return (group.test.argmax(axis=-1) == predictions.test_labels).mean(axis=1)
+
+
+def test_comparisons_of_such_a_run_bear_being_looked_at_again(predictions):
+    (one,) = [
+        one
+        for one in analysis.comparisons(predictions)
+        if (one["a"], one["b"], one["metric"]) == ("vote", "baseline", "accuracy")
+    ]
+    differences = accuracies(predictions, "vote") - accuracies(predictions, "baseline")
+    assert one["ci95"] == pytest.approx(sequential.confidence_interval(differences))
+    assert one["verdict"] == "worse" and one["decided_at"] == 5 and one["n"] == 12
+    assert one["std"] == pytest.approx(differences.std(ddof=1))
+    assert one["detectable"] is None
+
+
+def test_its_report_says_what_was_decided_and_what_was_not(predictions):
+    said = " ".join(findings.summarise(analysis.numbers(predictions)))
+    assert "Seeds were added until all was decided or no more were allowed, 12 in all." in said
+    assert "vote - baseline (labelled)" in said.partition("Decided with 5: ")[2].partition(".")[0]
+    left = [f"{one['a']} - {one['b']}" for one in analysis.undecided(predictions)]
+    assert ("Not decided: " in said) == bool(left)
+    assert all(pair in said.partition("Not decided")[2] for pair in left)
+
+
+def test_a_pilot_of_two_is_planned_for_by_all_its_comparisons_together():
+    report = analysis.numbers(run(2))
+    planned = power.plan(report)
+    stds = [one["std"] for one in planned]
+    bound = power.std_bound(np.sqrt(np.mean(np.square(stds))), 3 / 1.5)  # three comparisons, rho^2 = 1/4
+    for one in planned:
+        assert one["planned_std"] == pytest.approx(bound)
+        assert power.power_to_differ(one["to_differ"], 0.005, bound, 3) >= 0.8
+        assert one["seconds_a"] == one["seconds_b"] == pytest.approx(1.5)  # 3 s of two seeds
+        assert one["cost"] == pytest.approx((one["to_decide"] - 2) * 3.0)
+
+
+def test_what_cannot_differ_needs_no_seeds_and_what_did_not_yet_does():
+    report = analysis.numbers(run(2))
+    same, still, noisy = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
+    same |= {"std": 0.0, "mean_difference": 0.0, "p_equivalence": 0.0}  # one network under two names
+    still |= {"std": 0.0, "mean_difference": 0.01, "p_equivalence": None}  # by chance
+    planned = power.plan(report)
+    assert [(one["a"], one["b"]) for one in planned] == [(one["a"], one["b"]) for one in (still, noisy)]
+    bound = power.std_bound(noisy["std"] / np.sqrt(2), 2 / 1.25)
+    assert [one["planned_std"] for one in planned] == pytest.approx([bound, bound])
+    (first, *_) = findings.seeds_needed(planned, report)
+    assert first.endswith(f"do not differ: {same['a']} - {same['b']} (labelled).")
+    assert "Nothing can be planned" in findings.seeds_needed([], report)[-1]
+
+
+def test_the_command_prints_the_plan(monkeypatch, capsys):
+    report = analysis.numbers(run(6))
+    monkeypatch.setattr(experiment, "pilot", lambda config, num_seeds, into: report)
+    assert main.main(["main", "--config=digits", "--power"]) == 0
+    said = capsys.readouterr().out
+    most = max(one["to_decide"] for one in power.plan(report))
+    assert "output_avg - baseline (labelled)" in said
+    assert f"{most:,} seeds would decide every comparison" in said
+
+
+def test_a_pilot_has_so_many_seeds_and_no_modes_no_pilot(monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiment, "run", lambda config, folder: asked.append(config.students.num_seeds))
+    experiment.pilot(small.config(), 4)
+    assert asked == [4]
+    with pytest.raises(UserError, match="students.modes: is empty"):
+        experiment.pilot(small.config(**{"students.modes": ()}), 2)
+
+
+def test_a_number_of_seeds_is_a_number(capsys):
+    assert main.main(["main", "--config=digits", "--power=1"]) == 2
+    assert "--power=1 must be a number of seeds, 2 or more" in capsys.readouterr().err
