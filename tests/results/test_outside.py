@@ -13,7 +13,8 @@ from mtkd_jax.engine import population
 from mtkd_jax.methods.seams import PLAIN
 from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
-from mtkd_jax.results import metrics, outside
+from mtkd_jax.report import document
+from mtkd_jax.results import kept, metrics, outside
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.predictions import Group
 from mtkd_jax.types import Population, Task, UserError
@@ -120,3 +121,17 @@ def test_what_is_no_picture_is_refused_before_any_work(asked):
     floats = dataclasses.replace(split.dataset, test_images=np.full((5, 4, 4, 1), 3.0, np.float32))
     with pytest.raises(UserError, match="config.report.corruptions: .*black and white"):
         outside.check(config, dataclasses.replace(split, dataset=floats))
+
+
+@pytest.mark.slow(seconds=30)
+def test_a_finished_run_is_asked_and_not_trained_again(tmp_path):
+    assert experiment.run(small.config(), tmp_path, quiet=True)["kept"]["corruptions"] == []
+    curves = (tmp_path / "metrics.jsonl").read_bytes()
+    report = experiment.run(small.config(**FIELDS), tmp_path, quiet=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == curves
+    (section,) = report["kept"]["sections"]
+    assert set(section["gaps"]) == set(kept.QUANTITIES)
+    assert section["gaps"]["mutual"]["baseline"] == 0 < section["gaps"]["mutual"]["ensemble"]
+    disagreed = {row["name"]: row["shares"]["mutual"]["value"] for row in section["rows"]}
+    assert disagreed["output_avg"] == 0 < min(disagreed["mimic_all"], disagreed["control"])
+    assert document.write(tmp_path)["kept"] == report["kept"]
