@@ -144,8 +144,7 @@ def test_other_data_in_a_workdir_is_refused(tmp_path):
             **{"data.source": "npz", "data.path": str(tmp_path / "data.npz"), "students.modes": ()}
         )
 
-    experiment.run(config(0), tmp_path / "run", quiet=True)
-    (tmp_path / "run" / "report.json").unlink()
+    experiment.train(config(0), tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match="data_sha256"):
         experiment.run(config(1), tmp_path / "run", quiet=True)
 
@@ -166,12 +165,6 @@ def test_a_student_that_breaks_down_has_no_part_in_its_row():
     assert rows["baseline"].members == ("seed 0",) and len(rows["baseline"].test) == 1
     assert rows["output_avg"].members == ("seed 0", "seed 1")
     assert any("baseline a=1 T=1 seed 1" in note for note in predicted.notes)
-
-
-def test_a_damaged_report_is_written_again(tmp_path):
-    result = experiment.run(small.config(), tmp_path, quiet=True)
-    (tmp_path / "report.json").write_text('{"rows": [')
-    assert experiment.run(small.config(), tmp_path, quiet=True)["comparisons"] == result["comparisons"]
 
 
 def test_git_is_not_needed(monkeypatch):
