@@ -73,7 +73,7 @@ def calibrate(job: Job, split: Split) -> Job:
     drawn = job.start
     if drawn is None:
         drawn = population.init(model, job.init_keys, job.image.shape[1:])
-    leaves = flatten_dict(drawn, sep="/")
+    leaves = flatten_dict(drawn, keep_empty_nodes=True, sep="/")
     for path, value in _calibration(model, split).items():
         leaves[path] = np.broadcast_to(value, leaves[path].shape)
     return dataclasses.replace(job, start=unflatten_dict(leaves, sep="/"))
