@@ -59,7 +59,7 @@ def cohort(
     if not shared:
         return recipe._replace(num_peers=num_peers)
     for_each = lambda seam: ForEachBranch(seam, recipe.reads_student)  # noqa: E731
-    lifted = {"term": Total(for_each(recipe.term)), "init_aux": OfOneBranch(recipe.init_aux)}
+    lifted: dict[str, Any] = {"term": Total(for_each(recipe.term)), "init_aux": OfOneBranch(recipe.init_aux)}
     if recipe.reads_student:
         lifted |= {"weigh": for_each(recipe.weigh), "aim": for_each(recipe.aim)}
     if "teach" in recipe.reads_student:
@@ -75,7 +75,7 @@ class ForEachBranch:
     reads_student: tuple[str, ...]
 
     def __call__(self, context: Context, *given: Any) -> PyTree:
-        own = {"student": context.student}
+        own: dict[str, Any] = {"student": context.student}
         if "teach" in self.reads_student:
             own["teacher"] = context.teacher
         if self.reads_student:
