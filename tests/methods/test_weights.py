@@ -102,7 +102,7 @@ def test_the_smallest_cap_leaves_equal_weights_however_it_rounds():
     """K times the float32 nearest to 1 / K may be less than 1, out of reach of the sum."""
     for num in (2, 12, 19, 23):  # the last three do
         point = jax.numpy.linspace(-1.0, 1.0, num)
-        np.testing.assert_allclose(weights._project_on_capped_simplex(point, 1 / num), 1 / num, rtol=1e-4)
+        np.testing.assert_allclose(weights.project_on_capped_simplex(point, 1 / num), 1 / num, rtol=1e-4)
 
 
 OTHER, P4 = np.log([0.25, 0.6, 0.15]), np.log([0.7, 0.2, 0.1])
@@ -243,7 +243,7 @@ def test_the_projection_is_the_closest_point_of_the_capped_simplex(cap):
     rng = np.random.default_rng(17)
     for scale in (0.01, 1.0, 100.0):
         point = np.float32(scale * rng.normal(size=K))
-        a = np.asarray(weights._project_on_capped_simplex(jax.numpy.asarray(point), cap), np.float64)
+        a = np.asarray(weights.project_on_capped_simplex(jax.numpy.asarray(point), cap), np.float64)
         np.testing.assert_allclose(a.sum(), 1, rtol=1e-5)
         assert (a >= 0).all() and (a <= cap + 1e-7).all()
         for corner in rng.permuted(np.tile(np.array([*filled(cap)]), (50, 1)), axis=1):
