@@ -60,7 +60,8 @@ def loss(mode, context):
     heads = jnp.broadcast_to(context.student.heads, (num_heads, *context.student.logits.shape))
     student = dataclasses.replace(context.student, heads=heads)
     own = {name: jnp.float32(value) for name, value in recipe.hyper}
-    context = dataclasses.replace(context, student=student, hyper={**context.hyper, **own})
+    aux = recipe.init_aux(jax.random.key(0), student, context.teacher)
+    context = dataclasses.replace(context, student=student, aux=aux, hyper={**context.hyper, **own})
     return jax.jit(lambda c: recipe.term(dataclasses.replace(c, targets=step._aim(recipe, c))))(context)
 
 
