@@ -11,7 +11,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax.data import loading, mixing
 from mtkd_jax.engine import step
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers, heard
-from mtkd_jax.types import DataSet, UserError
+from mtkd_jax.types import DataSet, TrainState, UserError
 from tests import contexts, small
 
 RNG = np.random.default_rng(0)
@@ -61,7 +61,8 @@ def loss(mode, context):
     student = dataclasses.replace(context.student, heads=heads)
     own = {name: jnp.float32(value) for name, value in recipe.hyper}
     aux = recipe.init_aux(jax.random.key(0), student, context.teacher)
-    context = dataclasses.replace(context, student=student, aux=aux, hyper={**context.hyper, **own})
+    state = TrainState({}, aux, {}, {}, {}, None)
+    context = dataclasses.replace(context, student=student, state=state, hyper={**context.hyper, **own})
     return jax.jit(lambda c: recipe.term(dataclasses.replace(c, targets=step._aim(recipe, c))))(context)
 
 
