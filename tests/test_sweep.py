@@ -405,7 +405,7 @@ def test_a_number_is_a_line_two_fields_are_a_map_and_all_else_are_dots():
 
 def test_gains_over_the_baseline_are_paired_and_have_a_panel(swept):
     overs = [{"students.epochs": n} for n in (1, 2, 4)]
-    ensemble = [{**row, "name": "mean_probs", "transfer": ""} for row in rows(*overs, role="ensemble")]
+    ensemble = [{**row, "name": "mean_probs"} for row in rows(*overs, role="ensemble")]
     own = rows(*overs, gains=(0.01, 0.02, -0.03))
     above, below = sweep_plots.draw([*own, *ensemble], ["students.epochs"]).axes
     assert {"vote", "mean_probs"} <= {line.get_label() for line in above.get_lines()}
@@ -418,6 +418,8 @@ def test_gains_over_the_baseline_are_paired_and_have_a_panel(swept):
     right = {name: (np.argmax(of[name], axis=2) == found.test_labels).mean(axis=1) for name in of}
     difference = (right[row["name"]] - right["baseline"]).mean()
     assert row["gain"]["mean"] == pytest.approx(difference)
+    fused = [one for one in sweeps.drawn(told, sweeps.rows(told)) if one["role"] == "ensemble"]
+    assert [one["transfer"] for one in fused] == [gap["transfer"] for gap in told[0].report["gaps"]]
 
 
 def test_validation_chooses_and_images_that_differ_are_said(swept):

@@ -3,7 +3,8 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
-With --form onnx or int8 another form of the student is asked, which `mtkd_jax.export --forms` has written.
+With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
+has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
 With --logits OUT.npz nothing is printed but where it went: the logits of all images, under their names, as
 another run learns from them (config.teachers.logits; see data/said.py).

@@ -148,6 +148,8 @@ def write(run_dir: str | Path) -> dict:
     drawn = run_dir / "plots" / f"{MISTAKES}.png"
     if drawn.is_file():
         images[MISTAKES] = drawn.read_bytes()
+    for name in PLOTS.keys() - images.keys():  # of an earlier report, with other fields
+        (run_dir / "plots" / f"{name}.png").unlink(missing_ok=True)
     files = {f"plots/{name}.png": data for name, data in images.items()}
     files["report.md"] = _markdown(report, list(images)).encode()
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()

@@ -38,9 +38,9 @@ def lines(rows: Sequence[Mapping], field: str) -> Figure:
     """A line for each row's name with 95 % intervals, a column of panels for each transfer set.
 
     Above: test accuracy; below, where any is known: the gain over the baseline of the same cell, paired.
-    x: the field's values, the rows' dots side by side at each. Ensembles are in every column.
+    x: the field's values, the rows' dots side by side at each.
     """
-    transfers = list(dict.fromkeys(row["transfer"] for row in rows if row["role"] != "ensemble")) or [""]
+    transfers = list(dict.fromkeys(row["transfer"] for row in rows))
     names = list(dict.fromkeys(row["name"] for row in rows))
     xs = sorted({_number(row["over"][field]) for row in rows})
     logarithmic = xs[0] > 0 and xs[-1] >= 8 * xs[0]
@@ -55,8 +55,8 @@ def lines(rows: Sequence[Mapping], field: str) -> Figure:
         above[0].set_ylabel(title)
         for axes, transfer in zip(above, transfers):
             for place, name in enumerate(names):
-                own = [row for row in rows if row["name"] == name and row[metric]]
-                own = [row for row in own if row["role"] == "ensemble" or row["transfer"] == transfer]
+                own = [row for row in rows if (row["name"], row["transfer"]) == (name, transfer)]
+                own = [row for row in own if row[metric]]
                 own.sort(key=lambda row: _number(row["over"][field]))
                 aside = 0.06 * span * ((place + 0.5) / len(names) - 0.5)
                 at = [_number(row["over"][field]) for row in own]

@@ -20,7 +20,7 @@ STUDENTS = ("student", "average", "baseline", "control")  # roles that the table
 IN_FILES_ALONE = ("FLOPs", "n", "gain")  # columns for which a terminal of 100 has no place
 CAPTION = (
     "accuracy: test, mean [95 % interval] over seeds. gain: points of accuracy over the baseline of the same "
-    "cell, paired. verdict: on accuracy, against the baseline of the same "
+    "cell, paired, its interval not corrected. verdict: on accuracy, against the baseline of the same "
     "cell, corrected for the comparisons within a cell and not for the number of cells. val NLL: validation, "
     "by which *, the best {kind} of all {number} in the table, is chosen; the test set chose nothing. s: of "
     "training a row."
@@ -83,10 +83,7 @@ def _title(row: dict, report: dict) -> str:
 
 
 def _gain(row: dict, report: dict) -> dict[str, Any] | None:
-    """A student's over its baseline, or the ensemble's over that of the first transfer set."""
-    if row["role"] == "ensemble":
-        gaps = report["gaps"][:1] if row["name"] == "mean_probs" else []
-        return next(({"mean": one["difference"], "ci95": one["ci95"]} for one in gaps), None)
+    """A student's over its baseline."""
     asked = {"a": row["name"], "a_transfer": row["transfer"], "b": "baseline", "metric": "accuracy"}
     for one in report["comparisons"]:
         of_row = one.get("architecture", row["architecture"]) == row["architecture"]
@@ -108,10 +105,16 @@ def shown(found: Sequence[dict]) -> list[dict]:
     return [row for row in found if row["role"] in STUDENTS] or list(found)
 
 
-def drawn(found: Sequence[dict]) -> list[dict]:
-    """The rows of the plot: those of the table, and the ensembles that students are measured by."""
-    ensembles = [row for row in found if row["role"] == "ensemble" and row["gain"] is not None]
-    return [*shown(found), *(row for row in ensembles if row not in shown(found))]
+def drawn(told: Sequence[Told], found: Sequence[dict]) -> list[dict]:
+    """The rows of the plot: those of the table, and the ensembles, beside each of their baselines."""
+    gaps = {one.name: one.report["gaps"] for one in told if one.report is not None}
+    ensembles = [
+        {**row, "transfer": gap["transfer"], "gain": {"mean": gap["difference"], "ci95": gap["ci95"]}}
+        for row in found
+        if row["role"] == "ensemble" and row["name"] == sweep_plots.ENSEMBLE
+        for gap in gaps[row["cell"]]
+    ]
+    return [*shown(found), *ensembles] if ensembles else shown(found)
 
 
 def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
@@ -195,7 +198,7 @@ def write(folder: Path, told: Sequence[Told], fields: Sequence[str]) -> list[dic
     found = rows(told)
     own = document.own_metrics(one.report for one in told if one.report is not None)
     files = {"sweep.csv": as_csv(found, fields, own), "sweep.json": _as_json(told, found, fields)}
-    figure = sweep_plots.draw(drawn(found), fields) if found else None
+    figure = sweep_plots.draw(drawn(told, found), fields) if found else None
     if figure is not None:
         files["sweep.png"] = plots.png(figure)
     files["sweep.md"] = _markdown(told, found, fields, figure is not None).encode()

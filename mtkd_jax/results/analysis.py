@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mtkd_jax import config as configuration
-from mtkd_jax.config import CONTROLS, name_and_model, row_of, row_of_control
+from mtkd_jax.config import CONTROLS, control_and_mode, name_and_model, row_of, row_of_control
 from mtkd_jax.fusion import rules
 from mtkd_jax.results import intervals, metrics, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -172,11 +172,12 @@ def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
 
 def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
     """Every network that answers alone: all but averages of several, specialists, which know no more than
-    their classes, what is no network, and teachers that are known by what they say."""
+    their classes, students of a control, what is no network, and teachers that are known by what they say."""
     return [
         (group, member)
         for group in predictions.groups
         if group.role not in ("average", "linear") and not group.architecture.startswith("specialist ")
+        if not control_and_mode(group.name)[0]
         if group.params is not None
         for member in range(len(group.members))
     ]
@@ -704,8 +705,9 @@ def common_alpha(predictions: Predictions) -> dict | None:
 def verdict_of(row: dict, compared: list[dict], gaps: list[dict]) -> str | None:
     """One word of `intervals.verdict` on a row's accuracy against the baseline of its transfer set.
 
-    Of students it is that of `comparisons`, of the ensemble by mean_probs that of `gaps`: where these differ
-    between transfer sets or architectures, it is undecided. None for every other row, for it is not compared.
+    Of students, those of `students.controls` too, it is that of `comparisons`, of the ensemble by mean_probs
+    that of `gaps`: where these differ between transfer sets or architectures, it is undecided. None for every
+    other row, for it is not compared.
     """
     if row["rule"] == "mean_probs":
         said = {gap["verdict"] for gap in gaps}
