@@ -131,7 +131,8 @@ def test_a_run_of_arrays_says_what_its_teachers_say_and_where_the_data_came_from
     teachers, arrays, data, tmp_path
 ):
     config = small.config(
-        **{"data.num_train": 0, "train.epochs": 2, "students.modes": (), "fusion.rules": ("mean_probs",)}
+        **{"data.num_train": 0, "train.epochs": 2, "students.modes": (), "fusion.rules": ("mean_probs",)},
+        **{"runtime.how": "auto"},  # as the teachers were trained: another layout is another program
     )
     report = mtkd_jax.run(config, tmp_path, arrays, quiet=True)
     found = workdir.read_predictions(tmp_path)
