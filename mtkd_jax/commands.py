@@ -28,7 +28,7 @@ COMMANDS = {
     ),
     "leaderboard": Command(
         "leaderboard",
-        "every mode on several data sets, ranked, with controls",
+        "twenty-one modes on several data sets, ranked, with controls",
         "--workdir=runs/leaderboard --data=digits,usps",
     ),
     "report": Command("report.document", "rebuild the report of a run, or merge several", "runs/digits"),

@@ -1,7 +1,7 @@
 """python -m mtkd_jax.leaderboard --workdir=runs/leaderboard [--data=digits,usps] [--seeds=10] [--minutes=60]
 
-Every mode on several data sets: a run for each of them, below --workdir, and one table of all, with ranks.
-What the user can mend ends with a line on stderr and exit code 2.
+Twenty-one modes on several data sets: a run for each data set, below --workdir, and one table of all, with
+ranks. What the user can mend ends with a line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
 from mtkd_jax import mesh, settings, sweep
@@ -55,8 +57,8 @@ class Asked(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the data sets a command line asks for; returns the exit code.
 
-    0: all are finished, or the time is over; 2: something the user can mend, or data sets that failed, which
-    are named; 128 + signal: asked to stop, saved, and to be gone on with.
+    0: all are finished, or the time is over; 2: something the user can mend, or data sets that failed, also
+    before the time was over, which are named; 128 + signal: asked to stop, saved, and to be gone on with.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     return terminal.answer(lambda: _main(arguments), "mtkd_jax")
@@ -108,10 +110,25 @@ def parse(argv: Sequence[str]) -> Asked | None:
             missing[name] = f"there is no {path}{fetch.remedy(path)}"
         else:
             configuration.validate(cell.config)
+            _check(cell.config)
             cells.append(cell)
     into = paths.parse(options.into, "--into") if options.into else None
     known = tuple(dict.fromkeys((*offered, *names)))
     return Asked(folder, tuple(cells), missing, known, options.minutes, into)
+
+
+def _check(config: ConfigDict) -> None:
+    """Raise UserError where a run of this configuration would have no place in the table."""
+    plan = configuration.default().plan
+    if not config.students.modes:
+        raise UserError("config.students.modes is empty: the table is of modes; name some with --modes")
+    if len(models := configuration.student_models(config)) > 1:
+        raise UserError(
+            f"config.students.models: {', '.join(models)}: the table is of students of one architecture; "
+            "give config.students.model, and each architecture a --workdir of its own"
+        )
+    if config.plan.partition("(")[0].strip() != plan:
+        raise UserError(f"config.plan: {config.plan}: the table is of the plan {plan} alone")
 
 
 def _cell(config: str, name: str, fields: dict[str, str]) -> Cell:
@@ -143,7 +160,7 @@ def run(asked: Asked) -> int:
         if not over.is_set():
             raise
         terminal.tell("mtkd_jax: the time is over; the same command goes on from here")
-        return 0
+        return terminal.MENDABLE if failed else 0
     finally:
         timer.cancel()
     _write(asked, failed)

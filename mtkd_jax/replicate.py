@@ -69,12 +69,14 @@ def compare(cell: Any, report: Mapping[str, Any], smoke: bool = False) -> dict[s
     {"cell", "paper", "table", "published" and "ours" (shares), "ci95" (over seeds; None of one), "n",
     "difference" (ours - published), "verdict": where the published number lies, "inside" our interval,
     "above" or "below" it, "" where there is none, "within_margin" (whether all of the interval is nearer to
-    it than "margin"), "note", "smoke"}.
+    it than "margin"), "note", "smoke"}. Raises UserError where every network of ours broke down.
     """
     from mtkd_jax.plans import published
 
-    of_role = {row["role"]: row for row in report["rows"]}  # one of each is trained, or teachers alone
-    row = of_role.get("student", of_role["teacher"])
+    role = "teacher" if cell.method in published.ALONE else "student"
+    row = next((row for row in report["rows"] if row["role"] == role), None)
+    if row is None:
+        raise UserError(f"{cell.cell}: all {role}s broke down: there is no number of ours")
     theirs, ours = published.accuracy(cell), row["accuracy"]
     low, high = ours["ci95"] or (None, None)
     margin = report["margin"]
@@ -100,13 +102,15 @@ def compare(cell: Any, report: Mapping[str, Any], smoke: bool = False) -> dict[s
 def in_words(found: Mapping[str, Any]) -> str:
     """What `compare` found, in a paragraph."""
     shown = _cells(found)
-    near = "all of it nearer than" if found["within_margin"] else "not all of it within"
-    interval = (
-        "" if found["ci95"] is None else f"; our interval: {near} {100 * found['margin']:g} points of that"
-    )
+    seeds = "one seed" if found["n"] == 1 else f"{found['n']} seeds"
+    lies, near = "", ""
+    if found["ci95"] is not None:
+        lies = f"the published number lies {shown[4]}, "
+        share = "all" if found["within_margin"] else "not all"
+        near = f"; {share} of our interval is within {100 * found['margin']:g} points of the published number"
     lines = [
-        f"{found['cell']}: published {shown[1]}, ours {shown[2]} over {shown[3]} seeds: the published number "
-        f"lies {shown[4]}, ours is {shown[5]} points from it{interval}."
+        f"{found['cell']}: published {shown[1]}, ours {shown[2]} over {seeds}: {lies}ours minus published is "
+        f"{shown[5]} points{near}."
     ]
     lines += [f"Published by {found['paper']}: {found['table']}." if found["paper"] else f"{found['table']}."]
     if found["note"]:

@@ -89,6 +89,25 @@ def test_the_verdict_is_where_the_published_number_lies(ci95, verdict, near):
     assert found["difference"] == pytest.approx(0.0024)
 
 
+def test_where_all_students_broke_down_the_teacher_does_not_stand_for_them():
+    teachers = {**report(0.709, None), "rows": report(0.709, None)["rows"][:1]}
+    with pytest.raises(UserError, match="all students broke down"):
+        replicate.compare(published.find(CELL), teachers)
+    alone = published.find("crd/cifar-100/resnet20/student-alone")
+    assert replicate.compare(alone, teachers)["ours"] == 0.7
+
+
+def test_the_outcome_is_told_in_english():
+    found = replicate.compare(published.find(CELL), report(0.709, (0.703, 0.710)))
+    assert replicate.in_words(found).splitlines()[0] == (
+        f"{CELL}: published 70.66, ours 70.90 [70.30, 71.00] over 3 seeds: the published number lies inside "
+        "our interval, ours minus published is +0.24 points; all of our interval is within 0.5 points of the "
+        "published number."
+    )
+    one = replicate.in_words({**found, "n": 1, "ci95": None, "verdict": ""})
+    assert "ours 70.90 over one seed: ours minus published is +0.24 points.\n" in one
+
+
 def test_an_error_rate_is_compared_as_an_accuracy():
     cell = published.find("mcl-okd/cifar-100/peers-x4-resnet-32/dml")
     assert cell.metric == "top1 error" and published.accuracy(cell) == pytest.approx(0.7508)

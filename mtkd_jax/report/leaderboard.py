@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from rich.console import Group
 from rich.text import Text
 
-from mtkd_jax.config import control_and_mode
+from mtkd_jax.config import control_and_mode, resolve
 from mtkd_jax.report import document, findings, plots, rank_plots, tables
 from mtkd_jax.report.reads import reads
 from mtkd_jax.report.sweeps import STUDENTS
 from mtkd_jax.results import analysis, intervals, ranks
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.text import in_markdown
+from mtkd_jax.types import UserError
 
 BASELINE = "baseline"
 PLOT = "plots/leaderboard/ranks.png"  # beside a page that the table is written into
@@ -45,8 +46,10 @@ def write(folder: Path, why: Mapping[str, str]) -> dict:
 
     `why` says of every data set why it might be missing. Returns the dict of leaderboard.json.
     """
-    reports = {name: report for name in why if (report := _read(folder / name)) is not None}
-    board = build(reports, {name: what for name, what in why.items() if name not in reports})
+    finished = {name: report for name in why if (report := _read(folder / name)) is not None}
+    unfit = {name: what for name, report in finished.items() if (what := _unfit(report))}
+    reports = {name: report for name, report in finished.items() if name not in unfit}
+    board = build(reports, {name: what for name, what in {**why, **unfit}.items() if name not in reports})
     files = {"leaderboard.json": document.as_json(board), "leaderboard.csv": as_csv(board)}
     if (drawn := figure(board)) is not None:
         files |= {"leaderboard.png": plots.png(drawn), "leaderboard.svg": _svg(drawn)}
@@ -60,6 +63,26 @@ def _read(run: Path) -> dict | None:
     report = workdir.read_report(run)
     known = report is not None and "negative_transfer" in report and document.can_be_shown(report)
     return report if known else None
+
+
+def _unfit(report: dict) -> str:
+    """Why the table cannot take the report of a finished run; "" where it can."""
+    rows = _rows(report)
+    if len(report["student_models"]) > 1:
+        return "its students are of several architectures; the table is of one"
+    if BASELINE not in rows:
+        return "it has no baseline, which broke down or was not trained; all others are compared with it"
+    if others := [name for name in rows if not _is_of_a_mode(name)]:
+        return f"{others[0]} is of another plan; the table is of students whom all teachers teach"
+    return ""
+
+
+def _is_of_a_mode(name: str) -> bool:
+    _, mode = control_and_mode(name)
+    try:
+        return mode in (BASELINE, "control") or bool(resolve("mode", mode, "students.modes"))
+    except UserError:
+        return False
 
 
 def build(reports: Mapping[str, dict], left_out: Mapping[str, str]) -> dict:
@@ -82,7 +105,7 @@ def build(reports: Mapping[str, dict], left_out: Mapping[str, str]) -> dict:
     if not everywhere:
         return board
     scores = np.array([[of_set[name]["accuracy"]["mean"] for name in everywhere] for of_set in rows.values()])
-    of_each = ranks.ranks(scores)
+    of_each = ranks.ranks(np.round(scores, 9))  # equal means may differ by what was rounded on the way
     if min(scores.shape) > 1:
         board["friedman"] = ranks.friedman(of_each)._asdict()
         board["critical_difference"] = ranks.critical_difference(len(everywhere), len(rows))
@@ -94,7 +117,7 @@ def build(reports: Mapping[str, dict], left_out: Mapping[str, str]) -> dict:
             "ranks": dict(zip(rows, of_each[:, place])),
             "accuracy": {one: of_set[name]["accuracy"] for one, of_set in rows.items()},
             "verdicts": {one: of_set[name]["verdict"] for one, of_set in rows.items()},
-            "mistakes": _mistakes(name, reports),
+            "mistakes": _mistakes(name, rows, reports),
             "cost": _cost(name, rows),
             "reads": reads(name),
         }
@@ -114,7 +137,6 @@ def _rows(report: dict) -> dict[str, dict]:
 
 def _data_set(name: str, report: dict) -> dict:
     baseline = _rows(report)[BASELINE]
-    ensemble = next(row for row in report["rows"] if row["rule"] == "mean_probs")
     (gap,) = (gap for gap in report["gaps"] if gap["transfer"] == baseline["transfer"])
     return {
         "name": name,
@@ -124,18 +146,18 @@ def _data_set(name: str, report: dict) -> dict:
         "params": baseline["params"],
         "num_teachers": report["diversity"]["num_teachers"],
         "seeds": baseline["n"],
-        "ensemble": ensemble["accuracy"]["mean"],
+        "ensemble": gap["ensemble"],
         "gap": {key: gap[key] for key in ("difference", "ci95", "verdict")},
     }
 
 
-def _mistakes(name: str, reports: Mapping[str, dict]) -> dict | None:
+def _mistakes(name: str, rows: Mapping[str, dict[str, dict]], reports: Mapping[str, dict]) -> dict | None:
     """How much more often than the baseline a method repeats the ensemble's mistakes, over data sets."""
     found = [
         one
-        for report in reports.values()
+        for data_set, report in reports.items()
         for one in report["negative_transfer"]
-        if findings.title_of(one, report) == name
+        if findings.title_of(one, report) == name and one["transfer"] == rows[data_set][name]["transfer"]
     ]
     if not found:
         return None

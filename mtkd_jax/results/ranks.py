@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-SIGNIFICANT = 0.05
+from mtkd_jax.results import intervals
 
 
 class Friedman(NamedTuple):
@@ -54,7 +54,7 @@ def friedman(of_each: np.ndarray) -> Friedman:
     return Friedman(chi_square, p_value, float(f), float(stats.f.sf(f, *degrees)))
 
 
-def critical_difference(num_methods: int, num_sets: int, level: float = SIGNIFICANT) -> float:
+def critical_difference(num_methods: int, num_sets: int, level: float = intervals.SIGNIFICANT) -> float:
     r"""The difference of mean ranks from which Nemenyi's test tells two of M methods apart.
 
     $$CD = \frac{q_{\alpha, M}}{\sqrt 2} \sqrt{\frac{M (M + 1)}{6 N}}$$

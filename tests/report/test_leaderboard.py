@@ -1,5 +1,6 @@
 """The table over data sets: what is ranked and counted, what is told of it, and the command that makes it."""
 
+import copy
 import csv
 import json
 
@@ -11,6 +12,7 @@ from mtkd_jax.report import document
 from mtkd_jax.report import leaderboard as board_of
 from mtkd_jax.report.reads import reads
 from mtkd_jax.system import interrupts
+from mtkd_jax.types import UserError
 from tests.references import predictions as made_up
 
 STUDENTS = {name: one for name, one in made_up.STUDENTS.items() if name != "loss_avg"}
@@ -45,6 +47,44 @@ def test_methods_are_ranked_within_each_data_set_and_the_order_is_by_their_mean(
     means = [np.mean(list(one["ranks"].values())) for one in board["methods"]]
     np.testing.assert_allclose([one["mean_rank"] for one in board["methods"]], means)
     assert means == sorted(means)
+
+
+def test_means_that_differ_by_rounding_alone_tie(reports):
+    report = copy.deepcopy(reports["first"])
+    accuracy = {row["name"]: row["accuracy"] for row in report["rows"]}
+    accuracy["vote"]["mean"] = 0.7 + 0.1
+    accuracy["supernet"]["mean"] = 0.8
+    assert accuracy["vote"]["mean"] != accuracy["supernet"]["mean"]
+    found = {one["name"]: one["mean_rank"] for one in board_of.build({"first": report}, {})["methods"]}
+    assert found["vote"] == found["supernet"] and found["vote"] % 1 == 0.5
+
+
+def test_mistakes_are_those_on_the_transfer_set_that_is_ranked(reports):
+    report = copy.deepcopy(reports["first"])
+    expected = board_of.build({"first": report}, {})["methods"]
+    other = [{**one, "transfer": "unlabelled", "mean_difference": 9.0} for one in report["negative_transfer"]]
+    report["negative_transfer"] += other
+    assert board_of.build({"first": report}, {})["methods"] == expected
+
+
+def test_reports_that_have_no_place_in_the_table_are_named(reports, tmp_path):
+    names = {
+        "no_baseline": "it has no baseline",
+        "two": "several architectures",
+        "plan": "BANE is of another",
+    }
+    unfit = {name: copy.deepcopy(reports["first"]) for name in names}
+    unfit["no_baseline"]["rows"] = [row for row in unfit["no_baseline"]["rows"] if row["role"] != "baseline"]
+    unfit["two"]["student_models"] = ["mlp", "cnn"]
+    bane = next(row for row in unfit["plan"]["rows"] if row["name"] == "vote")
+    bane |= {"name": "BANE", "role": "average", "grid": []}
+    for name, report in {**unfit, "second": reports["second"]}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_bytes(document.as_json(report))
+    board = board_of.write(tmp_path, dict.fromkeys((*unfit, "second"), "not finished"))
+    assert [one["name"] for one in board["data_sets"]] == ["second"]
+    assert list(board["left_out"]) == list(names)
+    assert all(what in board["left_out"][name] for name, what in names.items())
 
 
 def test_differences_are_paired_over_data_sets(board):
@@ -127,18 +167,31 @@ def test_the_command_says_what_is_missing_and_what_it_would_run(tmp_path, monkey
     assert leaderboard.main([*command, "--modes=vote", "--minutes=0"]) == 0 and len(ran) == 2
     assert leaderboard.main([f"--workdir={tmp_path}", "--data=digit"]) == 2
     assert "there is no variant 'digit'" in capsys.readouterr().err
+    for fields, what in {
+        "students.modes=": "config.students.modes is empty",
+        "students.models=mlp(hidden=(8,)),mlp(hidden=(4,))": "students of one architecture",
+        "plan=born_again": "of the plan teachers_then_students alone",
+    }.items():
+        assert leaderboard.main([f"--workdir={tmp_path}", "--data=smoke", f"--config.{fields}"]) == 2
+        said = capsys.readouterr().err
+        assert what in said and len(said.splitlines()) == 1
     assert leaderboard.main([]) == 2 and "--workdir is missing" in capsys.readouterr().err
 
 
-def test_when_time_is_over_the_table_is_written_and_the_exit_code_is_0(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("data, code", [("smoke", 0), ("digits,smoke", 2)])
+def test_when_time_is_over_the_table_is_written_and_the_exit_code_says_whether_all_went_well(
+    data, code, tmp_path, monkeypatch, capsys
+):
     def run(config, into, quiet):
+        if into.name == "digits":
+            raise UserError("config: there is something wrong with digits")
         while not interrupts.stop_requested():
             pass
         interrupts.check("all is saved")
 
     monkeypatch.setattr(experiment, "run", run)
-    command = [f"--workdir={tmp_path}", "--data=smoke", "--minutes=0.001"]
-    assert leaderboard.main(command) == 0
+    command = [f"--workdir={tmp_path}", f"--data={data}", "--minutes=0.01"]
+    assert leaderboard.main(command) == code
     assert "the time is over" in capsys.readouterr().err
     assert (tmp_path / "leaderboard.md").exists()
 
