@@ -121,6 +121,7 @@ def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True)
         )
     stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
+        plan.check_max_seeds(config, stages, workdir.begun_stages(into))
         added = (plan.seeds_stage(s, seeds) for s in stages for seeds in configuration.further_seeds(config))
         workdir.check_stages(into, [*(stage.name for stage in stages), *added])
         if describes:

@@ -69,6 +69,9 @@ def test_a_run_ends_where_all_is_decided_and_goes_on_where_it_was(trained, folde
     assert not [one for one in compiled if "training" in one]
     raised = small.config(**{**AUTO, "students.max_seeds": 15})
     experiment.train(raised, folder, quiet=True)  # the budget is no part of what a run is
+    lowered = small.config(**{**AUTO, "students.max_seeds": 5})
+    with pytest.raises(UserError, match="max_seeds: 10 seeds are trained already, .* at least 10"):
+        experiment.train(lowered, folder, quiet=True)
 
 
 def test_the_first_seeds_choose_alone():
