@@ -8,6 +8,7 @@ import pytest
 from mtkd_jax import experiment, main
 from mtkd_jax.report import findings
 from mtkd_jax.results import analysis, power, sequential
+from mtkd_jax.system import interrupts, terminal
 from mtkd_jax.types import UserError
 from tests import small
 from tests.references.predictions import make
@@ -97,6 +98,36 @@ def test_a_pilot_has_so_many_seeds_and_no_modes_no_pilot(monkeypatch):
         experiment.pilot(small.config(**{"students.modes": ()}), 2)
 
 
-def test_a_number_of_seeds_is_a_number(capsys):
-    assert main.main(["main", "--config=digits", "--power=1"]) == 2
-    assert "--power=1 must be a number of seeds, 2 or more" in capsys.readouterr().err
+def test_a_pilot_that_is_not_kept_does_what_comparisons_rest_on_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiment, "run", lambda config, folder: asked.append(config))
+    further = {"report.corruptions": ("fog",), "report.ood": "digits()", "export.cascade": True}
+    experiment.pilot(small.config(**further, **{"export.forms": ("onnx",)}), 2)
+    (config,) = asked
+    report, export = config.report, config.export
+    assert not (report.corruptions or report.ood or export.forms or export.cascade)
+
+
+@pytest.mark.parametrize("stopped", [interrupts.Interrupted(15, "all is saved"), KeyboardInterrupt()])
+def test_stopped_without_a_folder_nothing_is_kept_and_nothing_else_is_promised(stopped, monkeypatch, capsys):
+    def run(config, folder):
+        raise stopped
+
+    monkeypatch.setattr(experiment, "run", run)
+    number = getattr(stopped, "signal", 2)
+    assert terminal.answer(lambda: experiment.pilot(small.config(), 2), "x") == 128 + number
+    said = capsys.readouterr().err
+    assert said.endswith("; without a --workdir nothing of a pilot is kept\n") and "goes on" not in said
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--power=1"], "--power=1 must be a number of seeds, 2 or more"),
+        (["--power", "--plan"], "--plan and --power: "),
+        (["--power", "--processes=0/2@localhost:9999"], "--workdir is missing; name a folder that all share"),
+    ],
+)
+def test_what_power_cannot_do_is_said(options, said, capsys):
+    assert main.main(["main", "--config=digits", *options]) == 2
+    assert said in capsys.readouterr().err
