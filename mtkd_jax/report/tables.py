@@ -49,7 +49,7 @@ BY_SIZE_CAPTION = (
 BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
-    "equivalent: two one-sided tests at 5 % show a difference of accuracy closer than {margin:g} points."
+    "equivalent: {tests} at 5 % show a difference of accuracy closer than {margin:g} points."
 )
 NEGATIVE_TRANSFER_CAPTION = (
     "repeats: of the {num_wrong} test images that all teachers fused by mean_probs get wrong, the share of "
@@ -126,7 +126,8 @@ def by_size_caption(report: dict) -> str:
 
 def comparison_caption(report: dict) -> str:
     """What has to be known to read the table of comparisons."""
-    return COMPARISON_CAPTION.format(margin=100 * report["margin"])
+    tests = "mixtures of t tests" if findings.bears_looking(report) else "two one-sided tests"
+    return COMPARISON_CAPTION.format(tests=tests, margin=100 * report["margin"])
 
 
 def main_sections(report: dict) -> list[tuple[str, Cells]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment, main
-from mtkd_jax.report import findings
+from mtkd_jax.report import findings, tables
 from mtkd_jax.results import analysis, power, sequential
 from mtkd_jax.system import interrupts, terminal
 from mtkd_jax.types import UserError
@@ -45,12 +45,15 @@ def test_comparisons_of_such_a_run_bear_being_looked_at_again(predictions):
 
 
 def test_its_report_says_what_was_decided_and_what_was_not(predictions):
-    said = " ".join(findings.summarise(analysis.numbers(predictions)))
+    report = analysis.numbers(predictions)
+    said = " ".join(findings.summarise(report))
     assert "Seeds were added until all was decided or no more were allowed, 12 in all." in said
     assert "vote - baseline (labelled)" in said.partition("Decided with 5: ")[2].partition(".")[0]
     left = [f"{one['a']} - {one['b']}" for one in analysis.undecided(predictions)]
     assert ("Not decided: " in said) == bool(left)
     assert all(pair in said.partition("Not decided")[2] for pair in left)
+    assert "decided, or students.max_seeds were trained" in findings._comparisons(report)
+    assert "equivalent: mixtures of t tests at 5 %" in tables.comparison_caption(report)
 
 
 def test_a_pilot_of_two_is_planned_for_by_all_its_comparisons_together():
@@ -76,7 +79,11 @@ def test_what_cannot_differ_needs_no_seeds_and_what_did_not_yet_does():
     assert [one["planned_std"] for one in planned] == pytest.approx([bound, bound])
     (first, *_) = findings.seeds_needed(planned, report)
     assert first.endswith(f"do not differ: {same['a']} - {same['b']} (labelled).")
+    same["std"] = None
+    (few, *_) = findings.seeds_needed(planned, report)
+    assert few == f"Not planned for, too few pairs of seeds: {same['a']} - {same['b']} (labelled)."
     assert "Nothing can be planned" in findings.seeds_needed([], report)[-1]
+    assert "equivalent: two one-sided tests at 5 %" in tables.comparison_caption(report)
 
 
 def test_the_command_prints_the_plan(monkeypatch, capsys):
