@@ -639,10 +639,10 @@ def _comparisons(report: dict) -> str:
         return (
             "Seeds were added until all accuracies compared were decided, or students.max_seeds were trained "
             f'(students.num_seeds is "auto"); the first {SEEDS_AT_ONCE} chose alpha, temperature and '
-            "arguments. Comparisons are by mixtures of t tests (Wang and Ramdas 2023), whose intervals hold at "
-            "all numbers of seeds at once where differences are normal; p is Holm-corrected within each metric and transfer set. Every other "
-            "interval, of a row, of the ensemble, of students by size, is for a number of seeds that was "
-            "settled beforehand."
+            "arguments. Comparisons are by mixtures of t tests (Wang and Ramdas 2023), whose intervals hold "
+            "at all numbers of seeds at once where differences are normal; p is Holm-corrected within each "
+            "metric and transfer set. Every other interval, of a row, of the ensemble, of students by size, "
+            "is for a number of seeds that was settled beforehand."
         )
     over = ", over all sizes of student" if len(report["student_models"]) > 1 else ""
     return (

@@ -67,8 +67,9 @@ KEPT_TITLE = "What is kept of the ensemble"
 KEPT_CAPTION = (
     "baseline, ensemble (mean_probs): what they have. Students: the share of (ensemble - baseline) that they "
     "keep [95 % interval over seeds and test images, paired]. not defined: the ensemble is not better than "
-    "the baseline by more than noise. scaled: by a temperature fitted on validation, one a network. AURC: "
-    "area under the risk-coverage curve, the mean error of the surest images over all shares of them."
+    "the baseline by more than noise, or there is one seed. scaled: by a temperature fitted on validation, "
+    "one a network. AURC: area under the risk-coverage curve, the mean error of the surest images over all "
+    "shares of them."
 )
 MANY_CORRUPTIONS = 5  # are counted and not named
 CASCADE_CAPTION = (
