@@ -78,7 +78,6 @@ SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
 CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/controls.py
 AT = " @ "  # between the name of a row and the architecture it is of
 ALL = "all"  # of report.corruptions
-FORMS = ("onnx", "int8")  # of an exported student: deploy/forms.py
 FORMS = ("onnx", "int8", "onnx_int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
