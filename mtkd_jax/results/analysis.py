@@ -750,8 +750,9 @@ def negative_transfer(predictions: Predictions) -> list[dict]:
     [{"name", "role", "transfer", "architecture", "n", "num_wrong", "repeats", "baseline", "mean_difference",
     "ci95", "p_value", "p_holm"}], one for each row that shares seeds with its baseline, all of it over these.
     "repeats" is `metrics.share_repeated`, "baseline" its mean there: a network that nobody taught makes some
-    of the same mistakes, and what is above that was handed down. Paired t, Holm's correction within a transfer
-    set; the ensemble is that of mean_probs, and the images are held fixed. [] where it is never wrong.
+    of the same mistakes, and what is above that was handed down. Paired t, Holm's correction within a
+    transfer set; the ensemble is that of mean_probs, and the images are held fixed. []
+    where it is never wrong.
     """
     labels, said = predictions.test_labels, fused(predictions, "mean_probs")["test"].argmax(axis=-1)
     num_wrong = int((said != labels).sum())
