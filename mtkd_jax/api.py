@@ -609,7 +609,7 @@ def _folder(workdir: str | Path | None) -> Iterator[Path]:
         try:
             yield Path(folder)
         except interrupts.Interrupted as stopped:
-            raise interrupts.Interrupted(stopped.signal, "without a workdir nothing is kept", "") from None
+            raise interrupts.Interrupted(stopped.signal, "without a workdir nothing is kept", False) from None
 
 
 def _taken(card: Mapping[str, Any]) -> tuple[tuple[int, ...], np.dtype]:

@@ -156,7 +156,7 @@ def default() -> ConfigDict:
     config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
     config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
     config.students.num_seeds = FieldReference(5, field_type=object)  # or "auto": until all is decided
-    config.students.max_seeds = 30  # with "auto": where it ends, decided or not
+    config.students.max_seeds = 30  # with "auto": where it ends, decided or not; a multiple of 5
     config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
     config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images
     config.students.epochs = 0  # 0 = train.epochs
@@ -249,7 +249,10 @@ RANGES = {
     "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
     "students.temperatures": _POSITIVE,
     "students.num_seeds": (lambda value: value == AUTO or value >= 1, 'at least 1, or "auto"'),
-    "students.max_seeds": _at_least(2),
+    "students.max_seeds": (
+        lambda value: value > 0 and value % SEEDS_AT_ONCE == 0,
+        f"a multiple of {SEEDS_AT_ONCE}, for so many are added at once",
+    ),
     "students.transfer": _one_of(TRANSFERS),
     "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "students.epochs": _at_least(0),
@@ -633,16 +636,15 @@ _metrics: dict[str, Metric] = {}  # by address in its one spelling
 def first_seeds(config: ConfigDict) -> range:
     """The seeds of students that are trained first, with the whole grid: all, unless they are "auto"."""
     students = config.students
-    return range(min(SEEDS_AT_ONCE, students.max_seeds) if students.num_seeds == AUTO else students.num_seeds)
+    return range(SEEDS_AT_ONCE if students.num_seeds == AUTO else students.num_seeds)
 
 
 def further_seeds(config: ConfigDict) -> tuple[range, ...]:
     """The blocks of seeds that `students.num_seeds` "auto" may add; none where it is a number."""
     if config.students.num_seeds != AUTO:
         return ()
-    last = config.students.max_seeds
-    starts = range(SEEDS_AT_ONCE, last, SEEDS_AT_ONCE)
-    return tuple(range(first, min(first + SEEDS_AT_ONCE, last)) for first in starts)
+    starts = range(SEEDS_AT_ONCE, config.students.max_seeds, SEEDS_AT_ONCE)
+    return tuple(range(first, first + SEEDS_AT_ONCE) for first in starts)
 
 
 def corruptions(config: ConfigDict) -> dict[str, Corruption]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -35,6 +36,8 @@ from mtkd_jax.types import DataSet, Model, PyTree, TrackedRun, UserError
 
 SAME_DECISION = 1e-2  # in probability: what networks in bfloat16 may differ by, compiled otherwise
 _TERMS = ("rule", "score", "threshold", "certified", "tolerance", "level", "units", "num_units")
+# What a pilot that is not kept goes without: no comparison rests on it.
+NOT_PILOTED = {"report.corruptions": (), "report.ood": "", "export.forms": (), "export.cascade": False}
 NUM_CHECKED = 64  # images on which the exported student is compared with the trained one
 
 
@@ -121,6 +124,7 @@ def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True)
         )
     stages, borrowed, notes = planned(config, split)
     if mesh.is_first():
+        plan.check_max_seeds(config, stages, workdir.begun_stages(into))
         added = (plan.seeds_stage(s, seeds) for s in stages for seeds in configuration.further_seeds(config))
         workdir.check_stages(into, [*(stage.name for stage in stages), *added])
         if describes:
@@ -197,7 +201,8 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
 def pilot(config: ConfigDict, num_seeds: int, into: Path | None = None) -> dict[str, Any]:
     """The report of a run of so many seeds; where the folder `into` holds a run, of that with its own seeds.
 
-    Without a folder nothing of it is kept. Raises UserError as `run` does, and where nothing is compared.
+    Without a folder nothing of it is kept, and what no comparison rests on is left out. Raises UserError and
+    Interrupted as `run` does, UserError also where nothing is compared.
     """
     if not config.students.modes:
         raise UserError("config.students.modes: is empty; name at least one to compare, such as 'output_avg'")
@@ -209,8 +214,15 @@ def pilot(config: ConfigDict, num_seeds: int, into: Path | None = None) -> dict[
     if into is not None:
         run(config, into)
         return document.build(workdir.read_predictions(into))
-    with tempfile.TemporaryDirectory() as folder:
-        return run(config, folder)
+    for field, none in NOT_PILOTED.items():
+        settings.put(config, field, none)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return run(config, folder)
+    except (interrupts.Interrupted, KeyboardInterrupt) as stopped:
+        number = getattr(stopped, "signal", signal.SIGINT)
+        where = "without a --workdir nothing of a pilot is kept"
+        raise interrupts.Interrupted(number, where, kept=False) from None
 
 
 def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:

@@ -107,6 +107,10 @@ def _require(options: argparse.Namespace) -> None:
         if not options.power.isdecimal() or int(options.power) < 2:
             raise UserError(f"--power={options.power} must be a number of seeds, 2 or more")
         options.power = int(options.power)
+        if options.plan:
+            raise UserError("--plan and --power: one trains nothing, the other a pilot; give one of them")
+        if options.processes and options.workdir is None:
+            raise UserError("--power with --processes: --workdir is missing; name a folder that all share")
     for name in ("config",) if options.plan or options.power else ("config", "workdir"):
         if getattr(options, name) is None:
             raise UserError(f"--{name} is missing; usage: {USAGE}")

@@ -7,7 +7,7 @@ Generations, assistant chains and hint-then-distil (schemes.py) are longer lists
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import mesh
 from mtkd_jax.config import (
+    SEEDS_AT_ONCE,
     augmentation,
     canonical,
     check_metrics,
@@ -153,7 +154,21 @@ def _adding(config: ConfigDict, split: Split, stage: Stage, family: Family, seed
 
 def seeds_stage(stage: Stage, seeds: range) -> str:
     """The stage, and so the checkpoint folder, that adds seeds to those of another one."""
-    return f"{stage.name}-seeds-{seeds[0]}"
+    return f"{stage.name}{_SEEDS}{seeds[0]}"
+
+
+_SEEDS = "-seeds-"  # between the name of a stage and the first of the seeds that another one adds to it
+
+
+def check_max_seeds(config: ConfigDict, plan: Plan, begun: Iterable[str]) -> None:
+    """Raise UserError where `students.max_seeds` is less than the seeds of stages that were begun."""
+    names = {stage.name for stage in plan}
+    added = (name.rpartition(_SEEDS) for name in begun)
+    most = max((int(first) + SEEDS_AT_ONCE for name, _, first in added if name in names), default=0)
+    if most > config.students.max_seeds:
+        raise UserError(
+            f"config.students.max_seeds: {most} seeds are trained already, or begun; must be at least {most}"
+        )
 
 
 def _row(stage: Stage, member: Member) -> tuple[str, ...]:

@@ -635,14 +635,14 @@ def _selection(predictions: Predictions) -> str:
 
 
 def _comparisons(report: dict) -> str:
-    if _bears_looking(report):
+    if bears_looking(report):
         return (
-            'Seeds were added until all accuracies compared were decided (students.num_seeds is "auto"); the '
-            f"first {SEEDS_AT_ONCE} chose alpha, temperature and arguments. Comparisons are by mixtures of t "
-            "tests (Wang and Ramdas 2023), whose intervals hold at all numbers of seeds at once where "
-            "differences are normal; p is Holm-corrected within each metric and transfer set. Every other "
-            "interval, of a row, of the ensemble, of students by size, is for a number of seeds that was "
-            "settled beforehand."
+            "Seeds were added until all accuracies compared were decided, or students.max_seeds were trained "
+            f'(students.num_seeds is "auto"); the first {SEEDS_AT_ONCE} chose alpha, temperature and '
+            "arguments. Comparisons are by mixtures of t tests (Wang and Ramdas 2023), whose intervals hold "
+            "at all numbers of seeds at once where differences are normal; p is Holm-corrected within each "
+            "metric and transfer set. Every other interval, of a row, of the ensemble, of students by size, "
+            "is for a number of seeds that was settled beforehand."
         )
     over = ", over all sizes of student" if len(report["student_models"]) > 1 else ""
     return (
@@ -652,7 +652,7 @@ def _comparisons(report: dict) -> str:
     )
 
 
-def _bears_looking(report: dict) -> bool:
+def bears_looking(report: dict) -> bool:
     """Whether seeds were added until it was decided, and the comparisons are tested accordingly."""
     return any("decided_at" in one for one in report["comparisons"])
 
@@ -660,12 +660,12 @@ def _bears_looking(report: dict) -> bool:
 def seeds_needed(planned: Sequence[dict], report: dict) -> list[str]:
     """What a table of `power.plan` comes to, what it rests on, and which comparisons it lacks."""
     known = {_pair(one) for one in planned}
-    lacking = [
-        f"{one['a']} - {one['b']} ({transfers_of(one)})"
-        for one in report["comparisons"]
-        if one["metric"] == "accuracy" and _pair(one) not in known
-    ]
-    without = [f"Not planned for, the pilot's seeds do not differ: {', '.join(lacking)}."] if lacking else []
+    lacking: dict[str, list[str]] = {}
+    for one in report["comparisons"]:
+        if one["metric"] == "accuracy" and _pair(one) not in known:
+            why = "too few pairs of seeds" if one["std"] is None else "the pilot's seeds do not differ"
+            lacking.setdefault(why, []).append(f"{one['a']} - {one['b']} ({transfers_of(one)})")
+    without = [f"Not planned for, {why}: {', '.join(pairs)}." for why, pairs in lacking.items()]
     return without + (_seeds_needed(planned) if planned else ["Nothing can be planned; train more seeds."])
 
 
@@ -706,7 +706,7 @@ def transfers_of(one: dict) -> str:
 
 def _seeds_added(report: dict) -> list[str]:
     """Which comparisons of accuracies were decided, at how many seeds, and which were not."""
-    if not _bears_looking(report):
+    if not bears_looking(report):
         return []
     tested = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
     decided: dict[int | None, list[str]] = {}
@@ -726,7 +726,7 @@ def _verdicts(report: dict) -> list[str]:
     if all(row["verdict"] is None for row in report["rows"]):
         return []
     t_tests = "two one-sided paired t tests, at 5 % each and not corrected"
-    small = "the mixtures, at 5 %" if _bears_looking(report) else t_tests
+    small = "the mixtures, at 5 %" if bears_looking(report) else t_tests
     return [
         "Verdict: accuracy against the baseline on the same images. better, worse: that test's p is below "
         f"0.05. equivalent: {small}, show a true "

@@ -527,9 +527,11 @@ def _draw_shares(axes: Axes, quantities: Mapping, gaps: Mapping, rows: Sequence[
     low, high = -50, 150
     for end, colour in ((0, RED), (100, BLACK)):
         axes.axvline(end, color=colour, linewidth=1.2)
+    drawn = [name for name in gaps if gaps[name]["defined"]]
+    firsts = [next((name for name in drawn if name in row["shares"]), None) for row in rows]
     for at, name in enumerate(gaps):
         if not gaps[name]["defined"]:
-            said = "not defined: no gap beyond noise"
+            said = "not defined: no gap beyond noise, or one seed"
             look = dict(fontsize=7, color="#777777", backgroundcolor="white")
             axes.text(50, at, said, ha="center", va="center", **look)
             continue
@@ -539,7 +541,7 @@ def _draw_shares(axes: Axes, quantities: Mapping, gaps: Mapping, rows: Sequence[
                 continue
             place = at + 0.7 * ((number + 0.5) / len(rows) - 0.5)
             look = dict(color=CYCLE[number % len(CYCLE)])
-            label = row["name"] if name == next(iter(gaps)) else None
+            label = row["name"] if name == firsts[number] else None
             axes.plot(np.clip(100 * one["share"], low, high), place, "o", markersize=4, label=label, **look)
             if one["ci95"] is not None:
                 ends = np.clip(100 * np.array(one["ci95"]), low, high)

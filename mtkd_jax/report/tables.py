@@ -49,7 +49,7 @@ BY_SIZE_CAPTION = (
 BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean recall of the classes, %."
 COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
-    "equivalent: two one-sided tests at 5 % show a difference of accuracy closer than {margin:g} points."
+    "equivalent: {tests} at 5 % show a difference of accuracy closer than {margin:g} points."
 )
 NEGATIVE_TRANSFER_CAPTION = (
     "repeats: of the {num_wrong} test images that all teachers fused by mean_probs get wrong, the share of "
@@ -67,8 +67,9 @@ KEPT_TITLE = "What is kept of the ensemble"
 KEPT_CAPTION = (
     "baseline, ensemble (mean_probs): what they have. Students: the share of (ensemble - baseline) that they "
     "keep [95 % interval over seeds and test images, paired]. not defined: the ensemble is not better than "
-    "the baseline by more than noise. scaled: by a temperature fitted on validation, one a network. AURC: "
-    "area under the risk-coverage curve, the mean error of the surest images over all shares of them."
+    "the baseline by more than noise, or there is one seed. scaled: by a temperature fitted on validation, "
+    "one a network. AURC: area under the risk-coverage curve, the mean error of the surest images over all "
+    "shares of them."
 )
 MANY_CORRUPTIONS = 5  # are counted and not named
 CASCADE_CAPTION = (
@@ -126,7 +127,8 @@ def by_size_caption(report: dict) -> str:
 
 def comparison_caption(report: dict) -> str:
     """What has to be known to read the table of comparisons."""
-    return COMPARISON_CAPTION.format(margin=100 * report["margin"])
+    tests = "mixtures of t tests" if findings.bears_looking(report) else "two one-sided tests"
+    return COMPARISON_CAPTION.format(tests=tests, margin=100 * report["margin"])
 
 
 def main_sections(report: dict) -> list[tuple[str, Cells]]:

@@ -750,11 +750,11 @@ def negative_transfer(predictions: Predictions) -> list[dict]:
     """How often a network says what the ensemble wrongly says, of test images that the ensemble gets wrong.
 
     [{"name", "role", "transfer", "architecture", "n", "num_wrong", "repeats", "baseline", "mean_difference",
-    "ci95", "p_value", "p_holm"}], one for each row that is compared with a baseline. "repeats" is
-    `metrics.share_repeated` over seeds, "baseline" its mean there: a network that nobody taught makes some of
-    the same mistakes, and what is above that was handed down. Paired t over the seeds that both have, Holm's
-    correction within a transfer set; the ensemble is that of mean_probs, and the images are held fixed. ()
-    where the ensemble is never wrong.
+    "ci95", "p_value", "p_holm"}], one for each row that shares seeds with its baseline, all of it over these.
+    "repeats" is `metrics.share_repeated`, "baseline" its mean there: a network that nobody taught makes some
+    of the same mistakes, and what is above that was handed down. Paired t, Holm's correction within a
+    transfer set; the ensemble is that of mean_probs, and the images are held fixed. []
+    where it is never wrong.
     """
     labels, said = predictions.test_labels, fused(predictions, "mean_probs")["test"].argmax(axis=-1)
     num_wrong = int((said != labels).sum())
@@ -765,20 +765,20 @@ def negative_transfer(predictions: Predictions) -> list[dict]:
         baseline = baseline_of(predictions, group) if group.transfer else None
         if baseline is None or group is baseline or group.role == "assistant":
             continue
+        shared = [member for member in group.members if member in baseline.members]
+        if not shared:
+            continue
         repeats, of_baseline = (
-            dict(zip(one.members, (metrics.share_repeated(logits, said, labels) for logits in one.test)))
+            [metrics.share_repeated(one.test[one.members.index(seed)], said, labels) for seed in shared]
             for one in (group, baseline)
         )
-        shared = [member for member in repeats if member in of_baseline]
         found.append(
             {
                 **{name: getattr(group, name) for name in ("name", "role", "transfer", "architecture")},
                 "num_wrong": num_wrong,
-                "repeats": _over_members(
-                    "accuracy", [{"accuracy": one} for one in repeats.values()], "seeds"
-                ),
-                "baseline": float(np.mean(list(of_baseline.values()))),
-                **intervals.paired_t(*([one[member] for member in shared] for one in (repeats, of_baseline))),
+                "repeats": _over_members("accuracy", [{"accuracy": one} for one in repeats], "seeds"),
+                "baseline": float(np.mean(of_baseline)),
+                **intervals.paired_t(repeats, of_baseline),
             }
         )
     for transfer in transfers(predictions):

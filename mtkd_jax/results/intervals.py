@@ -40,7 +40,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, num_resamples: int = 1
     values: [N], one number an example, or [S,N], one row a seed: then seeds and examples are resampled
     independently of each other, and the interval holds both kinds of chance.
     """
-    return _percentiles(_resampled_means(values, seed, num_resamples))
+    return percentiles(_resampled_means(values, seed, num_resamples))
 
 
 def bootstrap_tests(values: np.ndarray, margin: float, seed: int = 0, num_resamples: int = 1000) -> dict:
@@ -63,7 +63,7 @@ def bootstrap_tests(values: np.ndarray, margin: float, seed: int = 0, num_resamp
 
     return {
         "mean_difference": float(np.mean(values)),
-        "ci95": _percentiles(means),
+        "ci95": percentiles(means),
         "p_value": min(1.0, 2 * min(share(means <= 0), share(means >= 0))),
         "p_equivalence": max(share(means <= -margin), share(means >= margin)),
     }
@@ -80,8 +80,9 @@ def _resampled_means(values: np.ndarray, seed: int, num_resamples: int) -> np.nd
     return means
 
 
-def _percentiles(means: np.ndarray) -> Interval:
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def percentiles(resampled: np.ndarray) -> Interval:
+    """The interval that holds the middle 95 % of resampled numbers [R]."""
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -95,8 +96,7 @@ def bootstrap_shares(found: np.ndarray, of: np.ndarray, seed: int = 0, num_resam
     """
     found, of = np.asarray(found), np.asarray(of)
     shares = np.random.default_rng(seed).binomial(of, found / of, size=(num_resamples, len(of))) / of
-    low, high = np.quantile(shares.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return percentiles(shares.mean(axis=1))
 
 
 def bootstrap_statistics(
@@ -116,8 +116,7 @@ def bootstrap_statistics(
     for _ in range(num_resamples):
         drawn = np.concatenate([own[rng.integers(len(own), size=len(own))] for own in rows])
         found.append(statistics(np.bincount(drawn, minlength=len(strata))))
-    bounds = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return [(float(low), float(high)) for low, high in bounds.T]
+    return [percentiles(resampled) for resampled in np.transpose(found)]
 
 
 def paired_t(a: Values, b: Values) -> dict:

@@ -5,10 +5,11 @@ Of every quantity q, with the teachers fused by mean_probs:
 $$\mathrm{share} = \frac{q(\text{student}) - q(\text{baseline})}{q(\text{ensemble}) - q(\text{baseline})}$$
 
 0 is no better than the network that was trained without teachers, 1 as good as the ensemble. Where the
-ensemble is not better than the baseline by more than noise there is nothing to be kept, and the share is not
-defined. The interval resamples seeds, the same ones of student and baseline, and images, the same ones of
-all three (1 000 times; percentiles). Each quantity comes as terms, one an image, whose mean it is (see
-`metrics`), so that all are resampled alike. Temperatures are fitted on validation, one a network, and held.
+ensemble is not better than the baseline by more than noise there is nothing to be kept, and of one seed
+nobody knows: the share is not defined. The interval resamples seeds, the same ones of student and baseline,
+and images, the same ones of all three (1 000 times; percentiles). Each quantity comes as terms, one an image,
+whose mean it is (see `metrics`), so that all are resampled alike. Temperatures are fitted on validation, one
+a network, and held.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def _section(
             continue
         sign = 1 if QUANTITIES[name].higher_is_better else -1
         resampled = sign * (ensemble.resamples[name][:, 0] - base.over_seeds(name, range(base.num), draws))
-        low, high = np.quantile(resampled, [(1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2])
+        low, high = intervals.percentiles(resampled)
         of_baseline, of_ensemble = base.values[name].mean(), ensemble.values[name][0]
         gaps[name] = {
             "baseline": of_baseline,
@@ -168,9 +169,9 @@ def _row(
             of_bases = base.over_seeds(name, theirs, draws)
             gained = own.over_seeds(name, mine, draws) - of_bases
             to_gain = ensemble.resamples[name][:, 0] - of_bases
-            kept = gained / np.where(to_gain == 0, np.nan, to_gain)
-            quantiles = [(1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2]
-            found["ci95"] = np.nanquantile(kept, quantiles).tolist() if len(shared) > 1 else None
+            some = to_gain != 0
+            if len(shared) > 1:
+                found["ci95"] = intervals.percentiles(gained[some] / to_gain[some])
         shares[name] = found
     return {
         "name": group.name,

@@ -90,13 +90,19 @@ def check_stages(workdir: Path, names: Iterable[str]) -> None:
     have taught.
     """
     known = set(names)
-    for folder in sorted(workdir.glob("checkpoints/*")):
-        if folder.is_dir() and folder.name not in known and not folder.name.startswith("."):
+    for name in begun_stages(workdir):
+        if name not in known:
             raise UserError(
-                f"{folder}: no stage of this run is called {folder.name!r} (it was begun by mtkd_jax "
-                f"{read_version(workdir) or 'of an earlier version'}, this is {VERSION}); choose another "
-                "--workdir"
+                f"{workdir / 'checkpoints' / name}: no stage of this run is called {name!r} (it was begun by "
+                f"mtkd_jax {read_version(workdir) or 'of an earlier version'}, this is {VERSION}); choose "
+                "another --workdir"
             )
+
+
+def begun_stages(workdir: Path) -> list[str]:
+    """The names of the stages of which `workdir` has checkpoints."""
+    folders = sorted(workdir.glob("checkpoints/*"))
+    return [one.name for one in folders if one.is_dir() and not one.name.startswith(".")]
 
 
 def describe(workdir: Path, config: ConfigDict, split: Split) -> None:

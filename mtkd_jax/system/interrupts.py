@@ -24,15 +24,19 @@ _before: Callable[[int, FrameType | None], Any] | int | None = signal.default_in
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has; its text says up to where it is saved."""
+    """The run was asked to stop and has; its text says up to where it is saved, or that nothing is `kept`."""
 
-    def __init__(self, signal: int, where: str, then: str = "; run the cell again to go on from there"):
+    def __init__(self, signal: int, where: str, kept: bool = True):
         super().__init__(where)
-        self.signal, self._then = signal, then
+        self.signal, self._kept = signal, kept
+
+    def then(self, again: str) -> str:
+        """Its text and, where there is something to go on from, what goes on from there."""
+        return f"{self}; {again} from there" if self._kept else str(self)
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in the place of a traceback."""
-        return [f"mtkd_jax: stopped; {self}{self._then}"]
+        return [f"mtkd_jax: stopped; {self.then('run the cell again to go on')}"]
 
 
 def stop_requested() -> int:

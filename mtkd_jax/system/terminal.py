@@ -75,7 +75,7 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
         return NOBODY_READS
     except interrupts.Interrupted as stopped:
         by = signal.Signals(stopped.signal).name
-        tell(f"{name}: stopped by {by}; {stopped}; the same command goes on from there")
+        tell(f"{name}: stopped by {by}; {stopped.then('the same command goes on')}")
         return 128 + stopped.signal
     except KeyboardInterrupt:
         tell(f"{name}: interrupted; the same command goes on from what is saved")

@@ -69,6 +69,9 @@ def test_a_run_ends_where_all_is_decided_and_goes_on_where_it_was(trained, folde
     assert not [one for one in compiled if "training" in one]
     raised = small.config(**{**AUTO, "students.max_seeds": 15})
     experiment.train(raised, folder, quiet=True)  # the budget is no part of what a run is
+    lowered = small.config(**{**AUTO, "students.max_seeds": 5})
+    with pytest.raises(UserError, match="max_seeds: 10 seeds are trained already, .* at least 10"):
+        experiment.train(lowered, folder, quiet=True)
 
 
 def test_the_first_seeds_choose_alone():
@@ -84,9 +87,10 @@ def test_what_auto_cannot_do_is_said():
         small.config(**{"students.num_seeds": "auto", "plan": "born_again"})
     with pytest.raises(UserError, match='"auto"'):
         small.config(**{"students.num_seeds": "many"})
-    assert configuration.further_seeds(small.config(**{**AUTO, "students.max_seeds": 12})) == (
-        range(5, 10),
-        range(10, 12),
-    )
-    few = small.config(**{**AUTO, "students.max_seeds": 3})
-    assert configuration.first_seeds(few) == range(3) and configuration.further_seeds(few) == ()
+    for odd in (0, 3, 12):  # 10 and 11 would be a block of which a larger budget makes another one
+        with pytest.raises(UserError, match=f"max_seeds: {odd} is not possible; .* a multiple of 5"):
+            small.config(**{**AUTO, "students.max_seeds": odd})
+    more = small.config(**{**AUTO, "students.max_seeds": 15})
+    assert configuration.further_seeds(more) == (range(5, 10), range(10, 15))
+    few = small.config(**{**AUTO, "students.max_seeds": 5})
+    assert configuration.first_seeds(few) == range(5) and configuration.further_seeds(few) == ()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment, main
-from mtkd_jax.report import findings
+from mtkd_jax.report import findings, tables
 from mtkd_jax.results import analysis, power, sequential
+from mtkd_jax.system import interrupts, terminal
 from mtkd_jax.types import UserError
 from tests import small
 from tests.references.predictions import make
@@ -44,12 +45,15 @@ def test_comparisons_of_such_a_run_bear_being_looked_at_again(predictions):
 
 
 def test_its_report_says_what_was_decided_and_what_was_not(predictions):
-    said = " ".join(findings.summarise(analysis.numbers(predictions)))
+    report = analysis.numbers(predictions)
+    said = " ".join(findings.summarise(report))
     assert "Seeds were added until all was decided or no more were allowed, 12 in all." in said
     assert "vote - baseline (labelled)" in said.partition("Decided with 5: ")[2].partition(".")[0]
     left = [f"{one['a']} - {one['b']}" for one in analysis.undecided(predictions)]
     assert ("Not decided: " in said) == bool(left)
     assert all(pair in said.partition("Not decided")[2] for pair in left)
+    assert "decided, or students.max_seeds were trained" in findings._comparisons(report)
+    assert "equivalent: mixtures of t tests at 5 %" in tables.comparison_caption(report)
 
 
 def test_a_pilot_of_two_is_planned_for_by_all_its_comparisons_together():
@@ -75,7 +79,11 @@ def test_what_cannot_differ_needs_no_seeds_and_what_did_not_yet_does():
     assert [one["planned_std"] for one in planned] == pytest.approx([bound, bound])
     (first, *_) = findings.seeds_needed(planned, report)
     assert first.endswith(f"do not differ: {same['a']} - {same['b']} (labelled).")
+    same["std"] = None
+    (few, *_) = findings.seeds_needed(planned, report)
+    assert few == f"Not planned for, too few pairs of seeds: {same['a']} - {same['b']} (labelled)."
     assert "Nothing can be planned" in findings.seeds_needed([], report)[-1]
+    assert "equivalent: two one-sided tests at 5 %" in tables.comparison_caption(report)
 
 
 def test_the_command_prints_the_plan(monkeypatch, capsys):
@@ -97,6 +105,36 @@ def test_a_pilot_has_so_many_seeds_and_no_modes_no_pilot(monkeypatch):
         experiment.pilot(small.config(**{"students.modes": ()}), 2)
 
 
-def test_a_number_of_seeds_is_a_number(capsys):
-    assert main.main(["main", "--config=digits", "--power=1"]) == 2
-    assert "--power=1 must be a number of seeds, 2 or more" in capsys.readouterr().err
+def test_a_pilot_that_is_not_kept_does_what_comparisons_rest_on_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiment, "run", lambda config, folder: asked.append(config))
+    further = {"report.corruptions": ("fog",), "report.ood": "digits()", "export.cascade": True}
+    experiment.pilot(small.config(**further, **{"export.forms": ("onnx",)}), 2)
+    (config,) = asked
+    report, export = config.report, config.export
+    assert not (report.corruptions or report.ood or export.forms or export.cascade)
+
+
+@pytest.mark.parametrize("stopped", [interrupts.Interrupted(15, "all is saved"), KeyboardInterrupt()])
+def test_stopped_without_a_folder_nothing_is_kept_and_nothing_else_is_promised(stopped, monkeypatch, capsys):
+    def run(config, folder):
+        raise stopped
+
+    monkeypatch.setattr(experiment, "run", run)
+    number = getattr(stopped, "signal", 2)
+    assert terminal.answer(lambda: experiment.pilot(small.config(), 2), "x") == 128 + number
+    said = capsys.readouterr().err
+    assert said.endswith("; without a --workdir nothing of a pilot is kept\n") and "goes on" not in said
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--power=1"], "--power=1 must be a number of seeds, 2 or more"),
+        (["--power", "--plan"], "--plan and --power: "),
+        (["--power", "--processes=0/2@localhost:9999"], "--workdir is missing; name a folder that all share"),
+    ],
+)
+def test_what_power_cannot_do_is_said(options, said, capsys):
+    assert main.main(["main", "--config=digits", *options]) == 2
+    assert said in capsys.readouterr().err

@@ -175,10 +175,19 @@ def test_the_report_shows_it_and_says_what_the_teachers_cannot(made, tmp_path):
     assert plots.kept(report["kept"]) is not None
     text = document._kept_markdown(report)
     assert "fog, snow, at strengths 1, 3, 5" in text and "letters" in text
+    assert "by more than noise, or there is one seed" in text
     silent = dataclasses.replace(made.groups[0], outliers=None, shifted=None)
     unasked = dataclasses.replace(made, groups=(silent, *made.groups[1:]), ensemble_shifted=None)
     assert "corrupted images and outliers" in " ".join(findings._never_asked(unasked))
     assert findings._never_asked(made) == []
+
+
+def test_students_are_named_where_accuracy_is_not_defined(made):
+    found = kept.numbers(dataclasses.replace(made, ensemble_shifted=None, ensemble_by_shift=None))
+    (section,) = found["sections"]
+    section["gaps"]["accuracy"]["defined"] = False
+    (legend,) = plots.kept(found).legends
+    assert [one.get_text() for one in legend.get_texts()] == [row["name"] for row in section["rows"]]
 
 
 def test_a_run_without_a_baseline_has_no_shares():

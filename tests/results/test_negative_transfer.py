@@ -60,6 +60,23 @@ def test_who_says_all_that_the_ensemble_says_repeats_all_its_mistakes(made):
     assert one["repeats"]["mean"] == 1.0 and one["mean_difference"] > 0
 
 
+def test_the_difference_is_that_of_the_two_shares_where_seeds_are_lacking(made):
+    """The baseline lacks the first seed, a student the last one, and another student has none of them."""
+    kept = {"baseline": slice(1, 4), "mimic_all": slice(0, 3), "output_avg": slice(0, 1)}
+    groups = tuple(
+        dataclasses.replace(group, members=group.members[own], test=group.test[own])
+        if (own := kept.get(group.name)) is not None
+        else group
+        for group in made.groups
+    )
+    found = analysis.negative_transfer(dataclasses.replace(made, groups=groups))
+    num_shared = {one["name"]: one["n"] for one in found}
+    assert num_shared["mimic_all"] == 2 and "output_avg" not in num_shared
+    for one in found:
+        assert len(one["repeats"]["values"]) == one["n"]
+        assert one["mean_difference"] == pytest.approx(one["repeats"]["mean"] - one["baseline"])
+
+
 def test_the_report_tells_it_and_of_an_ensemble_without_mistakes_there_is_nothing_to_tell(made):
     report = document.build(made)
     header, cells = tables.negative_transfer(report)

@@ -49,6 +49,7 @@ CONFIG = "from tests import small\n\n\ndef get_config():\n    return small.confi
             143,
             "x: stopped by SIGTERM; all is saved; the same command goes on from there\n",
         ),
+        (interrupts.Interrupted(2, "nothing is kept", False), 130, "x: stopped by SIGINT; nothing is kept\n"),
     ],
     ids=lambda value: type(value).__name__,
 )
