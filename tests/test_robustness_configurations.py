@@ -50,7 +50,7 @@ def mutated(seed: int) -> ConfigDict:
         if kind < 0.05:
             del group[name]
         elif kind < 0.1:
-            group[drawn.choice((name + "s", name[:-1], "\u00e9", ""))] = drawn.choice(VALUES)
+            _set(group, drawn.choice((name + "s", name[:-1], "\u00e9", "")), drawn.choice(VALUES))
         else:
             _set(group, name, _other(group[name], drawn))
     return config
