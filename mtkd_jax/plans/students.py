@@ -62,8 +62,12 @@ class Member(NamedTuple):
 
     @property
     def is_student(self) -> bool:
-        """Whether it is evaluated and exported, and not there to learn with."""
-        return self.peer == (self.recipe.leader if self.recipe else 0)
+        """Whether it is evaluated and exported, and not there to learn with.
+
+        Branches are one member, whose leader's branch is what it deploys.
+        """
+        are_apart = self.recipe and self.recipe.sharing is None
+        return self.peer == (self.recipe.leader if are_apart else 0)
 
 
 Family = tuple[Member, ...]  # what one program can train

@@ -303,6 +303,14 @@ def test_what_cannot_be_is_one_line(address, expected):
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("shared, members", [("", (1,)), ("most", (0,))])
+def test_a_cohort_in_either_form_has_its_leader_as_its_student(shared, members):
+    mode = f"online.okddip(leader=1, shared={shared!r})"
+    config = small.config(**{"students.modes": (mode,), "students.num_seeds": 1, "students.alphas": (1.0,)})
+    family = next(found for found in students.families(config) if found[0].mode == mode)
+    assert tuple(students.members_of(family, mode)) == members
+
+
 def test_a_network_without_stages_shares_nothing():
     with pytest.raises(
         UserError, match="names no stages, so nothing of it can be shared; take whole networks"
