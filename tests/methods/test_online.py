@@ -13,6 +13,7 @@ from mtkd_jax.engine.population import init, take
 from mtkd_jax.methods import cohorts, online, peers, seams
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.layers import ENTERING
+from mtkd_jax.plans import students
 from mtkd_jax.types import Peers, Sharing, Task, TrainState, UserError
 from tests import small
 from tests.contexts import context, loss
