@@ -37,8 +37,8 @@ def check(config: ConfigDict) -> None:
     """
     if config.students.controlled and not config.students.controls:
         raise UserError(
-            f"config.students.controlled: {', '.join(config.students.controlled)} would have no controls, for "
-            "students.controls is (); must be () with it"
+            f"config.students.controlled: {', '.join(config.students.controlled)} would have no controls, "
+            "for students.controls is (); must be () with it"
         )
     for field in ("mixup", "cutmix") if "shuffled_teacher" in config.students.controls else ():
         if config.train[field]:

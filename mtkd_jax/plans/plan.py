@@ -283,7 +283,7 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
     done = dict(done)
     for stage in plan:
         try:
-            done[stage.name] = _trace((stage.outline or stage.make)(done))
+            done[stage.name] = trace((stage.outline or stage.make)(done))
         except UserError as error:
             if str(error).startswith("config."):  # it says itself what to mend
                 raise
@@ -301,8 +301,11 @@ def _modes_behind(stage: Stage, plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(member.mode for member in stage.family), *fitted_for]))
 
 
-def _trace(job: Job) -> Fitted:
-    """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
+def trace(job: Job) -> Fitted:
+    """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest.
+
+    Raises UserError where members would begin with the weights of another network.
+    """
     program = job.program._replace(layout=Layout("map"))
 
     def first_step(variables, keys, stage_data, *arguments):
@@ -310,9 +313,15 @@ def _trace(job: Job) -> Fitted:
         return step.make_step(program)(states, *arguments, stage_data)
 
     variables = _zero_variables(job, job.program.model)
+    if job.start is not None and _shapes(job.start) != _shapes(variables):
+        raise UserError(f"it would begin with weights that are not those of {job.program.model.name}")
     begun = job.hyper, job.order(0)[0], np.int32(0)
     jax.eval_shape(first_step, variables, job.init_keys, job.stage_data, *begun)
     return _zeros(job)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.shape, dict(tree))
 
 
 def _zeros(job: Job) -> Fitted:

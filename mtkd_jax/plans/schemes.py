@@ -414,6 +414,7 @@ def _recipe(name: str, address: str, num_teachers: int) -> Recipe:
     fits = (
         recipe.num_heads(2) == 1
         and recipe.num_peers == 1
+        and recipe.sharing is None
         and recipe.min_teachers <= num_teachers
         and recipe.teach is frozen_teachers
         and not recipe.prepare
