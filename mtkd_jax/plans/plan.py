@@ -199,7 +199,8 @@ def notes(config: ConfigDict) -> tuple[str, ...]:
                 f"{address} names no stages: all of it has one learning rate, train.depth_decay = {decay:g} "
                 "or not."
             )
-        if model.frozen_stages and not model.pretrained and address in drawn:
+        is_drawn = address in drawn and not model.pretrained and not hasattr(model.module, "calibrate")
+        if model.frozen_stages and is_drawn:
             found.append(
                 f"{address}: the stages before {model.trainable} were frozen as they were drawn, knowing "
                 "nothing: it is neither pretrained nor begun with the weights of a file."
@@ -242,7 +243,9 @@ def check(config: ConfigDict, split: Split) -> None:
         ours["flip"] |= ours.pop("alternating_flip")
         jax.eval_shape(lambda *drawn: augment.augment(*drawn, **ours), jax.random.key(0), image)
     except UserError as error:
-        raise UserError(f"config.data.augment.{error}") from None
+        alternates = "alternating_" if config.data.augment.alternating_flip else ""
+        at = alternates if str(error).startswith("flip") else ""
+        raise UserError(f"config.data.augment.{at}{error}") from None
     batch = jax.ShapeDtypeStruct((config.train.batch_size, *image.shape[1:]), image.dtype)
     for address, one in zip(config.data.augment.own, augmentation(config)["own"]):
         try:

@@ -288,8 +288,8 @@ def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Mod
     model = build_model(address, task, "students.models" if first.model else "students.model")
     if first.recipe.decoupled and hasattr(model.module, "calibrate") and not model.trainable:
         raise UserError(
-            f"config.students.modes: {first.mode} draws teachers of its own, which lack what {address} computes "
-            "from the images; must be another mode, or that layer frozen"
+            f"config.students.modes: {first.mode} draws teachers of its own, which lack what {address} "
+            "computes from the images; must be another mode, or that layer frozen"
         )
     if first.recipe.sharing is None:
         return model
@@ -309,8 +309,8 @@ def _check_optimizer(config: ConfigDict, first: Member) -> None:
     name = canonical("optimizer", config.train.optimizer, "train.optimizer").partition("(")[0]
     if name in ("lamb", "muon"):
         raise UserError(
-            f"config.train.optimizer: {name} goes by whole layers, and peers of {first.mode} that share a stem "
-            "have theirs stacked; take another, or shared=''"
+            f"config.train.optimizer: {name} goes by whole layers, and peers of {first.mode} that share a "
+            "stem have theirs stacked; take another, or shared=''"
         )
 
 

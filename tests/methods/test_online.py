@@ -338,6 +338,13 @@ def test_a_network_without_stages_shares_nothing():
 # --- pieces -------------------------------------------------------------------------------------------
 
 
+def test_the_last_map_is_that_of_the_deepest_stage():
+    seen = seen_by(0).student
+    features = {"stage10": jnp.ones((B, 1, 1, 2)), "stage9": jnp.zeros((B, 2, 2, 2))}
+    found = online._last_map(dataclasses.replace(seen, features=features))
+    assert found is features["stage10"]
+
+
 def test_a_loss_of_the_cohort_counts_once_and_is_felt_by_all():
     for place, value in ((0, 5.0), (1, 0.0)):
         seen = seen_by(place)

@@ -8,7 +8,7 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.engine import population, training
-from mtkd_jax.plans import plan
+from mtkd_jax.plans import plan, teachers
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -68,6 +68,16 @@ def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypat
     for stage in stages:
         begun[stage.name] = training.untrained(stage.make(begun))
     assert shapes(rehearsed) == shapes(begun)
+
+
+def test_a_stage_that_would_begin_with_weights_of_another_network_is_refused():
+    config = small.config()
+    job = teachers.job(config, experiment.load_split(config), config.model.name)
+    variables = plan.trace(job).population.variables
+    plan.trace(dataclasses.replace(job, start=variables))
+    others = jax.tree.map(lambda leaf: leaf[:, None], variables)
+    with pytest.raises(UserError, match="begin with weights that are not those of mlp"):
+        plan.trace(dataclasses.replace(job, start=others))
 
 
 def shapes(done):
