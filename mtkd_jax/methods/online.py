@@ -58,7 +58,9 @@ def kdcl(*, num_peers: int = 2, target: str = "minimum", weight: float = 1.0, sh
       $\mathrm{CE}(t)$, a convex problem, by 200 steps of accelerated projected gradient descent;
     - "minimum": $t_c = \min_k (z_{kc} - z_{ky})$, for each class the peer that is surest it is not this one.
 
-    An image whose label is hidden has no target. Raises UserError for one peer and for another target.
+    An image whose label is hidden has no target. Of one that is mixed (`train.mixup`, `train.cutmix`) y is
+    the label that counts most, and the target knows nothing of the other one. Raises UserError for one peer
+    and for another target.
 
     Source: KDCL, Guo et al., CVPR 2020; its fourth target, "general", weighs peers by their errors on
     held-out images and is not here.
