@@ -45,6 +45,8 @@ def test_a_cell_is_trained_by_its_recipe():
     assert (train.schedule, config.students.alphas, config.students.temperatures) == ("steps", (0.1,), (4.0,))
     small = published.build(published.find("crd/cifar-100/vgg13-mobilenetv2/kd"), 1)
     assert small.train.learning_rate == 0.01 and small.teachers.learning_rates == (0.05,)
+    hinted = published.build(published.find("crd/cifar-100/vgg13-mobilenetv2/fitnet"), 1)
+    assert hinted.students.modes == ("features.hints(student='stage2', teacher='stage3')",)
     alone = published.build(published.find("crd/cifar-100/resnet20/student-alone"), 4)
     assert alone.teachers.num_members == 4 and alone.students.modes == ()
     assert published.build(published.find(CELL), 1, "my/cifar100.npz").data.source == "npz"
@@ -56,6 +58,7 @@ def test_a_cell_is_trained_by_its_recipe():
         ("crd/cifar-100/resnet56-resnet20/kb", "did you mean 'crd/cifar-100/resnet56-resnet20/kd'"),
         ("crd/cifar-100/resnet50-vgg8/kd", "no network ResNet50"),
         ("crd/cifar-100/resnet56-resnet20/crd", "no method CRD"),
+        ("crd/cifar-100/vgg13-mobilenetv2/at", "AT begins with stage 2 of vgg13 there"),
         ("pcl/cifar-100/resnet-32/pcl", "is not known whole"),
         ("mimicry/cifar-10/k5-p1.0/mimic-all", "no network ResNet50V2"),
         ("torchdistill/imagenet/resnet-34-resnet-18/kd", "no source for ImageNet"),

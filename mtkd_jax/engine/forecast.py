@@ -22,6 +22,7 @@ from mtkd_jax.engine.step import init_state
 from mtkd_jax.engine.training import compiled_chunk, compiled_part, first_progress
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import stages
+from mtkd_jax.models.branched import Branched
 from mtkd_jax.types import Array, Model, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
@@ -123,9 +124,23 @@ def _entering(model: Model, image: Array) -> PyTree:
     return stages.entering(model, model.init(jax.random.key(0), image), image)
 
 
-@lru_cache
 def forward_flops(model: Model, shape: tuple[int, ...]) -> float:
-    """Of one image [1,h,w,c], as the compiler counts the loop-free forward pass; 0 where it does not say."""
+    """Of one image [1,h,w,c], as the compiler counts it; 0 where it does not say.
+
+    Branches are a loop, whose body the compiler counts once: P of them are a network and P - 1 more tails.
+    """
+    if not isinstance(model, Branched):
+        return _loop_free_flops(model, shape)
+    tail = stages.tail_after(model.one, model.after, shape[1:])
+    cut = dataclasses.replace(model.one, trainable=tail.trainable)
+    entering = jax.eval_shape(partial(_entering, cut), jax.ShapeDtypeStruct(shape, np.float32))
+    whole = _loop_free_flops(model.one, shape)
+    is_map = isinstance(entering, jax.ShapeDtypeStruct)  # else its tail cannot be told apart
+    return whole + (model.num_branches - 1) * (_loop_free_flops(tail, entering.shape) if is_map else whole)
+
+
+@lru_cache
+def _loop_free_flops(model: Model, shape: tuple[int, ...]) -> float:
     image = jax.ShapeDtypeStruct(shape, np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     forward = jax.jit(lambda variables, image: model.apply(variables, image)[0].logits)

@@ -251,7 +251,8 @@ def _check_averages(config: ConfigDict, recipe: Recipe) -> None:
     if optimizer.averages and changes:
         raise UserError(
             f"config.train.optimizer: {config.train.optimizer} averages weights that it alone may change, "
-            f"{recipe.name} changes or freezes some; use another, with train.ema_decay for an average"
+            f"and {recipe.name} does something of its own after every update or freezes some; use another, "
+            "with train.ema_decay for an average"
         )
 
 

@@ -160,10 +160,15 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
 
 
 def _drawn_anew(program: Program, keys: Array, stage_data: StageData) -> PyTree:
-    """Variables [M,...] of networks that nobody has begun with."""
+    """Variables [M,...] of networks that nobody has begun with, of the stages that are trained."""
     shape = stage_data.examples.image.shape[1:]
     image = jnp.zeros((1, *shape), jnp.float32)
-    return jax.lax.map(lambda key: program.model.init(jax.random.fold_in(key, ANEW), image), keys)
+
+    def draw(key: Array) -> PyTree:
+        drawn = program.model.init(jax.random.fold_in(key, ANEW), image)
+        return stages.split(program.model, drawn)[0]
+
+    return jax.lax.map(draw, keys)
 
 
 def make_step(program: Program) -> Callable:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from mtkd_jax.methods.averages import deploy_average, start_average, update_average
 from mtkd_jax.methods.cohorts import ViewForEach, cohort, of_cohort, once, others, with_own
+from mtkd_jax.methods.maps import stage_names, taps_of_student
 from mtkd_jax.methods.seams import PLAIN, SUPERVISED, check_ramp, hard_loss, ramped_up, soft_loss, targets_of
 from mtkd_jax.methods.weights import project_on_capped_simplex
 from mtkd_jax.models.layers import ENTERING, conv
@@ -57,7 +58,9 @@ def kdcl(*, num_peers: int = 2, target: str = "minimum", weight: float = 1.0, sh
       $\mathrm{CE}(t)$, a convex problem, by 200 steps of accelerated projected gradient descent;
     - "minimum": $t_c = \min_k (z_{kc} - z_{ky})$, for each class the peer that is surest it is not this one.
 
-    An image whose label is hidden has no target. Raises UserError for one peer and for another target.
+    An image whose label is hidden has no target. Of one that is mixed (`train.mixup`, `train.cutmix`) y is
+    the label that counts most, and the target knows nothing of the other one. Raises UserError for one peer
+    and for another target.
 
     Source: KDCL, Guo et al., CVPR 2020; its fourth target, "general", weighs peers by their errors on
     held-out images and is not here.
@@ -562,10 +565,10 @@ def _follow(state: TrainState, context: Context) -> TrainState:
 
 
 def _last_map(outputs: Outputs) -> Array:
-    names = [name for name in outputs.features if name.startswith("stage")]
+    names = stage_names(taps_of_student(outputs))
     if not names:
         raise UserError("online.ffl fuses maps of the last stage, and the student names no stages")
-    return outputs.features[max(names)]
+    return outputs.features[names[-1]]
 
 
 def _tell_map(context: Context, networks: Networks) -> Mapping[str, Array]:

@@ -31,15 +31,31 @@ SHUFFLED = Given("shuffled teachers", None)
 def check(config: ConfigDict) -> None:
     """Raise UserError for modes whose controls cannot be: nobody frozen teaches, or more than logits is read.
 
-    Teachers of another's images are known by their logits alone. A network that is fitted on the teachers
-    first would be fitted on untrained ones, too, and so teach something.
+    Teachers of another's images are known by their logits alone, of images as they are: neither mixed nor
+    made. A network that is fitted on the teachers first would be fitted on untrained ones, too, and so teach
+    something.
     """
+    if config.students.controlled and not config.students.controls:
+        raise UserError(
+            f"config.students.controlled: {', '.join(config.students.controlled)} would have no controls, "
+            "for students.controls is (); must be () with it"
+        )
+    for field in ("mixup", "cutmix") if "shuffled_teacher" in config.students.controls else ():
+        if config.train[field]:
+            raise UserError(
+                f"config.train.{field}: {config.train[field]:g}, but shuffled_teacher of students.controls "
+                "says nothing of mixed images; it must be 0 with it"
+            )
     for address in controlled(config):
         for recipe, _ in build_recipes(config, address):
             if recipe.teach is not frozen_teachers:
+                why = (
+                    "asks its teachers in a way of its own"
+                    if recipe.min_teachers
+                    else "has no frozen teachers"
+                )
                 raise UserError(
-                    f"config.students.controls: {address} has no frozen teachers; name those that have in "
-                    "students.controlled"
+                    f"config.students.controls: {address} {why}; name other modes in students.controlled"
                 )
             if "random_teacher" in config.students.controls and recipe.prepare:
                 raise UserError(

@@ -214,7 +214,8 @@ def notes(config: ConfigDict) -> tuple[str, ...]:
                 f"{address} names no stages: all of it has one learning rate, train.depth_decay = {decay:g} "
                 "or not."
             )
-        if model.frozen_stages and not model.pretrained and address in drawn:
+        is_drawn = address in drawn and not model.pretrained and not hasattr(model.module, "calibrate")
+        if model.frozen_stages and is_drawn:
             found.append(
                 f"{address}: the stages before {model.trainable} were frozen as they were drawn, knowing "
                 "nothing: it is neither pretrained nor begun with the weights of a file."
@@ -257,7 +258,9 @@ def check(config: ConfigDict, split: Split) -> None:
         ours["flip"] |= ours.pop("alternating_flip")
         jax.eval_shape(lambda *drawn: augment.augment(*drawn, **ours), jax.random.key(0), image)
     except UserError as error:
-        raise UserError(f"config.data.augment.{error}") from None
+        alternates = "alternating_" if config.data.augment.alternating_flip else ""
+        at = alternates if str(error).startswith("flip") else ""
+        raise UserError(f"config.data.augment.{at}{error}") from None
     batch = jax.ShapeDtypeStruct((config.train.batch_size, *image.shape[1:]), image.dtype)
     for address, one in zip(config.data.augment.own, augmentation(config)["own"]):
         try:
@@ -298,7 +301,7 @@ def rehearse(plan: Plan, config: ConfigDict, done: Done) -> Done:
     done = dict(done)
     for stage in plan:
         try:
-            done[stage.name] = _trace((stage.outline or stage.make)(done))
+            done[stage.name] = trace((stage.outline or stage.make)(done))
         except UserError as error:
             if str(error).startswith("config."):  # it says itself what to mend
                 raise
@@ -316,8 +319,11 @@ def _modes_behind(stage: Stage, plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(member.mode for member in stage.family), *fitted_for]))
 
 
-def _trace(job: Job) -> Fitted:
-    """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest."""
+def trace(job: Job) -> Fitted:
+    """The members of a job as zeros; its first step is traced, in whatever layout is traced soonest.
+
+    Raises UserError where members would begin with the weights of another network.
+    """
     program = job.program._replace(layout=Layout("map"))
 
     def first_step(variables, keys, stage_data, *arguments):
@@ -325,9 +331,15 @@ def _trace(job: Job) -> Fitted:
         return step.make_step(program)(states, *arguments, stage_data)
 
     variables = _zero_variables(job, job.program.model)
+    if job.start is not None and _shapes(job.start) != _shapes(variables):
+        raise UserError(f"it would begin with weights that are not those of {job.program.model.name}")
     begun = job.hyper, job.order(0)[0], np.int32(0)
     jax.eval_shape(first_step, variables, job.init_keys, job.stage_data, *begun)
     return _zeros(job)
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.shape, dict(tree))
 
 
 def _zeros(job: Job) -> Fitted:

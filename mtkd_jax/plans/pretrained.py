@@ -34,7 +34,7 @@ TYPES = {  # of safetensors; float8 is left out, because it means nothing withou
 }
 
 
-MOST_LOOKED_AT = 5000  # training images that a network is calibrated by
+MOST_CALIBRATED_BY = 5000  # training images that a network is calibrated by
 
 
 def initialise(job: Job, split: Split, files: Sequence[str], field: str, *, heads: bool) -> Job:
@@ -81,7 +81,7 @@ def calibrate(job: Job, split: Split) -> Job:
 
 @lru_cache(maxsize=4)
 def _calibration(model: Model, split: Split) -> Mapping[str, np.ndarray]:
-    rows = split.train[:: -(-len(split.train) // MOST_LOOKED_AT)]
+    rows = split.train[:: -(-len(split.train) // MOST_CALIBRATED_BY)]
     return model.module.calibrate(loading.scale(split.dataset.train_images[rows]))
 
 

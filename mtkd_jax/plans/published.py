@@ -44,6 +44,7 @@ class Network(NamedTuple):
     address: str
     params: int  # for 100 classes of colour images, as published
     slow: bool = False  # trained at a fifth of the learning rate, by RepDistiller's recipe
+    skipped: int = 0  # first stages that methods of features leave out there
 
 
 class Method(NamedTuple):
@@ -65,22 +66,33 @@ NETWORKS = {  # as a table writes them, in lower case and without signs
     "wrn162": Network("wide_resnet(depth=16, width=2)", 703_284),
     "wrn401": Network("wide_resnet(depth=40, width=1)", 569_780),
     "wrn402": Network("wide_resnet(depth=40, width=2)", 2_255_156),
-    "vgg8": Network("vgg(depth=8)", 3_965_028),
-    "vgg13": Network("vgg(depth=13)", 9_462_180),
+    "vgg8": Network("vgg(depth=8)", 3_965_028, skipped=1),
+    "vgg13": Network("vgg(depth=13)", 9_462_180, skipped=1),
     "mobilenetv2": Network("mobilenet_v2(width=0.5)", 812_836, slow=True),
     "shufflenetv2": Network("shufflenet_v2(width=1.0)", 1_355_528, slow=True),
 }
+BY_STAGE = ("AT", "NST", "VID")  # stages are paired by position there, and by name here
 _ONE_STAGE = "one stage; the regressor is a 1x1 convolution without BatchNorm"
 _DKD = "logits.dkd(target_weight=99.0, nontarget_weight={:g}, warmup={:g})"
 METHODS = {  # (recipe, method) -> in our words; alpha is the weight of the hard labels
     ("R1", "KD"): Method("output_avg", 0.1),
-    ("R1", "FitNet"): Method("features.hints(student='stage2', teacher='stage2')", 1.0, note=_ONE_STAGE),
+    ("R1", "FitNet"): Method(
+        "features.hints(student='stage{student}', teacher='stage{teacher}')", 1.0, note=_ONE_STAGE
+    ),
     ("R1", "AT"): Method("features.attention_transfer(weight=1000.0)", 1.0),
     ("R1", "PKT"): Method("features.pkt(weight=468.75)", 1.0),
-    ("R1", "SP"): Method("relations.sp(weight=3000.0)", 1.0),
+    ("R1", "SP"): Method(
+        "relations.sp(weight=3000.0)",
+        1.0,
+        note="similarities are those of the embeddings, not of the last map",
+    ),
     ("R1", "RKD"): Method("relations.rkd(weight=50.0, distances=0.5)", 1.0),
     ("R1", "NST"): Method("features.nst(weight=50.0)", 1.0),
-    ("R1", "VID"): Method("features.vid(weight=1.0)", 1.0),
+    ("R1", "VID"): Method(
+        "features.vid(weight=1.0)",
+        1.0,
+        note="each regressor is one 1x1 convolution, not three with ReLU between",
+    ),
 }
 # hard + soft is written 0.99 (hard + soft / 99 * 99): alpha = 0.99, and both weights 99 times as large.
 DKD = {  # pair -> weight of the other classes (Zhao et al. 2022)
@@ -121,7 +133,12 @@ def method(cell: Cell) -> Method | None:
     """A cell's method in our words; None where we lack it, or do not know its numbers."""
     if cell.method == "DKD" and cell.recipe == "R1":
         return DKD.get((cell.teacher.lower(), cell.student.lower()))
-    return METHODS.get((cell.recipe, cell.method))
+    found = METHODS.get((cell.recipe, cell.method))
+    student, teacher = network(cell.student), network(cell.teacher)
+    if found is None or student is None or teacher is None:
+        return None
+    hinted = {"student": 2 + student.skipped, "teacher": 2 + teacher.skipped}
+    return found._replace(mode=found.mode.format(**hinted))
 
 
 def lacking(cell: Cell) -> str:
@@ -136,6 +153,9 @@ def lacking(cell: Cell) -> str:
         return f"its recipe ({cell.table}) is not known whole"
     if cell.method not in ALONE and (cell.num_teachers != "1" or method(cell) is None):
         return f"no method {cell.method} with its published numbers"
+    begun = [name for name in names if network(name).skipped]
+    if cell.method in BY_STAGE and begun:
+        return f"{cell.method} begins with stage 2 of {' and '.join(begun)} there, and with stage 1 here"
     return ""
 
 

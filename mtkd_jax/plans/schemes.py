@@ -235,7 +235,8 @@ def stochastic_averages(
 
     `teachers.num_members` networks of each architecture are trained for the share `burn_in` of `train.epochs`
     by `train.schedule`, and for the rest at `rate` times `train.learning_rate`: the mean is of the weights at
-    the ends of `moments` equal parts of that. Batch statistics settle as in `snapshots`. Raises UserError for
+    the ends of `moments` equal parts of that. Batch statistics settle as in `snapshots`. All networks are
+    trained together, and one whose loss stops being finite ends the run. Raises UserError for that, for
     shares that are none, for parts without an epoch, and for fields of teachers that are never cut.
 
     Source: averaging weights leads to wider optima (SWA), Izmailov et al. 2018, arXiv 1803.05407.
@@ -328,7 +329,7 @@ def _mean(ends: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _end_of(done: Done, name: str) -> PyTree:
-    """The variables [1,...] that a stage ended with."""
+    """The variables [num_networks,...] that a stage ended with; UserError where one of them broke down."""
     if done[name].diverged:
         raise UserError(f"{name}: {_broke_down(done[name].diverged)}")
     return done[name].population.variables
@@ -414,6 +415,7 @@ def _recipe(name: str, address: str, num_teachers: int) -> Recipe:
     fits = (
         recipe.num_heads(2) == 1
         and recipe.num_peers == 1
+        and recipe.sharing is None
         and recipe.min_teachers <= num_teachers
         and recipe.teach is frozen_teachers
         and not recipe.prepare

@@ -17,6 +17,7 @@ from mtkd_jax.config import (
     build_model,
     build_recipe,
     build_recipes,
+    canonical,
     first_seeds,
     given_teachers,
     number_of_teachers,
@@ -62,8 +63,12 @@ class Member(NamedTuple):
 
     @property
     def is_student(self) -> bool:
-        """Whether it is evaluated and exported, and not there to learn with."""
-        return self.peer == (self.recipe.leader if self.recipe else 0)
+        """Whether it is evaluated and exported, and not there to learn with.
+
+        Branches are one member, whose leader's branch is what it deploys.
+        """
+        are_apart = self.recipe and self.recipe.sharing is None
+        return self.peer == (self.recipe.leader if are_apart else 0)
 
 
 Family = tuple[Member, ...]  # what one program can train
@@ -281,8 +286,14 @@ def job(
 def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Model:
     """The network that a member trains: of a method whose peers share a stem, all of them in one."""
     model = build_model(address, task, "students.models" if first.model else "students.model")
+    if first.recipe.decoupled and hasattr(model.module, "calibrate") and not model.trainable:
+        raise UserError(
+            f"config.students.modes: {first.mode} draws teachers of its own, which lack what {address} "
+            "computes from the images; must be another mode, or that layer frozen"
+        )
     if first.recipe.sharing is None:
         return model
+    _check_optimizer(config, first)
     if config.students.init_from:
         raise UserError(
             f"config.students.init_from: peers of {first.mode} share a stem, which begins anew; must be ''"
@@ -291,6 +302,16 @@ def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Mod
         return branched(model, *first.recipe.sharing)
     except UserError as error:
         raise UserError(f"config.students.modes: {first.mode}: {error}") from None
+
+
+def _check_optimizer(config: ConfigDict, first: Member) -> None:
+    """Raise UserError for an optimiser that takes the branches, stacked [P,...], for one layer."""
+    name = canonical("optimizer", config.train.optimizer, "train.optimizer").partition("(")[0]
+    if name in ("lamb", "muon"):
+        raise UserError(
+            f"config.train.optimizer: {name} goes by whole layers, and peers of {first.mode} that share a "
+            "stem have theirs stacked; take another, or shared=''"
+        )
 
 
 def _check_all_are_left(config: ConfigDict, ensemble: Ensemble) -> None:

@@ -10,9 +10,11 @@ from mtkd_jax import experiment
 from mtkd_jax.engine import forecast, jobs
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
+from mtkd_jax.models.branched import branched
+from mtkd_jax.models.cnn import cnn
 from mtkd_jax.plans import teachers
 from mtkd_jax.runs import workdir
-from mtkd_jax.types import UserError
+from mtkd_jax.types import Task, UserError
 from tests import small
 
 
@@ -28,6 +30,19 @@ def test_flops_are_three_forward_passes_of_every_member():
     assert products < forward < 1.5 * products + 100  # biases, normalisation and ReLU come on top
     batch_size, num_steps = found.order(0).shape[-1], found.num_steps
     assert forecast.flops(found) == 3 * 3 * forward * batch_size * num_steps
+
+
+def test_flops_of_branches_are_a_stem_and_all_tails():
+    one, shape = cnn(Task(4, 1, (0.5,), (0.5,)), widths=(2, 3), dense=4), (1, 4, 4, 1)
+    whole, two, four = (
+        forecast.forward_flops(model, shape)
+        for model in (one, branched(one, 2, "stage1"), branched(one, 4, "stage1"))
+    )
+    assert four - two == 2 * (two - whole)
+    stem = (
+        2 * whole - two
+    )  # 2 products at 10 x 10 places of windows 3x3 in an image 4x4, 2 channels; ReLU, ...
+    assert 400 <= stem < 800
 
 
 @pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 2)])

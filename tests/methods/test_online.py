@@ -13,6 +13,7 @@ from mtkd_jax.engine.population import init, take
 from mtkd_jax.methods import cohorts, online, peers, seams
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.layers import ENTERING
+from mtkd_jax.plans import plan, students
 from mtkd_jax.types import Peers, Sharing, Task, TrainState, UserError
 from tests import small
 from tests.contexts import context, loss
@@ -270,6 +271,14 @@ def test_the_teacher_of_dkel_is_never_the_student():
     np.testing.assert_allclose(after.mem["params"]["conv1"]["kernel"], moved, rtol=1e-5)
 
 
+def test_teachers_of_dkel_have_no_frozen_stages_of_their_own():
+    few = {"students.model": "speedy(width=4, blocks=1)", "students.num_seeds": 1}
+    plan.trace(small.students_job("online.dkel(num_peers=2)", **few))
+    with pytest.raises(UserError, match="which lack what speedy.* computes from the images") as error:
+        small.students_job("online.dkel", **{**few, "students.model": "speedy(trainable='')"})
+    assert "\n" not in str(error.value)
+
+
 def seen_of_first_step():
     seen = seen_by(0)
     return dataclasses.replace(seen, hyper={**seen.hyper, "decay": jnp.float32(0.999)})
@@ -303,6 +312,22 @@ def test_what_cannot_be_is_one_line(address, expected):
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("shared, members", [("", (1,)), ("most", (0,))])
+def test_a_cohort_in_either_form_has_its_leader_as_its_student(shared, members):
+    mode = f"online.okddip(leader=1, shared={shared!r})"
+    config = small.config(**{"students.modes": (mode,), "students.num_seeds": 1, "students.alphas": (1.0,)})
+    family = next(found for found in students.families(config) if found[0].mode == mode)
+    assert tuple(students.members_of(family, mode)) == members
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "lamb(b1=0.8)"])
+def test_an_optimizer_of_whole_layers_has_no_branches(optimizer):
+    few = {"model.name": NETWORK, "train.optimizer": optimizer}
+    with pytest.raises(UserError, match="train.optimizer: .* goes by whole layers") as error:
+        small.students_job("peers.dml(shared='most')", **few)
+    assert "\n" not in str(error.value)
+
+
 def test_a_network_without_stages_shares_nothing():
     with pytest.raises(
         UserError, match="names no stages, so nothing of it can be shared; take whole networks"
@@ -311,6 +336,13 @@ def test_a_network_without_stages_shares_nothing():
 
 
 # --- pieces -------------------------------------------------------------------------------------------
+
+
+def test_the_last_map_is_that_of_the_deepest_stage():
+    seen = seen_by(0).student
+    features = {"stage10": jnp.ones((B, 1, 1, 2)), "stage9": jnp.zeros((B, 2, 2, 2))}
+    found = online._last_map(dataclasses.replace(seen, features=features))
+    assert found is features["stage10"]
 
 
 def test_a_loss_of_the_cohort_counts_once_and_is_felt_by_all():

@@ -125,6 +125,7 @@ def test_a_control_is_a_row_that_is_compared_with_its_mode_and_with_the_baseline
     "fields, words",
     [
         ({"students.modes": ("averages.mean_teacher",)}, "averages.mean_teacher has no frozen teachers"),
+        ({"students.modes": ("targets.pseudo_labels",)}, "targets.pseudo_labels asks its teachers in a way"),
         ({"students.modes": ("supernet",)}, "supernet fits a network on its teachers first"),
         (
             {"students.modes": ("features.pkt",), "students.controls": ("shuffled_teacher",)},
@@ -141,6 +142,24 @@ def test_what_cannot_have_a_control_is_refused_in_a_line(fields, words):
     with pytest.raises(UserError, match=words) as error:
         plan.check(config, experiment.load_split(config))
     assert "\n" not in str(error.value) and "students.controlled" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"train.mixup": 0.2}, "config.train.mixup: 0.2, but shuffled_teacher .* must be 0 with it"),
+        ({"train.cutmix": 1.0}, "config.train.cutmix: 1, but shuffled_teacher .* must be 0 with it"),
+        (
+            {"students.controls": (), "students.controlled": ("output_avg",)},
+            "config.students.controlled: output_avg would have no controls",
+        ),
+    ],
+)
+def test_what_a_control_cannot_do_is_refused_and_not_left_out_in_silence(fields, words):
+    config = small.config(**{**FEW, **fields})
+    with pytest.raises(UserError, match=words) as error:
+        plan.check(config, experiment.load_split(config))
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_controls_and_modes_are_refused():

@@ -8,7 +8,7 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.engine import population, training
-from mtkd_jax.plans import plan
+from mtkd_jax.plans import plan, teachers
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -55,6 +55,15 @@ def test_levels_that_nobody_knows_are_not_changed():
         plan.check(config, dataclasses.replace(split, dataset=own_units))
 
 
+@pytest.mark.parametrize("field", ["flip", "alternating_flip"])
+def test_the_field_is_named_that_mirrors_what_has_no_left_and_right(field):
+    config = small.config(**{f"data.augment.{field}": True})
+    split = experiment.load_split(config)
+    narrow = dataclasses.replace(split.dataset, train_images=split.dataset.train_images[:, :, :1])
+    with pytest.raises(UserError, match=rf"^config.data.augment.{field}: images 4x1 have no left"):
+        plan.check(config, dataclasses.replace(split, dataset=narrow))
+
+
 def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypatch):
     """Of teachers, a fused network, the students it teaches, and two stages that learn one from the other."""
     overrides = {"plan": "hints_then_distil", "students.modes": ("supernet",), "train.epochs": 1}
@@ -68,6 +77,16 @@ def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypat
     for stage in stages:
         begun[stage.name] = training.untrained(stage.make(begun))
     assert shapes(rehearsed) == shapes(begun)
+
+
+def test_a_stage_that_would_begin_with_weights_of_another_network_is_refused():
+    config = small.config()
+    job = teachers.job(config, experiment.load_split(config), config.model.name)
+    variables = plan.trace(job).population.variables
+    plan.trace(dataclasses.replace(job, start=variables))
+    others = jax.tree.map(lambda leaf: leaf[:, None], variables)
+    with pytest.raises(UserError, match="begin with weights that are not those of mlp"):
+        plan.trace(dataclasses.replace(job, start=others))
 
 
 def shapes(done):

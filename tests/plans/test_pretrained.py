@@ -156,6 +156,7 @@ def test_what_a_network_cannot_be_is_noted_whoever_trains_it(body):
     begun = {"teachers.init_from": ("a.npz",), "model.name": drawn}
     assert len(plan.notes(small.config(**begun))) == 1
     assert plan.notes(small.config(**begun, **{"students.model": "mlp"})) == ()
+    assert plan.notes(small.config(**{"model.name": "speedy"})) == ()  # what is frozen is calibrated
 
 
 def test_weights_come_from_one_place(body):

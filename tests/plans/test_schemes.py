@@ -452,6 +452,11 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("assistants(models=('mlp(hiden=(3,))',))", {}, "hiden"),
         ("hints_then_distil(hints='features.hints_only(student=\"stage2\")')", {}, "no feature 'stage2'"),
         ("hints_then_distil(mode='mimic_all')", {}, "one head"),
+        (
+            "hints_then_distil(mode='peers.kd_ml(shared=\"most\")')",
+            {},
+            "from frozen teachers and nobody else",
+        ),
         ("specialists", {"teachers.num_members": 2}, "needs 3 to 4"),
         ("specialists", {"teachers.num_members": 5}, "needs 3 to 4"),
         ("specialists", {"teachers.patience": 3}, "config.teachers.patience: 3"),
