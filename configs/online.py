@@ -68,7 +68,8 @@ def _small(config: ConfigDict) -> None:
     config.train.eval_every = 1
     config.train.learning_rate = 0.05
     config.students.num_seeds = 5
-    for mode in config.students.modes:  # averages that 970 steps can move: 0.99 is to them what 0.999 is to 10 000
+    # Averages that 970 steps can move: 0.99 is to them what 0.999 is to 10 000.
+    for mode in config.students.modes:
         if ".pcl" in mode or ".dkel" in mode:
             config.students.arguments = {**config.students.arguments, mode: {"decay": 0.99}}
 

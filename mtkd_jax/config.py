@@ -598,7 +598,10 @@ def control_and_mode(row: str) -> tuple[str, str]:
 
 
 def augmentation(config: ConfigDict) -> dict[str, Any]:
-    """The arguments of `data.augment.augment` beside key and images: the fields, with own functions made."""
+    """The fields of `data.augment`, with own functions made: arguments of `data.augment.augment`.
+
+    All but `alternating_flip`, of which the step makes a flip by the epoch.
+    """
     field = "data.augment.own"
     own = tuple(build("augmentation", address, field) for address in config.data.augment.own)
     return {**config.data.augment.to_dict(), "own": own}

@@ -159,6 +159,7 @@ def test_own_augmentations_follow_ours_and_are_made_once(tmp_path, monkeypatch):
     )
     asked = configuration.augmentation(config)
     assert asked == configuration.augmentation(config)  # the same functions: the same program
+    del asked["alternating_flip"]  # the step makes a flip of it, epoch by epoch
     images = jnp.arange(32.0).reshape(2, 4, 4, 1)
     ours = augment.augment(jax.random.key(0), images, flip=True)
     np.testing.assert_allclose(augment.augment(jax.random.key(0), images, **asked), ours + 2)
