@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -191,7 +192,7 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
             baseline = [100 * row["accuracy"]["mean"] for row in members if row["role"] == "baseline"]
             axes.vlines(baseline, at - len(members) + 0.5, at + 0.5, color=RED, linestyle=":", linewidth=1.2)
             at += 1
-        axes.set_yticks(list(ticks), list(ticks.values()))
+        axes.set_yticks(list(ticks), told_apart(list(ticks.values())), parse_math=False)
         axes.set_ylim(at - 0.4, -0.7)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("test accuracy, %")
@@ -329,9 +330,9 @@ def _what_costs(
     shown = [row for row in rows if row["role"] == "teacher"] + ensembles[:1]
     shown += [row for row in rows if _as_place(row) in asked and row not in shown]
     label_of = {}
-    for row in shown:
+    for row, name in zip(shown, told_apart([row["name"] for row in shown])):
         where = f" ({row['transfer']})" if row["transfer"] else ""
-        label = f"{row['role']}: {row['name']}{where}"
+        label = f"{row['role']}: {name}{where}"
         if row["role"] == "baseline":
             label = f"baseline{where}"
         if len(chosen) > 1 and _as_place(row) in (*chosen, *baselines):
@@ -391,6 +392,23 @@ def shortened(name: str, most: int = 26) -> str:
     """
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+def told_apart(names: Sequence[str], most: int = 34) -> list[str]:
+    """Names as short as networks are told apart by: without the arguments that all of them have.
+
+    >>> told_apart(["vit(depth=2, stem='cifar') 0", "vit(depth=4, stem='cifar') 0", "baseline"])
+    ['vit(depth=2) 0', 'vit(depth=4) 0', 'baseline']
+    """
+    calls = {name: re.fullmatch(r"(\w+)\((.*)\)(.*)", name) for name in names}
+    arguments = {name: re.split(r", (?=\w+=)", call[2]) for name, call in calls.items() if call}
+    several = len(set(map(tuple, arguments.values()))) > 1
+    common = set.intersection(*map(set, arguments.values())) if several else set()
+    short = {
+        name: f"{calls[name][1]}({', '.join(one for one in own if one not in common)}){calls[name][3]}"
+        for name, own in arguments.items()
+    }
+    return [shortened(short.get(name, name).replace("()", ""), most) for name in names]
 
 
 def _staggered(fractions: Sequence[float], texts: Sequence[str], inches: float) -> list[str]:
@@ -486,8 +504,9 @@ def agreement(disagreement: Sequence[Sequence[float]], names: Sequence[str]) -> 
             axes.text(
                 j, i, f"{agree[i, j]:.1f}", ha="center", va="center", fontsize=7, color="w" if dark else "k"
             )
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        names = told_apart(names)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_title(f"What two of {len(names)} teachers decide alike, % of test")
     return figure
 
