@@ -69,7 +69,7 @@ def learning_curves(records: Sequence[Mapping]) -> Figure:
     with matplotlib.rc_context(STYLE):
         num_columns = min(len(panels), MOST_PANELS)
         num_bands = -(-len(panels) // num_columns)
-        figure, grid = _figure(1.0 + 3.6 * num_columns, 5.6 * num_bands, 2 * num_bands, num_columns)
+        figure, grid = _figure(max(8.2, 1.0 + 3.6 * num_columns), 5.6 * num_bands, 2 * num_bands, num_columns)
         for axis in (axis for row, below in zip(grid[::2], grid[1::2]) for axis in (*row, *below)):
             axis.set_visible(False)
         places = [divmod(number, num_columns) for number in range(len(panels))]
