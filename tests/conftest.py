@@ -1,6 +1,7 @@
 """A strict session: several virtual devices, no silent dtype or rank promotion, warnings are errors."""
 
 import gc
+import itertools
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -45,17 +46,21 @@ def pytest_configure(config):
         workdir.use_compile_cache()
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def forget_programs():
     """Forget what was compiled, now and then.
 
     A program on a CPU holds about five memory maps, of which Linux gives a process 65 530 (vm.max_map_count).
     A worker that kept all of its programs ended with 60 000 and 5.6 GB. Where the maps run out LLVM ends in a
-    segmentation fault. Until then the next module has what this one compiled.
+    segmentation fault. Until then the next test has what this one compiled. Looked at after every tenth test,
+    for to count the maps takes some milliseconds; one module may hold them all.
     """
     yield
-    if _num_maps() > MOST_MAPS:
+    if next(_ENDED) % 10 == 9 and _num_maps() > MOST_MAPS:
         _forget_programs()
+
+
+_ENDED = itertools.count()  # tests of this process
 
 
 def _num_maps() -> int:

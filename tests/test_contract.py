@@ -79,12 +79,21 @@ def trained(methods: bool) -> Trained:
 def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_compiled_once(methods):
     run = trained(methods)
     members = [member for family in students.families(run.config) for member in family]
+    val_nll = {
+        name: nll
+        for fitted in run.done.values()
+        for name, nll in zip(fitted.population.names, fitted.val_nll)
+    }
+    unmoved = {}
     for mode in run.config.students.modes:
         of_mode = [member for member in members if member.mode == mode]
         assert len(of_mode) >= len(run.config.students.temperatures) * run.config.students.num_seeds, mode
-        for member in of_mode:
-            values = run.losses[students.member_name(member)]
-            assert values[-1] < 0.9 * values[0], (member, values)
+        for name in map(students.member_name, of_mode):
+            first, last = run.losses[name][0], run.losses[name][-1]
+            # The loss falls, or the digits are known: terms that fade in make a loss rise.
+            if not (last < 0.9 * first or val_nll[name] < 0.9 * np.log(10)):
+                unmoved[name] = first, last, val_nll[name]
+    assert not unmoved
     assert all(not fitted.diverged for fitted in run.done.values())
     assert 0 < run.num_compilations <= len(run.done)
 
