@@ -148,14 +148,14 @@ def write(run_dir: str | Path) -> dict:
     drawn = run_dir / "plots" / f"{MISTAKES}.png"
     if drawn.is_file():
         images[MISTAKES] = drawn.read_bytes()
-    for name in PLOTS.keys() - images.keys():  # of an earlier report, with other fields
-        (run_dir / "plots" / f"{name}.png").unlink(missing_ok=True)
     files = {f"plots/{name}.png": data for name, data in images.items()}
     files["report.md"] = _markdown(report, list(images)).encode()
     files["report.html"] = _html(run_dir.resolve().name, report, images, config).encode()
     files["results.csv"] = as_csv({"": report})
     files["report.json"] = as_json(report)  # last: where it stands, the run is finished
     write_files(run_dir, files)
+    for name in PLOTS.keys() - images.keys():  # of an earlier report, with other fields
+        (run_dir / "plots" / f"{name}.png").unlink(missing_ok=True)
     workdir.seal(run_dir, workdir.REPORT)
     return report
 
