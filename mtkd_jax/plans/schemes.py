@@ -440,19 +440,21 @@ def _check_shares(plan: str, **shares: float) -> None:
             raise UserError(f"config.plan: {plan}({name}={share}): must be a share, between 0 and 1")
 
 
+def _of_ordinary_teachers(options: ConfigDict) -> dict[str, bool]:
+    """{field of `config.teachers` that is of teachers trained apart and whole: is it set?}."""
+    return {
+        **{name: bool(options[name]) for name in ("from_run", "init_from", "logits", "programs")},
+        "patience": bool(options.patience),
+        "bootstrap": options.bootstrap,
+        "subset_fraction": options.subset_fraction < 1,
+    }
+
+
 def _check_moments(plan: str, config: ConfigDict, is_long_enough: bool, right: str) -> None:
     """Raise UserError for fields that are of teachers who are trained apart, and for too few epochs."""
     options = config.teachers
-    unfit = {
-        "from_run": options.from_run,
-        "init_from": options.init_from,
-        "logits": options.logits,
-        "programs": options.programs,
-        "patience": options.patience,
-        "bootstrap": options.bootstrap,
-        "subset_fraction": options.subset_fraction < 1,
-        **{name: len(options[name]) > 1 for name in ("learning_rates", "weight_decays", "label_smoothings")},
-    }
+    of_each = ("learning_rates", "weight_decays", "label_smoothings")
+    unfit = _of_ordinary_teachers(options) | {name: len(options[name]) > 1 for name in of_each}
     for name, is_set in unfit.items():
         if is_set:
             raise UserError(
@@ -472,15 +474,7 @@ def _check_specialists(config: ConfigDict, split: Split) -> None:
             f"config.teachers.num_members: {options.num_members} specialists cannot cover {num_classes} "
             f"classes, each by two; plan specialists needs 3 to {num_classes}"
         )
-    unfit = {
-        "from_run": options.from_run,
-        "init_from": options.init_from,
-        "logits": options.logits,
-        "programs": options.programs,
-        "patience": options.patience,
-        "bootstrap": options.bootstrap,
-        "subset_fraction": options.subset_fraction < 1,
-    }
+    unfit = _of_ordinary_teachers(options)
     for model in _models_of_teachers(config):
         if model.pretrained or model.trainable:
             raise UserError(
