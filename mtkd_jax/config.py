@@ -109,6 +109,8 @@ def default() -> ConfigDict:
     config.teachers.models = ()  # architectures; () = (model.name,)
     config.teachers.subset_fraction = 1.0  # each teacher sees a Bernoulli(p) subset of the training set
     config.teachers.bootstrap = False  # or n draws with replacement
+    config.teachers.folds = False  # or all but one of num_members parts; groups stay whole
+    config.teachers.out_of_bag = False  # a labelled image is taught by those alone who have not trained on it
     config.teachers.learning_rates = ()  # per member; () = train.learning_rate, length 1 is for all
     config.teachers.weight_decays = ()
     config.teachers.label_smoothings = ()
@@ -312,8 +314,7 @@ def _validate(config: ConfigDict) -> None:
             f"config.data.augment.rand_augment is {config.data.augment.rand_augment!r}; it must be () or "
             "(operations, magnitude), such as (2, 7)"
         )
-    if config.teachers.bootstrap and config.teachers.subset_fraction < 1:
-        raise UserError("config.teachers.bootstrap and subset_fraction < 1: a teacher has one or the other")
+    _check_samples(config.teachers)
     if config.data.sampling == config.train.class_weights == "balanced":
         raise UserError(
             "config.data.sampling and train.class_weights are both balanced: rare classes count double; "
@@ -1410,6 +1411,29 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str) and ("\0" in text or not paths.is_text(text)):
             raise UserError(f"config.{field} is {_quoted(value)}; text must be UTF-8 without NUL")
+
+
+def _check_samples(teachers: ConfigDict) -> None:
+    """Raise UserError unless a teacher's examples are drawn in one way, and known where they must be."""
+    ways = {"bootstrap": teachers.bootstrap, "subset_fraction < 1": teachers.subset_fraction < 1}
+    ways["folds"] = teachers.folds
+    asked = [way for way, is_set in ways.items() if is_set]
+    if len(asked) > 1:
+        raise UserError(f"config.teachers.{asked[0]} and {asked[1]}: a teacher has one or the other")
+    if teachers.folds and teachers.num_members < 2:
+        raise UserError("config.teachers.folds: one teacher would be left without examples; num_members >= 2")
+    if not teachers.out_of_bag:
+        return
+    if not asked:
+        raise UserError(
+            "config.teachers.out_of_bag: every teacher trains on all labelled images, and none could teach "
+            "them; set folds, bootstrap or subset_fraction"
+        )
+    if teachers.trained or teachers.logits or teachers.programs:
+        raise UserError(
+            "config.teachers.out_of_bag: what teachers from files have trained on is not known; name who "
+            "teaches what in the data (train_teachers)"
+        )
 
 
 def _check_rounds(group: str, epochs: int, eval_every: int) -> None:

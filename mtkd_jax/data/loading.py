@@ -200,6 +200,37 @@ def bootstrap(indices: np.ndarray, labels: np.ndarray, key: Key) -> np.ndarray:
     )
 
 
+def all_but_one_part(
+    indices: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, part: int, num_parts: int, seed: int
+) -> np.ndarray:
+    """The indices without one of `num_parts` equal parts, each class in proportion; sorted.
+
+    Of `groups` [N], such as aircraft or camera sequences, each is in one part alone. Raises `UserError` where
+    parts cannot be dealt so that every class is left.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    own, theirs = labels[indices], None if groups is None else groups[indices]
+    units = np.bincount(own) if theirs is None else [len(set(theirs))]
+    if num_parts > max(units):
+        what = "examples of a class" if theirs is None else "groups"
+        raise UserError(
+            f"config.teachers.folds: {num_parts} parts cannot be dealt of {max(units)} {what}; must be fewer "
+            "teachers"
+        )
+    dealt = (StratifiedKFold if theirs is None else StratifiedGroupKFold)(
+        num_parts, shuffle=True, random_state=seed
+    )
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of classes with few examples
+        left, _ = list(dealt.split(own, own, theirs))[part]
+    if lost := sorted({*own.tolist()} - {*own[left].tolist()}):
+        raise UserError(
+            f"config.teachers.folds: teacher {part} would never see class {lost[0]}, all of which is in the "
+            "part it leaves out; must be more examples, or other teachers"
+        )
+    return np.sort(indices[left])
+
+
 def _complete(
     draw: Callable[[np.random.Generator], np.ndarray],
     indices: np.ndarray,

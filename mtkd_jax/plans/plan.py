@@ -112,7 +112,8 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
         for tap in taps
     ]
     file = config.students.init_from
-    note = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
+    begun = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
+    note = " ".join(filter(None, (begun, teachers.out_of_bag(config, split))))
     stages = [
         _teach(config, split, transfer, family, note)
         for transfer in config.students.transfer

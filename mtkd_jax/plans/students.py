@@ -34,7 +34,7 @@ from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.branched import branched
-from mtkd_jax.plans import controls, pretrained
+from mtkd_jax.plans import controls, pretrained, teachers
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
@@ -220,7 +220,8 @@ def job(
     the seed's: with those of the file seeds would be copies of each other, and many heads begin elsewhere
     than one.
     """
-    if routed and split.dataset.train_teachers is not None and not given_teachers(config):
+    is_routed = split.dataset.train_teachers is not None or config.teachers.out_of_bag
+    if routed and is_routed and not given_teachers(config):
         _check_all_are_left(config, ensemble)
     recipes = tuple(dict.fromkeys(member.recipe for member in family))
     temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
@@ -264,7 +265,7 @@ def job(
         order=batches(config, split, transfer),
         examples=dataclasses.replace(
             jobs.examples(config, split),
-            speaks=loading.speakers(split.dataset, num_teachers) if routed else None,
+            speaks=teachers.speakers(config, split, num_teachers) if routed else None,
         ),
         images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
@@ -315,12 +316,12 @@ def _check_optimizer(config: ConfigDict, first: Member) -> None:
 
 
 def _check_all_are_left(config: ConfigDict, ensemble: Ensemble) -> None:
-    """Raise UserError where a teacher broke down that the data gives examples of its own."""
+    """Raise UserError where a teacher broke down that has examples of its own to teach."""
     left = sum(population.num_members for population in ensemble)
     if left < number_of_teachers(config):
         raise UserError(
-            f"{left} of {number_of_teachers(config)} teachers are left, and the data says which one teaches "
-            "what; train them with another rate, or without train_teachers"
+            f"{left} of {number_of_teachers(config)} teachers are left, and each has examples of its own to "
+            "teach; train them with another rate, or without train_teachers and teachers.out_of_bag"
         )
 
 

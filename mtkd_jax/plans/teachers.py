@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -37,7 +38,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     `teachers.init_from` it begins with the weights of a file.
     """
     train, num_members, stage = config.train, config.teachers.num_members, stage_name(address)
-    seen = [examples_of(config, split, (config.seed, jobs.word(stage), k)) for k in range(num_members)]
+    seen = [examples_of(config, split, address, k) for k in range(num_members)]
     num_steps = max(1, max(map(len, seen)) // train.batch_size)
 
     def order(epoch: int) -> np.ndarray:
@@ -193,7 +194,11 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         "num_members": their["teachers"]["num_members"],
         "models": their["teachers"]["models"] or [their["model"]["name"]],
     }
-    _check_same(source, theirs, ours, "set teachers.num_members and teachers.models as that run has them")
+    if config.teachers.out_of_bag:  # what they have trained on is drawn again
+        samples = {name: config.teachers[name] for name in ("bootstrap", "subset_fraction", "folds")}
+        ours |= samples
+        theirs |= {name: their["teachers"].get(name, False) for name in samples}
+    _check_same(source, theirs, ours, f"set teachers.{', teachers.'.join(ours)} as that run has them")
     code = {place: sha for one in ours["models"] for place, sha in code_behind(("model",), one).items()}
     _check_same(source, their.get("own_code", {}), code, "put that code back, or train these teachers anew")
     _check_same(
@@ -331,11 +336,45 @@ def specialists_stage(address: str) -> str:
     return f"{STAGE_PREFIX}specialists-{jobs.slug(address)}"
 
 
-def examples_of(config: ConfigDict, split: Split, key: tuple[int, ...]) -> np.ndarray:
-    """The training examples one teacher sees."""
-    labels = split.dataset.train_labels
-    if config.teachers.bootstrap:
+def examples_of(config: ConfigDict, split: Split, address: str, k: int) -> np.ndarray:
+    """The training examples that teacher k of an architecture sees, as rows of the data."""
+    options, labels, groups = config.teachers, split.dataset.train_labels, split.dataset.train_groups
+    key = (config.seed, jobs.word(stage_name(address)), k)
+    if options.folds:
+        whole = groups if config.data.split == "grouped" else None
+        return loading.all_but_one_part(split.train, labels, whole, k, options.num_members, config.seed)
+    if options.bootstrap:
         return loading.bootstrap(split.train, labels, key)
-    if config.teachers.subset_fraction < 1:
-        return loading.subset(split.train, labels, config.teachers.subset_fraction, key)
+    if options.subset_fraction < 1:
+        return loading.subset(split.train, labels, options.subset_fraction, key)
     return split.train
+
+
+def speakers(config: ConfigDict, split: Split, num_teachers: int) -> np.ndarray | None:
+    """[N,K] bool, which of K teachers teach which training images; None where all teach all of them.
+
+    With `teachers.out_of_bag` those who have not trained on an image, so that what they say of it is no
+    memory of its label (cross-fitting: Dao et al. 2021, arXiv 2104.09732); images without labels are taught
+    by all. Raises UserError as `loading.speakers` does.
+    """
+    by_data = loading.speakers(split.dataset, num_teachers)
+    if not config.teachers.out_of_bag:
+        return by_data
+    speaks = np.ones((len(split.dataset.train_labels), num_teachers), bool)
+    members = itertools.product(teacher_models(config), range(config.teachers.num_members))
+    for column, (address, k) in enumerate(members):
+        speaks[examples_of(config, split, address, k), column] = False
+    return speaks if by_data is None else speaks & by_data
+
+
+def out_of_bag(config: ConfigDict, split: Split) -> str:
+    """For the report: who teaches the labelled images, where that is not all teachers."""
+    if not config.teachers.out_of_bag:
+        return ""
+    num_teachers = len(teacher_models(config)) * config.teachers.num_members
+    voices = speakers(config, split, num_teachers)[split.train].sum(axis=1)
+    return (
+        f"A labelled image is taught by the teachers that have not trained on it: {voices.mean():.1f} of "
+        f"{num_teachers} on average; {np.count_nonzero(voices == 0)} of {len(voices)} have none, and their "
+        "labels count alone."
+    )

@@ -10,6 +10,7 @@ from mtkd_jax import experiment
 from mtkd_jax.engine import population, training
 from mtkd_jax.plans import plan, students, teachers
 from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.types import UserError
 from tests import small
 
 
@@ -110,3 +111,52 @@ def test_a_fused_network_is_fitted_and_says_what_the_aim_reads(tmp_path):
 
 def outputs_width(outputs, tap):
     return students.concatenated(outputs, tap).shape[-1]
+
+
+def with_groups(split, groups):
+    dataset = dataclasses.replace(split.dataset, train_groups=groups, test_groups=groups[:1])
+    return dataclasses.replace(split, dataset=dataset)
+
+
+def test_every_teacher_leaves_out_another_part_of_whole_groups():
+    config = small.config(**{"teachers.folds": True, "teachers.num_members": 4})
+    split = experiment.load_split(config)
+    for groups in (None, np.arange(len(split.dataset.train_labels)) // 5):
+        own = split if groups is None else with_groups(split, groups)
+        seen = [teachers.examples_of(config, own, config.model.name, k) for k in range(4)]
+        left_out = [np.setdiff1d(split.train, one) for one in seen]
+        np.testing.assert_array_equal(np.sort(np.concatenate(left_out)), split.train)
+        assert max(map(len, left_out)) - min(map(len, left_out)) <= (4 if groups is None else 12)
+        if groups is not None:
+            assert not any(set(groups[one]) & set(groups[out]) for one, out in zip(seen, left_out))
+
+
+@pytest.mark.parametrize("options", [{"folds": True}, {"bootstrap": True}, {"subset_fraction": 0.6}])
+def test_who_has_trained_on_a_labelled_image_does_not_teach_it(options):
+    fields = {f"teachers.{name}": value for name, value in options.items()}
+    few = {"teachers.num_members": 3, "data.num_train": 60, "train.batch_size": 8}
+    config = small.config(**few, **fields, **{"teachers.out_of_bag": True})
+    split = experiment.load_split(config)
+    speaks = teachers.speakers(config, split, 3)
+    for k, rows in enumerate(seen_by(teachers.job(config, split, config.model.name))):
+        assert not speaks[rows, k].any()
+        assert speaks[np.setdiff1d(split.train, rows), k].all()
+    assert len(split.pool) and speaks[split.pool].all()
+    voices = speaks[split.train].sum(axis=1)
+    note = teachers.out_of_bag(config, split)
+    assert f"{voices.mean():.1f} of 3" in note and f"; {np.sum(voices == 0)} of 60 have none" in note
+    if options == {"folds": True}:
+        assert set(voices) == {1}
+
+
+def test_what_cannot_be_left_out_of_a_bag_is_refused():
+    def error(**options):
+        with pytest.raises(UserError) as caught:
+            config = small.config(**{f"teachers.{name}": value for name, value in options.items()})
+            teachers.job(config, experiment.load_split(config), config.model.name)
+        return str(caught.value)
+
+    assert "set folds, bootstrap or subset_fraction" in error(out_of_bag=True)
+    assert "num_members >= 2" in error(folds=True, num_members=1)
+    assert "one or the other" in error(folds=True, bootstrap=True)
+    assert "199 parts cannot be dealt" in error(folds=True, num_members=199)
