@@ -1,10 +1,10 @@
 """When does a student gain? By length of training, labels, number of teachers, and the shared view.
 
     sweep="python -m mtkd_jax.sweep --config=configs/regimes.py"
-    $sweep --workdir=runs/length --over config.students.epochs=5,20,80
-    $sweep --workdir=runs/labels --over config.data.num_train=470,2350,9400
-    $sweep --workdir=runs/teachers --over config.teachers.num_members=1,2,4,8
-    $sweep --workdir=runs/view --over config.data.augment.shift=0,1,2,4
+    $sweep --workdir=runs/regimes_length --over config.students.epochs=5,20,80
+    $sweep --workdir=runs/regimes_labels --over config.data.num_train=470,2350,9400
+    $sweep --workdir=runs/regimes_teachers --over config.teachers.num_members=1,2,4,8
+    $sweep --workdir=runs/regimes_view --over config.data.augment.shift=0,1,2,4
 
 Data      EMNIST, 47 letters and digits in equal numbers, data/emnist47_balanced_sub.npz: 15 604 images for
           training, of which a fifth validates, and 3 901 for the test. 2 350 have labels, unless the sweep

@@ -69,6 +69,10 @@ def _main(argv: Sequence[str]) -> int:
     if asked is None:
         print(f"{USAGE}\n\n{EXAMPLES}")
         return 0
+    if asked.into is not None:
+        from mtkd_jax.report import document
+
+        document.around(asked.into, _mark(asked))  # a page without marks is refused before hours have gone by
     for name, what in asked.missing.items():
         terminal.tell(f"mtkd_jax: {name} is left out: {what}")
     if asked.cells:
@@ -167,6 +171,10 @@ def run(asked: Asked) -> int:
     return terminal.MENDABLE if failed else 0
 
 
+def _mark(asked: Asked) -> str:
+    return f"leaderboard {asked.folder}"
+
+
 def _write(asked: Asked, failed: dict[str, str]) -> None:
     """Make the table again, of every data set that is finished in the folder."""
     from mtkd_jax.report import document, leaderboard
@@ -176,7 +184,7 @@ def _write(asked: Asked, failed: dict[str, str]) -> None:
         board = leaderboard.write(asked.folder, why)
     if asked.into is not None:
         text, images = leaderboard.page(board)
-        document.put_into(asked.into, f"leaderboard {asked.folder}", text, images)
+        document.put_into(asked.into, _mark(asked), text, images)
     terminal.console().print(leaderboard.terminal(board))
     print(f"The table, and what it says: {asked.folder / 'leaderboard.md'}")
 

@@ -29,7 +29,8 @@ from mtkd_jax.types import UserError
 
 USAGE = (
     "python -m mtkd_jax.sweep --config=NAME|FILE.py[:VARIANT] --over config.FIELD=VALUE,VALUE [--over ...] "
-    "--workdir=FOLDER [--plan | --slurm[=TASKS[%AT_ONCE]] | --shard=I/N] [--config.a.b=value ...]"
+    "--workdir=FOLDER [--plan | --slurm[=TASKS[%AT_ONCE]] | --shard=I/N] [--into=FILE.md] "
+    "[--config.a.b=value ...]"
 )
 EXAMPLES = """\
 Three widths by three temperatures; the same command goes on where it was interrupted:
@@ -41,6 +42,8 @@ Three widths by three temperatures; the same command goes on where it was interr
     ... --plan                                            the cells, and what each would cost
     ... --shard=0/4                                       every fourth cell, for one of four machines
     ... --slurm=9%3                                       an array job of nine tasks, three at a time
+    ... --into=FILE.md                                    also writes table and plot into a page, between
+                                                          <!-- sweep FOLDER --> and <!-- end -->
 
 FOLDER/sweep.csv, .json, .md and .png are the table of all cells, made again at the end of every call. A call
 with further values adds cells; the best cell is chosen by validation."""
@@ -60,6 +63,7 @@ class Asked(NamedTuple):
     shard: tuple[int, int]  # (place, number)
     plan: bool
     slurm: str | None
+    into: Path | None
     same: tuple[str, ...]  # the arguments that say all but how the cells are shared out
 
 
@@ -82,6 +86,7 @@ def _main(argv: Sequence[str]) -> int:
     failed = wrong(found)
     if asked.slurm is not None:
         return _write_array_job(asked, len(found))
+    _check_page(asked)
     _prepare(asked.base)
     with interrupts.handle_signals():
         return _plan(found, failed) if asked.plan else run(asked, found, failed)
@@ -97,6 +102,7 @@ def parse(argv: Sequence[str]) -> Asked | None:
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--slurm", nargs="?", const="")
+    parser.add_argument("--into")
     parser.add_argument("--help", "-h", action="store_true")
     options = parser.parse_args(others)
     if options.help:
@@ -116,6 +122,7 @@ def parse(argv: Sequence[str]) -> Asked | None:
         _shard(options.shard),
         options.plan,
         options.slurm,
+        paths.parse(options.into, "--into") if options.into else None,
         tuple(same),
     )
 
@@ -138,6 +145,14 @@ def wrong(found: Sequence[Cell]) -> dict[str, str]:
     if len(failed) == len(found):
         raise UserError(next(iter(failed.values())))  # nothing of it can work: perhaps not a swept field
     return failed
+
+
+def _check_page(asked: Asked) -> None:
+    """Raise UserError for a page that the table cannot be written into, before hours have gone by."""
+    from mtkd_jax.report import document
+
+    if asked.into is not None:
+        document.around(asked.into, f"sweep {asked.folder}")
 
 
 def _prepare(base: ConfigDict) -> None:
@@ -330,11 +345,15 @@ def _without(tree: dict[str, Any], over: Sequence[str]) -> dict[str, Any]:
 
 def _write(asked: Asked, failed: Mapping[str, str]) -> tuple[list, list]:
     """Make the table of all cells again; (what is told of each, its rows)."""
-    from mtkd_jax.report import sweeps
+    from mtkd_jax.report import document, sweeps
 
     with claimed(asked.folder):
         told = sweeps.read(asked.folder, read_cells(asked.folder), failed)
-        return told, sweeps.write(asked.folder, told, list(asked.over))
+        found = sweeps.write(asked.folder, told, list(asked.over))
+    if asked.into is not None:
+        text, images = sweeps.page(asked.folder, told, found, list(asked.over))
+        document.put_into(asked.into, f"sweep {asked.folder}", text, images)
+    return told, found
 
 
 def _show(asked: Asked, told: list, found: list) -> None:

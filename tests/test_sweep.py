@@ -481,3 +481,22 @@ def test_an_array_job_gives_every_task_its_shard_and_is_requeued_when_it_was_sto
     assert said[:2] == ["-m", "mtkd_jax.sweep"]
     assert said[2].strip() == (f"{command[0]} --over={over} --workdir=runs --config.seed=3 --shard=5/8")
     assert "must be TASKS" in refusal([*command, "--workdir=runs", f"--over={over}", "--slurm=x"], capsys)
+
+
+def test_a_page_has_the_table_and_its_plot_and_a_page_without_marks_is_refused_first(
+    swept, command, tmp_path, capsys
+):
+    page, asked = tmp_path / "page.md", [*command, f"--workdir={swept}", "--over", TEMPERATURES]
+    page.write_text("Before.\n")
+    assert sweep.main([*asked, f"--into={page}"]) == 2
+    begin = f"<!-- sweep {swept} -->"
+    assert repr(begin) in capsys.readouterr().err
+    page.write_text(f"Before.\n\n{begin}\nold\n<!-- end -->\n\nAfter.\n")
+    assert sweep.main([*asked, f"--into={page}"]) == 0
+    text = page.read_text()
+    table = (swept / "sweep.md").read_text().partition("\n\n")[2].strip()
+    picture = f"plots/{swept.name}/sweep.png"
+    inside = text.partition(begin)[2].partition("<!-- end -->")[0].strip()
+    assert inside == table.replace("(sweep.png)", f"({picture})") and picture in inside
+    assert text.startswith("Before.") and text.endswith("After.\n") and "old" not in text
+    assert (tmp_path / picture).read_bytes() == (swept / "sweep.png").read_bytes()

@@ -251,14 +251,20 @@ def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | Non
 
     `images`, which the text links to, are written beside it, {relative path: bytes}.
     """
+    before, after = around(file, what)
+    whole = f"{before}{MARKS[0].format(what)}\n\n{text}\n\n{MARKS[1]}{after}"
+    write_files(file.parent, {**(images or {}), file.name: whole.encode()})
+
+
+def around(file: Path, what: str) -> tuple[str, str]:
+    """What stands before and after the marks of `what` in a text file; UserError where they are not there."""
     begin, end = MARKS[0].format(what), MARKS[1]
     try:
         before, rest = file.read_text(encoding="utf-8").split(begin)
         _, after = rest.split(end, 1)
     except (OSError, ValueError):
         raise UserError(f"--into {file}: the lines {begin!r} and {end!r} must stand in it, once") from None
-    whole = f"{before}{begin}\n\n{text}\n\n{end}{after}"
-    write_files(file.parent, {**(images or {}), file.name: whole.encode()})
+    return before, after
 
 
 def _merge(runs: Sequence[Path], out: Path | None) -> Told:

@@ -249,9 +249,23 @@ def _as_json(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str])
 
 
 def _markdown(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str], drawn: bool) -> str:
-    parts = [f"# Over {in_markdown(', '.join(fields))}", document.bullets(state(told))]
+    plot = "sweep.png" if drawn else ""
+    return f"# Over {in_markdown(', '.join(fields))}\n\n{_body(told, found, fields, plot)}\n"
+
+
+def _body(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str], plot: str) -> str:
+    parts = [document.bullets(state(told))]
     if found:
         parts += [best_line(found), tables.markdown(*table(found, fields)), caption(told, found)]
-    if drawn:
-        parts.append("![Test accuracy over what was swept](sweep.png)")
-    return "\n\n".join(part for part in parts if part) + "\n"
+    if plot:
+        parts.append(f"![Test accuracy over what was swept, and the gain over the baseline]({plot})")
+    return "\n\n".join(part for part in parts if part)
+
+
+def page(
+    folder: Path, told: Sequence[Told], found: Sequence[dict], fields: Sequence[str]
+) -> tuple[str, dict[str, bytes]]:
+    """What `write` has written into the folder for a page: its text, and {path: plot} that it links to."""
+    plot = folder / "sweep.png"
+    images = {f"plots/{folder.resolve().name}/{plot.name}": plot.read_bytes()} if plot.exists() else {}
+    return _body(told, found, fields, next(iter(images), "")), images
