@@ -32,6 +32,7 @@ from mtkd_jax.engine import jobs, population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
+from mtkd_jax.fusion import rules
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.branched import branched
 from mtkd_jax.plans import controls, pretrained
@@ -385,7 +386,23 @@ def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], 
     )
 
 
-# --- supernet: fused networks some modes need before they start ------------------------------------------
+# --- what some modes need before they start: rules and networks that fuse the teachers --------------------
+
+
+def fitted_rules(family: Sequence[Member]) -> tuple[str, ...]:
+    """The rules, fitted on validation, that a family's recipes read."""
+    asked = (member.recipe.prepare for member in family)
+    return tuple(dict.fromkeys(name for name in asked if name in rules.FITTED_RULES))
+
+
+def fit_rule(name: str, said: np.ndarray, labels: np.ndarray) -> Callable[[TeacherOutputs], Array]:
+    """teacher outputs -> fused logits [B,C], by a rule fitted to what teachers say [K,V,C] and labels [V]."""
+    return jax.tree_util.Partial(_fused_by, rules.rule(name)(said, labels))
+
+
+def _fused_by(rule: Callable[[Array], Array], teacher: TeacherOutputs) -> Array:
+    tiny = np.finfo(np.float32).tiny  # a probability may underflow to 0
+    return jnp.log(jnp.maximum(rule(teacher.logits), tiny))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,7 +418,8 @@ class Fuser:
 
 def fused_networks(family: Sequence[Member]) -> tuple[str, ...]:
     """The taps whose fused network a family's recipes read."""
-    return tuple(dict.fromkeys(member.recipe.prepare for member in family if member.recipe.prepare))
+    asked = (member.recipe.prepare for member in family)
+    return tuple(dict.fromkeys(name for name in asked if name and name not in rules.FITTED_RULES))
 
 
 def fuser_stage(tap: str) -> str:
