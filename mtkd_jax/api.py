@@ -459,7 +459,7 @@ def fuse(
 
     The scores are log-probabilities, so that their argmax is the decision and `evaluate` takes them; of rank
     rules (plurality, borda, ...) they are places, of which only the argmax means anything. Rules that are
-    fitted (weighted_mean, evolved_mean, stacking) need `val_logits` [K,V,C] and `val_labels` [V], which no
+    fitted, such as weighted_mean, need `val_logits` [K,V,C] and `val_labels` [V], which no
     teacher was trained on. Raises UserError for a rule there is not, and for logits or labels it cannot take.
 
     >>> logits = np.log([[[0.8, 0.2]], [[0.4, 0.6]]])

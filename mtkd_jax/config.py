@@ -60,6 +60,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
     "data.source": ("source",),
+    "data.other": ("source",),
     "data.augment.own": ("augmentation",),
     "report.metrics": ("metric",),
     "report.corruptions": ("corruption",),
@@ -71,7 +72,8 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.temperature_schedule": ("schedule",),
     "runtime.trackers": ("tracker",),
 }
-TRANSFERS = ("labelled", "unlabelled")
+UNLABELLED, OTHER = "unlabelled", "other"
+TRANSFERS = ("labelled", UNLABELLED, OTHER)
 AUTO = "auto"
 WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
 SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
@@ -96,6 +98,9 @@ def default() -> ConfigDict:
         0.2  # cut from the training set first, stratified; not where the data brings one
     )
     config.data.split = "grouped"  # groups (aircraft, camera) that the data names stay whole; or "random"
+    config.data.other = (
+        ""  # a source whose images have no label, for students.transfer "other"; with its path
+    )
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
     config.data.augment.alternating_flip = False  # of every image in every other epoch; not with flip
@@ -159,7 +164,7 @@ def default() -> ConfigDict:
     config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
     config.students.num_seeds = FieldReference(5, field_type=object)  # or "auto": until all is decided
     config.students.max_seeds = 30  # with "auto": where it ends, decided or not; a multiple of 5
-    config.students.transfer = ("labelled",)  # "unlabelled" adds the images that num_train cut away
+    config.students.transfer = ("labelled",)  # "unlabelled" adds what num_train cut away, "other" data.other
     config.students.labelled_fraction = 0.5  # of each batch, when the transfer set has unlabelled images
     config.students.epochs = 0  # 0 = train.epochs
     config.students.eval_every = 0  # 0 = train.eval_every
@@ -256,7 +261,7 @@ RANGES = {
         f"a multiple of {SEEDS_AT_ONCE}, for so many are added at once",
     ),
     "students.transfer": _one_of(TRANSFERS),
-    "students.labelled_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "students.labelled_fraction": _SHARE,
     "students.epochs": _at_least(0),
     "students.eval_every": _at_least(0),
     "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
@@ -326,6 +331,11 @@ def _validate(config: ConfigDict) -> None:
                 f"config.{field} is empty; name at least one, such as {dict(fields(default()))[field]!r}"
             )
         _check_distinct(field, flat[field], flat[field])
+    if bool(config.data.other) != (OTHER in config.students.transfer):
+        raise UserError(
+            f"config.data.other: is {config.data.other!r} and students.transfer {config.students.transfer}; "
+            f"it must name a source where {OTHER!r} is a transfer set, and be '' where it is none"
+        )
     if config.students.model and config.students.models:
         raise UserError(
             f"config.students.model and students.models: {config.students.model} and "
@@ -440,8 +450,9 @@ def _check_addresses(config: ConfigDict) -> None:
     augmentation(config)
     check_metrics(config, num_classes=2)
     corruptions(config)
-    if config.report.ood:
-        outliers_call(config)
+    for field in _FURTHER_SOURCES:
+        if dict(fields(config))[field]:
+            further_source(config, field)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", dict(fields(config))[field], field)
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
@@ -1056,10 +1067,14 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
     return _source_call(address, function, arguments, "data.source")
 
 
-def outliers_call(config: ConfigDict) -> Callable[[], DataSet]:
-    """The source of `report.ood`, not yet called; a path it reads stands in its address."""
-    function, arguments = resolve("source", config.report.ood, "report.ood")
-    return _source_call(config.report.ood, function, arguments, "report.ood")
+_FURTHER_SOURCES = ("data.other", "report.ood")
+
+
+def further_source(config: ConfigDict, field: str) -> Callable[[], DataSet]:
+    """The source of `data.other` or `report.ood`, not yet called; a path it reads stands in its address."""
+    address = dict(fields(config))[field]
+    function, arguments = resolve("source", address, field)
+    return _source_call(address, function, arguments, field)
 
 
 def _source_call(

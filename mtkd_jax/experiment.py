@@ -293,14 +293,18 @@ def _said_by_teachers(
 
 
 def load_split(config: ConfigDict, dataset: DataSet | None = None) -> Split:
-    """The configured data, or another, checked and cut into training, pool, validation and test."""
-    return loading.split(
+    """The configured data, or another, checked and cut into its parts, and the other images beside it."""
+    split = loading.split(
         configuration.source_call(config)() if dataset is None else dataset,
         num_train=config.data.num_train,
         val_fraction=config.data.val_fraction,
         seed=config.seed,
         how=config.data.split,
     )
+    if not config.data.other:
+        return split
+    found = configuration.further_source(config, "data.other")()
+    return loading.with_other(split, found, f"config.data.other: {config.data.other}")
 
 
 def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:

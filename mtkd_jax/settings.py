@@ -33,6 +33,7 @@ EXAMPLES = {  # of fields whose default does not show how they are written
     "students.arguments": "\"{'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}\"",
     "data.augment.rand_augment": "2,7",
     "data.augment.own": "'mine.py:blur(share=0.5)'",
+    "data.other": "'single_image(path=\"a.jpg\", image_size=8)'",
     "report.metrics": "'mine.py:cost(miss=10.0)'",
     "report.corruptions": "all",
     "report.ood": "'idx(path=\"data/letters\")'",

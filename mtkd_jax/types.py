@@ -337,7 +337,7 @@ class Context:
 
     batch: Batch
     teacher: TeacherOutputs  # or None
-    prepared: Mapping[str, PyTree]  # variables the plan fitted before this stage, by name
+    prepared: Mapping[str, Callable]  # what the plan fitted before this stage, by name: teachers -> logits
     hyper: Mapping[str, Array]  # scalars: alpha, temperature, ..., and the recipe's own by name
     key: Array
     step: Array  # [] int32, counted from 0
@@ -405,7 +405,7 @@ class Recipe(NamedTuple):
     hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
     min_teachers: int = 1
-    prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"
+    prepare: str = ""  # what the plan fits first: a network on "logits" or "embedding", or a rule by its name
     hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent
 
 

@@ -62,6 +62,26 @@ def shift(image: Array, key: Array, *, pixels: int) -> Array:
     return places.take(image, jnp.arange(height)[:, None] + down, jnp.arange(width)[None, :] + right)
 
 
+def resized_crop(image: Array, key: Array, *, least_area: float) -> Array:
+    """A part of the image of a random size, place and proportion, brought back to the image's size.
+
+    Its share of the area is uniform in [least_area, 1] and the logarithm of width over height is so between
+    3/4 and 4/3; what would stand over is cut off. Between pixels it is linear.
+
+    Source: Szegedy et al. 2015, arXiv 1409.4842.
+    """
+    height, width, _ = image.shape
+    share, proportion, down, right = jax.random.uniform(key, (4,))
+    area = (least_area + (1 - least_area) * share) * height * width
+    ratio = jnp.exp((2 * proportion - 1) * jnp.log(4 / 3)) * width / height
+    tall, wide = jnp.sqrt(area / ratio).clip(1, height), jnp.sqrt(area * ratio).clip(1, width)
+    scale = jnp.stack([height / tall, width / wide])
+    corner = jnp.stack([down * (height - tall), right * (width - wide)])
+    return jax.image.scale_and_translate(
+        image, image.shape, (0, 1), scale, -corner * scale, "linear", antialias=False
+    )
+
+
 def cutout(image: Array, key: Array, *, size: int) -> Array:
     """Paint a square of `size` pixels, centred on a random pixel, with the image's mean colour.
 

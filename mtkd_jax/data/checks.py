@@ -12,7 +12,16 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from mtkd_jax.types import DataSet, UserError, printable
+from mtkd_jax.types import DataSet, Images, UserError, printable
+
+
+def check_alike(images: np.ndarray | Images, dataset: DataSet, where: str) -> None:
+    """Raise `UserError` unless images [n,h,w,c] of another source have the shape and dtype of the data's."""
+    told = [f"{each.dtype} {'x'.join(map(str, each.shape[1:]))}" for each in (images, dataset.test_images)]
+    if told[0] != told[1]:
+        raise UserError(
+            f"{where} has images {told[0]}; they must be {told[1]}, as those of {dataset.name} are"
+        )
 
 
 def check(dataset: DataSet, where: str) -> DataSet:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax.data.rand_augment import LUMA
+from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import Array, Corruption, Images, UserError
 
 STRENGTHS = (1, 2, 3, 4, 5)
@@ -65,6 +66,18 @@ def corrupted(name: str, corruption: Corruption, images: np.ndarray | Images, st
 @lru_cache
 def _corrupt(corruption: Corruption) -> Callable:
     return jax.jit(partial(corrupt, corruption))
+
+
+def named(name: str) -> Callable[[Array, Array, Array], Array]:
+    """The corruption of that name with its usual constants; `UserError` where there is none."""
+    known = {
+        n: one
+        for n, one in globals().items()
+        if getattr(one, "__annotations__", {}).get("return") == "Corruption"
+    }
+    if name not in known:
+        raise UserError(f"there is no corruption {name!r}{hint(name, known)}")
+    return known[name]()
 
 
 def check(images: np.ndarray | Images) -> None:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtkd_jax.data.checks import check_alike
 from mtkd_jax.types import Array, Batch, DataSet, Examples, Images, UserError
 
 Key = tuple[int, ...]
@@ -30,6 +31,7 @@ class Split:
     train: np.ndarray  # [n] int32, the labelled training examples
     pool: np.ndarray  # [u] int32, cut away by num_train: their labels are hidden from everyone
     val: np.ndarray  # [v] int32
+    other: np.ndarray | None = None  # [o,h,w,c] images of another source, which have no label
 
 
 # --- splits -------------------------------------------------------------------------------------------
@@ -167,6 +169,21 @@ def _cut(rows, labels, num, rng):
     return tuple(np.sort(part).astype(np.int32) for part in (rows[first[:num]], rows[first[num:]]))
 
 
+def with_other(split: Split, found: DataSet, where: str) -> Split:
+    """The split beside the training images of another source, whose labels nobody looks at.
+
+    Raises `UserError`, which begins with `where`, unless they are like those of the data and both are held
+    in memory.
+    """
+    check_alike(found.train_images, split.dataset, where)
+    if not isinstance(found.train_images, np.ndarray) or streamed(split) is not None:
+        raise UserError(
+            f"{where} and {split.dataset.name}: one is read as it is needed; with other images both must be "
+            'held in memory, stream="never"'
+        )
+    return dataclasses.replace(split, other=found.train_images)
+
+
 def subset(indices: np.ndarray, labels: np.ndarray, fraction: float, key: Key) -> np.ndarray:
     """Keep each index with probability `fraction` in (0,1]: the random training set of one ensemble member.
 
@@ -281,17 +298,17 @@ def mixed_order(
 
     Each of the two lists is in the order of `epoch_order`, at its own pace; `labels` balances the labelled
     ones alone, for the others have none. Labelled indices come first in a batch. Raises `UserError` when
-    there is nothing unlabelled or a batch has no place for both.
+    there is nothing unlabelled or no place for it in a batch.
     """
     if len(unlabelled) == 0:
         raise UserError(
             "config.students.transfer = 'unlabelled': no image is without a label; data.num_train "
             "must cut some away"
         )
-    if not 0 < labelled_per_batch < batch_size:
+    if not 0 <= labelled_per_batch < batch_size:
         raise UserError(
             f"config.students.labelled_fraction: gives {labelled_per_batch} labelled images, must give "
-            f"1..{batch_size - 1}, for a batch of {batch_size} with both kinds"
+            f"0..{batch_size - 1}, for a batch of {batch_size} with unlabelled ones"
         )
     rest = batch_size - labelled_per_batch
     return np.concatenate(
@@ -355,6 +372,25 @@ def examples(split: Split, *, weighted: bool = False) -> Examples:
         label=jnp.asarray(np.where(labelled, split.dataset.train_labels, np.int32(0))),
         labelled=jnp.asarray(labelled),
         weight=jnp.asarray(class_weights(split)) if weighted else None,
+    )
+
+
+def with_other_images(examples: Examples, other: np.ndarray) -> Examples:
+    """The examples, and after them other images [o,h,w,c] without a label, of which all teachers speak."""
+
+    def longer(field: Array | None, filled: bool | int | float) -> Array | None:
+        if field is None:
+            return None
+        further = np.full((len(other), *field.shape[1:]), filled, field.dtype)
+        return jnp.concatenate([jnp.asarray(field), further])
+
+    return dataclasses.replace(
+        examples,
+        image=jnp.concatenate([examples.image, jnp.asarray(other)]),
+        label=longer(examples.label, 0),
+        labelled=longer(examples.labelled, False),
+        weight=longer(examples.weight, 0.0),
+        speaks=longer(examples.speaks, True),
     )
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax import mesh
-from mtkd_jax.engine import forecast
+from mtkd_jax.data.loading import Split
+from mtkd_jax.engine import forecast, population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import compiled_teacher_logits
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
 from mtkd_jax.models.given import Given
-from mtkd_jax.types import Array, UserError
+from mtkd_jax.types import Array, Population, PyTree, UserError
 
 MODES = ("auto", "off", "float32", "float16")
 SHARE_OF_MEMORY = 0.25
@@ -149,12 +151,33 @@ def _digest(job: Job, by: str, dtype: np.dtype) -> str:
     )
     words = (program.teachers, images, program.layout, by, dtype)
     digest.update(repr(words).encode())
-    arrays = [
-        *jax.tree.leaves((stage_data.teachers, stage_data.examples)),
-        jax.random.key_data(stage_data.key),
-    ]
+    arrays = [stage_data.teachers, stage_data.examples, jax.random.key_data(stage_data.key)]
     if by == "step":
         arrays += [job.order(epoch) for epoch in range(job.epochs)]
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+    _take_in(digest, arrays)
     return digest.hexdigest()
+
+
+def _take_in(digest: hashlib._Hash, arrays: PyTree) -> None:
+    for array in jax.tree.leaves(arrays):
+        digest.update(np.ascontiguousarray(array).tobytes())
+
+
+# --- of rows, on the host -----------------------------------------------------------------------------
+
+_said: weakref.WeakKeyDictionary[Split, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
+
+
+def said(own: Population, split: Split, rows: np.ndarray) -> np.ndarray:
+    """What every member says of rows of the training images as they are, [M,n,C].
+
+    Looked up where it is known, and asked for once as long as the split is there.
+    """
+    if isinstance(own.model, Given):
+        return own.variables["train"][:, rows]
+    digest = hashlib.sha256(repr(own.model).encode())
+    _take_in(digest, (own.variables, rows))
+    known = _said.setdefault(split, {})
+    if (key := digest.hexdigest()) not in known:
+        known[key] = population.logits(own, split.dataset.train_images[rows])
+    return known[key]

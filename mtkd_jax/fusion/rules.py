@@ -6,7 +6,8 @@ families, which differ in what they return:
 - `Scores`: probabilities; every row sums to 1.
 - `Places`: places 0..C-1, C-1 to the winner. These are the rank rules, which read nothing of a member but
   the order of its logits. Only the argmax is promised, so NLL, ECE and Brier score do not apply.
-- `FittedRule`: fitted on validation data, `(logits, labels) -> rule`; the rule returns probabilities.
+- `FittedRule`: fitted on validation data, `(logits, labels) -> rule`; the rule returns probabilities. What
+  was fitted are its arrays, so that a compiled step can be given it.
 
 Symbols: $p_k = \mathrm{softmax}(z_k)$ [B,C] are the probabilities of member k. $r_k(c)$ is the position
 of class c on the ballot of member k, 0 for the largest logit; equal logits are ranked by lower index.
@@ -32,8 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import Partial
 from scipy import optimize, special
 
+from mtkd_jax.fusion.worth import shapley
 from mtkd_jax.types import Array, Scores, UserError
 
 Places = Scores  # another name, so that the annotation says which promise a rule makes
@@ -563,11 +566,59 @@ def stacking(logits: AnyArray, labels: AnyArray, *, l2: float = 1e-2) -> FittedR
     start = np.zeros((inputs.shape[1] + 1) * num_classes)
     best = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-6, "ftol": 0})
     kernel, bias = (jnp.asarray(part, jnp.float32) for part in _kernel_and_bias(best.x, num_classes))
+    return Partial(_dense, kernel, bias)
 
-    def rule(logits: Array) -> Scores:
-        return jax.nn.softmax(_concatenated(logits.astype(jnp.float32)) @ kernel + bias[None])
 
-    return rule
+def shapley_mean(logits: AnyArray, labels: AnyArray) -> FittedRule:
+    r"""Mean probability weighted by each member's Shapley value for the accuracy of the plain mean.
+
+    $$s = \sum_k w_k\, \mathrm{softmax}(z_k), \qquad
+    w_k = \frac{\max(\phi_k, 0)}{\sum_j \max(\phi_j, 0)}$$
+
+    Here $\phi_k$ is what member k adds to the validation accuracy of `mean_probs`, averaged over all orders
+    in which members may join (`fusion.worth.shapley`); of more than twelve members over 200 orders that are
+    drawn. Weights are equal where no member adds anything. Raises UserError on bad data.
+
+    Source: after Rozemberczki and Sarkar 2021, arXiv 2101.02153, who value members of ensembles so.
+    """
+    logits, labels = _validated("shapley_mean", logits, labels)
+    values, _ = shapley(logits, labels)
+    kept = np.maximum(values, 0.0)
+    return _weighted(kept / kept.sum() if kept.any() else np.full(len(kept), 1 / len(kept)))
+
+
+def classwise_mean(logits: AnyArray, labels: AnyArray, *, l2: float = 1e-2) -> FittedRule:
+    r"""Mean probability with weights for every class: who is heard of cats may be silent of dogs.
+
+    $$s_c = \frac{\sum_k w_{kc}\, p_k(c)}{\sum_j \sum_k w_{kj}\, p_k(j)}, \qquad
+    w_{kc} = \mathrm{softmax}_k(v_{kc}), \qquad
+    \min_v -\frac{1}{N} \sum_n \ln s_n(y_n) + \frac{\text{l2}}{2} \lVert v \rVert^2$$
+
+    Here $p_k = \mathrm{softmax}(z_k)$. It is fitted to the validation data `logits` [K,N,C], `labels` [N],
+    from equal weights, towards which `l2` draws it; nothing is drawn by lot. Raises UserError on bad data.
+
+    Source: stacked generalisation (Wolpert 1992) restricted to a mean in each class.
+    """
+    logits, labels = _validated("classwise_mean", logits, labels)
+    num_members, _, num_classes = logits.shape
+    probs, rows = special.softmax(logits, axis=-1), np.arange(len(labels))
+    tiny = np.finfo(np.float32).tiny
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        v = parameters.reshape(num_members, num_classes)
+        w = special.softmax(v, axis=0)
+        mixed = (w[:, None] * probs).sum(0)  # [N,C]
+        total, own = mixed.sum(1), np.maximum(mixed[rows, labels], tiny)
+        loss = -np.mean(np.log(own / total)) + l2 / 2 * np.square(v).sum()
+        by_mixed = np.broadcast_to(1 / total[:, None], mixed.shape).copy()
+        by_mixed[rows, labels] -= 1 / own
+        by_w = (by_mixed[None] * probs).mean(1)  # [K,C]
+        return loss, (w * (by_w - (w * by_w).sum(0)) + l2 * v).ravel()
+
+    start = np.zeros(num_members * num_classes)
+    best = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"gtol": 1e-6, "ftol": 0})
+    w = special.softmax(best.x.reshape(num_members, num_classes), axis=0)
+    return Partial(_mean_in_classes, jnp.asarray(w, jnp.float32))
 
 
 def _validated(name: str, logits: AnyArray, labels: AnyArray) -> tuple[np.ndarray, np.ndarray]:
@@ -576,12 +627,20 @@ def _validated(name: str, logits: AnyArray, labels: AnyArray) -> tuple[np.ndarra
 
 
 def _weighted(weights: np.ndarray) -> FittedRule:
-    w = jnp.asarray(weights, jnp.float32)[:, None, None]
+    return Partial(_weighted_mean, jnp.asarray(weights, jnp.float32))
 
-    def rule(logits: Array) -> Scores:
-        return (w * jax.nn.softmax(logits.astype(jnp.float32))).sum(0)
 
-    return rule
+def _weighted_mean(w: Array, logits: Array) -> Array:
+    return (w[:, None, None] * jax.nn.softmax(logits.astype(jnp.float32))).sum(0)
+
+
+def _mean_in_classes(w: Array, logits: Array) -> Array:
+    mixed = (w[:, None, :] * jax.nn.softmax(logits.astype(jnp.float32))).sum(0)
+    return mixed / mixed.sum(-1, keepdims=True)
+
+
+def _dense(kernel: Array, bias: Array, logits: Array) -> Array:
+    return jax.nn.softmax(_concatenated(logits.astype(jnp.float32)) @ kernel + bias[None])
 
 
 def _concatenated(logits: Any) -> Any:

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from mtkd_jax.fusion import rules
+from mtkd_jax.fusion import rules, worth
 from mtkd_jax.report import document, findings, plots, tables
 from mtkd_jax.results import analysis, intervals, metrics
 from mtkd_jax.runs import workdir
@@ -39,7 +39,10 @@ from mtkd_jax.types import Array, UserError
 REFERENCE = "mean_probs"  # what every rule is compared with: the plain ensemble
 AGAINST_K = (REFERENCE, "plurality", "borda", "copeland", "stv")  # the columns of the paper's table
 SIZES_AGAINST_K, SUBSETS_AGAINST_K = 6, 10
-MOST_FITTED = {"evolved_mean": 32, "stacking": 64}  # teachers; with more, a fit takes minutes
+MOST_FITTED = {  # teachers; with more, a fit takes minutes
+    "evolved_mean": 32,
+    **dict.fromkeys(("classwise_mean", "shapley_mean", "stacking"), 64),
+}
 COST = {"num_members": 64, "num_examples": 10_000, "num_classes": 100}
 
 Watch = Callable[[Iterable[str]], Iterable[str]]  # how the caller follows a loop over rules
@@ -169,7 +172,7 @@ def _accuracies(name: str, logits: Array, labels: Array, voters: Array) -> Array
 def _valued(found: Predictions) -> dict:
     """What each teacher brings to mean_probs on validation: Shapley values and leave-one-out."""
     logits, labels = analysis.teacher_logits(found, "val"), found.val_labels
-    shapley, errors = metrics.shapley(logits, labels)
+    shapley, errors = worth.shapley(logits, labels)
     accuracy = (logits.argmax(-1) == labels).mean(axis=1)
     left_out = metrics.leave_one_out(logits, labels)
     errors = [None] * len(logits) if errors is None else errors
@@ -177,7 +180,7 @@ def _valued(found: Predictions) -> dict:
     values = zip(analysis.teacher_names(found), accuracy, shapley, errors, left_out)
     return {
         "split": "val",
-        "num_orders": None if errors[0] is None else metrics.NUM_ORDERS,
+        "num_orders": None if errors[0] is None else worth.NUM_ORDERS,
         "values": [dict(zip(names, one)) for one in values],
     }
 

@@ -77,12 +77,21 @@ def fused(*, rule: str = "mean_probs", divergence: str = "forward_kl") -> Recipe
 
     $$\ell_\text{match} = \mathrm{KL}(\text{rule}(z_1 / T, \dots, z_K / T) \parallel p)$$
 
-    Raises UserError where `rule` is none of `fusion.rules` that gives probabilities.
+    A rule that is fitted, such as `evolved_mean`, `shapley_mean` or `stacking`, is fitted once, before any
+    student begins, to what the teachers say (T = 1) of the validation images. Raises UserError where `rule`
+    is none of `fusion.rules` that gives probabilities.
+
+    Source: with `evolved_mean` after weighted ensembles of teaching assistants, Ganta et al. 2022, arXiv
+    2206.12005, whose assistants are those of plan `weighed_assistants`.
     """
-    if rule not in rules.RULES - rules.RANK_RULES:
-        known = ", ".join(sorted(rules.RULES - rules.RANK_RULES))
+    if rule not in PROBABILITIES:
+        known = ", ".join(sorted(PROBABILITIES))
         raise UserError(f"fused: {rule!r} is no rule that gives probabilities; known are {known}")
-    return _matching(divergence, name=f"fused:{rule}", aim=_FusedBy(rule), hears_all=True)
+    aim, prepare = (_FusedByFitted(rule), rule) if rule in rules.FITTED_RULES else (_FusedBy(rule), "")
+    return _matching(divergence, name=f"fused:{rule}", aim=aim, prepare=prepare, hears_all=True)
+
+
+PROBABILITIES = rules.RULES - rules.RANK_RULES | rules.FITTED_RULES  # rules whose scores are some
 
 
 def supernet(*, divergence: str = "forward_kl") -> Recipe:
@@ -163,6 +172,18 @@ class _FusedBy:
 
     def __call__(self, context: Context, w: Array) -> Targets:
         probs = rules.rule(self.rule)(context.teacher.logits / context.hyper["temperature"])
+        return targets_of(probs[None], w.sum(axis=0, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _FusedByFitted:
+    """The same by a rule that was fitted, and is asked for logits as a fused network is."""
+
+    rule: str
+
+    def __call__(self, context: Context, w: Array) -> Targets:
+        softened = context.teacher._replace(logits=context.teacher.logits / context.hyper["temperature"])
+        probs = jax.nn.softmax(context.prepared[self.rule](softened))
         return targets_of(probs[None], w.sum(axis=0, keepdims=True))
 
 

@@ -51,6 +51,11 @@ def frozen_teachers(context: Context, networks: Networks) -> TeacherOutputs:
     return networks.teachers(context.batch.image)
 
 
+def teachers_of_own_view(context: Context, networks: Networks) -> TeacherOutputs:
+    """The outputs of the K frozen teachers on a view that the student does not see, `views["teacher"]`."""
+    return networks.teachers(context.batch.views["teacher"])
+
+
 def equal_weights(context: Context) -> Array:
     """Equal weights [K,B] of the teachers: $w_k = 1/K$."""
     num_teachers, batch_size, _ = context.teacher.logits.shape

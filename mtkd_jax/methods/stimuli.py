@@ -3,42 +3,115 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import PLAIN, soft_loss
-from mtkd_jax.types import Array, Augment, Batch, Networks, Recipe, UserError
+from mtkd_jax.data import corruptions
+from mtkd_jax.data.augment import resized_crop
+from mtkd_jax.methods.seams import PLAIN, soft_loss, teachers_of_own_view
+from mtkd_jax.types import Array, Augment, Batch, Corruption, Networks, Recipe, UserError
+
+CROPS = 2**30  # folded into a stimulus's key
 
 
-def funmatch() -> Recipe:
+def funmatch(*, least_area: float = 1.0) -> Recipe:
     r"""Match the teachers on mixtures of two images, the very same for both sides; no label is used.
 
     $$x'_i = r_i\, x_i + (1 - r_i)\, x_j, \qquad r_i \in U(0, 1)$$
 
     Every example i has a partner j of the same batch. Images [B,h,w,D] are mixed after the configured
-    augmentation. Only the soft loss counts: alpha is 0, whatever the configuration says. For long training.
+    augmentation and, with `least_area` below 1, after a crop of each of at least this share of its area,
+    brought back to size (`augment.resized_crop`; the paper's least is 0.08 for ImageNet). Only the soft loss
+    counts: alpha is 0, whatever the configuration says. For long training. Raises UserError for a
+    `least_area` outside (0, 1].
 
     Source: function matching, the patient and consistent teacher, Beyer et al. 2022, arXiv 2106.05237.
     """
-    return PLAIN._replace(name="funmatch", stimulus=_mix_pairs, term=soft_loss, alpha=0.0)
+    if not 0 < least_area <= 1:
+        raise UserError(f"funmatch(least_area={least_area}): it must be in (0, 1]")
+    return PLAIN._replace(name="funmatch", stimulus=_PairsMixed(least_area), term=soft_loss, alpha=0.0)
 
 
-def _mix_pairs(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
-    augment_key, partner_key, share_key = jax.random.split(key, 3)
-    image = augment(augment_key, batch.image)
-    partner = jax.random.permutation(partner_key, image)
-    share = jax.random.uniform(share_key, (len(image), 1, 1, 1))
-    # A mixture of two images has no label.
-    speaks = batch.speaks
-    if speaks is not None:  # of a mixture those who speak of both
-        speaks = speaks & jax.random.permutation(partner_key, speaks)
-    return dataclasses.replace(
-        batch,
-        image=share * image + (1.0 - share) * partner,
-        labelled=jnp.zeros_like(batch.labelled),
-        speaks=speaks,
-    )
+@dataclasses.dataclass(frozen=True)
+class _PairsMixed:
+    least_area: float
+
+    def __call__(self, key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
+        augment_key, partner_key, share_key = jax.random.split(key, 3)
+        image = augment(augment_key, batch.image)
+        if self.least_area < 1:
+            keys = jax.random.split(jax.random.fold_in(key, CROPS), len(image))
+            image = jax.vmap(partial(resized_crop, least_area=self.least_area))(image, keys)
+        partner = jax.random.permutation(partner_key, image)
+        share = jax.random.uniform(share_key, (len(image), 1, 1, 1))
+        # A mixture of two images has no label.
+        speaks = batch.speaks
+        if speaks is not None:  # of a mixture those who speak of both
+            speaks = speaks & jax.random.permutation(partner_key, speaks)
+        return dataclasses.replace(
+            batch,
+            image=share * image + (1.0 - share) * partner,
+            labelled=jnp.zeros_like(batch.labelled),
+            speaks=speaks,
+        )
+
+
+def gaussian(*, step_size: float = 1 / 255) -> Recipe:
+    r"""Add normal noise to the images, the same for both sides: what `ods` is compared with.
+
+    $$x' = \mathrm{clip}(x + \epsilon\, n, 0, 1), \qquad n \in N(0, 1)^D$$
+
+    Here $\epsilon$ is `step_size`: the images are moved about as far as by `ods`, in no direction of
+    interest. Images with a value outside [0,1] are not clipped.
+
+    Source: Nam et al. 2021, arXiv 2110.14149.
+    """
+    return PLAIN._replace(name="gaussian", stimulus=_Noisy(step_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noisy:
+    step_size: float
+
+    def __call__(self, key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
+        augment_key, noise_key = jax.random.split(key)
+        image = augment(augment_key, batch.image)
+        moved = image + self.step_size * jax.random.normal(noise_key, image.shape)
+        return dataclasses.replace(batch, image=_clipped_if_unit(image, moved))
+
+
+def privileged(*, corruption: str = "gaussian_noise", strength: int = 3) -> Recipe:
+    r"""Teachers see the image as it is, the student a degraded one: it learns to know what it cannot see.
+
+    $$\ell_\text{soft} = T^2\, \mathrm{KL}(\frac{1}{K} \sum_k \mathrm{softmax}(z_k(x) / T) \parallel
+    \mathrm{softmax}(z(c(x)) / T))$$
+
+    Here $c$ is one of `data.corruptions` by its name, at a `strength` of 1 to 5, drawn anew for every image
+    and step, after the configured augmentation. Images must have values in [0,1], where a corruption leaves
+    them. How good the student is on such images `report.corruptions` tells. Raises UserError for a corruption
+    there is not or another strength.
+
+    Source: generalised distillation, Lopez-Paz et al. 2016, arXiv 1511.03643; Fukuda et al., Interspeech
+    2017, for wide-band teachers of a narrow-band student.
+    """
+    if strength not in corruptions.STRENGTHS:
+        raise UserError(f"privileged(strength={strength}): it must be one of {corruptions.STRENGTHS}")
+    degraded = _Degraded(corruptions.named(corruption), strength)
+    return PLAIN._replace(name="privileged", stimulus=degraded, teach=teachers_of_own_view)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Degraded:
+    corruption: Corruption
+    strength: int
+
+    def __call__(self, key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
+        augment_key, corruption_key = jax.random.split(key)
+        image = augment(augment_key, batch.image)
+        seen = corruptions.corrupt(self.corruption, corruption_key, image, self.strength)
+        return dataclasses.replace(batch, image=seen, views={"teacher": image})
 
 
 def ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Recipe:
@@ -105,6 +178,10 @@ class _Diversified:
         length = self.step_size * image[0].size ** 0.5
         if self.by_confidence:
             length = length * confidence[:, None, None, None]
-        moved = image + length * direction
-        unit = jnp.all((image >= 0) & (image <= 1), axis=(1, 2, 3), keepdims=True)
-        return dataclasses.replace(batch, image=jnp.where(unit, moved.clip(0, 1), moved))
+        return dataclasses.replace(batch, image=_clipped_if_unit(image, image + length * direction))
+
+
+def _clipped_if_unit(image: Array, moved: Array) -> Array:
+    """Moved images [B,h,w,c], cut off at 0 and 1 where the image was within."""
+    unit = jnp.all((image >= 0) & (image <= 1), axis=(1, 2, 3), keepdims=True)
+    return jnp.where(unit, moved.clip(0, 1), moved)

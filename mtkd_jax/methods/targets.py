@@ -7,7 +7,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import PLAIN, SUPERVISED, HardAnd, hard_loss, label_counts, mean_of_probs
+from mtkd_jax.methods.seams import (
+    PLAIN,
+    SUPERVISED,
+    HardAnd,
+    hard_loss,
+    label_counts,
+    mean_of_probs,
+    teachers_of_own_view,
+)
 from mtkd_jax.types import (
     Array,
     Augment,
@@ -16,7 +24,6 @@ from mtkd_jax.types import (
     Networks,
     Recipe,
     Targets,
-    TeacherOutputs,
     UserError,
 )
 
@@ -99,7 +106,7 @@ def pseudo_labels(*, threshold: float = 0.95) -> Recipe:
     return PLAIN._replace(
         name="pseudo_labels",
         stimulus=_student_augmented,
-        teach=_teach_unaugmented,
+        teach=teachers_of_own_view,
         aim=_mean_unsoftened,
         term=HardAnd(_PseudoLabelled(threshold)),
     )
@@ -109,10 +116,6 @@ def _student_augmented(key: Array, batch: Batch, augment: Augment, networks: Net
     if batch.mixed is not None:
         raise UserError("targets.pseudo_labels: train.mixup and train.cutmix must be 0 with it")
     return dataclasses.replace(batch, image=augment(key, batch.image), views={"teacher": batch.image})
-
-
-def _teach_unaugmented(context: Context, networks: Networks) -> TeacherOutputs:
-    return networks.teachers(context.batch.views["teacher"])
 
 
 def _mean_unsoftened(context: Context, w: Array) -> Targets:

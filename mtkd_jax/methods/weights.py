@@ -174,7 +174,7 @@ def switch() -> Recipe:
 
     $$w_k = 1 \text{ for } k = \text{step} \bmod K, \text{ else } 0$$
 
-    Source: Fukuda et al., Interspeech 2017, one of its two strategies.
+    Source: Fukuda et al., Interspeech 2017, one of its two strategies; `lot` draws the teacher instead.
     """
     return PLAIN._replace(name="switch", weigh=_weigh_in_turn, min_teachers=2)
 
@@ -183,3 +183,29 @@ def _weigh_in_turn(context: Context) -> Array:
     num_teachers, batch_size, _ = context.teacher.logits.shape
     turn = jax.nn.one_hot(context.step % num_teachers, num_teachers)
     return jnp.broadcast_to(turn[:, None], (num_teachers, batch_size))
+
+
+def lot(*, each: str = "example") -> Recipe:
+    r"""Learn from one teacher an example, or a batch, drawn by lot: all count alike in the mean.
+
+    $$w_k = 1 \text{ for } k = \kappa_b, \text{ else } 0, \qquad
+    \kappa_b \in \mathrm{U}\{1, \dots, K\}$$
+
+    With `each` "batch" there is one $\kappa$ for all examples of a batch. Raises UserError for anything else.
+
+    Source: Fukuda et al., Interspeech 2017: the switch between teachers, by lot.
+    """
+    if each not in ("example", "batch"):
+        raise UserError(f"lot(each={each!r}): it must be 'example' or 'batch'")
+    return PLAIN._replace(name="lot", weigh=_Lot(each), min_teachers=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lot:
+    each: str
+
+    def __call__(self, context: Context) -> Array:
+        num_teachers, batch_size, _ = context.teacher.logits.shape
+        num_draws = batch_size if self.each == "example" else 1
+        drawn = jax.random.randint(context.key, (num_draws,), 0, num_teachers)
+        return jax.nn.one_hot(jnp.broadcast_to(drawn, (batch_size,)), num_teachers, axis=0)

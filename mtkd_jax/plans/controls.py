@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mtkd_jax.config import build_recipes
 from mtkd_jax.data.loading import Split
-from mtkd_jax.engine import jobs, population
+from mtkd_jax.engine import jobs, population, teacher_cache
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
 from mtkd_jax.models.given import Given
 from mtkd_jax.types import Ensemble, Population, UserError
@@ -120,16 +120,9 @@ def _shuffled(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bo
     rng = np.random.default_rng((config.seed, jobs.word("shuffled_teacher")))
     pools = (split.pool,) if "unlabelled" in config.students.transfer else ()
     for rows in (split.train, *pools) if computes else ():
-        each = np.concatenate([_said(own, split, rows) for own in ensemble])
+        each = np.concatenate([teacher_cache.said(own, split, rows) for own in ensemble])
         said[:, rows] = each[:, others(len(rows), rng)]
     return (Population(SHUFFLED, {"train": said}, {}, names),)
-
-
-def _said(own: Population, split: Split, rows: np.ndarray) -> np.ndarray:
-    """[M,n,C] of rows of the training images, as they are."""
-    if isinstance(own.model, Given):
-        return own.variables["train"][:, rows]
-    return population.logits(own, split.dataset.train_images[rows])
 
 
 def others(number: int, rng: np.random.Generator) -> np.ndarray:

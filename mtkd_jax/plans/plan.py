@@ -193,7 +193,8 @@ def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note
 
     def make(done: Done, computes: bool = True) -> Job:
         taught_by = controls.teachers(control, config, split, ensemble_of(done), computes)
-        return students.job(config, split, transfer, family, taught_by, _fused_networks(done, family))
+        prepared = {**_fused_networks(done, family), **_fitted_rules(split, done, family, computes)}
+        return students.job(config, split, transfer, family, taught_by, prepared)
 
     return Stage(
         students.stage_name(transfer, family),
@@ -431,3 +432,21 @@ def _fused_networks(done: Done, family: Family) -> dict[str, Callable]:
         fuser = students.Fuser(fitted.model, tap)
         networks[tap] = jax.tree_util.Partial(fuser, population.take(fitted.variables, 0))
     return networks
+
+
+def _fitted_rules(split: Split, done: Done, family: Family, computes: bool) -> dict[str, Callable]:
+    """The rules a family reads, fitted on validation.
+
+    Where nothing is to be computed only the shapes are right.
+    """
+    asked = students.fitted_rules(family)
+    if not asked:
+        return {}
+    ensemble, num_classes = ensemble_of(done), split.dataset.num_classes
+    said, labels = np.eye(num_classes)[None], np.arange(num_classes)
+    if computes:
+        each = [teacher_cache.said(own, split, split.val) for own in ensemble]
+        said, labels = np.concatenate(each), split.dataset.train_labels[split.val]
+    else:
+        said = np.repeat(said, sum(own.num_members for own in ensemble), axis=0)
+    return {name: students.fit_rule(name, said, labels) for name in asked}

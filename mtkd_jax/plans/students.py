@@ -13,6 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax.config import (
+    OTHER,
+    UNLABELLED,
     Arguments,
     build_model,
     build_recipe,
@@ -32,10 +34,12 @@ from mtkd_jax.engine import jobs, population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
+from mtkd_jax.fusion import rules
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.branched import branched
+from mtkd_jax.models.given import Given
 from mtkd_jax.plans import controls, pretrained, teachers
-from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
+from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
 PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
@@ -227,6 +231,9 @@ def job(
     temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
     num_teachers = sum(p.num_members for p in ensemble)
     num_heads = recipes[0].num_heads(num_teachers)
+    speaks = teachers.speakers(config, split, num_teachers) if routed else None
+    if transfer == OTHER:
+        _check_are_asked(ensemble)
     mean, std = loading.channel_statistics(split)
     task = Task(split.dataset.num_classes, num_heads, mean, std)
     epochs, eval_every = students_schedule(config)
@@ -263,10 +270,7 @@ def job(
         },
         temperatures=temperatures,
         order=batches(config, split, transfer),
-        examples=dataclasses.replace(
-            jobs.examples(config, split),
-            speaks=teachers.speakers(config, split, num_teachers) if routed else None,
-        ),
+        examples=_examples(config, split, transfer, speaks),
         images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
         epochs=epochs,
@@ -364,20 +368,22 @@ def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], 
     """epoch -> indices [S,B]. Every transfer set of a run gets the same number of steps.
 
     With unlabelled images each batch holds a fixed share of labelled ones, drawn again and again, so
-    that no batch is without labels.
+    that no batch is without labels; with a share of 0 none has any.
     """
     batch_size = config.train.batch_size
-    num_images = len(split.train) + (len(split.pool) if "unlabelled" in config.students.transfer else 0)
+    unlabelled = {"labelled": (), UNLABELLED: split.pool, OTHER: _rows_of_other(split)}
+    num_images = len(split.train) + max(len(unlabelled[name]) for name in config.students.transfer)
     num_steps = max(1, num_images // batch_size)
     key, labels = (config.seed, jobs.word("students")), jobs.balanced_by(config, split)
     if transfer == "labelled":
         return lambda epoch: loading.epoch_order(
             split.train, num_steps=num_steps, batch_size=batch_size, key=(*key, epoch), labels=labels
         )
-    labelled_per_batch = min(batch_size - 1, max(1, round(batch_size * config.students.labelled_fraction)))
+    share = config.students.labelled_fraction
+    labelled_per_batch = min(batch_size - 1, max(1, round(batch_size * share))) if share else 0
     return lambda epoch: loading.mixed_order(
         split.train,
-        split.pool,
+        unlabelled[transfer],
         num_steps=num_steps,
         batch_size=batch_size,
         labelled_per_batch=labelled_per_batch,
@@ -386,7 +392,45 @@ def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], 
     )
 
 
-# --- supernet: fused networks some modes need before they start ------------------------------------------
+def _rows_of_other(split: Split) -> np.ndarray:
+    """The rows of the images of another source, which stand behind all of the data's."""
+    first = len(split.dataset.train_labels)
+    return np.arange(first, first + (0 if split.other is None else len(split.other)), dtype=np.int32)
+
+
+def _examples(config: ConfigDict, split: Split, transfer: str, speaks: np.ndarray | None) -> Examples:
+    """What the students of a transfer set see; `speaks` [N,K] says which teachers teach them what."""
+    examples = dataclasses.replace(jobs.examples(config, split), speaks=speaks)
+    return loading.with_other_images(examples, split.other) if transfer == OTHER else examples
+
+
+def _check_are_asked(ensemble: Ensemble) -> None:
+    """Raise UserError for teachers who are known by what they say of the data's images, and of no others."""
+    for own in ensemble:
+        if isinstance(own.model, Given):
+            raise UserError(
+                f"config.students.transfer: {OTHER!r} asks the teachers about other images than the data's, "
+                f"and {own.model.name} cannot be asked; must be without it"
+            )
+
+
+# --- what some modes need before they start: rules and networks that fuse the teachers --------------------
+
+
+def fitted_rules(family: Sequence[Member]) -> tuple[str, ...]:
+    """The rules, fitted on validation, that a family's recipes read."""
+    asked = (member.recipe.prepare for member in family)
+    return tuple(dict.fromkeys(name for name in asked if name in rules.FITTED_RULES))
+
+
+def fit_rule(name: str, said: np.ndarray, labels: np.ndarray) -> Callable[[TeacherOutputs], Array]:
+    """teacher outputs -> fused logits [B,C], by a rule fitted to what teachers say [K,V,C] and labels [V]."""
+    return jax.tree_util.Partial(_fused_by, rules.rule(name)(said, labels))
+
+
+def _fused_by(rule: Callable[[Array], Array], teacher: TeacherOutputs) -> Array:
+    tiny = np.finfo(np.float32).tiny  # a probability may underflow to 0
+    return jnp.log(jnp.maximum(rule(teacher.logits), tiny))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,7 +446,8 @@ class Fuser:
 
 def fused_networks(family: Sequence[Member]) -> tuple[str, ...]:
     """The taps whose fused network a family's recipes read."""
-    return tuple(dict.fromkeys(member.recipe.prepare for member in family if member.recipe.prepare))
+    asked = (member.recipe.prepare for member in family)
+    return tuple(dict.fromkeys(name for name in asked if name and name not in rules.FITTED_RULES))
 
 
 def fuser_stage(tap: str) -> str:

@@ -320,8 +320,9 @@ def _told_apart(tested: list[dict]) -> str:
 def conditions(report: dict) -> str:
     """What a run had and tried, in one line: images, teachers, students, seeds and grid."""
     sizes = report["sizes"]
-    words = {"train": "labelled", "unlabelled": "unlabelled", "val": "validation", "test": "test"}
-    images = ", ".join(f"{sizes[name]:,} {word}" for name, word in words.items() if sizes[name])
+    words = {"train": "labelled", "unlabelled": "unlabelled", "other": "other"}
+    words |= {"val": "validation", "test": "test"}
+    images = ", ".join(f"{sizes[name]:,} {word}" for name, word in words.items() if sizes.get(name))
     teachers = ", ".join(
         f"{row['n']} {row['architecture']}" for row in report["rows"] if row["role"] == "teacher"
     )
@@ -587,6 +588,7 @@ def _transfer_sets(predictions: Predictions) -> list[str]:
     seen = {
         "labelled": f"{train:,} labelled images",
         "unlabelled": f"{train:,} labelled images and {unlabelled:,} whose labels are hidden from every loss",
+        "other": f"{train:,} labelled images and {predictions.sizes.get('other', 0):,} of another source",
     }
     return [f"Transfer set '{name}': students see {seen[name]}." for name in analysis.transfers(predictions)]
 

@@ -171,7 +171,7 @@ _RING: dict[str, Any] = {
 
 def _key(row: Mapping) -> str:
     """What a row is called in every cell."""
-    return row["name"] + (f" ({row['transfer']})" if row["transfer"] == "unlabelled" else "")
+    return row["name"] + (f" ({row['transfer']})" if row["transfer"] not in ("", "labelled") else "")
 
 
 def _val_nll(row: Mapping) -> float:

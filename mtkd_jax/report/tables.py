@@ -101,6 +101,7 @@ MERGED_TITLES = {
     "ensemble": "All teachers, fused",
     "labelled": "Students on labelled images",
     "unlabelled": "Students on labelled and unlabelled images",
+    "other": "Students on labelled images and those of another source",
 }
 MERGED_CAPTION = (
     "%: accuracy [95 % interval], over seeds and members, of ensembles over test examples. +, -: better, "
@@ -665,8 +666,9 @@ def _title(row: dict, report: dict) -> str:
         return f"All {num_teachers} teachers, fused (interval over test examples)"
     sizes = report["sizes"]
     images = f"{sizes['train']:,} labelled images"
-    if row["transfer"] == "unlabelled":
-        images += f" and {sizes['unlabelled']:,} unlabelled ones"
+    further = {"unlabelled": "unlabelled ones", "other": "of another source"}
+    if row["transfer"] in further:
+        images += f" and {sizes[row['transfer']]:,} {further[row['transfer']]}"
     who = " ".join(word for word in ("Students", findings.model_of(row, report)) if word)
     return f"{who} on {images} (interval over seeds)"
 

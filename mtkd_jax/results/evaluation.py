@@ -101,6 +101,7 @@ def _predictions(
         sizes={
             "train": len(split.train),
             "unlabelled": len(split.pool) if "unlabelled" in config.students.transfer else 0,
+            **({} if split.other is None else {"other": len(split.other)}),
             "val": len(split.val),
             "test": len(dataset.test_labels),
         },

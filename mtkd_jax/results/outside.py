@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax.data import corruptions
+from mtkd_jax.data import checks, corruptions
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
 from mtkd_jax.models.given import Given
@@ -48,13 +48,8 @@ def outliers(config: ConfigDict, dataset: DataSet) -> np.ndarray:
 
     Raises UserError unless they have the shape and the dtype of the data's.
     """
-    images, own = configuration.outliers_call(config)().test_images, dataset.test_images
-    told = [f"{each.dtype} {'x'.join(map(str, each.shape[1:]))}" for each in (images, own)]
-    if told[0] != told[1]:
-        raise UserError(
-            f"config.report.ood: {config.report.ood} has images {told[0]}; they must be {told[1]}, as "
-            f"those of {dataset.name} are"
-        )
+    images, own = configuration.further_source(config, "report.ood")().test_images, dataset.test_images
+    checks.check_alike(images, dataset, f"config.report.ood: {config.report.ood}")
     if len(images) == 0:
         raise UserError(f"config.report.ood: {config.report.ood} has no test images; name one that has some")
     drawn = np.random.default_rng(0).permutation(len(images))[: len(own)]

@@ -32,7 +32,7 @@ class Group:
     #            | linear (no network: a yardstick)
     architecture: str
     method: str  # the recipe; "" for teachers
-    transfer: str  # "" for teachers | "labelled" | "unlabelled"
+    transfer: str  # "" for teachers | "labelled" | "unlabelled" | "other"
     alpha: float | None  # weight of the hard labels; None for teachers and averages
     temperature: float | None
     members: tuple[str, ...]  # S names; equal names in two groups of one transfer are pairs ("seed 0")
@@ -59,7 +59,9 @@ class Predictions:
 
     dataset: str
     class_names: tuple[str, ...]
-    sizes: Mapping[str, int]  # {"train", "unlabelled", "val", "test"}
+    sizes: Mapping[
+        str, int
+    ]  # {"train", "unlabelled", "val", "test"}, and "other" where there are such images
     val_labels: np.ndarray  # [V] int32
     test_labels: np.ndarray  # [N]
     val_index: np.ndarray  # [V] rows in the source's training images

@@ -304,6 +304,7 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
         | ({"weights_sha256": found} if found else {})
         | ({LENT_BY: lent_by} if lent_by else {})
         | ({"who_teaches_sha256": _digest((routed,))} if routed is not None else {})
+        | ({"other_sha256": _digest((split.other,))} if split.other is not None else {})
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.data.augment import FURTHER, alternately, augment, cutout, flip, noise, shift
+from mtkd_jax.data.augment import FURTHER, alternately, augment, cutout, flip, noise, resized_crop, shift
 from mtkd_jax.data.rand_augment import rand_augment
 from mtkd_jax.types import UserError
 
@@ -37,6 +37,24 @@ def test_shift_is_reflect_padding_and_a_crop_and_every_offset_occurs():
         seen.append(offset)
     counts = [seen.count(offset) for offset in crops]
     assert np.sum((np.array(counts) - 20) ** 2 / 20) < 80  # chi-squared, 24 degrees, p = 1e-7
+
+
+def test_resized_crops_are_parts_of_the_area_and_proportion_asked_for():
+    """Of an image whose values are its coordinates, so that each crop tells where it was cut."""
+    rows, columns = np.meshgrid(np.arange(20.0), np.arange(24.0), indexing="ij")
+    image = jnp.asarray(np.stack([rows, columns], axis=-1), jnp.float32)
+    cropped = jax.jit(jax.vmap(lambda key: resized_crop(image, key, least_area=0.3)))(keys_of(300))
+    found = np.asarray(cropped, np.float64)
+    tall = (found[:, 12, 5, 0] - found[:, 8, 5, 0]) / 4  # pixels a pixel, away from the border
+    wide = (found[:, 5, 12, 1] - found[:, 5, 8, 1]) / 4
+    area, proportion = tall * wide, wide / tall
+    assert area.min() + 0.02 >= 0.3 and area.max() <= 1 + 1e-5
+    assert proportion.min() >= 3 / 4 - 1e-3 and proportion.max() <= 4 / 3 + 1e-3
+    assert (np.diff(np.quantile(area, [0, 0.25, 0.5, 0.75])) > 0.1).all()
+    top = found[:, 10, 5, 0] - 10.5 * tall + 0.5
+    left = found[:, 5, 12, 1] - 12.5 * wide + 0.5
+    for start, size, whole in ((top, 20 * tall, 20), (left, 24 * wide, 24)):
+        assert start.min() > -1e-3 and (start + size).max() < whole + 1e-3
 
 
 def test_shift_by_almost_the_whole_image_and_no_further():

@@ -229,7 +229,7 @@ def test_epoch_order_is_shuffled_evenly():
     num_labelled=st.integers(1, 20),
     num_unlabelled=st.integers(1, 40),
     num_steps=st.integers(1, 10),
-    parts=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    parts=st.tuples(st.integers(0, 8), st.integers(1, 8)),
     seed=st.integers(0, 99),
 )
 def test_mixed_order_has_the_same_number_of_each_kind_in_every_batch(
@@ -254,9 +254,9 @@ def test_mixed_order_has_the_same_number_of_each_kind_in_every_batch(
 
 def test_mixed_order_refuses_what_is_not_mixed():
     arguments = {"num_steps": 2, "batch_size": 4, "key": (0,)}
-    for number in (0, 4, 5):
+    for number in (-1, 4, 5):
         with pytest.raises(
-            UserError, match=rf"labelled_fraction: gives {number} labelled images, must give 1..3"
+            UserError, match=rf"labelled_fraction: gives {number} labelled images, must give 0..3"
         ):
             loading.mixed_order(np.arange(5), np.arange(5), labelled_per_batch=number, **arguments)
     with pytest.raises(UserError, match=r"^config.students.transfer = 'unlabelled': .* data.num_train must"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import jax
@@ -281,6 +282,53 @@ def test_evolved_mean_is_no_worse_than_equal_weights_and_reproducible():
     fused = rules.evolved_mean(logits, labels, seed=3)(logits)
     assert reference.nll(fused, labels) <= reference.nll(rules.mean_probs(logits), labels) + 1e-6
     np.testing.assert_array_equal(fused, rules.evolved_mean(logits, labels, seed=3)(logits))
+
+
+def test_shapley_mean_weighs_by_what_members_add_and_never_below_nothing():
+    """Values of accuracy by all six orders: of two equal members and one that is always wrong."""
+    right, wrong = np.array([[4.0, 0.0], [0.0, 4.0]]), np.array([[0.0, 9.0], [9.0, 0.0]])
+    labels = np.array([0, 1])
+    gains, orders = np.zeros(3), list(itertools.permutations(range(3)))
+    members = np.array([right, right, wrong])
+
+    def worth(coalition):
+        if not coalition:
+            return 0.5
+        probs = sum(np.array(reference.softmax(members[k])) for k in coalition)
+        return np.mean(probs.argmax(-1) == labels)
+
+    for order in orders:
+        for place, k in enumerate(order):
+            gains[k] += (worth(order[: place + 1]) - worth(order[:place])) / len(orders)
+    assert gains[2] < 0 < gains[0]
+    probs = np.array([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]])
+    found = rules.shapley_mean(members, labels)(jnp.asarray(np.log(probs), jnp.float32))
+    np.testing.assert_allclose(found, [[0.75, 0.25]], rtol=1e-5)
+    nobody = rules.shapley_mean(np.array([wrong, wrong]), labels)  # adds anything
+    np.testing.assert_allclose(nobody(jnp.asarray(np.log(probs[:2]), jnp.float32)), [[0.75, 0.25]], rtol=1e-5)
+
+
+def test_classwise_mean_hears_each_member_of_its_own_classes():
+    """At the optimum by finite differences of the objective written out; weights read back from outputs."""
+    logits, labels = validation(num_members=3)
+    num_members, _, num_classes = logits.shape
+    probs = [reference.softmax(member) for member in np.asarray(logits)]
+    rule = rules.classwise_mean(logits, labels, l2=1e-2)
+    (w,) = rule.args
+    v = np.log(np.asarray(w, np.float64))
+    v -= v.mean(axis=0)  # the optimum is centred: L2 would shrink any common part
+
+    def objective(v):
+        weights = np.exp(v) / np.exp(v).sum(axis=0)
+        mixed = sum(own * np.array(member) for own, member in zip(weights, probs))
+        losses = [-np.log(row[label] / row.sum()) for row, label in zip(mixed, labels)]
+        return np.mean(losses) + 1e-2 / 2 * np.sum(v**2)
+
+    steps = 1e-4 * np.eye(v.size).reshape(-1, num_members, num_classes)
+    gradient = [(objective(v + step) - objective(v - step)) / 2e-4 for step in steps]
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+    assert np.ptp(v, axis=1).max() > 0.1
+    assert objective(v) < objective(np.zeros_like(v))
 
 
 def test_stacking_is_at_the_optimum():

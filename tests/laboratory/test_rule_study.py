@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from mtkd_jax.fusion import rules
+from mtkd_jax.fusion.worth import shapley
 from mtkd_jax.laboratory import rule_study
 from mtkd_jax.report import tables
 from mtkd_jax.results import analysis, intervals, metrics
@@ -63,7 +64,7 @@ def test_shapley_is_the_mean_over_all_orders():
         for place, k in enumerate(order):
             gain = worth(logits, labels, order[: place + 1]) - worth(logits, labels, order[:place])
             expected[k] += gain / len(orders)
-    values, errors = metrics.shapley(logits, labels)
+    values, errors = shapley(logits, labels)
     assert errors is None
     np.testing.assert_allclose(values, expected, atol=1e-12)
     np.testing.assert_allclose(values.sum(), worth(logits, labels, range(4)) - 1 / 3)
@@ -71,8 +72,8 @@ def test_shapley_is_the_mean_over_all_orders():
 
 def test_sampled_shapley_values_sum_up_and_equal_the_exact_ones_within_their_errors():
     logits, labels = voters(6)
-    exact, _ = metrics.shapley(logits, labels)
-    sampled, errors = metrics.shapley(logits, labels, most_exact=5, num_orders=400)
+    exact, _ = shapley(logits, labels)
+    sampled, errors = shapley(logits, labels, most_exact=5, num_orders=400)
     np.testing.assert_allclose(sampled.sum(), exact.sum())
     assert np.all(errors > 0) and np.all(errors < 0.02)
     assert np.all(np.abs(sampled - exact) < 4 * errors)
@@ -80,7 +81,7 @@ def test_sampled_shapley_values_sum_up_and_equal_the_exact_ones_within_their_err
 
 def test_equal_teachers_are_worth_the_same_and_leave_no_gap():
     logits, labels = voters(1)
-    values, _ = metrics.shapley(np.repeat(logits, 3, axis=0), labels)
+    values, _ = shapley(np.repeat(logits, 3, axis=0), labels)
     np.testing.assert_allclose(values, values[0])
     np.testing.assert_array_equal(metrics.leave_one_out(np.repeat(logits, 3, axis=0), labels), 0)
 
@@ -176,7 +177,7 @@ def test_accuracy_against_k_ends_with_the_accuracy_of_all(three):
 
 def test_teachers_are_valued_on_validation(three):
     found, result = three
-    values, _ = metrics.shapley(analysis.teacher_logits(found, "val"), found.val_labels)
+    values, _ = shapley(analysis.teacher_logits(found, "val"), found.val_labels)
     assert [one["shapley"] for one in result["teachers"]["values"]] == pytest.approx(values)
     assert result["teachers"]["num_orders"] is None
 

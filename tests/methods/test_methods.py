@@ -12,7 +12,11 @@ from mtkd_jax.methods import seams
 from mtkd_jax.types import Batch, Context, Outputs, TeacherOutputs, UserError
 from tests.references import losses
 
-MODES = (*(mode for mode in configuration.catalogue("mode") if "." not in mode), "fused:median_probs")
+MODES = (
+    *(mode for mode in configuration.catalogue("mode") if "." not in mode),
+    *("fused:median_probs", "fused:evolved_mean"),
+)
+FITTED = ("logits", "embedding", "evolved_mean")
 K, B, C = 3, 5, 3
 
 
@@ -35,7 +39,7 @@ def context(heads, teachers, labels, alpha=0.0, temperature=1.0, smoothing=0.0, 
             labelled=jnp.ones(num, bool) if labelled is None else jnp.asarray(labelled),
         ),
         teacher=TeacherOutputs(teachers, (), ()),
-        prepared={tap: jax.tree_util.Partial(first_column_network) for tap in ("logits", "embedding")},
+        prepared={name: jax.tree_util.Partial(first_column_network) for name in FITTED},
         hyper={
             "alpha": jnp.float32(alpha),
             "temperature": jnp.float32(temperature),

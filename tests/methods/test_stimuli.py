@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.methods import seams, stimuli
-from mtkd_jax.types import Batch, Networks, TeacherOutputs
+from mtkd_jax.types import Batch, Networks, TeacherOutputs, UserError
 from tests.contexts import context, loss
 from tests.references.methods import softmax
 
@@ -85,6 +85,21 @@ def test_funmatch_draws_a_share_of_its_own_for_every_example():
         assert abs((own < quantile).mean() - quantile) < 4 * np.sqrt(0.25 / len(own))
 
 
+def test_funmatch_crops_before_it_mixes():
+    """The same key mixes the same pairs by the same shares: what differs is the crops."""
+    smooth = np.linspace(0, 1, SIDE)[None, :, None, None] * np.ones((B, 1, SIDE, 1))
+    whole, cropped = (
+        np.asarray(perturbed(recipe, smooth, None).image)
+        for recipe in (stimuli.funmatch(), stimuli.funmatch(least_area=0.1))
+    )
+    np.testing.assert_allclose(whole, smooth, atol=1e-6)  # equal images mix to themselves
+    assert (np.ptp(cropped, axis=1) < np.ptp(smooth, axis=1) - 0.05).any()  # a part of the range of grey
+    np.testing.assert_allclose(np.ptp(cropped, axis=2), 0, atol=1e-5)  # rows stay even
+    assert cropped.min() >= -1e-6 and cropped.max() <= 1 + 1e-6
+    with pytest.raises(UserError, match=r"least_area=0.0"):
+        stimuli.funmatch(least_area=0.0)
+
+
 def test_funmatch_mixes_what_the_augmentation_gives():
     found = perturbed(stimuli.funmatch(), marked(), None, augment=lambda key, images: 1.0 - images).image
     np.testing.assert_allclose(found.sum(axis=(1, 2, 3)), D - 1, rtol=1e-6)
@@ -111,6 +126,35 @@ def test_funmatch_has_no_hard_loss():
 
 def plain_targets(seen):
     return dataclasses.replace(seen, targets=seams.mean_of_probs(seen, seams.equal_weights(seen)))
+
+
+# --- gaussian, privileged -------------------------------------------------------------------------------
+
+
+def test_gaussian_noise_has_its_deviation_and_no_direction():
+    found = moves(stimuli.gaussian(step_size=0.02), None, grey(400))
+    assert abs(found.std() - 0.02) < 4 * 0.02 / np.sqrt(2 * found.size)
+    assert abs(found.mean()) < 4 * 0.02 / np.sqrt(found.size)
+    correlation = np.corrcoef(found, rowvar=False) - np.eye(D)
+    assert np.abs(correlation).max() < 5 / np.sqrt(400)
+    batch = perturbed(stimuli.gaussian(step_size=0.5), np.ones((B, SIDE, SIDE, 1)), None)
+    assert batch.image.max() == 1 and not batch.views  # both sides see the same
+    assert perturbed(stimuli.gaussian(step_size=0.5), 2 * np.ones((B, SIDE, SIDE, 1)), None).image.max() > 2
+
+
+def test_teachers_see_what_the_student_sees_degraded():
+    recipe = stimuli.privileged(corruption="contrast", strength=5)
+    image = np.random.default_rng(9).uniform(size=(B, SIDE, SIDE, 1))
+    batch = perturbed(recipe, image, None, augment=lambda key, images: images[:, ::-1])
+    seen = dataclasses.replace(context(np.zeros((B, 2)), np.zeros((1, B, 2))), batch=batch)
+    asked = recipe.teach(seen, Networks(lambda image: image, None))
+    np.testing.assert_allclose(asked, image[:, ::-1], rtol=1e-6)
+    for student, teacher in zip(batch.image, image[:, ::-1]):
+        np.testing.assert_allclose(student, 0.15 * (teacher - teacher.mean()) + teacher.mean(), atol=1e-5)
+    with pytest.raises(UserError, match="did you mean 'contrast'"):
+        stimuli.privileged(corruption="contrasts")
+    with pytest.raises(UserError, match=r"strength=6.*\(1, 2, 3, 4, 5\)"):
+        stimuli.privileged(strength=6)
 
 
 # --- ods and conf_ods -----------------------------------------------------------------------------------

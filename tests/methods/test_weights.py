@@ -22,7 +22,12 @@ JUDGES = [
     (weights.aekd(), 1.0),
     (weights.aekd(cap=0.3), 1.0),
 ]
-LOTTERIES = [(weights.random_drop(), K - 1), (weights.random_drop(num_dropped=3), 1), (weights.switch(), 1)]
+LOTTERIES = [
+    (weights.random_drop(), K - 1),
+    (weights.random_drop(num_dropped=3), 1),
+    (weights.switch(), 1),
+    (weights.lot(each="batch"), 1),
+]
 
 
 def drawn(seed, scale=2.0):
@@ -289,6 +294,16 @@ def test_switch_hears_everyone_in_turn():
     np.testing.assert_array_equal(turns, np.tile(np.eye(K), (2, 1)))
 
 
+def test_lot_draws_a_teacher_for_every_example_and_everyone_as_often():
+    drawn_by = [weigh(weights.lot(), context(*drawn(23), seed=seed)) for seed in range(100)]
+    for w in drawn_by:
+        assert w.shape == (K, B) and w.dtype == np.float32 and set(np.unique(w)) == {0.0, 1.0}
+        np.testing.assert_array_equal(w.sum(axis=0), 1)
+    assert any((w != w[:, :1]).any() for w in drawn_by)
+    mean = np.mean(drawn_by, axis=(0, 2))
+    np.testing.assert_allclose(mean, 1 / K, atol=4 * np.sqrt((K - 1) / K**2 / (100 * B)))
+
+
 def test_switch_matches_the_teacher_whose_turn_it_is():
     student, teachers, label = drawn(22)
     found = loss(weights.switch(), context(student, teachers, label, step=K + 2))
@@ -316,6 +331,7 @@ def test_weighing_takes_several_teachers(recipe, needed):
         (lambda: weights.aekd(cap=0.0), r"aekd\(cap=0.0\): .*\(0, 1\]"),
         (lambda: weights.aekd(cap=1.5), r"aekd\(cap=1.5\)"),
         (lambda: weights.random_drop(num_dropped=-1), "at least 0"),
+        (lambda: weights.lot(each="epoch"), "'example' or 'batch'"),
     ],
 )
 def test_impossible_arguments_are_refused(call, message):

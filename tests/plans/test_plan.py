@@ -3,13 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtkd_jax import experiment
-from mtkd_jax.engine import population, training
+from mtkd_jax.engine import population, teacher_cache, training
+from mtkd_jax.fusion import rules
 from mtkd_jax.plans import plan, teachers
-from mtkd_jax.types import UserError
+from mtkd_jax.types import TeacherOutputs, UserError
 from tests import small
 
 TWO = ("mlp(hidden=(8, 8))", "mlp(hidden=(8,))")
@@ -77,6 +79,40 @@ def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypat
     for stage in stages:
         begun[stage.name] = training.untrained(stage.make(begun))
     assert shapes(rehearsed) == shapes(begun)
+
+
+def test_a_rule_that_is_fitted_is_fitted_to_what_the_teachers_say_of_validation_images():
+    config = small.config(**{"students.modes": ("fused:evolved_mean", "fused:classwise_mean", "vote")})
+    split = experiment.load_split(config)
+    trained_teachers, *stages = plan.build(config, split)
+    done = {trained_teachers.name: training.untrained(trained_teachers.make({}))}
+    (stage,) = (one for one in stages if any(member.mode == "fused:evolved_mean" for member in one.family))
+    outlined, job = stage.outline(done), stage.make(done)
+    assert plan.trace(outlined).population.names == plan.trace(job).population.names
+    (own,) = plan.ensemble_of(done)
+    logits = population.logits(own, split.dataset.train_images[split.val])
+    seen = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 4)), jnp.float32)
+    for rule in ("evolved_mean", "classwise_mean"):
+        fitted = rules.rule(rule)(logits, split.dataset.train_labels[split.val])
+        found = job.stage_data.prepared[rule](TeacherOutputs(seen, (), ()))
+        np.testing.assert_allclose(jnp.exp(found), fitted(seen), rtol=1e-4)
+        weights = np.asarray(fitted.args[0])
+        assert np.ptp(weights, axis=0).max() > 0.01
+
+
+def test_what_teachers_say_of_rows_is_asked_for_once_while_the_data_is_there(monkeypatch):
+    config = small.config()
+    split = experiment.load_split(config)
+    (own,) = (training.untrained(teachers.job(config, split, config.model.name)).population,)
+    asked, ask = [], population.logits
+    monkeypatch.setattr(population, "logits", lambda *arguments: asked.append(0) or ask(*arguments))
+    first, again = (teacher_cache.said(own, split, split.val) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, ask(own, split.dataset.train_images[split.val]))
+    other = dataclasses.replace(own, variables=jax.tree.map(lambda leaf: leaf + 1, own.variables))
+    for another, rows in ((own, split.train), (other, split.val)):
+        assert not np.array_equal(teacher_cache.said(another, split, rows)[:, :5], first[:, :5])
+    assert len(asked) == 3
 
 
 def test_a_stage_that_would_begin_with_weights_of_another_network_is_refused():

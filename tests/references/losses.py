@@ -55,7 +55,7 @@ def soft_targets(mode, teachers, temperature, fused=None):
     if mode == "fused:median_probs":
         middle = np.median([softmax(z, temperature) for z in teachers], axis=0)
         return [(1.0, middle / middle.sum())]
-    if mode in ("supernet", "supernet2"):
+    if mode in ("supernet", "supernet2", "fused:evolved_mean"):
         return [(1.0, softmax(fused, temperature))]
     raise ValueError(mode)
 
