@@ -3,8 +3,8 @@
     python -m mtkd_jax.leaderboard --config=tabular --workdir=runs/tabular
     python -m mtkd_jax.main --config=configs/tabular.py:wine --workdir=runs/wine
 
-Data      scikit-learn's own tables: breast cancer (569 rows of 30 columns), wine (178 of 13) and digits (1 797
-          of 64, as images). Every column is normalised by its training rows, within the network.
+Data      scikit-learn's own tables: breast cancer (569 rows of 30 columns), wine (178 of 13) and digits
+          (1 797 of 64, as images). Every column is normalised by its training rows, within the network.
 Compares  what an mlp of 8 hidden units learns from the probabilities of a forest, boosted trees, nearest
           neighbours, a linear and a quadratic model, Bayes' rule and an mlp of scikit-learn, fitted to the
           training rows: five modes over ten seeds, at four points each (two weights of the hard labels by two

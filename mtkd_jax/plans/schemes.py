@@ -442,11 +442,9 @@ def _check_shares(plan: str, **shares: float) -> None:
 
 def _of_ordinary_teachers(options: ConfigDict) -> dict[str, bool]:
     """{field of `config.teachers` that is of teachers trained apart and whole: is it set?}."""
+    elsewhere = ("from_run", "init_from", *(field.removeprefix("teachers.") for field in GIVEN))
     return {
-        **{
-            name: bool(options[name])
-            for name in ("from_run", "init_from", "logits", "programs", "classifiers")
-        },
+        **{name: bool(options[name]) for name in elsewhere},
         "patience": bool(options.patience),
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,

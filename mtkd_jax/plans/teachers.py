@@ -179,10 +179,10 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         raise UserError(
             f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
         )
-    if theirs_given := [field for field in GIVEN if their["teachers"].get(field.partition(".")[2])]:
+    if elsewhere := [field for field in GIVEN if their["teachers"][field.removeprefix("teachers.")]]:
         raise UserError(
-            f"config.teachers.from_run: {source} has trained no networks that teach; name its teachers again, "
-            f"in {' and '.join(theirs_given)}"
+            f"config.teachers.from_run: {source} has trained no networks to teach; name its teachers again, "
+            f"in {' and '.join(elsewhere)}"
         )
     if their["plan"].partition("(")[0] == "specialists":
         raise UserError(
