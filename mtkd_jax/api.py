@@ -31,7 +31,6 @@ from safetensors.numpy import load_file
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment, settings
 from mtkd_jax.data import assembly, loading
-from mtkd_jax.data import images as reading
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import predict as predicting
 from mtkd_jax.engine import population
@@ -421,7 +420,8 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
     """The class of every image, and how probable each class is.
 
     `student` may be the folder of a saved one, of which only the exported program is read: no network's code
-    is needed. `images` are arrays like those of training, or files: a path, a folder, or a list of them.
+    is needed. `images` are arrays like those of training, or files: a path, a folder, or a list of them; for
+    a student of a table these are tables, with columns of the same names.
     Raises UserError for images of another kind and files that cannot be read.
 
     >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
@@ -442,11 +442,13 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
 
     shape, dtype = _taken(card)
     if _are_paths(images):
-        predicting.check_reads_files(card)
         given = [images] if isinstance(images, str | Path) else images
-        files = predicting.files(paths.parse(one, "the path", any_name=True) for one in given)
-        fit = card["input"].get("fit", "crop")
-        images = np.stack([reading.read(file, shape=shape, fit=fit) for file in files])
+        files = [paths.parse(one, "the path", any_name=True) for one in given]
+        if "columns" not in card["input"]:
+            predicting.check_reads_files(card)
+            files = predicting.files(files)
+        asked = predicting.inputs(card, files, card["input"].get("fit", "crop"))
+        images = np.stack([one.read() for one in asked])
     logits = ask(_images(images, shape, dtype, "the student"))
     probabilities = predicting.softmax(logits.astype(np.float64))
     return Predicted(tuple(card["class_names"][c] for c in probabilities.argmax(-1)), probabilities)

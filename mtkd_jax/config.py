@@ -34,7 +34,7 @@ from mtkd_jax.mesh import HOW
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.system import own_code, own_metrics, paths, weights
 from mtkd_jax.system.spelling import hint, likeness, nearest
-from mtkd_jax.types import Corruption, DataSet, Metric, Model, Recipe, Task, Tracker, UserError
+from mtkd_jax.types import Classifier, Corruption, DataSet, Metric, Model, Recipe, Task, Tracker, UserError
 
 # kind -> (module or package that defines its functions, what they say they return)
 KINDS = {
@@ -49,10 +49,12 @@ KINDS = {
     "corruption": ("data.corruptions", ("Corruption",)),
     "augmentation": ("data.augment", ("Augment",)),  # of the user's own alone; ours are fields
     "metric": ("results.metrics", ("Metric",)),  # likewise
+    "classifier": ("models.classifiers", ("Classifier",)),
 }
 ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "model.name": ("model",),
     "teachers.models": ("model",),
+    "teachers.classifiers": ("classifier",),
     "students.model": ("model",),
     "students.models": ("model",),
     "students.modes": ("mode",),
@@ -72,6 +74,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.temperature_schedule": ("schedule",),
     "runtime.trackers": ("tracker",),
 }
+GIVEN = ("teachers.logits", "teachers.programs", "teachers.classifiers")  # of no networks of ours
 UNLABELLED, OTHER = "unlabelled", "other"
 TRANSFERS = ("labelled", UNLABELLED, OTHER)
 AUTO = "auto"
@@ -127,6 +130,7 @@ def default() -> ConfigDict:
     config.teachers.from_run = ""  # a finished workdir whose teachers are used instead of training any
     config.teachers.logits = ()  # .npz files of what teachers from anywhere say, instead of training any
     config.teachers.programs = ()  # teachers that are programs: .onnx, .stablehlo, or a student/ folder
+    config.teachers.classifiers = ()  # addresses of what says probabilities, fitted to the training examples
 
     config.train = ConfigDict()
     config.train.epochs = 60  # of teachers, and of students unless they say otherwise
@@ -383,13 +387,14 @@ def _check_weights(config: ConfigDict) -> None:
 
 
 def _check_given(config: ConfigDict) -> None:
-    """Teachers of files are never trained, and those known by logits are not asked about other images."""
+    """Teachers that are no networks of ours: those known by logits are not asked about other images."""
     flat = dict(fields(config))
-    of_files = [field for field in ("teachers.logits", "teachers.programs") if flat[field]]
+    of_files = [field for field in GIVEN if flat[field]]
     for field in ("teachers.init_from", "teachers.from_run", "teachers.models"):
         if of_files and flat[field]:
             raise UserError(f"config.{of_files[0]} and {field}: teachers come from one or the other")
-    if config.teachers.logits or any(name.endswith(".onnx") for name in config.teachers.programs):
+    of_logits = config.teachers.logits or config.teachers.classifiers
+    if of_logits or any(name.endswith(".onnx") for name in config.teachers.programs):
         for field in ("train.mixup", "train.cutmix"):
             if flat[field]:
                 raise UserError(
@@ -416,6 +421,8 @@ def _check_addresses(config: ConfigDict) -> None:
         for address in addresses:
             build_model(address, task, field)
     _check_stages(config)
+    for address in config.teachers.classifiers:
+        build("classifier", address, "teachers.classifiers")
     for address in config.students.arguments:
         _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
@@ -470,8 +477,8 @@ def _check_addresses(config: ConfigDict) -> None:
 
 
 def given_teachers(config: ConfigDict) -> tuple[str, ...]:
-    """The files that teach as they are, of logits and programs; () where teachers are networks of ours."""
-    return (*config.teachers.logits, *config.teachers.programs)
+    """Those that are no networks of ours, of logits, programs and classifiers; () where they all are."""
+    return (*config.teachers.logits, *config.teachers.programs, *config.teachers.classifiers)
 
 
 def _check_stages(config: ConfigDict) -> None:
@@ -959,6 +966,7 @@ MADE = {  # kind -> what its functions return
     "corruption": Callable,
     "augmentation": Callable,
     "metric": Metric,
+    "classifier": Classifier,
 }
 
 
@@ -1385,6 +1393,7 @@ _ENTRY_TYPES = {
     "teachers.init_from": "str",
     "teachers.logits": "str",
     "teachers.programs": "str",
+    "teachers.classifiers": "str",
     "teachers.learning_rates": "float",
     "teachers.weight_decays": "float",
     "teachers.label_smoothings": "float",
@@ -1444,9 +1453,9 @@ def _check_samples(teachers: ConfigDict) -> None:
             "config.teachers.out_of_bag: every teacher trains on all labelled images, and none could teach "
             "them; set folds, bootstrap or subset_fraction"
         )
-    if teachers.trained or teachers.logits or teachers.programs:
+    if teachers.trained or teachers.logits or teachers.programs or teachers.classifiers:
         raise UserError(
-            "config.teachers.out_of_bag: what teachers from files have trained on is not known; name who "
+            "config.teachers.out_of_bag: what teachers from elsewhere have trained on is not known; name who "
             "teaches what in the data (train_teachers)"
         )
 

@@ -400,6 +400,7 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
             "dtype": "float32",
             "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
             **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
+            **({"columns": list(dataset.column_names)} if dataset.column_names else {}),
         },
         "training": _training(config, predicted, group, position),
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",

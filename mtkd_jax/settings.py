@@ -43,6 +43,7 @@ EXAMPLES = {  # of fields whose default does not show how they are written
     "teachers.init_from": "a.safetensors,b.safetensors",
     "teachers.logits": "a.npz,b.npz",
     "teachers.programs": "a.onnx,b.stablehlo",
+    "teachers.classifiers": "scikit_learn:GaussianNB,mine.py:forest",
     "teachers.learning_rates": "0.001,0.003",
     "teachers.weight_decays": "0.0001",
     "teachers.label_smoothings": "0.1",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -98,6 +98,7 @@ class DataSet:
     train_names: tuple[str, ...] | None = None  # [N] what the images are called, such as "cat/1.png"
     test_names: tuple[str, ...] | None = None  # the same; None where they have no names
     train_teachers: np.ndarray | None = None  # [N,K] bool, who teaches what; or [N] int32, -1: nobody
+    column_names: tuple[str, ...] = ()  # [c] what the channels are called, of a table's rows [N,1,1,c]
 
     @property
     def num_classes(self) -> int:
@@ -163,6 +164,19 @@ class Outputs:
     heads: Array  # [H,B,C] float32, H >= 1
     embedding: Array  # [B,D] float32, what the heads read; None of a teacher whose logits alone are known
     features: Mapping[str, Array]  # {"stage1": [B,h,w,d], ...}
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """What learns from rows and says probabilities, as classifiers of scikit-learn do: a teacher."""
+
+    def fit(self, rows: np.ndarray, labels: np.ndarray) -> Any:
+        """Learn from rows [N,D] float64 and labels [N] int32; sets `classes_`, the labels that there were."""
+        ...
+
+    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
+        """Probabilities [n,c] of rows [n,D], one for each of `classes_`."""
+        ...
 
 
 class TeacherOutputs(NamedTuple):

@@ -97,6 +97,11 @@ def check(dataset: DataSet, where: str) -> DataSet:
             "test_images",
             f"{test.dtype} {test.shape[1:]}: must be as in train_images, {train.dtype} {train.shape[1:]}",
         )
+    if dataset.column_names and (1, 1, len(dataset.column_names)) != train.shape[1:]:
+        raise wrong(
+            "column_names",
+            f"{len(dataset.column_names)} names for images {train.shape[1:]}: must be D of rows [N,1,1,D]",
+        )
     dataset = dataclasses.replace(dataset, **fields)
     dataset = dataclasses.replace(dataset, **_check_groups(dataset, wrong), **_check_val_rows(dataset, wrong))
     dataset = dataclasses.replace(dataset, **_check_teachers(dataset, wrong))

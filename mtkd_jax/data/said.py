@@ -153,12 +153,21 @@ def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> Sa
             )
         if any(kinds.values()):
             for said in parts.values():
-                said[k] = np.log(np.maximum(said[k], np.float32(FLOOR)))
+                said[k] = logarithms(said[k])
             who = f"teacher {k} of {path}" if len(parts["train"]) > 1 else f"{path}"
             notes.append(
                 f"What {who} says are probabilities; their logarithms were taken, not below ln {FLOOR:g}."
             )
     return Said(parts["train"], parts["test"], tuple(notes))
+
+
+def logarithms(probs: np.ndarray) -> np.ndarray:
+    """Of probabilities in float32, those below `FLOOR` taken for it.
+
+    >>> logarithms(np.array([1.0, 0.0], np.float32))
+    array([  0.      , -16.118095], dtype=float32)
+    """
+    return np.log(np.maximum(probs, np.float32(FLOOR)))
 
 
 def _are_probabilities(rows: np.ndarray) -> bool:

@@ -1,8 +1,10 @@
-"""`python -m mtkd_jax.predict --student runs/digits/student photos/`: the class of every image.
+"""`python -m mtkd_jax.predict --student runs/digits/student photos/`: the class of every image, or row.
 
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
+A student of a table is asked about tables with columns of the same names, in any order: {"table", "line"}
+stand in the place of {"image"}.
 With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
 has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
@@ -17,6 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mtkd_jax.data import images
+from mtkd_jax.data import images, tables
 from mtkd_jax.deploy import cascade
 from mtkd_jax.deploy.deployed import PIXELS, PROGRAMS, load_program
 from mtkd_jax.system import terminal
@@ -34,14 +37,28 @@ from mtkd_jax.types import UserError, printable
 
 
 class Prediction(NamedTuple):
-    """What the student says of one file, the most likely class first; or why it was not asked."""
+    """What the student says of one file or line, the most likely class first; or why it was not asked."""
 
     path: Path
+    line: int = 0  # of a table; 0 of an image
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
     by: str = ""  # "student" | "ensemble", of a cascade
     logits: tuple[float, ...] = ()  # of all classes, in their order
+
+    @property
+    def name(self) -> str:
+        """What it is called in a table of answers and in a file of logits."""
+        return f"{self.path.as_posix()}: line {self.line}" if self.line else self.path.as_posix()
+
+
+class Input(NamedTuple):
+    """What a student is asked about."""
+
+    path: Path
+    line: int  # of a table; 0 of an image
+    read: Callable[[], np.ndarray]  # [h,w,c] uint8 pixels, or float32; UserError where it has none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,11 +70,14 @@ def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     net = cascade.load(asked.student) if asked.cascade else None
     program, card = load_program(asked.student, asked.form) if net is None else (net.student, net.card)
-    paths = files(asked.images)
+    of_table = "columns" in card["input"]
+    if of_table and asked.fit:
+        raise UserError(f"--fit {asked.fit}: is for images, and this student reads rows of tables")
+    paths = asked.images if of_table else files(asked.images)
     fit = asked.fit or card["input"].get("fit", "crop")
     images.resizer_of(fit)
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
-    for note in unlike_training(card["input"], asked.fit, paths):
+    for note in () if of_table else unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
     if asked.logits is not None:
         told = _write_logits(asked.logits, found, card["class_names"])
@@ -66,7 +86,8 @@ def _main(argv: Sequence[str] | None) -> None:
     if net is not None:
         terminal.tell(f"note: {_handed_over(told, net.terms)}")
     if unread := sum(bool(one.error) for one in told):
-        raise UserError(f"{unread} of {len(told)} images could not be read")
+        what = "rows" if of_table else "images"
+        raise UserError(f"{unread} of {len(told)} {what} could not be read")
 
 
 def files(given: Iterable[Path]) -> list[Path]:
@@ -123,18 +144,39 @@ def predictions(
     batch: int,
     net: cascade.Cascade | None = None,
 ) -> Iterator[Prediction]:
-    """What the student says of every file, in order, with the `top` most likely classes.
+    """What the student says of every file, or line of a table, in order, with the `top` most likely classes.
 
     `program` and `card` are those of `load_program`; `fit` brings images to size, as in `images.read`. With
     `net`, whose student the program is, the ensemble answers where the student is not sure. Raises UserError
-    when the student reads no image files.
+    when the student reads neither.
     """
-    shape = check_reads_files(card)
     images.resizer_of(fit)
-    size = min(batch, len(paths))
-    for start in range(0, len(paths), size):
-        part = paths[start : start + size]
-        yield from _of_batch(program, card["class_names"], part, shape, top, fit, size, net)
+    asked = inputs(card, paths, fit)
+    size = min(batch, len(asked))
+    for start in range(0, len(asked), size):
+        yield from _of_batch(program, card, asked[start : start + size], top, size, net)
+
+
+def inputs(card: Mapping[str, Any], paths: Iterable[Path], fit: str) -> list[Input]:
+    """What the student of a card is asked about: image files, or all lines of tables, of which it has read.
+
+    A table that cannot be read is one input, which raises that. Raises UserError when it reads neither.
+    """
+    columns = card["input"].get("columns")
+    if columns is None:
+        shape = check_reads_files(card)
+        return [Input(path, 0, partial(images.read, path, shape=shape, fit=fit)) for path in paths]
+    found = []
+    for path in paths:
+        try:
+            found += [Input(path, line, read) for line, read in tables.readers(path, columns)]
+        except UserError as error:
+            found.append(Input(path, 0, partial(_raise, error)))
+    return found
+
+
+def _raise(error: UserError) -> np.ndarray:
+    raise error
 
 
 def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -150,36 +192,34 @@ def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def _of_batch(
     program: Callable,
-    class_names: Sequence[str],
-    paths: Sequence[Path],
-    shape: tuple[int, int, int],
+    card: Mapping[str, Any],
+    asked: Sequence[Input],
     top: int,
-    fit: str,
     size: int,
     net: cascade.Cascade | None,
 ) -> Iterator[Prediction]:
-    """At most `size` files; the program always sees as many images, so that it is compiled once."""
-    pixels, errors = np.zeros((size, *shape), np.uint8), [""] * len(paths)
-    for place, path in enumerate(paths):
+    """At most `size` inputs; the program always sees as many, so that it is compiled once."""
+    seen, errors = np.zeros((size, *card["input"]["shape"]), np.float32), [""] * len(asked)
+    for place, one in enumerate(asked):
         try:
-            pixels[place] = images.read(path, shape=shape, fit=fit)
+            read = one.read()
+            seen[place] = read.astype(np.float32) / 255 if read.dtype == np.uint8 else read
         except UserError as error:
             errors[place] = str(error)
-    seen = pixels.astype(np.float32) / 255
     if net is None:
         logits, by = np.asarray(program(seen), np.float64), [""] * size
     else:
-        there = np.array([not error for error in errors] + [False] * (size - len(paths)))
+        there = np.array([not error for error in errors] + [False] * (size - len(asked)))
         logits, handed_over = cascade.answer(net, seen, there)
         by = np.where(handed_over, "ensemble", "student").tolist()
-    for path, error, own, row, who in zip(paths, errors, logits, softmax(logits), by):
+    for one, error, own, row, who in zip(asked, errors, logits, softmax(logits), by):
         best = np.argsort(-row, kind="stable")[:top]
         if error:
-            yield Prediction(path, error=error)
+            yield Prediction(one.path, one.line, error=error)
         else:
-            classes = tuple(class_names[i] for i in best)
+            classes = tuple(card["class_names"][i] for i in best)
             probabilities = tuple(row[best].tolist())
-            yield Prediction(path, classes, probabilities, by=who, logits=tuple(own.tolist()))
+            yield Prediction(one.path, one.line, classes, probabilities, by=who, logits=tuple(own.tolist()))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -193,7 +233,7 @@ def _write_logits(into: Path, found: Iterable[Prediction], class_names: Sequence
     from mtkd_jax.data import said  # and all that reads data; nobody else here needs it
 
     told = list(found)
-    read = {one.path.as_posix(): one.logits for one in told if not one.error}
+    read = {one.name: one.logits for one in told if not one.error}
     for one in told:
         if one.error:
             terminal.tell(one.error)
@@ -218,9 +258,10 @@ def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
 
 
 def _as_json(one: Prediction) -> dict[str, Any]:
+    of = {"table": str(one.path), "line": one.line} if one.line else {"image": str(one.path)}
     if one.error:
-        return {"image": str(one.path), "error": one.error}
-    said = {"image": str(one.path), "class": one.classes[0], "probability": one.probabilities[0]}
+        return {**of, "error": one.error}
+    said = {**of, "class": one.classes[0], "probability": one.probabilities[0]}
     said |= {"answered_by": one.by} if one.by else {}
     several = {"probabilities": dict(zip(one.classes, one.probabilities))} if len(one.classes) > 1 else {}
     return said | several
@@ -230,19 +271,19 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
     """All as a table of the terminal's width; into a pipe or a file 100 columns."""
     told = list(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("image", overflow="fold")
+    table.add_column("line" if any(one.line for one in told) else "image", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right", no_wrap=True)
     if any(one.by for one in told):
         table.add_column("answered by", no_wrap=True)
     for one in told:
         if one.error:
-            error = one.error.removeprefix(f"{printable(one.path)}: ")
-            table.add_row(Text(printable(one.path)), Text(error, style="red"))
+            error = one.error.removeprefix(f"{printable(one.name)}: ")
+            table.add_row(Text(printable(one.name)), Text(error, style="red"))
         for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
-            path = "" if place else printable(one.path)
+            who = "" if place else printable(one.name)
             by = [one.by] if one.by and not place else []
-            table.add_row(Text(path), Text(printable(name)), f"{probability:.4f}", *by)
+            table.add_row(Text(who), Text(printable(name)), f"{probability:.4f}", *by)
     terminal.console().print(table)
     return told
 
@@ -274,7 +315,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="IMAGES",
         type=terminal.path_of_any_name,
-        help="files, or folders of them",
+        help="files, or folders of them; tables for a student of a table",
     )
     parser.add_argument(
         "--student", required=True, type=terminal.path, metavar="DIR", help="student/ of a run"

@@ -12,7 +12,7 @@ from flax import linen as nn
 from mtkd_jax.models import layers
 from mtkd_jax.types import Array, Model, Outputs, Task, UserError
 
-FCN_KERNELS = (8, 5, 3)
+FCN_KERNELS = (8, 5, 3)  # and of every block of the ResNet
 INCEPTION_KERNELS = (40, 20, 10)
 MODULES_A_BLOCK = 3  # inception modules that one shortcut bridges
 
@@ -46,6 +46,50 @@ class Fcn(nn.Module):
         for stage, (width, kernel) in enumerate(zip(self.widths, FCN_KERNELS), start=1):
             x = layers.Conv(width, (kernel,), use_bias=False, dtype=self.dtype, name=f"conv{stage}")(x)
             x = nn.relu(layers.batch_norm(x, train, name=f"norm{stage}"))
+            features[f"stage{stage}"] = x
+        return _outputs(self.task, x, features)
+
+
+class SeriesResNet(nn.Module):
+    """See `series_resnet`."""
+
+    task: Task
+    widths: tuple[int, ...]
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Outputs:
+        x = _steps(image, self.task, "series_resnet")
+        features = {}
+        for stage, width in enumerate(self.widths, start=1):
+            shortcut, last = x, len(FCN_KERNELS)
+            if x.shape[-1] != width:
+                shortcut = _pointwise(width, self.dtype, f"stage{stage}_shortcut_conv")(x)
+            for place, kernel in enumerate(FCN_KERNELS, start=1):
+                name = f"stage{stage}_conv{place}"
+                x = layers.Conv(width, (kernel,), use_bias=False, dtype=self.dtype, name=name)(x)
+                x = layers.batch_norm(x, train, name=f"stage{stage}_norm{place}")
+                x = x if place == last else nn.relu(x)
+            x = nn.relu(x + layers.batch_norm(shortcut, train, name=f"stage{stage}_shortcut_norm"))
+            features[f"stage{stage}"] = x
+        return _outputs(self.task, x, features)
+
+
+class Lstm(nn.Module):
+    """See `lstm`."""
+
+    task: Task
+    widths: tuple[int, ...]
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Outputs:
+        x = _steps(image, self.task, "lstm").astype(self.dtype)
+        features = {}
+        for stage, width in enumerate(self.widths, start=1):
+            cell = nn.OptimizedLSTMCell(width, dtype=self.dtype, name=f"stage{stage}")
+            nothing = jnp.zeros((len(x), width), self.dtype)
+            x = nn.RNN(cell)(x, initial_carry=(nothing, nothing))
             features[f"stage{stage}"] = x
         return _outputs(self.task, x, features)
 
@@ -130,6 +174,52 @@ def fcn(task: Task, *, widths: tuple[int, ...] = (128, 256, 128), dtype: str = "
     layers.check_dtype("fcn.dtype", dtype)
     arguments = dict(widths=widths, dtype=dtype)
     return Model(layers.address_of(fcn, **arguments), Fcn(task, **arguments), convolutional=True)
+
+
+def series_resnet(task: Task, *, widths: tuple[int, ...] = (64, 128, 128), dtype: str = "float32") -> Model:
+    """Residual network for time series: a block for each of `widths`, and the mean over time.
+
+    A block is three convolutions 8, 5 and 3 steps long, each with BatchNorm, and so without bias, and the
+    first two with ReLU; to these is added what entered, through BatchNorm and, where it has another number
+    of channels, before that a convolution of length 1. Features "stage1", "stage2", ..., one a block, are
+    [B,h,1,d], after their ReLU. For one channel and two classes 503 106 parameters. Raises UserError for
+    `widths` that are none and, once it sees an image, for a width other than 1. Source: Wang, Yan and Oates
+    2017, arXiv 1611.06455.
+
+    >>> series_resnet(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(8, 16)).name
+    'series_resnet(widths=(8, 16))'
+    """
+    _check_layers("series_resnet.widths", widths)
+    layers.check_dtype("series_resnet.dtype", dtype)
+    arguments = dict(widths=widths, dtype=dtype)
+    return Model(
+        layers.address_of(series_resnet, **arguments), SeriesResNet(task, **arguments), convolutional=True
+    )
+
+
+def lstm(task: Task, *, widths: tuple[int, ...] = (128,), dtype: str = "float32") -> Model:
+    r"""Layers of long short-term memory over the steps of a series, and the mean over time of the last.
+
+    A layer of d cells reads x_t [B,c] and its own h_{t-1} [B,d], both beginning with zeros:
+    $i, f, o = \sigma(W x_t + U h_{t-1} + b)$, $g = \tanh(W_g x_t + U_g h_{t-1} + b_g)$,
+    $c_t = f c_{t-1} + i g$, $h_t = o \tanh c_t$. Features "stage1", "stage2", ..., one a layer of `widths`,
+    are h [B,T,1,d]. For one channel and two classes 66 818 parameters. Raises UserError for `widths` that
+    are none and, once it sees an image, for a width other than 1. Source: Hochreiter and Schmidhuber 1997,
+    with the forget gate of Gers, Schmidhuber and Cummins 2000.
+
+    >>> lstm(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(32, 32)).name
+    'lstm(widths=(32, 32))'
+    """
+    _check_layers("lstm.widths", widths)
+    layers.check_dtype("lstm.dtype", dtype)
+    arguments = dict(widths=widths, dtype=dtype)
+    return Model(layers.address_of(lstm, **arguments), Lstm(task, **arguments))
+
+
+def _check_layers(name: str, widths: object) -> None:
+    """Raise UserError unless `widths` are whole numbers of at least 1, one or more."""
+    layers.check_widths(name, widths)
+    layers.check_argument(name, widths, len(widths) > 0, "one of them at least")
 
 
 def inception_time(task: Task, *, depth: int = 6, width: int = 32, dtype: str = "float32") -> Model:

@@ -1,14 +1,20 @@
-"""Teachers that are given by what they say: read from files, and made a population like any other."""
+"""Teachers that are no networks of ours: what they say is read, or asked for, and made a population."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from threadpoolctl import threadpool_limits
 
+from mtkd_jax.config import build
 from mtkd_jax.data import said
+from mtkd_jax.data.checks import first_line
 from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy import programs
 from mtkd_jax.engine import population
@@ -22,12 +28,13 @@ LOGITS = Given("logits files", None)
 
 
 def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
-    """The teachers of `teachers.logits` and `teachers.programs`, by name, and notes for the report.
+    """The teachers of `teachers.logits`, `programs` and `classifiers`, by name, and notes for the report.
 
-    None of them is trained here. What an ONNX program says is asked for once, of the data's images.
+    What ONNX programs and classifiers say is asked for once, of the data's images; classifiers are fitted to
+    the training images before, to those with labels.
     """
     files, asked = tuple(config.teachers.logits), tuple(config.teachers.programs)
-    found, told = {}, []
+    found, told, seconds = {}, [], {}
     if files:
         found["logits"], notes = from_logits(files, split.dataset)
         told += [
@@ -37,20 +44,78 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     for place, (name, file) in enumerate(zip(short_names(asked), asked)):
         found[f"program-{place}"], notes = from_program(file, name, split.dataset)
         told += notes
+    for place, address in enumerate(config.teachers.classifiers):
+        start, name = time.perf_counter(), f"classifier-{place}"
+        found[name], notes = from_classifier(address, split, (config.seed, place))
+        seconds[name] = time.perf_counter() - start
+        told += notes
     if any(config.data.augment.values()) and any(isinstance(one.model, Given) for one in found.values()):
         told.append(
-            "The students' images are augmented, and teachers who are known by logits or are ONNX programs "
+            "The students' images are augmented, and teachers who are no networks and no compiled programs "
             "speak of each as it is: fixed teachers (Beyer et al. 2022, arXiv 2106.05237)."
         )
-    told.append(
-        "The teachers were not trained here: whether they have seen what is validation or test here only "
-        "their makers know."
-    )
+    if files or asked:
+        told.append(
+            "The teachers were not trained here: whether they have seen what is validation or test here only "
+            "their makers know."
+        )
 
-    def fitted(teachers: Population) -> Fitted:
-        return Fitted(teachers, np.full(teachers.num_members, np.nan, np.float32), (), 0.0)  # never validated
+    def fitted(name: str, teachers: Population) -> Fitted:
+        unknown = np.full(teachers.num_members, np.nan, np.float32)  # never validated
+        return Fitted(teachers, unknown, (), seconds.get(name, 0.0))
 
-    return {name: fitted(teachers) for name, teachers in found.items()}, tuple(told)
+    return {name: fitted(name, teachers) for name, teachers in found.items()}, tuple(told)
+
+
+def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[Population, list[str]]:
+    """The teacher that is a classifier, fitted to the labelled training images as rows, and notes on it.
+
+    Its logits are the logarithms of the probabilities that it says; a class that it has not seen has the
+    least of them. Raises UserError, one line, where it cannot be fitted or says something else.
+    """
+    field, dataset = "teachers.classifiers", split.dataset
+    classifier = _seeded(build("classifier", address, field), seed)
+    rows = np.asarray(dataset.train_images[split.train])
+    with warnings.catch_warnings(record=True) as warned, threadpool_limits(1):
+        try:
+            classifier.fit(_as_rows(rows), dataset.train_labels[split.train])
+            classes = np.asarray(classifier.classes_)
+
+            def ask(images: np.ndarray) -> np.ndarray:
+                probs = np.zeros((len(images), dataset.num_classes), np.float32)
+                probs[:, classes] = classifier.predict_proba(_as_rows(images))
+                return said.logarithms(probs)
+
+            variables = {
+                part: population.map_blocks(ask, images)[None]
+                for part, images in (("train", dataset.train_images), ("test", dataset.test_images))
+            }
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # as scikit-learn's are
+            raise UserError(f"config.{field}: {address}: cannot be asked: {first_line(error)}") from error
+    for part, logits in variables.items():
+        if bad := np.count_nonzero(~np.isfinite(logits).all(axis=(0, 2))):
+            raise UserError(f"config.{field}: {address}: says NaN of {bad} {part} images")
+    notes = [f"Teacher {address} is no network: it was fitted to the {len(rows)} labelled training images."]
+    notes += [f"{address}: {one.category.__name__}: {first_line(one.message)}" for one in warned[:1]]
+    return Population(Given(f"classifier {address}", None), variables, {}, (address,)), notes
+
+
+def _as_rows(images: np.ndarray) -> np.ndarray:
+    """Images [n,h,w,c] as rows [n,D] float64, pixels in 0..1."""
+    return _scaled(images).reshape(len(images), -1).astype(np.float64)
+
+
+def _scaled(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
+
+
+def _seeded(classifier: Any, seed: tuple[int, int]) -> Any:
+    """The classifier, which draws by the seed wherever it has a random_state that is not set."""
+    if hasattr(classifier, "get_params"):
+        drawn = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        states = {name for name, value in classifier.get_params().items() if value is None}
+        classifier.set_params(**{name: drawn for name in states if name.split("__")[-1] == "random_state"})
+    return classifier
 
 
 def from_program(file: str, name: str, dataset: DataSet) -> tuple[Population, list[str]]:
@@ -75,8 +140,7 @@ def from_program(file: str, name: str, dataset: DataSet) -> tuple[Population, li
         return Population(Programmed(model_name, None, call=call), variables, {}, (name,)), notes
 
     def ask(images: np.ndarray) -> np.ndarray:
-        scaled = images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
-        return np.asarray(program.call(scaled), np.float32)[:, order]
+        return np.asarray(program.call(_scaled(images)), np.float32)[:, order]
 
     variables = {
         part: population.map_blocks(ask, images)[None]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, build_recipe, number_of_teachers, teacher_models
+from mtkd_jax.config import GIVEN, build_model, build_recipe, number_of_teachers, teacher_models
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job, slug
@@ -130,7 +130,7 @@ def hints_then_distil(
     if num_teachers is None:
         raise UserError(
             "config.plan: hints_then_distil begins with features of the teachers, and of those of "
-            "teachers.logits and teachers.programs logits alone are known; it needs networks, such as those "
+            f"{', '.join(GIVEN)} logits alone are known; it needs networks, such as those "
             "of teachers.from_run or teachers.init_from"
         )
     first, second = (_recipe("hints_then_distil", address, num_teachers) for address in (hints, mode))
@@ -442,8 +442,9 @@ def _check_shares(plan: str, **shares: float) -> None:
 
 def _of_ordinary_teachers(options: ConfigDict) -> dict[str, bool]:
     """{field of `config.teachers` that is of teachers trained apart and whole: is it set?}."""
+    elsewhere = ("from_run", "init_from", *(field.removeprefix("teachers.") for field in GIVEN))
     return {
-        **{name: bool(options[name]) for name in ("from_run", "init_from", "logits", "programs")},
+        **{name: bool(options[name]) for name in elsewhere},
         "patience": bool(options.patience),
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,

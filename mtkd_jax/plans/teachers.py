@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, canonical, code_behind, given_teachers, teacher_models
+from mtkd_jax.config import GIVEN, build_model, canonical, code_behind, given_teachers, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
@@ -159,7 +159,7 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
 
     Those of the finished run `teachers.from_run`, with `teachers.trained` those of the files
-    `teachers.init_from`, or those of `teachers.logits` and `teachers.programs`. Raises UserError unless
+    `teachers.init_from`, or those of `config.GIVEN`. Raises UserError unless
     that run had the same data and the same split: a teacher that has seen what is validation here would make
     every choice of this run worthless. Of files only the user can know that.
     """
@@ -180,10 +180,10 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         raise UserError(
             f"config.teachers.from_run: {source} holds no run; name the --workdir of a finished one"
         )
-    if their["teachers"]["logits"] or their["teachers"]["programs"]:
+    if elsewhere := [field for field in GIVEN if their["teachers"][field.removeprefix("teachers.")]]:
         raise UserError(
-            f"config.teachers.from_run: {source} has trained no teachers, they are files; name these in "
-            "teachers.logits and teachers.programs"
+            f"config.teachers.from_run: {source} has trained no networks to teach; name its teachers again, "
+            f"in {' and '.join(elsewhere)}"
         )
     if their["plan"].partition("(")[0] == "specialists":
         raise UserError(

@@ -725,7 +725,7 @@ def test_labels_that_are_none_or_differ_in_spelling_are_noted(tmp_path):
         rows = [(path, rename.get(label, label)) for path, label in ROWS]
         assert csv(path=table(tmp_path / "list.csv", rows), test_fraction=0.4).notes == (said,)
     rows = [(path, str(n / 7)) for n, (path, _) in enumerate(ROWS)]
-    assert "no test set can be drawn (9 of 9 classes have one image, such as 0.0);" in refused(
+    assert "no test set can be drawn (9 of 9 classes have one example, such as 0.0);" in refused(
         csv, table(tmp_path / "list.csv", rows)
     )
 

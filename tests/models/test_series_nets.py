@@ -9,12 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.models.series import fcn, inception_time
+from mtkd_jax.models.series import fcn, inception_time, lstm, series_resnet
 from mtkd_jax.types import Task, UserError
 
 ONE = Task(num_classes=2, num_heads=1, mean=(0.4,), std=(0.3,))
 SIX = Task(num_classes=4, num_heads=1, mean=(0.1,) * 6, std=(0.5,) * 6)
-SMALL = {fcn: dict(widths=(3, 5, 4)), inception_time: dict(width=3)}
+SMALL = {
+    fcn: dict(widths=(3, 5, 4)),
+    inception_time: dict(width=3),
+    series_resnet: dict(widths=(3, 5, 5)),
+    lstm: dict(widths=(3, 5)),
+}
 
 
 def series(task=ONE, batch=4, steps=13):
@@ -31,7 +36,9 @@ def drawn(model, x):
     variables = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(scale=0.5, size=leaf.shape), leaf.dtype), shapes(model, x)
     )
-    return variables | {"batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])}
+    return {
+        name: jax.tree.map(jnp.abs, own) if name == "batch_stats" else own for name, own in variables.items()
+    }
 
 
 # --- sizes --------------------------------------------------------------------------------------------
@@ -47,6 +54,13 @@ SHORTCUTS = (128 + 2 * 128) + (128 * 128 + 2 * 128)
 INCEPTION = FIRST + 5 * FURTHER + SHORTCUTS + (128 * 2 + 2)
 INCEPTION_OF_SIX = FIRST_OF_SIX + 5 * FURTHER + SHORTCUTS + 5 * 128 + (128 * 4 + 4)
 
+KERNELS = 8 + 5 + 3
+RESNET = (8 + 5 * 64 + 3 * 64 + 1) * 64 + (8 * 64 + 5 * 128 + 3 * 128 + 64) * 128 + KERNELS * 128 * 128
+RESNET += 4 * 2 * (64 + 128 + 128) + (128 * 2 + 2)  # norms, of the shortcuts, too; heads
+RESNET_OF_SIX = RESNET + 5 * (8 + 1) * 64 + 129 * 2
+LSTM = 4 * 128 * (1 + 128 + 1) + (128 * 2 + 2)  # four gates that read input, state and 1
+LSTM_OF_SIX = LSTM + 4 * 128 * 5 + 129 * 2
+
 
 @pytest.mark.parametrize(
     "build, task, by_hand, stated",
@@ -55,6 +69,10 @@ INCEPTION_OF_SIX = FIRST_OF_SIX + 5 * FURTHER + SHORTCUTS + 5 * 128 + (128 * 4 +
         (fcn, SIX, FCN_OF_SIX, 269_828),
         (inception_time, ONE, INCEPTION, 420_450),
         (inception_time, SIX, INCEPTION_OF_SIX, 491_140),
+        (series_resnet, ONE, RESNET, 503_106),
+        (series_resnet, SIX, RESNET_OF_SIX, 506_244),
+        (lstm, ONE, LSTM, 66_818),
+        (lstm, SIX, LSTM_OF_SIX, 69_636),
     ],
 )
 def test_parameter_counts_by_hand(build, task, by_hand, stated):
@@ -65,16 +83,23 @@ def test_parameter_counts_by_hand(build, task, by_hand, stated):
         assert f"{found:,}".replace(",", " ") in build.__doc__
 
 
+WIDTHS = {
+    fcn: {"stage1": 128, "stage2": 256, "stage3": 128},
+    inception_time: {"stage1": 128, "stage2": 128},
+    series_resnet: {"stage1": 64, "stage2": 128, "stage3": 128},
+    lstm: {"stage1": 128},
+}
+
+
 @pytest.mark.parametrize("steps", [1, 24])
-@pytest.mark.parametrize("build", [fcn, inception_time])
+@pytest.mark.parametrize("build", WIDTHS)
 def test_features_of_every_length(build, steps):
     task = SIX._replace(num_heads=3)
     model, x = build(task), series(task, steps=steps)
     got = jax.eval_shape(lambda v: model.apply(v, x)[0], shapes(model, x))
     assert got.logits.shape == (4, 4) and got.heads.shape == (3, 4, 4) and got.embedding.shape == (4, 128)
-    widths = {"stage1": 128, "stage2": 256, "stage3": 128} if build is fcn else {"stage1": 128, "stage2": 128}
     assert {name: value.shape for name, value in got.features.items()} == {
-        name: (4, steps, 1, width) for name, width in widths.items()
+        name: (4, steps, 1, width) for name, width in WIDTHS[build].items()
     }
 
 
@@ -93,7 +118,7 @@ class Reference:
 
     def __init__(self, variables):
         wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
-        self.params, self.stats = wide["params"], wide["batch_stats"]
+        self.params, self.stats = wide["params"], wide.get("batch_stats")
 
     def conv(self, x, *names):
         leaf = self.params
@@ -140,8 +165,53 @@ def inception_reference(own, x):
     return features
 
 
+def resnet_reference(own, x):
+    features = {}
+    for stage in (1, 2, 3):
+        before = x
+        for place in (1, 2, 3):
+            x = own.norm(own.conv(x, f"stage{stage}_conv{place}"), f"stage{stage}_norm{place}")
+            x = np.maximum(x, 0) if place < 3 else x
+        shortcut = before if stage == 3 else own.conv(before, f"stage{stage}_shortcut_conv")
+        x = np.maximum(x + own.norm(shortcut, f"stage{stage}_shortcut_norm"), 0)
+        features[f"stage{stage}"] = x
+    return features
+
+
+def lstm_reference(own, x):
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    features = {}
+    for stage in (1, 2):
+        gates = own.params[f"stage{stage}"]
+        state = memory = np.zeros((len(x), len(gates["hi"]["bias"])))
+        said = []
+        for now in np.moveaxis(x, 1, 0):
+            i, f, g, o = (
+                now @ gates[f"i{gate}"]["kernel"]
+                + state @ gates[f"h{gate}"]["kernel"]
+                + gates[f"h{gate}"]["bias"]
+                for gate in "ifgo"
+            )
+            memory = sigmoid(f) * memory + sigmoid(i) * np.tanh(g)
+            state = sigmoid(o) * np.tanh(memory)
+            said.append(state)
+        x = np.stack(said, axis=1)
+        features[f"stage{stage}"] = x
+    return features
+
+
+REFERENCES = {
+    fcn: fcn_reference,
+    inception_time: inception_reference,
+    series_resnet: resnet_reference,
+    lstm: lstm_reference,
+}
+
+
 @pytest.mark.parametrize("task", [ONE, SIX], ids=["one channel", "six"])
-@pytest.mark.parametrize("build, reference", [(fcn, fcn_reference), (inception_time, inception_reference)])
+@pytest.mark.parametrize("build, reference", REFERENCES.items())
 def test_equal_to_numpy(build, reference, task):
     model, x = build(task, **SMALL[build]), series(task)
     variables = drawn(model, x)
@@ -159,20 +229,22 @@ def test_equal_to_numpy(build, reference, task):
     assert list(got.features) == list(features)
 
 
-@pytest.mark.parametrize("build", [fcn, inception_time])
-def test_all_convolutions_are_of_the_dtype(build):
+@pytest.mark.parametrize("build", SMALL)
+def test_all_products_but_the_heads_are_of_the_dtype(build):
     x = series()
     variables = drawn(build(ONE, **SMALL[build]), x)
+    product = r"(\w+)\[[\d,]+\] = " + ("dot_general" if build is lstm else "conv_general_dilated")
     for dtype, short in (("float32", "f32"), ("bfloat16", "bf16")):
         model = build(ONE, dtype=dtype, **SMALL[build])
         text = str(jax.make_jaxpr(lambda v, model=model: model.apply(v, x)[0])(variables))
-        assert set(re.findall(r"(\w+)\[[\d,]+\] = conv_general_dilated", text)) == {short}
+        found = re.findall(product, text)
+        assert set(found[:-1] if build is lstm else found) == {short}
 
 
 # --- errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [fcn, inception_time])
+@pytest.mark.parametrize("build", SMALL)
 def test_a_picture_is_one_line(build):
     with pytest.raises(UserError, match="images of 8x9: expected time series, images of width 1") as caught:
         shapes(build(ONE), jnp.zeros((1, 8, 9, 1)))
@@ -189,6 +261,10 @@ def test_a_picture_is_one_line(build):
         (inception_time, {"depth": 0}, "inception_time.depth = 0: expected a multiple of 3"),
         (inception_time, {"width": 0}, "inception_time.width = 0: expected a whole number >= 1"),
         (inception_time, {"dtype": None}, "inception_time.dtype = None"),
+        (series_resnet, {"widths": ()}, r"series_resnet.widths = \(\): expected one of them at least"),
+        (series_resnet, {"dtype": "int8"}, "series_resnet.dtype = 'int8'"),
+        (lstm, {"widths": (0,)}, r"lstm.widths = \(0,\): expected a tuple of whole numbers >= 1"),
+        (lstm, {"widths": ()}, r"lstm.widths = \(\): expected one of them at least"),
     ],
 )
 def test_arguments_out_of_range_are_one_line(build, arguments, message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv as tables
 import difflib
 import itertools
 import os
@@ -16,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtkd_jax.data import images as image_files
-from mtkd_jax.data import streams
-from mtkd_jax.data.checks import check, first_line, open_file, shorten
+from mtkd_jax.data import streams, tables
+from mtkd_jax.data.checks import check, first_line, shorten
 from mtkd_jax.data.loading import part_of_groups
 from mtkd_jax.types import DataSet, Images, UserError, printable
 
@@ -67,7 +66,7 @@ def folder(
     files, notes = _files_below(root, splits)
     if groups:
         files = _add_groups(files, root, _inside(root, groups))
-    files, drawn = _assign_parts(files, root, test_fraction, test_from, seed)
+    files, drawn = assign_parts(files, root, test_fraction, test_from, seed)
     return _dataset(root.resolve().name, files, root, reading, (*notes, *drawn))
 
 
@@ -100,7 +99,7 @@ def csv(
     files, notes = _files_of_table(file)
     if not skip_corrupt:
         _check_there(files, file)
-    files, drawn = _assign_parts(files, file, test_fraction, test_from, seed)
+    files, drawn = assign_parts(files, file, test_fraction, test_from, seed)
     return _dataset(file.stem, files, file.parent, reading, (*notes, *drawn))
 
 
@@ -176,7 +175,7 @@ def _find_class_root(place: pathlib.Path, splits: bool) -> pathlib.Path:
     while os.path.realpath(place) not in seen:  # a link may lead back up
         seen.add(os.path.realpath(place))
         folders, _ = image_files.list_entries(place)
-        if len(folders) != 1 or _images_in(place) or (splits and _part_of(folders[0])):
+        if len(folders) != 1 or _images_in(place) or (splits and part_of(folders[0])):
             break
         inner = place / folders[0]
         if _images_in(inner) or not image_files.list_entries(inner)[0]:
@@ -195,12 +194,12 @@ def _places(top: pathlib.Path, splits: bool) -> list[_Place]:
     names = _folders(top)
     if not splits:
         return [(top / name, name, "") for name in names]
-    if any(map(_part_of, names)):
+    if any(map(part_of, names)):
         parts = _parts(top, names)
         tops = {name: _find_class_root(top / name, splits=False) for name in names}
         return [(tops[name] / label, label, parts[name]) for name in names for label in _folders(tops[name])]
     inner = {name: image_files.list_entries(top / name)[0] for name in names}
-    if any(len(set(map(_part_of, folders)) - {""}) > 1 for folders in inner.values()):
+    if any(len(set(map(part_of, folders)) - {""}) > 1 for folders in inner.values()):
         return [
             (top / label / name, label, part)
             for label in names
@@ -227,7 +226,7 @@ def _folders(parent: pathlib.Path) -> list[str]:
 
 def _parts(place: pathlib.Path, names: Sequence[str]) -> dict[str, str]:
     """The part that each of the folders in a place means; all of them, and none the same."""
-    parts = {name: _part_of(name) for name in names}
+    parts = {name: part_of(name) for name in names}
     known, others = [name for name in names if parts[name]], [name for name in names if not parts[name]]
     if not known:
         raise UserError(f"{place}: holds no splits, as other classes do; must hold train and test as well")
@@ -286,10 +285,10 @@ def _words(name: str) -> list[str]:
     return [word for word in words if word not in _FURTHER_WORDS]
 
 
-def _part_of(name: str) -> str:
+def part_of(name: str) -> str:
     """The part that a folder, or an entry of a split column, means: "train", "val", "test", or "" for none.
 
-    >>> [_part_of(name) for name in ("Training Set", "test_images", "testset", "testbed", "train car")]
+    >>> [part_of(name) for name in ("Training Set", "test_images", "testset", "testbed", "train car")]
     ['train', 'test', 'test', '', '']
     """
     words = _words(name)
@@ -351,7 +350,7 @@ def _files_of_table(file: pathlib.Path) -> tuple[list[_File], list[str]]:
     """The image files that a table lists, sorted, and notes on them."""
     files = {}
     for where, row in _table(file, ("path", "label"), ("split", "group", "teacher")):
-        path, part = _listed(file.parent, row["path"]), _part_of(row.get("split", "train"))
+        path, part = _listed(file.parent, row["path"]), part_of(row.get("split", "train"))
         if not part:
             raise UserError(f"{where}: split {row['split']!r}: must be train, val or test")
         if path in files:
@@ -407,34 +406,15 @@ def _table(
 ) -> list[tuple[str, dict[str, str]]]:
     """Where each line is, and the columns of it that are read, none of them empty.
 
-    Blanks around an entry are none of it, unless it is a path, which may have some. Which sign separates the
-    columns is told by the first line.
+    Blanks around an entry are none of it, unless it is a path, which may have some.
     """
-    try:
-        with open_file(file, encoding="utf-8-sig", newline="") as stream:
-            head = stream.readline()
-            if "\0" in head:
-                raise ValueError("it holds zeros, as UTF-16 does")
-            stream.seek(0)
-            reader = tables.reader(
-                stream, delimiter=_delimiter(head, needed), skipinitialspace=True, strict=True
-            )
-            columns = [name.strip() for name in next(reader, [])]
-            lines = [
-                (f"{file}: line {reader.line_num}", line) for line in reader if any(map(str.strip, line))
-            ]
-    except (OSError, ValueError, tables.Error) as error:
-        raise UserError(
-            f"{file}: cannot be read ({first_line(error)}); must be a table in UTF-8, all quotes closed"
-        ) from error
+    columns, lines = tables.read(file, needed)
     _check_columns(file, columns, needed, possible)
     if not lines:
         raise UserError(f"{file}: lists no image; must have a line for each")
     read = [name for name in (*needed, *possible) if name in columns]
     rows = []
-    for where, line in lines:
-        if any(map(str.strip, line[len(columns) :])):
-            raise UserError(f"{where}: has {len(line)} entries for {len(columns)} columns; must have as many")
+    for _, where, line in lines:
         row = {
             name: entry if name == "path" else entry.strip()
             for name, entry in zip(columns, line)
@@ -446,15 +426,6 @@ def _table(
             )
         rows.append((where, row))
     return rows
-
-
-def _delimiter(head: str, needed: Sequence[str]) -> str:
-    """Comma, tab, semicolon or bar: what makes the needed columns of the first line, else the commonest."""
-
-    def columns(sign: str) -> set[str]:
-        return {name.strip().strip('"') for name in head.split(sign)}
-
-    return max(",\t;|", key=lambda sign: (len(columns(sign) & {*needed}), head.count(sign)))
 
 
 def _check_columns(
@@ -478,10 +449,13 @@ def _check_columns(
 # --- which part ---------------------------------------------------------------------------------------
 
 
-def _assign_parts(
+def assign_parts(
     files: list[_File], where: pathlib.Path, test_fraction: float, test_from: str, seed: int
 ) -> tuple[list[_File], tuple[str, ...]]:
-    """The files with the parts they were published in, or that are drawn here, and notes on the latter."""
+    """The files with the parts they were published in, or that are drawn here, and notes on the latter.
+
+    They may be rows of any kind that has a label, a part and a group as `_File` has.
+    """
     if not 0 < test_fraction <= 0.5:
         raise UserError(f"test_fraction = {test_fraction}: must lie above 0 and be at most 0.5")
     if test_from not in ("", "val", "train"):
@@ -539,13 +513,15 @@ def _drawn_test(files: list[_File], where: pathlib.Path, test_fraction: float, s
         if any(groups):
             return part_of_groups(labels, groups, test_fraction, seed).tolist()
         if alone := [name for name, number in collections.Counter(labels).items() if number == 1]:
-            raise ValueError(f"{len(alone)} of {len(set(labels))} classes have one image, such as {alone[0]}")
+            raise ValueError(
+                f"{len(alone)} of {len(set(labels))} classes have one example, such as {alone[0]}"
+            )
         rows = range(len(files))
         return train_test_split(rows, test_size=test_fraction, stratify=labels, random_state=seed)[1]
     except ValueError as error:
         raise UserError(
             f"{where}: test_fraction = {test_fraction}: no test set can be drawn ({first_line(error)}); "
-            "must be larger, or every class must have more images or groups"
+            "must be larger, or every class must have more examples or groups"
         ) from error
 
 

@@ -48,7 +48,7 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
             f"{path}: {name}: series of {steps['train']} steps in train and {steps['test']} in test: must be "
             f"one length; {_PADS}"
         )
-    class_names, train_labels, test_labels = _encode_classes(train.classes, test.classes)
+    class_names, train_labels, test_labels = encode_classes(train.classes, test.classes)
     return check(
         DataSet(
             name=name,
@@ -78,9 +78,13 @@ Series = tuple[str, list[np.ndarray], str]  # where it stands, values of each ch
 Read = tuple[str, list[Series]]  # a file or array, and the series in it
 
 
-def _encode_classes(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Names of the classes, sorted, and the classes of both parts as 0..C-1."""
-    classes = np.concatenate([train, test])
+def encode_classes(*parts: np.ndarray) -> tuple[tuple[str, ...], *tuple[np.ndarray, ...]]:
+    """Names of the classes, sorted, and the classes [N] text of every part as 0..C-1.
+
+    >>> encode_classes(np.array(["10", "9.0"]), np.array(["9"]))
+    (('9', '10'), array([1, 0]), array([0]))
+    """
+    classes = np.concatenate(parts)
     try:
         numbers = classes.astype(np.float64)
     except ValueError:
@@ -88,7 +92,7 @@ def _encode_classes(train: np.ndarray, test: np.ndarray) -> tuple[tuple[str, ...
     else:
         values, codes = np.unique(numbers, return_inverse=True)
         names = [f"{value:.15g}" for value in values]  # "1.0000000e+00", as some files have it, is 1
-    return tuple(map(str, names)), codes[: len(train)], codes[len(train) :]
+    return tuple(map(str, names)), *np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def _chosen(name: str, known: Collection[str], where: str) -> str:
