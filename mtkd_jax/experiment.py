@@ -27,7 +27,7 @@ from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
 from mtkd_jax.report import document, mistakes
-from mtkd_jax.results import analysis, cascade, evaluation, forms, intervals, metrics, outside
+from mtkd_jax.results import analysis, bodies, cascade, evaluation, forms, intervals, metrics, outside
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -404,6 +404,7 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
         },
         "training": _training(config, predicted, group, position),
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
+        "weights": bodies.of_weights(variables),
         "source": f"configuration {workdir.config_hash(config.to_dict())[:12]}",
         "metrics": {
             f"test {name}": {

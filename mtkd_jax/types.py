@@ -7,13 +7,16 @@ paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 Array = jax.Array
 PyTree = Any
@@ -196,6 +199,35 @@ class Task(NamedTuple):
     std: tuple[float, ...]
 
 
+# A collection of a network's variables that tells to how many steps from 0 to 1 the input of a layer is
+# rounded, {path of the layer: {INPUT: steps []}}. It is a method's, not the architecture's.
+LEVELS, INPUT = "levels", "input"
+
+
+def round_off(x: Array, steps: Array) -> Array:
+    r"""Numbers cut off to [0,1] and rounded to one of `steps` + 1 values; 0 steps leave them as they are.
+
+    $$x \rightarrow \frac{\mathrm{round}(n\, \mathrm{clip}(x, 0, 1))}{n}, \qquad n = 2^b - 1$$
+
+    The gradient is 1 where $0 \le x \le 1$, else 0 (straight through). Computed in float32, returned in the
+    dtype of x.
+    """
+    wide = x.astype(jnp.float32)
+    inside = (wide >= 0.0) & (wide <= 1.0)
+    passing = jnp.where(inside, wide, jax.lax.stop_gradient(wide))
+    rounded = jnp.round(steps * wide.clip(0.0, 1.0)) / jnp.maximum(steps, 1.0)
+    straight = jax.lax.stop_gradient(rounded) + (passing - jax.lax.stop_gradient(passing))
+    return jnp.where(steps > 0, straight, wide).astype(x.dtype)
+
+
+def _round_input(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    layer = context.module
+    if context.method_name != "__call__" or not layer.has_variable(LEVELS, INPUT):
+        return call(*args, **kwargs)
+    x, *others = args
+    return call(round_off(x, layer.get_variable(LEVELS, INPUT)), *others, **kwargs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The only seam to Flax: two pure functions over plain dicts. Hashable, so a jit key.
@@ -243,13 +275,15 @@ class Model:
     ) -> tuple[Outputs, PyTree]:
         """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout.
 
-        Training keeps frozen stages as they are by `models.stages.still`.
+        Training keeps frozen stages as they are by `models.stages.still`. Where `variables` have LEVELS the
+        inputs of the layers named there are rounded.
         """
         state = {name: value for name, value in variables.items() if name != "params"}
-        if not train:
-            return self.module.apply(variables, image, train=False), state
-        rngs = {} if key is None else {"dropout": key}
-        return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
+        with nn.intercept_methods(_round_input) if LEVELS in state else contextlib.nullcontext():
+            if not train:
+                return self.module.apply(variables, image, train=False), state
+            rngs = {} if key is None else {"dropout": key}
+            return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
 
     def answer(self, variables: PyTree, image: Array, said: Array | None) -> Outputs:
         """What it says as a frozen teacher; `said` [B,K,C] is what is known of the teachers of files."""
@@ -397,7 +431,8 @@ class Recipe(NamedTuple):
 
     name: str
     stimulus: Callable[[Array, Batch, Augment, Networks], Batch]  # of a key: what the networks see
-    view: Callable[[PyTree, TrainState, Array], PyTree]  # (params, state, key) -> params to compute with
+    view: Callable[[PyTree, TrainState, Mapping[str, Array], Array], PyTree]
+    # (variables, state, hyper, key) -> variables to compute with
     tell: Callable[[Context, Networks], Mapping[str, Array]]  # what a peer tells the others beside its logits
     teach: Callable[[Context, Networks], TeacherOutputs | None]  # None: nobody teaches
     weigh: Callable[[Context], Array | None]  # w [K,B]
@@ -407,7 +442,7 @@ class Recipe(NamedTuple):
     init_mem: Callable[[PyTree, Outputs, int], PyTree]  # variables, student as shapes, N -> mem
     init_aux: Callable[[Array, Outputs, TeacherOutputs], PyTree]  # of a key; student and teachers as shapes
     trainable: Callable[[str], bool]  # of a path, such as "params/conv1/kernel"; False freezes statistics too
-    deploy: Callable[[TrainState], PyTree]  # variables to evaluate and export
+    deploy: Callable[[TrainState, Mapping[str, Array]], PyTree]  # (state, hyper) -> those to evaluate, export
     num_heads: Callable[[int], int]  # K -> H
     mutual: Callable[[Outputs], Array]  # [B] nats, what its members disagree about; 0 of who keeps none
     num_peers: int = 1  # members of a cohort that read each other's logits; 1 = none

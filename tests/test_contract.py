@@ -144,6 +144,7 @@ REFERENCE_OF = {
     "mean_teacher": "test_the_loss_by_hand",
     "pi_model": "test_the_pi_model_asks_the_student_itself_about_its_other_view",
     "xnor": "test_signs_times_mean_size_by_hand",
+    "apprentice": "test_an_apprentice_learns_from_its_peer_and_the_peer_from_labels_alone",
     "quantised": "test_weights_are_rounded_to_few_values_of_each_output",
     "funmatch": "test_funmatch_mixes_every_image_with_a_partner",
     "ods": "test_ods_moves_every_image_by_its_length_along_the_gradient",

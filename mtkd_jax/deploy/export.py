@@ -41,7 +41,7 @@ from mtkd_jax.deploy.deployed import (
 )
 from mtkd_jax.models import layers
 from mtkd_jax.system.text import in_markdown
-from mtkd_jax.types import Array, Model, PyTree, Task, UserError
+from mtkd_jax.types import LEVELS, Array, Model, PyTree, Task, UserError
 
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
 TOLERANCE = 1e-5
@@ -71,6 +71,7 @@ def save_student(
         training    one line: method, alpha, temperature, or whatever made it
         data        one line: source and sizes
         source      one line: the run it came from
+        weights     if there, what `results.bodies.of_weights` says of them
         metrics     {name: {"value", "ci95": [low, high] or None, "over": what the interval is taken over}}
     `check` is (images [n,h,w,c], logits [n,C]). Raises UserError when the disk refuses.
     """
@@ -126,7 +127,7 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
     model = build(card["model"], Task(**task))
     image = jax.ShapeDtypeStruct((1, *card["input"]["shape"]), jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), image)
-    if _shapes(wanted) != _shapes(variables):
+    if _shapes(wanted) != _shapes({kind: of for kind, of in variables.items() if kind != LEVELS}):
         raise UserError(f"{path}: not the weights of {card['model']} as this version of mtkd_jax builds it")
     return model, variables, card
 
@@ -254,6 +255,7 @@ A network that sorts images of {shape} (height x width x channels) into {len(car
 | trained by | {told["training"]} |
 | data | {told["data"]} |
 | run | {told["source"]} |
+| weights | {_weights(card)} |
 | input | {card["input"]["dtype"]}, {card["input"]["range"]}; normalisation is inside the network |
 | output | unnormalised logits, one per class in the order above; softmax makes probabilities |
 
@@ -314,6 +316,17 @@ print("largest difference from the saved logits:", abs(outputs.logits - check["l
 `model.json` is this page for programs. SHA-256 of the weights: `{card["weights_sha256"]}`;
 of the program: `{card["program_sha256"]}`.
 """
+
+
+def _weights(card: Mapping[str, Any]) -> str:
+    """The bits of weights and activations, and what the file holds instead."""
+    told = card.get("weights")
+    if told is None:
+        return "float32"
+    said = f"{told['weight_bits']:.3g} bits each on average, {told['zeros']:.1%} of them 0: "
+    said += f"{round(told['num_bytes']):,} bytes if stored so; the file holds the same values as float32"
+    few = told["activation_bits"]
+    return said if few >= 32 else f"{said}. Layers between the first and the last read {few:.3g} bits"
 
 
 def _forms(card: Mapping[str, Any]) -> str:

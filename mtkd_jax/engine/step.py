@@ -228,12 +228,15 @@ def make_step(program: Program) -> Callable:
         apply_key = mesh.own_key(apply_key, layout)
 
         def outputs_of(params):
-            variables = {"params": recipe.view(params, state, view_key), **state.model_state}
+            variables = recipe.view({"params": params, **state.model_state}, state, hyper, view_key)
             # What is frozen does not depend on the parameters: JAX takes no gradient through it.
             variables = stages.join(variables, stage_data.frozen, state.frozen)
             with stages.still(program.model):
                 outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
             model_state, _ = stages.split(program.model, model_state)
+            model_state = {
+                name: model_state[name] for name in state.model_state
+            }  # what the view adds is its own
             return with_features(outputs, program.needs, program.model), model_state
 
         outputs, vjp, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
@@ -427,7 +430,7 @@ def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) 
     return lambda key, images: augment.augment(key, images, **arguments)
 
 
-def deployed(program: Program, state: TrainState) -> PyTree:
+def deployed(program: Program, state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
     """What is validated, kept as best and exported of a member: its weights, or the average of these."""
     if program.averages:
         params, model_state = state.average["params"], {n: state.average[n] for n in state.model_state}
@@ -435,7 +438,7 @@ def deployed(program: Program, state: TrainState) -> PyTree:
         params, _ = program.optimizer.averaged(state.opt_state["inner"], (state.params, state.aux))
         model_state = state.model_state
     recipe = program.recipes[0]
-    variables = recipe.deploy(dataclasses.replace(state, params=params, model_state=model_state))
+    variables = recipe.deploy(dataclasses.replace(state, params=params, model_state=model_state), hyper)
     return variables if recipe.sharing is None else program.model.branch(variables, recipe.leader)
 
 

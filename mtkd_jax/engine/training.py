@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +162,7 @@ def first_progress(job: Job) -> Progress:
     first = Progress(
         train=train,
         loss=jnp.zeros(num_members, jnp.float32),
-        best=jax.tree.map(jnp.copy, _deployed(job.program, train)),
+        best=jax.tree.map(jnp.copy, _deployed(job.program, train, job.hyper)),
         best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
         stale=jnp.zeros(num_members, jnp.int32),
         stopped=jnp.zeros(num_members, bool),
@@ -320,7 +320,7 @@ def advance(
     if (piece.first + piece.num_steps) % job.steps_per_round:
         return progress, {}
     return compiled_validation(program, job.patience, job.eval_every)(
-        progress, np.float32(job.steps_per_round), stage_data.frozen, validation
+        progress, hyper, np.float32(job.steps_per_round), stage_data.frozen, validation
     )
 
 
@@ -340,9 +340,9 @@ def _rows(metrics: dict[str, np.ndarray]):
         yield {name: values[number] for name, values in metrics.items()}
 
 
-def _deployed(program: Program, train: TrainState) -> PyTree:
+def _deployed(program: Program, train: TrainState, hyper: Mapping[str, Array]) -> PyTree:
     """`step.deployed` of every member, [M,...]."""
-    return jax.vmap(partial(deployed, program))(train)
+    return jax.vmap(partial(deployed, program))(train, hyper)
 
 
 # --- programs -----------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
             progress, first = carry
             progress = steps(progress, hyper, indices, first, stage_data)
             seen = (stage_data.frozen, val)
-            progress, metrics = _validate(program, progress, len(indices), seen, patience, eval_every)
+            progress, metrics = _validate(program, progress, hyper, len(indices), seen, patience, eval_every)
             return (progress, first + len(indices)), metrics
 
         (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
@@ -393,16 +393,16 @@ def compiled_part(program: Program) -> Callable:
 
 @lru_cache
 def compiled_validation(program: Program, patience: int, eval_every: int) -> Callable:
-    """(progress, steps of the round, frozen, val) -> (progress, metrics {name: [1,M]}): ends one in parts."""
+    """(progress, hyper, steps of the round, frozen, val) -> (progress, metrics {name: [1,M]}): ends one."""
     layout = program.layout
 
-    def validated(progress, num_steps, *seen):
-        progress, metrics = _validate(program, progress, num_steps, seen, patience, eval_every)
+    def validated(progress, hyper, num_steps, *seen):
+        progress, metrics = _validate(program, progress, hyper, num_steps, seen, patience, eval_every)
         return progress, {name: values[None] for name, values in metrics.items()}
 
     if layout.member_loop == "loop":
         return validated
-    return mesh.jit(mesh.spread(validated, layout, (0, None, None, None), (0, 1)), donate_argnums=0)
+    return mesh.jit(mesh.spread(validated, layout, (0, 0, None, None, None), (0, 1)), donate_argnums=0)
 
 
 def _steps(program: Program) -> Callable:
@@ -451,13 +451,13 @@ def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _validate(program, progress: Progress, num_steps, seen, patience, eval_every):
+def _validate(program, progress: Progress, hyper, num_steps, seen, patience, eval_every):
     """Progress at the end of a round of `num_steps`, every member's best weights brought up to date.
 
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
     """
     train, loss = progress.train, progress.loss / num_steps
-    deployed = _deployed(program, train)
+    deployed = _deployed(program, train, hyper)
     evaluate = population.over_members(_evaluator(program), program.layout.member_loop)
     nll, accuracy = evaluate((deployed, train.frozen), seen)
     finite = progress.finite & jnp.isfinite(loss) & jnp.isfinite(nll)

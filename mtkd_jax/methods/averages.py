@@ -7,6 +7,7 @@ no teacher is asked. For transfer sets with unlabelled images, `students.transfe
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def start_average(variables: PyTree, student: Outputs, num_examples: int) -> PyT
     return variables
 
 
-def deploy_average(state: TrainState) -> PyTree:
+def deploy_average(state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
     """The average of the weights."""
     return state.mem
 

@@ -36,9 +36,9 @@ def configured_stimulus(key: Array, batch: Batch, augment: Augment, networks: Ne
     return dataclasses.replace(batch, image=augment(key, batch.image))
 
 
-def identity_view(params: PyTree, state: TrainState, key: Array) -> PyTree:
-    """The parameters as they are."""
-    return params
+def identity_view(variables: PyTree, state: TrainState, hyper: Mapping[str, Array], key: Array) -> PyTree:
+    """The variables as they are."""
+    return variables
 
 
 def nothing_told(context: Context, networks: Networks) -> Mapping[str, Array]:
@@ -220,7 +220,7 @@ def every_leaf(path: str) -> bool:
     return True
 
 
-def deploy_params(state: TrainState) -> PyTree:
+def deploy_params(state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
     """The trained parameters with their batch statistics."""
     return {"params": state.params, **state.model_state}
 

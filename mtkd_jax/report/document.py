@@ -412,13 +412,16 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
 
 
 def _main_markdown(report: dict) -> str:
-    """The main table, and the detector's below it where there is one."""
+    """The main table, and below it those of a detector, of bodies and of own metrics, where there are any."""
     text = (
         _sectioned(tables.main_header(report), tables.main_sections(report)) + f"\n\n{tables.caption(report)}"
     )
     if report["detection"] is not None:
         text += f"\n\n### {in_markdown(tables.detection_title(report))}\n\n"
         text += f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
+    bodies = tables.bodies(report)
+    if bodies is not None:
+        text += f"\n\n### {tables.BODIES_TITLE}\n\n{_sectioned(*bodies)}\n\n{tables.bodies_caption(report)}"
     if report["metrics"]:
         text += f"\n\n### {tables.OWN_TITLE}\n\n{_sectioned(*tables.own_metrics(report))}\n\n"
         text += in_markdown(tables.own_caption(report))

@@ -57,6 +57,15 @@ NEGATIVE_TRANSFER_CAPTION = (
     "network that nobody taught. difference: over paired seeds; above 0 the teachers' mistakes were handed "
     "down. The images are held fixed: the intervals are of the seeds alone."
 )
+BODIES_TITLE = "What the networks are made of"
+BODIES_CAPTION = (
+    "bits: of a weight as it could be stored, first and last layer with it, and of a number that a rounded "
+    "layer reads. zeros: share of the weights. bytes: that the parameters could be stored in. Means over "
+    "members; files hold the same weights as float32."
+)
+SPIKES_CAPTION = (
+    " spikes: for an image, over all neurons and time steps. active: share of the neurons that spike for it."
+)
 OWN_TITLE = "Metrics of your own"
 DETECTION_CAPTION = (
     "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
@@ -304,6 +313,32 @@ def _kept_share(share: dict | None) -> str:
         return "not defined"
     ends = "" if share["ci95"] is None else " [{:.0f}, {:.0f}]".format(*(100 * end for end in share["ci95"]))
     return f"{share['share']:.0%}{ends}"
+
+
+def bodies(report: dict) -> tuple[list[str], list[tuple[str, Cells]]] | None:
+    """(header, sections as in `main_sections`) of all networks; None where all are real ones."""
+    rows = [row for row in report["rows"] if row["body"]]
+    if not any(_is_special(row["body"]) for row in rows):
+        return None
+    columns = {name: own for name, own in _BODY.items() if any(name in row["body"] for row in rows)}
+    sections: dict[str, Cells] = {}
+    for row in rows:
+        own = row["body"]
+        told = [show(own[name]) if name in own else MISSING for name, (_, show) in columns.items()]
+        cells = [_name(row, report), with_interval(row["accuracy"]), *told]
+        sections.setdefault(_title(row, report), []).append(cells)
+    return ["", "accuracy %", *(title for title, _ in columns.values())], list(sections.items())
+
+
+def bodies_caption(report: dict) -> str:
+    """What has to be known to read the table of bodies."""
+    spiking = any("spikes" in row["body"] for row in report["rows"])
+    return BODIES_CAPTION + (SPIKES_CAPTION if spiking else "")
+
+
+def _is_special(body: Mapping[str, float]) -> bool:
+    bits = min(body["weight_bits"], body["activation_bits"])
+    return bits < NEARLY_REAL or body["zeros"] > FEW_ZEROS or "spikes" in body
 
 
 def own_metrics(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
@@ -790,6 +825,24 @@ def _p(p: float | None) -> str:
 
 def _short(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3g}"
+
+
+NEARLY_REAL = 31  # bits: a layer may begin as zeros
+FEW_ZEROS = 0.01  # may be in any network, such as those of dead neurons
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+_BODY = {  # of a row's body: heading and form
+    "weight_bits": ("bits of weights", "{:.3g}".format),
+    "activation_bits": ("of activations", "{:.3g}".format),
+    "zeros": ("zeros %", _percent),
+    "num_bytes": ("bytes", lambda value: short_count(value)),
+    "spikes": ("spikes", lambda value: short_count(value)),
+    "active": ("active %", _percent),
+}
 
 
 def short_count(value: float | None) -> str:

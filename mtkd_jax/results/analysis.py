@@ -247,6 +247,7 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         "flops": group.flops,
         "latency_ms": {size: group.latency_ms.get(size) for size in ("1", "256")},
         "train_seconds": group.train_seconds,
+        "body": dict(group.body),
     }
 
 
@@ -336,6 +337,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
             for size in ("1", "256")
         },
         "train_seconds": _total((group.train_seconds, 1) for group in groups),
+        "body": {},
     }
 
 

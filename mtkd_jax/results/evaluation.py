@@ -26,7 +26,7 @@ from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
-from mtkd_jax.results import linear, outside
+from mtkd_jax.results import bodies, linear, outside
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
 from mtkd_jax.types import Array, Ensemble, Images, Model, Outputs, Population, PyTree, Recipe
@@ -414,6 +414,7 @@ def _outputs(own: Population, split: Split) -> dict:
         "val": logits(own, split.dataset.train_images, "train", split.val),
         "test": logits(own, images, "test"),
         **(costs(own.model, images.shape[1:], str(images.dtype)) if known else {"params": None}),
+        "body": bodies.of_members(own, images) if known else {},
     }
 
 

@@ -44,8 +44,8 @@ def test_batch_statistics_are_averaged_too():
     )
     recipe = averages.mean_teacher()
     moved = recipe.after(dataclasses.replace(now, mem=start), context([Q], [[P1]], decay=0.99))
-    np.testing.assert_allclose(recipe.deploy(moved)["batch_stats"], [3.0, 3.0])
-    np.testing.assert_allclose(recipe.deploy(moved)["params"]["w"], [0.5, 0.5])
+    np.testing.assert_allclose(recipe.deploy(moved, {})["batch_stats"], [3.0, 3.0])
+    np.testing.assert_allclose(recipe.deploy(moved, {})["params"]["w"], [0.5, 0.5])
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,40 @@
 """Methods of methods/binary.py: which weights are of few bits, with which gradient, and what is kept."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtkd_jax import types
 from mtkd_jax.config import build_model
+from mtkd_jax.engine.step import same_family
 from mtkd_jax.methods import binary
-from mtkd_jax.types import Task, TrainState, UserError
+from mtkd_jax.types import (
+    LEVELS,
+    Batch,
+    Context,
+    Outputs,
+    Peers,
+    Task,
+    TrainState,
+    UserError,
+    round_off,
+)
 from tests import small
 from tests.references import methods as reference
 
 XNOR = binary.xnor()
+
+
+def numbers(recipe):
+    return {name: jnp.float32(value) for name, value in recipe.hyper}
+
+
+def view(recipe, params):
+    """The parameters that a student computes with."""
+    return recipe.view({"params": params}, None, numbers(recipe), None)["params"]
 
 
 def state(params):
@@ -22,7 +45,7 @@ def viewed(kernel):
     """A kernel after the view, between two others."""
     others = jnp.ones((2, 2))
     params = {"dense1": {"kernel": others}, "dense2": {"kernel": kernel}, "heads": {"kernel": others}}
-    found = XNOR.view(params, None, None)
+    found = view(XNOR, params)
     for name in ("dense1", "heads"):
         assert found[name]["kernel"] is others
     return found["dense2"]["kernel"]
@@ -90,7 +113,7 @@ def test_first_and_last_layer_stay_real(address, expected):
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
     params = jax.tree.map(uneven, shapes["params"])
     kernels = {f"{name}/kernel" for name in expected}
-    assert changed(params, XNOR.view(params, None, None)) == kernels
+    assert changed(params, view(XNOR, params)) == kernels
     assert changed(params, XNOR.after(state(params), None).params) == kernels
 
 
@@ -115,14 +138,14 @@ def test_real_weights_are_clipped_and_binary_ones_deployed():
     params = {name: {"kernel": jnp.full((2, 2), value)} for name, value in kernels.items()}
     after = XNOR.after(state(params), None).params
     assert [float(after[name]["kernel"][0, 0]) for name in kernels] == [3.0, 1.0, 3.0]
-    kept = XNOR.deploy(state({**params, "dense2": {"kernel": jnp.array([[0.5, -0.1], [-1.0, 0.3]])}}))
+    kept = XNOR.deploy(state({**params, "dense2": {"kernel": jnp.array([[0.5, -0.1], [-1.0, 0.3]])}}), {})
     assert kept["batch_stats"] == 7
     np.testing.assert_allclose(kept["params"]["dense2"]["kernel"], [[0.75, -0.2], [-0.75, 0.2]], rtol=1e-6)
 
 
 def test_a_network_with_nothing_in_between_is_refused():
     with pytest.raises(UserError, match="no layer between the first and the last"):
-        XNOR.view({"dense1": {"kernel": jnp.ones((2, 2))}, "heads": {"kernel": jnp.ones((2, 2))}}, None, None)
+        view(XNOR, {"dense1": {"kernel": jnp.ones((2, 2))}, "heads": {"kernel": jnp.ones((2, 2))}})
 
 
 def test_it_learns_and_what_is_validated_is_binary(tmp_path):
@@ -151,7 +174,7 @@ def test_of_parallel_first_layers_all_stay_real(num_channels):
     model = build_model("inception_time(width=4)", task)
     image = jax.random.normal(jax.random.key(0), (2, 16, 1, num_channels))
     variables = model.init(jax.random.key(1), image)
-    viewed = binary.xnor().view(variables["params"], None, None)
+    viewed = view(binary.xnor(), variables["params"])
     kept = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for (path, real), own in zip(
@@ -183,24 +206,24 @@ def test_weights_are_rounded_to_few_values_of_each_output(bits):
         for name, shape in shapes.items()
     }
     recipe = binary.quantised(bits=bits)
-    found = jax.tree.map(np.asarray, recipe.view(jax.tree.map(jnp.asarray, params), None, None))
+    found = jax.tree.map(np.asarray, view(recipe, jax.tree.map(jnp.asarray, params)))
     for name, axes in (("conv1", (0, 1, 2)), ("heads", (1,))):
         expected = rounded(params[name]["kernel"], bits, axes)
         np.testing.assert_allclose(found[name]["kernel"], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found["conv1"]["bias"], params["conv1"]["bias"])
     assert len(np.unique(found["conv1"]["kernel"][..., 0])) <= 2**bits - 1
-    kept = recipe.deploy(state(jax.tree.map(jnp.asarray, params)))
+    kept = recipe.deploy(state(jax.tree.map(jnp.asarray, params)), numbers(recipe))
     assert kept["batch_stats"] == 7
     np.testing.assert_array_equal(kept["params"]["heads"]["kernel"], found["heads"]["kernel"])
-    assert recipe.view == binary.quantised(bits=bits).view != binary.quantised(bits=bits % 7 + 2).view
+    assert same_family(recipe, binary.quantised(bits=bits % 7 + 2))
 
 
 def test_the_gradient_goes_straight_through_and_zeros_stay():
     kernel = jnp.array([[0.0, 0.3], [0.0, -1.0]])
-    view = binary.quantised(bits=2).view
-    found = view({"dense1": {"kernel": kernel}}, None, None)["dense1"]["kernel"]
+    recipe = binary.quantised(bits=2)
+    found = view(recipe, {"dense1": {"kernel": kernel}})["dense1"]["kernel"]
     np.testing.assert_array_equal(found, [[0.0, 0.0], [0.0, -1.0]])
-    gradient = jax.grad(lambda k: (view({"a": {"kernel": k}}, None, None)["a"]["kernel"] * 3).sum())(kernel)
+    gradient = jax.grad(lambda k: (view(recipe, {"a": {"kernel": k}})["a"]["kernel"] * 3).sum())(kernel)
     np.testing.assert_array_equal(gradient, np.full((2, 2), 3.0))
 
 
@@ -237,7 +260,7 @@ def between_others(kernel):
 
 
 def on_grid(recipe, kernel):
-    return recipe.view(between_others(kernel), None, None)["dense2"]["kernel"]
+    return view(recipe, between_others(kernel))["dense2"]["kernel"]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +274,7 @@ def on_grid(recipe, kernel):
 def test_grids_by_hand(recipe, weights, expected):
     """Fixtures of the cards."""
     params = between_others(jnp.array(weights)[:, None])
-    seen, kept = recipe.view(params, None, None), recipe.deploy(state(params))["params"]
+    seen, kept = view(recipe, params), recipe.deploy(state(params), numbers(recipe))["params"]
     np.testing.assert_allclose(seen["dense2"]["kernel"][:, 0], expected, rtol=1e-6)
     np.testing.assert_array_equal(kept["dense2"]["kernel"], seen["dense2"]["kernel"])
     assert seen["dense1"]["kernel"] is params["dense1"]["kernel"]
@@ -277,4 +300,121 @@ def test_grids_of_zeros_are_finite_and_other_bits_refused(method):
     with pytest.raises(UserError, match=f"{method.__name__}.bits=1.: must be from 2 to 8"):
         method(bits=1)
     with pytest.raises(UserError, match=f"binary.{method.__name__}: the network has no layer between"):
-        method().view({"dense1": {"kernel": zeros}, "heads": {"kernel": zeros}}, None, None)
+        view(method(), {"dense1": {"kernel": zeros}, "heads": {"kernel": zeros}})
+
+
+# --- activations of few bits --------------------------------------------------------------------------
+
+
+def test_activations_by_hand():
+    """The card's fixture: 2 bits of 0.4, 0.9 and 1.3."""
+    found = round_off(jnp.array([0.4, 0.9, 1.3, -0.2]), jnp.float32(3.0))
+    np.testing.assert_allclose(found, [1 / 3, 1, 1, 0], rtol=1e-6)
+    real = jnp.array([-80.0, 0.3, 80.0])
+    np.testing.assert_array_equal(round_off(real, jnp.float32(0.0)), real)
+
+
+def test_activations_are_their_reference_and_pass_the_gradient_inside():
+    x = np.random.default_rng(5).normal(0.5, 0.6, size=(6, 4))
+    found, backward = jax.vjp(lambda x: round_off(x, jnp.float32(7.0)), jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, reference.few_bit_activations(x, 3), atol=1e-6)
+    (gradient,) = backward(jnp.full(x.shape, 2.0))
+    np.testing.assert_array_equal(gradient, np.where((x >= 0) & (x <= 1), 2.0, 0.0))
+
+
+NETWORKS = (
+    "mlp(hidden=(6, 6, 6), dropout=0.5)",
+    "cnn(widths=(2, 3), dense=4, batch_norm=True)",
+    "vit(width=16, depth=4, attention_heads=2, stem='cifar')",
+)
+
+
+@pytest.mark.parametrize("address", NETWORKS)
+def test_every_layer_with_an_inner_kernel_reads_few_values(address, monkeypatch):
+    """Of any family: found by their kernels, not written into the networks."""
+    model = build_model(address, Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,)))
+    image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    variables = model.init(jax.random.key(1), image)
+    recipe, read = binary.dorefa(bits=2, activations=2), []
+
+    def note(x, steps):
+        read.append(round_off(x, steps))
+        return read[-1]
+
+    monkeypatch.setattr(types, "round_off", note)
+    seen = recipe.view(variables, None, numbers(recipe), None)
+    few, _ = model.apply(seen, image)
+    _, inner = zip(*jax.tree_util.tree_leaves_with_path(seen[LEVELS]))
+    assert len(read) == len(inner) >= 2
+    assert all(len(np.unique(np.round(x, 5))) <= 4 for x in read)
+    real, _ = model.apply({**variables, "params": seen["params"]}, image)
+    assert len(read) == len(inner) and np.abs(few.logits - real.logits).max() > 1e-3
+    _, state = model.apply(seen, image, train=True, key=jax.random.key(2))
+    assert set(state) == set(seen) - {"params"}
+
+
+def test_bit_widths_are_members_of_one_population(tmp_path):
+    modes = tuple(f"binary.dorefa(bits={b}, activations={a})" for b, a in ((2, 2), (4, 8)))
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(8,))",),
+            "students.model": "mlp(hidden=(16, 16), batch_norm=True)",
+            "students.modes": modes,
+            "students.alphas": (0.5,),
+            "students.epochs": 30,
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "dorefa" in stage)
+    trained, names = fitted.population, fitted.population.names
+    assert {name.split(" a=")[0] for name in names} == {*modes}
+    assert fitted.val_nll.min() < 0.8 * np.log(4), fitted.val_nll
+    steps = np.asarray(trained.variables[LEVELS]["dense2"]["input"])
+    for name, own, kernel in zip(names, steps, np.asarray(trained.variables["params"]["dense2"]["kernel"])):
+        is_two = "bits=2" in name
+        assert own == (3 if is_two else 255)
+        assert len(np.unique(np.round(kernel, 6))) <= (4 if is_two else 16)
+
+
+def test_a_network_of_ones_own_cannot_have_few_bits_of_activations():
+    params = {"network": {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}}
+    with pytest.raises(UserError, match="activations must be 0 with it"):
+        view(binary.wrpn(activations=4), params)
+    with pytest.raises(UserError, match="wrpn.activations=9.: must be from 1 to 8 bits, or 0"):
+        binary.wrpn(activations=9)
+
+
+# --- apprentices --------------------------------------------------------------------------------------
+
+
+def test_an_apprentice_has_few_bits_and_its_teacher_is_real():
+    recipe = binary.apprentice(bits=2, activations=2)
+    kernel = jnp.array([[0.33, -0.9], [0.0, 1.7]])
+    variables = {"params": between_others(kernel)}
+    for place, expected, steps in ((0, [[0, -1], [0, 1]], 3), (1, kernel, 0)):
+        hyper = {**numbers(recipe), "place": jnp.int32(place)}
+        found = recipe.view(variables, None, hyper, None)
+        np.testing.assert_array_equal(found["params"]["dense2"]["kernel"], expected)
+        assert found[LEVELS]["dense2"]["input"] == steps
+        kept = recipe.deploy(state(variables["params"]), hyper)
+        np.testing.assert_array_equal(kept["params"]["dense2"]["kernel"], expected)
+
+
+def test_an_apprentice_learns_from_its_peer_and_the_peer_from_labels_alone():
+    """By hand, the cards' fixture: CE = ln 4 and KL = ln(2)/4 of the apprentice, CE = ln 2 of its peer"""
+    recipe = binary.apprentice()
+    logits = jnp.log(jnp.array([[[0.25, 0.5, 0.25]], [[0.5, 0.25, 0.25]]]))
+    losses = [recipe.term(context_of(recipe, logits, place)) for place in (0, 1)]
+    expected = [[0.25 * np.log(4) + 0.75 * np.log(2) / 4], [np.log(2)]]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
+def context_of(recipe, logits, place):
+    hyper = {"alpha": 0.25, "temperature": 1.0, "label_smoothing": 0.0}
+    hyper = {name: jnp.float32(value) for name, value in hyper.items()}
+    batch = Batch(jnp.zeros((1, 2, 2, 1)), jnp.array([0]), jnp.array([0]), jnp.array([True]))
+    student = Outputs(logits[place], logits[place][None], None, {})
+    peers = Peers(logits, jnp.int32(place), jnp.array([True, True]))
+    one = Context(batch, None, {}, hyper, None, jnp.int32(0), jnp.float32(0), student, peers)
+    one = dataclasses.replace(one, teacher=recipe.teach(one, None))
+    return dataclasses.replace(one, targets=recipe.aim(one, recipe.weigh(one)))

@@ -208,3 +208,9 @@ def dorefa(kernel, bits):
 def wrpn(kernel, bits):
     steps = 2 ** (bits - 1) - 1
     return np.round(steps * np.clip(kernel, -1, 1)) / steps
+
+
+def few_bit_activations(x, bits):
+    """Each number by itself to the nearest of the 2**bits that are allowed."""
+    allowed = np.linspace(0, 1, 2**bits)
+    return np.array([allowed[np.abs(allowed - one).argmin()] for one in x.ravel()]).reshape(x.shape)

@@ -23,7 +23,7 @@ from tests.references import metrics as reference
 from tests.references.predictions import curves, make
 
 ROW_KEYS = {
-    "own",
+    *("own", "body"),
     *("name", "transfer", "role", "architecture", "method", "rule", "alpha", "temperature", "arguments", "n"),
     *("accuracy", "nll", "ece", "brier", "val", "grid", "gap_share", "params", "flops", "latency_ms"),
     *(
