@@ -407,6 +407,12 @@ class Recipe(NamedTuple):
     min_teachers: int = 1
     prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"
     hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent
+    own_teacher: Callable[[TrainState], PyTree] | None = None  # variables of a network it keeps to learn from
+
+    @property
+    def num_in_cohort(self) -> int:
+        """How many learn together, whole networks or branches on one stem; 1 = alone."""
+        return self.num_peers if self.sharing is None else self.sharing.num_branches
 
 
 # --- trackers -----------------------------------------------------------------------------------------

@@ -427,15 +427,20 @@ def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) 
     return lambda key, images: augment.augment(key, images, **arguments)
 
 
-def deployed(program: Program, state: TrainState) -> PyTree:
-    """What is validated, kept as best and exported of a member: its weights, or the average of these."""
+def averaged(program: Program, state: TrainState) -> TrainState:
+    """The state with the weights that are used of it: its last ones, or the average of these."""
     if program.averages:
         params, model_state = state.average["params"], {n: state.average[n] for n in state.model_state}
     else:
         params, _ = program.optimizer.averaged(state.opt_state["inner"], (state.params, state.aux))
         model_state = state.model_state
+    return dataclasses.replace(state, params=params, model_state=model_state)
+
+
+def deployed(program: Program, state: TrainState) -> PyTree:
+    """What is validated, kept as best and exported of a member."""
     recipe = program.recipes[0]
-    variables = recipe.deploy(dataclasses.replace(state, params=params, model_state=model_state))
+    variables = recipe.deploy(averaged(program, state))
     return variables if recipe.sharing is None else program.model.branch(variables, recipe.leader)
 
 

@@ -24,6 +24,7 @@ from mtkd_jax import mesh
 from mtkd_jax.data import loading, streams
 from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
+from mtkd_jax.engine.distances import distances
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import Program, StageData, deployed, init_state, make_step
 from mtkd_jax.models import stages
@@ -320,7 +321,7 @@ def advance(
     if (piece.first + piece.num_steps) % job.steps_per_round:
         return progress, {}
     return compiled_validation(program, job.patience, job.eval_every)(
-        progress, np.float32(job.steps_per_round), stage_data.frozen, validation
+        progress, hyper, np.float32(job.steps_per_round), stage_data.frozen, validation
     )
 
 
@@ -359,7 +360,7 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
             progress, first = carry
             progress = steps(progress, hyper, indices, first, stage_data)
             seen = (stage_data.frozen, val)
-            progress, metrics = _validate(program, progress, len(indices), seen, patience, eval_every)
+            progress, metrics = _validate(program, progress, hyper, len(indices), seen, patience, eval_every)
             return (progress, first + len(indices)), metrics
 
         (progress, _), metrics = scan(one_round, (progress, first_step), rounds)
@@ -393,16 +394,19 @@ def compiled_part(program: Program) -> Callable:
 
 @lru_cache
 def compiled_validation(program: Program, patience: int, eval_every: int) -> Callable:
-    """(progress, steps of the round, frozen, val) -> (progress, metrics {name: [1,M]}): ends one in parts."""
+    """(progress, hyper, steps of the round, frozen, val) -> (progress, metrics {name: [1,M]}).
+
+    Ends a round in parts.
+    """
     layout = program.layout
 
-    def validated(progress, num_steps, *seen):
-        progress, metrics = _validate(program, progress, num_steps, seen, patience, eval_every)
+    def validated(progress, hyper, num_steps, *seen):
+        progress, metrics = _validate(program, progress, hyper, num_steps, seen, patience, eval_every)
         return progress, {name: values[None] for name, values in metrics.items()}
 
     if layout.member_loop == "loop":
         return validated
-    return mesh.jit(mesh.spread(validated, layout, (0, None, None, None), (0, 1)), donate_argnums=0)
+    return mesh.jit(mesh.spread(validated, layout, (0, 0, None, None, None), (0, 1)), donate_argnums=0)
 
 
 def _steps(program: Program) -> Callable:
@@ -451,7 +455,7 @@ def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _validate(program, progress: Progress, num_steps, seen, patience, eval_every):
+def _validate(program, progress: Progress, hyper, num_steps, seen, patience, eval_every):
     """Progress at the end of a round of `num_steps`, every member's best weights brought up to date.
 
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
@@ -473,7 +477,8 @@ def _validate(program, progress: Progress, num_steps, seen, patience, eval_every
     )
     best_nll = jnp.where(better, nll, progress.best_nll)
     after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, finite)
-    return after, {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
+    told = {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
+    return after, told | distances(program, train, hyper, seen)
 
 
 def _evaluator(program: Program, block: int = 512) -> Callable:

@@ -258,6 +258,7 @@ def _with_averages(name: str, num_peers: int, shared: str, ramp: float, **seams:
         tell=_tell_embedding_and_average,
         term=_HardAndSoft(ramp, ensemble=_classified_together),
         init_mem=start_average,
+        own_teacher=deploy_average,
         init_aux=_Classifier(num_peers),
         reads_student=("aim",),
         needs=("embedding",),

@@ -349,18 +349,22 @@ def advice(report: dict) -> str:
 
 def _apart(report: dict) -> list[str]:
     """Members that end far from the others of their row on validation, see `analysis`."""
-    found = [
-        f"{_place({**row, **one}, report)} ends at {percent(one['val_accuracy'])} on validation, where the "
-        f"median of the others is {percent(one['siblings'])}"
-        for row in report["rows"]
-        for one in row["apart"]
-    ]
-    if not found:
-        return []
-    return [
-        f"Far from its siblings (†): {'; '.join(found)}. It widens the interval of its row and moves its "
-        "mean: look at the learning curves before you read anything from that row."
-    ]
+    told: dict[bool, list[str]] = {}
+    for row in report["rows"]:
+        for one in row["apart"]:
+            collapsed = row.get("num_in_cohort", 1) > 1 and one["val_accuracy"] < one["siblings"]
+            told.setdefault(collapsed, []).append(
+                f"{_place({**row, **one}, report)} ends at {percent(one['val_accuracy'])} on validation, "
+                f"where the median of the others is {percent(one['siblings'])}"
+            )
+    paragraphs = {
+        True: "Collapsed cohort (†): {}. That is farther below its other seeds than five of their robust "
+        "standard deviations, four standard errors of an accuracy and two points. The plot of homogenisation "
+        "shows whether its peers had become the same before.",
+        False: "Far from its siblings (†): {}. It widens the interval of its row and moves its mean: look at "
+        "the learning curves before you read anything from that row.",
+    }
+    return [text.format("; ".join(told[kind])) for kind, text in paragraphs.items() if kind in told]
 
 
 def _kept(report: dict) -> list[str]:

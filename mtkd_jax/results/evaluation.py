@@ -330,6 +330,7 @@ def _student_group(
         common_test=at_common,
         grid=tuple(grid),
         train_seconds=seconds,
+        num_in_cohort=stage.family[0].recipe.num_in_cohort,
         **_outputs(chosen, split),
     )
 

@@ -45,6 +45,7 @@ class Group:
     flops: float | None = None  # of one member and one example, forward
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
     train_seconds: float | None = None  # of the whole group
+    num_in_cohort: int = 1  # networks, or branches of one, that a member learned together with, itself too
     # Of networks alone, where they were asked about other images than the data's (results/outside.py):
     shifted: np.ndarray | None = None  # [S,6,N] metrics.TERMS of an image: means over all its corruptions
     by_shift: np.ndarray | None = None  # [S,6,Q,L] the same over images, at each corruption and strength
