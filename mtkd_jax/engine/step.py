@@ -438,9 +438,13 @@ def averaged(program: Program, state: TrainState) -> TrainState:
 
 
 def deployed(program: Program, state: TrainState) -> PyTree:
-    """What is validated, kept as best and exported of a member."""
+    """What is kept as best of a member; of branches on one stem all of them."""
+    return program.recipes[0].deploy(averaged(program, state))
+
+
+def leading(program: Program, variables: PyTree) -> PyTree:
+    """What is validated and exported of what is `deployed`: of branches on one stem the leader's network."""
     recipe = program.recipes[0]
-    variables = recipe.deploy(averaged(program, state))
     return variables if recipe.sharing is None else program.model.branch(variables, recipe.leader)
 
 

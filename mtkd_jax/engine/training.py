@@ -26,7 +26,7 @@ from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.distances import distances
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.step import Program, StageData, deployed, init_state, make_step
+from mtkd_jax.engine.step import Program, StageData, deployed, init_state, leading, make_step
 from mtkd_jax.models import stages
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
@@ -41,7 +41,7 @@ class Progress:
 
     train: TrainState  # [M]
     loss: Array  # [M] summed over the steps of this round so far
-    best: PyTree  # variables [M] at the lowest validation NLL, without those of frozen stages
+    best: PyTree  # variables [M] at the lowest validation NLL, as `step.deployed`, without frozen stages
     best_nll: Array  # [M]
     stale: Array  # [M] epochs since then
     stopped: Array  # [M] bool
@@ -56,6 +56,7 @@ class Fitted:
     val_nll: np.ndarray  # [M] at the best weights
     diverged: tuple[str, ...]  # members whose loss was not finite; they kept their last good weights
     seconds: float
+    branched: Population | None = None  # the same with all branches, of members that are several on one stem
 
     @property
     def finite_members(self) -> Population:
@@ -74,7 +75,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     all is saved, when the process has been asked to stop.
     """
     progress = first_progress(job)
-    done = _restore(job, directory / "finished", mesh.on_host(_result(job, progress)), logbook)
+    done = _restore(job, directory / "finished", _result(job, progress), logbook)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
@@ -99,7 +100,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
                 saved = now
             if stop:
                 raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
-    result = mesh.on_host(_result(job, progress))
+    result = _result(job, progress)
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
     logbook.check()
@@ -173,12 +174,17 @@ def first_progress(job: Job) -> Progress:
 
 
 def _result(job: Job, progress: Progress) -> dict[str, PyTree]:
-    """What a stage trained: whole networks, whatever of them was frozen."""
+    """What a stage trained, on the host: whole networks, whatever of them was frozen."""
     frozen, num_members = job.stage_data.frozen, len(job.names)
     of_all = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_members, *leaf.shape)), frozen)
-    variables = stages.join(progress.best, of_all, progress.train.frozen)
+    whole = mesh.on_host(stages.join(progress.best, of_all, progress.train.frozen))
+    variables, branched = whole, {}
+    if job.program.recipes[0].sharing is not None:
+        variables = mesh.on_host(jax.vmap(partial(leading, job.program))(whole))
+        branched = {"branched": whole}
     # "alive", not "finite": finished stages that were saved before it was called so are still read.
-    return {"variables": variables, "val_nll": progress.best_nll, "alive": progress.finite}
+    told = mesh.on_host({"val_nll": progress.best_nll, "alive": progress.finite})
+    return {"variables": variables, **told, **branched}
 
 
 def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
@@ -189,7 +195,11 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
             f"{_explain_divergence(job)}"
         )
     trained = Population(job.model, result["variables"], job.hyper, job.names)
-    return as_fitted(trained, result, seconds)
+    fitted = as_fitted(trained, result, seconds)
+    if "branched" not in result:
+        return fitted
+    branched = Population(job.program.model, _at_rest(result["branched"]), job.hyper, job.names)
+    return dataclasses.replace(fitted, branched=branched)
 
 
 USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
@@ -221,9 +231,12 @@ def as_fitted(trained: Population, result: dict[str, PyTree], seconds: float) ->
     """
     finite = np.asarray(result["alive"])
     diverged = tuple(name for name, ok in zip(trained.names, finite) if not ok)
-    at_rest = jax.tree.map(jnp.asarray, mesh.on_host(trained.variables))
-    trained = dataclasses.replace(trained, variables=at_rest)
+    trained = dataclasses.replace(trained, variables=_at_rest(trained.variables))
     return Fitted(trained, np.where(finite, result["val_nll"], np.inf), diverged, seconds)
+
+
+def _at_rest(variables: PyTree) -> PyTree:
+    return jax.tree.map(jnp.asarray, mesh.on_host(variables))
 
 
 def untrained(job: Job) -> Fitted:
@@ -234,11 +247,13 @@ def untrained(job: Job) -> Fitted:
 
 def concatenate(parts: Sequence[Fitted]) -> Fitted:
     """What was trained part by part, as one population."""
+    branched = [part.branched for part in parts if part.branched is not None]
     return Fitted(
         population.concatenate([part.population for part in parts]),
         np.concatenate([part.val_nll for part in parts]),
         tuple(name for part in parts for name in part.diverged),
         sum(part.seconds for part in parts),
+        population.concatenate(branched) if branched else None,
     )
 
 
@@ -486,7 +501,7 @@ def _evaluator(program: Program, block: int = 512) -> Callable:
 
     def evaluate(member, seen):
         (own, own_frozen), (frozen, (images, labels)) = member, seen
-        variables = stages.join(own, own_frozen, frozen)
+        variables = leading(program, stages.join(own, own_frozen, frozen))
         num_examples = labels.shape[0]
         size = min(block, num_examples)
         missing = -num_examples % size

@@ -50,7 +50,7 @@ def summarise(report: dict) -> list[str]:
     for tested in rivals.values():
         on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
         found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
-    found += [*_undertrained(report), *_kept(report), *_cascade(report)]
+    found += [*_undertrained(report), *_cohorts(report), *_kept(report), *_cascade(report)]
     return [*found, *_apart(report), *_deploy(report)]
 
 
@@ -365,6 +365,25 @@ def _apart(report: dict) -> list[str]:
         "the learning curves before you read anything from that row.",
     }
     return [text.format("; ".join(told[kind])) for kind, text in paragraphs.items() if kind in told]
+
+
+def _cohorts(report: dict) -> list[str]:
+    """What students lose, or gain, against the cohorts that they learned in."""
+    listed = []
+    for one in report.get("cohorts", []):
+        between = "" if one["ci95"] is None else f" {interval(one['ci95'], 'accuracy')}"
+        apart = one["peers_apart"]
+        listed.append(
+            f"{title_of(one, report)} ({one['transfer']}) {points(one['mean_difference'])}{between} from the "
+            f"{percent(one['cohort'])} of its {one['num_in_cohort']} peers"
+            + ("" if apart is None else f", of which two are {apart:.3f} apart")
+        )
+    if not listed:
+        return []
+    return [
+        f"A student against its cohort: {'; '.join(listed)}. A cohort decides by the mean probabilities "
+        "of its peers; apart is the total variation of two predictions of an image, 0 if they are the same."
+    ]
 
 
 def _kept(report: dict) -> list[str]:

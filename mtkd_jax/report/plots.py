@@ -21,7 +21,7 @@ from mtkd_jax.results import metrics
 # Okabe and Ito (2008): told apart by colour-blind readers too. One colour means one thing in every plot.
 BLACK, BLUE, RED, ORANGE = "#000000", "#0072B2", "#D55E00", "#E69F00"
 COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline": RED, "control": ORANGE}
-COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B"}
+COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B", "cohort": "#56B4E9"}
 MOST_PANELS = 4  # of curves, side by side
 CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
 STYLE = {
