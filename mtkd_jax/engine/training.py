@@ -46,6 +46,7 @@ class Progress:
     stale: Array  # [M] epochs since then
     stopped: Array  # [M] bool
     finite: Array  # [M] bool; False for good once a loss was not finite: `best` stays what it was
+    bank: PyTree  # {"variables": best [M,T,...] after each share of the rounds, "round": [M]}; {} without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +58,18 @@ class Fitted:
     diverged: tuple[str, ...]  # members whose loss was not finite; they kept their last good weights
     seconds: float
     branched: Population | None = None  # the same with all branches, of members that are several on one stem
+    bank: Population | None = None  # of a job with T checkpoints: the best weights until then [M,T,...]
 
     @property
     def finite_members(self) -> Population:
         """The population without its diverged members."""
+        return self.without_diverged(self.population)
+
+    def without_diverged(self, own: Population) -> Population:
+        """One of these populations without its diverged members."""
         if not self.diverged:
-            return self.population
-        names = self.population.names
-        return population.members(self.population, [m for m, n in enumerate(names) if n not in self.diverged])
+            return own
+        return population.members(own, [m for m, n in enumerate(own.names) if n not in self.diverged])
 
 
 def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float = 30.0) -> Fitted:
@@ -104,7 +109,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
     logbook.check()
-    info = {"seconds": seconds, "members": list(job.names), **_owner(job)}
+    info = {"seconds": seconds, "members": list(job.names), **_owner(job), "checkpoints": job.checkpoints}
     checkpoint.save(directory / "finished", step, result, info)
     checkpoint.discard(directory)
     return fitted
@@ -169,22 +174,41 @@ def first_progress(job: Job) -> Progress:
         stale=jnp.zeros(num_members, jnp.int32),
         stopped=jnp.zeros(num_members, bool),
         finite=jnp.ones(num_members, bool),
+        bank=_empty_bank(job, train),
     )
     return mesh.spread_out(first, layout)
+
+
+def _empty_bank(job: Job, train: TrainState) -> PyTree:
+    if not job.checkpoints:
+        return {}
+    variables = _repeated(_deployed(job.program, train), job.checkpoints)
+    return {"variables": variables, "round": jnp.zeros(len(job.names), jnp.int32)}
+
+
+def _repeated(variables: PyTree, number: int) -> PyTree:
+    """[M,number,...] of [M,...]."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], number, axis=1), variables)
 
 
 def _result(job: Job, progress: Progress) -> dict[str, PyTree]:
     """What a stage trained, on the host: whole networks, whatever of them was frozen."""
     frozen, num_members = job.stage_data.frozen, len(job.names)
     of_all = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_members, *leaf.shape)), frozen)
-    whole = mesh.on_host(stages.join(progress.best, of_all, progress.train.frozen))
-    variables, branched = whole, {}
-    if job.program.recipes[0].sharing is not None:
-        variables = mesh.on_host(jax.vmap(partial(leading, job.program))(whole))
-        branched = {"branched": whole}
     # "alive", not "finite": finished stages that were saved before it was called so are still read.
-    told = mesh.on_host({"val_nll": progress.best_nll, "alive": progress.finite})
-    return {"variables": variables, **told, **branched}
+    found = {
+        "variables": stages.join(progress.best, of_all, progress.train.frozen),
+        "val_nll": progress.best_nll,
+        "alive": progress.finite,
+    }
+    if job.checkpoints:
+        frozen_parts = (_repeated(part, job.checkpoints) for part in (of_all, progress.train.frozen))
+        found["bank"] = stages.join(progress.bank["variables"], *frozen_parts)
+    found = mesh.on_host(found)
+    if job.program.recipes[0].sharing is not None:
+        found["branched"] = found["variables"]
+        found["variables"] = mesh.on_host(jax.vmap(partial(leading, job.program))(found["branched"]))
+    return found
 
 
 def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
@@ -196,10 +220,10 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
         )
     trained = Population(job.model, result["variables"], job.hyper, job.names)
     fitted = as_fitted(trained, result, seconds)
-    if "branched" not in result:
-        return fitted
-    branched = Population(job.program.model, _at_rest(result["branched"]), job.hyper, job.names)
-    return dataclasses.replace(fitted, branched=branched)
+    if "branched" in result:
+        branched = Population(job.program.model, _at_rest(result["branched"]), job.hyper, job.names)
+        fitted = dataclasses.replace(fitted, branched=branched)
+    return fitted
 
 
 USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
@@ -232,7 +256,10 @@ def as_fitted(trained: Population, result: dict[str, PyTree], seconds: float) ->
     finite = np.asarray(result["alive"])
     diverged = tuple(name for name, ok in zip(trained.names, finite) if not ok)
     trained = dataclasses.replace(trained, variables=_at_rest(trained.variables))
-    return Fitted(trained, np.where(finite, result["val_nll"], np.inf), diverged, seconds)
+    bank = None
+    if "bank" in result:
+        bank = dataclasses.replace(trained, variables=_at_rest(result["bank"]))
+    return Fitted(trained, np.where(finite, result["val_nll"], np.inf), diverged, seconds, bank=bank)
 
 
 def _at_rest(variables: PyTree) -> PyTree:
@@ -247,13 +274,17 @@ def untrained(job: Job) -> Fitted:
 
 def concatenate(parts: Sequence[Fitted]) -> Fitted:
     """What was trained part by part, as one population."""
-    branched = [part.branched for part in parts if part.branched is not None]
+    branched, banks = (
+        [found for part in parts if (found := getattr(part, name)) is not None]
+        for name in ("branched", "bank")
+    )
     return Fitted(
         population.concatenate([part.population for part in parts]),
         np.concatenate([part.val_nll for part in parts]),
         tuple(name for part in parts for name in part.diverged),
         sum(part.seconds for part in parts),
         population.concatenate(branched) if branched else None,
+        population.concatenate(banks) if banks else None,
     )
 
 
@@ -491,9 +522,27 @@ def _validate(program, progress: Progress, hyper, num_steps, seen, patience, eva
         progress.best,
     )
     best_nll = jnp.where(better, nll, progress.best_nll)
-    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, finite)
+    bank = _banked(progress.bank, best, program.epochs // eval_every)
+    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, finite, bank)
     told = {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
     return after, told | distances(program, train, hyper, seen)
+
+
+def _banked(bank: PyTree, best: PyTree, num_rounds: int) -> PyTree:
+    """The bank at the end of a round, which is one of its T where it ends one of T equal shares of them."""
+    if not bank:
+        return bank
+    num_checkpoints, now = len(jax.tree.leaves(bank["variables"])[0][0]), bank["round"] + 1
+    at = now * num_checkpoints // num_rounds  # checkpoints that there are by now
+    is_new = at > bank["round"] * num_checkpoints // num_rounds
+
+    def keep(kept: Array, best: Array, at: Array, is_new: Array) -> Array:
+        return kept.at[at - 1].set(jnp.where(is_new, best, kept[at - 1]))
+
+    variables = jax.tree.map(
+        lambda kept, best: jax.vmap(keep)(kept, best, at, is_new), bank["variables"], best
+    )
+    return {"variables": variables, "round": now}
 
 
 def _evaluator(program: Program, block: int = 512) -> Callable:
