@@ -82,6 +82,7 @@ WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that i
 SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
 CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/controls.py
 AT = " @ "  # between the name of a row and the architecture it is of
+COHORT = " cohort"  # behind the name of a leader's row, of what all its peers say together
 ALL = "all"  # of report.corruptions
 FORMS = ("onnx", "int8", "onnx_int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function

@@ -456,6 +456,14 @@ class Recipe(NamedTuple):
     min_teachers: int = 1
     prepare: str = ""  # what the plan fits first: a network on "logits" or "embedding", or a rule by its name
     hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent
+    own_teacher: Callable[[TrainState, Mapping[str, Array]], PyTree] | None = (
+        None  # of the same, kept to learn from
+    )
+
+    @property
+    def num_in_cohort(self) -> int:
+        """How many learn together, whole networks or branches on one stem; 1 = alone."""
+        return self.num_peers if self.sharing is None else self.sharing.num_branches
 
 
 # --- trackers -----------------------------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Job:
     stream_bytes: int = 2**28  # of them, with what is said of them, held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
+    checkpoints: int = 0  # how often its best weights are kept, after equal shares of its rounds; see Fitted
     run: str = ""  # what names the run in its checkpoints; "" = none in particular
     whole: Model | None = None  # of which program.model is the trained part; None = it is the whole
 

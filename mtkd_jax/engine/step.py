@@ -86,12 +86,13 @@ class StageData:
     """What a stage's batches are made from: constant while it runs, traced."""
 
     examples: Examples
-    teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]
+    teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]; at the end, with a bank
     cached_logits: Array | None  # [K,N,C] or [K,S*B,C], where they were asked before; see teacher_cache
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
     frozen: PyTree = dataclasses.field(default_factory=dict)  # variables of frozen stages, of all members
+    bank: tuple[PyTree, ...] = ()  # of `teachers` at T shares of their training [T,K_i,...]; see _asker
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +140,7 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         if not program.teachers:
             said = stage_data.cached_logits  # of teachers who are no longer needed
             return student, None if said is None else TeacherOutputs(said[:, :2].astype(jnp.float32), (), ())
-        return student, _asker(program, stage_data)(batch.image, batch.said)
+        return student, _asker(program, stage_data, jnp.int32(0))(batch.image, batch.said)
 
     student, teacher = jax.eval_shape(outputs_of, whole, stage_data)
     num_examples = len(stage_data.examples.label)
@@ -185,7 +186,7 @@ def make_step(program: Program) -> Callable:
         progress = step.astype(jnp.float32) / program.num_steps
         context = Context(batch, None, stage_data.prepared, {}, key, step, progress)
         if "teach" not in recipe.reads_student:
-            ask = _asker(program, stage_data)
+            ask = _asker(program, stage_data, step)
             if stage_data.cached_logits is not None:
                 rows = (
                     indices
@@ -210,7 +211,7 @@ def make_step(program: Program) -> Callable:
             return dataclasses.replace(context, targets=targets)
         known = jax.lax.stop_gradient(context)
         if "teach" in recipe.reads_student:
-            ask = _asker(program, stage_data)
+            ask = _asker(program, stage_data, context.step)
             networks = _networks(program, ask, stage_data, known.state.frozen, known.batch)
             known = dataclasses.replace(known, teacher=recipe.teach(known, networks))
         found = known.teacher, _aim(recipe, known)
@@ -257,7 +258,8 @@ def make_step(program: Program) -> Callable:
     def say(state, hyper, inputs: _Inputs, forward_pass: _Forward, step, stage_data) -> Mapping[str, Array]:
         """What a peer says of the batch, or all branches of a member [P,...], without a gradient."""
         known = jax.lax.stop_gradient(context_of(state, hyper, inputs, forward_pass, step))
-        networks = _networks(program, _asker(program, stage_data), stage_data, state.frozen, known.batch)
+        ask = _asker(program, stage_data, step)
+        networks = _networks(program, ask, stage_data, state.frozen, known.batch)
         return jax.lax.stop_gradient({"logits": known.student.logits, **recipe.tell(known, networks)})
 
     def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, step, stage_data):
@@ -334,7 +336,7 @@ def compiled_teacher_logits(program: Program) -> Callable:
         def one(numbered: tuple[Array, Array]) -> Array:
             step, indices = numbered
             batch, _ = _batch(program, _shared_keys(stage_data, step), indices, step, stage_data)
-            ask_about = mesh.shared_out(_asker(program, stage_data), program.layout)
+            ask_about = mesh.shared_out(_asker(program, stage_data, step), program.layout)
             return ask_about(batch.image, batch.said).logits
 
         return jax.lax.map(one, (jnp.arange(len(batches)), batches))
@@ -361,16 +363,24 @@ def _batch(
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
         batch = mixing.mix_labels(mixture, batch)
         augment_images = mixing.mix_after(augment_images, mixture)
-    networks = _networks(program, _asker(program, stage_data), stage_data, {})
+    networks = _networks(program, _asker(program, stage_data, step), stage_data, {})
     return stimulus(stimulus_key, batch, augment_images, networks), key
 
 
-def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutputs]:
-    """(images [B,h,w,c], what given teachers say of them [B,K,C] or None) -> what all frozen teachers say."""
+def _asker(program: Program, stage_data: StageData, step: Array) -> Callable[..., TeacherOutputs]:
+    """(images [B,h,w,c], what given teachers say of them [B,K,C] or None) -> what all frozen teachers say.
+
+    With a bank they are what they were at the same share of their own training, which the next of its T
+    checkpoints has.
+    """
+    variables = stage_data.teachers
+    if stage_data.bank:
+        num_checkpoints = len(jax.tree.leaves(stage_data.bank)[0])
+        at = step * num_checkpoints // program.num_steps
+        variables = jax.tree.map(lambda leaf: leaf[at], stage_data.bank)
 
     def ask(image: Array, said: Array | None) -> TeacherOutputs:
-        needs = program.needs_of_teachers
-        return apply_ensemble(program.teachers, stage_data.teachers, image, needs, said)
+        return apply_ensemble(program.teachers, variables, image, program.needs_of_teachers, said)
 
     return ask
 
@@ -430,15 +440,24 @@ def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) 
     return lambda key, images: augment.augment(key, images, **arguments)
 
 
-def deployed(program: Program, state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
-    """What is validated, kept as best and exported of a member: its weights, or the average of these."""
+def averaged(program: Program, state: TrainState) -> TrainState:
+    """The state with the weights that are used of it: its last ones, or the average of these."""
     if program.averages:
         params, model_state = state.average["params"], {n: state.average[n] for n in state.model_state}
     else:
         params, _ = program.optimizer.averaged(state.opt_state["inner"], (state.params, state.aux))
         model_state = state.model_state
+    return dataclasses.replace(state, params=params, model_state=model_state)
+
+
+def deployed(program: Program, state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
+    """What is kept as best of a member; of branches on one stem all of them."""
+    return program.recipes[0].deploy(averaged(program, state), hyper)
+
+
+def leading(program: Program, variables: PyTree) -> PyTree:
+    """What is validated and exported of what is `deployed`: of branches on one stem the leader's network."""
     recipe = program.recipes[0]
-    variables = recipe.deploy(dataclasses.replace(state, params=params, model_state=model_state), hyper)
     return variables if recipe.sharing is None else program.model.branch(variables, recipe.leader)
 
 

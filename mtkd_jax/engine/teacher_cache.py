@@ -61,7 +61,7 @@ def _how(job: Job) -> tuple[str, np.dtype] | None:
     """By what logits are kept, and in which precision; None where they are not."""
     if job.teacher_cache == "off" or all_are_given(job):
         return None
-    by = "example" if shows_images_as_they_are(job) else "step"
+    by = "example" if shows_images_as_they_are(job) and not job.stage_data.bank else "step"
     dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)
     reason = _why_not(job, by, dtype)
     if reason and job.teacher_cache == "auto":
@@ -151,7 +151,8 @@ def _digest(job: Job, by: str, dtype: np.dtype) -> str:
     )
     words = (program.teachers, images, program.layout, by, dtype)
     digest.update(repr(words).encode())
-    arrays = [stage_data.teachers, stage_data.examples, jax.random.key_data(stage_data.key)]
+    seen = stage_data.teachers, stage_data.bank, stage_data.examples
+    arrays = [seen, jax.random.key_data(stage_data.key)]
     if by == "step":
         arrays += [job.order(epoch) for epoch in range(job.epochs)]
     _take_in(digest, arrays)

@@ -24,8 +24,9 @@ from mtkd_jax import mesh
 from mtkd_jax.data import loading, streams
 from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
+from mtkd_jax.engine.distances import distances
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.step import Program, StageData, deployed, init_state, make_step
+from mtkd_jax.engine.step import Program, StageData, deployed, init_state, leading, make_step
 from mtkd_jax.models import stages
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
@@ -40,11 +41,12 @@ class Progress:
 
     train: TrainState  # [M]
     loss: Array  # [M] summed over the steps of this round so far
-    best: PyTree  # variables [M] at the lowest validation NLL, without those of frozen stages
+    best: PyTree  # variables [M] at the lowest validation NLL, as `step.deployed`, without frozen stages
     best_nll: Array  # [M]
     stale: Array  # [M] epochs since then
     stopped: Array  # [M] bool
     finite: Array  # [M] bool; False for good once a loss was not finite: `best` stays what it was
+    bank: PyTree  # {"variables": best [M,T,...] after each share of the rounds, "round": [M]}; {} without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +57,19 @@ class Fitted:
     val_nll: np.ndarray  # [M] at the best weights
     diverged: tuple[str, ...]  # members whose loss was not finite; they kept their last good weights
     seconds: float
+    branched: Population | None = None  # the same with all branches, of members that are several on one stem
+    bank: Population | None = None  # of a job with T checkpoints: the best weights until then [M,T,...]
 
     @property
     def finite_members(self) -> Population:
         """The population without its diverged members."""
+        return self.without_diverged(self.population)
+
+    def without_diverged(self, own: Population) -> Population:
+        """One of these populations without its diverged members."""
         if not self.diverged:
-            return self.population
-        names = self.population.names
-        return population.members(self.population, [m for m, n in enumerate(names) if n not in self.diverged])
+            return own
+        return population.members(own, [m for m, n in enumerate(own.names) if n not in self.diverged])
 
 
 def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float = 30.0) -> Fitted:
@@ -73,7 +80,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     all is saved, when the process has been asked to stop.
     """
     progress = first_progress(job)
-    done = _restore(job, directory / "finished", mesh.on_host(_result(job, progress)), logbook)
+    done = _restore(job, directory / "finished", _result(job, progress), logbook)
     if done is not None:
         _, result, info = done
         return _fitted(job, result, info["seconds"])
@@ -98,11 +105,11 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
                 saved = now
             if stop:
                 raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
-    result = mesh.on_host(_result(job, progress))
+    result = _result(job, progress)
     seconds += time.perf_counter() - started
     fitted = _fitted(job, result, seconds)
     logbook.check()
-    info = {"seconds": seconds, "members": list(job.names), **_owner(job)}
+    info = {"seconds": seconds, "members": list(job.names), **_owner(job), "checkpoints": job.checkpoints}
     checkpoint.save(directory / "finished", step, result, info)
     checkpoint.discard(directory)
     return fitted
@@ -167,17 +174,41 @@ def first_progress(job: Job) -> Progress:
         stale=jnp.zeros(num_members, jnp.int32),
         stopped=jnp.zeros(num_members, bool),
         finite=jnp.ones(num_members, bool),
+        bank=_empty_bank(job, train),
     )
     return mesh.spread_out(first, layout)
 
 
+def _empty_bank(job: Job, train: TrainState) -> PyTree:
+    if not job.checkpoints:
+        return {}
+    variables = _repeated(_deployed(job.program, train, job.hyper), job.checkpoints)
+    return {"variables": variables, "round": jnp.zeros(len(job.names), jnp.int32)}
+
+
+def _repeated(variables: PyTree, number: int) -> PyTree:
+    """[M,number,...] of [M,...]."""
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], number, axis=1), variables)
+
+
 def _result(job: Job, progress: Progress) -> dict[str, PyTree]:
-    """What a stage trained: whole networks, whatever of them was frozen."""
+    """What a stage trained, on the host: whole networks, whatever of them was frozen."""
     frozen, num_members = job.stage_data.frozen, len(job.names)
     of_all = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_members, *leaf.shape)), frozen)
-    variables = stages.join(progress.best, of_all, progress.train.frozen)
     # "alive", not "finite": finished stages that were saved before it was called so are still read.
-    return {"variables": variables, "val_nll": progress.best_nll, "alive": progress.finite}
+    found = {
+        "variables": stages.join(progress.best, of_all, progress.train.frozen),
+        "val_nll": progress.best_nll,
+        "alive": progress.finite,
+    }
+    if job.checkpoints:
+        frozen_parts = (_repeated(part, job.checkpoints) for part in (of_all, progress.train.frozen))
+        found["bank"] = stages.join(progress.bank["variables"], *frozen_parts)
+    found = mesh.on_host(found)
+    if job.program.recipes[0].sharing is not None:
+        found["branched"] = found["variables"]
+        found["variables"] = mesh.on_host(jax.vmap(partial(leading, job.program))(found["branched"]))
+    return found
 
 
 def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
@@ -188,7 +219,11 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
             f"{_explain_divergence(job)}"
         )
     trained = Population(job.model, result["variables"], job.hyper, job.names)
-    return as_fitted(trained, result, seconds)
+    fitted = as_fitted(trained, result, seconds)
+    if "branched" in result:
+        branched = Population(job.program.model, _at_rest(result["branched"]), job.hyper, job.names)
+        fitted = dataclasses.replace(fitted, branched=branched)
+    return fitted
 
 
 USUAL = {  # hyper-parameter -> its field, and what it hardly ever is above
@@ -220,9 +255,15 @@ def as_fitted(trained: Population, result: dict[str, PyTree], seconds: float) ->
     """
     finite = np.asarray(result["alive"])
     diverged = tuple(name for name, ok in zip(trained.names, finite) if not ok)
-    at_rest = jax.tree.map(jnp.asarray, mesh.on_host(trained.variables))
-    trained = dataclasses.replace(trained, variables=at_rest)
-    return Fitted(trained, np.where(finite, result["val_nll"], np.inf), diverged, seconds)
+    trained = dataclasses.replace(trained, variables=_at_rest(trained.variables))
+    bank = None
+    if "bank" in result:
+        bank = dataclasses.replace(trained, variables=_at_rest(result["bank"]))
+    return Fitted(trained, np.where(finite, result["val_nll"], np.inf), diverged, seconds, bank=bank)
+
+
+def _at_rest(variables: PyTree) -> PyTree:
+    return jax.tree.map(jnp.asarray, mesh.on_host(variables))
 
 
 def untrained(job: Job) -> Fitted:
@@ -233,11 +274,17 @@ def untrained(job: Job) -> Fitted:
 
 def concatenate(parts: Sequence[Fitted]) -> Fitted:
     """What was trained part by part, as one population."""
+    branched, banks = (
+        [found for part in parts if (found := getattr(part, name)) is not None]
+        for name in ("branched", "bank")
+    )
     return Fitted(
         population.concatenate([part.population for part in parts]),
         np.concatenate([part.val_nll for part in parts]),
         tuple(name for part in parts for name in part.diverged),
         sum(part.seconds for part in parts),
+        population.concatenate(branched) if branched else None,
+        population.concatenate(banks) if banks else None,
     )
 
 
@@ -393,7 +440,10 @@ def compiled_part(program: Program) -> Callable:
 
 @lru_cache
 def compiled_validation(program: Program, patience: int, eval_every: int) -> Callable:
-    """(progress, hyper, steps of the round, frozen, val) -> (progress, metrics {name: [1,M]}): ends one."""
+    """(progress, hyper, steps of the round, frozen, val) -> (progress, metrics {name: [1,M]}).
+
+    Ends a round in parts.
+    """
     layout = program.layout
 
     def validated(progress, hyper, num_steps, *seen):
@@ -472,8 +522,27 @@ def _validate(program, progress: Progress, hyper, num_steps, seen, patience, eva
         progress.best,
     )
     best_nll = jnp.where(better, nll, progress.best_nll)
-    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, finite)
-    return after, {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
+    bank = _banked(progress.bank, best, program.epochs // eval_every)
+    after = Progress(train, jnp.zeros_like(loss), best, best_nll, stale, stopped, finite, bank)
+    told = {"train_loss": loss, "val_nll": nll, "val_accuracy": accuracy}
+    return after, told | distances(program, train, hyper, seen)
+
+
+def _banked(bank: PyTree, best: PyTree, num_rounds: int) -> PyTree:
+    """The bank at the end of a round, which is one of its T where it ends one of T equal shares of them."""
+    if not bank:
+        return bank
+    num_checkpoints, now = len(jax.tree.leaves(bank["variables"])[0][0]), bank["round"] + 1
+    at = now * num_checkpoints // num_rounds  # checkpoints that there are by now
+    is_new = at > bank["round"] * num_checkpoints // num_rounds
+
+    def keep(kept: Array, best: Array, at: Array, is_new: Array) -> Array:
+        return kept.at[at - 1].set(jnp.where(is_new, best, kept[at - 1]))
+
+    variables = jax.tree.map(
+        lambda kept, best: jax.vmap(keep)(kept, best, at, is_new), bank["variables"], best
+    )
+    return {"variables": variables, "round": now}
 
 
 def _evaluator(program: Program, block: int = 512) -> Callable:
@@ -481,7 +550,7 @@ def _evaluator(program: Program, block: int = 512) -> Callable:
 
     def evaluate(member, seen):
         (own, own_frozen), (frozen, (images, labels)) = member, seen
-        variables = stages.join(own, own_frozen, frozen)
+        variables = leading(program, stages.join(own, own_frozen, frozen))
         num_examples = labels.shape[0]
         size = min(block, num_examples)
         missing = -num_examples % size

@@ -62,6 +62,7 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
         after=update_average,
         init_mem=start_average,
         deploy=deploy_average,
+        own_teacher=deploy_average,
         reads_student=("teach",),
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,

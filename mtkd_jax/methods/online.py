@@ -46,7 +46,14 @@ from mtkd_jax.types import (
 ONLINE = SUPERVISED._replace(alpha=1.0, hyper=(("weight", 1.0),))
 
 
-def kdcl(*, num_peers: int = 2, target: str = "minimum", weight: float = 1.0, shared: str = "") -> Recipe:
+def kdcl(
+    *,
+    num_peers: int = 2,
+    target: str = "minimum",
+    weight: float = 1.0,
+    decay: float = 0.99,
+    shared: str = "",
+) -> Recipe:
     r"""Match the best that the labels let one make of all peers, each with an augmentation of its own.
 
     $$\ell_i = \mathrm{CE}(z_i) + \lambda\, \mathrm{KD}(t, z_i)$$
@@ -56,17 +63,27 @@ def kdcl(*, num_peers: int = 2, target: str = "minimum", weight: float = 1.0, sh
     - "naive": $t = z_k$ of the peer with the lowest $\mathrm{CE}(z_k)$;
     - "linear": $t = \sum_k a_k z_k$ with $a \ge 0$, $\sum_k a_k = 1$, that has the lowest
       $\mathrm{CE}(t)$, a convex problem, by 200 steps of accelerated projected gradient descent;
-    - "minimum": $t_c = \min_k (z_{kc} - z_{ky})$, for each class the peer that is surest it is not this one.
+    - "minimum": $t_c = \min_k (z_{kc} - z_{ky})$, for each class the peer that is surest it is not this one;
+    - "general": $t = \sum_k w_k z_k$ with $w = C^{-1} 1 / (1^\top C^{-1} 1)$, which add up to 1 and may be
+      negative, where $C_{kl}$ is the mean of $(p_k - e_y) \cdot (p_l - e_y)$ over labelled images, $p_k$ the
+      prediction (T = 1) and $e_y$ the label as a vector: with these weights $\sum_k w_k p_k$ has the least
+      squared error.
 
-    An image whose label is hidden has no target. Of one that is mixed (`train.mixup`, `train.cutmix`) y is
-    the label that counts most, and the target knows nothing of the other one. Raises UserError for one peer
-    and for another target.
+    An image whose label is hidden has no target but that of "general". Of one that is mixed (`train.mixup`,
+    `train.cutmix`) y is the label that counts most, and the target knows nothing of the other one. Raises
+    UserError for one peer, for another target and for a decay out of range.
 
-    Source: KDCL, Guo et al., CVPR 2020; its fourth target, "general", weighs peers by their errors on
-    held-out images and is not here.
+    In the paper C is taken after every epoch, over images drawn from the training set. Here it is the running
+    average over the batches before this one, $C \leftarrow d\, C + (1 - d)\, C_\text{batch}$ with d =
+    `decay`, which nothing else reads; 0.001 of the mean of its diagonal is added to that, so that peers that
+    have become the same weigh alike.
+
+    Source: KDCL, Guo et al., CVPR 2020.
     """
     if target not in _KDCL_TARGETS:
         raise UserError(f"kdcl(target={target!r}): there is no such target{hint(target, _KDCL_TARGETS)}")
+    _check_decay("kdcl", decay)
+    remembers = {"init_mem": _NoErrors(num_peers), "after": _remember_errors} if target == "general" else {}
     return cohort(
         ONLINE,
         "kdcl",
@@ -76,7 +93,8 @@ def kdcl(*, num_peers: int = 2, target: str = "minimum", weight: float = 1.0, sh
         aim=_KDCL_TARGETS[target],
         term=_HardAndSoft(0.0),
         reads_student=("aim",),
-        hyper=(("weight", weight),),
+        hyper=(("weight", weight), ("decay", decay)),
+        **remembers,
     )
 
 
@@ -258,6 +276,7 @@ def _with_averages(name: str, num_peers: int, shared: str, ramp: float, **seams:
         tell=_tell_embedding_and_average,
         term=_HardAndSoft(ramp, ensemble=_classified_together),
         init_mem=start_average,
+        own_teacher=deploy_average,
         init_aux=_Classifier(num_peers),
         reads_student=("aim",),
         needs=("embedding",),
@@ -407,7 +426,47 @@ def _aim_at_minimum(context: Context, w: Array) -> Targets:
     return _of_labelled(context, jnp.where(jnp.isfinite(lowest), lowest, 0.0))
 
 
-_KDCL_TARGETS = {"naive": _aim_at_best, "linear": _aim_at_best_mixture, "minimum": _aim_at_minimum}
+@dataclasses.dataclass(frozen=True)
+class _NoErrors:
+    num_peers: int
+
+    def __call__(self, variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+        return jnp.zeros((self.num_peers, self.num_peers), jnp.float32)
+
+
+def _remember_errors(state: TrainState, context: Context) -> TrainState:
+    """The state with the covariance of all peers' errors on a batch taken into the running average."""
+    probs, batch, decay = jax.nn.softmax(context.peers.logits), context.batch, context.hyper["decay"]
+    errors = probs - jax.nn.one_hot(batch.label, probs.shape[-1])[None]
+    labelled = batch.labelled.astype(jnp.float32)
+    of_batch = jnp.einsum("b,pbc,qbc->pq", labelled, errors, errors) / jnp.maximum(labelled.sum(), 1.0)
+    moved = decay * state.mem + (1.0 - decay) * of_batch
+    return dataclasses.replace(state, mem=jnp.where(labelled.sum() > 0, moved, state.mem))
+
+
+def least_error_weights(covariance: Array, finite: Array) -> Array:
+    """w [P], of sum 1, for the least error of the mixture of those that are finite [P]; alike before any."""
+    heard = finite.astype(jnp.float32)
+    both = heard[:, None] * heard[None, :]
+    ridge = 1e-3 * jnp.trace(both * covariance) / jnp.maximum(heard.sum(), 1.0) + 1e-12
+    regular = both * covariance + ridge * jnp.eye(len(finite), dtype=jnp.float32)
+    w = heard * jnp.linalg.solve(regular, heard)
+    return w / jnp.where(w.sum() > 0, w.sum(), 1.0)
+
+
+def _aim_at_least_error(context: Context, w: Array) -> Targets:
+    peers = context.peers
+    weights = least_error_weights(context.state.mem, peers.finite)
+    mixture = jnp.tensordot(weights, peers.logits, axes=1)
+    return _softened(context, mixture[None])
+
+
+_KDCL_TARGETS = {
+    "naive": _aim_at_best,
+    "linear": _aim_at_best_mixture,
+    "minimum": _aim_at_minimum,
+    "general": _aim_at_least_error,
+}
 
 
 # --- ONE ----------------------------------------------------------------------------------------------

@@ -346,8 +346,11 @@ def _shapes(tree: PyTree) -> PyTree:
 
 def _zeros(job: Job) -> Fitted:
     model, num_members = job.program.model.deployed, len(job.names)
-    trained = Population(model, _zero_variables(job, model), job.hyper, job.names)
-    return Fitted(trained, np.zeros(num_members, np.float32), (), 0.0)
+    trained, bank = Population(model, _zero_variables(job, model), job.hyper, job.names), None
+    if job.checkpoints:
+        repeated = lambda leaf: np.repeat(leaf[:, None], job.checkpoints, axis=1)  # noqa: E731
+        bank = dataclasses.replace(trained, variables=jax.tree.map(repeated, trained.variables))
+    return Fitted(trained, np.zeros(num_members, np.float32), (), 0.0, bank=bank)
 
 
 def _zero_variables(job: Job, model: Model) -> PyTree:

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,7 +28,10 @@ from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, 
 from mtkd_jax.types import Model, Population, PyTree, Recipe, Task, UserError
 
 # Plans that cannot take teachers of another run.
-WITH_OWN_TEACHERS = ("specialists", "snapshots", "fast_geometric", "stochastic_averages")
+WITH_OWN_TEACHERS = (
+    *("specialists", "snapshots", "fast_geometric", "stochastic_averages"),
+    "checkpoint_bank",  # or only those of one that had this plan
+)
 
 
 def teachers_then_students(config: ConfigDict, split: Split) -> Plan:
@@ -157,6 +161,46 @@ def hints_then_distil(
         stages.append(Stage(hinted, learn_hints))
         stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer))
     return (*direct, *stages)
+
+
+def checkpoint_bank(
+    config: ConfigDict, split: Split, *, checkpoints: int = 10, mode: str = "output_avg"
+) -> Plan:
+    """Students learn from what the teachers were at the same share of their own training.
+
+    Of every teacher the best weights until then, by validation, are kept after each of `checkpoints` equal
+    shares of its training. At a share s of its own the students of the row "checkpoint_bank" learn from the
+    next of these by `mode`, so that targets grow with them; with one checkpoint these are the teachers at
+    their end, as of every other row. The bank is in memory while students are trained: as many teachers
+    as checkpoints times teachers. Raises UserError for no checkpoint, more than validations, teachers that
+    stop by patience or come trained from anywhere but a run with this plan, and a mode with more than one
+    head.
+
+    Source: online distillation of Harutyunyan et al. 2023, arXiv 2301.12245, where the last weights are kept.
+    """
+    _check_bank(config, checkpoints)
+    recipe = _recipe("checkpoint_bank", mode, number_of_teachers(config))
+    direct = _with_baseline("checkpoint_bank", config, split)
+    trained = [
+        stage._replace(
+            make=lambda done, make=stage.make: dataclasses.replace(make(done), checkpoints=checkpoints)
+        )
+        if stage.name.startswith(teachers.STAGE_PREFIX)
+        else stage
+        for stage in direct
+    ]
+    stages = []
+    for transfer, model in itertools.product(config.students.transfer, students.models(config)):
+        family = students.of_model(students.grid(config, "checkpoint_bank", recipe), model)
+
+        def learn(done: Done, transfer=transfer, family=family) -> Job:
+            job = students.job(config, split, transfer, family, ensemble_of(done), {})
+            return dataclasses.replace(
+                job, stage_data=dataclasses.replace(job.stage_data, bank=_bank_of(done, checkpoints))
+            )
+
+        stages.append(Stage(students.stage_name(transfer, family), learn, family, transfer))
+    return (*trained, *stages)
 
 
 def specialists(config: ConfigDict, split: Split) -> Plan:
@@ -335,6 +379,23 @@ def _end_of(done: Done, name: str) -> PyTree:
     return done[name].population.variables
 
 
+def _bank_of(done: Done, checkpoints: int) -> tuple[PyTree, ...]:
+    """Variables [T,K,...] of the teachers of each architecture after T shares of their training."""
+    found = []
+    for name, fitted in done.items():
+        if name.startswith(teachers.STAGE_PREFIX):
+            bank = fitted.bank and fitted.without_diverged(fitted.bank)
+            number = len(jax.tree.leaves(bank.variables)[0][0]) if bank else 0
+            if number != checkpoints:
+                raise UserError(
+                    f"config.plan: checkpoint_bank(checkpoints={checkpoints}) needs what teachers were while "
+                    f"they were trained, and of those of teachers.from_run {number or 'no'} checkpoints are "
+                    "kept; name a run with this plan, or train them here"
+                )
+            found.append(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), bank.variables))
+    return tuple(found)
+
+
 # --- lineages -----------------------------------------------------------------------------------------
 
 
@@ -466,6 +527,23 @@ def _check_moments(plan: str, config: ConfigDict, is_long_enough: bool, right: s
     if not is_long_enough:
         raise UserError(
             f"config.train.epochs: {config.train.epochs} are too few for plan {plan}; must be {right}"
+        )
+
+
+def _check_bank(config: ConfigDict, checkpoints: int) -> None:
+    """Raise UserError for teachers of whom there cannot be so many checkpoints."""
+    options, train = config.teachers, config.train
+    for name in ("logits", "programs", "trained", "patience"):
+        if options[name]:
+            raise UserError(
+                f"config.teachers.{name}: {options[name]!r} does not go with plan checkpoint_bank, a bank of "
+                "what teachers were all the time while they were trained; leave it at its default"
+            )
+    num_rounds = train.epochs // train.eval_every
+    if not options.from_run and not 1 <= checkpoints <= num_rounds:
+        raise UserError(
+            f"config.plan: checkpoint_bank(checkpoints={checkpoints}): must be 1 to {num_rounds}, the "
+            "validations of train.epochs"
         )
 
 

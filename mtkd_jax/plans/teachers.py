@@ -285,11 +285,17 @@ def _restored_part(folder: Path, model: Model, split: Split, run: str) -> Fitted
     def like(info: dict) -> dict:
         check_owner(info, folder, folder.as_posix().rpartition("checkpoints/")[2], run)
         keys = jax.random.split(jax.random.key(0), len(info["members"]))
-        return {
+        found = {
             "variables": jax.eval_shape(jax.vmap(model.init, in_axes=(0, None)), keys, image),
             "val_nll": jax.ShapeDtypeStruct(keys.shape, np.float32),
             "alive": jax.ShapeDtypeStruct(keys.shape, bool),
         }
+        if number := info.get("checkpoints"):
+            found["bank"] = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((len(keys), number, *leaf.shape[1:]), leaf.dtype),
+                found["variables"],
+            )
+        return found
 
     stored = checkpoint.restore(folder / "finished", like)
     if stored is None:

@@ -46,6 +46,9 @@ PLOTS = {
     "accuracy_against_k": "What each further teacher brings. Levels: the mode kept and its baseline.",
     "agreement": "How often two teachers decide alike.",
     "learning_curves": "Validation during training: mean over members, shaded from lowest to highest.",
+    "homogenisation": "How far networks that learn together are apart while they train: total variation of "
+    "their predictions of validation images, 0 where they say the same. To the peers: the mean over these. "
+    "To its own teacher: of a student and the average, or other network, that it keeps of itself.",
     "roc": "Recall and false alarms of one network of each kind at all thresholds. Dotted: what is allowed.",
     "reliability": "Confidence and accuracy of one network of each kind in 15 bins of equal mass.",
     "kept": "What students keep of (ensemble - baseline), with 95 % intervals: left line the baseline, right "
@@ -84,7 +87,8 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "rows": plots.all_rows([{**row, "of": findings.model_of(row, report)} for row in report["rows"]]),
         "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
         "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
-        "learning_curves": plots.learning_curves(lines) if lines else None,
+        "learning_curves": plots.curves(lines, plots.LEARNING),
+        "homogenisation": plots.curves(lines, plots.HOMOGENISATION),
         "roc": _roc(found, report),
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
         "kept": plots.kept(report["kept"]) if _asked_more(report) else None,

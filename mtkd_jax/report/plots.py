@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,13 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from mtkd_jax.engine import distances
 from mtkd_jax.results import metrics
 
 # Okabe and Ito (2008): told apart by colour-blind readers too. One colour means one thing in every plot.
 BLACK, BLUE, RED, ORANGE = "#000000", "#0072B2", "#D55E00", "#E69F00"
 COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline": RED, "control": ORANGE}
-COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B"}
-MOST_PANELS = 4  # of learning curves, side by side
+COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B", "cohort": "#56B4E9"}
+MOST_PANELS = 4  # of curves, side by side
 CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -55,54 +57,79 @@ def png(figure: Figure) -> bytes:
 # --- training -----------------------------------------------------------------------------------------
 
 
-def learning_curves(records: Sequence[Mapping]) -> Figure:
-    """Validation NLL and accuracy against epochs: the mean of a line's members, shaded over their range.
+class Quantity(NamedTuple):
+    """What curves are of."""
 
-    records: {"panel", "line", "epoch", "name", "value"}, a value for each member; the names drawn are
-    val_nll and val_accuracy.
+    name: str  # of a record of metrics.jsonl
+    title: str
+    scale: float = 1.0
+    is_log: bool = False
+
+
+LEARNING = (
+    # The first epochs are far above the rest; on a logarithmic axis the end can be told apart.
+    Quantity("val_nll", "validation NLL", is_log=True),
+    Quantity("val_accuracy", "validation accuracy, %", 100.0),
+)
+HOMOGENISATION = (
+    Quantity(distances.TO_PEERS, "distance to the peers"),
+    Quantity(distances.TO_OWN_TEACHER, "distance to its own teacher"),
+)
+
+
+def curves(records: Sequence[Mapping], quantities: Sequence[Quantity]) -> Figure | None:
+    """A row of quantities against epochs each: the mean of a line's members, shaded over their range.
+
+    records: {"panel", "line", "epoch", "name", "value"}, a value for each member; the names drawn are those
+    of quantities, and of these alone what is there. None where nothing is.
     """
     values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
-    for record in records:
+    names = {one.name for one in quantities}
+    for record in (record for record in records if record["name"] in names):
         line = values.setdefault((record["panel"], record["line"], record["name"]), {})
         line.setdefault(record["epoch"], []).append(record["value"])
+    if not values:
+        return None
+    quantities = [one for one in quantities if any(one.name == name for _, _, name in values)]
     panels = list(dict.fromkeys(panel for panel, _, _ in values))
     with matplotlib.rc_context(STYLE):
-        num_columns = min(len(panels), MOST_PANELS)
+        num_columns, num_rows = min(len(panels), MOST_PANELS), len(quantities)
         num_bands = -(-len(panels) // num_columns)
-        figure, grid = _figure(max(8.2, 1.0 + 3.6 * num_columns), 5.6 * num_bands, 2 * num_bands, num_columns)
-        for axis in (axis for row, below in zip(grid[::2], grid[1::2]) for axis in (*row, *below)):
+        size = max(8.2, 1.0 + 3.6 * num_columns), 2.8 * num_rows * num_bands
+        figure, grid = _figure(*size, num_rows * num_bands, num_columns)
+        for axis in grid.flat:
             axis.set_visible(False)
         places = [divmod(number, num_columns) for number in range(len(panels))]
-        axes = np.array([[grid[2 * band + i, j] for band, j in places] for i in range(2)])
-        for (_, column), (above, below) in zip(places, axes.T):
-            above.set_visible(True)
-            below.set_visible(True)
-            below.sharex(above)
-            above.tick_params(labelbottom=False)
-            for axis, first in zip((above, below), axes[:, 0]):
+        axes = np.array([[grid[num_rows * band + i, j] for band, j in places] for i in range(num_rows)])
+        for (_, column), of_panel in zip(places, axes.T):
+            for axis, first in zip(of_panel, axes[:, 0]):
+                axis.set_visible(True)
+                if axis is not of_panel[0]:
+                    axis.sharex(of_panel[0])
                 if axis is not first:
                     axis.sharey(first)
-                axis.tick_params(labelleft=column == 0)
+                axis.tick_params(labelleft=column == 0, labelbottom=axis is of_panel[-1])
         for j, panel in enumerate(panels):
             lines = list(dict.fromkeys(line for p, line, _ in values if p == panel))
             looks = _looks(lines)
-            for i, (name, scale) in enumerate((("val_nll", 1), ("val_accuracy", 100))):
+            for axis, one in zip(axes[:, j], quantities):
                 for line in lines:
-                    _draw_curve(axes[i, j], values[panel, line, name], scale, label=line, **looks[line])
+                    epochs = values.get((panel, line, one.name), {})
+                    _draw_curve(axis, epochs, one.scale, label=line, **looks[line])
             axes[0, j].set_title(
                 "\n".join(shortened(line, 40) for line in panel.split("\n")), parse_math=False
             )
-            axes[1, j].set_xlabel("epoch")
-            axes[1, j].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        for row, title in zip(axes, ("validation NLL", "validation accuracy, %")):
+            axes[-1, j].set_xlabel("epoch")
+            axes[-1, j].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        for row, one in zip(axes, quantities):
             for axis in row[::num_columns]:
-                axis.set_ylabel(title)
-        # The first epochs are far above the rest; on a logarithmic axis the end can be told apart.
-        axes[0, 0].set_yscale("log")
-        axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes[0, 0].yaxis.set_major_formatter("{x:g}")
-        axes[0, 0].yaxis.set_minor_locator(NullLocator())
-        drawn = {line.get_label(): line for axis in axes[1] for line in axis.get_lines()}
+                axis.set_ylabel(one.title)
+            if one.is_log:
+                row[0].set_yscale("log")
+                row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+                row[0].yaxis.set_major_formatter("{x:g}")
+                row[0].yaxis.set_minor_locator(NullLocator())
+        drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
         columns = _legend_columns(figure, list(drawn))
         figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=columns)
     return figure

@@ -176,7 +176,8 @@ def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
     return [
         (group, member)
         for group in predictions.groups
-        if group.role not in ("average", "linear") and not group.architecture.startswith("specialist ")
+        if group.role not in ("average", "cohort", "linear")
+        and not group.architecture.startswith("specialist ")
         if not control_and_mode(group.name)[0]
         if group.params is not None
         for member in range(len(group.members))
@@ -219,8 +220,8 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
     test = [metrics.summary(logits, predictions.test_labels) for logits in group.test]
     val = [metrics.summary(logits, predictions.val_labels) for logits in group.val]
     found = {name: _over_members(name, test, over) for name in METRICS}
-    share = None
-    if gap is not None and gap["larger_than_noise"] and group.role in ("student", "average", "control"):
+    share, with_share = None, ("student", "average", "control", "cohort")
+    if gap is not None and gap["larger_than_noise"] and group.role in with_share:
         share = (found["accuracy"]["mean"] - gap["baseline"]) / gap["difference"]
     return {
         "name": group.name,
@@ -241,6 +242,7 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         },
         "val": {name: float(np.mean([one[name] for one in val])) for name in ("accuracy", "nll")},
         "apart": _apart(group, [one["accuracy"] for one in val], len(predictions.val_labels)),
+        "num_in_cohort": group.num_in_cohort,
         "grid": [dict(point) for point in group.grid],
         "gap_share": share,
         "params": group.params,
@@ -328,6 +330,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         },
         "val": {"accuracy": on_val["accuracy"], "nll": None if ranks else on_val["nll"]},
         "apart": [],
+        "num_in_cohort": 1,
         "grid": [],
         "gap_share": None,
         "params": _total((group.params, len(group.members)) for group in groups),
@@ -689,6 +692,40 @@ def _compare(
     }
 
 
+def cohorts(predictions: Predictions) -> list[dict]:
+    """What students lose against the cohorts they learned in: leader minus cohort in accuracy, over seeds.
+
+    [{"name", "transfer", "architecture", "num_in_cohort", "mean_difference", "ci95", "p_value", "n",
+    "cohort": the cohort's mean accuracy, "peers_apart": the mean over seeds}]; paired t, nothing is
+    corrected. The decision of a cohort is that of the mean probabilities of its peers.
+    """
+    found = []
+    for group in predictions.groups:
+        if group.role != "cohort":
+            continue
+        leader = find(
+            predictions,
+            group.transfer,
+            name=group.name.removesuffix(configuration.COHORT),
+            architecture=group.architecture,
+        )
+        of_leader, of_cohort = (
+            [metrics.accuracy(logits, predictions.test_labels) for logits in one.test]
+            for one in (leader, group)
+        )
+        apart = group.peers_apart[np.isfinite(group.peers_apart)]
+        found.append(
+            {
+                **{name: getattr(leader, name) for name in ("name", "role", "transfer", "architecture")},
+                "num_in_cohort": group.num_in_cohort,
+                **intervals.paired_t(of_leader, of_cohort),
+                "cohort": float(np.mean(of_cohort)),
+                "peers_apart": float(apart.mean()) if len(apart) else None,
+            }
+        )
+    return found
+
+
 def common_alpha(predictions: Predictions) -> dict | None:
     """Every mode at one alpha (each at its own temperature): {"alpha", "rows"}; None where none was kept."""
     kept = [group for group in predictions.groups if group.common_test is not None]
@@ -765,7 +802,7 @@ def negative_transfer(predictions: Predictions) -> list[dict]:
     found = []
     for group in predictions.groups:
         baseline = baseline_of(predictions, group) if group.transfer else None
-        if baseline is None or group is baseline or group.role == "assistant":
+        if baseline is None or group is baseline or group.role in ("assistant", "cohort"):
             continue
         shared = [member for member in group.members if member in baseline.members]
         if not shared:
@@ -839,6 +876,7 @@ def numbers(predictions: Predictions) -> dict:
             "gaps": found_gaps,
             "students_by_size": students_by_size(predictions),
             "comparisons": compared,
+            "cohorts": cohorts(predictions),
             "negative_transfer": negative_transfer(predictions),
             "common_alpha": common_alpha(predictions),
             "chosen_student": _told(predictions, chosen_student(predictions)),

@@ -5,6 +5,7 @@ Selection reads validation only. The test images are seen here, once, by the mem
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import AUTO, control_and_mode, positive_class, row_of
+from mtkd_jax.config import AUTO, COHORT, control_and_mode, positive_class, row_of
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.training import Fitted
@@ -68,7 +69,7 @@ def predict(
     if outside.is_asked(config):
         networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
         groups, of_other_images = outside.ask(config, split, groups, networks)
-    groups += _averages(stages, groups)
+    groups += [*_averages(stages, groups), *_cohort_groups(split, stages, done, groups)]
     return _predictions(config, split, groups, notes, **of_other_images)
 
 
@@ -331,6 +332,7 @@ def _student_group(
         common_test=at_common,
         grid=tuple(grid),
         train_seconds=seconds,
+        num_in_cohort=stage.family[0].recipe.num_in_cohort,
         **_outputs(chosen, split),
     )
 
@@ -368,9 +370,9 @@ def average(groups: Sequence[Group], transfer: str, name: str, model: str = "") 
     shared = [member for member in groups[0].members if all(member in group.members for group in groups)]
 
     def mean(split: str) -> np.ndarray:
-        each = [getattr(group, split)[[group.members.index(one) for one in shared]] for group in groups]
-        log_probs = [logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in each]
-        return np.logaddexp.reduce(log_probs, axis=0) - np.float32(np.log(len(groups)))
+        return _log_mean_probs(
+            [getattr(group, split)[[group.members.index(one) for one in shared]] for group in groups]
+        )
 
     def total(values: Sequence[float | None]) -> float | None:
         return None if None in values else sum(values)
@@ -394,6 +396,83 @@ def average(groups: Sequence[Group], transfer: str, name: str, model: str = "") 
         },
         train_seconds=total([group.train_seconds for group in groups]),
     )
+
+
+def _log_mean_probs(each: Sequence[np.ndarray]) -> np.ndarray:
+    """log mean_k softmax(z_k), [...,C], of logits z_k [...,C] of K networks."""
+    log_probs = [logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in each]
+    return np.logaddexp.reduce(log_probs, axis=0) - np.float32(np.log(len(each)))
+
+
+def _cohort_groups(split: Split, stages: Plan, done: Done, groups: Sequence[Group]) -> list[Group]:
+    """A row of reference for each row of students that learned with peers: what all of these say together."""
+    leaders = {group.key: group for group in groups if group.role == "student" and group.num_in_cohort > 1}
+    rows = {group_key(*row): trained for row, trained in rows_of(stages, done).items()}
+    return [_cohort_group(split, group, rows[key]) for key, group in leaders.items()]
+
+
+def _cohort_group(split: Split, leader: Group, trained: Sequence[tuple[Stage, Fitted]]) -> Group:
+    """The row of log mean_p softmax(z_p) over the peers p of each student, without any that broke down."""
+    interrupts.check(SAVED)
+    cell = Cell(leader.alpha, leader.temperature, tuple(leader.arguments.items()))
+    cohorts = [
+        _cohort_of(stage, fitted, m)
+        for stage, fitted in trained
+        for m in finite_members(fitted, stage.family, leader.name, cell)
+    ]
+    ends = np.cumsum([cohort.num_members for cohort in cohorts])[:-1]
+    everybody = population.concatenate(cohorts)
+    val = logits(everybody, split.dataset.train_images, "train", split.val)
+    test = np.split(logits(everybody, split.dataset.test_images, "test"), ends)
+    return Group(
+        key=f"{leader.key}{COHORT}",
+        name=f"{leader.name}{COHORT}",
+        role="cohort",
+        architecture=leader.architecture,
+        method=f"mean probabilities of the peers of {leader.method}",
+        transfer=leader.transfer,
+        alpha=None,
+        temperature=None,
+        members=leader.members,
+        val=np.stack([_log_mean_probs(cohort) for cohort in np.split(val, ends)]),
+        test=np.stack([_log_mean_probs(cohort) for cohort in test]),
+        peers_apart=np.array([_apart(cohort) for cohort in test], np.float32),
+        num_in_cohort=leader.num_in_cohort,
+        train_seconds=leader.train_seconds,
+        **_costs_of_cohort(leader, trained[0][1].branched, split),
+    )
+
+
+def _cohort_of(stage: Stage, fitted: Fitted, m: int) -> Population:
+    """The finite peers of a student, itself among them: members of its population, or its branches."""
+    if fitted.branched is not None:
+        model, whole = fitted.branched.model, population.take(fitted.branched.variables, m)
+        each = population.stack([model.branch(whole, number) for number in range(model.num_branches)])
+        return Population(model.deployed, each, {}, tuple(map(str, range(model.num_branches))))
+    names, student = fitted.population.names, stage.family[m]
+    of_cohort = [n for n, one in enumerate(stage.family) if one._replace(peer=student.peer) == student]
+    finite = [n for n in of_cohort if names[n] not in fitted.diverged]
+    return population.members(fitted.population, finite)
+
+
+def _apart(cohort: np.ndarray) -> float:
+    """The mean total variation of two peers' predictions, of logits [P,N,C]; NaN of one peer."""
+    probs = np.exp(cohort - np.logaddexp.reduce(cohort, axis=-1, keepdims=True))
+    pairs = [np.abs(p - q).sum(axis=-1).mean() / 2 for p, q in itertools.combinations(probs, 2)]
+    return float(np.mean(pairs)) if pairs else float("nan")
+
+
+def _costs_of_cohort(leader: Group, branched: Population | None, split: Split) -> dict:
+    """What an image costs that all peers are asked about; branches share their stem."""
+    if branched is not None:
+        images = split.dataset.test_images
+        return costs(branched.model, images.shape[1:], str(images.dtype))
+    number = leader.num_in_cohort
+    return {
+        "params": number * leader.params,
+        "flops": None if leader.flops is None else number * leader.flops,
+        "latency_ms": {size: number * latency for size, latency in leader.latency_ms.items()},
+    }
 
 
 def group_key(transfer: str, mode: str, model: str = "") -> str:

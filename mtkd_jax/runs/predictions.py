@@ -29,7 +29,7 @@ class Group:
     key: str  # "teachers/mlp", "students/unlabelled/mimic_all"
     name: str  # the row: "mlp", "mimic_all"
     role: str  # teacher | student | baseline | control | average (of students) | assistant (teaches students)
-    #            | linear (no network: a yardstick)
+    #            | linear (no network: a yardstick) | cohort (what all peers of a student say together)
     architecture: str
     method: str  # the recipe; "" for teachers
     transfer: str  # "" for teachers | "labelled" | "unlabelled" | "other"
@@ -46,6 +46,8 @@ class Group:
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
     train_seconds: float | None = None  # of the whole group
     body: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {name of results.bodies: mean}
+    num_in_cohort: int = 1  # networks, or branches of one, that a member learned together with, itself too
+    peers_apart: np.ndarray | None = None  # [S] of a cohort: mean total variation of two peers, test images
     # Of networks alone, where they were asked about other images than the data's (results/outside.py):
     shifted: np.ndarray | None = None  # [S,6,N] metrics.TERMS of an image: means over all its corruptions
     by_shift: np.ndarray | None = None  # [S,6,Q,L] the same over images, at each corruption and strength

@@ -32,7 +32,7 @@ def in_float32(tree):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
-def seen_by(place, aux=None, alpha=1.0, epoch=EPOCH):
+def seen_by(place, aux=None, alpha=1.0, epoch=EPOCH, mem=None):
     """What peer `place` of the cohort sees, 30 of 300 epochs into the training."""
     seen = context(
         LOGITS[place], LOGITS, LABELS, temperature=T, alpha=alpha, progress=epoch / 300, label_smoothing=0.0
@@ -43,7 +43,8 @@ def seen_by(place, aux=None, alpha=1.0, epoch=EPOCH):
         features=in_float32({"stage1": MAPS[place], ENTERING: ENTERS}),
     )
     cohort = Peers(in_float32(LOGITS), jnp.int32(place), jnp.ones(P, bool), in_float32(TOLD))
-    state = TrainState({}, in_float32(aux or {}), {}, {}, {}, jax.random.key(0))
+    remembered = {} if mem is None else in_float32(mem)
+    state = TrainState({}, in_float32(aux or {}), {}, {}, remembered, jax.random.key(0))
     return dataclasses.replace(seen, student=student, peers=cohort, state=state, teacher=None)
 
 
@@ -57,10 +58,10 @@ def of_one_branch(recipe):
     return recipe._replace(weigh=recipe.weigh.seam, aim=recipe.aim.seam, term=recipe.term.of_each.seam)
 
 
-def compare(recipe, expected, aux=None, alpha=1.0, rtol=2e-4):
+def compare(recipe, expected, aux=None, alpha=1.0, rtol=2e-4, mem=None):
     """The loss [B] of every peer with what a reference says of peer i and example b."""
     for i in range(P):
-        found = loss(recipe, with_own(recipe, seen_by(i, aux, alpha)))
+        found = loss(recipe, with_own(recipe, seen_by(i, aux, alpha, mem=mem)))
         np.testing.assert_allclose(found, [expected(i, b) for b in range(B)], rtol=rtol)
 
 
@@ -72,6 +73,47 @@ def test_kdcl(target):
     recipe = online.kdcl(num_peers=P, target=target)
     of_example = lambda i, b: reference.kdcl(i, LOGITS[:, b], LABELS[b], T, target)  # noqa: E731
     compare(recipe, of_example, rtol=2e-3 if target == "linear" else 2e-4)  # both search for the mixture
+
+
+def test_kdcl_general():
+    covariance = reference.covariance(AVERAGES, LABELS)  # of other predictions than these
+    recipe = online.kdcl(num_peers=P, target="general")
+    of_example = lambda i, b: reference.kdcl(i, LOGITS[:, b], LABELS[b], T, "general", covariance)  # noqa: E731
+    compare(recipe, of_example, mem=covariance)
+
+
+@pytest.mark.parametrize("shared", ["", "most"])
+def test_kdcl_general_in_either_form(shared):
+    few = {"students.model": NETWORK, "students.num_seeds": 1}
+    plan.trace(small.students_job(f"online.kdcl(target='general', shared={shared!r})", **few))
+
+
+def test_errors_are_remembered_of_labelled_images_alone():
+    seen = with_own(online.kdcl(num_peers=P, target="general"), seen_by(1))
+    before = jnp.full((P, P), 0.5, jnp.float32)
+    remember = online.kdcl(num_peers=P, target="general").after
+    for labelled in ([True] * B, [True, False, False, True], [False] * B):
+        known = dataclasses.replace(seen, batch=dataclasses.replace(seen.batch, labelled=jnp.array(labelled)))
+        after = remember(dataclasses.replace(seen.state, mem=before), known).mem
+        moved = reference.covariance(LOGITS[:, labelled], LABELS[labelled]) if any(labelled) else before
+        np.testing.assert_allclose(after, 0.99 * before + 0.01 * moved, rtol=1e-5)
+
+
+def test_weights_of_the_least_error_by_hand():
+    """Of independent errors by their precision; a worse one that errs alike is subtracted; alike at first."""
+    for covariance, expected in (
+        (np.diag([1.0, 2.0, 4.0]), [4 / 7, 2 / 7, 1 / 7]),
+        (np.diag([1.0, 2.0, 4.0]) + 0.5 * np.eye(3)[[1, 0, 2]], None),
+        (np.array([[1.0, 1.9, 0.0], [1.9, 4.0, 0.0], [0.0, 0.0, 1.0]]), None),
+        (np.zeros((3, 3)), [1 / 3] * 3),
+        (np.ones((3, 3)), [1 / 3] * 3),
+    ):
+        found = online.least_error_weights(in_float32(covariance), jnp.ones(3, bool))
+        wanted = reference.least_error_weights(covariance) if expected is None else expected
+        np.testing.assert_allclose(found, wanted, atol=3e-3)
+    assert online.least_error_weights(in_float32(covariance), jnp.array([True, False, True]))[1] == 0
+    left = online.least_error_weights(in_float32(np.diag([1.0, 9.0, 3.0])), jnp.array([True, False, True]))
+    np.testing.assert_allclose(left, [0.75, 0.0, 0.25], atol=3e-3)
 
 
 def test_the_best_mixture_is_the_best():
@@ -299,6 +341,7 @@ def test_nobody_is_a_cohort_alone(method):
         ("online.okddip(leader=4)", "okddip(leader=4): peers are numbered 0 to 3"),
         ("online.okddip(num_peers=2)", "it must be at least 3"),
         ("online.kdcl(target='linaer')", "did you mean 'linear'?"),
+        ("online.kdcl(target='general', decay=1.0)", "kdcl(decay=1.0): it must be in [0, 1)"),
         ("online.one(shared='')", "one(shared=''): its peers share a stem"),
         ("peers.dml(shared='stage11')", "cannot branch after 'stage11', did you mean 'stage1'?"),
         ("online.pcl(shared='heads')", "it can after stage1, stage2, dense"),

@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from mtkd_jax.engine import distances
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
-from mtkd_jax.report import document, findings, tables
+from mtkd_jax.report import document, findings, plots, tables
 from mtkd_jax.results import analysis, intervals, metrics
 from mtkd_jax.runs import predictions
 from tests.references import metrics as reference
@@ -28,6 +29,7 @@ ROW_KEYS = {
     *("accuracy", "nll", "ece", "brier", "val", "grid", "gap_share", "params", "flops", "latency_ms"),
     *(
         "apart",
+        "num_in_cohort",
         "train_seconds",
         "verdict",
         "balanced_accuracy",
@@ -513,6 +515,41 @@ def test_a_member_far_from_the_others_is_named_beside_its_row(made):
     assert any(cell.startswith("baseline †") for cell in cells)
 
 
+@pytest.mark.parametrize("low, opens", [(True, "Collapsed cohort"), (False, "Far from its siblings")])
+def test_a_cohort_that_ends_far_below_its_other_seeds_has_collapsed(made, low, opens):
+    """By the rule of members that are far from their siblings; one that is far above has not."""
+    group = analysis.find(made, "labelled", name="output_avg")
+    right = np.eye(10, dtype=np.float32)[made.val_labels]
+    wrong = np.roll(right, 1, axis=1)
+    val = np.repeat((right if low else wrong)[None], len(group.members), 0)
+    val[1] = wrong if low else right
+    cohort = dataclasses.replace(group, val=val, num_in_cohort=3)
+    groups = tuple(cohort if one is group else one for one in made.groups)
+    built = document.build(dataclasses.replace(made, groups=groups))
+    assert row(built, "output_avg", "labelled")["num_in_cohort"] == 3
+    (told,) = [text for text in built["findings"] if "on validation, where the median" in text]
+    ends, others = (0.0, 100.0) if low else (100.0, 0.0)
+    said = (
+        f"{opens}.*output_avg .labelled, {group.members[1]}. ends at {ends:.2f} %.* others is {others:.2f} %"
+    )
+    assert re.match(said, told)
+
+
+def test_homogenisation_is_drawn_where_any_is_told(made):
+    records = curves(made, 2)
+    assert "homogenisation" not in document.figures(made, document.build(made), records)
+    one = next(record for record in records if record["member"].startswith("output_avg a="))
+    names = (distances.TO_PEERS, distances.TO_OWN_TEACHER)
+    told = [{**one, "name": name, "epoch": e, "value": 0.5 / e} for name in names for e in (1, 2)]
+    placed = document._lines(made, [*records, *told])
+    figure = plots.curves(placed, plots.HOMOGENISATION)
+    drawn = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_ylabel() for axes in drawn] == ["distance to the peers", "distance to its own teacher"]
+    for axes in drawn:
+        (line,) = axes.get_lines()
+        assert line.get_label() == "output_avg" and line.get_ydata().tolist() == [0.5, 0.25]
+
+
 def test_a_row_whose_members_lie_close_names_nobody():
     """By hand: median and deviation are those of the siblings."""
     group = SimpleNamespace(members=("a", "b", "c", "d"))
@@ -665,8 +702,9 @@ def test_write(run, built, monkeypatch):
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # self-contained
     plots = sorted(path.name for path in (run / "plots").iterdir())
-    # Of ten classes none is detected, no other images were asked about, and there are none to show.
-    absent = {"roc", "kept", document.MISTAKES}
+    # Of ten classes none is detected, no other images were asked about, there are none to show, and nobody
+    # learned with others.
+    absent = {"roc", "kept", "homogenisation", document.MISTAKES}
     assert plots == sorted(f"{name}.png" for name in document.PLOTS.keys() - absent)
     images = re.findall(r"base64,([^\"]+)", page)
     assert {base64.b64decode(image) for image in images} == {
