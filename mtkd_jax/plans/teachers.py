@@ -23,6 +23,7 @@ from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
@@ -71,6 +72,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         eval_every=train.eval_every,
         patience=config.teachers.patience,
         seeded_by=stage,
+        beside_loss=kinds.named(split.dataset.task).beside_loss,
     )
     return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
@@ -111,6 +113,7 @@ def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
         eval_every=train.epochs,
         patience=0,
         seeded_by=stage,
+        beside_loss=kinds.named(split.dataset.task).beside_loss,
     )
     variables = pretrained.calibrate(job, split).start
     share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)
@@ -344,7 +347,8 @@ def specialists_stage(address: str) -> str:
 
 def examples_of(config: ConfigDict, split: Split, address: str, k: int) -> np.ndarray:
     """The training examples that teacher k of an architecture sees, as rows of the data."""
-    options, labels, groups = config.teachers, split.dataset.train_labels, split.dataset.train_groups
+    options, groups = config.teachers, split.dataset.train_groups
+    labels = loading.strata(split.dataset.train_labels)
     key = (config.seed, jobs.word(stage_name(address)), k)
     if options.folds:
         whole = groups if config.data.split == "grouped" else None
