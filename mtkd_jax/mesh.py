@@ -42,16 +42,18 @@ class Layout(NamedTuple):
     member_loop: str  # over the members on one device: vmap | map | unroll | loop
     member: int = 1  # devices that share the members
     data: int = 1  # devices that share one batch
+    form: str = ""  # of convolutions: "" that of the platform | ynnpack | windows, see `layers.in_form`
 
     @property
     def num_devices(self) -> int:
         return self.member * self.data
 
     def __str__(self) -> str:
+        form = f", {self.form}" if self.form else ""
         if self.num_devices == 1:
-            return self.member_loop
+            return self.member_loop + form
         shards = f", {self.data} data shards" if self.data > 1 else ""
-        return f"{self.member_loop} on {self.num_devices} devices{shards}"
+        return f"{self.member_loop} on {self.num_devices} devices{shards}{form}"
 
 
 def use_devices(num_devices: int = 0) -> None:
@@ -73,17 +75,22 @@ def check_precision() -> None:
         )
 
 
-def jit(function: Callable, **options) -> Callable:
+def jit(function: Callable, ynnpack: bool = False, **options) -> Callable:
     """`jax.jit` for programs of networks, with the kernels that use every core of a CPU.
 
     `options` are those of `jax.jit`. For the outermost program: JAX refuses the choice within another one.
     XLA of jaxlib 0.10 hands convolutions of more than 16 channels to YNNPACK, which runs each on one core
-    however many there are; Eigen's use all of them: a training step of one network on two cores took 0.7
-    times as long, of two WRN-16-2 on a core each 0.8 times. Of other versions, which may not know the option
-    or choose otherwise, nothing is asked.
+    however many there are; Eigen's use all of them: a training step of one network on two cores of an AMD
+    EPYC took 0.7 times as long, of two WRN-16-2 on a core each 0.8 times. It is asked not to, unless
+    `ynnpack`. Of other versions, which may not know the option or choose otherwise, nothing is asked.
     """
-    told = jax.default_backend() == "cpu" and jaxlib.version.__version_info__[:2] == (0, 10)
+    told = chooses_kernels() and not ynnpack
     return jax.jit(function, compiler_options=WITHOUT_YNNPACK_CONVOLUTIONS if told else None, **options)
+
+
+def chooses_kernels() -> bool:
+    """Whether `jit` has a choice between two libraries of convolutions."""
+    return jax.default_backend() == "cpu" and jaxlib.version.__version_info__[:2] == (0, 10)
 
 
 def build(layout: Layout) -> Mesh:

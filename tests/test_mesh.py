@@ -141,7 +141,11 @@ def test_the_layouts_asked_for():
     assert layouts.candidates("shard_map", 1, dense, 8) == (Layout("vmap", 4),)
     assert layouts.candidates("shard_map", 2, conv, 8) == (Layout("map", 2, 2),)
     assert layouts.candidates("pmap", 1, dense, 3) == (Layout("unroll", 3),)
-    assert layouts.candidates("auto", 1, conv, 8) == (Layout("map", 4), Layout("map", 1))
+    found = layouts.candidates("auto", 1, conv, 8)
+    assert found[:2] == (Layout("map", 4), Layout("map", 1))  # the first is the guess
+    forms = ("ynnpack", "windows") if mesh.chooses_kernels() else ("windows",)
+    assert found[2:] == tuple(Layout("map", width, form=form) for form in forms for width in (4, 1))
+    assert {layout.form for layout in layouts.candidates("auto", 1, dense, 8)} == {""}
     assert layouts.candidates("auto", 1, dense, 1) == (Layout("vmap", 1),)
     for how, shards, members, right in (
         ("pmap", 1, 5, "there are 4"),

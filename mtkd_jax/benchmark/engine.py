@@ -52,8 +52,7 @@ def fastest(job: Job) -> Layout:
     """What a long run with `runtime.how = auto` would be trained in, found out by its own trial."""
     if len(job.candidates) == 1:
         return job.candidates[0]
-    seconds = list(tuning.measure(job).values())
-    return job.candidates[seconds.index(min(seconds))]
+    return tuning.fastest(tuning.measure(job))
 
 
 def side(job: Job) -> Side:

@@ -111,7 +111,8 @@ def _layouts(
             left_out.append({"side": how, "reason": str(error)})
     for layout in candidates:
         if layout not in layouts.values():
-            layouts[f"{layout.member_loop} spread"] = layout
+            loop = f"{layout.member_loop} spread" if layout.num_devices > 1 else layout.member_loop
+            layouts[", ".join(filter(None, (loop, layout.form)))] = layout
     return layouts, left_out
 
 

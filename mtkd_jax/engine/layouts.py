@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from mtkd_jax import mesh
 from mtkd_jax.engine.population import natural_member_loop
 from mtkd_jax.mesh import Layout
 from mtkd_jax.types import Model, UserError
@@ -15,7 +16,7 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     vmap, map, unroll, loop   on one device (for each data shard), see `population.over_members`
     shard_map                 members spread over all devices, on each `population.natural_member_loop`
     pmap                      one member a device
-    auto                      what may be the fastest: spread or not, vmap or map
+    auto                      what may be the fastest: spread or not, vmap or map, in one form or another
 
     Raises UserError where there are too few devices.
     """
@@ -30,7 +31,8 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     if how == "auto":
         loops = (natural,) if natural == "map" or num_members == 1 else (natural, "map")
         widths = dict.fromkeys((spread, 1))
-        return tuple(Layout(loop, width, data_shards) for width in widths for loop in loops)
+        each = [Layout(loop, width, data_shards) for width in widths for loop in loops]
+        return (*each, *(layout._replace(form=form) for form in further_forms(model) for layout in each))
     if how == "shard_map":
         return (Layout(natural, spread, data_shards),)
     if how == "pmap" and num_members > most:
@@ -43,3 +45,10 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     if how == "loop" and data_shards > 1:
         raise UserError("config.runtime.how: loop is for one device; set config.runtime.data_shards to 1")
     return (Layout(how, 1, data_shards),)
+
+
+def further_forms(model: Model) -> tuple[str, ...]:
+    """Forms of convolutions that may be faster than the platform's own, which depends on the processor."""
+    if not model.convolutional:
+        return ()
+    return ("ynnpack",) * mesh.chooses_kernels() + ("windows",)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,8 @@ from mtkd_jax.engine import population
 from mtkd_jax.engine.distances import distances
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import Program, StageData, deployed, init_state, leading, make_step
-from mtkd_jax.models import stages
+from mtkd_jax.mesh import Layout
+from mtkd_jax.models import layers, stages
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
@@ -414,14 +416,14 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
         return progress, metrics
 
     if layout.member_loop == "loop":
-        return chunk
+        return _in_form(chunk, layout)
 
     def training_chunk(progress, hyper, rounds, *shared):
         own_batches = 2 if rounds.ndim == 4 else None  # [R,S,M,B], or [R,S,B] for all members
         in_axes = (0, 0, own_batches, None, None, None)
         return mesh.spread(chunk, layout, in_axes, (0, 1))(progress, hyper, rounds, *shared)
 
-    return mesh.jit(training_chunk, donate_argnums=0)
+    return _jit(training_chunk, layout)
 
 
 @lru_cache
@@ -429,14 +431,14 @@ def compiled_part(program: Program) -> Callable:
     """(progress, hyper, indices [S,...], first step, stage_data) -> progress: steps, no validation."""
     steps, layout = _steps(program), program.layout
     if layout.member_loop == "loop":
-        return steps
+        return _in_form(steps, layout)
 
     def training_part(progress, hyper, indices, *shared):
         in_axes = (0, 0, 1 if indices.ndim == 3 else None, None, None)
         of_all = lambda *arguments: (steps(*arguments),)  # noqa: E731
         return mesh.spread(of_all, layout, in_axes, (0,))(progress, hyper, indices, *shared)[0]
 
-    return mesh.jit(training_part, donate_argnums=0)
+    return _jit(training_part, layout)
 
 
 @lru_cache
@@ -452,8 +454,22 @@ def compiled_validation(program: Program, patience: int, eval_every: int) -> Cal
         return progress, {name: values[None] for name, values in metrics.items()}
 
     if layout.member_loop == "loop":
-        return validated
-    return mesh.jit(mesh.spread(validated, layout, (0, 0, None, None, None), (0, 1)), donate_argnums=0)
+        return _in_form(validated, layout)
+    return _jit(mesh.spread(validated, layout, (0, 0, None, None, None), (0, 1)), layout)
+
+
+def _jit(function: Callable, layout: Layout) -> Callable:
+    """The function compiled, its first argument donated, with convolutions in the layout's form."""
+    return mesh.jit(_in_form(function, layout), ynnpack=layout.form == "ynnpack", donate_argnums=0)
+
+
+def _in_form(function: Callable, layout: Layout) -> Callable:
+    @functools.wraps(function)
+    def traced(*arguments):
+        with layers.in_form(layout.form):
+            return function(*arguments)
+
+    return traced
 
 
 def _steps(program: Program) -> Callable:

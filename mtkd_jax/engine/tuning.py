@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -23,6 +23,7 @@ from mtkd_jax.types import UserError
 
 # Below about a minute of training a trial costs more than it can win: the first guess stands.
 WORTH_A_TRIAL = {"cpu": 2e12, "gpu": 1e15, "tpu": 1e15}  # FLOPs of a stage
+FOR_FORMS = 5  # times as many, for that of the forms of convolutions: each compiles the stage once more
 FILE = "layout.json"
 PARTS = "parts.json"
 
@@ -33,16 +34,20 @@ def choose_layout(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
     """The job in the layout it is trained in; `directory` is the stage's checkpoint folder."""
     if len(job.candidates) == 1:
         return job
-    answer = _answer_for(_read_choice(directory / FILE).get("seconds"), job)
+    answer = _answer_for(_read_choice(directory / FILE).get("seconds"), job.candidates)
     if answer is None:
-        if forecast.flops(job) < WORTH_A_TRIAL[jax.default_backend()]:
+        flops, least = forecast.flops(job), WORTH_A_TRIAL[jax.default_backend()]
+        if flops < least:
             return job
-        answer = _answer_for(_read(cache_file()).get(question(job)), job) or measure(job)
+        if flops < FOR_FORMS * least:
+            plain = tuple(layout for layout in job.candidates if not layout.form)
+            job = dataclasses.replace(job, candidates=plain)
+        answer = _answer_for(_read(cache_file()).get(question(job)), job.candidates) or measure(job)
         with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
             _remember(cache_file(), {**_read(cache_file()), question(job): answer})
         _remember(directory / FILE, {"question": question(job), "seconds": answer})
         say(f"{job.stage}: {_answer_in_words(answer)}")
-    return with_layout(job, _layout(min(answer, key=answer.get)))
+    return with_layout(job, fastest(answer))
 
 
 def members_at_once(job: Job, directory: Path) -> int:
@@ -72,11 +77,23 @@ def members_at_once(job: Job, directory: Path) -> int:
 
 
 def measure(job: Job) -> Answer:
-    """Seconds a step in every candidate layout; each compiles the stage's program and runs a few steps."""
+    """Seconds a step in the candidate layouts; each compiles the stage's program and runs a few steps.
+
+    First all in the platform's form of convolutions, then the fastest of them in the other forms.
+    """
     job = part(job, range(forecast.members_at_once(job)))
-    return {
-        json.dumps(layout): forecast.seconds_per_step(with_layout(job, layout)) for layout in job.candidates
-    }
+
+    def timed(layouts: Iterable[Layout]) -> Answer:
+        return {json.dumps(one): forecast.seconds_per_step(with_layout(job, one)) for one in layouts}
+
+    answer = timed(one for one in job.candidates if not one.form)
+    best = fastest(answer)
+    return answer | timed(one for one in job.candidates if one.form and one._replace(form="") == best)
+
+
+def fastest(answer: Answer) -> Layout:
+    """The layout in which a step took the fewest seconds."""
+    return _layout(min(answer, key=answer.get))
 
 
 def with_layout(job: Job, layout: Layout) -> Job:
@@ -97,6 +114,7 @@ def question(job: Job) -> str:
             f"{num_teachers} teachers, said {job.stage_data.cached_logits is not None}",
             f"{jax.device_count()} {device.platform} {device.device_kind}",
             f"data shards {program.layout.data}",
+            f"{len(job.candidates)} candidates",
             f"jax {jax.__version__}",
         )
     )
@@ -108,10 +126,10 @@ def cache_file() -> Path | None:
     return Path(folder).parent / "layouts.json" if folder else None
 
 
-def _answer_for(answer: Answer | None, job: Job) -> Answer | None:
-    """The answer if it is one about these candidates: a resume may find other devices."""
+def _answer_for(answer: Answer | None, candidates: Sequence[Layout]) -> Answer | None:
+    """The answer if what it chose can be had here: a resume may find other devices."""
     is_answer = isinstance(answer, dict) and all(isinstance(seconds, float) for seconds in answer.values())
-    return answer if is_answer and set(answer) == {json.dumps(layout) for layout in job.candidates} else None
+    return answer if is_answer and answer and fastest(answer) in candidates else None
 
 
 def _layout(text: str) -> Layout:

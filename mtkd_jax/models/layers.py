@@ -38,6 +38,7 @@ HE = nn.initializers.he_normal()  # of kernels before a ReLU, which halves the s
 # Collections of variables by which a network can be cut between two stages, see `through`.
 ENTERED, ENTERING = "entered", "entering"
 _forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
+_form: ContextVar[str] = ContextVar("form", default="")  # of convolutions, see `in_form`
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
@@ -71,6 +72,8 @@ def conv(
         return conv(x[:, None], kernel[None], strides and (1, *strides), padding, groups)[:, 0]
     strides = strides or (1, 1)
     form = fastest_form(kernel.shape, groups, _forms_of.get() or jax.default_backend())
+    if _form.get() == "windows" and form in ("plain", "canonical") and groups == 1:
+        form = "windows"
     if form == "product":
         return product_conv(x, kernel, strides)
     if form == "by_group":
@@ -80,6 +83,8 @@ def conv(
         return patch_conv(x, kernel)
     if isinstance(padding, str):
         padding = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+    if form == "windows":
+        return window_conv(x, kernel, strides, padding)
     if form == "shifted":
         return shifted_conv(x, kernel, strides, padding)
     if form == "canonical":
@@ -95,6 +100,19 @@ def forms_of(platform: str) -> Iterator[None]:
         yield
     finally:
         _forms_of.reset(token)
+
+
+@contextlib.contextmanager
+def in_form(form: str) -> Iterator[None]:
+    """What is traced inside computes its convolutions as `window_conv` where the form is "windows".
+
+    Any other form is that of the platform, which those in groups and those of one pixel keep.
+    """
+    token = _form.set(form)
+    try:
+        yield
+    finally:
+        _form.reset(token)
 
 
 def fastest_form(kernel_shape: tuple[int, ...], groups: int, platform: str) -> str:
@@ -150,19 +168,31 @@ def patch_conv(x: Array, kernel: Array) -> Array:
     return windows @ kernel.reshape(-1, features)
 
 
+def window_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
+    """The convolution as one matrix product: the window [kh,kw,c] of every place laid out beside its others.
+
+    kh kw times the image's memory. Batched over kernels it is a batched product, and no grouped convolution.
+    """
+    windows = jnp.concatenate(list(_shifts(x, kernel.shape[:2], strides, pads)), axis=-1)
+    return windows @ kernel.reshape(-1, kernel.shape[-1])
+
+
 def shifted_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
     """The depthwise convolution with a kernel [kh,kw,1,d], d a multiple of c: a sum of shifted products."""
     height, width, _, features = kernel.shape
-    x = jnp.pad(jnp.repeat(x, features // x.shape[-1], axis=-1), ((0, 0), *pads, (0, 0)))
-    rows = (x.shape[1] - height) // strides[0] + 1
-    columns = (x.shape[2] - width) // strides[1] + 1
+    x = jnp.repeat(x, features // x.shape[-1], axis=-1)
+    shifts = _shifts(x, (height, width), strides, pads)
+    weights = (kernel[None, None, i, j] for i, j in itertools.product(range(height), range(width)))
+    return functools.reduce(jnp.add, (seen * weight for seen, weight in zip(shifts, weights)))
 
-    def seen_by(i: int, j: int) -> Array:
+
+def _shifts(x: Array, window: Pair, strides: Pair, pads: Pads) -> Iterator[Array]:
+    """What each pixel of the window sees, [B,h',w',c], row by row."""
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = ((size - k) // s + 1 for size, k, s in zip(x.shape[1:3], window, strides))
+    for i, j in itertools.product(*map(range, window)):
         last_row, last_column = i + (rows - 1) * strides[0], j + (columns - 1) * strides[1]
-        return x[:, i : last_row + 1 : strides[0], j : last_column + 1 : strides[1]]
-
-    window = itertools.product(range(height), range(width))
-    return functools.reduce(jnp.add, (seen_by(i, j) * kernel[None, None, i, j] for i, j in window))
+        yield x[:, i : last_row + 1 : strides[0], j : last_column + 1 : strides[1]]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))

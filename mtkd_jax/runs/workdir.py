@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+import mtkd_jax
 from mtkd_jax import config as configuration
 from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy.programs import weights_of
@@ -27,7 +28,7 @@ from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import files, paths, weights
 from mtkd_jax.types import UserError
 
-PACKAGES = ("mtkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LOCK = ".lock"  # held by whoever writes into the folder, and left lying there
 REPORT = "report.json"  # written last: where it stands, the run is finished
 PREDICTIONS = "predictions.npz"
@@ -35,7 +36,7 @@ MANIFEST = "manifest.json"  # SHA-256 of these two
 REPORTS = ("fusion", "report", "export")  # groups of fields that change the report and not the training
 BUDGETS = ("students.max_seeds",)  # fields that may be raised when a run is gone on with
 TRAINS_NOTHING = ("runtime", *REPORTS)  # may differ when a run is gone on with; `runtime` says how, not what
-VERSION = importlib.metadata.version("mtkd_jax")
+VERSION = mtkd_jax.__version__  # not what is installed: the code may run from a checkout
 MEND = "restore it, or choose another --workdir"
 AGAIN = "give the command of the run again, which makes it again"
 LENT_BY = "from_run_sha256"  # the name of the run of teachers.from_run
@@ -339,7 +340,7 @@ def environment(seed: int) -> dict[str, Any]:
         "seed": seed,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {"mtkd_jax": VERSION} | {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],

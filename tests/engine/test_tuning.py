@@ -3,10 +3,11 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from mtkd_jax import experiment
-from mtkd_jax.engine import forecast, tuning
+from mtkd_jax.engine import forecast, training, tuning
 from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import teachers
 from mtkd_jax.system import files
@@ -65,6 +66,61 @@ def test_answers_about_other_devices_or_damaged_ones_are_asked_again(job, clock,
     tuning.cache_file().write_text("{not json")
     assert tuning.choose_layout(job, folder, print).program.layout == Layout("map", 1)
     assert len(clock) == 4
+
+
+@pytest.fixture
+def convolutional_job():
+    config = small.config(**{"runtime.how": "auto", "model.name": "cnn(widths=(2,), dense=3)"})
+    return teachers.job(config, experiment.load_split(config), config.model.name)
+
+
+def test_of_the_fastest_layout_the_other_forms_are_tried_and_remembered(
+    convolutional_job, clock, tmp_path, monkeypatch
+):
+    job, best = convolutional_job, Layout("map", 1, form="windows")
+
+    def seconds(job):
+        clock.append(job.program.layout)
+        return {best: 0.5, Layout("map", 1): 1.0}.get(job.program.layout, 2.0)
+
+    monkeypatch.setattr(forecast, "seconds_per_step", seconds)
+    assert tuning.choose_layout(job, tmp_path / "stage", print).program.layout == best
+    tried = [layout for layout in clock if layout.form]
+    assert best in tried and {layout._replace(form="") for layout in tried} == {Layout("map", 1)}
+    monkeypatch.setattr(forecast, "seconds_per_step", None)  # a resume asks no clock
+    assert tuning.choose_layout(job, tmp_path / "stage", print).program.layout == best
+
+
+def test_a_stage_that_is_worth_a_trial_of_layouts_may_be_too_short_for_one_of_forms(
+    convolutional_job, clock, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(tuning.WORTH_A_TRIAL, "cpu", forecast.flops(convolutional_job) / 2)
+    tuning.choose_layout(convolutional_job, tmp_path / "stage", print)
+    assert [layout for layout in convolutional_job.candidates if not layout.form] == clock
+
+
+def test_what_a_version_without_forms_chose_is_kept(job, clock, tmp_path):
+    before = {"seconds": {'["vmap", 3, 1]': 1.0}}
+    (tmp_path / "layout.json").write_text(json.dumps(before))
+    assert tuning.choose_layout(job, tmp_path, print).program.layout == Layout("vmap", 3)
+    assert clock == []
+
+
+@pytest.mark.parametrize("form", ["ynnpack", "windows"])
+def test_members_learn_the_same_in_every_form(convolutional_job, form):
+    """Up to rounding, from a program of its own."""
+
+    def trained(layout):
+        job = tuning.with_layout(convolutional_job, layout)
+        steps = training.compiled_part(job.program)
+        return steps(training.first_progress(job), job.hyper, job.order(0), np.int32(0), job.stage_data)
+
+    expected, found = trained(Layout("map")), trained(Layout("map", form=form))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        expected.train.params,
+        found.train.params,
+    )
 
 
 def test_a_short_stage_is_not_worth_a_trial(job, clock, tmp_path, monkeypatch):

@@ -189,6 +189,25 @@ def test_channels_and_features_that_do_not_fall_into_groups_are_refused(channels
         layers.conv(jnp.zeros((1, 4, 4, channels)), jnp.zeros((3, 3, 2, features)), groups=4)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("image,window,strides,groups", SHAPES[:8] + SHAPES[-2:])
+def test_windows_side_by_side_are_the_same_convolution(image, window, strides, groups, padding):
+    with jax.enable_x64(True), layers.in_form("windows"):
+        x, kernel = drawn(image, 0), drawn(window, 1)
+        got = quick_jit(derivatives(lambda x, k: layers.conv(x, k, strides, padding, groups)))(x, kernel)
+        want = quick_jit(derivatives(lambda x, k: plain(x, k, strides, padding, groups)))(x, kernel)
+        for mine, theirs in zip(got, want):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_form_is_of_what_is_traced_inside_it_alone():
+    x, kernel = jnp.ones((2, 5, 5, 3)), jnp.ones((3, 3, 3, 4))
+    with layers.in_form("windows"):
+        inside = jax.make_jaxpr(lambda *pair: layers.conv(*pair))(x, kernel)
+    outside = jax.make_jaxpr(lambda *pair: layers.conv(*pair))(x, kernel)
+    assert list(convolutions(inside.jaxpr)) == [] and len(list(convolutions(outside.jaxpr))) == 1
+
+
 @pytest.mark.parametrize("wanted,count", [((0, 1), 3), ((1,), 2), ((0,), 2)])
 def test_the_wanted_gradients_alone_are_computed_and_in_the_fast_layout(wanted, count):
     def loss(x, kernel):
