@@ -72,8 +72,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.temperature_schedule": ("schedule",),
     "runtime.trackers": ("tracker",),
 }
-UNLABELLED, OTHER = "unlabelled", "other"
-TRANSFERS = ("labelled", UNLABELLED, OTHER)
+TRANSFERS = LABELLED, UNLABELLED, OTHER = "labelled", "unlabelled", "other"
 AUTO = "auto"
 WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
 SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
