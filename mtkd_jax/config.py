@@ -75,8 +75,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "runtime.trackers": ("tracker",),
 }
 GIVEN = ("teachers.logits", "teachers.programs", "teachers.classifiers")  # of no networks of ours
-UNLABELLED, OTHER = "unlabelled", "other"
-TRANSFERS = ("labelled", UNLABELLED, OTHER)
+TRANSFERS = LABELLED, UNLABELLED, OTHER = "labelled", "unlabelled", "other"
 AUTO = "auto"
 WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
 SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"

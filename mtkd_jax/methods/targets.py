@@ -88,18 +88,20 @@ def cwtm() -> Recipe:
     return PLAIN._replace(name="cwtm", term=HardAnd(_confidence_weighted_loss))
 
 
-def pseudo_labels(*, threshold: float = 0.95) -> Recipe:
+def pseudo_labels(*, threshold: float = 0.95, soft: bool = False) -> Recipe:
     r"""Take the class that the teachers are sure of as the label of an image that the student sees augmented.
 
     $$\ell_\text{soft} = [\max_c t_c \ge \tau]\, \mathrm{CE}(\mathrm{argmax}_c\, t_c, \mathrm{softmax}(z))$$
 
     Here $t$ is the mean teacher at T = 1 on the image as it is, $\tau$ is `threshold`, and $z$ are the
-    student's logits on its draw of the configured augmentation (`data.augment`), which should be strong. No
-    label is needed; the configured temperature plays no part. FixMatch takes these labels from the student
-    itself, on a slightly augmented image, and of unlabelled images alone. Raises UserError for a threshold
-    outside [0, 1), and for mixed images, which have no class that teachers could be sure of.
+    student's logits on its draw of the configured augmentation (`data.augment`), which should be strong. With
+    `soft` all of $t$ is the label, and not its class alone. No label is needed; the configured temperature
+    plays no part. FixMatch takes these labels from the student itself, on a slightly augmented image, and of
+    unlabelled images alone. Raises UserError for a threshold outside [0, 1), and for mixed images, which have
+    no class that teachers could be sure of.
 
-    Source: FixMatch, Sohn et al. 2020, arXiv 2001.07685, with an ensemble as the teacher.
+    Source: FixMatch, Sohn et al. 2020, arXiv 2001.07685, with an ensemble as the teacher; soft labels as in
+    Noisy Student, Xie et al. 2020, arXiv 1911.04252, which plan `noisy_student` repeats in rounds.
     """
     if not 0 <= threshold < 1:
         raise UserError(f"pseudo_labels(threshold={threshold}): it must be in [0, 1)")
@@ -108,7 +110,7 @@ def pseudo_labels(*, threshold: float = 0.95) -> Recipe:
         stimulus=_student_augmented,
         teach=teachers_of_own_view,
         aim=_mean_unsoftened,
-        term=HardAnd(_PseudoLabelled(threshold)),
+        term=HardAnd(_PseudoLabelled(threshold, soft)),
     )
 
 
@@ -127,11 +129,12 @@ def _mean_unsoftened(context: Context, w: Array) -> Targets:
 @dataclasses.dataclass(frozen=True)
 class _PseudoLabelled:
     threshold: float
+    soft: bool
 
     def __call__(self, context: Context) -> Array:
         probs, mass = context.targets.probs[0], context.targets.mass[0]
-        log_student = jax.nn.log_softmax(context.student.logits)
-        loss = -jnp.take_along_axis(log_student, probs.argmax(axis=-1)[:, None], axis=-1)[:, 0]
+        label = probs if self.soft else jax.nn.one_hot(probs.argmax(axis=-1), probs.shape[-1])
+        loss = -jnp.sum(label * jax.nn.log_softmax(context.student.logits), axis=-1)
         return jnp.where(probs.max(axis=-1) >= self.threshold, mass * loss, 0.0)
 
 

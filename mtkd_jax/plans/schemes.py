@@ -11,21 +11,34 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import special
 
-from mtkd_jax.config import GIVEN, build_model, build_recipe, number_of_teachers, teacher_models
+from mtkd_jax.config import (
+    GIVEN,
+    LABELLED,
+    OTHER,
+    UNLABELLED,
+    build_model,
+    build_recipe,
+    first_seeds,
+    number_of_teachers,
+    teacher_models,
+)
 from mtkd_jax.data.loading import Split
-from mtkd_jax.engine import population
+from mtkd_jax.engine import population, teacher_cache
 from mtkd_jax.engine.jobs import Job, slug
-from mtkd_jax.methods.lineage import ForOneTeacher, OfOwnTeacher
+from mtkd_jax.fusion import rules
+from mtkd_jax.methods.lineage import DenselyGuided, OfUnlabelled, of_own_teachers, weigh_as_fitted
 from mtkd_jax.methods.seams import frozen_teachers
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
-from mtkd_jax.types import Model, Population, PyTree, Recipe, Task, UserError
+from mtkd_jax.types import Ensemble, Model, Population, PyTree, Recipe, Task, UserError
 
 # Plans that cannot take teachers of another run.
 WITH_OWN_TEACHERS = (
@@ -63,7 +76,14 @@ def born_again(config: ConfigDict, split: Split, *, generations: int = 3, mode: 
         before, row = _baseline_stage(direct, transfer, model), "baseline"
         for generation in range(1, generations + 1):
             stage = _taught_by_own(
-                config, split, before, row, f"born_again {generation}", recipe, model, born_anew=generation
+                config,
+                split,
+                transfer,
+                [(before, row)],
+                f"born_again {generation}",
+                recipe,
+                model,
+                born_anew=generation,
             )
             stages.append(stage._replace(averaged=averaged, note=note))
             before, row = stage, f"born_again {generation}"
@@ -82,39 +102,160 @@ def assistants(
 
     Source: teacher assistants, Mirzadeh et al. 2020, arXiv 1902.03393; one teacher.
     """
-    if not models:
-        raise UserError(
-            "config.plan: assistants(models=()): name the networks between teachers and students, "
-            "such as assistants(models=('mlp(hidden=(48,))',))"
-        )
-    for address in models:
-        build_model(address, Task(split.dataset.num_classes, 1, (0.0,), (1.0,)), "plan")
+    _check_networks("assistants", models, split)
     recipe = _recipe("assistants", mode, num_teachers=1)
-    note = f"Assistants, from first to last: {', '.join(models)}; they are there to teach, and not compared."
     direct = _with_baseline("assistants", config, split)
     stages = []
     for transfer in config.students.transfer:
-        family = students.grid(config, "assistant 1", recipe)
-        before = Stage(
-            students.stage_name(transfer, family),
-            lambda done, transfer=transfer, family=family: students.job(
-                config, split, transfer, family, ensemble_of(done), {}, models[0]
-            ),
-            family,
-            transfer,
-            role="assistant",
-            note=note,
-        )
+        before = _assistant(config, split, models, transfer, 1, recipe)
         stages.append(before)
         for number, network in enumerate(models[1:], start=2):
-            taught_by, row = before.family[0].mode, f"assistant {number}"
-            before = _taught_by_own(config, split, before, taught_by, row, recipe, network=network)
+            row = f"assistant {number}"
+            taught_by = [(before, before.family[0].mode)]
+            before = _taught_by_own(config, split, transfer, taught_by, row, recipe, network=network)
             stages.append(before._replace(role="assistant"))
-        taught_by = before.family[0].mode
+        taught_by = [(before, before.family[0].mode)]
         stages += [
-            _taught_by_own(config, split, before, taught_by, "assisted", recipe, model)
+            _taught_by_own(config, split, transfer, taught_by, "assisted", recipe, model)
             for model in students.models(config)
         ]
+    return (*direct, *stages)
+
+
+def densely_guided(
+    config: ConfigDict,
+    split: Split,
+    *,
+    models: tuple[str, ...] = (),
+    mode: str = "output_avg",
+    num_dropped: int = 1,
+) -> Plan:
+    """As `assistants`, but each network learns from all before it, of whom some are left out in every batch.
+
+    The teachers, together, and every assistant before are those who guide. `num_dropped` of them, drawn anew
+    for every student and batch, are not heard, as long as one is left; the loss is a sum over the others.
+    Seed s has the assistants of seed s. Rows: "assistant 1", ..., and the students, "densely_guided". Raises
+    UserError for no model, a negative number, or a mode that needs more than one head.
+
+    Source: densely guided distillation, Son et al. 2021, arXiv 2009.08825; one teacher, and alpha = 0.
+    """
+    if num_dropped < 0:
+        raise UserError(f"config.plan: densely_guided(num_dropped={num_dropped}): must be at least 0")
+    _check_networks("densely_guided", models, split)
+    recipe = _recipe("densely_guided", mode, number_of_teachers(config) or 1)
+    direct = _with_baseline("densely_guided", config, split)
+    stages = []
+    for transfer in config.students.transfer:
+        chain = [_assistant(config, split, models, transfer, 1, recipe)]
+        for number, network in enumerate(models[1:], start=2):
+            row = f"assistant {number}"
+            stage = _guided(config, split, chain, row, recipe, num_dropped, network=network)
+            chain.append(stage._replace(role="assistant"))
+        stages += chain
+        for model in students.models(config):
+            stages.append(_guided(config, split, chain, "densely_guided", recipe, num_dropped, model))
+    return (*direct, *stages)
+
+
+def weighed_assistants(
+    config: ConfigDict,
+    split: Split,
+    *,
+    models: tuple[str, ...] = (),
+    mode: str = "output_avg",
+    rule: str = "evolved_mean",
+) -> Plan:
+    """Teachers teach assistants of several architectures, who teach the students as much as each is worth.
+
+    All teachers teach an assistant of each architecture a seed. Their weights, of the assistants of one seed,
+    are fitted to what these say of the validation images by a fusion `rule`: `evolved_mean` (differential
+    evolution), `shapley_mean` or `weighted_mean`. Seed s of the students learns from the mixture of the
+    assistants of seed s. Rows: "assistant 1", ..., and the students, "weighed_assistants". Raises UserError
+    for no model, another rule, or a mode that needs more than one head or teacher.
+
+    Source: weighted ensembles of teaching assistants, Ganta et al. 2022, arXiv 2206.12005; one teacher.
+    """
+    if rule not in WEIGHING:
+        raise UserError(
+            f"config.plan: weighed_assistants(rule={rule!r}): it must give each assistant one weight: "
+            f"{', '.join(WEIGHING)}"
+        )
+    _check_networks("weighed_assistants", models, split)
+    recipe = _recipe("weighed_assistants", mode, num_teachers=1)
+    direct = _with_baseline("weighed_assistants", config, split)
+    fit, stages = partial(_fitted_weights, split, rule), []
+    for transfer in config.students.transfer:
+        numbers = range(1, len(models) + 1)
+        assistants = [_assistant(config, split, models, transfer, number, recipe) for number in numbers]
+        taught_by = [(one, one.family[0].mode) for one in assistants]
+        stages += assistants
+        for model in students.models(config):
+            weighed = recipe._replace(weigh=weigh_as_fitted)
+            stages.append(
+                _taught_by_own(
+                    config, split, transfer, taught_by, "weighed_assistants", weighed, model, numbers=fit
+                )
+            )
+    return (*direct, *stages)
+
+
+WEIGHING = ("evolved_mean", "shapley_mean", "weighted_mean")  # rules that are fitted and give each a weight
+
+
+def noisy_student(
+    config: ConfigDict,
+    split: Split,
+    *,
+    rounds: int = 3,
+    soft: bool = True,
+    threshold: float = 0.0,
+    balanced: bool = True,
+) -> Plan:
+    """Teachers label the unlabelled images for students, who label them for the next students, and so on.
+
+    In round 1 all teachers say what the unlabelled images are, which they see as they are; in round r seed s
+    has one teacher, seed s of round r - 1. The students see them, and the labelled ones, with `data.augment`
+    and their dropout, which are the noise: without any, little is gained. Labels are `soft` or classes; those
+    of less confidence than `threshold` are left out. `balanced` lets every class count alike by weights, n /
+    (C n_c) for the n_c kept images of class c, where the source repeats images of rare classes. The loss is
+    alpha times that of the labelled images and 1 - alpha times that of the unlabelled ones. Students may be
+    larger than their teachers (`students.model`). Rows: "noisy_student 1", ... Raises UserError without
+    unlabelled images, and for numbers that cannot be.
+
+    Source: Noisy Student, Xie et al. 2020, arXiv 1911.04252.
+    """
+    if rounds < 1:
+        raise UserError(f"config.plan: noisy_student(rounds={rounds}): must be at least 1")
+    transfers = [transfer for transfer in config.students.transfer if transfer != LABELLED]
+    if not transfers:
+        raise UserError(
+            f"config.students.transfer: {config.students.transfer}, but plan noisy_student learns from "
+            f"images without a label; it must have {UNLABELLED!r} or {OTHER!r} in it"
+        )
+    address = f"targets.pseudo_labels(threshold={float(threshold)}, soft={soft})"
+    recipe = build_recipe(address, "plan")
+    recipe = recipe._replace(aim=OfUnlabelled(recipe.aim))
+    direct = _with_baseline("noisy_student", config, split)
+    stages = []
+    for transfer, model in itertools.product(transfers, students.models(config)):
+        before: list[tuple[Stage, str]] = []
+        for number in range(1, rounds + 1):
+            row, is_first = f"noisy_student {number}", not before
+            sure = threshold if balanced else None
+            stage = _taught_by_own(
+                config,
+                split,
+                transfer,
+                before,
+                row,
+                recipe,
+                model,
+                born_anew=number - 1,
+                with_teachers=is_first,
+                numbers=partial(_class_weights, config, split, transfer, sure, is_first),
+            )
+            stages.append(stage)
+            before = [(stage, row)]
     return (*direct, *stages)
 
 
@@ -399,39 +540,141 @@ def _bank_of(done: Done, checkpoints: int) -> tuple[PyTree, ...]:
 # --- lineages -----------------------------------------------------------------------------------------
 
 
+def _assistant(
+    config: ConfigDict,
+    split: Split,
+    models: tuple[str, ...],
+    transfer: str,
+    number: int,
+    recipe: Recipe,
+) -> Stage:
+    """The stage of assistants of architecture `models`[number - 1], one a seed, taught by all teachers."""
+    note = f"Assistants, from first to last: {', '.join(models)}; they are there to teach, and not compared."
+    family = students.grid(config, f"assistant {number}", recipe)
+
+    def make(done: Done) -> Job:
+        return students.job(config, split, transfer, family, ensemble_of(done), {}, models[number - 1])
+
+    return Stage(students.stage_name(transfer, family), make, family, transfer, role="assistant", note=note)
+
+
 def _taught_by_own(
     config: ConfigDict,
     split: Split,
-    before: Stage,
-    taught_by: str,
+    transfer: str,
+    before: Sequence[tuple[Stage, str]],
     row: str,
     recipe: Recipe,
     model: str = "",
     *,
     network: str = "",
     born_anew: int = 0,
+    with_teachers: bool = False,
+    weigh: Callable[[int], Callable] | None = None,
+    numbers: Callable[[Ensemble, bool], dict[str, np.ndarray]] = lambda ensemble, computes: {},
 ) -> Stage:
-    """A stage in which every seed is taught by the same seed of the row `taught_by` of the stage `before`.
+    """A stage in which every seed is taught by the same seed of rows (of stages) `before`.
 
-    It is of the architecture `model`, see `students.models`, or of another `network`. Its initial weights are
-    those of the seed, or others for every `born_anew` above 0.
+    All teachers teach it, too, if `with_teachers`. It is of the architecture `model`, see `students.models`,
+    or of another `network`. Its initial weights are those of the seed, or others for every `born_anew` above
+    0. `weigh` makes that seam of the number of teachers. `numbers` finds numbers of each seed [S,...] for the
+    recipe, of the ensemble; where it is not to compute, only their shapes are right.
     """
-    recipe = recipe._replace(
-        weigh=OfOwnTeacher(recipe.weigh),
-        aim=OfOwnTeacher(recipe.aim),
-        term=OfOwnTeacher(recipe.term),
-        init_aux=ForOneTeacher(recipe.init_aux),
-        reads_student=tuple(dict.fromkeys((*recipe.reads_student, "weigh", "aim"))),
+    family = students.of_model(students.grid(config, row, recipe), model)
+    seeds = [member.seed for member in family]
+
+    def make(done: Done, computes: bool = True) -> Job:
+        teachers_of_all = ensemble_of(done) if with_teachers else ()
+        ensemble = (*teachers_of_all, *(_chosen(stage, taught_by, done) for stage, taught_by in before))
+        num_shared = sum(own.num_members for own in teachers_of_all)
+        counts = (1,) * num_shared + tuple(own.num_members for own in ensemble[len(teachers_of_all) :])
+        weighed = recipe if weigh is None else recipe._replace(weigh=weigh(num_shared))
+        own = [member._replace(recipe=of_own_teachers(weighed, counts)) for member in family]
+        job = students.job(config, split, transfer, own, ensemble, {}, network, born_anew, routed=False)
+        places = np.zeros((len(family), len(counts)), np.int32)
+        places[:, num_shared:] = np.array(seeds)[:, None]
+        further = {name: values[seeds] for name, values in numbers(ensemble, computes).items()}
+        return dataclasses.replace(job, hyper={**job.hyper, "own_teachers": places, **further})
+
+    outline = partial(make, computes=False)
+    return Stage(students.stage_name(transfer, family), make, family, transfer, outline=outline)
+
+
+def _guided(
+    config: ConfigDict,
+    split: Split,
+    chain: Sequence[Stage],
+    row: str,
+    recipe: Recipe,
+    num_dropped: int,
+    model: str = "",
+    *,
+    network: str = "",
+) -> Stage:
+    """A stage in which all teachers and every seed's own assistants of a chain teach."""
+    return _taught_by_own(
+        config,
+        split,
+        chain[0].transfer,
+        [(one, one.family[0].mode) for one in chain],
+        row,
+        recipe,
+        model,
+        network=network,
+        with_teachers=True,
+        weigh=lambda num_teachers: DenselyGuided(num_teachers, num_dropped),
     )
-    family, transfer = students.of_model(students.grid(config, row, recipe), model), before.transfer
 
-    def make(done: Done) -> Job:
-        ensemble = (_chosen(before, taught_by, done),)
-        job = students.job(config, split, transfer, family, ensemble, {}, network, born_anew, routed=False)
-        own = np.asarray([member.seed for member in family], np.int32)
-        return dataclasses.replace(job, hyper={**job.hyper, "own_teacher": own})
 
-    return Stage(students.stage_name(transfer, family), make, family, transfer)
+def _fitted_weights(split: Split, rule: str, ensemble: Ensemble, computes: bool) -> dict[str, np.ndarray]:
+    """{"own_weights": [S,n]}: what a rule weighs the n members of each seed by; equal if not to compute."""
+    if not computes:
+        equal = np.full((ensemble[0].num_members, len(ensemble)), 1 / len(ensemble), np.float32)
+        return {"own_weights": equal}
+    said = np.stack([teacher_cache.said(own, split, split.val) for own in ensemble], axis=1)  # [S,n,V,C]
+    fit, labels = rules.rule(rule), split.dataset.train_labels[split.val]
+    return {"own_weights": np.stack([np.asarray(fit(of_seed, labels).args[0]) for of_seed in said])}
+
+
+def _class_weights(
+    config: ConfigDict,
+    split: Split,
+    transfer: str,
+    threshold: float | None,
+    shared: bool,
+    ensemble: Ensemble,
+    computes: bool,
+) -> dict[str, np.ndarray]:
+    """{"class_weights": [S,C]}: how much unlabelled images of a class count, by what their teachers say.
+
+    Those are one of each seed, or all of them for all seeds if `shared`. Every class counts alike of those
+    images that they are sure enough of; every image does where the threshold is None.
+    """
+    shape = len(first_seeds(config)), split.dataset.num_classes
+    if threshold is None or not computes:
+        return {"class_weights": np.ones(shape, np.float32)}
+    if transfer == OTHER:
+        said = np.concatenate([population.logits(own, split.other) for own in ensemble])
+    else:
+        said = np.concatenate([teacher_cache.said(own, split, split.pool) for own in ensemble])
+    probs = special.softmax(said.astype(np.float64), axis=-1)
+    each = probs.mean(axis=0, keepdims=True) if shared else probs
+    found = np.stack([balanced_weights(of_seed, threshold) for of_seed in each])
+    return {"class_weights": np.broadcast_to(found, shape).astype(np.float32)}
+
+
+def balanced_weights(probs: np.ndarray, threshold: float) -> np.ndarray:
+    """[C] n / (C' n_c) for the n_c images of class c, of n whose largest of `probs` [u,C] is at least that.
+
+    C' is the number of classes that there are among them; others, and all where n is 0, weigh 0.
+
+    >>> balanced_weights(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.1, 0.9]]), 0.5).round(3).tolist()
+    [0.667, 2.0]
+    """
+    classes, num_classes = probs.argmax(axis=1), probs.shape[1]
+    counts = np.bincount(classes[probs.max(axis=1) >= threshold], minlength=num_classes)
+    is_there = counts > 0
+    return np.where(is_there, counts.sum() / (max(is_there.sum(), 1) * np.maximum(counts, 1)), 0.0)
 
 
 def _chosen(stage: Stage, row: str, done: Done) -> Population:
@@ -493,6 +736,17 @@ def _recipe(name: str, address: str, num_teachers: int) -> Recipe:
 def _models_of_teachers(config: ConfigDict) -> list[Model]:
     task = Task(2, 1, (0.0,), (1.0,))
     return [build_model(address, task, "teachers.models") for address in teacher_models(config)]
+
+
+def _check_networks(plan: str, models: Sequence[str], split: Split) -> None:
+    """Raise UserError where a plan has no networks between teachers and students, or one that cannot be."""
+    if not models:
+        raise UserError(
+            f"config.plan: {plan}(models=()): name the networks between teachers and students, "
+            f"such as {plan}(models=('mlp(hidden=(48,))',))"
+        )
+    for address in models:
+        build_model(address, Task(split.dataset.num_classes, 1, (0.0,), (1.0,)), "plan")
 
 
 def _check_shares(plan: str, **shares: float) -> None:

@@ -10,17 +10,27 @@ import pytest
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment, main
 from mtkd_jax.engine import jobs, population, step, training
-from mtkd_jax.plans import plan, students, teachers
+from mtkd_jax.fusion import rules
+from mtkd_jax.methods import lineage, seams, targets
+from mtkd_jax.plans import plan, schemes, students, teachers
 from mtkd_jax.report import document
 from mtkd_jax.results import evaluation
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.logbook import Logbook
-from mtkd_jax.types import UserError
+from mtkd_jax.types import TeacherOutputs, UserError
 from tests import small
+from tests.contexts import by_student, context, loss
+from tests.references import methods as reference
 
 PLANS = {
     "born_again(generations=2)": ["born_again 1", "born_again 2", "BANE"],
     "assistants(models=('mlp(hidden=(12,))',))": ["assistant 1", "assisted"],
+    "densely_guided(models=('mlp(hidden=(12,))',))": ["assistant 1", "densely_guided"],
+    "weighed_assistants(models=('mlp(hidden=(12,))', 'mlp(hidden=(8, 8))'))": [
+        "assistant 1",
+        "assistant 2",
+        "weighed_assistants",
+    ],
     "hints_then_distil": ["hints_then_distil"],
     "specialists": [],
 }
@@ -97,7 +107,7 @@ def test_a_run_has_the_rows_of_its_plan_beside_the_baseline(on_digits):
     compared = {one["a"] for one in result["comparisons"] if one["b"] == "baseline"}
     assert compared == {"logit_avg", *(name for name in PLANS[address] if not name.startswith("assistant "))}
     assert all(row["accuracy"]["mean"] > 0.6 for row in rows.values()), rows
-    assert result["chosen_student"]["name"] not in ("BANE", "assistant 1")
+    assert result["chosen_student"]["name"] not in ("BANE", "assistant 1", "assistant 2")
     figures = document.figures(predicted, result, [])
     assert "rows" in figures
 
@@ -194,7 +204,7 @@ def test_generations_start_apart_and_learn_from_the_one_before(generations):
     cell, _ = students.choose(family, fitted.val_nll)
     rows = [m for m, member in enumerate(family) if member.cell == cell]
     equal(works[2].stage_data.teachers[0], population.take(fitted.population.variables, rows))
-    np.testing.assert_array_equal(works[2].hyper["own_teacher"], [m.seed for m in stages[3].family])
+    np.testing.assert_array_equal(works[2].hyper["own_teachers"], [[m.seed] for m in stages[3].family])
 
 
 def test_a_plan_goes_on_stage_by_stage(generations, tmp_path):
@@ -237,8 +247,172 @@ def test_assistants_are_taught_in_turn(generations):
     ]
     assert [job.program.model.name for job in works] == chain[1:]
     assert [len(jax.tree.leaves(job.stage_data.teachers)[0]) for job in works] == [5, 2, 2]
-    assert ["own_teacher" in job.hyper for job in works] == [False, True, True]
+    assert ["own_teachers" in job.hyper for job in works] == [False, True, True]
     assert [stage.role for stage in stages[2:]] == ["assistant", "assistant", "student"]
+
+
+CHAIN = ("mlp(hidden=(7,))", "mlp(hidden=(6,))")
+
+
+def made(config, done):
+    """{stage: job} of what a plan adds to teachers and students, everybody as they begin."""
+    stages, done, works = plan.build(config, experiment.load_split(config)), dict(done), {}
+    for stage in stages:
+        if stage.name not in done:
+            plan.trace(stage.outline(done) if stage.outline else stage.make(done))
+            works[stage.name] = stage.make(done)
+            done[stage.name] = training.untrained(works[stage.name])
+    return works, done
+
+
+def test_densely_guided_networks_are_taught_by_all_before_them(generations):
+    _, _, done = generations
+    config = config_of(f"densely_guided(models={CHAIN!r})", **{"students.model": "mlp(hidden=(5,))"})
+    works, _ = made(config, {**done, "students-labelled-logit-avg": None})
+    models = [[model.name for model in job.program.teachers] for job in works.values()]
+    assert models == [
+        ["mlp(hidden=(16,))"],
+        ["mlp(hidden=(16,))", CHAIN[0]],
+        ["mlp(hidden=(16,))", *CHAIN],
+    ]
+    last = [*works.values()][-1]
+    assert last.program.model.name == "mlp(hidden=(5,))"
+    seeds = [int(name[-1]) for name in last.names]
+    np.testing.assert_array_equal(last.hyper["own_teachers"], [[0] * 5 + [s, s] for s in seeds])
+    guided = last.program.recipes[0].weigh
+    assert guided.counts == (1,) * 5 + (2, 2) and guided.seam.num_together == 5
+
+
+def test_who_guides_is_drawn_and_the_teachers_are_one_of_them():
+    student, teachers = np.random.default_rng(0).normal(size=(2, 4)), np.zeros((4, 2, 4))
+    drawn = []
+    for seed in range(200):
+        w = np.asarray(lineage.DenselyGuided(2, 1)(context(student, teachers, seed=seed)))
+        assert w.shape == (4, 2) and (w[:, :1] == w).all() and w[0, 0] == w[1, 0]
+        drawn.append([w[0, 0] + w[1, 0], w[2, 0], w[3, 0]])
+    assert {tuple(sorted(one)) for one in drawn} == {(0.0, 1.0, 1.0)}
+    np.testing.assert_allclose(np.mean(drawn, axis=0), 2 / 3, atol=4 * np.sqrt(2 / 9 / 200))
+    alone = lineage.DenselyGuided(4, 3)(context(student, teachers))  # there is nobody else
+    np.testing.assert_allclose(alone, 0.25)
+
+
+def test_densely_guided_learns_from_the_sum_over_those_who_guide():
+    """The gradient of one mixture and its mass is that of the sum, written out guide by guide."""
+    rng = np.random.default_rng(1)
+    student, teachers = rng.normal(size=(3, 4)), 2 * rng.normal(size=(4, 3, 4))
+    recipe = seams.PLAIN._replace(weigh=lineage.DenselyGuided(2, 0))
+    found = by_student(recipe, context(student, teachers, temperature=2.0))
+    expected = np.zeros((3, 4))
+    for b in range(3):
+        p = reference.softmax(student[b], 2.0)
+        for q in (
+            reference.mixture(teachers[:2, b], 2.0),
+            *(reference.softmax(z, 2.0) for z in teachers[2:, b]),
+        ):
+            expected[b] += 2.0 * (p - q)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_place_has_one_teacher_of_its_own_whatever_the_architecture():
+    rng = np.random.default_rng(2)
+    logits, widths = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32), (4, 6, 6, 5, 5)
+    embedding = tuple(jnp.asarray(rng.normal(size=(2, width)), jnp.float32) for width in widths)
+    features = tuple({"stage1": e[:, None, None]} for e in embedding)
+    own = lineage.select_teachers(
+        TeacherOutputs(logits, embedding, features), jnp.array([0, 1, 0]), (1, 2, 2)
+    )
+    np.testing.assert_array_equal(own.logits, logits[np.array([0, 2, 3])])
+    for found, row in zip(own.embedding, (0, 2, 3)):
+        np.testing.assert_array_equal(found, embedding[row])
+    np.testing.assert_array_equal(own.features[1]["stage1"], features[2]["stage1"])
+
+
+@pytest.mark.parametrize("rule", ["evolved_mean", "shapley_mean"])
+def test_assistants_weigh_what_validation_says_seed_by_seed(rule, generations):
+    _, _, done = generations
+    config = config_of(f"weighed_assistants(models={CHAIN!r}, rule={rule!r})")
+    works, done = made(config, {**done, "students-labelled-logit-avg": None})
+    first, second, last = works
+    job, split = works[last], experiment.load_split(config)
+    assert [model.name for model in job.program.teachers] == [*CHAIN]
+    labels = split.dataset.train_labels[split.val]
+    for row, name in enumerate(job.names):
+        seed = int(name[-1])
+        logits = []
+        for stage in (first, second):
+            own = done[stage].population
+            (cell,) = {
+                n for n in own.names if n.startswith("assistant") and n.endswith(f"a=0 T=1 seed {seed}")
+            }
+            alone = population.members(own, [own.names.index(cell)])
+            logits.append(population.logits(alone, split.dataset.train_images[split.val])[0])
+        w = rules.rule(rule)(np.stack(logits), labels).args[0]
+        np.testing.assert_allclose(job.hyper["own_weights"][row], w, rtol=1e-5)
+    assert len(np.unique(job.hyper["own_weights"].round(4), axis=0)) == 2  # each seed its own
+
+
+# --- noisy students -----------------------------------------------------------------------------------
+
+
+def noisy(address="noisy_student(rounds=2, threshold=0.2)", **overrides):
+    return config_of(address, **{"students.transfer": ("unlabelled",), **overrides})
+
+
+def test_noisy_students_are_taught_by_all_and_then_by_themselves(generations):
+    _, _, done = generations
+    config = noisy()
+    teachers_alone = {name: fitted for name, fitted in done.items() if name.startswith("teachers-")}
+    works, done = made(config, teachers_alone)
+    one, two = [name for name in works if "noisy" in name]
+    split = experiment.load_split(config)
+    assert [len(jax.tree.leaves(works[name].stage_data.teachers)[0]) for name in (one, two)] == [5, 2]
+    seeds = [int(name[-1]) for name in works[two].names]
+    np.testing.assert_array_equal(works[two].hyper["own_teachers"], [[seed] for seed in seeds])
+    kernels = [training.first_progress(works[name]).train.params["dense1"]["kernel"] for name in (one, two)]
+    assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 0.1  # begun anew
+    (own,) = plan.ensemble_of(done)
+    probs = jax.nn.softmax(population.logits(own, split.dataset.train_images[split.pool]), axis=-1)
+    by_all = schemes.balanced_weights(np.asarray(probs.mean(axis=0), np.float64), 0.2)
+    np.testing.assert_allclose(works[one].hyper["class_weights"], np.tile(by_all, (len(seeds), 1)), rtol=1e-4)
+    before = done[one].population
+    for seed, found in zip(seeds, works[two].hyper["class_weights"]):
+        alone = population.members(before, [before.names.index(f"noisy_student 1 a=0 T=1 seed {seed}")])
+        said = population.logits(alone, split.dataset.train_images[split.pool])[0]
+        by_itself = schemes.balanced_weights(np.asarray(jax.nn.softmax(said), np.float64), 0.2)
+        np.testing.assert_allclose(found, by_itself, rtol=1e-4)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_the_loss_of_a_noisy_student_by_hand(soft):
+    """Unlabelled images alone, those that are sure enough, weighed by class, over their number."""
+    rng = np.random.default_rng(3)
+    student, teachers = rng.normal(size=(6, 3)), 2 * rng.normal(size=(2, 6, 3))
+    labelled = np.array([True, False, False, True, False, False])
+    recipe = targets.pseudo_labels(threshold=0.5, soft=soft)
+    recipe = recipe._replace(aim=lineage.OfUnlabelled(recipe.aim))
+    weights = np.array([0.5, 1.0, 2.5])
+    recipe = recipe._replace(reads_student=("aim",))  # of members with numbers of their own
+    seen = context(student, teachers, labelled=labelled, temperature=3.0)
+    seen = dataclasses.replace(seen, hyper={**seen.hyper, "class_weights": jnp.asarray(weights, jnp.float32)})
+    expected = np.zeros(6)
+    for b in np.flatnonzero(~labelled):
+        t = reference.mixture(teachers[:, b], 1.0)
+        if t.max() >= 0.5:
+            label = t if soft else np.eye(3)[t.argmax()]
+            own = -(label @ np.log(reference.softmax(student[b])))
+            expected[b] = own * weights[t.argmax()] * 6 / 4
+    assert 0 < (expected > 0).sum() < 4 or expected.any()
+    np.testing.assert_allclose(loss(recipe, seen), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_of_noisy_students(tmp_path):
+    config = noisy(
+        **{"train.epochs": 6, "students.alphas": (0.5,), "students.num_seeds": 2, "data.augment.shift": 1}
+    )
+    report = experiment.run(config, tmp_path, quiet=True)
+    rows = {row["name"]: row["accuracy"]["mean"] for row in report["rows"] if row["role"] == "student"}
+    assert rows.keys() == {"logit_avg", "noisy_student 1", "noisy_student 2"}
+    assert min(rows.values()) > 0.6
 
 
 # --- hints --------------------------------------------------------------------------------------------
@@ -450,6 +624,13 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("born_again", {"students.modes": ()}, "students.modes"),
         ("assistants", {}, "name the networks"),
         ("assistants(models=('mlp(hiden=(3,))',))", {}, "hiden"),
+        ("densely_guided", {}, "densely_guided(models=()): name the networks"),
+        ("densely_guided(models=('mlp',), num_dropped=-1)", {}, "must be at least 0"),
+        ("weighed_assistants(models=('mlp',), rule='borda')", {}, "one weight: evolved_mean"),
+        ("weighed_assistants", {}, "name the networks"),
+        ("noisy_student", {}, "without a label; it must have 'unlabelled' or 'other' in it"),
+        ("noisy_student(rounds=0)", {"students.transfer": ("unlabelled",)}, "rounds=0"),
+        ("noisy_student(threshold=1.0)", {"students.transfer": ("unlabelled",)}, "in [0, 1)"),
         ("hints_then_distil(hints='features.hints_only(student=\"stage2\")')", {}, "no feature 'stage2'"),
         ("hints_then_distil(mode='mimic_all')", {}, "one head"),
         (
