@@ -52,7 +52,8 @@ def test_shellcheck_has_nothing_to_say():
     found = str(beside) if beside.exists() else shutil.which("shellcheck")
     if found is None:
         pytest.skip("there is no shellcheck")
-    said = subprocess.run([found, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    scripts = [*SCRIPTS, ROOT / "scripts" / "pack_gpu_day"]
+    said = subprocess.run([found, "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
     assert said.stdout == ""
 
 
@@ -182,3 +183,22 @@ def test_the_local_form_of_a_box_is_two_shards_that_train_teachers_once(tmp_path
     assert len(points) == len(set(points))
     # Whoever came second waited, or found them trained.
     assert sum("cell 1 of" in log and "another process trains" not in log for log in logs) >= 1
+
+
+# --- the day on a GPU ----------------------------------------------------------------------------------
+
+
+def test_what_a_day_on_a_gpu_needs_is_packed(play, tmp_path):
+    python = play("fake-python", 'echo "$@" >> asked')
+    (tmp_path / "small.npz").touch()
+    environment = {"PYTHON": str(python), "DATA": f"{tmp_path / 'small.npz'} nowhere.npz", "WHEELS": "a b"}
+    folder = tmp_path / "packed"
+    done = run("pack_gpu_day", str(folder), folder=tmp_path, PLATFORMS="p q", **environment)
+    assert done.returncode == 0, done.stderr
+    assert "nowhere.npz is not there: left out" in done.stderr
+    wheels, parcels = (tmp_path / "asked").read_text().splitlines()
+    assert wheels.startswith("-m pip download --quiet --no-deps --only-binary=:all:")
+    assert wheels.endswith(f"--python-version 3.12 --platform=p --platform=q --dest {folder} a b")
+    assert parcels == f"-m mtkd_jax.benchmark.parcels {tmp_path / 'small.npz'} {folder}"
+    refused = run("pack_gpu_day", "docs", folder=tmp_path, **environment)
+    assert refused.returncode == 2 and "git does not ignore docs" in refused.stderr

@@ -4,22 +4,39 @@
     python -m mtkd_jax.benchmark distill | start | scale | limit [--networks ...]
     python -m mtkd_jax.benchmark fusion | host | memory
 
-each with [--quick] [--json FILE] [--into FILE].
+each with [--quick] [--json FILE] [--into FILE], and for a GPU, in parts, as long as there are minutes on it:
+
+    python -m mtkd_jax.benchmark gpu --minutes 9 --json FOLDER [--parts numbers,members,cifar10,published]
+        [--data FOLDER] [--toy] [--into FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from mtkd_jax import mesh
-from mtkd_jax.benchmark import distill, host, limit, members, memory, rules, scale, start, tell
+from mtkd_jax.benchmark import (
+    distill,
+    gpu,
+    gpu_tables,
+    host,
+    limit,
+    members,
+    memory,
+    rules,
+    scale,
+    start,
+    tell,
+)
 from mtkd_jax.benchmark.networks import named
 from mtkd_jax.laboratory import rule_study
 from mtkd_jax.report import document
+from mtkd_jax.report.tables import Sheet
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import terminal
 from mtkd_jax.types import UserError
@@ -33,8 +50,10 @@ NETWORKS = {  # that are measured unless others are asked for
     "limit": "cnn,resnet20",
     "host": "",
     "memory": "",
+    "gpu": "",
 }
-WITHOUT_NETWORKS = ("fusion", "host", "memory")
+WITHOUT_NETWORKS = ("fusion", "host", "memory", "gpu")
+OF_GPU = ("minutes", "parts", "data", "toy")  # options that no other suite has
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,17 +63,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
+    if asked.suite == "gpu":
+        result = gpu.measure(asked.parts, asked.minutes, asked.json, asked.data, asked.toy)
+        _tell(asked, gpu_tables.sheets(result), gpu_tables.findings(result), gpu_tables.busiest(result))
+        return
     mesh.use_devices()
     workdir.use_compile_cache()
-    begun, others = time.perf_counter(), tell.seconds_of_others()
+    others = tell.seconds_of_others(), time.perf_counter()
     result = measure_suite(asked)
-    result["machine"] = tell.machine(_share(others, begun))
-    where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
+    result["machine"] = tell.machine(tell.share_of_others(*others))
     if asked.json is not None:
         document.write_files(asked.json.parent, {asked.json.name: document.as_json(result)})
+    _tell(asked, tell.sheets(result), tell.findings(result), result["machine"]["taken_by_others"])
+
+
+def _tell(
+    asked: argparse.Namespace, sheets: list[tuple[str, Sheet]], findings: list[str], of_others: float | None
+) -> None:
+    """To the terminal and, unless others disturbed it, into a page."""
+    where = "Every round's extremes: --json FILE" if asked.json is None else f"All numbers: {asked.json}"
+    document.say(tell.terminal(sheets), "What this shows", findings, where)
     if asked.into is not None:
-        document.put_into(asked.into, f"benchmark {asked.suite}", tell.markdown(result))
-    document.say(tell.terminal(result), "What this shows", tell.findings(result), where)
+        tell.check_quiet(of_others)
+        document.put_into(asked.into, f"benchmark {asked.suite}", tell.markdown(sheets, findings))
 
 
 def measure_suite(asked: argparse.Namespace) -> dict:
@@ -71,14 +102,6 @@ def measure_suite(asked: argparse.Namespace) -> dict:
     return {"suite": asked.suite, "quick": asked.quick, **result}
 
 
-def _share(others: float | None, begun: float) -> float | None:
-    """Of the processors, taken by other programs since `begun`, when they had taken so many seconds."""
-    now = tell.seconds_of_others()
-    if others is None or now is None:
-        return None
-    return (now - others) / (time.perf_counter() - begun) / os.cpu_count()
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = terminal.Parser("python -m mtkd_jax.benchmark", __doc__)
     parser.add_argument("suite", choices=NETWORKS, metavar="SUITE", help=", ".join(NETWORKS))
@@ -86,6 +109,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--members", help="suite members: which K, such as 1,8")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, networks and K: a first look")
     parser.add_argument("--json", type=terminal.path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--minutes", type=float, help="suite gpu: of the device, for all parts together (9)")
+    parser.add_argument("--parts", help=f"suite gpu: which of {', '.join(gpu.PARTS)}")
+    parser.add_argument(
+        "--data", type=terminal.path, metavar="FOLDER", help="suite gpu: cifar10.npz, cifar100.npz (data)"
+    )
+    parser.add_argument("--toy", action="store_true", help="suite gpu: a dry run, in a minute on a CPU")
     parser.add_argument(
         "--into", type=terminal.path, metavar="FILE", help="also write the tables between their marks here"
     )
@@ -94,6 +123,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--networks: the suite {asked.suite} has no choice of networks")
     if asked.suite != "members" and asked.members:
         raise UserError(f"--members: the suite {asked.suite} has its own K; only members takes this")
+    given = [name for name in OF_GPU if getattr(asked, name)]
+    if asked.suite != "gpu" and given:
+        raise UserError(f"--{given[0]}: for the suite gpu alone")
+    if asked.suite == "gpu":
+        if asked.json is None:
+            raise UserError("gpu: --json FOLDER is missing, where results are kept and gone on with")
+        asked.minutes = 9.0 if asked.minutes is None else asked.minutes
+        if not 0 < asked.minutes < math.inf:
+            raise UserError(f"--minutes {asked.minutes:g}: must be more than 0")
+        asked.parts, asked.data = gpu.parse_parts(asked.parts), asked.data or Path("data")
     names = asked.networks or NETWORKS[asked.suite]
     asked.networks = named(names) if names else []
     asked.members = _counts(asked.members) if asked.members else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,30 +32,40 @@ class Side(NamedTuple):
 
 
 def measure(
-    of: Case, makers: Mapping[str, Callable[[], Side]], rounds: int, to_the_end: bool = False
+    of: Case,
+    makers: Mapping[str, Callable[[], Side]],
+    rounds: int,
+    to_the_end: bool = False,
+    until: float = math.inf,
 ) -> tuple[list[dict], list[dict]]:
     """(records, left out) of the sides of one case; a side is made, and compiled, only here.
 
     A record holds seconds for one unit of work: {"of", "case", "side", "median", "min", "max", "rounds"}.
     Says on stderr what is measured. Unless `to_the_end`, sides far behind the fastest leave the race after
-    the first round.
+    the first round. After the time `until`, of the epoch, no further side is made and no further round begun.
     """
     terminal.tell(f"measuring {', '.join(filter(None, of))}: {', '.join(makers)}")
     sides, left_out = {}, []
     for name, make in makers.items():
         try:
+            if sides and time.time() > until:
+                raise LeftOut("no time was left")
             sides[name] = make()
         except LeftOut as reason:
             left_out.append({**of._asdict(), "side": name, "reason": str(reason)})
-    seconds = take_turns(sides, rounds, float("inf") if to_the_end else OUT_OF_THE_RACE)
+    seconds = take_turns(sides, rounds, math.inf if to_the_end else OUT_OF_THE_RACE, until)
     records = [{**of._asdict(), "side": name, **summary(values)} for name, values in seconds.items()]
     return records, left_out
 
 
-def take_turns(sides: Mapping[str, Side], rounds: int, behind: float) -> dict[str, list[float]]:
+def take_turns(
+    sides: Mapping[str, Side], rounds: int, behind: float, until: float = math.inf
+) -> dict[str, list[float]]:
     """Seconds for one unit of work in every round; who is `behind` times slower has only one."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
+        if number and time.time() > until:
+            break
         best = min((values[0] for values in seconds.values() if values), default=0.0)
         for name, side in sides.items():
             if number == 0 or seconds[name][0] <= behind * best:

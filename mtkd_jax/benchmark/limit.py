@@ -65,10 +65,10 @@ def training(network: Network) -> Side:
     return side._replace(units=side.units * work.of_training(network) / 1e9)
 
 
-def product(size: int) -> Side:
+def product(size: int, dtype: str = "float32", gflop: float = 0.0) -> Side:
     """Square matrices by all cores."""
-    a = jnp.ones((size, size), jnp.float32)
-    return _products(jax.jit(jnp.matmul), a, size)
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)  # of ones some chips take less power
+    return _products(jax.jit(jnp.matmul), a, size, gflop or LEAST_GFLOP)
 
 
 def product_on_each_device(size: int) -> Side:
@@ -77,13 +77,13 @@ def product_on_each_device(size: int) -> Side:
     layout = Layout("vmap", num_devices)
     product = jax.jit(mesh.spread(lambda a, b: (a @ b,), layout, (0, 0), (0,)))
     a = mesh.spread_out(jnp.ones((num_devices, size, size), jnp.float32), layout)
-    return _products(product, a, size)
+    return _products(product, a, size, LEAST_GFLOP)
 
 
-def _products(product: Callable, a: Array, size: int) -> Side:
+def _products(product: Callable, a: Array, size: int, least: float) -> Side:
     """Enough of them to take a while."""
     gflop = 2e-9 * size * a.size
-    times = max(1, round(LEAST_GFLOP / gflop))
+    times = max(1, round(least / gflop))
 
     def run():
         return jax.block_until_ready([product(a, a) for _ in range(times)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,6 +23,7 @@ RIVALS = {
     "vmap in scan": plain.vmap_in_scan,
     "torch loop": pytorch.loop,
     "torch vmap": pytorch.vmapped,
+    "torch graphs": pytorch.graphed,
 }
 # Known to be hopeless for convolutions on a CPU: vmapped over its kernels one is a grouped convolution (3
 # times slower; in a scan 30 times), `unroll` compiles a copy of the network for every member, and `loop` is
@@ -28,6 +31,7 @@ RIVALS = {
 # minute or so, and left out beyond.
 WORTH_THE_WAIT = {"vmap in scan": 6e10, "vmap": 2e11, "torch vmap": 2e11, "unroll": 2e11, "loop": 2e11}
 QUICK = 0.15  # of the above
+ON_AN_ACCELERATOR = {"loop": 1, "unroll": 4}  # members at most: that long their compilation takes, or a call
 
 
 def measure(networks: Sequence[Network], members: Sequence[int], quick: bool) -> dict:
@@ -39,7 +43,7 @@ def measure(networks: Sequence[Network], members: Sequence[int], quick: bool) ->
         if not (members or own):
             left_out.append({"of": "", "case": "", "side": network.name, "reason": "--quick"})
         for num_members in members or own:
-            found, missing, note = _case(network, num_members, quick)
+            found, missing, note = measure_case(network, num_members, 3 if quick else 7, quick)
             records += found
             left_out += missing
             notes.append(note)
@@ -65,15 +69,21 @@ def ratios(records: Sequence[dict]) -> list[dict]:
 
 def check_same_size(network: Network) -> None:
     """Raise RuntimeError unless every side trains as many parameters."""
-    counts = {"ours": engine.num_params(network), "flax": plain.num_params(network)}
-    with contextlib.suppress(LeftOut):  # said with every side that needs it
-        counts["torch"] = pytorch.num_params(network)
+    counts = {"ours": engine.num_params(network)}
+    for name, side in (("flax", plain), ("torch", pytorch)):
+        with contextlib.suppress(LeftOut):  # said with every side that needs it
+            counts[name] = side.num_params(network)
     if len(set(counts.values())) > 1:
         raise RuntimeError(f"{network.name}: the sides train different networks, parameters {counts}")
 
 
-def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], list[dict], str]:
-    """(records, left out, what auto chose) of one network at one K."""
+def measure_case(
+    network: Network, num_members: int, rounds: int, quick: bool = False, until: float = math.inf
+) -> tuple[list[dict], list[dict], str]:
+    """(records, left out, what auto chose) of one network at one K.
+
+    `until`, of the epoch, is when no further side is begun; what auto chose is "" where no time was left.
+    """
     case = Case(network.name, f"K = {num_members}")
     job = engine.teachers(network, num_members)
     layouts, left_out = _layouts(job.candidates, network, num_members)
@@ -85,11 +95,13 @@ def _case(network: Network, num_members: int, quick: bool) -> tuple[list[dict], 
         for layout, how in name_of.items()
     }
     makers |= {name: partial(make, network, num_members) for name, make in RIVALS.items()}
-    for name in WORTH_THE_WAIT:
+    for name in (*WORTH_THE_WAIT, *(how for how in layouts if how in ON_AN_ACCELERATOR)):
         reason = _why_hopeless(name, network, num_members, quick)
         if reason and makers.pop(name, None):
             left_out.append({"side": name, "reason": reason})
-    records, missing = clock.measure(case, makers, 3 if quick else 7)
+    records, missing = clock.measure(case, makers, rounds, until=until)
+    if time.time() > until:
+        return records, [{**case._asdict(), **one} for one in left_out] + missing, ""
     chosen = engine.fastest(job)
     measured = {one["side"]: one for one in records}
     for name, layout in {**layouts, "auto": chosen}.items():
@@ -118,7 +130,10 @@ def _layouts(
 
 def _why_hopeless(side: str, network: Network, num_members: int, quick: bool) -> str:
     """Why a side is not worth waiting for; "" if it is."""
-    if not network.convolutional or jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
+        most = ON_AN_ACCELERATOR.get(side, num_members)
+        return "" if num_members <= most else f"of more than {most} members, on an accelerator"
+    if not network.convolutional or side not in WORTH_THE_WAIT:
         return ""
     call = work.of_training(network) * network.num_steps * num_members
     limit = WORTH_THE_WAIT[side] * (QUICK if quick else 1)

@@ -28,11 +28,13 @@ class Network(NamedTuple):
     num_steps: int  # that are timed as one: many where a step is short
     members: tuple[int, ...]  # the K that are measured unless others are asked for
     quick: tuple[int, ...]  # and with --quick
+    dtype: str = "float32"  # that is computed in
 
     @property
     def model(self) -> Model:
         """Ours."""
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        of_dtype = {} if self.dtype == "float32" else {"dtype": self.dtype}
+        arguments = ", ".join(f"{name}={value!r}" for name, value in {**self.arguments, **of_dtype}.items())
         channels = self.shape[-1]
         task = Task(NUM_CLASSES, 1, (MEAN,) * channels, (STD,) * channels)
         return build_model(f"{self.family}({arguments})", task, "networks")
@@ -51,6 +53,7 @@ NETWORKS = {
         Network("cnn", "cnn", {}, SMALL, 128, 2, EVERY_K, (8,)),
         Network("resnet20", "resnet", {"depth": 20}, COLOUR, 128, 2, (4, 8), (2,)),
         Network("wrn16_2", "wide_resnet", {"depth": 16, "width": 2}, COLOUR, 128, 2, (2,), ()),
+        Network("wrn16_4", "wide_resnet", {"depth": 16, "width": 4}, COLOUR, 128, 2, (2,), ()),
         Network("wrn28_10", "wide_resnet", {"depth": 28, "width": 10}, COLOUR, 128, 2, (4,), ()),
     )
 }

@@ -18,7 +18,7 @@ import optax
 from flax import linen as nn
 
 from mtkd_jax.benchmark import networks
-from mtkd_jax.benchmark.clock import Side
+from mtkd_jax.benchmark.clock import LeftOut, Side
 from mtkd_jax.benchmark.networks import LEARNING_RATE, MOMENTUM, NUM_CLASSES, WEIGHT_DECAY, Network
 from mtkd_jax.benchmark.work import WIDTHS
 from mtkd_jax.types import Array, PyTree
@@ -77,9 +77,11 @@ def num_params(network: Network) -> int:
 
 
 def build(network: Network) -> nn.Module:
-    """module(image, train) -> logits [B,C]."""
-    family = {"mlp": Mlp, "cnn": Cnn, "resnet": ResNet, "wide_resnet": WideResNet}[network.family]
-    return family(**network.arguments)
+    """module(image, train) -> logits [B,C]; LeftOut where we have not written it."""
+    families = {"mlp": Mlp, "cnn": Cnn, "resnet": ResNet, "wide_resnet": WideResNet}
+    if network.family not in families or network.dtype != "float32":
+        raise LeftOut(f"{network.family} in {network.dtype} is not written in plain Flax here")
+    return families[network.family](**network.arguments)
 
 
 def optimizer() -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from mtkd_jax.report import document, tables
 from mtkd_jax.report.tables import MISSING, Sheet
 from mtkd_jax.runs import workdir
+from mtkd_jax.types import UserError
 
 ONCE = "*"
 MUCH = 0.1  # of the processors; where others took more, a measurement is spoilt
@@ -68,23 +70,40 @@ def findings(result: dict) -> list[str]:
     return [
         *result["notes"],
         *(once if any(one["rounds"] == 1 for one in result["records"]) else []),
-        *_left_out(result["left_out"]),
-        _on(result["machine"]),
+        *left_out(result["left_out"]),
+        on(result["machine"]),
     ]
 
 
-def terminal(result: dict) -> Group:
+def terminal(sheets: Iterable[tuple[str, Sheet]]) -> Group:
     """The tables for a terminal."""
     parts = []
-    for title, sheet in sheets(result):
+    for title, sheet in sheets:
         parts += [Text(f"\n{title}", style="bold"), tables.render(*sheet)]
     return Group(*parts)
 
 
-def markdown(result: dict) -> str:
+def markdown(sheets: Iterable[tuple[str, Sheet]], findings: Sequence[str]) -> str:
     """The tables and findings for a text file."""
-    parts = [f"**{title}**\n\n{tables.markdown(*sheet)}" for title, sheet in sheets(result)]
-    return "\n\n".join([*parts, document.bullets(findings(result))])
+    parts = [f"**{title}**\n\n{tables.markdown(*sheet)}" for title, sheet in sheets]
+    return "\n\n".join([*parts, document.bullets(findings)])
+
+
+def check_quiet(of_others: float | None) -> None:
+    """Raise UserError where others took so much that the numbers belong into no document."""
+    if (of_others or 0.0) > MUCH:
+        raise UserError(
+            f"--into: other programs took {of_others:.0%} of the processors, more than {MUCH:.0%}: these "
+            "numbers are not written into a document; measure again when the machine is quiet"
+        )
+
+
+def share_of_others(before: float | None, begun: float) -> float | None:
+    """Of the processors, taken by others since `begun`, when they had taken `before` seconds."""
+    now = seconds_of_others()
+    if before is None or now is None:
+        return None
+    return (now - before) / (time.perf_counter() - begun) / os.cpu_count()
 
 
 def seconds_of_others() -> float | None:
@@ -101,7 +120,7 @@ def seconds_of_others() -> float | None:
     return everybody - sum(os.times()[:4])
 
 
-def _left_out(left_out: Iterable[dict]) -> list[str]:
+def left_out(left_out: Iterable[dict]) -> list[str]:
     """One sentence for every side and reason."""
     where: dict[tuple[str, str], list[str]] = {}
     for one in left_out:
@@ -113,7 +132,8 @@ def _left_out(left_out: Iterable[dict]) -> list[str]:
     ]
 
 
-def _on(machine: dict) -> str:
+def on(machine: dict) -> str:
+    """One sentence: where, with what, and how much others did meanwhile."""
     devices, taken = machine["devices"], machine["taken_by_others"] or 0.0
     versions = ", ".join(
         f"{name} {version}"

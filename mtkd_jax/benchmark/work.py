@@ -21,7 +21,8 @@ def of_training(network: Network) -> int:
 
 def products(network: Network) -> list[int]:
     """Multiply-adds of one image through every convolution and dense layer; nothing else is counted."""
-    family = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet}[network.family]
+    families = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet, "speedy": speedy}
+    family = families[network.family]
     return family(network.shape, **network.arguments)
 
 
@@ -50,6 +51,17 @@ def resnet(shape: Sequence[int], *, depth: int, width: int = 1) -> list[int]:
 def wide_resnet(shape: Sequence[int], *, depth: int, width: int) -> list[int]:
     """The same with another stem."""
     return _residual(shape, 16, width, num_blocks=(depth - 4) // 6)
+
+
+def speedy(shape: Sequence[int], *, width: int) -> list[int]:
+    """Patches of 2x2, then three blocks of two 3x3 convolutions, the first before 2x2 pooling."""
+    rows, columns, channels = shape[0] - 1, shape[1] - 1, 24
+    layers = [rows * columns * 4 * shape[-1] * channels]
+    for features in (width, 4 * width, 4 * width):
+        layers.append(rows * columns * 9 * channels * features)
+        rows, columns, channels = rows // 2, columns // 2, features
+        layers.append(rows * columns * 9 * features * features)
+    return [*layers, channels * NUM_CLASSES]
 
 
 def _residual(shape: Sequence[int], stem: int, width: int, num_blocks: int) -> list[int]:

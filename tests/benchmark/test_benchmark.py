@@ -65,10 +65,10 @@ def check_schema(result):
         assert set(one) == {"of", "case", "side", "reason"}
         assert one["reason"]
     told = {**result, "machine": tell.machine(0.0)}
-    text = tell.markdown(told)
+    text = tell.markdown(tell.sheets(told), tell.findings(told))
     assert all(f"| {one['side']} |" in text for one in result["records"])
     assert all(one["side"] in text for one in result["left_out"])
-    tell.terminal(told)
+    tell.terminal(tell.sheets(told))
 
 
 def median_of(result, side, case=None):
@@ -456,6 +456,7 @@ def test_children_are_processes_of_their_own(tmp_path):
 def test_the_command_writes_json_and_the_table_between_its_marks(tmp_path, monkeypatch, capsys, of_rules):
     monkeypatch.setattr(rules, "measure", lambda **size: of_rules)
     monkeypatch.setattr(__main__.workdir, "use_compile_cache", lambda: None)
+    monkeypatch.setattr(tell, "share_of_others", lambda *since: 0.02)
     readme, numbers = tmp_path / "README.md", tmp_path / "numbers.json"
     readme.write_text("before\n<!-- benchmark fusion -->\n<!-- end -->\nafter\n")
     assert __main__.main(["fusion", "--quick", "--json", str(numbers), "--into", str(readme)]) == 0
@@ -469,9 +470,32 @@ def test_the_command_writes_json_and_the_table_between_its_marks(tmp_path, monke
     assert "borda / mean_probs" in capsys.readouterr().out
 
 
+def test_numbers_of_a_busy_machine_are_told_and_kept_and_come_into_no_page(
+    tmp_path, monkeypatch, capsys, of_rules
+):
+    monkeypatch.setattr(rules, "measure", lambda **size: of_rules)
+    monkeypatch.setattr(__main__.workdir, "use_compile_cache", lambda: None)
+    monkeypatch.setattr(tell, "share_of_others", lambda *since: 0.4)
+    page, numbers = tmp_path / "page.md", tmp_path / "numbers.json"
+    page.write_text("<!-- benchmark fusion -->\n<!-- end -->\n")
+    assert __main__.main(["fusion", "--quick", "--json", str(numbers), "--into", str(page)]) == 2
+    said = capsys.readouterr()
+    assert "--into: other programs took 40% of the processors, more than 10%" in said.err
+    assert page.read_text() == "<!-- benchmark fusion -->\n<!-- end -->\n"
+    assert json.loads(numbers.read_text())["machine"]["taken_by_others"] == 0.4
+    tell.check_quiet(None)  # a system that does not tell
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     (
+        (["gpu"], "gpu: --json FOLDER is missing"),
+        (
+            ["gpu", "--json", "x", "--parts", "numbers,member"],
+            "no part 'member'; known are numbers, members,",
+        ),
+        (["gpu", "--json", "x", "--minutes", "0"], "--minutes 0: must be more than 0"),
+        (["limit", "--toy"], "--toy: for the suite gpu alone"),
         (["speed"], "speed"),
         (["members", "--networks", "cnn,alexnet"], "no network 'alexnet'; known are mlp, cnn"),
         (["members", "--members", "1,0"], "--members 1,0"),

@@ -1,0 +1,145 @@
+"""What the children of the suite `gpu` measure; see gpu.py, which never opens a device itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mtkd_jax.benchmark import agreement, clock, limit, members, work
+from mtkd_jax.benchmark.gpu import Item, Skipped
+from mtkd_jax.benchmark.networks import COLOUR, NETWORKS, Network
+from mtkd_jax.system import files
+
+REFERENCE = "reference.npz"
+STEPS = 16  # of a call, so that none of the sides waits for the host
+NUM_MEMBERS = (8, 1, 4, 16)  # those that are told of first come first
+NETS = (
+    NETWORKS["cnn"]._replace(num_steps=STEPS),
+    NETWORKS["wrn16_4"]._replace(name="wrn16_4, bfloat16", num_steps=STEPS, dtype="bfloat16"),
+    Network("speedy, bfloat16", "speedy", {"width": 64}, COLOUR, 1024, 8, (), (), "bfloat16"),
+    NETWORKS["resnet20"]._replace(num_steps=STEPS),
+    NETWORKS["wrn16_4"]._replace(num_steps=STEPS),
+)
+LEAST = 25.0  # seconds of a case with its first compilations
+TOY = Network("toy", "cnn", {"widths": (2,), "dense": 3}, (4, 4, 1), 4, 2, (), ())
+
+
+def numbers(reference: Path, toy: bool) -> list[Item]:
+    """Networks in all ways, a whole run, and a resume."""
+    networks = agreement.SMALL[:1] if toy else agreement.SMALL
+    items = [
+        Item(f"{net.name}: losses and weights", 10.0, partial(_compare, net, reference)) for net in networks
+    ]
+    run = Item("a run of the digits: losses, accuracies", 30.0, partial(_compare_run, reference, toy))
+    return [*items, Item("a resume", 10.0, _resume), run]
+
+
+def write_reference(folder: Path, toy: bool) -> None:
+    """The same numbers, by a CPU; one file, written when all are there."""
+    networks = agreement.SMALL[:1] if toy else agreement.SMALL
+    found = {net.name: agreement.train(net, agreement.REFERENCE) for net in networks}
+    found["run"] = agreement.run_whole(_modes(toy))
+    arrays = {f"{name}/{what}": array for name, of in found.items() for what, array in of.items()}
+    np.savez(folder / "part.npz", **arrays)
+    files.write_atomically(folder / REFERENCE, (folder / "part.npz").read_bytes())
+
+
+def _modes(toy: bool) -> tuple[str, ...]:
+    return agreement.MODES[1:2] if toy else agreement.MODES
+
+
+def _compare(network: Network, reference: Path, until: float) -> dict:
+    found = {name: agreement.train(network, way) for name, way in agreement.WAYS.items()}
+    expected = _expected(reference, network.name, until)
+    return {
+        "differences": {
+            name: {
+                "value": max(agreement.difference(found[name][what], expected[what]) for what in expected),
+                "bound": way.bound,
+            }
+            for name, way in agreement.WAYS.items()
+        }
+    }
+
+
+def _compare_run(reference: Path, toy: bool, until: float) -> dict:
+    found, expected = agreement.run_whole(_modes(toy)), _expected(reference, "run", until)
+    losses = agreement.difference(found["losses"], expected["losses"])
+    points = float(np.max(np.abs(found["accuracies"] - expected["accuracies"])))
+    return {
+        "differences": {"vmap, as by default": {"value": losses, "bound": agreement.OF_A_RUN}},
+        "note": f"accuracies differ by at most {100 * points:.1f} points"
+        + ("" if points <= agreement.POINTS else f", more than {100 * agreement.POINTS:g}: NOT the same")
+        + ".",
+    }
+
+
+def _resume(until: float) -> dict:
+    said = agreement.resume()
+    if not said["stopped"]:
+        raise RuntimeError("the stage was not stopped")
+    return {
+        "differences": {"vmap, as by default": {"value": float(not said["equal"]), "bound": 0.0}},
+        "note": "a stopped stage ends as one that never was: "
+        + ("the same bits." if said["equal"] else "NO."),
+    }
+
+
+def _expected(reference: Path, name: str, until: float) -> dict[str, np.ndarray]:
+    """Waits for the CPU, which is at it meanwhile."""
+    while not (reference / REFERENCE).exists():
+        if time.time() > until:
+            raise Skipped("the CPU was not ready with its numbers")
+        time.sleep(0.2)
+    with np.load(reference / REFERENCE) as archive:
+        return {key.partition("/")[2]: archive[key] for key in archive.files if key.partition("/")[0] == name}
+
+
+def members_of(toy: bool) -> list[Item]:
+    """The chip's rates, then every network at every K, so that the first minutes tell most."""
+    networks, counts = ((TOY,), (2,)) if toy else (NETS, NUM_MEMBERS)
+    rates = Item("rates", 5.0, partial(_rates, (16,), 1e-5) if toy else partial(_rates, (4096, 8192), 2e4))
+    least = 1.0 if toy else LEAST
+    return [
+        rates,
+        *(
+            Item(f"{network.name}, K = {number}", least, partial(_members, network, number))
+            for number in counts
+            for network in networks
+        ),
+    ]
+
+
+def _rates(sizes: Sequence[int], gflop: float, until: float) -> dict:
+    """GFLOP/s of the best product of matrices, by what it is computed in; so much in one call."""
+    ways = {
+        "float32": ("float32", None),
+        "float32, highest": ("float32", "highest"),
+        "bfloat16": ("bfloat16", None),
+    }
+    best = {}
+    for name, (dtype, precision) in ways.items():
+        with jax.default_matmul_precision(precision):
+            sides = [limit.product(size, dtype, gflop) for size in sizes]
+            best[name] = max(side.units / clock.time_call(side.run) for side in sides for _ in range(3))
+    return {"rates": best}
+
+
+def _members(network: Network, num_members: int, until: float) -> dict:
+    members.check_same_size(network)
+    records, left_out, note = members.measure_case(network, num_members, rounds=5, until=until)
+    if not records:
+        raise Skipped("no side was ready in time")
+    return {
+        "num_members": num_members,
+        "dtype": network.dtype,
+        "gflop": work.of_training(network) / 1e9,
+        "records": records,
+        "left_out": left_out,
+        "note": f"auto chose {note}." if note else "",
+    }

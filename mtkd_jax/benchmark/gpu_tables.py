@@ -1,0 +1,112 @@
+"""The results of the suite `gpu` as tables and sentences."""
+
+from __future__ import annotations
+
+from mtkd_jax.benchmark import members, tell
+from mtkd_jax.benchmark.gpu import PARTS
+from mtkd_jax.report import tables
+from mtkd_jax.report.tables import MISSING, Sheet
+
+
+def sheets(content: dict) -> list[tuple[str, Sheet]]:
+    """(title, table) of everything that is known."""
+    parts = content["parts"]
+    found = {part: parts[part]["items"] for part in PARTS if part in parts and parts[part]["items"]}
+    told = []
+    if "numbers" in found:
+        told.append(("numbers: relative difference from float32 on a CPU", _numbers(found["numbers"])))
+    if "members" in found:
+        told += tell.sheets(merged(found["members"]))
+        told += _rates(found["members"])
+    for one in found.get("cifar10", {}).values():
+        rows = [
+            [row["role"], row["name"], str(row["n"]), tables.with_interval(row["accuracy"])]
+            for row in one["rows"]
+        ]
+        told.append((f"CIFAR-10 in {one['seconds']:.0f} s", (["role", "name", "networks", "accuracy"], rows)))
+    for name, one in found.get("published", {}).items():
+        cells = [
+            name,
+            f"{100 * one['published']:.2f}",
+            f"{100 * one['ours']:.2f}",
+            str(one["n"]),
+            f"{one['seconds']:.0f}",
+        ]
+        told.append(("a published cell", (["cell", "published", "ours", "seeds", "s"], [cells])))
+    return told
+
+
+def findings(content: dict) -> list[str]:
+    """What has to be known beside the tables: notes, what was skipped, and where it was measured."""
+    told = []
+    for part, of_part in content["parts"].items():
+        told += [
+            f"{part}, {name}: {one['note']}" for name, one in of_part["items"].items() if one.get("note")
+        ]
+        told += tell.left_out([left for one in of_part["items"].values() for left in one.get("left_out", ())])
+        told += [f"{part}: skipped {name}: {why}." for name, why in of_part["skipped"].items()]
+        told += [f"{part}: {of_part['ended']}."] if of_part.get("ended") else []
+        if "machine" in of_part:
+            machine = {**of_part["machine"], "taken_by_others": of_part.get("taken_by_others")}
+            told.append(f"{part}: {tell.on(machine)}")
+    return [*told, *(["--toy: these numbers mean nothing."] if content["toy"] else [])]
+
+
+def busiest(content: dict) -> float:
+    """The largest share of the processors that others took while a part was measured."""
+    return max((part.get("taken_by_others") or 0.0 for part in content["parts"].values()), default=0.0)
+
+
+def _numbers(items: dict) -> Sheet:
+    header = list(dict.fromkeys(way for one in items.values() for way in one["differences"]))
+    rows = []
+    for name, one in items.items():
+        cells = [_agreement(one["differences"].get(way)) for way in header]
+        rows.append([name, *cells])
+    return ["", *header], rows
+
+
+def _agreement(one: dict | None) -> str:
+    if one is None:
+        return MISSING
+    return f"{one['value']:.1e}" + ("" if one["value"] <= one["bound"] else f", above {one['bound']:g}")
+
+
+def merged(items: dict) -> dict:
+    """The cases of `members` as one result of that suite."""
+    records = [record for one in _cases(items) for record in one["records"]]
+    return {"unit": members.UNIT, "scale": 1e3, "records": records, "ratios": members.ratios(records)}
+
+
+def _rates(items: dict) -> list[tuple[str, Sheet]]:
+    """The chip's own rate, what `auto` makes of it, and what several members cost beside one."""
+    rates, cases = items.get("rates", {}).get("rates", {}), _cases(items)
+    auto = {
+        (record["of"], one["num_members"]): (one, record)
+        for one in cases
+        for record in one["records"]
+        if record["side"] == "auto"
+    }
+    shares, times = [], []
+    for (network, number), (one, record) in auto.items():
+        entry = {"side": network, "case": record["case"]}
+        if one["dtype"] in rates:
+            shares.append({**entry, "value": one["gflop"] / record["median"] / rates[one["dtype"]]})
+        if number > 1 and (network, 1) in auto:
+            times.append({**entry, "value": number * record["median"] / auto[network, 1][1]["median"]})
+    rows = [[name, f"{rate:,.0f}"] for name, rate in rates.items()]
+    told = [
+        ("products of matrices, GFLOP/s", rows and (["", "rate"], rows)),
+        ("auto: share of the rate of products", shares and tell.table(shares, _value)),
+        ("auto: time of K members, in times of one", times and tell.table(times, _value)),
+    ]
+    return [(title, sheet) for title, sheet in told if sheet]
+
+
+def _cases(items: dict) -> list[dict]:
+    """The networks that were measured, small K first."""
+    return sorted((one for one in items.values() if "records" in one), key=lambda one: one["num_members"])
+
+
+def _value(one: dict) -> str:
+    return f"{one['value']:.2f}"
