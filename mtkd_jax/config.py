@@ -978,7 +978,7 @@ def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> A
     """
     function, arguments = resolve(kind, address, field)
     key = None
-    if (where := _own(kind, address)) and kind != "tracker":  # each run has trackers of its own
+    if (where := _own(kind, address)) and kind not in ("tracker", "classifier"):  # every run has its own
         name = own_code.name_of(address)
         key = (function, own_code.digest(where, name), given, repr(sorted((arguments | further).items())))
     if key in _made_by_own:

@@ -6,7 +6,12 @@ from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import Classifier, UserError
 
 
-def scikit_learn(*, name: str, arguments: dict = {}, scaled: bool = True) -> Classifier:  # noqa: B006
+def scikit_learn(
+    *,
+    name: str = "RandomForestClassifier",
+    arguments: dict = {},  # noqa: B006
+    scaled: bool = True,
+) -> Classifier:
     """A classifier of scikit-learn by the name of its class, such as "RandomForestClassifier".
 
     `arguments` are those of the class, such as {"n_estimators": 300}; where it draws, its `random_state` is

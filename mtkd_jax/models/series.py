@@ -88,7 +88,7 @@ class Lstm(nn.Module):
         features = {}
         for stage, width in enumerate(self.widths, start=1):
             cell = nn.OptimizedLSTMCell(width, dtype=self.dtype, name=f"stage{stage}")
-            nothing = jnp.zeros((len(x), width), self.dtype)
+            nothing = jnp.zeros((x.shape[0], width), self.dtype)
             x = nn.RNN(cell)(x, initial_carry=(nothing, nothing))
             features[f"stage{stage}"] = x
         return _outputs(self.task, x, features)

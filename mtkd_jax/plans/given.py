@@ -77,6 +77,7 @@ def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[
     classifier = _seeded(build("classifier", address, field), seed)
     rows = np.asarray(dataset.train_images[split.train])
     with warnings.catch_warnings(record=True) as warned, threadpool_limits(1):
+        warnings.simplefilter("default")
         try:
             classifier.fit(_as_rows(rows), dataset.train_labels[split.train])
             classes = np.asarray(classifier.classes_)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from mtkd_jax.config import AUTO, COHORT, control_and_mode, positive_class, row_of
 from mtkd_jax.data.loading import Split, scale
-from mtkd_jax.engine import population
+from mtkd_jax.engine import forecast, population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods.seams import PLAIN
@@ -163,17 +163,20 @@ def common_alpha(config: ConfigDict) -> float:
 def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     """Parameters, forward FLOPs of one example, and latency in ms a batch, of one network.
 
-    FLOPs are what the compiler counts in the loop-free forward; latencies are medians on this machine,
-    taken once for all rows of the same network. Neither depends on the weights: they are zeros here.
+    FLOPs are what the compiler counts in the forward, with all rounds of its loops; latencies are medians on
+    this machine, taken once for all rows of the same network. Neither depends on the weights: they are zeros
+    here.
     """
     image = np.zeros((1, *image_shape), dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(scale, image))
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     forward = jax.jit(lambda variables, image: model.apply(variables, scale(image))[0].logits)
-    analysis = forward.lower(variables, image).compile().cost_analysis() or {}
+    traced = forward.trace(variables, image)
+    analysis = traced.lower().compile().cost_analysis() or {}
+    further = forecast.further_rounds(traced.jaxpr.jaxpr)
     return {
         "params": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        "flops": float(analysis["flops"]) if "flops" in analysis else None,
+        "flops": float(analysis["flops"]) + further if "flops" in analysis else None,
         "latency_ms": {str(n): _latency(forward, variables, image, n) for n in LATENCY_BATCHES},
     }
 

@@ -12,6 +12,7 @@ from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.cnn import cnn
+from mtkd_jax.models.series import lstm
 from mtkd_jax.plans import teachers
 from mtkd_jax.runs import workdir
 from mtkd_jax.types import Task, UserError
@@ -137,3 +138,13 @@ def test_a_part_keeps_every_second_batch_order():
     part = jobs.part(found, [1, 3])
     np.testing.assert_array_equal(part.order(0), found.order(0)[:, [1, 3]])
     assert part.names == ("teacher 1", "teacher 3")
+
+
+def test_all_rounds_of_a_loop_are_counted():
+    """A layer of d cells that reads c channels: 2 * 4d(c + d) FLOPs of products a step, and few others."""
+    task = Task(num_classes=2, num_heads=1, mean=(0.0,) * 3, std=(1.0,) * 3)
+    model = lstm(task, widths=(16,))
+    ten, twenty = (forecast.forward_flops(model, (1, steps, 1, 3)) for steps in (10, 20))
+    a_step = (twenty - ten) / 10
+    assert 1 < a_step / (2 * 4 * 16 * (3 + 16)) < 1.2
+    assert ten > 10 * 0.95 * a_step

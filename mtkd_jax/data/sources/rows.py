@@ -51,14 +51,11 @@ def table(
         raise UserError(f"{file}: must have {lacks}")
     values = _numbers(lines, names, places)
     roles = {name: columns.index(name) for name in (label, split, group) if name in columns}
-    rows, notes = assign_parts(
-        [_row(n, line, roles, (label, split, group)) for n, line in enumerate(lines)],
-        file,
-        test_fraction,
-        test_from,
-        seed,
-    )
-    found = assemble(_arrays(rows, values), name=file.stem, where=path, layout="NHWC")
+    rows = [_row(n, line, roles, (label, split, group)) for n, line in enumerate(lines)]
+    classes, codes = encode_classes(np.array([row.label for row in rows], str))
+    rows = [row._replace(label=classes[code]) for row, code in zip(rows, codes)]  # 1.0 and 1 are one
+    rows, notes = assign_parts(rows, file, test_fraction, test_from, seed)
+    found = assemble(_arrays(rows, values, classes), name=file.stem, where=path, layout="NHWC")
     return dataclasses.replace(found, column_names=tuple(names), notes=(*notes, *found.notes))
 
 
@@ -96,14 +93,13 @@ def _row(number: int, line: tables.Line, roles: dict[str, int], named: tuple[str
     return _Row(number, said[label], part_of(said[split]) if split in said else "", said.get(group, ""))
 
 
-def _arrays(rows: list[_Row], values: np.ndarray) -> dict[str, np.ndarray]:
+def _arrays(rows: list[_Row], values: np.ndarray, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
     """What `assemble` takes, of rows that all have a part."""
     parts = {part: [row for row in rows if row.part == part] for part in ("train", "val", "test")}
     parts = {part: own for part, own in parts.items() if own or part != "val"}
-    labels = {part: np.array([row.label for row in own], str) for part, own in parts.items()}
-    names, *codes = encode_classes(*labels.values())
-    arrays = {"class_names": np.array(names)} | {f"{p}_labels": code for p, code in zip(parts, codes)}
+    arrays = {"class_names": np.array(classes)}
     for part, own in parts.items():
+        arrays[f"{part}_labels"] = np.array([classes.index(row.label) for row in own])
         arrays[f"{part}_images"] = values[[row.number for row in own]][:, None, None]
         if any(row.group for row in rows):
             arrays[f"{part}_groups"] = np.array([row.group for row in own], str)

@@ -1,0 +1,144 @@
+"""Teachers that are classifiers: fitted to the labelled training rows alone, and known by what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mtkd_jax import config as configuration
+from mtkd_jax import experiment
+from mtkd_jax.models.classifiers import scikit_learn
+from mtkd_jax.plans import given
+from mtkd_jax.types import Classifier, UserError
+from tests import small
+
+FOREST = "scikit_learn(name='RandomForestClassifier', arguments={'n_estimators': 3}, scaled=False)"
+
+
+def set_up(*addresses, **overrides):
+    config = small.config(
+        **{"data.source": "iris", "data.num_train": 0, "teachers.classifiers": addresses, **overrides}
+    )
+    return config, experiment.load_split(config)
+
+
+def test_it_says_the_logarithms_of_its_probabilities_of_every_row():
+    config, split = set_up("scikit_learn:GaussianNB")
+    (teachers,), notes = [*given.borrow(config, split)[0].values()], given.borrow(config, split)[1]
+    rows = {
+        part: getattr(split.dataset, f"{part}_images")[:, 0, 0].astype(np.float64)
+        for part in ("train", "test")
+    }
+    expected = make_pipeline(StandardScaler(), GaussianNB())
+    expected.fit(rows["train"][split.train], split.dataset.train_labels[split.train])
+    for part in ("train", "test"):
+        probs = np.maximum(expected.predict_proba(rows[part]).astype(np.float32), np.float32(1e-7))
+        np.testing.assert_allclose(teachers.population.variables[part][0], np.log(probs), rtol=1e-6)
+    assert teachers.population.names == ("scikit_learn:GaussianNB",) and teachers.seconds > 0
+    assert any(f"fitted to the {len(split.train)} labelled training images" in note for note in notes)
+    assert not any("were not trained here" in note for note in notes)
+
+
+def test_what_draws_draws_by_the_seed_and_its_place():
+    config, split = set_up(FOREST)
+    first, again, other = (
+        given.from_classifier(FOREST, split, seed)[0].variables for seed in ((0, 0), (0, 0), (0, 1))
+    )
+    np.testing.assert_array_equal(first["test"], again["test"])
+    assert not np.array_equal(first["test"], other["test"])
+
+
+def test_a_class_without_a_training_example_has_the_least_logit():
+    config, split = set_up("scikit_learn:GaussianNB")
+    without = dataclasses.replace(split, train=split.train[split.dataset.train_labels[split.train] != 1])
+    said = given.from_classifier("scikit_learn:GaussianNB", without, (0, 0))[0].variables["test"]
+    np.testing.assert_allclose(said[..., 1], np.log(np.float32(1e-7)))
+
+
+def test_pixels_are_between_0_and_1_and_warnings_become_a_note():
+    split = experiment.load_split(small.config())
+    address = "scikit_learn(name='LogisticRegression', arguments={'max_iter': 1}, scaled=False)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, notes = given.from_classifier(address, split, (0, 0))
+    assert any("ConvergenceWarning" in note for note in notes)
+    np.testing.assert_allclose(given._as_rows(np.full((1, 2, 2, 1), 255, np.uint8)), np.ones((1, 4)))
+
+
+def test_a_run_with_them_has_a_row_for_each(tmp_path):
+    small_grid = {"students.modes": ("output_avg",), "students.alphas": (0.5,), "students.num_seeds": 1}
+    config, _ = set_up("scikit_learn:GaussianNB", "scikit_learn:KNeighborsClassifier", **small_grid)
+    report = experiment.run(config, tmp_path / "run", quiet=True)
+    names = [row["architecture"] for row in report["rows"] if row["role"] == "teacher"]
+    assert names == ["classifier scikit_learn:GaussianNB", "classifier scikit_learn:KNeighborsClassifier"]
+    with pytest.raises(UserError, match="has trained no networks to teach; .* in teachers.classifiers"):
+        experiment.run(
+            small.config(
+                **{"data.source": "iris", "data.num_train": 0, "teachers.from_run": str(tmp_path / "run")}
+            ),
+            tmp_path / "other",
+        )
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("scikit_learn:GausianNB", "there is no classifier 'GausianNB'; did you mean 'GaussianNB'?"),
+        ("scikit_learn:LinearSVC", "scikit_learn: LinearSVC has no predict_proba: must say probabilities"),
+        (
+            "scikit_learn(name='GaussianNB', arguments={'alpha': 1})",
+            "GaussianNB: .*unexpected keyword argument 'alpha'",
+        ),
+        ("scikit_lern:GaussianNB", "there is no classifier"),
+    ],
+)
+def test_addresses_are_checked_before_any_work(address, message):
+    with pytest.raises(UserError, match=message) as caught:
+        small.config(**{"teachers.classifiers": (address,)})
+    assert str(caught.value).startswith("config.teachers.classifiers: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        (
+            "train.mixup",
+            0.2,
+            "config.train.mixup: 0.2, but teachers.classifiers says nothing of mixed images",
+        ),
+        (
+            "teachers.models",
+            ("mlp",),
+            "config.teachers.classifiers and teachers.models: teachers come from one",
+        ),
+        (
+            "export.cascade",
+            True,
+            "config.export.cascade: True, but the teachers of teachers.classifiers are no",
+        ),
+    ],
+)
+def test_what_does_not_go_with_them_is_one_line(field, value, message):
+    with pytest.raises(UserError, match=message):
+        small.config(**{"teachers.classifiers": ("scikit_learn:GaussianNB",), field: value})
+
+
+def test_what_it_does_not_take_is_one_line():
+    config, split = set_up("scikit_learn:GaussianNB")
+    with pytest.raises(UserError, match="cannot be asked: The 'n_neighbors' parameter .*") as caught:
+        given.from_classifier(
+            "scikit_learn(name='KNeighborsClassifier', arguments={'n_neighbors': 0})", split, (0, 0)
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_ours_fits_the_record():
+    assert isinstance(scikit_learn(name="GaussianNB"), Classifier)
+    assert not isinstance(object(), Classifier)
+    assert "scikit_learn" in configuration.catalogue("classifier")
