@@ -181,6 +181,7 @@ def default() -> ConfigDict:
     config.report.metrics = ()  # addresses of your own, such as mine.py:cost(miss=10.0)
     config.report.corruptions = ()  # of the test images, under which all are evaluated too; ("all",): fifteen
     config.report.strengths = (1, 2, 3, 4, 5)  # of each corruption
+    config.report.complexity = 0  # training images, whose targets a student's kernel measures; 0 = off
     config.report.ood = ""  # a source of images of no class, such as idx(path="letters"): who notices them?
 
     config.export = ConfigDict()
@@ -271,6 +272,7 @@ RANGES = {
     "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
     "report.cascade_tolerance": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "report.complexity": _at_least(0),
     "report.strengths": _one_of(corruptions_of_images.STRENGTHS),
     "export.forms": _one_of(FORMS),
     "runtime.how": _one_of(("auto", *HOW)),

@@ -27,7 +27,17 @@ from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import plan, teachers
 from mtkd_jax.report import document, mistakes
-from mtkd_jax.results import analysis, bodies, cascade, evaluation, forms, intervals, metrics, outside
+from mtkd_jax.results import (
+    analysis,
+    bodies,
+    cascade,
+    complexity,
+    evaluation,
+    forms,
+    intervals,
+    metrics,
+    outside,
+)
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -37,7 +47,13 @@ from mtkd_jax.types import DataSet, Model, PyTree, TrackedRun, UserError
 SAME_DECISION = 1e-2  # in probability: what networks in bfloat16 may differ by, compiled otherwise
 _TERMS = ("rule", "score", "threshold", "certified", "tolerance", "level", "units", "num_units")
 # What a pilot that is not kept goes without: no comparison rests on it.
-NOT_PILOTED = {"report.corruptions": (), "report.ood": "", "export.forms": (), "export.cascade": False}
+NOT_PILOTED = {
+    "report.corruptions": (),
+    "report.ood": "",
+    "report.complexity": 0,
+    "export.forms": (),
+    "export.cascade": False,
+}
 NUM_CHECKED = 64  # images on which the exported student is compared with the trained one
 
 
@@ -247,6 +263,7 @@ def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tup
     """
     plan.check(config, split)
     outside.check(config, split)
+    complexity.check(config, split)
     stages = plan.build(config, split)
     plan.check_choice(config, stages)
     borrowed, notes = teachers.borrow(config, split)

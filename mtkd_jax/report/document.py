@@ -65,6 +65,7 @@ def build(found: Predictions) -> dict:
     report = analysis.numbers(found)
     report["cascade"] = analysis.plain(cascade.numbers(found))
     report["kept"] = analysis.plain(kept.numbers(found))
+    report["complexity"] = found.complexity and analysis.plain(dict(found.complexity))
     report["findings"] = findings.summarise(report)
     report["notes"] = findings.notes(found, report)
     return report
@@ -408,6 +409,9 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     if report["cascade"] is not None:
         text = f"{tables.markdown(*tables.cascade(report))}\n\n{tables.CASCADE_CAPTION}"
         parts.append(f"## A student with a safety net\n\n{text}")
+    if report["complexity"] is not None:
+        text = f"{tables.markdown(*tables.complexity(report))}\n\n{tables.complexity_caption(report)}"
+        parts.append(f"## {tables.COMPLEXITY_TITLE}\n\n{text}")
     parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + bullets(report["notes"]))

@@ -81,6 +81,12 @@ KEPT_CAPTION = (
     "shares of them."
 )
 MANY_CORRUPTIONS = 5  # are counted and not named
+COMPLEXITY_TITLE = "How hard targets are for the student"
+COMPLEXITY_CAPTION = (
+    "Supervision complexity (Harutyunyan et al. 2023) of targets p - 1/C of {number} training images, "
+    "unaugmented: sqrt(y' K^-1 y tr K) / n by the tangent kernel K of the logits of {student}, as drawn and "
+    "as trained. Lower: targets lie where this network learns fast. one teacher: the mean over all."
+)
 CASCADE_CAPTION = (
     "Of test images; accuracy and the share handed over with a 95 % interval over test examples. cost: of an "
     "image, in units of the ensemble's. lost: the share that the ensemble has right and this has not. over "
@@ -339,6 +345,20 @@ def bodies_caption(report: dict) -> str:
 def _is_special(body: Mapping[str, float]) -> bool:
     bits = min(body["weight_bits"], body["activation_bits"])
     return bits < NEARLY_REAL or body["zeros"] > FEW_ZEROS or "spikes" in body
+
+
+def complexity(report: dict) -> Sheet:
+    """(header, cells): what labels, teachers and the student say, by how hard it is for the student."""
+    found = report["complexity"]["rows"]
+    cells = [[one["of"], *(f"{one[when]:.3f}" for when in ("drawn", "trained"))] for one in found]
+    return ["targets of", "as drawn", "as trained"], cells
+
+
+def complexity_caption(report: dict) -> str:
+    """What has to be known to read the table of targets."""
+    found = report["complexity"]
+    student = f"{findings.title_of(found['student'], report)} ({found['student']['transfer']})"
+    return COMPLEXITY_CAPTION.format(number=found["num_images"], student=student)
 
 
 def own_metrics(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:

@@ -5,6 +5,7 @@ Selection reads validation only. The test images are seen here, once, by the mem
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 import time
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import log_softmax
 
 from mtkd_jax.config import AUTO, COHORT, control_and_mode, positive_class, row_of
 from mtkd_jax.data.loading import Split, scale
@@ -27,7 +29,7 @@ from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
-from mtkd_jax.results import bodies, linear, outside
+from mtkd_jax.results import analysis, bodies, complexity, linear, outside
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
 from mtkd_jax.types import Array, Ensemble, Images, Model, Outputs, Population, PyTree, Recipe
@@ -70,7 +72,53 @@ def predict(
         networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
         groups, of_other_images = outside.ask(config, split, groups, networks)
     groups += [*_averages(stages, groups), *_cohort_groups(split, stages, done, groups)]
-    return _predictions(config, split, groups, notes, **of_other_images)
+    predicted = _predictions(config, split, groups, notes, **of_other_images)
+    measured = complexity_of(config, split, stages, done, predicted)
+    return dataclasses.replace(predicted, complexity=measured)
+
+
+def complexity_of(
+    config: ConfigDict, split: Split, stages: Plan, done: Done, predicted: Predictions
+) -> dict[str, Any] | None:
+    """How hard targets are for the student that validation chooses: {"num_images", "student", "rows"}.
+
+    A row {"of", "drawn", "trained"} each: what the labels, one teacher (the mean over all), the teachers by
+    mean_probs and the student itself say of `report.complexity` training images, by the student's kernel as
+    it is drawn and as it is trained. None where that is 0 or there is no student.
+    """
+    chosen, number = analysis.chosen_student(predicted), config.report.complexity
+    if chosen is None or not number:
+        return None
+    interrupts.check(SAVED)
+    group, _ = chosen
+    model, trained = network_of(stages, done, *chosen)
+    dataset, rows = split.dataset, complexity.rows(split, number)
+    images = dataset.train_images[rows]
+    drawn = model.init(jax.random.key(config.seed), scale(jnp.asarray(images[:1])))
+    said = [logits(own, dataset.train_images, "train", rows) for own in ensemble_of(done)]
+    each = np.exp(log_softmax(np.concatenate(said), axis=-1))
+    own = model.apply(trained, scale(jnp.asarray(images)))[0].logits
+    targets = {
+        "labels": [np.eye(dataset.num_classes)[dataset.train_labels[rows]]],
+        "one teacher": list(each),
+        "mean_probs": [each.mean(axis=0)],
+        "the student": [np.exp(log_softmax(np.asarray(own), axis=-1))],
+    }
+    kernels = {"drawn": complexity.kernel(model, drawn, images)}
+    kernels["trained"] = complexity.kernel(model, trained, images)
+
+    def measure(kernel: np.ndarray, of: Sequence[np.ndarray]) -> float:
+        each = [complexity.supervision_complexity(kernel, complexity.centred(probs)) for probs in of]
+        return float(np.mean(each))
+
+    return {
+        "num_images": number,
+        "student": {name: getattr(group, name) for name in ("name", "transfer", "architecture")},
+        "rows": [
+            {"of": name, **{when: measure(kernel, of) for when, kernel in kernels.items()}}
+            for name, of in targets.items()
+        ],
+    }
 
 
 def predict_students(config: ConfigDict, split: Split, stages: Plan, done: Done) -> Predictions:

@@ -86,6 +86,7 @@ class Predictions:
     ood: str = ""  # where the outliers come from: config.report.ood
     ensemble_shifted: np.ndarray | None = None  # [6,N] of mean_probs, as in a group
     ensemble_by_shift: np.ndarray | None = None  # [6,Q,L]
+    complexity: Mapping[str, Any] | None = None  # see evaluation.complexity_of; None: not asked, no student
 
 
 def save(path: str | os.PathLike, predictions: Predictions) -> None:
