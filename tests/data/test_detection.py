@@ -28,10 +28,10 @@ def refused(call, said, **arguments):
 
 
 def archive(tmp_path, **changed):
-    """Two training images and one to test on, of two classes, with boxes in images of 32 x 32."""
+    """Four training images, two with boxes, and one to test on, of two classes, with boxes in images of 32 x 32."""
     rng = np.random.default_rng(0)
     arrays = {
-        "train_images": rng.integers(0, 256, (3, SIDE, SIDE, 1), dtype=np.uint8),
+        "train_images": rng.integers(0, 256, (4, SIDE, SIDE, 1), dtype=np.uint8),
         "test_images": rng.integers(0, 256, (1, SIDE, SIDE, 1), dtype=np.uint8),
         "class_names": np.array(["hole", "crack"]),
         "train_boxes_img_cls_xyxy32": np.array(
@@ -47,8 +47,8 @@ def archive(tmp_path, **changed):
 def test_an_archive_gives_places_and_boxes(tmp_path):
     found = npz_boxes(path=archive(tmp_path), stride=4)
     assert found.class_names == ("background", "hole", "crack") and found.task == "boxes"
-    assert found.train_labels.shape == (3, 16) and found.train_labels.dtype == np.int32
-    assert found.train_goals["boxes"].shape == (3, 16, 4) and not found.notes
+    assert found.train_labels.shape == (4, 16) and found.train_labels.dtype == np.int32
+    assert found.train_goals["boxes"].shape == (4, 16, 4) and not found.notes
     # Pixels 1 to 16 of 32 are the left half: places whose middle is in the middle of it.
     own = found.train_goals["boxes"][0][found.train_labels[0] == 1]
     np.testing.assert_allclose(own, np.tile([0, 0, 0.5, 0.25], (len(own), 1)))
@@ -80,8 +80,8 @@ def test_what_is_cut_and_left_out_is_counted(tmp_path):
         ({"test_boxes_img_cls_xyxy32": None}, "no array test_boxes_img_cls_xyxyS"),
         ({"train_boxes_img_cls_xyxy32": np.zeros((2, 5), int)}, "must be \\[n,6\\] whole numbers"),
         (
-            {"train_boxes_img_cls_xyxy32": np.array([[3, 0, 1, 1, 2, 2]])},
-            "column 0 is 3..3: must lie in 0..2, of 3",
+            {"train_boxes_img_cls_xyxy32": np.array([[4, 0, 1, 1, 2, 2]])},
+            "column 0 is 4..4: must lie in 0..3, of 4",
         ),
         (
             {"train_boxes_img_cls_xyxy32": np.array([[0, 2, 1, 1, 2, 2]])},
