@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtkd_jax.data.sources.detection import coco, npz_boxes, voc
+from mtkd_jax.data.sources.detection import coco, npz_boxes, synthetic_boxes, voc
 from mtkd_jax.types import UserError
 
 SIDE = 16
@@ -28,7 +28,7 @@ def refused(call, said, **arguments):
 
 
 def archive(tmp_path, **changed):
-    """Four training images, two with boxes, and one to test on, of two classes, with boxes in images of 32 x 32."""
+    """Four training images, two with boxes, and one to test on; boxes of two classes, in pixels of 32 x 32."""
     rng = np.random.default_rng(0)
     arrays = {
         "train_images": rng.integers(0, 256, (4, SIDE, SIDE, 1), dtype=np.uint8),
@@ -280,3 +280,17 @@ def test_unknown_classes_and_names_of_voc_are_one_line(tmp_path):
     refused(voc, "no file \\*.xml", path=str(tmp_path / "JPEGImages"))
     listed(tmp_path, train=("n9",))
     refused(voc, "n9: no Annotations/n9.xml", path=path)
+
+
+# --- made up ------------------------------------------------------------------------------------------
+
+
+def test_made_up_rectangles_are_where_their_boxes_are():
+    found = synthetic_boxes(num_classes=2, num_train=20, num_test=5, size=16, noise=0.0, stride=4)
+    assert found.class_names == ("background", "brightness 1", "brightness 2")
+    again = synthetic_boxes(num_classes=2, num_train=20, num_test=5, size=16, noise=0.0, stride=4)
+    np.testing.assert_array_equal(found.train_images, again.train_images)
+    for image, label, corners in zip(found.train_images, found.train_labels, found.train_goals["boxes"]):
+        left, top, right, bottom = np.round(corners[label > 0] * 16).astype(int)[0]
+        assert image[top:bottom, left:right].min() >= 127
+    refused(synthetic_boxes, "num_train = 3: must be at least 4", num_train=3)

@@ -132,6 +132,46 @@ def voc(
     return _from_files(root, parts, class_names, shape, stride, ())
 
 
+def synthetic_boxes(
+    *,
+    num_classes: int = 2,
+    num_train: int = 200,
+    num_test: int = 60,
+    size: int = 32,
+    noise: float = 0.1,
+    stride: int = 8,
+    seed: int = 0,
+) -> DataSet:
+    """Made-up images with boxes: one or two filled rectangles each, whose class is how bright they are.
+
+    Images are uint8 [size,size,1], dark but for the rectangles and for Gaussian noise, whose standard
+    deviation `noise` is in units of the full range. Raises UserError for numbers that make no problem.
+    """
+    least = {"num_classes": 1, "num_train": 2 * num_classes, "num_test": 1, "size": 8}
+    given = {"num_classes": num_classes, "num_train": num_train, "num_test": num_test, "size": size}
+    for name, value in given.items():
+        if value < least[name]:
+            raise UserError(f"synthetic_boxes: {name} = {value}: must be at least {least[name]}")
+    rng = np.random.default_rng(seed)
+    names = tuple(f"brightness {n + 1}" for n in range(num_classes))
+
+    def draw(part: str, number: int) -> tuple[np.ndarray, list[_Marked]]:
+        images, marked = noise * rng.standard_normal((number, size, size, 1)), []
+        for n, image in enumerate(images):
+            labels = [n % num_classes, *rng.integers(num_classes, size=rng.integers(2))]
+            low = rng.integers(size // 2, size=(len(labels), 2))
+            high = low + rng.integers(size // 4, size // 2, size=low.shape)
+            for label, (left, top), (right, bottom) in zip(labels, low, high):
+                image[top:bottom, left:right] += (label + 1) / num_classes
+            corners = np.concatenate([low, high], axis=1) / size
+            marked.append(_Marked(f"{part}, image {n}", [names[label] for label in labels], corners))
+        return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8), marked
+
+    drawn = {part: draw(part, number) for part, number in (("train", num_train), ("test", num_test))}
+    images, marked = ({part: both[n] for part, both in drawn.items()} for n in (0, 1))
+    return _dataset("synthetic_boxes", images, marked, names, stride, where="synthetic_boxes")
+
+
 # --- what is marked, and the places that answer for it ------------------------------------------------
 
 
