@@ -19,7 +19,7 @@ import itertools
 import pkgutil
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
@@ -80,6 +80,7 @@ AUTO = "auto"
 WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
 SEEDS_AT_ONCE = 5  # of a block, where students.num_seeds is "auto"
 CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/controls.py
+INNER = "Model"  # annotation of an argument that is a network itself, given by its address
 AT = " @ "  # between the name of a row and the architecture it is of
 COHORT = " cohort"  # behind the name of a leader's row, of what all its peers say together
 ALL = "all"  # of report.corruptions
@@ -802,9 +803,20 @@ def code_behind(kinds: Sequence[str], address: str, field: str = "") -> dict[str
     """{file, module or notebook's function: its SHA-256} of an address of the user's own; {} for others."""
     where, call = own_code.split(address) or ("", "")
     if not where or any(where in catalogue(kind) for kind in kinds):
-        return {}
+        return _code_of_inner(kinds, address, field)
     name, _ = _parse(call, field)
     return {f"{where}:{name}" if where == own_code.MAIN else where: own_code.digest(where, name)}
+
+
+def _code_of_inner(kinds: Sequence[str], address: str, field: str) -> dict[str, str]:
+    """`code_behind` the networks that a network's address names, such as that of a detector."""
+    if "model" not in kinds or not address:
+        return {}
+    with contextlib.suppress(UserError):
+        function, arguments = resolve("model", address, field)
+        inner = [arguments[name] for name in _inner_models(function, arguments)]
+        return {place: sha for one in inner for place, sha in code_behind(("model",), one, field).items()}
+    return {}
 
 
 def _words(values: Iterable[Any]) -> Iterable[str]:
@@ -832,6 +844,8 @@ def _check_argument(function: Callable, kind: str, name: str, argument: str, val
     annotation = _annotation(known[argument])
     if not _fits(value, annotation):
         raise UserError(f"config.{field}: {name}({argument}={_quoted(value)}) must be of type {annotation}")
+    if annotation == INNER:
+        resolve("model", value, field)
 
 
 def canonical(kind: str, address: str, field: str) -> str:
@@ -885,6 +899,8 @@ def _canonical_value(kind: str, function: Callable, argument: str, value: Any) -
     if kind == "plan":
         return _each(value, partial(_canonical_or_same, ("mode", "model")))
     known = _arguments(function)
+    if argument in known and _annotation(known[argument]) == INNER:
+        return _canonical_or_same(("model",), value)
     is_float = argument in known and _annotation(known[argument]) in ("float", "tuple[float, ...]")
     return _each(value, lambda one: float(one) if type(one) is int else one) if is_float else value
 
@@ -979,6 +995,8 @@ def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> A
     functions that it defines at every call, and programs are found again by what they were made from.
     """
     function, arguments = resolve(kind, address, field)
+    for name in _inner_models(function, arguments):
+        arguments = {**arguments, name: build_model(arguments[name], *given, field)}
     key = None
     if (where := _own(kind, address)) and kind not in ("tracker", "classifier"):  # every run has its own
         name = own_code.name_of(address)
@@ -996,6 +1014,15 @@ def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> A
 
 
 _made_by_own: dict[tuple, Any] = {}  # by function, code and arguments
+
+
+def _inner_models(function: Callable, arguments: Mapping[str, Any]) -> list[str]:
+    """The arguments that are networks themselves, given by their addresses."""
+    return [
+        n
+        for n, parameter in _arguments(function).items()
+        if n in arguments and _annotation(parameter) == INNER
+    ]
 
 
 def _check_made(kind: str, made: Any, address: str, field: str) -> None:
@@ -1250,6 +1277,7 @@ _TYPES = {
     ),
     "str": lambda value: isinstance(value, str),
     "dict": lambda value: isinstance(value, dict),
+    INNER: lambda value: isinstance(value, str),
 }
 _SIZES = {"int": ", below 2**31", "float": ", of a size that float32 holds"}
 

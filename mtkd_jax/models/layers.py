@@ -39,6 +39,7 @@ HE = nn.initializers.he_normal()  # of kernels before a ReLU, which halves the s
 ENTERED, ENTERING = "entered", "entering"
 _forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
 _form: ContextVar[str] = ContextVar("form", default="")  # of convolutions, see `in_form`
+_cut_after: ContextVar[tuple[str, dict[str, Array]] | None] = ContextVar("cut_after", default=None)
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
@@ -496,15 +497,36 @@ def through(module: nn.Module, stage: str, x: PyTree, compute: Callable[[PyTree]
     A network whose stages all go through here can be cut before any of them (see `models.stages`): where
     "entered"/STAGE stands among its variables it begins with that at STAGE, and stages before it are passed
     over; where the collection "entering" is mutable it tells there what enters every stage. Called in the
-    network's own compact method, not in that of a block.
+    network's own compact method, not in that of a block. See `cut_after` for a network that ends early.
     """
+    cut = _cut_after.get()
+    if cut is not None and module.stages.index(stage) > module.stages.index(cut[0]):
+        return x
     if module.is_mutable_collection(ENTERING) and not module.is_initializing():
         module.put_variable(ENTERING, stage, x)
     for first, entered in module.variables.get(ENTERED, {}).items():
         if module.stages.index(stage) < module.stages.index(first):
             return x
         x = entered if stage == first else x
-    return compute(x)
+    x = compute(x)
+    if cut is not None:
+        cut[1][stage] = x
+    return x
+
+
+@contextlib.contextmanager
+def cut_after(stage: str) -> Iterator[dict[str, Array]]:
+    """What is called inside, a network whose stages all go `through`, ends behind this one of its stages.
+
+    It returns what leaves that stage in the place of `Outputs`, and has no variables of later ones. The
+    dict holds what leaves each stage, by its name, once the network has been called.
+    """
+    left: dict[str, Array] = {}
+    token = _cut_after.set((stage, left))
+    try:
+        yield left
+    finally:
+        _cut_after.reset(token)
 
 
 def in_turn(module: nn.Module, image: Array, *computes: Callable[[PyTree], PyTree]) -> Outputs:

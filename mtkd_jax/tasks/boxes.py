@@ -1,0 +1,151 @@
+"""Object detection: at each place of a grid a class, the first of which is the background, and a box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from mtkd_jax.data.boxes import Boxes, found, intersection_over_union, known
+from mtkd_jax.methods import detection
+from mtkd_jax.tasks.kinds import Kind, Measure, Said
+from mtkd_jax.types import Array, Context
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the overlap from which a box is found: COCO's .5:.95
+RECALLS = np.linspace(0.0, 1.0, 101)  # at which COCO reads the precision
+SHOWN = 0.3  # the probability from which a box is drawn or printed
+
+
+class Matched(NamedTuple):
+    """Which of D boxes, the surest first, are right, of T thresholds; and the boxes that are to be found."""
+
+    image: np.ndarray  # [D]
+    label: np.ndarray  # [D]
+    right: np.ndarray  # [T,D] bool
+    known_image: np.ndarray  # [G]
+    known_label: np.ndarray  # [G]
+
+
+def match(said: Boxes, there: Boxes, thresholds: np.ndarray = THRESHOLDS) -> Matched:
+    """Match boxes with those that are there, of the same image and class; in `said` the surest stand first.
+
+    One after the other takes, of those not yet taken, the one that it overlaps most, if that is as much as
+    the threshold at least: each threshold for itself. What finds none left is wrong. So does COCO's
+    evaluation (Lin et al. 2014, arXiv 1405.0312).
+    """
+    right = np.zeros((len(thresholds), len(said.label)), bool)
+    least = np.minimum(thresholds, 1 - 1e-10)
+    of_each: dict[tuple[int, int], np.ndarray] = {}
+    for key in set(zip(there.image.tolist(), there.label.tolist())):
+        of_each[key] = np.flatnonzero((there.image == key[0]) & (there.label == key[1]))
+    taken = {key: np.zeros((len(thresholds), len(rows)), bool) for key, rows in of_each.items()}
+    for n, key in enumerate(zip(said.image.tolist(), said.label.tolist())):
+        if key not in of_each:
+            continue
+        overlaps = intersection_over_union(said.corners[n : n + 1], there.corners[of_each[key]])
+        free = np.where(taken[key], -1.0, overlaps)
+        best = free.shape[1] - 1 - free[:, ::-1].argmax(axis=1)  # of equals the last, as in COCO's
+        is_right = free[np.arange(len(least)), best] >= least
+        taken[key][is_right, best[is_right]] = True
+        right[:, n] = is_right
+    order = np.argsort(-said.score, kind="stable")
+    return Matched(said.image[order], said.label[order], right[:, order], there.image, there.label)
+
+
+def average_precision(matched: Matched, drawn: np.ndarray | None = None) -> np.ndarray:
+    r"""The area under precision over recall, of T thresholds and each class that is there, [T,C].
+
+    $$\mathrm{AP} = \frac{1}{101} \sum_{r \in \{0, 0.01, \dots, 1\}} \max_{i:\, R_i \ge r} P_i, \qquad
+    P_i = \frac{t_i}{i}, \qquad R_i = \frac{t_i}{G}$$
+
+    Here $t_i$ of the i surest boxes are right, $G$ are to be found, and the maximum of nothing is 0. `drawn`
+    [E] is how often each image counts, as in a resample; without it each counts once.
+
+    Source: COCO's evaluation (Lin et al. 2014, arXiv 1405.0312), without its sizes of boxes and its crowds;
+    as many boxes of an image count as are given. Its own program gave the numbers that the tests compare
+    with.
+    """
+    times = np.ones(_num_images(matched)) if drawn is None else np.asarray(drawn, np.float64)
+    there = times[matched.known_image]
+    areas = []
+    for label in np.unique(matched.known_label[there > 0]):
+        number = there[matched.known_label == label].sum()
+        own = matched.label == label
+        counts = times[matched.image[own]]
+        right = np.cumsum(matched.right[:, own] * counts, axis=1)
+        precision = right / np.maximum(np.cumsum(counts), 1e-9)
+        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        padded = np.pad(best, ((0, 0), (0, 1)))  # a recall that is never reached has the precision 0
+        at = [np.searchsorted(one / number, RECALLS) for one in right]
+        areas.append([row[where].mean() for row, where in zip(padded, at)])
+    return np.reshape(areas, (-1, len(matched.right))).T
+
+
+def _num_images(matched: Matched) -> int:
+    return 1 + max(matched.image.max(initial=-1), matched.known_image.max(initial=-1))
+
+
+class MeanPrecision(NamedTuple):
+    """mAP over thresholds: a `Measure.compute`, which returns a function of how often each image counts."""
+
+    thresholds: tuple[float, ...]
+
+    def __call__(self, said: Said) -> Callable[[np.ndarray], float]:
+        there = known(said.labels, said.goals["boxes"], said.example)
+        boxes = found(softmax(said.logits, axis=-1), said.beside["boxes"], said.example)
+        matched = match(boxes, there, np.asarray(self.thresholds))
+        return lambda drawn: float(average_precision(matched, drawn).mean())
+
+
+# --- one image ----------------------------------------------------------------------------------------
+
+
+def of_image(logits: np.ndarray, corners: np.ndarray, least: float = SHOWN) -> Boxes:
+    """The boxes that a network says of one image, of logits [L,C] and corners [L,4], the surest first."""
+    image = np.zeros(len(logits), int)
+    return found(softmax(logits, axis=-1), corners, image, least=least)
+
+
+def tell(logits: np.ndarray, class_names: Sequence[str], beside: Mapping[str, np.ndarray]) -> list[str]:
+    """A line for each box of an image: class, probability, and where, in parts of the image's sides."""
+    boxes = of_image(logits, beside["boxes"])
+    if not len(boxes.label):
+        return [f"no box of a probability of {SHOWN:g}"]
+    sides = ("left", "top", "right", "bottom")
+    where = [", ".join(f"{side} {at:.3f}" for side, at in zip(sides, box)) for box in boxes.corners]
+    return [f"{class_names[c]} {p:.3f}: {box}" for c, p, box in zip(boxes.label, boxes.score, where)]
+
+
+def draw(axes: Any, image: np.ndarray, boxes: Boxes, class_names: Sequence[str], colour: str) -> None:
+    """Boxes on an image [h,w,c] that axes of matplotlib already show, each with its class and probability."""
+    height, width = image.shape[:2]
+    for label, score, (left, top, right, bottom) in zip(boxes.label, boxes.score, boxes.corners):
+        x, y = left * width - 0.5, top * height - 0.5  # pixel 0 is shown from -0.5 to 0.5
+        sides = ((right - left) * width, (bottom - top) * height)
+        axes.add_patch(_frame((x, y), *sides, colour))
+        said = class_names[label] if score == 1 else f"{class_names[label]} {score:.2f}"
+        axes.text(x, y, said, fontsize=5, color=colour, verticalalignment="bottom", clip_on=True)
+
+
+def _frame(corner: tuple[float, float], width: float, height: float, colour: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.0)
+
+
+def beside_loss(context: Context) -> Array:
+    """The hard loss of the boxes [P], see `methods.detection.box_loss`."""
+    return detection.box_loss(context)
+
+
+KIND = Kind(
+    place="place",
+    measures=(
+        Measure("mAP@.5", MeanPrecision((0.5,))),
+        Measure("mAP@.5:.95", MeanPrecision(tuple(THRESHOLDS.tolist()))),
+    ),
+    beside_loss=beside_loss,
+    tell=tell,
+)

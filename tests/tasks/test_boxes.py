@@ -1,0 +1,153 @@
+"""Average precision by hand, and against numbers that COCO's own program gave."""
+
+import numpy as np
+import pytest
+
+from mtkd_jax.data.boxes import Boxes
+from mtkd_jax.tasks import boxes
+from mtkd_jax.tasks.kinds import Said
+
+UNIT = np.array([0.0, 0.0, 0.4, 0.4])
+
+
+def boxes_of(image, label, corners, score=None):
+    score = np.ones(len(image)) if score is None else np.array(score, float)
+    image, label = np.array(image, int), np.array(label, int)
+    return Boxes(image, label, np.array(corners, float).reshape(-1, 4), score)
+
+
+def moved(by):
+    """A box of the size of UNIT, moved to the right."""
+    return UNIT + np.array([by, 0.0, by, 0.0])
+
+
+def precision(said, there, threshold=0.5, **further):
+    return boxes.average_precision(boxes.match(said, there, np.array([threshold])), **further)[0]
+
+
+def test_all_found_is_one_and_nothing_found_is_nought():
+    there = boxes_of([0, 1], [1, 2], [UNIT, UNIT])
+    assert precision(there, there).tolist() == [1.0, 1.0]
+    nothing = boxes_of([], [], [])
+    assert precision(nothing, there).tolist() == [0.0, 0.0]
+
+
+def test_precision_by_hand():
+    """Right, wrong, right, of two: precision 1 up to a recall of 0.5, then 2/3: 51 of 101 recalls, and 50."""
+    there = boxes_of([0, 1], [1, 1], [UNIT, UNIT])
+    said = boxes_of([0, 0, 1], [1, 1, 1], [UNIT, moved(0.5), UNIT], [0.9, 0.8, 0.7])
+    assert precision(said, there)[0] == pytest.approx((51 * 1 + 50 * 2 / 3) / 101)
+
+
+def test_a_box_is_found_once():
+    """The second is where the first is and finds nothing left: of two boxes one is found, at precision 1."""
+    there = boxes_of([0, 0], [1, 1], [UNIT, moved(0.55)])
+    said = boxes_of([0, 0], [1, 1], [UNIT, UNIT], [0.9, 0.8])
+    matched = boxes.match(said, there, np.array([0.5]))
+    assert matched.right.tolist() == [[True, False]]
+    assert precision(said, there)[0] == pytest.approx(51 / 101)
+
+
+def test_each_threshold_asks_for_its_overlap():
+    """Moved by a quarter of its side a box overlaps by 0.3 / 0.5 = 0.6: thresholds .5, .55 and .6 are met."""
+    there, said = boxes_of([0], [1], [UNIT]), boxes_of([0], [1], [moved(0.1 + 1e-9)], [0.9])
+    right = boxes.match(said, there).right[:, 0]
+    assert right.tolist() == [True] * 2 + [False] * 8  # just below .6
+    assert boxes.match(boxes_of([0], [1], [moved(0.0999)], [0.9]), there).right[:, 0].sum() == 3
+
+
+def test_another_class_or_image_is_not_found():
+    there = boxes_of([0], [1], [UNIT])
+    assert precision(boxes_of([0], [2], [UNIT], [0.9]), there)[0] == 0
+    assert precision(boxes_of([1], [1], [UNIT], [0.9]), there)[0] == 0
+
+
+def test_what_is_said_of_a_class_that_is_not_there_counts_nowhere():
+    there = boxes_of([0], [1], [UNIT])
+    said = boxes_of([0, 0], [1, 2], [UNIT, UNIT], [0.9, 0.8])
+    assert precision(said, there).tolist() == [1.0]
+
+
+def random_boxes(seed, num_images=20, num_classes=3):
+    """(said, there): of each box that is there one that is near and one that is nearer, and some of none."""
+    rng = np.random.default_rng(seed)
+
+    def draw(number):
+        low = rng.random((number, 2)) * 0.7
+        return np.concatenate([low, low + 0.05 + 0.25 * rng.random((number, 2))], axis=1)
+
+    def classes(number):
+        return 1 + (rng.random(number) * num_classes).astype(int)
+
+    image = np.repeat(np.arange(num_images), 4)
+    there = Boxes(image, classes(len(image)), draw(len(image)), np.ones(len(image)))
+    near = [there.corners + size * (rng.random(there.corners.shape) - 0.5) for size in (0.06, 0.02)]
+    corners = np.concatenate([*near, draw(60)])
+    image = np.concatenate([image, image, (rng.random(60) * num_images).astype(int)])
+    label = np.concatenate([there.label, there.label, classes(60)])
+    score = np.round(rng.random(len(image)), 2)  # so that some are equal
+    order = np.lexsort((-score, image))
+    return Boxes(image[order], label[order], corners[order], score[order]), there
+
+
+# What pycocotools 2.0.11 (COCOeval, "bbox", all areas, 100 boxes an image) said of `random_boxes(seed)`:
+# mAP@.5, mAP@.5:.95, and the AP at .75 of the three classes.
+COCO = {
+    0: (0.6429672081675275, 0.4093286264618071, (0.44549965, 0.44942956, 0.40673204)),
+    1: (0.5789291139257959, 0.3530265631939486, (0.32862655, 0.31327584, 0.41444253)),
+    2: (0.6240971439692837, 0.39077344836096, (0.46567495, 0.45497604, 0.42288934)),
+    3: (0.6230363419542467, 0.4055877326786333, (0.3583654, 0.523124, 0.49882865)),
+}
+
+
+@pytest.mark.parametrize("seed", COCO)
+def test_precision_is_that_of_the_program_of_coco(seed):
+    found = boxes.average_precision(boxes.match(*random_boxes(seed)))
+    at_half, over_all, at_three_quarters = COCO[seed]
+    assert found[0].mean() == pytest.approx(at_half, abs=1e-9)
+    assert found.mean() == pytest.approx(over_all, abs=1e-9)
+    np.testing.assert_allclose(found[5], at_three_quarters, atol=1e-8)
+
+
+def test_an_image_that_is_drawn_twice_counts_as_two():
+    said, there = random_boxes(5)
+    said = said._replace(score=said.score - 1e-6 * np.arange(len(said.score)))  # none are equal
+    drawn = np.random.default_rng(0).integers(0, 4, size=20)
+
+    def repeated(of):
+        rows = [np.flatnonzero(of.image == image) for image in np.repeat(np.arange(20), drawn)]
+        image = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+        return of.take(np.concatenate(rows))._replace(image=image)
+
+    copies = boxes.average_precision(boxes.match(repeated(said), repeated(there)))
+    weighted = boxes.average_precision(boxes.match(said, there), drawn)
+    np.testing.assert_allclose(weighted, copies, atol=1e-12)
+
+
+def logits_of(label, num_classes=3, sure=8.0):
+    return sure * np.eye(num_classes)[label]
+
+
+def said_of(label, corners, goals, goal_label):
+    """Two images of two places."""
+    example, place = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    return Said(logits_of(label), goal_label, example, place, {"boxes": corners}, {"boxes": goals})
+
+
+def test_the_measure_reads_places():
+    """One image is right; in the other one a box is right and one is missed: of three boxes two are found."""
+    goal_label = np.array([1, 0, 1, 2])
+    goals = np.stack([UNIT, 0 * UNIT, UNIT, moved(0.5)]).astype(np.float32)
+    said = said_of(np.array([1, 0, 1, 0]), goals, goals, goal_label)
+    measure = boxes.MeanPrecision((0.5,))(said)
+    assert measure(np.array([1, 1])) == pytest.approx(0.5)  # class 1 all, class 2 nothing
+    assert measure(np.array([2, 0])) == pytest.approx(1.0)  # class 2 is not there
+
+
+def test_an_image_is_told_box_by_box():
+    logits = logits_of(np.array([0, 2]))
+    corners = np.stack([UNIT, moved(0.5)])
+    (line,) = boxes.tell(logits, ("background", "hole", "crack"), {"boxes": corners})
+    assert line == "crack 0.999: left 0.500, top 0.000, right 0.900, bottom 0.400"
+    (none,) = boxes.tell(logits_of(np.array([0, 0])), ("background", "hole", "crack"), {"boxes": corners})
+    assert none == "no box of a probability of 0.3"
