@@ -9,6 +9,7 @@ import pytest
 
 from mtkd_jax.data import tokens
 from mtkd_jax.engine import decoding, population
+from mtkd_jax.models.decoding import search
 from mtkd_jax.models.transformer import transformer
 from mtkd_jax.types import Population, Task
 from tests.references import sequences as reference
@@ -40,7 +41,7 @@ def say_one(source, prefix):
 def found(num_beams, sources=range(5)):
     rows = np.zeros((len(sources), L), np.int32)
     rows[:, 0] = sources
-    labels, log_prob = jax.jit(lambda rows: decoding.search(say, rows, num_beams))(rows)
+    labels, log_prob = jax.jit(lambda rows: search(say, rows, num_beams))(rows)
     return [
         [(float(p), tokens.sequence_of(np.asarray(label))) for p, label in zip(ps, own) if p > -np.inf]
         for ps, own in zip(log_prob, labels)
@@ -54,6 +55,8 @@ def assert_same(got, expected):
 
 def test_a_beam_as_wide_as_all_there_is_finds_all_there_is():
     every = (C - 1) ** np.arange(L)  # targets of 0, 1, ... tokens
+    beyond, _ = search(say, np.zeros((1, L), np.int32), 40)
+    np.testing.assert_array_equal(beyond[0, 15:], np.repeat(beyond[0, :1], 25, axis=0))
     for source, got in enumerate(found(num_beams=40)):
         assert len(got) == every.sum() == 15
         assert_same(got, reference.exhaustive(say_one, source, C, L))
