@@ -353,10 +353,11 @@ def _over_rows(function: Callable, outputs: Outputs | TeacherOutputs) -> Outputs
     All of a network's outputs are stacked where they are those of its branches.
     """
     is_students = isinstance(outputs, Outputs)
-    stacked, first = ("heads", outputs.logits.ndim - 2) if is_students else ("logits", 0)
+    stacked = ("heads",) if is_students else ("logits", "beside")
+    first = outputs.logits.ndim - 2 if is_students else 0
 
     def of_leaf(path, leaf):
         name = getattr(path[0], "name", None)
-        return function(leaf, first + (name == stacked))
+        return function(leaf, first + (name in stacked))
 
     return jax.tree_util.tree_map_with_path(of_leaf, outputs)

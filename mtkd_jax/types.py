@@ -1,7 +1,9 @@
 """The records that cross a module boundary, with the shape of every field.
 
-Axes: M members, K teachers, H heads, Q targets, B batch, C classes, N examples, D features, h w height
-and width. Logits are always unnormalised. `alpha` is the weight of the HARD labels, as in the founding
+Axes: M members, K teachers, H heads, Q targets, B batch, C classes, N examples, L places of an example,
+D features, h w height and width. Of a task with several places an example (pixels, boxes, tokens, frames)
+the training step makes every place an example: what is [B] there has B * L rows. Logits are always
+unnormalised. `alpha` is the weight of the HARD labels, as in the founding
 paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
 """
 
@@ -82,7 +84,7 @@ class DataSet:
 
     name: str
     train_images: np.ndarray | Images  # [N,h,w,c]; arrays, or read when they are indexed
-    train_labels: np.ndarray  # [N] int32
+    train_labels: np.ndarray  # [N] int32; [N,L] of a task with L places an example, -1: no place there
     test_images: np.ndarray | Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]
@@ -98,10 +100,18 @@ class DataSet:
     train_names: tuple[str, ...] | None = None  # [N] what the images are called, such as "cat/1.png"
     test_names: tuple[str, ...] | None = None  # the same; None where they have no names
     train_teachers: np.ndarray | None = None  # [N,K] bool, who teaches what; or [N] int32, -1: nobody
+    task: str = "classes"  # the record in mtkd_jax/tasks/ that tells what a place is, and its metrics
+    train_goals: Mapping[str, np.ndarray] | None = None  # {name: [N,L,d] float32}, further labels of places
+    test_goals: Mapping[str, np.ndarray] | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether an example has several places, each with a label of its own."""
+        return self.train_labels.ndim == 2
 
 
 @pytree
@@ -110,14 +120,15 @@ class Examples:
     """Arrays that stay on the device and are gathered from inside the compiled step."""
 
     image: Array  # [N,h,w,c] uint8 or float32
-    label: Array  # [N] int32
+    label: Array  # [N] int32; [N,L] of a dense task, -1 where there is no place
     labelled: Array  # [N] bool; False hides the label from every loss
-    weight: Array | None = None  # [N] float32, how much the hard label counts; None: all alike
+    weight: Array | None = None  # [N] or [N,L] float32, how much the hard label counts; None: all alike
     said: Array | None = None  # [N,K,C] float32, logits of teachers of whom there is nothing else
     speaks: Array | None = None  # [N,K] bool, which of all teachers teach an example; None: all of them
     row: Array | None = (
         None  # [N] int32, of the data, where these are some of its examples; None: all of them
     )
+    goals: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [N,L,d]}, see DataSet
 
 
 @pytree
@@ -134,17 +145,22 @@ class Mixed:
 @pytree
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One batch after the stimulus: images are float32 in [0,1] (or whatever a float source holds)."""
+    """One batch after the stimulus: images are float32 in [0,1] (or whatever a float source holds).
+
+    Of a dense task all but images and `said` have a row for each of the B * L places: [B] reads so below.
+    """
 
     image: Array  # [B,h,w,c]
     label: Array  # [B] int32
-    index: Array  # [B] int32, the row in the data
+    index: Array  # [B] int32, the row in the data; of a place row * L + place
     labelled: Array  # [B] bool
     weight: Array | None = None  # [B] float32, of the hard label; None: all alike
     mixed: Mixed | None = None  # the labels of the images that are mixed in; see data.mixing
     views: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # further images, by name
     said: Array | None = None  # [B,K,C], see Examples
     speaks: Array | None = None  # [B,K] bool, see Examples
+    valid: Array | None = None  # [B] bool, of a dense task: False where there is no place. None: all are
+    goals: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [B,d]}, see DataSet
 
 
 # --- networks -----------------------------------------------------------------------------------------
@@ -156,13 +172,17 @@ class Outputs:
     """What every network returns. A tap nobody reads costs nothing under jit.
 
     One head: `logits` is that head. H heads: `logits` = log mean_h softmax(heads), so that softmax(logits)
-    is the mean prediction; cross-entropy, metrics and export read `logits`.
+    is the mean prediction; cross-entropy, metrics and export read `logits`. A network of a dense task has an
+    axis of places behind that of the batch, [B,L,C] and [H,B,L,C]; seams see B * L places in one axis.
     """
 
     logits: Array  # [B,C] float32
     heads: Array  # [H,B,C] float32, H >= 1
     embedding: Array  # [B,D] float32, what the heads read; None of a teacher whose logits alone are known
     features: Mapping[str, Array]  # {"stage1": [B,h,w,d], ...}
+    beside: Mapping[str, Array] = dataclasses.field(
+        default_factory=dict
+    )  # further predictions of places, {name: [B,L,d]}
 
 
 class TeacherOutputs(NamedTuple):
@@ -171,6 +191,7 @@ class TeacherOutputs(NamedTuple):
     logits: Array  # [K,B,C] float32
     embedding: tuple[Array, ...]  # K x [B,D_k]
     features: tuple[Mapping[str, Array], ...]  # K x {name: [B,h,w,d]}
+    beside: Mapping[str, Array] = {}  # {name: [K,B,d]}, asked for by "beside" in a recipe's needs
 
 
 class Task(NamedTuple):
@@ -401,7 +422,8 @@ class Recipe(NamedTuple):
     leader: int = 0  # the peer that is the student, which is evaluated and exported
     decoupled: bool = False  # init_mem is given variables that are drawn for it, not those that are trained
     reads_student: tuple[str, ...] = ()  # of teach, weigh, aim: who reads context.student, state or peers
-    needs: tuple[str, ...] = ()  # feature names it reads, of student and teachers; "features" = all
+    needs: tuple[str, ...] = ()  # feature names it reads, of student and teachers; "features" = all;
+    #                              "beside" = what teachers predict of places beside logits
     hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
     min_teachers: int = 1

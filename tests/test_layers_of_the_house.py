@@ -29,6 +29,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
     {"engine"},
     {"runs", "deploy"},
     {"config", "settings"},
+    {"tasks"},
     {"methods"},
     {"data", "models", "fusion", "optimizers"},
     {"mesh", "system", "types"},

@@ -18,6 +18,8 @@ from mtkd_jax.types import DataSet, UserError, printable
 def check(dataset: DataSet, where: str) -> DataSet:
     """The same data with int32 labels [N] and uint8 or float32 images, and notes on what is suspicious.
 
+    Of a task other than "classes" labels are [N,L], one for each place, -1 where there is none.
+
     Raises `UserError` naming the array for shapes, kinds and labels that cannot be, classes without an
     example, names that look the same, and values that are not finite, of several scales in the parts, or of
     one that float32 arithmetic cannot normalise. Images that are not arrays are not looked at.
@@ -27,7 +29,7 @@ def check(dataset: DataSet, where: str) -> DataSet:
         return UserError(f"{where}: {array}: {message}")
 
     _check_names(dataset, where)
-    fields = {}
+    fields, dense = {}, dataset.task != "classes"
     for part in ("train", "test"):
         images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
         if len(images.shape) != 4 or 0 in images.shape[1:]:
@@ -36,8 +38,10 @@ def check(dataset: DataSet, where: str) -> DataSet:
                 f"{part}_images",
                 f"shape {images.shape}: must be [N,h,w,c], or [N,h,w] for grey images{hint}",
             )
-        labels = as_vector(labels)
-        if labels.ndim != 1:
+        labels = labels if dense else as_vector(labels)
+        if dense and (labels.ndim != 2 or 0 in labels.shape[1:]):
+            raise wrong(f"{part}_labels", f"shape {labels.shape}: must be [N,L], a class number a place")
+        if not dense and labels.ndim != 1:
             raise wrong(f"{part}_labels", _explain_labels_shape(labels))
         if len(images) == 0:
             raise wrong(f"{part}_images", "is empty: must hold at least one image")
@@ -63,17 +67,22 @@ def check(dataset: DataSet, where: str) -> DataSet:
             raise wrong(
                 f"{part}_labels", f"{labels.dtype} labels: must be integers{_to_whole_numbers(labels)}"
             )
-        if labels.min() < 0 or labels.max() >= dataset.num_classes:
+        least = -1 if dense else 0
+        if labels.min() < least or labels.max() >= dataset.num_classes:
             raise wrong(
                 f"{part}_labels",
-                f"labels {labels.min()}..{labels.max()}: must lie in 0..C-1, with C = {dataset.num_classes} "
-                "classes",
+                f"labels {labels.min()}..{labels.max()}: must lie in {least}..C-1, with C = "
+                f"{dataset.num_classes} classes" + (" and -1 where there is no place" if dense else ""),
+            )
+        if dense and (empty := np.count_nonzero((labels < 0).all(axis=1))):
+            raise wrong(
+                f"{part}_labels", f"{empty} examples have no place at all: must have one with a label"
             )
         fields |= {f"{part}_images": images, f"{part}_labels": labels.astype(np.int32)}
 
     if dataset.num_classes < 2:
         raise wrong("train_labels", f"{dataset.num_classes} class: must be at least 2")
-    counts = np.bincount(fields["train_labels"], minlength=dataset.num_classes)
+    counts = np.bincount(fields["train_labels"][fields["train_labels"] >= 0], minlength=dataset.num_classes)
     if empty := np.flatnonzero(counts == 0).tolist():
         unnamed = dataset.class_names == number_names(dataset.num_classes)
         hint = "; numpy.unique(labels, return_inverse=True)[1] counts from 0 without gaps" if unnamed else ""
@@ -90,7 +99,7 @@ def check(dataset: DataSet, where: str) -> DataSet:
         )
     dataset = dataclasses.replace(dataset, **fields)
     dataset = dataclasses.replace(dataset, **_check_groups(dataset, wrong), **_check_val_rows(dataset, wrong))
-    dataset = dataclasses.replace(dataset, **_check_teachers(dataset, wrong))
+    dataset = dataclasses.replace(dataset, **_check_teachers(dataset, wrong), **_check_places(dataset, wrong))
     _check_image_names(dataset, wrong)
     notes = [*_names_alike(dataset.class_names), *_silences(dataset)]
     # Images that are read when they are asked for are files, which have one scale.
@@ -286,7 +295,7 @@ def _check_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray | N
         return {}
     for part, groups in given.items():
         labels = getattr(dataset, f"{part}_labels")
-        if groups is None or groups.shape != labels.shape or groups.dtype.kind not in "iu":
+        if groups is None or groups.shape != labels.shape[:1] or groups.dtype.kind not in "iu":
             found = "none" if groups is None else f"{groups.dtype} {groups.shape}"
             raise wrong(f"{part}_groups", f"{found}: must be whole numbers [{len(labels)}], one an image")
     return {f"{part}_groups": groups.astype(np.int32) for part, groups in given.items()}
@@ -324,6 +333,34 @@ def _check_teachers(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
     if given.ndim == 1 and not -1 <= given.min() <= given.max() < 2**31:
         raise wrong("train_teachers", f"{given.min()}..{given.max()}: {right}")
     return {"train_teachers": given.astype(bool if given.ndim == 2 else np.int32)}
+
+
+def _check_places(dataset: DataSet, wrong: Callable) -> dict[str, dict[str, np.ndarray]]:
+    """Further labels of places as float32 [N,L,d], the same in both parts."""
+    train, test = dataset.train_labels, dataset.test_labels
+    if train.shape[1:] != test.shape[1:]:
+        raise wrong(
+            "test_labels", f"shape {test.shape}: must have as many places as train_labels {train.shape}"
+        )
+    goals = {"train": dataset.train_goals or {}, "test": dataset.test_goals or {}}
+    for part, labels in (("train", train), ("test", test)):
+        if goals[part].keys() != goals["train"].keys():
+            raise wrong(
+                f"{part}_goals", f"{sorted(goals[part])}: must be {sorted(goals['train'])}, as in train"
+            )
+        for name, goal in goals[part].items():
+            if goal.ndim != 3 or goal.shape[:2] != labels.shape or goal.dtype.kind not in "iuf":
+                shape = ",".join(map(str, labels.shape))
+                raise wrong(
+                    f"{part}_goals", f"{name}: {goal.dtype} {goal.shape}: must be numbers [{shape},d]"
+                )
+            if not np.isfinite(goal[labels >= 0]).all():
+                raise wrong(f"{part}_goals", f"{name}: must be finite wherever there is a place")
+    return {
+        f"{part}_goals": {name: np.nan_to_num(goal).astype(np.float32) for name, goal in of_part.items()}
+        for part, of_part in goals.items()
+        if of_part
+    }
 
 
 def _silences(dataset: DataSet) -> list[str]:

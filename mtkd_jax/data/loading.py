@@ -45,7 +45,7 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
     stratified and hold every class. With one seed, a smaller `num_train` gives a subset of a larger one.
     Raises `UserError` where that cannot be.
     """
-    labels, groups = dataset.train_labels, dataset.train_groups
+    labels, groups = strata(dataset.train_labels), dataset.train_groups
     num_classes, total = dataset.num_classes, len(labels)
     if not 0 < val_fraction < 1:
         raise UserError(f"config.data.val_fraction = {val_fraction}: must lie strictly between 0 and 1")
@@ -54,10 +54,10 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
     elif groups is not None and how == "grouped":
         val = _cut_groups(labels, groups, val_fraction, seed)
     else:
-        val = _cut_val(dataset, val_fraction, seed)
+        val = _cut_val(labels, num_classes, val_fraction, seed)
     rest = np.setdiff1d(np.arange(total), val).astype(np.int32)
     for rows, part in ((val, "validation"), (rest, "training")):
-        if lost := sorted(set(range(num_classes)) - set(labels[rows].tolist())):
+        if lost := sorted(set(range(num_classes)) - held(dataset.train_labels, rows)):
             raise UserError(_why_lost(dataset, lost[0], part, val_fraction, how))
     if num_train != 0 and not num_classes <= num_train <= len(rest):
         raise UserError(
@@ -73,7 +73,8 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
 
 def _why_lost(dataset: DataSet, label: int, part: str, val_fraction: float, how: str) -> str:
     """What leaves one of two parts without an example of a class, and what would be right."""
-    name, number = dataset.class_names[label], int(np.sum(dataset.train_labels == label))
+    by_example = dataset.train_labels.reshape(len(dataset.train_labels), -1)
+    name, number = dataset.class_names[label], int(np.sum((by_example == label).any(axis=1)))
     lost = f"no example of class {label} ({name}) for {part}"
     if dataset.val_rows is not None:
         return (
@@ -89,9 +90,28 @@ def _why_lost(dataset: DataSet, label: int, part: str, val_fraction: float, how:
     return f"config.data.val_fraction = {val_fraction}: leaves {lost}, of {number}; {mend}"
 
 
-def _cut_val(dataset: DataSet, val_fraction: float, seed: int) -> np.ndarray:
+def strata(labels: np.ndarray) -> np.ndarray:
+    """A label [N] for each example, by which cuts and draws are in proportion.
+
+    Of labels [N] these themselves; of labels of places [N,L] the class in the fewest places of the data among
+    those that an example holds, and 0 where it holds none.
+    """
+    if labels.ndim == 1:
+        return labels
+    counts = np.bincount(labels[labels >= 0], minlength=1)
+    rank = np.argsort(np.argsort(counts, kind="stable"), kind="stable")  # 0: the rarest class
+    ranks = np.where(labels >= 0, rank[labels], len(counts)).min(axis=1)
+    rarest = np.argsort(rank, kind="stable")
+    return np.append(rarest, 0)[ranks].astype(np.int32)
+
+
+def held(labels: np.ndarray, rows: np.ndarray) -> set[int]:
+    """The classes that rows of labels [N] or [N,L] hold."""
+    return set(np.unique(labels[rows]).tolist()) - {-1}
+
+
+def _cut_val(labels: np.ndarray, num_classes: int, val_fraction: float, seed: int) -> np.ndarray:
     """Validation rows drawn one by one, each class in proportion."""
-    labels, num_classes = dataset.train_labels, dataset.num_classes
     num_val = round(val_fraction * len(labels))
     if num_val < num_classes:
         raise UserError(
@@ -208,10 +228,10 @@ def _complete(
     message: str,
 ) -> np.ndarray:
     """The first of 100 draws that holds every class."""
-    wanted = set(labels[indices].tolist())
+    wanted = held(labels, indices)
     for attempt in range(100):
         drawn = draw(_rng((*key, attempt)))
-        if set(labels[drawn].tolist()) == wanted:
+        if held(labels, drawn) == wanted:
             return drawn
     raise UserError(message)
 
@@ -298,12 +318,15 @@ def _rng(key: Key) -> np.random.Generator:
 def class_weights(split: Split) -> np.ndarray:
     """[N] float32: n / (C n_c) for the n_c labelled training examples of class c, 0 for all other rows.
 
-    Their mean over the n labelled examples is 1, and every class has the same sum, n / C.
+    Their mean over the n labelled examples is 1, and every class has the same sum, n / C. Of labels of places
+    [N,L] the same of places.
     """
-    own = split.dataset.train_labels[split.train]
-    of_class = len(own) / (split.dataset.num_classes * np.bincount(own))
-    weights = np.zeros(len(split.dataset.train_labels), np.float32)
-    weights[split.train] = of_class[own]
+    labels = split.dataset.train_labels
+    own = labels[split.train]
+    is_there = own >= 0
+    of_class = is_there.sum() / (split.dataset.num_classes * np.bincount(own[is_there]))
+    weights = np.zeros(labels.shape, np.float32)
+    weights[split.train] = np.where(is_there, of_class[own], 0.0)
     return weights
 
 
@@ -314,16 +337,21 @@ def examples(split: Split, *, weighted: bool = False) -> Examples:
     Of images that are read when they are asked for there are two blank ones, to tell their shape: see
     `window`. `weighted` gives the hard labels their `class_weights`.
     """
-    labelled = np.zeros(len(split.dataset.train_labels), bool)
+    dataset, images = split.dataset, split.dataset.train_images
+    labelled = np.zeros(len(dataset.train_labels), bool)
     labelled[split.train] = True
-    images = split.dataset.train_images
+
+    def shown(array: np.ndarray, hidden: np.ndarray) -> Array:
+        return jnp.asarray(np.where(labelled.reshape(-1, *(1,) * (array.ndim - 1)), array, hidden))
+
     if streamed(split) is not None:
         images = np.zeros((2, *images.shape[1:]), images.dtype)
     return Examples(
         image=jnp.asarray(images),
-        label=jnp.asarray(np.where(labelled, split.dataset.train_labels, np.int32(0))),
+        label=shown(dataset.train_labels, np.minimum(dataset.train_labels, 0)),  # -1: no place, is no label
         labelled=jnp.asarray(labelled),
         weight=jnp.asarray(class_weights(split)) if weighted else None,
+        goals={name: shown(goal, np.float32(0)) for name, goal in (dataset.train_goals or {}).items()},
     )
 
 
@@ -401,6 +429,7 @@ def gather(examples: Examples, indices: Array) -> Batch:
         # On the host where they come from files, which may be larger than what a device holds.
         said=None if examples.said is None else jnp.asarray(examples.said)[indices],
         speaks=None if examples.speaks is None else jnp.asarray(examples.speaks)[indices],
+        goals={name: goal[indices] for name, goal in examples.goals.items()},
     )
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mtkd_jax.config import augmentation, build
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
-from mtkd_jax.engine import layouts
+from mtkd_jax.engine import layouts, places
 from mtkd_jax.engine.population import frozen_parts, take
 from mtkd_jax.engine.step import Program, StageData
 from mtkd_jax.mesh import Layout
@@ -31,6 +31,7 @@ from mtkd_jax.methods.seams import (
 from mtkd_jax.models.given import Given
 from mtkd_jax.types import (
     Array,
+    Context,
     Ensemble,
     Examples,
     Images,
@@ -116,6 +117,7 @@ def make(
     prepared: Mapping[str, Callable] | None = None,
     augment: bool = True,
     images: Images | None = None,
+    beside_loss: Callable[[Context], Array] | None = None,
 ) -> Job:
     """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it."""
     train, num_steps = config.train, epochs * len(order(0))
@@ -130,6 +132,9 @@ def make(
             f"{num_steps} of {stage}"
         )
     _check_averages(config, recipes[0])
+    arguments = augmentation(config) if augment else {}
+    mixes = augment and bool(train.mixup or train.cutmix)
+    places.check(examples, (images if images is not None else examples.image).shape, arguments, mixes)
     if model.frozen_stages and recipes[0].view is not identity_view:
         raise UserError(
             f"{recipes[0].name} changes all weights of a network, and stages of {model.name} are frozen; "
@@ -154,7 +159,7 @@ def make(
         optimizer=build("optimizer", train.optimizer, "train.optimizer"),
         schedule=build("schedule", train.schedule, "train.schedule"),
         num_steps=num_steps,
-        augmentation=tuple(sorted(augmentation(config).items())) if augment else (),
+        augmentation=tuple(sorted(arguments.items())),
         layout=candidates[0],
         warmup=train.warmup,
         clips=train.clip_norm > 0,
@@ -168,6 +173,7 @@ def make(
         ),
         depth_decay=train.depth_decay if model.stages else 1.0,
         epochs=epochs,
+        beside_loss=beside_loss,
     )
     stage_data = StageData(
         examples=examples,
@@ -206,8 +212,8 @@ def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
         if isinstance(teachers.model, Given):
             first, own = sum(map(len, said)), teachers.variables["train"]
             said.append(own)
-            places = np.arange(first, first + len(own), dtype=np.int32)
-            teachers = dataclasses.replace(teachers, variables={"place": places})
+            columns = np.arange(first, first + len(own), dtype=np.int32)
+            teachers = dataclasses.replace(teachers, variables={"place": columns})
         found.append(teachers)
     if said:
         by_example = np.ascontiguousarray(np.moveaxis(np.concatenate(said), 0, 1))
@@ -270,7 +276,7 @@ def examples(config: ConfigDict, split: Split) -> Examples:
 
 def balanced_by(config: ConfigDict, split: Split) -> np.ndarray | None:
     """The labels [N] by which orders draw every class equally often; None for `data.sampling` natural."""
-    return split.dataset.train_labels if config.data.sampling == "balanced" else None
+    return loading.strata(split.dataset.train_labels) if config.data.sampling == "balanced" else None
 
 
 def part(job: Job, rows: Sequence[int]) -> Job:

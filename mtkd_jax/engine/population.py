@@ -116,28 +116,30 @@ def apply_ensemble(
     Of their features only those that `needs` names; raises UserError where there is none of that name. Of
     teachers that are known by their logits alone these are looked up in `said` [B,K,C].
     """
-    logits, embedding, features = [], [], []
+    logits, embedding, features, beside = [], [], [], []
     for model, stacked in zip(models, variables):
         outputs = over_members(_evaluate(model, needs), natural_member_loop(model))(stacked, (image, said))
         logits.append(outputs.logits)
+        beside.append(outputs.beside if "beside" in needs else {})
         embedding.extend(outputs.logits[:, :, :0] if outputs.embedding is None else outputs.embedding)
         features.extend(
             take(outputs.features, k) if outputs.features else {} for k in range(len(outputs.logits))
         )
-    return TeacherOutputs(jnp.concatenate(logits), tuple(embedding), tuple(features))
+    of_all = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *beside)
+    return TeacherOutputs(jnp.concatenate(logits), tuple(embedding), tuple(features), of_all)
 
 
 def with_features(outputs: Outputs, needs: tuple[str, ...], model: Model) -> Outputs:
     """Outputs with those features that are needed; "features" stands for all.
 
-    "embedding" is always there, but of a teacher whose logits alone are known: UserError where more of it is
-    needed, or a feature that there is not.
+    "embedding" and "beside" are always there, but of a teacher whose logits alone are known: UserError where
+    more of it is needed, or a feature that there is not.
     """
     if needs and outputs.embedding is None:
         raise UserError(f"reads features of the teachers, and of {model.name} only the logits are known")
     if "features" in needs:
         return outputs
-    names = [name for name in needs if name != "embedding"]
+    names = [name for name in needs if name not in ("embedding", "beside")]
     for name in names:
         if name not in outputs.features:
             known = ", ".join(outputs.features)
@@ -151,9 +153,25 @@ def frozen_parts(ensemble: Ensemble) -> tuple[tuple[Model, ...], tuple[PyTree, .
 
 
 def logits(population: Population, images: np.ndarray | Images) -> np.ndarray:
-    """Logits [M,N,C] of every member on images [N,h,w,c] (uint8 or float32), on the host."""
+    """Logits [M,N,C] of every member on images [N,h,w,c] (uint8 or float32), on the host.
+
+    Of a dense task [M,N,L,C].
+    """
     predict = _predict(population.model)
     return np.swapaxes(map_blocks(lambda part: predict(population.variables, part), images), 0, 1)
+
+
+def beside(population: Population, images: np.ndarray | Images) -> dict[str, np.ndarray]:
+    """What every member predicts of places beside logits, {name: [M,N,L,d]}; {} of most networks."""
+    one = jax.eval_shape(
+        _evaluate(population.model), take(population.variables, 0), (scale(images[:1]), None)
+    )
+    found = {}
+    for name in one.beside:
+        predict = _beside(population.model, name)
+        blocks = map_blocks(lambda part, of=predict: of(population.variables, part), images)
+        found[name] = np.swapaxes(blocks, 0, 1)
+    return found
 
 
 def mutual(population: Population, images: np.ndarray | Images, of: Callable[[Outputs], Array]) -> np.ndarray:
@@ -219,6 +237,11 @@ def _init(model: Model, image_shape: tuple[int, ...]) -> Callable:
 @lru_cache
 def _predict(model: Model) -> Callable:
     return _asked(model, lambda outputs: outputs.logits)
+
+
+@lru_cache
+def _beside(model: Model, name: str) -> Callable:
+    return _asked(model, lambda outputs: outputs.beside[name])
 
 
 @lru_cache

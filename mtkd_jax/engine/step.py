@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ import optax
 
 from mtkd_jax import mesh, optimizers
 from mtkd_jax.data import augment, loading, mixing
-from mtkd_jax.engine import population
+from mtkd_jax.engine import places, population
 from mtkd_jax.engine.population import apply_ensemble, over_members, with_features
 from mtkd_jax.mesh import Layout
-from mtkd_jax.methods.seams import PEERS, every_leaf, heard
+from mtkd_jax.methods.seams import PEERS, every_leaf, heard, mean_of_places, of_places
 from mtkd_jax.models import stages
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
@@ -68,6 +68,7 @@ class Program(NamedTuple):
     cache_index: str = ""  # how stage_data.cached_logits is indexed, if there: "example" | "step"
     depth_decay: float = 1.0  # factor on the learning rate for each stage nearer to the image
     epochs: int = 1  # of the whole stage
+    beside_loss: Callable[[Context], Array] | None = None  # of a task, of what places have beside logits
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ class StageData:
 
     examples: Examples
     teachers: tuple[PyTree, ...]  # variables of every frozen architecture [K_i,...]
-    cached_logits: Array | None  # [K,N,C] or [K,S*B,C], where they were asked before; see teacher_cache
+    cached_logits: Array | None  # [K,N,...] or [K,S*B,...], where they were asked before; see teacher_cache
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
@@ -136,13 +137,17 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         batch = loading.gather(stage_data.examples, jnp.arange(2))
         student = program.model.apply(population.take(variables, 0), batch.image)[0]
         student = with_features(student, program.needs, program.model)
-        if not program.teachers:
+        if program.teachers:
+            teacher = _asker(program, stage_data)(batch.image, batch.said)
+        else:
             said = stage_data.cached_logits  # of teachers who are no longer needed
-            return student, None if said is None else TeacherOutputs(said[:, :2].astype(jnp.float32), (), ())
-        return student, _asker(program, stage_data)(batch.image, batch.said)
+            teacher = None if said is None else TeacherOutputs(said[:, :2].astype(jnp.float32), (), ())
+        if not places.are_many(stage_data.examples):
+            return student, teacher
+        return places.merge_outputs(student), None if teacher is None else places.merge_teachers(teacher)
 
     student, teacher = jax.eval_shape(outputs_of, whole, stage_data)
-    num_examples = len(stage_data.examples.label)
+    num_examples = stage_data.examples.label.size  # of a dense task, places
     first_mem = _drawn_anew(program, keys, stage_data) if recipe.decoupled else variables
     # What belongs to a cohort begins alike in all its peers, who stand side by side.
     of_cohort = keys[jnp.arange(len(keys)) // recipe.num_peers * recipe.num_peers]
@@ -196,9 +201,8 @@ def make_step(program: Program) -> Callable:
                 ask = lambda image, said: cached  # noqa: E731
             elif shared:
                 ask = mesh.shared_out(ask, layout)
-            context = dataclasses.replace(
-                context, teacher=recipe.teach(context, _networks(program, ask, stage_data, {}, batch))
-            )
+            teacher = recipe.teach(context, _networks(program, ask, stage_data, {}, batch))
+            context = dataclasses.replace(context, teacher=places.silence(teacher, batch.valid))
         temperatures = _annealed_temperature(program, stage_data.temperatures, progress)
         table = None if recipe.reads_student else _table(program.recipes, context, temperatures)
         return jax.lax.stop_gradient(_Inputs(context, table))
@@ -212,7 +216,8 @@ def make_step(program: Program) -> Callable:
         if "teach" in recipe.reads_student:
             ask = _asker(program, stage_data)
             networks = _networks(program, ask, stage_data, known.state.frozen, known.batch)
-            known = dataclasses.replace(known, teacher=recipe.teach(known, networks))
+            teacher = places.silence(recipe.teach(known, networks), known.batch.valid)
+            known = dataclasses.replace(known, teacher=teacher)
         found = known.teacher, _aim(recipe, known)
         teacher, targets = jax.lax.stop_gradient(found)
         return dataclasses.replace(context, teacher=teacher, targets=targets)
@@ -234,10 +239,16 @@ def make_step(program: Program) -> Callable:
             with stages.still(program.model):
                 outputs, model_state = program.model.apply(variables, image, train=True, key=apply_key)
             model_state, _ = stages.split(program.model, model_state)
-            return with_features(outputs, program.needs, program.model), model_state
+            outputs = with_features(outputs, program.needs, program.model)
+            dense = places.are_many(stage_data.examples)
+            return places.merge_outputs(outputs) if dense else outputs, model_state
 
         outputs, vjp, model_state = jax.vjp(outputs_of, state.params, has_aux=True)
         return _Forward(outputs, vjp, model_state)
+
+    def whole(outputs: Outputs, batch: Batch) -> Outputs:
+        """What the student says of the whole batch, and nothing where there is no place."""
+        return places.silence(mesh.whole_batch(outputs, layout), batch.valid)
 
     def context_of(state, hyper, inputs: _Inputs, forward_pass: _Forward, step) -> Context:
         *_, seam_key = keys_of(state, step)
@@ -248,7 +259,7 @@ def make_step(program: Program) -> Callable:
             state=state,
             key=seam_key,
             step=step,
-            student=mesh.whole_batch(forward_pass.outputs, layout),
+            student=whole(forward_pass.outputs, inputs.context.batch),
         )
 
     def say(state, hyper, inputs: _Inputs, forward_pass: _Forward, step, stage_data) -> Mapping[str, Array]:
@@ -263,9 +274,12 @@ def make_step(program: Program) -> Callable:
         context = with_targets(inputs, dataclasses.replace(context, peers=peers), stage_data)
 
         def loss_of(outputs, aux):
-            student = mesh.whole_batch(outputs, layout)
+            batch, student = context.batch, whole(outputs, context.batch)
             known = dataclasses.replace(context, student=student, state=dataclasses.replace(state, aux=aux))
-            return recipe.term(known).mean()
+            loss = recipe.term(known)
+            if program.beside_loss is not None:
+                loss = of_places(loss, batch) + hyper.get("alpha", 1.0) * program.beside_loss(known)
+            return mean_of_places(loss, batch)
 
         loss, (by_outputs, by_aux) = jax.value_and_grad(loss_of, argnums=(0, 1))(
             forward_pass.outputs, state.aux
@@ -331,7 +345,7 @@ def compiled_teacher_logits(program: Program) -> Callable:
         def one(numbered: tuple[Array, Array]) -> Array:
             step, indices = numbered
             batch, _ = _batch(program, _shared_keys(stage_data, step), indices, step, stage_data)
-            ask_about = mesh.shared_out(_asker(program, stage_data), program.layout)
+            ask_about = mesh.shared_out(_asker(program, stage_data), program.layout)  # [K,B,L,C] if dense
             return ask_about(batch.image, batch.said).logits
 
         return jax.lax.map(one, (jnp.arange(len(batches)), batches))
@@ -347,23 +361,35 @@ def _shared_keys(stage_data: StageData, step: Array) -> tuple[Array, Array]:
 def _batch(
     program: Program, keys: tuple[Array, Array], indices: Array, step: Array, stage_data: StageData
 ) -> tuple[Batch, Array]:
-    """The batch after the stimulus, and the key for the other seams; of the stage's key and the step's."""
+    """The batch after the stimulus, and the key for the other seams; of the stage's key and the step's.
+
+    Pixels that have labels are moved with these before the stimulus, alike for all that are shown them.
+    """
     stage_key, step_key = keys
     stimulus_key, key = jax.random.split(step_key)
     batch = loading.gather(stage_data.examples, indices)
     stimulus = program.recipes[0].stimulus
-    augment_images = _augmentation(program, stage_key, batch.index, step)
+    arguments = _augmentation(program, stage_key, batch.index, step)
+    dense = places.are_many(stage_data.examples)
+    if dense and (moving := places.moves(arguments)):
+        batch = places.move(batch, lambda both: augment.augment(stimulus_key, both, **moving))
+        arguments = {name: value for name, value in arguments.items() if name not in moving}
+    augment_images = partial(_augmented, arguments)
     if program.mixup or program.cutmix:
         mixing_key = jax.random.fold_in(stimulus_key, MIXING)
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
         batch = mixing.mix_labels(mixture, batch)
         augment_images = mixing.mix_after(augment_images, mixture)
     networks = _networks(program, _asker(program, stage_data), stage_data, {})
-    return stimulus(stimulus_key, batch, augment_images, networks), key
+    batch = stimulus(stimulus_key, batch, augment_images, networks)
+    return places.merge_batch(batch) if dense else batch, key
 
 
 def _asker(program: Program, stage_data: StageData) -> Callable[..., TeacherOutputs]:
-    """(images [B,h,w,c], what given teachers say of them [B,K,C] or None) -> what all frozen teachers say."""
+    """(images [B,h,w,c], what given teachers say of them [B,K,C] or None) -> what all frozen teachers say.
+
+    Places are not merged: [K,B,L,C] of a dense task.
+    """
 
     def ask(image: Array, said: Array | None) -> TeacherOutputs:
         needs = program.needs_of_teachers
@@ -383,14 +409,17 @@ def _networks(
 
     What given teachers say is of the very images of a batch, if of any.
     """
+    dense = places.are_many(stage_data.examples)
 
     def teachers(image: Array) -> TeacherOutputs:
-        return ask(image, batch.said if batch is not None and image is batch.image else None)
+        teacher = ask(image, batch.said if batch is not None and image is batch.image else None)
+        return places.merge_teachers(teacher) if dense else teacher
 
     def student(variables: PyTree, image: Array, **further) -> tuple[Outputs, PyTree]:
         whole = stages.join(variables, stage_data.frozen, frozen)
         with stages.still(program.model):
             outputs, state = program.model.apply(whole, image, **further)
+        outputs = places.merge_outputs(outputs) if dense else outputs
         return outputs, stages.split(program.model, state)[0]
 
     return Networks(teachers, student)
@@ -418,13 +447,17 @@ def _peers(said: Mapping[str, Array], place: Array) -> Peers:
     return Peers(told.pop("logits"), place, finite, told)
 
 
-def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) -> Callable:
-    """(key, images) -> images, the configured augmentation of the images `rows` [B] of the data at a step."""
+def _augmented(arguments: Mapping[str, Any], key: Array, images: Array) -> Array:
+    return augment.augment(key, images, **arguments)
+
+
+def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) -> dict[str, Any]:
+    """The arguments of `augment` at a step, for the images `rows` [B] of the data."""
     arguments = dict(program.augmentation)
     if arguments.pop("alternating_flip", False):
         epoch = step // (program.num_steps // program.epochs)
         arguments["flip"] = augment.alternately(stage_key, rows, epoch)
-    return lambda key, images: augment.augment(key, images, **arguments)
+    return arguments
 
 
 def deployed(program: Program, state: TrainState) -> PyTree:

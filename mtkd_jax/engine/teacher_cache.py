@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +52,7 @@ def outline(job: Job) -> Job:
     if how is None or job.stage_data.cached_logits is not None:
         return job
     by, dtype = how
-    shape = (_num_teachers(job), _num_rows(job, by), job.program.model.module.task.num_classes)
-    return _with(job, by, np.broadcast_to(np.zeros((), dtype), shape))
+    return _with(job, by, np.broadcast_to(np.zeros((), dtype), _shape(job, by)))
 
 
 def _how(job: Job) -> tuple[str, np.dtype] | None:
@@ -89,22 +89,24 @@ def shows_images_as_they_are(job: Job) -> bool:
 
 
 def _why_not(job: Job, by: str, dtype: np.dtype) -> str:
-    recipes, program = job.program.recipes, job.program
+    recipes = job.program.recipes
     more = [r.name for r in recipes if r.needs or r.prepare == "embedding" or r.teach is not frozen_teachers]
     if more:
         return f"{more[0]} reads more of the teachers than the logits of the frozen ones"
     if job.images is not None:
         return "not all images are held at once"
-    num_classes = program.model.module.task.num_classes
-    needed = _num_teachers(job) * _num_rows(job, by) * num_classes * dtype.itemsize
+    needed = math.prod(_shape(job, by)) * dtype.itemsize
     limit = SHARE_OF_MEMORY * forecast.memory_limit()
     if needed > limit:
         return f"it needs {needed / 2**20:.0f} MiB, {limit / 2**20:.0f} MiB are there for it"
     return ""
 
 
-def _num_rows(job: Job, by: str) -> int:
-    return len(job.stage_data.examples.label) if by == "example" else job.num_steps * job.order(0).shape[-1]
+def _shape(job: Job, by: str) -> tuple[int, ...]:
+    """[K,R,C], or [K,R,L,C] of a dense task."""
+    label = job.stage_data.examples.label
+    num_rows = len(label) if by == "example" else job.num_steps * job.order(0).shape[-1]
+    return (_num_teachers(job), num_rows, *label.shape[1:], job.program.model.module.task.num_classes)
 
 
 def _num_teachers(job: Job) -> int:
@@ -112,7 +114,7 @@ def _num_teachers(job: Job) -> int:
 
 
 def _ask(job: Job, by: str) -> Array:
-    """[K,R,C] float32."""
+    """What teachers say [K,R,...] float32."""
     batch_size = job.order(0).shape[-1]
     if by == "example":
         num_rows = len(job.stage_data.examples.label)
@@ -122,9 +124,9 @@ def _ask(job: Job, by: str) -> Array:
         batches = np.concatenate([job.order(epoch) for epoch in range(job.epochs)])
         num_rows = batches.size
     stage_data = mesh.everywhere(job.stage_data, job.program.layout)
-    logits = compiled_teacher_logits(job.program)(batches, stage_data)  # [S,K,B,C]
+    logits = compiled_teacher_logits(job.program)(batches, stage_data)  # [S,K,B,...]
     by_row = jnp.moveaxis(jnp.asarray(jax.device_get(logits)), 1, 0)
-    return by_row.reshape(by_row.shape[0], -1, by_row.shape[-1])[:, :num_rows]
+    return by_row.reshape(by_row.shape[0], -1, *by_row.shape[3:])[:, :num_rows]
 
 
 def _narrow(logits: Array, dtype: np.dtype) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -477,29 +478,34 @@ def _validate(program, progress: Progress, num_steps, seen, patience, eval_every
 
 
 def _evaluator(program: Program, block: int = 512) -> Callable:
-    """((variables, own frozen), (frozen, (images [V,...], labels [V]))) -> (nll, accuracy), in blocks."""
+    """((variables, own frozen), (frozen, (images [V,...], labels [V]))) -> (nll, accuracy), in blocks.
+
+    Of a dense task labels are [V,L], and both are means over the places that are there.
+    """
 
     def evaluate(member, seen):
         (own, own_frozen), (frozen, (images, labels)) = member, seen
         variables = stages.join(own, own_frozen, frozen)
-        num_examples = labels.shape[0]
-        size = min(block, num_examples)
+        num_examples, *of_places = labels.shape
+        counted = (labels >= 0).sum().astype(jnp.float32) if of_places else num_examples
+        size = min(max(1, block // max(1, math.prod(of_places) // 64)), num_examples)
         missing = -num_examples % size
         images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1))).reshape(
             -1, size, *images.shape[1:]
         )
-        labels = jnp.pad(labels, (0, missing), constant_values=-1).reshape(-1, size)
+        around = ((0, missing), *((0, 0),) * len(of_places))
+        labels = jnp.pad(labels, around, constant_values=-1).reshape(-1, size, *of_places)
 
         def totals(part):
             image, label = part
             outputs, _ = program.model.deployed.apply(variables, scale(image))
             log_probs = jax.nn.log_softmax(outputs.logits)
-            of_label = jnp.take_along_axis(log_probs, jnp.maximum(label, 0)[:, None], axis=-1)[:, 0]
-            counted = label >= 0
-            right = counted & (outputs.logits.argmax(axis=-1) == label)
-            return -jnp.where(counted, of_label, 0.0).sum(), right.sum().astype(jnp.float32)
+            of_label = jnp.take_along_axis(log_probs, jnp.maximum(label, 0)[..., None], axis=-1)[..., 0]
+            is_there = label >= 0
+            right = is_there & (outputs.logits.argmax(axis=-1) == label)
+            return -jnp.where(is_there, of_label, 0.0).sum(), right.sum().astype(jnp.float32)
 
         nll, right = jax.lax.map(totals, (images, labels))
-        return nll.sum() / num_examples, right.sum() / num_examples
+        return nll.sum() / counted, right.sum() / counted
 
     return evaluate

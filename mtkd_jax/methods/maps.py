@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax.methods.modes import each_teacher
-from mtkd_jax.methods.seams import PLAIN, HardAnd, soft_loss
+from mtkd_jax.methods.seams import PLAIN, HardAnd, of_places, soft_loss
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TeacherOutputs, UserError
 
 
@@ -100,7 +100,8 @@ class HardSoftAnd:
     feature_loss: Callable[[Context], Array]
 
     def __call__(self, context: Context) -> Array:
-        return HardAnd(soft_loss)(context) + context.hyper["weight"] * self.feature_loss(context)
+        loss, weight = HardAnd(soft_loss)(context), context.hyper["weight"]
+        return loss + weight * of_places(self.feature_loss(context), context.batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +119,11 @@ class OfEachTeacher:
         ]
         if all(loss is None for loss in losses):
             raise UserError(self.lacking)
-        nothing = jnp.zeros(len(context.batch.label), jnp.float32)
-        w, each = context.targets.mass, [nothing if loss is None else loss for loss in losses]
+        nothing, batch = jnp.zeros(len(context.batch.label), jnp.float32), context.batch
+        w, each = (
+            context.targets.mass,
+            [nothing if loss is None else of_places(loss, batch) for loss in losses],
+        )
         return jnp.sum(jnp.where(w > 0, w * jnp.stack(each), 0.0), axis=0)
 
 

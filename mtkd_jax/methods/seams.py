@@ -94,6 +94,31 @@ def targets_of(probs: Array, mass: Array) -> Targets:
     return Targets(probs, mass, entropy=-jax.scipy.special.xlogy(probs, probs).sum(axis=-1))
 
 
+def of_places(loss: Array, batch: Batch) -> Array:
+    """A loss of whole examples as one of their places, each of which has that of its example; else itself."""
+    num_places = len(batch.label) // len(loss)
+    return loss if num_places == 1 else jnp.repeat(loss, num_places, axis=0)
+
+
+def mean_of_places(loss: Array, batch: Batch) -> Array:
+    r"""What a step descends: the mean loss of a batch, of a dense task over places that are there.
+
+    $$\bar\ell = \frac{1}{n} \sum_{b:\, v_b} \ell_b, \qquad n = \max(1, \lvert \{b : v_b\} \rvert)$$
+
+    Here $v$ is `batch.valid`; without it the mean is that of all B.
+    """
+    if batch.valid is None:
+        return loss.mean()
+    return jnp.where(batch.valid, of_places(loss, batch), 0.0).sum() / num_valid(batch)
+
+
+def num_valid(batch: Batch) -> Array | int:
+    """B, or of a dense task the number of places that are there, 1 at least."""
+    return (
+        len(batch.label) if batch.valid is None else jnp.maximum(batch.valid.sum().astype(jnp.float32), 1.0)
+    )
+
+
 def hard_loss(context: Context) -> Array:
     r"""Cross-entropy [B] of the student's prediction (T = 1) with the smoothed label, 0 where unlabelled.
 
@@ -104,7 +129,7 @@ def hard_loss(context: Context) -> Array:
     the batch is divided by $n$, not by B, so that few labels count as much as a batch full of them. $v_b$ is
     the weight of an example (see `loading.class_weights`), 1 where there are none; the sum is not divided by
     the sum of $v$, so that a class counts the same in every batch. Of mixed images (MixUp, CutMix)
-    both labels count, each with its share.
+    both labels count, each with its share. Of a dense task B is the number of places that are there.
     """
     batch, smoothing = context.batch, context.hyper["label_smoothing"]
     log_probs = jax.nn.log_softmax(context.student.logits)
@@ -120,7 +145,7 @@ def hard_loss(context: Context) -> Array:
         of_other = jnp.where(mixed.labelled, of_label(mixed.label, mixed.weight), 0.0)
         loss = share * loss + (1.0 - share) * of_other
     num = label_counts(batch).sum()
-    return loss * (batch.label.shape[0] / jnp.where(num > 0, num, 1.0))
+    return loss * (num_valid(batch) / jnp.where(num > 0, num, 1.0))
 
 
 def label_counts(batch: Batch) -> Array:
@@ -176,7 +201,8 @@ class HardAnd:
 
     def __call__(self, context: Context) -> Array:
         alpha = context.hyper["alpha"]
-        return alpha * hard_loss(context) + (1.0 - alpha) * self.soft(context)
+        hard = alpha * hard_loss(context)
+        return hard + (1.0 - alpha) * of_places(self.soft(context), context.batch)
 
 
 def ramped_up(progress: Array, ramp: float) -> Array:

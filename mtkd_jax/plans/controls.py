@@ -116,7 +116,7 @@ def _shuffled(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bo
     """What all teachers say, of another image of the same set: the labelled ones, or the pool."""
     dataset = split.dataset
     names = tuple(name for own in ensemble for name in own.names)
-    said = np.zeros((len(names), len(dataset.train_labels), dataset.num_classes), np.float32)
+    said = np.zeros((len(names), *dataset.train_labels.shape, dataset.num_classes), np.float32)
     rng = np.random.default_rng((config.seed, jobs.word("shuffled_teacher")))
     pools = (split.pool,) if "unlabelled" in config.students.transfer else ()
     for rows in (split.train, *pools) if computes else ():

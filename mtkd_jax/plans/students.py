@@ -35,6 +35,7 @@ from mtkd_jax.engine.training import Fitted
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.branched import branched
 from mtkd_jax.plans import controls, pretrained
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
@@ -274,6 +275,7 @@ def job(
         seeded_by="students",
         ensemble=ensemble,
         prepared=prepared,
+        beside_loss=kinds.named(split.dataset.task).beside_loss,
     )
     if born_anew:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(job.init_keys)
@@ -417,6 +419,11 @@ def fuser_job(
     With `population.zeros_like_output` no teacher is asked: only the shapes are right.
     """
     dataset = split.dataset
+    if dataset.is_dense:
+        raise UserError(
+            f"config.students.modes: a network on the teachers' {tap} is fitted first, which can be where an "
+            "image has one label, and not where its places have; must be other modes"
+        )
     seen, ensemble = jobs.told(jobs.examples(config, split), ensemble)
     models, variables = population.frozen_parts(ensemble)
     needs = ("embedding",) if tap == "embedding" else ()

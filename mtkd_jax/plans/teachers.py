@@ -22,6 +22,7 @@ from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Model, Population, Task, UserError
 
 STAGE_PREFIX = "teachers-"
@@ -70,6 +71,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         eval_every=train.eval_every,
         patience=config.teachers.patience,
         seeded_by=stage,
+        beside_loss=kinds.named(split.dataset.task).beside_loss,
     )
     return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
@@ -110,6 +112,7 @@ def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
         eval_every=train.epochs,
         patience=0,
         seeded_by=stage,
+        beside_loss=kinds.named(split.dataset.task).beside_loss,
     )
     variables = pretrained.calibrate(job, split).start
     share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)

@@ -1,0 +1,133 @@
+"""Dense tasks: each of the L places of B examples becomes an example, so that every seam sees B * L of them.
+
+A place is a pixel, a part of an image that may hold a box, a token or a frame. Nothing else in the engine
+knows that there are several: networks say [B,L,C] and labels are [N,L], and from here on it is [B*L,C].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtkd_jax.types import Array, Batch, Examples, Outputs, TeacherOutputs, UserError
+
+MOVES = ("flip", "alternating_flip", "shift")  # arguments of an augmentation that move pixels
+
+
+def are_many(examples: Examples) -> bool:
+    """Whether an example has several places, each with a label of its own."""
+    return examples.label.ndim == 2
+
+
+def merge(x: Array) -> Array:
+    """[...,B,L,D] -> [...,B*L,D]."""
+    return x.reshape(*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])
+
+
+def merge_outputs(outputs: Outputs) -> Outputs:
+    """A network's outputs with a row for each place; an embedding may be of whole examples."""
+    embedding = outputs.embedding
+    of_places = embedding is not None and embedding.ndim == outputs.logits.ndim
+    return dataclasses.replace(
+        outputs,
+        logits=merge(outputs.logits),
+        heads=merge(outputs.heads),
+        embedding=merge(embedding) if of_places else embedding,
+        beside={name: merge(x) for name, x in outputs.beside.items()},
+    )
+
+
+def merge_teachers(teacher: TeacherOutputs) -> TeacherOutputs:
+    """The same of K teachers."""
+    return teacher._replace(
+        logits=merge(teacher.logits),
+        embedding=tuple(merge(x) if x.ndim == 3 else x for x in teacher.embedding),
+        beside={name: merge(x) for name, x in teacher.beside.items()},
+    )
+
+
+def merge_batch(batch: Batch) -> Batch:
+    """A batch whose labels are [B,L] as one of B * L places; images stay what they are."""
+    num_places = batch.label.shape[1]
+
+    def of_each(leaf: Array | None) -> Array | None:
+        return None if leaf is None else jnp.repeat(leaf, num_places, axis=0)
+
+    label = batch.label.reshape(-1)
+    place = jnp.arange(num_places, dtype=batch.index.dtype)
+    return dataclasses.replace(
+        batch,
+        label=jnp.maximum(label, 0),
+        index=(batch.index[:, None] * num_places + place[None, :]).reshape(-1),
+        labelled=jnp.repeat(batch.labelled, num_places) & (label >= 0),
+        weight=None if batch.weight is None else batch.weight.reshape(-1),
+        speaks=of_each(batch.speaks),
+        valid=label >= 0,
+        goals={name: goal.reshape(-1, goal.shape[-1]) for name, goal in batch.goals.items()},
+    )
+
+
+def silence(outputs: Any, valid: Array | None) -> Any:
+    """Outputs of a student or of teachers with zeros where there is no place: whatever is said there is lost.
+
+    What has no row for each place stays; None, or nobody, comes back as it is.
+    """
+    if valid is None or outputs is None:
+        return outputs
+
+    def kept(leaf: Array) -> Array:
+        return jnp.where(valid[:, None], leaf, 0.0) if leaf.shape[-2] == len(valid) else leaf
+
+    spoken = {"logits": outputs.logits, "embedding": outputs.embedding, "beside": outputs.beside}
+    if isinstance(outputs, TeacherOutputs):
+        return outputs._replace(**jax.tree.map(kept, spoken))
+    return dataclasses.replace(outputs, heads=kept(outputs.heads), **jax.tree.map(kept, spoken))
+
+
+def move(batch: Batch, moved: Callable[[Array], Array]) -> Batch:
+    """The batch with images [B,h,w,c] and labels and weights of their pixels [B,h*w] moved together."""
+    image, depth = batch.image, batch.image.shape[-1]
+    of_pixels = [batch.label.astype(jnp.float32)]  # exact up to 2^24 classes
+    of_pixels += [] if batch.weight is None else [batch.weight]
+    layers = (one.reshape(*image.shape[:3], 1) for one in of_pixels)
+    together = moved(jnp.concatenate([image, *layers], axis=-1))
+    label, *weight = (together[..., depth + n].reshape(batch.label.shape) for n in range(len(of_pixels)))
+    return dataclasses.replace(
+        batch,
+        image=together[..., :depth],
+        label=label.astype(jnp.int32),
+        weight=weight[0] if weight else None,
+    )
+
+
+def moves(augmentation: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an augmentation's arguments moves pixels, and is switched on."""
+    known = {name: value for name, value in augmentation.items() if name in MOVES}
+    return {name: value for name, value in known.items() if isinstance(value, Array) or value}
+
+
+def check(examples: Examples, images: tuple[int, ...], augmentation: Mapping[str, Any], mixing: bool) -> None:
+    """Raise UserError for what cannot be done to images [N,h,w,c] whose places have labels."""
+    if not are_many(examples):
+        return
+    if mixing:
+        raise UserError(
+            "config.train.mixup: images whose places have labels cannot be mixed; mixup and cutmix must be 0"
+        )
+    num_places, (_, height, width, _) = examples.label.shape[1], images
+    of_pixels = num_places == height * width and not examples.goals
+    if (names := list(moves(augmentation))) and not of_pixels:
+        raise UserError(
+            f"config.data.augment.{names[0]}: moves pixels, and labels here are of {num_places} places of an "
+            f"image of {height}x{width}; must be off"
+        )
+    for name in ("rand_augment", "own"):
+        if augmentation.get(name):
+            raise UserError(
+                f"config.data.augment.{name}: may move pixels without their labels; must be off where places "
+                "of an image have labels"
+            )

@@ -1,0 +1,297 @@
+"""A place is an example: a dense problem whose places are independent is the flattened one, step for step."""
+
+import dataclasses
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax import config as configuration
+from mtkd_jax import mesh
+from mtkd_jax.engine import jobs, places, population, teacher_cache, training
+from mtkd_jax.engine.step import compiled_teacher_logits, make_step
+from mtkd_jax.methods.seams import hard_loss, mean_of_places, of_places
+from mtkd_jax.types import Batch, Context, Examples, Model, Outputs, UserError
+from tests import small
+
+L = 4  # places of an example
+OWN = {
+    "data.source": "synthetic(num_classes=4, num_train=120, num_test=40, size=1, noise=0.4)",
+    "train.optimizer": "sgd",
+    "train.learning_rate": 0.1,
+    "students.alphas": (0.25,),
+    "students.num_seeds": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OfPlaces(Model):
+    """A network that sees every pixel alone: what it says of an image are its answers side by side."""
+
+    inner: Model = None
+
+    def init(self, key, image):
+        return self.inner.init(key, image[:, :1, :1])
+
+    def apply(self, variables, image, **further):
+        each = image.reshape(-1, 1, 1, image.shape[-1])
+        outputs, state = self.inner.apply(variables, each, **further)
+        apart = lambda x: x.reshape(*x.shape[:-2], len(image), -1, x.shape[-1])  # noqa: E731
+        return (
+            Outputs(apart(outputs.logits), apart(outputs.heads), apart(outputs.embedding), {}),
+            state,
+        )
+
+
+def of_places_of(model: Model) -> Model:
+    return OfPlaces(model.name, model.module, inner=model)
+
+
+@lru_cache
+def pair(mode: str):
+    """(flat job, dense job): the same pixels, one an example or four. Every fifth image has no label."""
+    flat = small.students_job(mode, **OWN)
+    teachers = population.init(flat.program.teachers[0], jax.random.split(jax.random.key(5), 3), (1, 1, 1))
+    teachers = jax.tree.map(lambda leaf: 3 * leaf, teachers)  # opinionated
+    flat = dataclasses.replace(flat, stage_data=dataclasses.replace(flat.stage_data, teachers=(teachers,)))
+    examples, program = flat.stage_data.examples, flat.program
+    labelled = np.arange(len(examples.label) // L) % 5 != 0
+    dense_examples = dataclasses.replace(
+        examples,
+        image=examples.image.reshape(-1, 2, 2, examples.image.shape[-1]),
+        label=examples.label.reshape(-1, L),
+        labelled=jnp.asarray(labelled),
+    )
+    flat_examples = dataclasses.replace(examples, labelled=jnp.asarray(np.repeat(labelled, L)))
+    dense_program = program._replace(
+        model=of_places_of(program.model), teachers=tuple(map(of_places_of, program.teachers))
+    )
+    return with_examples(flat, flat_examples), dataclasses.replace(
+        with_examples(flat, dense_examples), program=dense_program
+    )
+
+
+def with_examples(job: jobs.Job, examples: Examples) -> jobs.Job:
+    return dataclasses.replace(job, stage_data=dataclasses.replace(job.stage_data, examples=examples))
+
+
+def with_labels(job: jobs.Job, change) -> jobs.Job:
+    examples = job.stage_data.examples
+    return with_examples(job, dataclasses.replace(examples, **change(examples)))
+
+
+def of_pixels(rows: np.ndarray) -> np.ndarray:
+    return (rows[:, None] * L + np.arange(L)).ravel()
+
+
+@lru_cache
+def compiled(program):
+    return jax.jit(make_step(program), compiler_options={"xla_backend_optimization_level": 0})
+
+
+def stepped(job: jobs.Job, indices: np.ndarray, num_steps: int = 1):
+    """(parameters and memory after some steps on one batch, the losses)."""
+    state, losses = training.first_progress(job).train, []
+    for number in range(num_steps):
+        step = compiled(job.program)
+        state, loss = step(
+            state, job.hyper, jnp.asarray(indices, jnp.int32), jnp.int32(number), job.stage_data
+        )
+        losses.append(np.asarray(loss))
+    return mesh.on_host((state.params, state.mem)), np.array(losses)
+
+
+def close(found, expected, atol=2e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol), found, expected)
+
+
+# A plain one, one that reads labels, one that weighs teachers, several heads, peers, one of a whole batch.
+COMPARED = ("output_avg", "logits.dkd", "weights.ca_mkd", "mimic_all", "peers.dml", "logits.dist")
+
+
+@pytest.mark.parametrize("mode", COMPARED)
+def test_a_dense_problem_of_independent_places_is_the_flattened_one(mode):
+    flat, dense = pair(mode)
+    rows = np.array([1, 5, 9, 2])
+    expected, losses = stepped(flat, of_pixels(rows))
+    found, dense_losses = stepped(dense, rows)
+    close(found, expected)
+    close(dense_losses, losses)
+    first = mesh.on_host(training.first_progress(dense).train.params)
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(found[0]))]
+    assert max(moved) > 1e-3  # there was a gradient to compare
+
+
+@pytest.mark.parametrize("mode", ["output_avg", "logits.dkd"])
+def test_what_is_no_place_is_left_out(mode):
+    """As if the flattened batch had never held these."""
+    flat, dense = pair(mode)
+    rows, gone = np.array([1, 5, 9, 2]), np.array([0, 7, 13])
+    there = np.setdiff1d(np.arange(len(rows) * L), gone)
+    pixels = of_pixels(rows)
+
+    def without(examples):
+        label = np.asarray(examples.label).copy().ravel()
+        label[pixels[gone]] = -1
+        return {"label": jnp.asarray(label.reshape(-1, L))}
+
+    close(stepped(with_labels(dense, without), rows), stepped(flat, pixels[there]))
+
+
+@pytest.mark.parametrize("mode", COMPARED)
+def test_nothing_that_is_said_where_there_is_no_place_counts(mode):
+    """To the bit, whatever the logits there: these pixels are 10^6 times as bright the second time."""
+    _, dense = pair(mode)
+    rows = np.array([1, 5, 9, 2])
+    gone = np.array([[True, False, False, False]] * len(dense.stage_data.examples.label))
+    without = with_labels(dense, lambda of: {"label": jnp.where(gone, -1, of.label)})
+
+    def glaring(examples):
+        image = np.asarray(examples.image).copy()
+        image[gone.reshape(image.shape[:3])] *= 1e6
+        return {"image": jnp.asarray(image)}
+
+    calm = with_labels(without, lambda of: {"image": jnp.asarray(of.image, jnp.float32) / 255})
+    jax.tree.map(
+        np.testing.assert_array_equal, stepped(with_labels(calm, glaring), rows), stepped(calm, rows)
+    )
+
+
+FAMILIES = ("logits", "weights", "targets", "peers")
+MODES = tuple(mode for mode in configuration.catalogue("mode") if mode.partition(".")[0] in FAMILIES)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_method_of_logits_takes_two_steps_on_places(mode):
+    _, dense = pair(mode)
+    first = mesh.on_host(training.first_progress(dense).train.params)
+    (params, _), losses = stepped(dense, np.array([1, 5, 9, 2]), num_steps=2)
+    assert np.isfinite(losses).all()
+    moved = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(params))]
+    assert max(moved) > 0
+
+
+def test_validation_is_over_the_places_that_are_there():
+    _, dense = pair("output_avg")
+    examples = dense.stage_data.examples
+    images, labels = examples.image[:6], np.asarray(examples.label[:6]).copy()
+    labels[:, 1] = -1
+    state = training.first_progress(dense).train
+    variables = population.take({"params": state.params, **state.model_state}, 0)
+    evaluate = training._evaluator(dense.program, block=4)
+    nll, accuracy = evaluate((variables, {}), ({}, (images, jnp.asarray(labels))))
+    logits = np.asarray(
+        dense.program.model.apply(variables, images.astype(jnp.float32) / 255)[0].logits, np.float64
+    )
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    there = labels >= 0
+    np.testing.assert_allclose(nll, -log_probs[there, labels[there]].mean(), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, (logits.argmax(-1) == labels)[there].mean(), rtol=1e-6)
+
+
+def test_kept_logits_of_teachers_are_those_of_the_step():
+    _, dense = pair("output_avg")
+    rows = np.array([1, 5, 9, 2])
+    dense = dataclasses.replace(dense, teacher_cache="float32")
+    kept = teacher_cache.fill(dense, {})
+    assert kept.program.cache_index == "example" and kept.stage_data.cached_logits.shape == (3, 30, L, 4)
+    assert teacher_cache.outline(dense).stage_data.cached_logits.shape == (3, 30, L, 4)
+    close(stepped(kept, rows), stepped(dense, rows))
+
+
+def test_two_devices_share_the_places_of_a_batch():
+    _, dense = pair("output_avg")
+    rows = jnp.asarray([[1, 5, 9, 2]], jnp.int32)
+    ask = compiled_teacher_logits(dense.program)
+    shared = dense.program._replace(layout=dense.program.layout._replace(data=2))
+    data = mesh.everywhere(dense.stage_data, shared.layout)
+    close(compiled_teacher_logits(shared)(rows, data), ask(rows, dense.stage_data))
+    steps = training.compiled_part(shared)
+    spread = mesh.spread_out(training.first_progress(dense), shared.layout)
+    found = mesh.on_host(steps(spread, dense.hyper, rows, np.int32(0), data))
+    close(found.train.params, stepped(dense, rows[0])[0][0])
+
+
+# --- the parts ----------------------------------------------------------------------------------------
+
+
+def batch(**fields) -> Batch:
+    usual = dict(
+        image=jnp.zeros((2, 2, 1, 1)),
+        label=jnp.array([[1, -1], [0, 2]]),
+        index=jnp.array([7, 3]),
+        labelled=jnp.array([True, False]),
+    )
+    return Batch(**{**usual, **fields})
+
+
+def test_a_batch_is_merged_row_by_row():
+    found = places.merge_batch(
+        batch(
+            weight=jnp.array([[1.0, 2.0], [3.0, 4.0]]),
+            speaks=jnp.array([[True, False, True], [False, False, True]]),
+            goals={"boxes": jnp.arange(8.0).reshape(2, 2, 2)},
+        )
+    )
+    np.testing.assert_array_equal(found.label, [1, 0, 0, 2])
+    np.testing.assert_array_equal(found.valid, [True, False, True, True])
+    np.testing.assert_array_equal(found.labelled, [True, False, False, False])
+    np.testing.assert_array_equal(found.index, [14, 15, 6, 7])
+    np.testing.assert_array_equal(found.weight, [1, 2, 3, 4])
+    np.testing.assert_array_equal(found.speaks[1], found.speaks[0])
+    np.testing.assert_array_equal(found.goals["boxes"], [[0, 1], [2, 3], [4, 5], [6, 7]])
+
+
+def test_losses_of_examples_and_of_places_meet():
+    merged = places.merge_batch(batch())
+    np.testing.assert_array_equal(of_places(jnp.array([1.0, 5.0]), merged), [1, 1, 5, 5])
+    np.testing.assert_allclose(mean_of_places(jnp.array([1.0, 5.0]), merged), (1 + 5 + 5) / 3)
+    np.testing.assert_allclose(mean_of_places(jnp.array([1.0, np.nan, 2.0, 6.0]), merged), 3.0)
+    nowhere = places.merge_batch(batch(label=-jnp.ones((2, 2), jnp.int32)))
+    assert float(mean_of_places(jnp.ones(4), nowhere)) == 0.0
+
+
+def test_the_hard_loss_by_hand():
+    """Of three places that are there one has a label: its loss counts three times, so once in all."""
+    logits = jnp.array([[0.0, 1.0, 2.0], [9.0, 0.0, 0.0], [1.0, 1.0, 1.0], [3.0, 2.0, 1.0]])
+    merged = places.merge_batch(batch())
+    student = places.silence(Outputs(logits, logits[None], None, {}), merged.valid)
+    context = Context(
+        merged, None, {}, {"label_smoothing": jnp.float32(0)}, None, jnp.int32(0), jnp.float32(0), student
+    )
+    expected = np.log(1 + np.exp(1.0) + np.exp(2.0)) - 1.0
+    np.testing.assert_allclose(hard_loss(context), [3 * expected, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(mean_of_places(hard_loss(context), merged), expected, rtol=1e-6)
+
+
+def test_what_moves_pixels_moves_their_labels_and_weights():
+    image = jnp.arange(8.0).reshape(1, 2, 4, 1)
+    label = jnp.arange(8).reshape(1, 8) - 1
+    weighted = batch(image=image, label=label, weight=10.0 * label.astype(jnp.float32))
+    found = places.move(weighted, lambda both: both[:, :, ::-1])
+    np.testing.assert_array_equal(found.image[..., 0].reshape(1, 8) - 1, found.label)
+    np.testing.assert_array_equal(found.weight, 10 * found.label)
+    np.testing.assert_array_equal(found.label, [[2, 1, 0, -1, 6, 5, 4, 3]])
+    assert found.label.dtype == jnp.int32
+
+
+def test_what_cannot_be_is_refused_in_one_line():
+    def examples(num_places, **fields):
+        return Examples(
+            jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, num_places), jnp.int32), jnp.ones(1, bool), **fields
+        )
+
+    shape = (1, 2, 2, 1)
+    places.check(examples(4), shape, {"flip": True, "shift": 1, "noise": 0.1}, False)
+    with pytest.raises(UserError, match=r"^config.train.mixup: .*must be 0$"):
+        places.check(examples(4), shape, {}, True)
+    with pytest.raises(
+        UserError, match=r"^config.data.augment.flip: .* 3 places of an image of 2x2; must be off"
+    ):
+        places.check(examples(3), shape, {"flip": True}, False)
+    with pytest.raises(UserError, match=r"^config.data.augment.shift"):
+        places.check(examples(4, goals={"boxes": jnp.zeros((1, 4, 4))}), shape, {"shift": 1}, False)
+    with pytest.raises(UserError, match=r"^config.data.augment.rand_augment"):
+        places.check(examples(4), shape, {"rand_augment": (1, 2)}, False)
