@@ -51,10 +51,7 @@ class Transformer(nn.Module):
             y = self._fed_forward(y, train, f"decoder_block{number}")
         embedding = layers.layer_norm(y, name="decoder_norm").astype(jnp.float32)
 
-        flat = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(
-            embedding.reshape(-1, self.width)
-        )
-        heads = flat.reshape(-1, *embedding.shape[:2], self.task.num_classes)
+        heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
         features = {
             "stage1": jnp.where(is_token[..., None], encoded, 0)[:, None],
             "stage2": embedding[:, None],

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax.data import tokens
-from mtkd_jax.fusion import rules
-from mtkd_jax.models.decoding import sayer, search, sources_of
 from mtkd_jax.tasks.kinds import Kind, Measure, Said
 from mtkd_jax.types import Array
 
@@ -18,10 +14,15 @@ SPOKEN = "spoken"  # what a network says by itself: labels [L] of the example, a
 
 
 def say(logits: Callable[[Array], Array], images: Array) -> dict[str, Array]:
-    """What a network says by itself of images [B,2,L,1], greedily: {"spoken": [B,L,L]}, the same at all places.
+    """What a network says by itself of images [B,2,L,1], greedily: {"spoken": [B,L,L]}, alike at all places.
 
     `logits` is the network, images -> [B,L,C].
     """
+    import jax.numpy as jnp
+
+    from mtkd_jax.fusion import rules
+    from mtkd_jax.models.decoding import sayer, search, sources_of
+
     sources = sources_of(images)
     labels = search(sayer(lambda read: logits(read)[None], rules.mean_probs), sources, 1).labels[:, 0]
     return {SPOKEN: jnp.repeat(labels[:, None], sources.shape[1], axis=1).astype(jnp.float32)}

@@ -102,7 +102,7 @@ def numbers(*, num_train: int = 2000, num_test: int = 500, seed: int = 0) -> Dat
     """Made up: whole numbers below a million in digits, and in English words. No text of the real world.
 
     As in `pairs`; the sources are their digits, the targets their words, "12" and "twelve". They are drawn
-    with `seed`, as many of one digit less as there are, so that all words are found often; none twice.
+    with `seed`, those below twenty and their like more often, so that all words are found often; none twice.
     Raises UserError for sizes that make no problem.
     """
     if num_train < 400 or num_test < 1 or num_train + num_test > 100_000:
@@ -113,7 +113,10 @@ def numbers(*, num_train: int = 2000, num_test: int = 500, seed: int = 0) -> Dat
     rng = np.random.default_rng(seed)
     drawn: dict[int, None] = {}
     while len(drawn) < num_train + num_test:
-        drawn.setdefault(int(rng.integers(1, 10 ** rng.integers(2, 7))))
+        thousands, rest = (100 * rng.integers(10) + rng.integers((20, 100)[rng.integers(2)]) for _ in "ab")
+        number = int(rest + 1000 * thousands * rng.integers(2))
+        if number:
+            drawn.setdefault(number)
     made = [_Pair(tuple(str(number)), tuple(_in_words(number))) for number in drawn]
     parts = {"train": made[:num_train], "test": made[num_train:]}
     notes = ["Made up: numbers and their English words, by rule."]
@@ -166,10 +169,10 @@ def _entries(file: pathlib.Path, stress: bool) -> Iterator[_Pair]:
     """Entries of the dictionary: a word, with (2), (3), ... behind it where it stands again, and phonemes."""
     for number, line in _lines(file):
         word, *phonemes = line.partition("#")[0].split() or [""]
-        if not phonemes:
-            if line.strip() and not line.startswith(("#", ";;;")):
-                raise UserError(f"{file}, line {number}: {line[:40]!r}: must be a word and its phonemes")
+        if not word or word.startswith(";;;"):
             continue
+        if not phonemes:
+            raise UserError(f"{file}, line {number}: {line[:40]!r}: must be a word and its phonemes")
         if not re.search(r"\(\d+\)$", word):
             yield _Pair(tuple(word), tuple(p if stress else p.rstrip("012") for p in phonemes))
 
@@ -278,6 +281,8 @@ def _dataset(
             class_names=tuple(classes),
             val_rows=np.arange(len(parts["train"]), len(train)) if num_val else None,
             notes=tuple(notes),
+            task="tokens",
+            token_names=tuple(numbers),
         ),
         where=where,
     )
