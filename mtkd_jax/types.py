@@ -107,6 +107,7 @@ class DataSet:
     task: str = "classes"  # the record in mtkd_jax/tasks/ that tells what a place is, and its metrics
     train_goals: Mapping[str, np.ndarray] | None = None  # {name: [N,L,d] float32}, further labels of places
     test_goals: Mapping[str, np.ndarray] | None = None
+    token_names: tuple[str, ...] = ()  # what the numbers of sources are, from data.tokens.RESERVED on
 
     @property
     def num_classes(self) -> int:

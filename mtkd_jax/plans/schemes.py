@@ -9,6 +9,7 @@ each of `students.models`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from mtkd_jax.config import (
     build_model,
     build_recipe,
     first_seeds,
+    given_teachers,
     number_of_teachers,
     teacher_models,
 )
@@ -35,8 +37,8 @@ from mtkd_jax.engine import population, teacher_cache
 from mtkd_jax.engine.jobs import Job, slug
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods.lineage import DenselyGuided, OfUnlabelled, of_own_teachers, weigh_as_fitted
-from mtkd_jax.methods.seams import frozen_teachers
-from mtkd_jax.plans import students, teachers
+from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers
+from mtkd_jax.plans import sequences, students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
 from mtkd_jax.types import Ensemble, Model, Population, PyTree, Recipe, Task, UserError
 
@@ -438,6 +440,55 @@ def stochastic_averages(
     note = f"The weights of each teacher are the mean of {moments} moments of its training."
     cycles, number = [(first, config.train.schedule), *cycles], config.teachers.num_members
     return (*_moments(config, split, cycles, 1, note, number, _mean), *train_students(config, split))
+
+
+def sequence_level(config: ConfigDict, split: Split, *, num_beams: int = 5, mode: str = "") -> Plan:
+    """Students of sequences that learn what all teachers say together, in the place of the references.
+
+    The teachers, fused by mean_probs at every token, search the most probable targets of all labelled sources
+    with a beam of `num_beams`. Row "sequence_kd" is trained on the first of each beam, row "sequence_inter"
+    on the one that is most like the reference (sequence-level interpolation). Their loss is that of labels
+    alone or, with a `mode` such as "output_avg", what that makes of these labels and of what the teachers say
+    of every token, over the alphas and temperatures of `students`. Validation is on the references. Raises
+    UserError for data that is no sequences of tokens, and for a mode that has several heads.
+
+    Source: Kim and Rush 2016, arXiv 1606.07947; one teacher, beam 5. Modes such as "output_avg" without this
+    plan are their word-level distillation.
+    """
+    if num_beams < 1:
+        raise UserError(f"config.plan: sequence_level(num_beams={num_beams}): must be at least 1")
+    if split.dataset.task != "tokens":
+        raise UserError(
+            f"config.plan: sequence_level is of sequences of tokens, and {split.dataset.name} has none; must "
+            "be of a source such as pairs"
+        )
+    if given_teachers(config):
+        raise UserError(
+            "config.plan: sequence_level asks teachers what they would say next, and of those of "
+            "teachers.logits and teachers.programs that is not known; it needs networks"
+        )
+    recipe = _recipe("sequence_level", mode, num_teachers=2) if mode else SUPERVISED
+    direct = _with_baseline("sequence_level", config, split)
+    note = (
+        "Rows sequence_kd and sequence_inter were trained on what the teachers say together, "
+        f"of a beam of {num_beams}, in the place of the references."
+    )
+    beams, stages = sequences.Beams(split, num_beams), []
+    rows = {"sequence_kd": sequences.most_probable, "sequence_inter": sequences.nearest}
+    for model, (row, choose) in itertools.product(students.models(config), rows.items()):
+        family = students.grid(config, row, recipe, *(() if mode else ((1.0,), (1.0,))))
+        family = students.of_model(family, model)
+
+        def learn(done: Done, family=family, choose=choose, asks: bool = True) -> Job:
+            ensemble = ensemble_of(done)
+            said = sequences.with_targets(split, beams.of(ensemble), choose) if asks else split
+            return students.job(config, said, "labelled", family, ensemble if mode else (), {})
+
+        name = students.stage_name("labelled", family)
+        stages.append(
+            Stage(name, learn, family, "labelled", note=note, outline=functools.partial(learn, asks=False))
+        )
+    return (*direct, *stages)
 
 
 # --- moments of one training --------------------------------------------------------------------------
