@@ -89,11 +89,11 @@ def test_stimulus_is_what_student_and_teachers_see(setting, tmp_path):
 
 
 def test_view_is_what_the_student_computes_with_and_deploy_what_is_kept(setting, tmp_path):
-    sign = lambda params: jax.tree.map(jnp.sign, params)  # noqa: E731
+    sign, stop = lambda params: jax.tree.map(jnp.sign, params), jax.lax.stop_gradient
     job = student_job(
         setting,
-        view=lambda params, state, key: jax.tree.map(
-            lambda p: p + jax.lax.stop_gradient(jnp.sign(p) - p), params
+        view=lambda variables, state, hyper, key: (
+            variables | {"params": jax.tree.map(lambda p: p + stop(jnp.sign(p) - p), variables["params"])}
         ),
         deploy=lambda state, hyper: {"params": sign(state.params), **state.model_state},
     )
