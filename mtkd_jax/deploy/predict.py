@@ -4,7 +4,8 @@ Only the student's folder is read; networks and training are not imported. A lin
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
 A student of a table is asked about tables with columns of the same names, in any order: {"table", "line"}
-stand in the place of {"image"}.
+stand in the place of {"image"}. A student of pixels, boxes or tokens tells what its task does, such as the area
+of each class: {"image", "told"}.
 With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
 has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
@@ -46,6 +47,7 @@ class Prediction(NamedTuple):
     error: str = ""
     by: str = ""  # "student" | "ensemble", of a cascade
     logits: tuple[float, ...] = ()  # of all classes, in their order
+    lines: tuple[str, ...] = ()  # of a student of places, what its task tells of them, in place of classes
 
     @property
     def name(self) -> str:
@@ -79,6 +81,11 @@ def _main(argv: Sequence[str] | None) -> None:
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
     for note in () if of_table else unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
+    if asked.logits is not None and "places" in card:
+        raise UserError(
+            f"--logits {asked.logits}: {card['name']} says a class of every {card['places']['place']}, and "
+            "the file would hold one of every image; must be without it"
+        )
     if asked.logits is not None:
         told = _write_logits(asked.logits, found, card["class_names"])
     else:
@@ -200,6 +207,7 @@ def _of_batch(
 ) -> Iterator[Prediction]:
     """At most `size` inputs; the program always sees as many, so that it is compiled once."""
     seen, errors = np.zeros((size, *card["input"]["shape"]), np.float32), [""] * len(asked)
+    tell = _telling(card)
     for place, one in enumerate(asked):
         try:
             read = one.read()
@@ -212,18 +220,37 @@ def _of_batch(
         there = np.array([not error for error in errors] + [False] * (size - len(asked)))
         logits, handed_over = cascade.answer(net, seen, there)
         by = np.where(handed_over, "ensemble", "student").tolist()
-    for one, error, own, row, who in zip(asked, errors, logits, softmax(logits), by):
-        best = np.argsort(-row, kind="stable")[:top]
+    for one, error, own, who in zip(asked, errors, logits, by):
         if error:
             yield Prediction(one.path, one.line, error=error)
+        elif tell is not None:
+            yield Prediction(one.path, one.line, lines=tuple(tell(own)))
         else:
+            row = softmax(own)
+            best = np.argsort(-row, kind="stable")[:top]
             classes = tuple(card["class_names"][i] for i in best)
             probabilities = tuple(row[best].tolist())
             yield Prediction(one.path, one.line, classes, probabilities, by=who, logits=tuple(own.tolist()))
 
 
+def _telling(card: Mapping[str, Any]) -> Callable[[np.ndarray], list[str]] | None:
+    """What tells of one image what a student says of its places [L,C + ...]; None of a student of images."""
+    if "places" not in card:
+        return None
+    from mtkd_jax.tasks import kinds  # which a student of images does without
+
+    task, names, beside = card["places"]["task"], card["class_names"], card["places"]["beside"]
+    ends = np.cumsum([len(names), *(beside[name] for name in sorted(beside))])[:-1]
+
+    def tell(said: np.ndarray) -> list[str]:
+        logits, *others = np.split(said, ends, axis=-1)
+        return kinds.named(task).tell(logits, names, dict(zip(sorted(beside), others)))
+
+    return tell
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities [N,C] of logits [N,C]."""
+    """Probabilities [...,C] of logits [...,C]."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
@@ -261,6 +288,8 @@ def _as_json(one: Prediction) -> dict[str, Any]:
     of = {"table": str(one.path), "line": one.line} if one.line else {"image": str(one.path)}
     if one.error:
         return {**of, "error": one.error}
+    if not one.classes:
+        return {**of, "told": list(one.lines)}
     said = {**of, "class": one.classes[0], "probability": one.probabilities[0]}
     said |= {"answered_by": one.by} if one.by else {}
     several = {"probabilities": dict(zip(one.classes, one.probabilities))} if len(one.classes) > 1 else {}
@@ -272,14 +301,19 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
     told = list(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("line" if any(one.line for one in told) else "image", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right", no_wrap=True)
+    if any(one.lines for one in told):
+        table.add_column("what is there", overflow="fold")
+    else:
+        table.add_column("class", overflow="fold")
+        table.add_column("probability", justify="right", no_wrap=True)
     if any(one.by for one in told):
         table.add_column("answered by", no_wrap=True)
     for one in told:
         if one.error:
             error = one.error.removeprefix(f"{printable(one.name)}: ")
             table.add_row(Text(printable(one.name)), Text(error, style="red"))
+        elif not one.classes:
+            table.add_row(Text(printable(one.name)), Text(printable(", ".join(one.lines) or "nothing")))
         for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
             who = "" if place else printable(one.name)
             by = [one.by] if one.by and not place else []

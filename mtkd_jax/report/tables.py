@@ -67,6 +67,7 @@ SPIKES_CAPTION = (
     " spikes: for an image, over all neurons and time steps. active: share of the neurons that spike for it."
 )
 OWN_TITLE = "Metrics of your own"
+TASK_TITLE = "Metrics of the task"
 DETECTION_CAPTION = (
     "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
     "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
@@ -372,6 +373,11 @@ def own_metrics(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
     return header, list(sections.items())
 
 
+def own_title(report: dict) -> str:
+    """The heading of that table: a task has metrics, to which those of the user's own are added."""
+    return OWN_TITLE if report["task"] == "classes" else TASK_TITLE
+
+
 def own_caption(report: dict) -> str:
     """What is better, and where the metrics come from."""
     said = (
@@ -645,7 +651,7 @@ def terminal(report: dict) -> Group:
         ]
     if report["metrics"]:
         parts += [
-            Text(f"\n{OWN_TITLE}", style="bold"),
+            Text(f"\n{own_title(report)}", style="bold"),
             *render_sections(*own_metrics(report)),
             Text(own_caption(report), style="dim"),
         ]

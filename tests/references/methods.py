@@ -214,3 +214,15 @@ def few_bit_activations(x, bits):
     """Each number by itself to the nearest of the 2**bits that are allowed."""
     allowed = np.linspace(0, 1, 2**bits)
     return np.array([allowed[np.abs(allowed - one).argmin()] for one in x.ravel()]).reshape(x.shape)
+
+
+# --- logits of places: losses of one image, student [L,C], teachers [K,L,C] -------------------------------
+
+
+def cwd(student, teachers, map_temperature):
+    """Of the places that are there: mean over classes and teachers, times the square of the temperature."""
+    total, num_classes = 0.0, student.shape[-1]
+    for teacher in teachers:
+        for c in range(num_classes):
+            total += kl(softmax(teacher[:, c], map_temperature), softmax(student[:, c], map_temperature))
+    return map_temperature**2 * total / (num_classes * len(teachers))
