@@ -334,8 +334,9 @@ def snapshots(config: ConfigDict, split: Split) -> Plan:
     length, `train.epochs` together; in each the rate falls from `train.learning_rate` to 0 along half a
     cosine, and the weights at its end are a teacher and the start of the next cycle. The optimiser's moments
     begin anew, and epochs that do not divide are left out. Then all of them see the training images for one
-    more epoch at a rate of 0, in which batch statistics settle and no weight changes. Raises UserError for
-    more cycles than epochs, and for fields of teachers that are trained apart.
+    more epoch at a rate of 0, in which batch statistics settle and no weight changes. `train.ema_decay` is
+    the students' alone: teachers are the weights themselves. Raises UserError for more cycles than epochs,
+    and for fields of teachers that are trained apart.
 
     Source: snapshot ensembles, Huang et al. 2017, arXiv 1704.00109.
     """
@@ -375,8 +376,8 @@ def stochastic_averages(
 
     `teachers.num_members` networks of each architecture are trained for the share `burn_in` of `train.epochs`
     by `train.schedule`, and for the rest at `rate` times `train.learning_rate`: the mean is of the weights at
-    the ends of `moments` equal parts of that. Batch statistics settle as in `snapshots`. All networks are
-    trained together, and one whose loss stops being finite ends the run. Raises UserError for that, for
+    the ends of `moments` equal parts of that. All else is as in `snapshots`, but that all networks are
+    trained together: one whose loss stops being finite ends the run. Raises UserError for that, for
     shares that are none, for parts without an epoch, and for fields of teachers that are never cut.
 
     Source: averaging weights leads to wider optima (SWA), Izmailov et al. 2018, arXiv 1803.05407.
@@ -446,6 +447,7 @@ def _next_cycle(
     own = config.copy_and_resolve_references()
     own.teachers.num_members, own.train.schedule = num_networks, schedule
     own.train.epochs = own.train.eval_every = epochs  # the only weights to choose: the last
+    own.train.ema_decay = 0.0
     if begun:
         own.train.warmup = 0.0
     job = teachers.job(own, split, address)
@@ -459,6 +461,7 @@ def _settled(config: ConfigDict, split: Split, address: str, start: PyTree) -> J
     """The teachers as they are: an epoch at a rate of 0, in which their batch statistics become their own."""
     own = config.copy_and_resolve_references()
     own.train.epochs = own.train.eval_every = 1
+    own.train.ema_decay = 0.0
     job = teachers.job(own, split, address)
     still = {name: np.zeros_like(job.hyper[name]) for name in ("learning_rate", "weight_decay")}
     return dataclasses.replace(job, start=start, hyper={**job.hyper, **still})

@@ -405,6 +405,7 @@ def test_the_loss_of_a_noisy_student_by_hand(soft):
     np.testing.assert_allclose(loss(recipe, seen), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow(seconds=15)
 def test_a_run_of_noisy_students(tmp_path):
     config = noisy(
         **{"train.epochs": 6, "students.alphas": (0.5,), "students.num_seeds": 2, "data.augment.shift": 1}
@@ -570,6 +571,14 @@ def test_snapshots_are_the_ends_of_cycles_and_each_cycle_goes_on_from_the_last(s
     )
     assert job.program == stages[0].make({}).program  # and so compiled once
     assert [teachers.num_members for teachers in plan.ensemble_of(done)] == [2]
+
+
+def test_teachers_that_are_moments_are_the_weights_themselves_where_students_average_theirs():
+    config = small.config(**{**MOMENTS, "train.ema_decay": 0.9})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    averages = [(stage.make(done).program.averages, bool(stage.family)) for stage in stages]
+    assert [has_average for has_average, _ in averages] == [is_of_students for _, is_of_students in averages]
 
 
 def test_fast_geometric_teachers_are_the_ends_of_cycles_after_a_burn_in():
