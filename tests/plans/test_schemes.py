@@ -460,6 +460,28 @@ def test_hints_keep_the_weights_of_the_last_step(hinted):
     close(done[stages[0].name].population.variables["params"], states.params, 1e-5)
 
 
+# --- hydra --------------------------------------------------------------------------------------------
+
+
+def test_every_head_of_a_hydra_begins_as_the_one_there_was(generations):
+    _, _, done = generations
+    config = config_of("hydra", **{"students.temperatures": (2.0,)})
+    works, done = made(config, {**done, "students-labelled-logit-avg": None})
+    one, many = works
+    job, split = works[many], experiment.load_split(config)
+    assert [recipe.name for recipe in job.program.recipes] == ["mimic_all"]
+    family = next(s.family for s in plan.build(config, split) if s.name == many)
+    image = split.dataset.train_images[:5] / np.float32(255)
+    own = done[one].population
+    row = own.names.index("hydra with one head a=0 T=2 seed 1")
+    before, _ = own.model.apply(population.take(own.variables, row), image)
+    place = next(m for m, member in enumerate(family) if member.seed == 1)
+    after, _ = job.program.model.apply(population.take(job.start, place), image)
+    assert after.heads.shape == (5, 5, 10)
+    for head in after.heads:
+        np.testing.assert_allclose(head, before.logits, rtol=1e-4, atol=1e-5)
+
+
 # --- specialists --------------------------------------------------------------------------------------
 
 
@@ -637,6 +659,8 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("densely_guided(models=('mlp',), num_dropped=-1)", {}, "must be at least 0"),
         ("weighed_assistants(models=('mlp',), rule='borda')", {}, "one weight: evolved_mean"),
         ("weighed_assistants", {}, "name the networks"),
+        ("hydra(mode='output_avg')", {}, "hydra cannot end with 'output_avg'"),
+        ("hydra(first='mimic_all')", {}, "one head"),
         ("noisy_student", {}, "without a label; it must have 'unlabelled' or 'other' in it"),
         ("noisy_student(rounds=0)", {"students.transfer": ("unlabelled",)}, "rounds=0"),
         ("noisy_student(threshold=1.0)", {"students.transfer": ("unlabelled",)}, "in [0, 1)"),
