@@ -4,8 +4,8 @@ Only the student's folder is read; networks and training are not imported. A lin
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
 A student of a table is asked about tables with columns of the same names, in any order: {"table", "line"}
-stand in the place of {"image"}. A student of pixels, boxes or tokens tells what its task does, such as the area
-of each class: {"image", "told"}.
+stand in the place of {"image"}. A student of pixels, boxes or tokens tells what its task does, such as the
+area of each class: {"image", "told"}.
 With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
 has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.

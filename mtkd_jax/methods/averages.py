@@ -104,7 +104,8 @@ def temporal_ensembling(*, weight: float = 30.0, decay: float = 0.6, ramp: float
 
     Here $\lambda$ is `weight`, $d$ is `decay`, $r(s)$ is the ramp of `mean_teacher`, and $Z$ [N,C] holds a
     row for every example, 0 at first, which is changed when the example has been seen; $n$ is how often it
-    was. At the first time there is nothing to agree with. Every student remembers N (C + 1) numbers. Raises
+    was. Where a batch holds an example twice it has been seen once, and its prediction is the mean of both.
+    At the first time there is nothing to agree with. Every student remembers N (C + 1) numbers. Raises
     UserError for a decay or ramp out of range.
 
     Source: Laine and Aila 2017, arXiv 1610.02242, with the share of labels taken out of the weight, as
@@ -204,8 +205,9 @@ def _no_predictions(variables: PyTree, student: Outputs, num_examples: int) -> P
 
 def _remember_predictions(state: TrainState, context: Context) -> TrainState:
     rows, memory, decay = context.batch.index, state.mem, context.hyper["decay"]
-    probs = jax.nn.softmax(context.student.logits)
-    # Set, not added: an example that a batch holds twice has been seen once.
+    same = (rows[:, None] == rows[None, :]).astype(jnp.float32)  # where a batch holds an example twice
+    probs = same @ jax.nn.softmax(context.student.logits) / same.sum(axis=1, keepdims=True)
+    # Set, not added: then it has been seen once, and whichever is written last is the same.
     total = memory["total"].at[rows].set(decay * memory["total"][rows] + (1.0 - decay) * probs)
     num_seen = memory["num_seen"].at[rows].set(memory["num_seen"][rows] + 1.0)
     return dataclasses.replace(state, mem={"total": total, "num_seen": num_seen})

@@ -231,6 +231,43 @@ def review(*, weight: float = 5.0) -> Recipe:
     return beside_logits("review", _reviewed_distance, weight, draw=_draw_review, lacking=_no_stage("review"))
 
 
+def ofd(*, weight: float = 1.0) -> Recipe:
+    r"""Match the teachers' features, but where a unit is silent and the student's is, too: that is as good.
+
+    $$f_k = \sum_i 2^{i - n}\, \mathrm{mean}_{h,w,d}\, [\neg(r_i(v) \le t_i \le 0)]\, (t_i - r_i(v))^2, \qquad
+    t_i = \max(u_k^{(i)}, \mu_i), \qquad \mu_{id} = \mathrm{mean}\{u^{(i)}_{kd} : u^{(i)}_{kd} < 0\}$$
+
+    Here $i = 1, \dots, n$ runs over the stages that both have, $r_i$ is a 1x1 convolution that is trained
+    along for every stage and teacher, and the margin $\mu$ [d] is the mean of a channel's negative values in
+    the batch, 0 where there are none: of stages that end in a ReLU it is 0. The paper takes features before
+    the ReLU, the margin from the statistics of BatchNorm, and sums where this takes the mean. Raises
+    UserError where student and teachers share no stage.
+
+    Source: a comprehensive overhaul of feature distillation, Heo et al. 2019, arXiv 1904.01866.
+    """
+    return beside_logits("ofd", _partial_distance, weight, draw=_draw_connectors, lacking=_no_stage("ofd"))
+
+
+def semckd(*, weight: float = 400.0, width: int = 32) -> Recipe:
+    r"""Match each stage of the student with all of a teacher's, as much as attention finds them alike.
+
+    $$f_k = \sum_s \sum_t a_{st}\, \mathrm{mean}_{h,w,d}\, (u_k^{(t)} - r_{st}(v^{(s)}))^2, \qquad
+    a_{st} = \mathrm{softmax}_t(\frac{q_s(\bar{v}^{(s)}) \cdot k_t(\bar{u}_k^{(t)})}{\sqrt{m}})$$
+
+    Here $s$ and $t$ run over all stages of student and teacher k, $\bar{x}$ [B,d] is a map averaged over the
+    image, and the 1x1 convolutions $r$ and the linear maps $q$ and $k$ into $m$ numbers, `width`, are trained
+    along. $a$ [B] is of every example. In the paper $q$ and $k$ read which examples of a batch are alike, by
+    two layers, and $r$ has three convolutions; the weight is that of its scripts. Raises UserError for a
+    width below 1, and where a network has no stage.
+
+    Source: cross-layer distillation with semantic calibration, Chen et al. 2021, arXiv 2012.03236.
+    """
+    if width < 1:
+        raise UserError(f"semckd(width={width}): it must be at least 1")
+    lacking = "features.semckd: student or teachers have no feature that is called stage..."
+    return beside_logits("semckd", _calibrated_distance, weight, draw=_Calibration(width), lacking=lacking)
+
+
 # --- hints --------------------------------------------------------------------------------------------
 
 
@@ -437,6 +474,61 @@ def _factor_distance(pair: Pair) -> Array | None:
     lost = _mean_square(other - maps.linear(pair.parameters["decoder"], code))
     weight = pair.hyper["weight"]
     return jnp.mean(jnp.abs(told - translated), axis=-1) + lost / jnp.where(weight > 0, weight, 1.0)
+
+
+# --- silent units, attention over stages --------------------------------------------------------------
+
+
+def _partial_distance(pair: Pair) -> Array | None:
+    losses = []
+    for name, (own, other) in pair.stages().items():
+        is_negative = other < 0
+        num = jnp.sum(is_negative, axis=(0, 1, 2), keepdims=True, dtype=jnp.float32)
+        negative = jnp.sum(jnp.where(is_negative, other, 0.0), axis=(0, 1, 2), keepdims=True)
+        margin = negative / jnp.maximum(num, 1.0)
+        target, guess = jnp.maximum(other, margin), maps.linear(pair.parameters[name], own)
+        both_silent = (guess <= target) & (target <= 0)
+        losses.append(_mean_square(jnp.where(both_silent, 0.0, target - guess)))
+    return _sum_over([loss * 0.5**place for place, loss in enumerate(reversed(losses))])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Calibration:
+    """Parameters of `semckd`."""
+
+    width: int
+
+    def __call__(self, key: Array, own: Taps, other: Taps) -> PyTree:
+        ours, theirs = maps.stage_names(own), maps.stage_names(other)
+        keys = iter(jax.random.split(key, len(ours) + len(theirs) + len(ours) * len(theirs)))
+
+        def linear(width: int, into: int) -> dict[str, Array]:
+            return maps.draw_linear(next(keys), width, into)
+
+        depths = [{name: taps.features[name].shape[-1] for name in taps.features} for taps in (own, other)]
+        return {
+            "query": {s: linear(depths[0][s], self.width) for s in ours},
+            "key": {t: linear(depths[1][t], self.width) for t in theirs},
+            "map": {s: {t: linear(depths[0][s], depths[1][t]) for t in theirs} for s in ours},
+        }
+
+
+def _calibrated_distance(pair: Pair) -> Array | None:
+    own, other = pair.own.features, pair.other.features
+    ours, theirs = maps.stage_names(pair.own), maps.stage_names(pair.other)
+    if not (ours and theirs):
+        return None
+    queries, keys = (
+        jnp.stack([maps.linear(pair.parameters[kind][name], of[name].mean(axis=(1, 2))) for name in names])
+        for kind, of, names in (("query", own, ours), ("key", other, theirs))
+    )
+    scores = jnp.einsum("sbm,tbm->stb", queries, keys) / np.float32(np.sqrt(queries.shape[-1]))
+    attention, losses = jax.nn.softmax(scores, axis=1), []
+    for s in ours:
+        for t in theirs:
+            a, b = maps.same_size(own[s], other[t])
+            losses.append(_mean_square(b - maps.linear(pair.parameters["map"][s][t], a)))
+    return jnp.sum(attention.reshape(len(losses), -1) * jnp.stack(losses), axis=0)
 
 
 # --- review -------------------------------------------------------------------------------------------

@@ -15,18 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, Targets, TeacherOutputs
-
-
-def of_own_teachers(recipe: Recipe, counts: tuple[int, ...]) -> Recipe:
-    """The method taught by one teacher of each place; those of one place are of one architecture."""
-    return recipe._replace(
-        weigh=OfOwnTeachers(recipe.weigh, counts),
-        aim=OfOwnTeachers(recipe.aim, counts),
-        term=OfOwnTeachers(recipe.term, counts),
-        init_aux=ForOwnTeachers(recipe.init_aux, counts),
-        reads_student=tuple(dict.fromkeys((*recipe.reads_student, "weigh", "aim"))),
-    )
+from mtkd_jax.types import Array, Context, Outputs, PyTree, Targets, TeacherOutputs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -489,6 +489,52 @@ def _dirichlet_loss(context: Context) -> Array:
     return -(temperature**2) * (log_density + jnp.sum((evidence - 1) * said, axis=-1))
 
 
+def proxy_end2(*, smoothing: float = 1e-3) -> Recipe:
+    r"""Keep the teachers' differences by way of one Dirichlet distribution that stands for all of them.
+
+    $$\ell_\text{soft} = T^2 (-\sum_c \bar{q}_c (\psi(a_c) - \psi(a_0))
+    + \frac{1}{\beta}\, \mathrm{KL}(\mathrm{Dir}(a) \parallel \mathrm{Dir}(1))), \qquad a = e^{z / T} + 1,
+    \qquad \beta = \frac{C - 1}{2 \sum_c \bar{q}_c (\ln \bar{q}_c - \frac{1}{K} \sum_k \ln \tilde{q}_{kc})}$$
+
+    It is the reverse divergence from the proxy, whose mean $\bar{q}$ is that of the $\tilde{q}_k$ and whose
+    precision $\beta$ is Stirling's estimate, at most 10 000: the more the teachers differ the smaller. The
+    $\tilde{q}_k$ are those of `end2`, and so is the bound on $a_0$; here the loss has a least value. What the
+    student predicts is $\mathrm{softmax}(z)$: the 1 is for its disagreement alone (`mutual_of_proxy`). Made
+    for many classes. Raises UserError for a smoothing outside (0, 1).
+
+    Source: Ryabinin, Malinin and Gales 2021, arXiv 2105.06987, who predict $a / a_0$.
+    """
+    if not 0 < smoothing < 1:
+        raise UserError(f"proxy_end2(smoothing={smoothing}): it must be between 0 and 1, both excluded")
+    return PLAIN._replace(
+        name="proxy_end2",
+        term=HardAnd(_proxy_loss),
+        hyper=(("smoothing", smoothing),),
+        min_teachers=2,
+        hears_all=True,
+        mutual=mutual_of_proxy,
+    )
+
+
+def _proxy_loss(context: Context) -> Array:
+    temperature, smoothing = context.hyper["temperature"], context.hyper["smoothing"]
+    a = _evidence(context.student.logits / temperature) + 1.0
+    total, num_classes = a.sum(axis=-1, keepdims=True), a.shape[-1]
+    each = jax.nn.softmax(context.teacher.logits / temperature, axis=-1)
+    each = (1 - smoothing) * each + smoothing / num_classes
+    mean, log_mean = each.mean(axis=0), jnp.log(each).mean(axis=0)
+    apart = jnp.sum(mean * (jnp.log(mean) - log_mean), axis=-1)
+    doubt = jnp.maximum(2.0 * apart / (num_classes - 1), 1.0 / LARGEST_EVIDENCE)  # 1 / beta
+    expected = digamma(a) - digamma(total)
+    from_flat = (
+        gammaln(total[:, 0])
+        - gammaln(a).sum(axis=-1)
+        - math.lgamma(num_classes)
+        + jnp.sum((a - 1.0) * expected, axis=-1)
+    )
+    return temperature**2 * (doubt * from_flat - jnp.sum(mean * expected, axis=-1))
+
+
 def _evidence(logits: Array) -> Array:
     """The parameters [B,C] of the Dirichlet: exp(z), scaled down where their sum is above the largest."""
     log_sum = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -502,7 +548,15 @@ def mutual_of_dirichlet(outputs: Outputs) -> Array:
 
     Source: Malinin and Gales 2018, arXiv 1802.10501.
     """
-    evidence = _evidence(outputs.logits)
+    return _mutual(_evidence(outputs.logits))
+
+
+def mutual_of_proxy(outputs: Outputs) -> Array:
+    """The same [B] of a student of `proxy_end2`, whose Dirichlet has one more of each class."""
+    return _mutual(_evidence(outputs.logits) + 1.0)
+
+
+def _mutual(evidence: Array) -> Array:
     total = evidence.sum(axis=-1, keepdims=True)
     probs = evidence / total
     inner = jnp.log(probs) - digamma(evidence + 1) + digamma(total + 1)

@@ -16,8 +16,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import PLAIN
-from mtkd_jax.types import Array, Context, Recipe, UserError
+from mtkd_jax.methods.maps import unit
+from mtkd_jax.methods.seams import PLAIN, HardAnd
+from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TeacherOutputs, UserError
 
 
 def ebkd(*, normalise: bool = True) -> Recipe:
@@ -209,3 +210,39 @@ class _Lot:
         num_draws = batch_size if self.each == "example" else 1
         drawn = jax.random.randint(context.key, (num_draws,), 0, num_teachers)
         return jax.nn.one_hot(jnp.broadcast_to(drawn, (batch_size,)), num_teachers, axis=0)
+
+
+def adaptive() -> Recipe:
+    r"""Learn how much each teacher counts for an example, from what the student makes of it.
+
+    $$\ell_\text{soft} = T^2\, \mathrm{KL}(\sum_k w_k q_k \parallel p), \qquad
+    w = \mathrm{softmax}_k(v \cdot (\theta_k \odot \frac{e}{\lVert e \rVert}))$$
+
+    Here $e$ [B,D] is the student's embedding, and $\theta$ [K,D] and $v$ [D], 0 at first so that all count
+    alike, are trained along by the same loss, whose gradient goes through the mixture. The paper adds hints
+    of several levels and distances between examples: `features.hints` and `relations.rkd` have these.
+
+    Source: adaptive multi-teacher multi-level distillation, Liu et al. 2020, arXiv 2103.04062.
+    """
+    return PLAIN._replace(
+        name="adaptive",
+        term=HardAnd(_adaptive_loss),
+        init_aux=_first_factors,
+        min_teachers=2,
+        hears_all=True,
+    )
+
+
+def _first_factors(key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
+    shape = len(teacher.logits), student.embedding.shape[-1]
+    return {"latent": jax.random.normal(key, shape), "mix": jnp.zeros(shape[1], jnp.float32)}
+
+
+def _adaptive_loss(context: Context) -> Array:
+    temperature, aux = context.hyper["temperature"], context.aux
+    scores = (aux["latent"] * aux["mix"][None]) @ unit(context.student.embedding).T
+    log_w = jax.nn.log_softmax(scores, axis=0)
+    log_teachers = jax.nn.log_softmax(context.teacher.logits / temperature)
+    log_mixture = jax.nn.logsumexp(log_w[:, :, None] + log_teachers, axis=0)
+    log_student = jax.nn.log_softmax(context.student.logits / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_mixture) * (log_mixture - log_student), axis=-1)

@@ -107,7 +107,10 @@ def _untrained(config: ConfigDict, split: Split, ensemble: Ensemble, computes: b
 
     def drawn(place: int, own: Population) -> Population:
         keys = jax.random.split(jax.random.fold_in(key, place), own.num_members)
-        return Population(own.model, population.init(own.model, keys, image_shape), {}, own.names)
+        variables = population.init(own.model, keys, image_shape)
+        # What is neither drawn nor learnt, such as the classes of specialists, is the teachers' own.
+        given = {name: own.variables[name] for name in set(variables) - {"params", "batch_stats"}}
+        return Population(own.model, {**variables, **given}, {}, own.names)
 
     return tuple(drawn(place, own) for place, own in enumerate(ensemble))
 

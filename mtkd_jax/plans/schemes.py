@@ -36,10 +36,18 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population, teacher_cache
 from mtkd_jax.engine.jobs import Job, slug
 from mtkd_jax.fusion import rules
-from mtkd_jax.methods.lineage import DenselyGuided, OfUnlabelled, of_own_teachers, weigh_as_fitted
+from mtkd_jax.methods.lineage import (
+    DenselyGuided,
+    ForOwnTeachers,
+    OfOwnTeachers,
+    OfUnlabelled,
+    weigh_as_fitted,
+)
+from mtkd_jax.methods.maps import is_no_head
 from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers
 from mtkd_jax.plans import sequences, students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
+from mtkd_jax.plans.students import Family
 from mtkd_jax.types import Ensemble, Model, Population, PyTree, Recipe, Task, UserError
 
 # Plans that cannot take teachers of another run.
@@ -346,6 +354,51 @@ def checkpoint_bank(
     return (*trained, *stages)
 
 
+def hydra(config: ConfigDict, split: Split, *, first: str = "output_avg", mode: str = "mimic_all") -> Plan:
+    """Students first match all teachers with one head, of which there is then a copy for each of them.
+
+    Every seed is trained by `first`; in the second stage, of as many epochs, it begins with the weights that
+    validation chooses, every head with those of the one there was, and learns by `mode`, which has a head for
+    each teacher. Rows: "hydra with one head", which is not compared, and "hydra". Raises UserError for a mode
+    of other heads.
+
+    Source: Hydra, Tran et al. 2020, arXiv 2001.04694.
+    """
+    number = number_of_teachers(config) or 2
+    recipe, second = _recipe("hydra", first, number), build_recipe(mode, "plan")
+    if second.num_heads(number + 1) != number + 1 or second.teach is not frozen_teachers:
+        raise UserError(
+            f"config.plan: hydra cannot end with {mode!r}; it needs a mode with a head for each teacher, "
+            "such as 'mimic_all'"
+        )
+    direct = _with_baseline("hydra", config, split)
+    row, stages = "hydra with one head", []
+    for transfer, model in itertools.product(config.students.transfer, students.models(config)):
+        body = _taught(config, split, transfer, students.of_model(students.grid(config, row, recipe), model))
+        family = students.of_model(students.grid(config, "hydra", second), model)
+
+        def branch(done: Done, transfer=transfer, family=family, body=body) -> Job:
+            job = students.job(config, split, transfer, family, ensemble_of(done), {})
+            begun = _chosen(body, row, done).variables
+            begun = population.take(begun, [member.seed for member in family])
+            num_heads = family[0].recipe.num_heads(sum(own.num_members for own in ensemble_of(done)))
+            return dataclasses.replace(job, start=with_heads(begun, num_heads))
+
+        stages.append(body._replace(role="assistant"))
+        stages.append(Stage(students.stage_name(transfer, family), branch, family, transfer))
+    return (*direct, *stages)
+
+
+def with_heads(variables: PyTree, number: int) -> PyTree:
+    """Variables [M,...] of networks with one head, as those of networks with so many that are all alike."""
+
+    def repeated(path, leaf):
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf if is_no_head(place) else jnp.repeat(leaf, number, axis=1)
+
+    return jax.tree_util.tree_map_with_path(repeated, variables)
+
+
 def specialists(config: ConfigDict, split: Split) -> Plan:
     """Teachers that cover some classes each, trained jointly as one network (USTE), then the students.
 
@@ -381,8 +434,9 @@ def snapshots(config: ConfigDict, split: Split) -> Plan:
     length, `train.epochs` together; in each the rate falls from `train.learning_rate` to 0 along half a
     cosine, and the weights at its end are a teacher and the start of the next cycle. The optimiser's moments
     begin anew, and epochs that do not divide are left out. Then all of them see the training images for one
-    more epoch at a rate of 0, in which batch statistics settle and no weight changes. Raises UserError for
-    more cycles than epochs, and for fields of teachers that are trained apart.
+    more epoch at a rate of 0, in which batch statistics settle and no weight changes. `train.ema_decay` is
+    the students' alone: teachers are the weights themselves. Raises UserError for more cycles than epochs,
+    and for fields of teachers that are trained apart.
 
     Source: snapshot ensembles, Huang et al. 2017, arXiv 1704.00109.
     """
@@ -422,8 +476,8 @@ def stochastic_averages(
 
     `teachers.num_members` networks of each architecture are trained for the share `burn_in` of `train.epochs`
     by `train.schedule`, and for the rest at `rate` times `train.learning_rate`: the mean is of the weights at
-    the ends of `moments` equal parts of that. Batch statistics settle as in `snapshots`. All networks are
-    trained together, and one whose loss stops being finite ends the run. Raises UserError for that, for
+    the ends of `moments` equal parts of that. All else is as in `snapshots`, but that all networks are
+    trained together: one whose loss stops being finite ends the run. Raises UserError for that, for
     shares that are none, for parts without an epoch, and for fields of teachers that are never cut.
 
     Source: averaging weights leads to wider optima (SWA), Izmailov et al. 2018, arXiv 1803.05407.
@@ -542,6 +596,7 @@ def _next_cycle(
     own = config.copy_and_resolve_references()
     own.teachers.num_members, own.train.schedule = num_networks, schedule
     own.train.epochs = own.train.eval_every = epochs  # the only weights to choose: the last
+    own.train.ema_decay = 0.0
     if begun:
         own.train.warmup = 0.0
     job = teachers.job(own, split, address)
@@ -555,6 +610,7 @@ def _settled(config: ConfigDict, split: Split, address: str, start: PyTree) -> J
     """The teachers as they are: an epoch at a rate of 0, in which their batch statistics become their own."""
     own = config.copy_and_resolve_references()
     own.train.epochs = own.train.eval_every = 1
+    own.train.ema_decay = 0.0
     job = teachers.job(own, split, address)
     still = {name: np.zeros_like(job.hyper[name]) for name in ("learning_rate", "weight_decay")}
     return dataclasses.replace(job, start=start, hyper={**job.hyper, **still})
@@ -602,11 +658,17 @@ def _assistant(
     """The stage of assistants of architecture `models`[number - 1], one a seed, taught by all teachers."""
     note = f"Assistants, from first to last: {', '.join(models)}; they are there to teach, and not compared."
     family = students.grid(config, f"assistant {number}", recipe)
+    stage = _taught(config, split, transfer, family, models[number - 1])
+    return stage._replace(role="assistant", note=note)
+
+
+def _taught(config: ConfigDict, split: Split, transfer: str, family: Family, network: str = "") -> Stage:
+    """A stage of a family whom all teachers teach."""
 
     def make(done: Done) -> Job:
-        return students.job(config, split, transfer, family, ensemble_of(done), {}, models[number - 1])
+        return students.job(config, split, transfer, family, ensemble_of(done), {}, network)
 
-    return Stage(students.stage_name(transfer, family), make, family, transfer, role="assistant", note=note)
+    return Stage(students.stage_name(transfer, family), make, family, transfer)
 
 
 def _taught_by_own(
@@ -640,7 +702,7 @@ def _taught_by_own(
         num_shared = sum(own.num_members for own in teachers_of_all)
         counts = (1,) * num_shared + tuple(own.num_members for own in ensemble[len(teachers_of_all) :])
         weighed = recipe if weigh is None else recipe._replace(weigh=weigh(num_shared))
-        own = [member._replace(recipe=of_own_teachers(weighed, counts)) for member in family]
+        own = [member._replace(recipe=_of_own_teachers(weighed, counts)) for member in family]
         job = students.job(config, split, transfer, own, ensemble, {}, network, born_anew, routed=False)
         places = np.zeros((len(family), len(counts)), np.int32)
         places[:, num_shared:] = np.array(seeds)[:, None]
@@ -649,6 +711,17 @@ def _taught_by_own(
 
     outline = partial(make, computes=False)
     return Stage(students.stage_name(transfer, family), make, family, transfer, outline=outline)
+
+
+def _of_own_teachers(recipe: Recipe, counts: tuple[int, ...]) -> Recipe:
+    """The method taught by one teacher of each place; those of one place are of one architecture."""
+    return recipe._replace(
+        weigh=OfOwnTeachers(recipe.weigh, counts),
+        aim=OfOwnTeachers(recipe.aim, counts),
+        term=OfOwnTeachers(recipe.term, counts),
+        init_aux=ForOwnTeachers(recipe.init_aux, counts),
+        reads_student=tuple(dict.fromkeys((*recipe.reads_student, "weigh", "aim"))),
+    )
 
 
 def _guided(

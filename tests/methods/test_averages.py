@@ -158,8 +158,21 @@ def test_an_example_that_was_never_seen_has_nothing_to_agree_with():
     )
     np.testing.assert_array_equal(recipe.term(seen), [0.0])
     np.testing.assert_array_equal(gradient(seen.student.logits), np.zeros((1, 3)))
-    held_twice = remembered([([0, 0], [Q, Q])])[1].state.mem["num_seen"]
-    np.testing.assert_array_equal(held_twice, [1.0, 0.0, 0.0])
+
+
+def test_an_example_that_a_batch_holds_twice_has_been_seen_once_with_the_mean_of_its_predictions():
+    """In whatever order the two stand: then it does not matter which of them is written last."""
+    first, second, other = np.random.default_rng(6).normal(size=(3, 3))
+    kept = [
+        remembered([(rows, logits)])[1].state.mem
+        for rows, logits in (([0, 2, 0], [first, other, second]), ([0, 0, 2], [second, first, other]))
+    ]
+    mean = (reference.softmax(first) + reference.softmax(second)) / 2
+    for mem in kept:
+        np.testing.assert_array_equal(mem["num_seen"], [1.0, 0.0, 1.0])
+        np.testing.assert_allclose(
+            mem["total"], 0.4 * np.array([mean, 0 * mean, reference.softmax(other)]), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("method", [averages.pi_model, averages.temporal_ensembling])

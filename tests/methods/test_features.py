@@ -30,6 +30,8 @@ WEIGHTED = (
     features.mgd(weight=2.0),
     features.factor_transfer(weight=2.0),
     features.review(weight=2.0),
+    features.ofd(weight=2.0),
+    features.semckd(weight=2.0, width=4),
 )
 EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only())
 TRAINED = (*WEIGHTED[:3], features.hints_only())
@@ -66,6 +68,10 @@ def expected(name, of, seen_of, b, k):
         return reference.mgd(student, teacher, parameters, is_seen[b, :, :, 0])
     if name == "review":
         return reference.review(student, teacher, parameters)
+    if name == "ofd":
+        return reference.ofd(student, of["teachers"][k], parameters, b)
+    if name == "semckd":
+        return reference.semckd(student, teacher, parameters)
     if name == "factor_transfer":
         return reference.factor_transfer(student, teacher, parameters, 1.0)
     kernel, bias = (np.asarray(parameters[part], float) for part in ("kernel", "bias"))
@@ -107,6 +113,8 @@ def test_the_student_is_moved_by_several_teachers(recipe):
     reads_last_stage = recipe.name in ("mgd", "factor_transfer")
     read = embedding if recipe.name == "pkt" else by_maps["stage2" if reads_last_stage else "stage1"]
     assert np.abs(read).max() > 1e-4
+    if recipe.name == "semckd":  # there is nothing to choose from in a teacher of one stage
+        aux = (*aux[:2], aux[2]["map"])
     assert all(np.abs(leaf).max() > 1e-5 for leaf in jax.tree.leaves(aux))
 
 
@@ -288,6 +296,36 @@ def test_boundaries_by_hand(value, active, lost):
     np.testing.assert_allclose(found, [lost])
 
 
+@pytest.mark.parametrize(
+    "value, target, lost",
+    [(-3.0, [-1.0, -2.0], 0.0), (0.0, [-1.0, -2.0], 2.25), (-3.0, [2.0, 2.0], 25.0), (-1.0, [0.0, 0.0], 0.0)],
+)
+def test_silent_units_by_hand(value, target, lost):
+    """The first teacher's margin is -1.5: where the student is below the target nothing is lost."""
+    aux = ({"stage1": {"kernel": np.ones((1, 1)), "bias": np.zeros(1)}},)
+    teacher = {"stage1": np.array(target).reshape(2, 1, 1, 1)}
+    of = seen({"stage1": np.full((2, 1, 1, 1), value)}, [teacher], aux, np.zeros((2, 1)))
+    found = feature_loss(features.ofd(), of)
+    np.testing.assert_allclose(found[1], lost)
+
+
+def test_attention_over_stages_prefers_those_it_finds_alike():
+    """Equal queries weigh stages alike; one with a larger product takes all of it."""
+    student = {"stage1": scalar(1.0)}
+    teacher = {"stage1": scalar(2.0), "stage2": scalar(5.0)}
+    one = {"kernel": np.ones((1, 1)), "bias": np.zeros(1)}
+    maps_of = {"stage1": {"stage1": one, "stage2": one}}
+
+    def at(query):
+        aux = ({"query": {"stage1": query}, "key": {"stage1": one, "stage2": one}, "map": maps_of},)
+        return added(features.semckd(width=1), student, teacher, aux)
+
+    np.testing.assert_allclose(at({**one, "kernel": np.zeros((1, 1))}), [(1.0 + 16.0) / 2], rtol=1e-5)
+    np.testing.assert_allclose(at({**one, "kernel": np.full((1, 1), 20.0)}), [16.0], rtol=1e-5)
+    with pytest.raises(UserError, match="width=0"):
+        features.semckd(width=0)
+
+
 @pytest.mark.parametrize("wrong", [features.mgd, features.factor_transfer])
 def test_shares_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="must be in"):
@@ -296,7 +334,10 @@ def test_shares_out_of_range_are_refused(wrong):
 
 @pytest.mark.parametrize(
     "recipe",
-    [features.vid(), features.ab_only(), features.mgd(), features.factor_transfer(), features.review()],
+    [
+        *(features.vid(), features.ab_only(), features.mgd(), features.factor_transfer()),
+        *(features.review(), features.ofd()),
+    ],
 )
 def test_networks_without_a_common_stage_are_refused(recipe):
     of = seen({"stem": np.ones((1, 1, 1, 1))}, [{"stage1": np.ones((1, 1, 1, 1))}], None, np.zeros((1, 1)))

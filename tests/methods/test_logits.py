@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.methods import logits, seams
-from mtkd_jax.types import UserError
+from mtkd_jax.types import Outputs, UserError
 from tests.contexts import P1, P2, Q, aimed, by_student, context, loss
 from tests.references import methods as reference
 
@@ -158,6 +158,32 @@ def test_what_a_dirichlet_disagrees_about_is_the_mean_over_its_draws():
     np.testing.assert_allclose(logits.mutual_of_dirichlet(outputs), expected, rtol=0.01)
     certain = context(80 * np.eye(3), [[P1] * 3]).student
     np.testing.assert_allclose(logits.mutual_of_dirichlet(certain), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature, smoothing", [(1.0, 1e-3), (3.0, 0.05)])
+def test_proxy_end2_is_the_reference(temperature, smoothing):
+    student, teachers, _ = drawn(14)
+    found = loss(logits.proxy_end2(smoothing=smoothing), context(student, teachers, temperature=temperature))
+    slow = [reference.proxy_end2(student[b], teachers[:, b], smoothing, temperature) for b in range(B)]
+    np.testing.assert_allclose(found, slow, rtol=1e-4)
+
+
+def test_proxy_end2_is_surer_the_more_teachers_agree():
+    """The student that loses least has the teachers' order, and a sum that falls with their distance."""
+    grid, totals = np.linspace(-2, 8, 201), []
+    for apart in (0.1, 1.0):
+        teachers = np.array([[[1.0 + apart, 0.0, 0.0]], [[1.0 - apart, 0.0, 0.0]]])
+        students = np.array([np.log(np.exp(level) * np.array([0.6, 0.2, 0.2])) for level in grid])
+        seen = context(students, np.repeat(teachers, len(grid), axis=1))
+        best = students[np.argmin(loss(logits.proxy_end2(), seen))]
+        totals.append(np.exp(best).sum())
+        assert -2 < np.log(totals[-1]) < 8  # a least value, within the range
+    assert totals[0] > 2 * totals[1]
+    outputs = Outputs(jnp.asarray(students, jnp.float32), None, None, {})
+    mutual = logits.mutual_of_proxy(outputs)
+    assert (np.diff(mutual) < 1e-6).all()  # the larger the sum the less disagreement
+    with pytest.raises(UserError, match="smoothing=0.0"):
+        logits.proxy_end2(smoothing=0.0)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 1.0])

@@ -1,13 +1,15 @@
 """Methods of methods/weights.py against float64 NumPy, hand-made values and what every weight must hold."""
 
+import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mtkd_jax.methods import modes, seams, weights
-from mtkd_jax.types import UserError
+from mtkd_jax.types import TrainState, UserError
 from tests.contexts import P1, P2, P3, Q, by_student, context, loss
 from tests.references import methods as reference
 
@@ -206,6 +208,47 @@ def test_equal_teachers_make_it_plain_distillation(recipe, total):
     student, teachers, label = drawn(13)
     seen = context(student, np.broadcast_to(teachers[0], (K, B, C)), label, temperature=2.0)
     np.testing.assert_allclose(loss(recipe, seen), total * loss(seams.PLAIN, seen), rtol=1e-4)
+
+
+def adapted(student, teachers, mix, seed=0, temperature=2.0):
+    """A context with an embedding and factors of the method's own."""
+    rng = np.random.default_rng(seed)
+    seen = context(student, teachers, temperature=temperature)
+    embedding, latent = rng.normal(size=(B, 3)), rng.normal(size=(len(teachers), 3))
+    aux = {"latent": jnp.asarray(latent, jnp.float32), "mix": jnp.asarray(mix, jnp.float32)}
+    own = dataclasses.replace(seen.student, embedding=jnp.asarray(embedding, jnp.float32))
+    state = TrainState({}, aux, {}, {}, {}, None)
+    return dataclasses.replace(seen, student=own, state=state), embedding, latent
+
+
+def test_adaptive_is_the_reference_and_begins_as_plain_distillation():
+    student, teachers, _ = drawn(30)
+    mix = np.array([1.0, -2.0, 0.5])
+    seen, embedding, latent = adapted(student, teachers, mix)
+    expected = [
+        reference.adaptive(student[b], embedding[b], teachers[:, b], latent, mix, 2.0) for b in range(B)
+    ]
+    np.testing.assert_allclose(loss(weights.adaptive(), seen), expected, rtol=1e-4)
+    begun, _, _ = adapted(student, teachers, np.zeros(3))
+    np.testing.assert_allclose(loss(weights.adaptive(), begun), loss(seams.PLAIN, begun), rtol=1e-4)
+    first = weights.adaptive().init_aux(jax.random.key(0), begun.student, begun.teacher)
+    assert first["latent"].shape == (K, 3) and not first["mix"].any()
+
+
+def test_adaptive_weights_are_learnt_by_the_loss():
+    """Whoever agrees with the student counts the more: a step against the gradient lowers the loss."""
+    student, teachers, _ = drawn(31)
+    seen, _, _ = adapted(student, teachers, np.zeros(3))
+
+    def total(mix):
+        aux = {**seen.aux, "mix": mix}
+        return loss(
+            weights.adaptive(), dataclasses.replace(seen, state=dataclasses.replace(seen.state, aux=aux))
+        ).sum()
+
+    gradient = jax.grad(total)(seen.aux["mix"])
+    assert np.abs(gradient).max() > 1e-4
+    assert total(-0.1 * gradient) < total(jnp.zeros(3))
 
 
 # --- what one method holds -------------------------------------------------------------------------------

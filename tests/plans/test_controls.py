@@ -7,7 +7,7 @@ import pytest
 
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
-from mtkd_jax.engine import population, step, teacher_cache
+from mtkd_jax.engine import population, step, teacher_cache, training
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models.given import Given
@@ -72,6 +72,21 @@ def test_untrained_teachers_are_the_same_networks_drawn_anew():
     for a, b in drawn_at_random:
         assert not np.array_equal(a, b) and not np.array_equal(a[0], a[1])  # each member its own
     assert controls.teachers("", config, split, ensemble) is ensemble
+
+
+def test_untrained_specialists_answer_for_the_classes_of_the_trained_ones():
+    config = small.config(**{**FEW, "plan": "specialists", "students.modes": ("logit_avg",)})
+    split = experiment.load_split(config)
+    job = teachers.specialists_job(config, split, config.model.name)
+    trained = training.untrained(job).population
+    (drawn,) = controls.teachers("random_teacher", config, split, (trained,))
+    share = teachers.coverage(3, 4) * 1.5
+    np.testing.assert_allclose(trained.variables["coverage"]["share"], share)
+    np.testing.assert_allclose(drawn.variables["coverage"]["share"], share)
+    said = population.logits(drawn, split.dataset.train_images[:6])
+    np.testing.assert_array_equal(said != 0, np.broadcast_to(share[:, None] > 0, said.shape))
+    ours, theirs = (jax.tree.leaves(one.variables["params"]) for one in (drawn, trained))
+    assert any(not np.array_equal(a, b) for a, b in zip(ours, theirs))
 
 
 def test_nothing_but_the_lesson_differs(monkeypatch):

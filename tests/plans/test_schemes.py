@@ -405,6 +405,7 @@ def test_the_loss_of_a_noisy_student_by_hand(soft):
     np.testing.assert_allclose(loss(recipe, seen), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow(seconds=15)
 def test_a_run_of_noisy_students(tmp_path):
     config = noisy(
         **{"train.epochs": 6, "students.alphas": (0.5,), "students.num_seeds": 2, "data.augment.shift": 1}
@@ -457,6 +458,28 @@ def test_hints_keep_the_weights_of_the_last_step(hinted):
     for number, indices in enumerate(np.concatenate([job.order(epoch) for epoch in range(job.epochs)])):
         states, _ = take_step(states, hyper, jnp.asarray(indices), jnp.int32(number), job.stage_data)
     close(done[stages[0].name].population.variables["params"], states.params, 1e-5)
+
+
+# --- hydra --------------------------------------------------------------------------------------------
+
+
+def test_every_head_of_a_hydra_begins_as_the_one_there_was(generations):
+    _, _, done = generations
+    config = config_of("hydra", **{"students.temperatures": (2.0,)})
+    works, done = made(config, {**done, "students-labelled-logit-avg": None})
+    one, many = works
+    job, split = works[many], experiment.load_split(config)
+    assert [recipe.name for recipe in job.program.recipes] == ["mimic_all"]
+    family = next(s.family for s in plan.build(config, split) if s.name == many)
+    image = split.dataset.train_images[:5] / np.float32(255)
+    own = done[one].population
+    row = own.names.index("hydra with one head a=0 T=2 seed 1")
+    before, _ = own.model.apply(population.take(own.variables, row), image)
+    place = next(m for m, member in enumerate(family) if member.seed == 1)
+    after, _ = job.program.model.apply(population.take(job.start, place), image)
+    assert after.heads.shape == (5, 5, 10)
+    for head in after.heads:
+        np.testing.assert_allclose(head, before.logits, rtol=1e-4, atol=1e-5)
 
 
 # --- specialists --------------------------------------------------------------------------------------
@@ -572,6 +595,14 @@ def test_snapshots_are_the_ends_of_cycles_and_each_cycle_goes_on_from_the_last(s
     assert [teachers.num_members for teachers in plan.ensemble_of(done)] == [2]
 
 
+def test_teachers_that_are_moments_are_the_weights_themselves_where_students_average_theirs():
+    config = small.config(**{**MOMENTS, "train.ema_decay": 0.9})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    averages = [(stage.make(done).program.averages, bool(stage.family)) for stage in stages]
+    assert [has_average for has_average, _ in averages] == [is_of_students for _, is_of_students in averages]
+
+
 def test_fast_geometric_teachers_are_the_ends_of_cycles_after_a_burn_in():
     config = small.config(**{**MOMENTS, "plan": "fast_geometric(burn_in=0.5)", "train.schedule": "cosine"})
     stages = plan.build(config, experiment.load_split(config))
@@ -628,6 +659,8 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("densely_guided(models=('mlp',), num_dropped=-1)", {}, "must be at least 0"),
         ("weighed_assistants(models=('mlp',), rule='borda')", {}, "one weight: evolved_mean"),
         ("weighed_assistants", {}, "name the networks"),
+        ("hydra(mode='output_avg')", {}, "hydra cannot end with 'output_avg'"),
+        ("hydra(first='mimic_all')", {}, "one head"),
         ("noisy_student", {}, "without a label; it must have 'unlabelled' or 'other' in it"),
         ("noisy_student(rounds=0)", {"students.transfer": ("unlabelled",)}, "rounds=0"),
         ("noisy_student(threshold=1.0)", {"students.transfer": ("unlabelled",)}, "in [0, 1)"),

@@ -154,6 +154,35 @@ def factor_transfer(student, teacher, parameters, weight):
     return unlike + np.mean((other - linear(parameters["decoder"], code)) ** 2) / weight
 
 
+def ofd(student, teachers, parameters, b):
+    """Of example b; teachers are the maps of the whole batch, from which margins are taken."""
+    both, total = stages(student, {name: x[b] for name, x in teachers.items()}), 0.0
+    for place, (name, own, other) in enumerate(both):
+        whole = np.array([same_size(own, x)[1] for x in teachers[name]])
+        guess, distance = linear(parameters[name], own), []
+        for d in range(other.shape[-1]):
+            negative = [x for x in whole[..., d].ravel() if x < 0]
+            margin = np.mean(negative) if negative else 0.0
+            for r, u in zip(guess[..., d].ravel(), other[..., d].ravel()):
+                t = max(u, margin)
+                distance.append(0.0 if r <= t <= 0 else (t - r) ** 2)
+        total += 2.0 ** (place + 1 - len(both)) * np.mean(distance)
+    return total
+
+
+def semckd(student, teacher, parameters):
+    ours, theirs = (sorted(n for n in maps if n.startswith("stage")) for maps in (student, teacher))
+    total = 0.0
+    for s in ours:
+        query = linear(parameters["query"][s], student[s].mean(axis=(0, 1)))
+        keys = [linear(parameters["key"][t], teacher[t].mean(axis=(0, 1))) for t in theirs]
+        scores = np.exp([query @ key / np.sqrt(len(query)) for key in keys])
+        for a, t in zip(scores / scores.sum(), theirs):
+            own, other = same_size(student[s], teacher[t])
+            total += a * np.mean((other - linear(parameters["map"][s][t], own)) ** 2)
+    return total
+
+
 def review(student, teacher, parameters):
     """From the deepest stage on; the other size of a map by its nearest pixels."""
     total, deeper = 0.0, None

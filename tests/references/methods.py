@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import digamma
 
 
 def softmax(logits, temperature=1.0):
@@ -125,6 +126,22 @@ def end2(student, teachers, smoothing, temperature):
     return temperature**2 * found
 
 
+def proxy_end2(student, teachers, smoothing, temperature):
+    """T^2 times the reverse divergence from the proxy, a class at a time; teachers [K,C]."""
+    num = len(student)
+    each = [
+        (1 - smoothing) * softmax(z, temperature) + smoothing / num for z in np.asarray(teachers, np.float64)
+    ]
+    mean = np.mean(each, axis=0)
+    apart = sum(mean[c] * (math.log(mean[c]) - np.mean([math.log(q[c]) for q in each])) for c in range(num))
+    beta = min((num - 1) / (2 * apart), 1e4)
+    a = [math.exp(z / temperature) + 1 for z in student]
+    expected = [digamma(x) - digamma(sum(a)) for x in a]
+    flat = math.lgamma(sum(a)) - sum(map(math.lgamma, a)) - math.lgamma(num)
+    flat += sum((x - 1) * e for x, e in zip(a, expected))
+    return temperature**2 * (flat / beta - sum(q * e for q, e in zip(mean, expected)))
+
+
 def smoothed_cross_entropy(student, label, smoothing):
     q = np.full(len(student), smoothing / len(student))
     q[label] += 1 - smoothing
@@ -141,6 +158,13 @@ def cwtm(students, teachers, labels, labelled, temperature):
 
 
 # --- weights of one example, teachers [K,C] --------------------------------------------------------------
+
+
+def adaptive(student, embedding, teachers, latent, mix, temperature):
+    """The loss of one example; embedding [D], latent [K,D], mix [D]."""
+    direction = embedding / np.linalg.norm(embedding)
+    w = softmax(np.array([sum(mix * own * direction) for own in latent]))
+    return temperature**2 * kl(mixture(teachers, temperature, w), softmax(student, temperature))
 
 
 def ebkd(teachers, normalise):
