@@ -214,3 +214,14 @@ def few_bit_activations(x, bits):
     """Each number by itself to the nearest of the 2**bits that are allowed."""
     allowed = np.linspace(0, 1, 2**bits)
     return np.array([allowed[np.abs(allowed - one).argmin()] for one in x.ravel()]).reshape(x.shape)
+
+
+def gradual(kernels, progress, sparsity, begin, end):
+    """The kernels with the weights set to 0, one at a time, that are the smallest of all that are left."""
+    done = min(max((progress - begin) / (end - begin), 0.0), 1.0)
+    kept = [kernel.astype(np.float64) for kernel in kernels]
+    number = round(sparsity * (1 - (1 - done) ** 3) * sum(kernel.size for kernel in kernels))
+    order = sorted((abs(w), k, i) for k, kernel in enumerate(kept) for i, w in np.ndenumerate(kernel))
+    for _, k, i in order[:number]:
+        kept[k][i] = 0.0
+    return kept
