@@ -251,8 +251,8 @@ def _check_averages(config: ConfigDict, recipe: Recipe) -> None:
     of_its_own = recipe.init_mem is not no_mem and recipe.deploy is not deploy_params
     if (optimizer.averages or config.train.ema_decay) and of_its_own:
         raise UserError(
-            f"config.students.modes: {recipe.name} deploys an average of its own; train.ema_decay must be 0 "
-            "with it, and train.optimizer none that averages"
+            f"config.students.modes: {recipe.name} deploys weights of its own making; train.ema_decay must "
+            "be 0 with it, and train.optimizer none that averages"
         )
     changes = recipe.after is not nothing_after or recipe.trainable is not every_leaf
     if optimizer.averages and changes:

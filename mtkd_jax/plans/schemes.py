@@ -44,7 +44,7 @@ from mtkd_jax.methods.lineage import (
     weigh_as_fitted,
 )
 from mtkd_jax.methods.maps import is_no_head
-from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers
+from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers, identity_view
 from mtkd_jax.plans import sequences, students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
 from mtkd_jax.plans.students import Family
@@ -83,7 +83,7 @@ def born_again(config: ConfigDict, split: Split, *, generations: int = 3, mode: 
         note = f"BANE is the mean of born_again 1 to {generations}, at the cost of {generations} networks."
     stages = []
     for transfer, model in itertools.product(config.students.transfer, students.models(config)):
-        before, row = _baseline_stage(direct, transfer, model), "baseline"
+        before, row = _stage_of(direct, transfer, "baseline", model), "baseline"
         for generation in range(1, generations + 1):
             stage = _taught_by_own(
                 config,
@@ -397,6 +397,48 @@ def with_heads(variables: PyTree, number: int) -> PyTree:
         return leaf if is_no_head(place) else jnp.repeat(leaf, number, axis=1)
 
     return jax.tree_util.tree_map_with_path(repeated, variables)
+
+
+def fine_tuned(
+    config: ConfigDict,
+    split: Split,
+    *,
+    mode: str = "binary.wrpn",
+    begin: str = "output_avg",
+    rate: float = 0.1,
+) -> Plan:
+    """Students learn by one mode, then, from these weights and at a lower rate, by another: few bits at last.
+
+    Every seed of `begin`, which must be one of `students.modes`, is trained on by `mode`, such as
+    "binary.dorefa(bits=2, activations=2)" or "pruned.gradual", for as many epochs again, at `rate` times the
+    learning rate, over the alphas and temperatures of `students`: the row "fine_tuned". It begins with the
+    weights that validation chooses. Raises UserError for a mode with more than one head.
+
+    Source: scheme C of Apprentice, Mishra and Marr 2018, arXiv 1711.05852.
+    """
+    _check_shares("fine_tuned", rate=rate)
+    if begin not in config.students.modes:
+        raise UserError(
+            f"config.plan: fine_tuned begins with the students of {begin!r}, which must be in students.modes"
+        )
+    first, second = (_recipe("fine_tuned", address, 2) for address in (begin, mode))
+    if first.view is not identity_view:
+        raise UserError(f"config.plan: fine_tuned begins with whole weights, and {begin!r} keeps other ones")
+    direct, stages = _with_baseline("fine_tuned", config, split), []
+    note = f"fine_tuned began with the weights of {begin} and was trained on by {mode}: twice the epochs."
+    for transfer, model in itertools.product(config.students.transfer, students.models(config)):
+        before = _stage_of(direct, transfer, begin, model)
+        family = students.of_model(students.grid(config, "fine_tuned", second), model)
+
+        def tune(done: Done, transfer=transfer, before=before, family=family) -> Job:
+            job = students.job(config, split, transfer, family, ensemble_of(done), {})
+            begun = _chosen(before, begin, done).variables
+            hyper = {**job.hyper, "learning_rate": np.float32(rate) * job.hyper["learning_rate"]}
+            start = population.take(begun, [member.seed for member in family])
+            return dataclasses.replace(job, start=start, hyper=hyper)
+
+        stages.append(Stage(students.stage_name(transfer, family), tune, family, transfer, note=note))
+    return (*direct, *stages)
 
 
 def specialists(config: ConfigDict, split: Split) -> Plan:
@@ -813,8 +855,9 @@ def _chosen(stage: Stage, row: str, done: Done) -> Population:
     return population.members(fitted.population, chosen)
 
 
-def _baseline_stage(stages: Plan, transfer: str, model: str) -> Stage:
-    place = ("baseline", model)
+def _stage_of(stages: Plan, transfer: str, mode: str, model: str) -> Stage:
+    """The stage that trains the students of a mode."""
+    place = (mode, model)
     of_transfer = (stage for stage in stages if stage.transfer == transfer)
     return next(s for s in of_transfer if any((one.mode, one.model) == place for one in s.family))
 

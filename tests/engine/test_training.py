@@ -140,7 +140,7 @@ def test_alpha_and_temperature_half_way():
 
 def test_averages_that_a_recipe_would_not_deploy_are_refused():
     for optimizer, mode, said in (
-        ("schedule_free", "averages.mean_teacher", "deploys an average of its own"),
+        ("schedule_free", "averages.mean_teacher", "deploys weights of its own making"),
         ("schedule_free", "binary.xnor", "of its own after every update or freezes some"),
         ("schedule_free", "averages.temporal_ensembling", "of its own after every update"),
     ):

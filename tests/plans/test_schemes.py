@@ -32,6 +32,7 @@ PLANS = {
         "weighed_assistants",
     ],
     "hints_then_distil": ["hints_then_distil"],
+    "fine_tuned(mode='binary.quantised(bits=4)', begin='logit_avg')": ["fine_tuned"],
     "specialists": [],
 }
 BORN_AGAIN, *_ = PLANS
@@ -480,6 +481,43 @@ def test_every_head_of_a_hydra_begins_as_the_one_there_was(generations):
     assert after.heads.shape == (5, 5, 10)
     for head in after.heads:
         np.testing.assert_allclose(head, before.logits, rtol=1e-4, atol=1e-5)
+
+
+# --- from real weights to few bits --------------------------------------------------------------------
+
+
+def test_students_are_tuned_from_the_chosen_weights_of_their_seed_at_a_lower_rate(generations):
+    _, _, done = generations
+    config = config_of("fine_tuned(mode='pruned.gradual', begin='logit_avg', rate=0.25)")
+    stages = plan.build(config, experiment.load_split(config))
+    job = stages[-1].make(done)
+    begun = training.first_progress(job).train
+    real = done[stages[1].name]
+    family = stages[1].family
+    for row, member in enumerate(stages[-1].family):
+        of_seed = [m for m, one in enumerate(family) if (one.mode, one.seed) == ("logit_avg", member.seed)]
+        means = {  # over seeds, as validation chooses
+            family[m].cell: np.mean([n for n, one in zip(real.val_nll, family) if one.cell == family[m].cell])
+            for m in of_seed
+        }
+        best = min(of_seed, key=lambda m: means[family[m].cell])
+        equal(population.take(begun.params, row), population.take(real.population.variables["params"], best))
+    np.testing.assert_allclose(job.hyper["learning_rate"], 0.25 * config.train.learning_rate)
+    assert job.program.recipes[0].name == "pruned.gradual"
+
+
+@pytest.mark.parametrize(
+    "address, words",
+    [
+        ("fine_tuned(begin='mimic_all')", "begins with the students of 'mimic_all', which must be in"),
+        ("fine_tuned(begin='logit_avg', rate=1.0)", r"fine_tuned\(rate=1.0\): must be a share"),
+        ("fine_tuned(begin='logit_avg', mode='mimic_all')", "one head"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(address, words):
+    config = config_of(address)
+    with pytest.raises(UserError, match=words):
+        plan.build(config, experiment.load_split(config))
 
 
 # --- specialists --------------------------------------------------------------------------------------

@@ -250,3 +250,14 @@ def cwd(student, teachers, map_temperature):
         for c in range(num_classes):
             total += kl(softmax(teacher[:, c], map_temperature), softmax(student[:, c], map_temperature))
     return map_temperature**2 * total / (num_classes * len(teachers))
+
+
+def gradual(kernels, progress, sparsity, begin, end):
+    """The kernels with the weights set to 0, one at a time, that are the smallest of all that are left."""
+    done = min(max((progress - begin) / (end - begin), 0.0), 1.0)
+    kept = [kernel.astype(np.float64) for kernel in kernels]
+    number = round(sparsity * (1 - (1 - done) ** 3) * sum(kernel.size for kernel in kernels))
+    order = sorted((abs(w), k, i) for k, kernel in enumerate(kept) for i, w in np.ndenumerate(kernel))
+    for _, k, i in order[:number]:
+        kept[k][i] = 0.0
+    return kept

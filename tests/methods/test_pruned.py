@@ -1,0 +1,106 @@
+"""Methods of methods/pruned.py: which weights are 0 when, and that what is kept is as sparse as asked."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtkd_jax.methods import pruned
+from mtkd_jax.results import bodies
+from mtkd_jax.types import Context, TrainState, UserError
+from tests import small
+from tests.references import methods as reference
+
+
+def params_of(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"conv1": (3, 3, 1, 4), "heads": (1, 4, 3)}
+    return {
+        name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.full(3, 1e-3, np.float32)}
+        for name, shape in shapes.items()
+    }
+
+
+def context(step, num_steps, sparsity):
+    hyper = {"sparsity": jnp.float32(sparsity)}
+    return Context(None, None, {}, hyper, None, jnp.int32(step), jnp.float32(step / num_steps))
+
+
+def begin(recipe, params):
+    mem = recipe.init_mem({"params": params}, None, 3)
+    return TrainState(params, aux={}, model_state={"batch_stats": 7}, opt_state={}, mem=mem, key=None)
+
+
+@pytest.mark.parametrize("step", [0, 10, 30, 60, 90])
+def test_masks_follow_the_schedule_of_the_reference(step):
+    recipe, params = pruned.gradual(sparsity=0.8, begin=0.1, end=0.7), params_of()
+    state = recipe.after(begin(recipe, params), context(step, 100, 0.8))
+    seen = recipe.view({"params": params, "batch_stats": 7}, state, {}, None)
+    kernels = [of["kernel"] for of in params.values()]
+    expected = reference.gradual(kernels, step / 100, 0.8, 0.1, 0.7)
+    for (name, of), kernel in zip(seen["params"].items(), expected):
+        np.testing.assert_allclose(of["kernel"], kernel, rtol=1e-6)
+        np.testing.assert_array_equal(of["bias"], params[name]["bias"])
+    assert seen["batch_stats"] == 7
+
+
+def test_by_hand_a_half_of_six_weights_whichever_layer_they_are_of():
+    params = {"a": {"kernel": jnp.array([[0.1, -5.0, 0.3]])}, "b": {"kernel": jnp.array([[-0.2, 4.0, 0.4]])}}
+    mask = pruned.mask_of(params, jnp.float32(0.5))
+    np.testing.assert_array_equal(mask["a"]["kernel"], [[False, True, False]])
+    np.testing.assert_array_equal(mask["b"]["kernel"], [[False, True, True]])
+
+
+def test_between_two_moments_masks_stay_and_what_is_masked_has_no_gradient():
+    recipe, params = pruned.gradual(every=10), jax.tree.map(jnp.asarray, params_of())
+    state = recipe.after(begin(recipe, params), context(50, 100, 0.9))
+    moved = dataclasses.replace(state, params=jax.tree.map(lambda leaf: leaf[::-1], params))
+    same = recipe.after(moved, context(51, 100, 0.9)).mem
+    jax.tree.map(np.testing.assert_array_equal, same, state.mem)
+
+    def total(params):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(recipe.view({"params": params}, state, {}, None)))
+
+    gradient = jax.grad(total)(params)
+    np.testing.assert_array_equal(gradient["conv1"]["kernel"], state.mem["conv1"]["kernel"])
+
+
+def test_what_is_kept_is_as_sparse_as_asked_from_the_first_step_on():
+    recipe, params = pruned.gradual(sparsity=0.75), params_of()
+    kept = recipe.deploy(begin(recipe, params), {"sparsity": jnp.float32(0.75)})
+    assert kept["batch_stats"] == 7
+    assert sum(int((kept["params"][name]["kernel"] == 0).sum()) for name in params) == 36
+
+
+def test_a_pruned_student_learns_and_sparsities_are_one_population(tmp_path):
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(8,))",),
+            "students.model": "mlp(hidden=(16, 16))",
+            "students.modes": ("pruned.gradual(sparsity=0.5)", "pruned.gradual(sparsity=0.75)"),
+            "students.alphas": (0.5,),
+            "students.epochs": 40,
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "gradual" in stage)
+    assert fitted.val_nll.min() < 0.8 * np.log(4), fitted.val_nll
+    for name, m in zip(fitted.population.names, range(4)):
+        own = jax.tree.map(lambda leaf, m=m: leaf[m], fitted.population.variables)
+        asked = 0.5 if "=0.5)" in name else 0.75
+        assert abs(bodies.of_weights(own)["zeros"] - asked) < 0.005
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"sparsity": 1.0}, r"gradual.sparsity=1.0.: must be in \[0, 1\)"),
+        ({"begin": 0.8}, "gradual.end=0.75.: must be above begin, 0.8"),
+        ({"every": 0}, "gradual.every=0.: must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        pruned.gradual(**arguments)
