@@ -10,8 +10,10 @@ Compares  what an mlp of 8 hidden units learns from the probabilities of a fores
           training rows: five modes over ten seeds, at four points each (two weights of the hard labels by two
           temperatures, chosen on validation), with the baseline, the capacity control and output_avg taught
           by what is said of other rows.
-Variants  "breast_cancer", "wine" and "digits" make the table; "" is breast_cancer. "iris" by name alone: its
-          30 test rows tell nothing apart. "smoke" is wine in small.
+Variants  "breast_cancer", "wine" and "digits", and the first and the last of these with 50 and 100 labels,
+          where students also learn from all other training rows, whose labels are hidden, make the table; ""
+          is breast_cancer. "iris" by name alone: its 30 test rows tell nothing apart. "smoke" is wine in
+          small.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,23 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
 
-VARIANTS = ("breast_cancer", "wine", "digits")  # the data sets of the table, in this order
+VARIANTS = (  # the data sets of the table, in this order
+    "breast_cancer",
+    "wine",
+    "digits",
+    "breast_cancer_50",
+    "digits_100",
+)
+
+CLASSIFIERS = (
+    "scikit_learn(name='RandomForestClassifier', arguments={'n_estimators': 300}, scaled=False)",
+    "scikit_learn(name='HistGradientBoostingClassifier', scaled=False)",
+    "scikit_learn:KNeighborsClassifier",
+    "scikit_learn:LogisticRegression",
+    "scikit_learn:GaussianNB",
+    "scikit_learn(name='MLPClassifier', arguments={'max_iter': 1000})",
+)
+QUADRATIC = "scikit_learn(name='QuadraticDiscriminantAnalysis', arguments={'reg_param': 0.1})"
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -28,15 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = configuration.default()
     config.data.source = "breast_cancer"
 
-    config.teachers.classifiers = (
-        "scikit_learn(name='RandomForestClassifier', arguments={'n_estimators': 300}, scaled=False)",
-        "scikit_learn(name='HistGradientBoostingClassifier', scaled=False)",
-        "scikit_learn:KNeighborsClassifier",
-        "scikit_learn:LogisticRegression",
-        "scikit_learn(name='QuadraticDiscriminantAnalysis', arguments={'reg_param': 0.1})",
-        "scikit_learn:GaussianNB",
-        "scikit_learn(name='MLPClassifier', arguments={'max_iter': 1000})",
-    )
+    config.teachers.classifiers = (*CLASSIFIERS, QUADRATIC)
 
     config.train.batch_size = 16
     config.train.epochs = 100
@@ -52,7 +62,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.students.temperatures = (1.0, 4.0)
     config.students.num_seeds = 10
     sets = {name: _set(name) for name in ("breast_cancer", "wine", "iris")}
-    return configuration.variant(config, variant, **sets, digits=_digits, smoke=_smoke)
+    few = dict(breast_cancer_50=_few("breast_cancer", 50), digits_100=_few("digits", 100))
+    return configuration.variant(config, variant, **sets, **few, digits=_digits, smoke=_smoke)
 
 
 def _set(name: str) -> Callable[[ConfigDict], None]:
@@ -66,6 +77,18 @@ def _digits(config: ConfigDict) -> None:
     config.data.source = "digits"
     config.students.model = "mlp(hidden=(16,))"
     config.train.epochs = 30
+
+
+def _few(name: str, num_train: int) -> Callable[[ConfigDict], None]:
+    """So many labels, too few for a quadratic model, and all other training rows without."""
+
+    def change(config: ConfigDict) -> None:
+        (_digits if name == "digits" else _set(name))(config)
+        config.teachers.classifiers = CLASSIFIERS
+        config.data.num_train = num_train
+        config.students.transfer = ("unlabelled",)
+
+    return change
 
 
 def _smoke(config: ConfigDict) -> None:

@@ -421,7 +421,7 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
 
     `student` may be the folder of a saved one, of which only the exported program is read: no network's code
     is needed. `images` are arrays like those of training, or files: a path, a folder, or a list of them; for
-    a student of a table these are tables, with columns of the same names.
+    a student of a table or of series these are such files, of which every line is told.
     Raises UserError for images of another kind and files that cannot be read.
 
     >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
@@ -444,7 +444,7 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
     if _are_paths(images):
         given = [images] if isinstance(images, str | Path) else images
         files = [paths.parse(one, "the path", any_name=True) for one in given]
-        if "columns" not in card["input"]:
+        if not predicting.reads_lines(card):
             predicting.check_reads_files(card)
             files = predicting.files(files)
         asked = predicting.inputs(card, files, card["input"].get("fit", "crop"))

@@ -1,7 +1,8 @@
 """python -m mtkd_jax.leaderboard --workdir=runs/leaderboard [--data=digits,usps] [--seeds=10] [--minutes=60]
 
-Twenty-one modes on several data sets: a run for each data set, below --workdir, and one table of all, with
-ranks. What the user can mend ends with a line on stderr and exit code 2.
+The modes of a configuration on its data sets: a run for each, below --workdir, and one table of all, with
+ranks. Data sets, modes and seeds are those of the configuration file: its VARIANTS, students.modes and
+students.num_seeds. What the user can mend ends with a line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ The table of configs/leaderboard.py; the same command goes on where it was inter
                                           in the table where they are finished
     ... --modes=output_avg,logits.dkd     these alone; controls of those among them
     ... --seeds=3                         of students
+    ... --config=series --workdir=...     another table: thirteen sets of time series
     ... --into=FILE.md                    writes the table into a page as well, between
                                           <!-- leaderboard FOLDER --> and <!-- end -->
     ... --minutes=0                       runs nothing, and makes the table again
@@ -183,7 +185,7 @@ def _write(asked: Asked, failed: dict[str, str]) -> None:
     with sweep.claimed(asked.folder):
         board = leaderboard.write(asked.folder, why)
     if asked.into is not None:
-        text, images = leaderboard.page(board)
+        text, images = leaderboard.page(board, asked.folder.resolve().name)
         document.put_into(asked.into, _mark(asked), text, images)
     terminal.console().print(leaderboard.terminal(board))
     print(f"The table, and what it says: {asked.folder / 'leaderboard.md'}")

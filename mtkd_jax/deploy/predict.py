@@ -3,9 +3,9 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
-A student of a table is asked about tables with columns of the same names, in any order: {"table", "line"}
-stand in the place of {"image"}. A student of pixels, boxes or tokens tells what its task does, such as the
-area of each class: {"image", "told"}.
+A student of a table is asked about tables with columns of the same names, in any order, and one of series
+about .tsv, .ts and .arff files of series as long: {"file", "line"} stand in the place of {"image"}. A student
+of pixels, boxes or tokens tells what its task does, such as the area of each class: {"image", "told"}.
 With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
 has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
@@ -29,7 +29,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from mtkd_jax.data import images, tables
+from mtkd_jax.data import images, series_files, tables
 from mtkd_jax.deploy import cascade
 from mtkd_jax.deploy.deployed import PIXELS, PROGRAMS, load_program
 from mtkd_jax.system import terminal
@@ -41,7 +41,7 @@ class Prediction(NamedTuple):
     """What the student says of one file or line, the most likely class first; or why it was not asked."""
 
     path: Path
-    line: int = 0  # of a table; 0 of an image
+    line: int = 0  # of the file; 0 of an image
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
@@ -59,7 +59,7 @@ class Input(NamedTuple):
     """What a student is asked about."""
 
     path: Path
-    line: int  # of a table; 0 of an image
+    line: int  # of the file; 0 of an image
     read: Callable[[], np.ndarray]  # [h,w,c] uint8 pixels, or float32; UserError where it has none
 
 
@@ -72,14 +72,14 @@ def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     net = cascade.load(asked.student) if asked.cascade else None
     program, card = load_program(asked.student, asked.form) if net is None else (net.student, net.card)
-    of_table = "columns" in card["input"]
-    if of_table and asked.fit:
-        raise UserError(f"--fit {asked.fit}: is for images, and this student reads rows of tables")
-    paths = asked.images if of_table else files(asked.images)
+    of_lines = reads_lines(card)
+    if of_lines and asked.fit:
+        raise UserError(f"--fit {asked.fit}: is for images, and this student reads lines of files")
+    paths = asked.images if of_lines else files(asked.images)
     fit = asked.fit or card["input"].get("fit", "crop")
     images.resizer_of(fit)
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
-    for note in () if of_table else unlike_training(card["input"], asked.fit, paths):
+    for note in () if of_lines else unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
     if asked.logits is not None and "places" in card:
         raise UserError(
@@ -93,7 +93,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if net is not None:
         terminal.tell(f"note: {_handed_over(told, net.terms)}")
     if unread := sum(bool(one.error) for one in told):
-        what = "rows" if of_table else "images"
+        what = "lines" if of_lines else "images"
         raise UserError(f"{unread} of {len(told)} {what} could not be read")
 
 
@@ -151,11 +151,11 @@ def predictions(
     batch: int,
     net: cascade.Cascade | None = None,
 ) -> Iterator[Prediction]:
-    """What the student says of every file, or line of a table, in order, with the `top` most likely classes.
+    """What the student says of every file, or line of one, in order, with the `top` most likely classes.
 
     `program` and `card` are those of `load_program`; `fit` brings images to size, as in `images.read`. With
     `net`, whose student the program is, the ensemble answers where the student is not sure. Raises UserError
-    when the student reads neither.
+    when the student reads no files.
     """
     images.resizer_of(fit)
     asked = inputs(card, paths, fit)
@@ -165,21 +165,34 @@ def predictions(
 
 
 def inputs(card: Mapping[str, Any], paths: Iterable[Path], fit: str) -> list[Input]:
-    """What the student of a card is asked about: image files, or all lines of tables, of which it has read.
+    """What the student of a card is asked about: image files, or all lines of tables or files of series.
 
-    A table that cannot be read is one input, which raises that. Raises UserError when it reads neither.
+    Of the latter, one that cannot be read is one input, which raises that. Raises UserError when the student
+    reads none of these.
     """
-    columns = card["input"].get("columns")
-    if columns is None:
+    if (readers := _readers(card)) is None:
         shape = check_reads_files(card)
         return [Input(path, 0, partial(images.read, path, shape=shape, fit=fit)) for path in paths]
     found = []
     for path in paths:
         try:
-            found += [Input(path, line, read) for line, read in tables.readers(path, columns)]
+            found += [Input(path, line, read) for line, read in readers(path)]
         except UserError as error:
             found.append(Input(path, 0, partial(_raise, error)))
     return found
+
+
+def reads_lines(card: Mapping[str, Any]) -> bool:
+    """Whether a student reads the lines of tables or of files of series."""
+    return _readers(card) is not None
+
+
+def _readers(card: Mapping[str, Any]) -> Callable[[Path], list[tuple[int, Callable[[], np.ndarray]]]] | None:
+    """What makes the readers of all lines of a file, for a student of lines."""
+    taken, shape = card["input"], tuple(card["input"]["shape"])
+    if "columns" in taken:
+        return partial(tables.readers, names=taken["columns"])
+    return partial(series_files.readers, shape=shape) if taken["range"] != PIXELS and shape[1] == 1 else None
 
 
 def _raise(error: UserError) -> np.ndarray:
@@ -285,7 +298,7 @@ def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
 
 
 def _as_json(one: Prediction) -> dict[str, Any]:
-    of = {"table": str(one.path), "line": one.line} if one.line else {"image": str(one.path)}
+    of = {"file": str(one.path), "line": one.line} if one.line else {"image": str(one.path)}
     if one.error:
         return {**of, "error": one.error}
     if not one.classes:
@@ -349,7 +362,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="IMAGES",
         type=terminal.path_of_any_name,
-        help="files, or folders of them; tables for a student of a table",
+        help="files, or folders of them; of tables or series where the student is of these",
     )
     parser.add_argument(
         "--student", required=True, type=terminal.path, metavar="DIR", help="student/ of a run"

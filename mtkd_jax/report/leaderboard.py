@@ -23,7 +23,6 @@ from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError
 
 BASELINE = "baseline"
-PLOT = "plots/leaderboard/ranks.png"  # beside a page that the table is written into
 IN_A_TERMINAL = ("", "rank", "better", "worse", "minus baseline", "verdict")
 CAPTION = (
     "rank: mean over data sets of the rank by test accuracy, 1 the best. better ... worse: on how many data "
@@ -31,7 +30,7 @@ CAPTION = (
     "than the margin of the runs, by two one-sided tests. minus baseline: accuracy, points, mean over data "
     "sets [95 % interval over these, not corrected]; verdict: of that, Holm-corrected for the methods of the "
     "table. mistakes: how much more often than the baseline a student says what the ensemble wrongly says, "
-    "points of the images it gets wrong, mean over data sets, and on how many that is more (+) or less (-) "
+    "points of the examples it gets wrong, mean over data sets, and on how many that is more (+) or less (-) "
     "than noise. FLOPs: a forward pass, over the baseline's. s: of training for a student, mean over data "
     "sets, on the machine of the runs. reads: of the teachers, and labels, if the loss does at alpha = 0."
 )
@@ -53,7 +52,7 @@ def write(folder: Path, why: Mapping[str, str]) -> dict:
     files = {"leaderboard.json": document.as_json(board), "leaderboard.csv": as_csv(board)}
     if (drawn := figure(board)) is not None:
         files |= {"leaderboard.png": plots.png(drawn), "leaderboard.svg": _svg(drawn)}
-    files["leaderboard.md"] = f"# The controlled table\n\n{markdown(board, 'leaderboard.png')}\n".encode()
+    files["leaderboard.md"] = f"# Methods over data sets\n\n{markdown(board, 'leaderboard.png')}\n".encode()
     document.write_files(folder, files)
     return board
 
@@ -344,10 +343,10 @@ def markdown(board: dict, plot: str) -> str:
     return "\n\n".join(parts)
 
 
-def page(board: dict) -> tuple[str, dict[str, bytes]]:
-    """What --into writes into a page, and the plot beside it."""
-    drawn = figure(board)
-    return markdown(board, PLOT), {} if drawn is None else {PLOT: plots.png(drawn)}
+def page(board: dict, name: str) -> tuple[str, dict[str, bytes]]:
+    """What --into writes into a page, and the plot beside it, in a folder of the table's name."""
+    drawn, plot = figure(board), f"plots/{name}/ranks.png"
+    return markdown(board, plot), {} if drawn is None else {plot: plots.png(drawn)}
 
 
 def terminal(board: dict) -> Group:

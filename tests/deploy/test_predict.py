@@ -250,7 +250,7 @@ def test_a_damaged_program_is_one_line(photos, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("shape, scale", [((8, 1, 1), "as in the data"), ((4, 4, 2), deployed.PIXELS)])
+@pytest.mark.parametrize("shape, scale", [((8, 2, 1), "as in the data"), ((4, 4, 2), deployed.PIXELS)])
 def test_a_student_of_other_arrays_reads_no_image_files(photos, tmp_path, capsys, shape, scale):
     taken = {"shape": list(shape), "dtype": "float32", "range": scale}
     task = TASK._replace(mean=(0.5,) * shape[-1], std=(0.25,) * shape[-1])
@@ -311,8 +311,11 @@ def test_neither_networks_nor_training_are_imported(student, photos):
     )
     assert done.returncode == 0, done.stderr
     assert len(lines(done.stdout)) == len(GREYS)
-    ours = ("", ".data", ".data.checks", ".data.images", ".deploy", ".deploy.cascade", ".deploy.deployed")
+    ours = ("", ".data", ".data.checks", ".data.images", ".data.series_files", ".data.tables")
     ours += (
+        ".deploy",
+        ".deploy.cascade",
+        ".deploy.deployed",
         ".deploy.onnx_runtime",
         ".deploy.predict",
         ".system",
@@ -342,3 +345,79 @@ def test_logits_of_files_are_written_under_their_names_as_a_run_reads_them(stude
         np.testing.assert_allclose(
             predict.softmax(logits), probabilities(GREYS[name.split("/")[-1]]), atol=1e-5
         )
+
+
+# --- lines of files -----------------------------------------------------------------------------------
+
+
+class Nearest(nn.Module):
+    """Logits -(v - centre)^2 summed over centres 0, 1, 2 for every value: known by hand."""
+
+    @nn.compact
+    def __call__(self, image, train):
+        centres = self.param("centres", lambda key: jnp.array([0.0, 1.0, 2.0]))
+        rows = image.reshape(image.shape[0], -1, 1)
+        logits = -((rows - centres[None, None]) ** 2).sum(axis=1)
+        return Outputs(logits=logits, heads=logits[None], embedding=rows[..., 0], features={})
+
+
+def save_nearest(directory, shape, **taken):
+    taken = {"shape": list(shape), "dtype": "float32", "range": "as in the data", **taken}
+    model, blank = Model("nearest", Nearest()), jnp.zeros((2, *shape))
+    variables = model.init(jax.random.key(0), blank)
+    said = model.apply(variables, blank)[0].logits
+    export.save_student(directory, model, variables, {**CARD, "input": taken}, (blank, said))
+    return str(directory)
+
+
+def test_a_table_is_told_line_by_line_by_the_names_of_its_columns(tmp_path, capsys):
+    student = save_nearest(tmp_path / "student", (1, 1, 2), columns=["a", "b"])
+    table, other = tmp_path / "new.csv", tmp_path / "other.csv"
+    table.write_text("b,note,a\n2,x,2\n,y,1\n0,z,0.5\n", encoding="utf-8")
+    other.write_text("a,c\n1,2\n", encoding="utf-8")
+    assert predict.main(["--student", student, str(table), str(other), "--json", "--batch=2"]) == 2
+    told = capsys.readouterr()
+    first, second, third, none = lines(told.out)
+    assert {name: first[name] for name in ("file", "line", "class")} == {
+        "file": str(table),
+        "line": 2,
+        "class": "bright",
+    }
+    assert second == {
+        "file": str(table),
+        "line": 3,
+        "error": f"{table}: line 3: b is missing; must be a number in every line",
+    }
+    np.testing.assert_allclose(third["probability"], 1 / (1 + np.exp(-1) + np.exp(-6)), rtol=1e-5)
+    assert third["line"] == 4 and third["class"] == "dark"
+    assert none["image"] == str(other) and "has no column 'b'" in none["error"]
+    assert "2 of 4 lines could not be read" in told.err
+    assert predict.main(["--student", student, str(table), "--fit=pad"]) == 2
+    assert "--fit pad: is for images" in capsys.readouterr().err
+
+
+def test_a_table_in_a_terminal_and_its_logits(tmp_path, capsys):
+    student = save_nearest(tmp_path / "student", (1, 1, 2), columns=["a", "b"])
+    table, into = tmp_path / "n.csv", tmp_path / "logits.npz"
+    table.write_text("a,b\n1,1\n0,0\n", encoding="utf-8")
+    assert predict.main(["--student", student, str(table)]) == 0
+    assert "line 3" in capsys.readouterr().out
+    assert predict.main(["--student", student, str(table), "--logits", str(into)]) == 0
+    with np.load(into) as archive:
+        assert archive["names"].tolist() == [f"{table.as_posix()}: line {n}" for n in (2, 3)]
+        np.testing.assert_allclose(archive["logits"], [[-2, 0, -2], [0, -2, -8]], atol=1e-6)
+
+
+def test_a_file_of_series_is_told_line_by_line(tmp_path, capsys):
+    student = save_nearest(tmp_path / "student", (2, 1, 2))
+    file = tmp_path / "new.ts"
+    head = "@classLabel true a b\n@data\n"
+    file.write_text(f"{head}0,0:2,2:?\n1,1:1,1:b\n1,1:1:b\n1,?:1,1:b\n", encoding="utf-8")
+    assert predict.main(["--student", student, str(file), "--json"]) == 2
+    first, second, short, missing = lines(capsys.readouterr().out)
+    np.testing.assert_allclose(first["probability"], 1 / (1 + 2 * np.exp(-4)), rtol=1e-5)
+    assert (first["line"], first["class"], second["class"]) == (3, "grey [of all]", "grey [of all]")
+    assert "line 5: channels of (2, 1) values; must be 2 of 2, as in training" in short["error"]
+    assert "line 6: 1 values are missing" in missing["error"]
+    assert predict.main(["--student", student, str(tmp_path / "x.csv"), "--json"]) == 2
+    assert "must be a file of series that ends in .tsv, .ts, .arff" in capsys.readouterr().out

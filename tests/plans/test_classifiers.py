@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 
 import numpy as np
@@ -11,8 +12,10 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import mtkd_jax
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
+from mtkd_jax.data.sources.rows import iris
 from mtkd_jax.models.classifiers import scikit_learn
 from mtkd_jax.plans import given
 from mtkd_jax.types import Classifier, UserError
@@ -71,12 +74,26 @@ def test_pixels_are_between_0_and_1_and_warnings_become_a_note():
     np.testing.assert_allclose(given._as_rows(np.full((1, 2, 2, 1), 255, np.uint8)), np.ones((1, 4)))
 
 
+def turned_table(dataset):
+    """The test rows as a table with its columns in another order."""
+    rows = [list(reversed(row.tolist())) for row in dataset.test_images[:, 0, 0]]
+    return "\n".join(",".join(map(str, row)) for row in [list(reversed(dataset.column_names)), *rows])
+
+
+@pytest.mark.slow
 def test_a_run_with_them_has_a_row_for_each(tmp_path):
     small_grid = {"students.modes": ("output_avg",), "students.alphas": (0.5,), "students.num_seeds": 1}
     config, _ = set_up("scikit_learn:GaussianNB", "scikit_learn:KNeighborsClassifier", **small_grid)
     report = experiment.run(config, tmp_path / "run", quiet=True)
     names = [row["architecture"] for row in report["rows"] if row["role"] == "teacher"]
     assert names == ["classifier scikit_learn:GaussianNB", "classifier scikit_learn:KNeighborsClassifier"]
+    student = tmp_path / "run" / "student"
+    card = json.loads((student / "model.json").read_text())
+    assert card["input"]["columns"] == list(iris().column_names)
+    (tmp_path / "new.csv").write_text(turned_table(iris()), encoding="utf-8")
+    said, expected = (mtkd_jax.predict(student, of) for of in (tmp_path / "new.csv", iris().test_images))
+    assert said.classes == expected.classes
+    np.testing.assert_array_equal(said.probabilities, expected.probabilities)
     with pytest.raises(UserError, match="has trained no networks to teach; .* in teachers.classifiers"):
         experiment.run(
             small.config(

@@ -222,4 +222,4 @@ def test_the_digits_sized_table_from_end_to_end(tmp_path):
     before = (folder / "digits" / "report.json").stat().st_mtime_ns
     assert leaderboard.main(command) == 0  # nothing is trained again
     assert (folder / "digits" / "report.json").stat().st_mtime_ns == before
-    assert "critical difference" in page.read_text() and (tmp_path / board_of.PLOT).exists()
+    assert "critical difference" in page.read_text() and (tmp_path / "plots" / "board" / "ranks.png").exists()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import pathlib
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mtkd_jax.data.checks import as_vector, check, first_line, open_file
+from mtkd_jax.data import series_files
+from mtkd_jax.data.checks import as_vector, check
+from mtkd_jax.data.series_files import Series
 from mtkd_jax.data.sources.arrays import read_npz
 from mtkd_jax.types import DataSet, UserError
 
@@ -38,7 +39,7 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
         )
     if pad not in ("", "zeros", "last"):
         raise UserError(f"ucr: pad = {pad!r}: must be zeros or last, or '' for series of one length")
-    if place.suffix.lower() in (*_ENDINGS, ".txt") and place.is_file():
+    if place.suffix.lower() in (*series_files.ENDINGS, ".txt") and place.is_file():
         raise UserError(f"data.path = {path!r}: is one file; must be the folder of NAME_TRAIN and NAME_TEST")
     name, *parts = _from_folder(place, name) if place.is_dir() else _from_archive(path, name)
     train, test = (_stacked(*part) for part in (_padded(parts, pad) if pad else parts))
@@ -62,7 +63,6 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
     )
 
 
-_ENDINGS = (".tsv", ".ts", ".arff")
 _PADS = "pad='zeros' or pad='last' fills up shorter ones"
 
 
@@ -73,8 +73,6 @@ class _Part(NamedTuple):
     classes: np.ndarray  # [N] text
 
 
-Row = tuple[int, list[list[str]], str]  # number of the line, values of each channel, class
-Series = tuple[str, list[np.ndarray], str]  # where it stands, values of each channel (NaN: missing), class
 Read = tuple[str, list[Series]]  # a file or array, and the series in it
 
 
@@ -113,13 +111,13 @@ def _chosen(name: str, known: Collection[str], where: str) -> str:
 
 def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, Read, Read]:
     found: dict[str, pathlib.Path] = {}
-    for ending in _ENDINGS:
+    for ending in series_files.ENDINGS:
         for file in sorted([*folder.glob(f"*_TRAIN{ending}"), *folder.glob(f"*/*_TRAIN{ending}")]):
             found.setdefault(file.name.removesuffix(f"_TRAIN{ending}"), file)
     others = [] if found else sorted(file.name for file in folder.glob("*[Tt][Rr][Aa][Ii][Nn]*"))
     name = _chosen(name, found, f"{folder}{f', which holds {others[0]}' if others else ''}")
     files = found[name], found[name].with_name(f"{name}_TEST{found[name].suffix}")
-    return name, *((str(file), _read(file)) for file in files)
+    return name, *((str(file), series_files.read(file)) for file in files)
 
 
 def _padded(parts: Sequence[Read], pad: str) -> list[Read]:
@@ -152,85 +150,6 @@ def _filled(channel: np.ndarray, length: int, pad: str) -> np.ndarray:
     return np.concatenate([channel, np.full(length - len(channel), end)])
 
 
-def _read(file: pathlib.Path) -> list[Series]:
-    rows = {".tsv": _tsv_rows, ".ts": _ts_rows, ".arff": _arff_rows}[file.suffix]
-    try:
-        with open_file(file, encoding="utf-8-sig") as lines:
-            filled = (
-                (n, line.rstrip("\r\n"))
-                for n, line in enumerate(lines, start=1)
-                if line.strip() and not line.startswith(("#", "%"))
-            )
-            return [_parsed(file, row) for row in rows(file, filled)]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({first_line(error)}); must be a text file of series"
-        ) from error
-
-
-def _tsv_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-    for number, line in lines:
-        class_name, *values = line.split("\t")
-        if not values:
-            raise UserError(f"{file}, line {number}: no tab: must be the class and the values, between tabs")
-        yield number, [values], class_name
-
-
-def _ts_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-    """The rows after the header, which must promise classes and no times."""
-    said = {}
-    for _, line in lines:
-        key, *values = line.lower().split()
-        if key == "@data":
-            break
-        said[key] = values
-    else:
-        raise UserError(f"{file}: no line @data: must stand between the header and the series")
-    if said.get("@timestamps", ["false"])[:1] != ["false"]:
-        raise UserError(f"{file}: @timeStamps true: must be series with even steps, without times")
-    if said.get("@classlabel", [])[:1] != ["true"]:
-        raise UserError(f"{file}: no @classLabel true: must be a set to classify")
-    for number, line in lines:
-        *channels, class_name = line.split(":")
-        yield number, [channel.split(",") for channel in channels], class_name
-
-
-def _arff_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-    """The rows after @data; of several channels they stand in quotes, parted by a backslash and an n."""
-    last = ""
-    for _, line in lines:
-        if line.strip().lower() == "@data":
-            break
-        if line.strip().lower().startswith("@attribute"):
-            last = line
-    else:
-        raise UserError(f"{file}: no line @data: must stand between the header and the series")
-    if "{" not in last:
-        raise UserError(f"{file}: the last attribute has no values in braces: must be the class")
-    for number, line in lines:
-        values, class_name = _ARFF_ROW.fullmatch(line).groups()
-        if values.startswith("{"):
-            raise UserError(f"{file}, line {number}: a sparse row: must hold all values")
-        channels = values.strip().strip("'\"").split("\\n")
-        yield number, [channel.split(",") for channel in channels], class_name.strip().strip("'\"")
-
-
-_ARFF_ROW = re.compile(r"""(.*?),?(\s*'[^']*'\s*|\s*"[^"]*"\s*|[^,]*)""")  # values, and a class after a comma
-
-
-def _parsed(file: pathlib.Path, row: Row) -> Series:
-    """A row's values as numbers."""
-    number, channels, class_name = row
-    where = f"{file}, line {number}"
-    try:
-        values = [np.array([_spell_missing(value) for value in channel], np.float64) for channel in channels]
-    except ValueError as error:
-        raise UserError(f"{where}: {first_line(error)}; must be values and a class") from error
-    if class_name.strip().lower() in ("", "?", "nan"):
-        raise UserError(f"{where}: no class: must name the class of the series")
-    return where, values, class_name.strip()
-
-
 def _stacked(file: str, rows: Sequence[Series]) -> _Part:
     """All series of a file; each must be as long as the first and have as many channels."""
     if not rows:
@@ -252,10 +171,6 @@ def _stacked(file: str, rows: Sequence[Series]) -> _Part:
             )
     stacked = np.array([values for _, values, _ in rows]).transpose(0, 2, 1)
     return _Part(stacked, np.array([class_name for *_, class_name in rows]))
-
-
-def _spell_missing(value: str) -> str:
-    return "nan" if value.strip() in ("", "?") else value
 
 
 # --- NumPy archives -----------------------------------------------------------------------------------
