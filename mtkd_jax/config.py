@@ -22,7 +22,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict, FieldReference
@@ -215,18 +215,27 @@ def variant(config: ConfigDict, name: str, **variants: Callable[[ConfigDict], No
     return config
 
 
-def _at_least(least: float) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value >= least, f"at least {least}"
+class Range(NamedTuple):
+    """What a field may be."""
+
+    is_right: Callable[[Any], bool]
+    right: str  # in words
+    names: tuple[str, ...] = ()  # of which one was perhaps meant
 
 
-def _one_of(names: Iterable[str]) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in names, "one of " + ", ".join(map(str, names))
+def _at_least(least: float) -> Range:
+    return Range(lambda value: value >= least, f"at least {least}")
+
+
+def _one_of(names: Iterable[Any]) -> Range:
+    known = tuple(map(str, names))
+    return Range(lambda value: value in names, f"one of {', '.join(known)}", known)
 
 
 _POSITIVE = (lambda value: value > 0, "above 0")
 _SHARE = (lambda value: 0 <= value < 1, "in [0, 1)")
 
-# field -> (is this value right?, what would be right); a tuple is checked entry by entry
+# field -> what a Range is made of; a tuple is checked entry by entry
 RANGES = {
     "seed": (lambda value: 0 <= value < 2**31, "in [0, 2**31)"),
     "data.num_train": _at_least(0),
@@ -306,10 +315,15 @@ def own_files(config: ConfigDict) -> Iterator[None]:
 
 def _validate(config: ConfigDict) -> None:
     flat = dict(fields(config))
-    for field, (is_right, right) in RANGES.items():
+    for field, made_of in RANGES.items():
+        allowed = Range(*made_of)
         for value in flat[field] if isinstance(flat[field], tuple) else (flat[field],):
-            if not is_right(value):
-                raise UserError(f"config.{field}: {_quoted(value)} is not possible; it must be {right}")
+            if not allowed.is_right(value):
+                close = nearest(str(value), allowed.names)
+                raise UserError(
+                    f"config.{field}: {_quoted(value)} is not possible; it must be {allowed.right}"
+                    + (f"; did you mean {close!r}?" if close else "")
+                )
     _check_rounds("train", config.train.epochs, config.train.eval_every)
     _check_rounds("students", *students_schedule(config))
     for name in ("learning_rates", "weight_decays", "label_smoothings", "init_from"):

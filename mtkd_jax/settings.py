@@ -302,7 +302,7 @@ class Field(NamedTuple):
 def described() -> list[Field]:
     """Every field, sorted, with the comment beside its assignment or its group's, or else what it may be."""
     comments = _comments(textwrap.dedent(inspect.getsource(configuration.default)))
-    ranges = {name: right for name, (_, right) in configuration.RANGES.items()}
+    ranges = {name: made_of[1] for name, made_of in configuration.RANGES.items()}
     return [
         Field(
             name,

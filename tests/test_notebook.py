@@ -12,6 +12,7 @@ SHOWN = {  # by the last cell
     "own_data": ("digit 0/", "looks like digit "),
     "own_network_and_loss": ("holds another run: own_code.__main__:jensen_shannon was",),
     "which_rule": (" decides ", "of one teacher"),
+    "decoupled_knowledge": ("DKEL - PCL ", "distance to its own teacher"),
 }
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

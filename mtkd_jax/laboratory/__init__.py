@@ -1,1 +1,1 @@
-"""Studies of finished runs: which rule, which teachers."""
+"""Studies: which rule, which teachers of a finished run; what cohorts go through while they learn."""

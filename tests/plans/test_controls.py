@@ -178,7 +178,7 @@ def test_what_a_control_cannot_do_is_refused_and_not_left_out_in_silence(fields,
 
 
 def test_unknown_controls_and_modes_are_refused():
-    with pytest.raises(UserError, match="students.controls: 'shuffled' is not possible"):
+    with pytest.raises(UserError, match="'shuffled' is not possible; .*; did you mean 'shuffled_teacher'?"):
         small.config(**{"students.controls": ("shuffled",)})
     with pytest.raises(UserError, match="students.controlled: 'vote' is not among students.modes"):
         small.config(**{"students.controlled": ("vote",)})
