@@ -9,7 +9,6 @@ import numpy as np
 from scipy.special import softmax
 
 from mtkd_jax.data.boxes import Boxes, found, intersection_over_union, known
-from mtkd_jax.methods import detection
 from mtkd_jax.tasks.kinds import Kind, Measure, Said
 from mtkd_jax.types import Array, Context
 
@@ -137,6 +136,8 @@ def _frame(corner: tuple[float, float], width: float, height: float, colour: str
 
 def beside_loss(context: Context) -> Array:
     """The hard loss of the boxes [P], see `methods.detection.box_loss`."""
+    from mtkd_jax.methods import detection  # here: who is told boxes by `predict` needs no JAX
+
     return detection.box_loss(context)
 
 
