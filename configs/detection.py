@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.teachers.num_members = 3
 
     config.train.batch_size = 32
-    config.train.epochs = 24  # 36 steps each
+    config.train.epochs = 16  # 36 steps each
     config.train.eval_every = 4
     config.train.optimizer = "adamw"
     config.train.weight_decay = 0.01

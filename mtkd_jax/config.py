@@ -1009,6 +1009,7 @@ def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> A
     functions that it defines at every call, and programs are found again by what they were made from.
     """
     function, arguments = resolve(kind, address, field)
+    _check_complete(_arguments(function), arguments | further, address, field)
     for name in _inner_models(function, arguments):
         arguments = {**arguments, name: build_model(arguments[name], *given, field)}
     key = None
@@ -1028,6 +1029,15 @@ def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> A
 
 
 _made_by_own: dict[tuple, Any] = {}  # by function, code and arguments
+
+
+def _check_complete(
+    known: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any], address: str, field: str
+) -> None:
+    """Raise UserError for an argument that has no default and is not given."""
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise UserError(f"config.{field}: {address} needs {name}=...")
 
 
 def _inner_models(function: Callable, arguments: Mapping[str, Any]) -> list[str]:
@@ -1131,10 +1141,7 @@ def further_source(config: ConfigDict, field: str) -> Callable[[], DataSet]:
 def _source_call(
     address: str, function: Callable, arguments: dict[str, Any], field: str
 ) -> Callable[[], DataSet]:
-    parameters = inspect.signature(function).parameters
-    required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in arguments]
-    if required:
-        raise UserError(f"config.{field}: {address} needs {required[0]}=...")
+    _check_complete(inspect.signature(function).parameters, arguments, address, field)
     is_own = _own("source", address)
 
     def checked() -> DataSet:

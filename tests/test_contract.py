@@ -31,6 +31,17 @@ from tests import small
 KINDS = ("mode", "rule", "model", "source", "plan")
 MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in KINDS)
 ARCHITECTURES = ("cnn(widths=(4, 4), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
+# Who compares what networks say of places beside their classes is met with boxes.
+OF_BOXES = tuple(mode for mode in MODES if "beside" in configuration.build_recipe(mode).needs)
+DETECTORS = tuple(
+    f"detector(network='cnn(widths=({width}, 4), batch_norm=True)', channels=4)" for width in (3, 4)
+)
+PLAIN = {"teachers.models": ARCHITECTURES, "model.name": ARCHITECTURES[0]}
+BOXES = {
+    "data.source": "synthetic_boxes(num_train=120, num_test=40, size=16, stride=4)",
+    "teachers.models": DETECTORS,
+    "model.name": DETECTORS[0],
+}
 
 
 # --- modes --------------------------------------------------------------------------------------------
@@ -56,7 +67,9 @@ def trained(methods: bool) -> Trained:
             "model.name": ARCHITECTURES[0],
             "train.batch_size": 50,
             "train.epochs": 10,
-            "students.modes": tuple(mode for mode in MODES if ("." in mode) == methods),
+            "students.modes": tuple(
+                mode for mode in MODES if ("." in mode) == methods and mode not in OF_BOXES
+            ),
             "students.temperatures": (1.0, 4.0),
             "runtime.how": "map",
         }
@@ -100,14 +113,18 @@ def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_c
     assert 0 < run.num_compilations <= len(run.done)
 
 
-def test_every_method_takes_two_steps_that_move_the_student():
+@pytest.mark.parametrize(
+    "modes, setting",
+    [(tuple(mode for mode in MODES if "." in mode and mode not in OF_BOXES), PLAIN), (OF_BOXES, BOXES)],
+    ids=("classes", "boxes"),
+)
+def test_every_method_takes_two_steps_that_move_the_student(modes, setting):
     """What the slow run above trains to the end, in one program a family: a new method is met here first."""
     config = small.config(
         **{
-            "teachers.models": ARCHITECTURES,
+            **setting,
             "teachers.num_members": 2,
-            "model.name": ARCHITECTURES[0],
-            "students.modes": tuple(mode for mode in MODES if "." in mode),
+            "students.modes": modes,
             "students.alphas": (0.25,),
             "students.num_seeds": 1,
         }
@@ -202,9 +219,8 @@ def test_every_mode_takes_the_same_steps_in_every_layout(mode, layouts):
     """Three steps of all its students and their peers, with batch statistics, taught by two architectures."""
     config = small.config(
         **{
-            "teachers.models": ARCHITECTURES,
+            **(BOXES if mode in OF_BOXES else PLAIN),
             "teachers.num_members": 1,
-            "model.name": ARCHITECTURES[0],
             "students.modes": (mode,),
             "students.alphas": (0.5,),
             "train.optimizer": "sgd",  # Adam divides by gradients that may be all rounding
@@ -290,7 +306,14 @@ SMALL = {
     "speedy": "width=4, blocks=2, ",
     "unet": "width=2, depth=2, ",
     "vit": "width=16, depth=4, attention_heads=2, stem='cifar', ",
+    "detector": "network='cnn(widths=(4, 4))', channels=4, ",
 }
+
+
+def places_of(name: str, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axis of places of a network that has several: pixels, or those of images halved twice."""
+    *_, height, width, _ = image_shape
+    return {"unet": (height * width,), "detector": (height // 4 * (width // 4),)}.get(name, ())
 
 
 def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tuple[Callable, Model, jax.Array]:
@@ -302,14 +325,13 @@ def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tupl
 
     def loss_of(params, rest):
         outputs, _ = model.apply({**rest, "params": params}, image, train=True, key=jax.random.key(2))
-        num, *places, num_classes = outputs.logits.shape  # of a dense task, a class for every pixel
-        assert (num, num_classes) == (6, 4) and places in ([], [image.shape[1] * image.shape[2]])
+        assert outputs.logits.shape == (6, *places_of(name, image.shape), 4)
         assert outputs.heads.shape == (num_heads, *outputs.logits.shape)
         for leaf in jax.tree.leaves(outputs):
             assert leaf.dtype == jnp.float32
         assert "stage1" in outputs.features
         assert all(value.ndim == 4 for value in outputs.features.values())
-        return (outputs.logits**2).mean()
+        return sum((said**2).mean() for said in (outputs.logits, *outputs.beside.values()))
 
     def gradient_of(variables):
         params, rest = variables["params"], {n: v for n, v in variables.items() if n != "params"}
@@ -365,8 +387,8 @@ def test_every_model_is_exported_for_any_batch_and_every_platform(name):
     assert program.platforms == ("cpu", "cuda", "tpu")
     (images,), (logits,) = program.in_avals, program.out_avals
     assert (str(images.shape[0]), images.shape[1:], images.dtype) == ("b", shape, jnp.float32)
-    assert (str(logits.shape[0]), logits.shape[-1], logits.dtype) == ("b", 4, jnp.float32)
-    assert logits.shape[1:-1] in ((), (shape[0] * shape[1],))
+    of_one = (*places_of(name, shape), 4)
+    assert (str(logits.shape[0]), logits.shape[1:], logits.dtype) == ("b", of_one, jnp.float32)
 
 
 # --- sources ------------------------------------------------------------------------------------------

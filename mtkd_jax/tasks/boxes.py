@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw
 from scipy.special import softmax
 
 from mtkd_jax.data.boxes import Boxes, found, intersection_over_union, known
-from mtkd_jax.methods import detection
 from mtkd_jax.tasks.kinds import Kind, Measure, Said
 from mtkd_jax.types import Array, Context
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the overlap from which a box is found: COCO's .5:.95
 RECALLS = np.linspace(0.0, 1.0, 101)  # at which COCO reads the precision
-SHOWN = 0.3  # the probability from which a box is drawn or printed
+SHOWN = 0.3  # the probability from which a box is printed
+WIDTH = 256  # pixels of the longer side of a picture, about
+COLOURS = (  # of classes 1, 2, ...; distinct also without red and green
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
 
 
 class Matched(NamedTuple):
@@ -118,34 +128,40 @@ def tell(logits: np.ndarray, class_names: Sequence[str], beside: Mapping[str, np
     return [f"{class_names[c]} {p:.3f}: {box}" for c, p, box in zip(boxes.label, boxes.score, where)]
 
 
-def draw(axes: Any, image: np.ndarray, boxes: Boxes, class_names: Sequence[str], colour: str) -> None:
-    """Boxes on an image [h,w,c] that axes of matplotlib already show, each with its class and probability."""
-    height, width = image.shape[:2]
-    for label, score, (left, top, right, bottom) in zip(boxes.label, boxes.score, boxes.corners):
-        x, y = left * width - 0.5, top * height - 0.5  # pixel 0 is shown from -0.5 to 0.5
-        sides = ((right - left) * width, (bottom - top) * height)
-        axes.add_patch(_frame((x, y), *sides, colour))
-        said = class_names[label] if score == 1 else f"{class_names[label]} {score:.2f}"
-        axes.text(x, y, said, fontsize=5, color=colour, verticalalignment="bottom", clip_on=True)
+def draw(
+    image: np.ndarray, classes: np.ndarray, class_names: Sequence[str], beside: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """The image [h,w,3] uint8, enlarged, with the boxes of the places [L] whose class is not the background.
 
-
-def _frame(corner: tuple[float, float], width: float, height: float, colour: str) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.0)
+    Of boxes of one class that overlap by more than a half that of the first place is drawn.
+    """
+    certain = np.eye(len(class_names))[np.maximum(classes, 0)]
+    boxes = found(certain, beside["boxes"], np.zeros(len(classes), int))
+    scale = max(1, WIDTH // max(image.shape[:2]))
+    picture = Image.fromarray(image.repeat(scale, axis=0).repeat(scale, axis=1))
+    pen = ImageDraw.Draw(picture)
+    for label, corners in zip(boxes.label, boxes.corners):
+        left, top, right, bottom = (corners * np.tile(picture.size, 2)).tolist()
+        colour = COLOURS[(label - 1) % len(COLOURS)]
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=2)
+        pen.text((left + 4, top + 2), class_names[label], fill=colour)
+    return np.asarray(picture)
 
 
 def beside_loss(context: Context) -> Array:
     """The hard loss of the boxes [P], see `methods.detection.box_loss`."""
+    from mtkd_jax.methods import detection  # here: who is told boxes by `predict` needs no JAX
+
     return detection.box_loss(context)
 
 
 KIND = Kind(
     place="place",
     measures=(
-        Measure("mAP@.5", MeanPrecision((0.5,))),
-        Measure("mAP@.5:.95", MeanPrecision(tuple(THRESHOLDS.tolist()))),
+        Measure("mAP@.5", MeanPrecision((0.5,)), beside=("boxes",)),
+        Measure("mAP@.5:.95", MeanPrecision(tuple(THRESHOLDS.tolist())), beside=("boxes",)),
     ),
-    beside_loss=beside_loss,
+    draw=draw,
     tell=tell,
+    beside_loss=beside_loss,
 )

@@ -28,7 +28,7 @@ def refused(call, said, **arguments):
 
 
 def archive(tmp_path, **changed):
-    """Four training images, two with boxes, one to test on; boxes of two classes, in pixels of 32 x 32."""
+    """Four training images, two with boxes, and one to test on; two classes, in pixels of 32 x 32."""
     rng = np.random.default_rng(0)
     arrays = {
         "train_images": rng.integers(0, 256, (4, SIDE, SIDE, 1), dtype=np.uint8),

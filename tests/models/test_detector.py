@@ -117,6 +117,7 @@ def test_its_address_has_one_spelling_and_holds_that_of_the_network():
     "address, said",
     [
         ("detector(network='resnett')", "there is no model 'resnett'.*did you mean 'resnet'"),
+        ("detector", "detector needs network="),
         ("detector(network='mlp')", "mlp names no stages"),
         ("detector(network='resnet', after='stage4')", "expected one of stem, stage1, stage2, stage3"),
         ("detector(network='resnet', channels=0)", "detector.channels = 0"),

@@ -151,3 +151,16 @@ def test_an_image_is_told_box_by_box():
     assert line == "crack 0.999: left 0.500, top 0.000, right 0.900, bottom 0.400"
     (none,) = boxes.tell(logits_of(np.array([0, 0])), ("background", "hole", "crack"), {"boxes": corners})
     assert none == "no box of a probability of 0.3"
+
+
+def test_boxes_are_drawn_where_they_are():
+    """Of an image of 16x16, enlarged 16 times: left and upper side of one box, and nothing of the other."""
+    image = np.full((16, 16, 3), 50, np.uint8)
+    corners = np.array([[0.5, 0.25, 1.0, 0.75], [0.0, 0.0, 0.4, 0.4]])
+    picture = boxes.draw(image, np.array([1, 0]), ("background", "hole"), {"boxes": corners})
+    assert picture.shape == (256, 256, 3) and picture.dtype == np.uint8
+    colour = np.array(boxes.COLOURS[0])
+    assert (picture[100, 128:130] == colour).all() and (picture[64:66, 200] == colour).all()
+    assert (picture[:60] == 50).all() and (picture[:, :128] == 50).all()
+    nothing = boxes.draw(image, np.array([0, -1]), ("background", "hole"), {"boxes": corners})
+    assert (nothing == 50).all()
