@@ -233,6 +233,7 @@ class Task(NamedTuple):
 LEVELS, INPUT = "levels", "input"
 
 
+@jax.custom_jvp
 def round_off(x: Array, steps: Array) -> Array:
     r"""Numbers cut off to [0,1] and rounded to one of `steps` + 1 values; 0 steps leave them as they are.
 
@@ -242,11 +243,14 @@ def round_off(x: Array, steps: Array) -> Array:
     dtype of x.
     """
     wide = x.astype(jnp.float32)
-    inside = (wide >= 0.0) & (wide <= 1.0)
-    passing = jnp.where(inside, wide, jax.lax.stop_gradient(wide))
     rounded = jnp.round(steps * wide.clip(0.0, 1.0)) / jnp.maximum(steps, 1.0)
-    straight = jax.lax.stop_gradient(rounded) + (passing - jax.lax.stop_gradient(passing))
-    return jnp.where(steps > 0, straight, wide).astype(x.dtype)
+    return jnp.where(steps > 0, rounded, wide).astype(x.dtype)
+
+
+@round_off.defjvp
+def _straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x, steps), (tangent, _) = primals, tangents
+    return round_off(x, steps), jnp.where((steps > 0) & ((x < 0) | (x > 1)), 0, tangent)
 
 
 def _round_input(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:

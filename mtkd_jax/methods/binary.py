@@ -104,16 +104,16 @@ def wrpn(*, bits: int = 4, activations: int = 0) -> Recipe:
     return _on_grid("wrpn", _ClippedGrid(), 2.0 ** (bits - 1) - 1.0, activations)
 
 
-def apprentice(*, bits: int = 4, activations: int = 8) -> Recipe:
+def apprentice(*, bits: int = 4, activations: int = 0) -> Recipe:
     r"""Learn with few bits from a real network of the same architecture that learns at the same time.
 
     $$\ell_0 = \alpha\, \mathrm{CE}(y, z_0) + (1 - \alpha)\, T^2\, \mathrm{KL}(\mathrm{softmax}(z_1 / T)
     \parallel \mathrm{softmax}(z_0 / T)), \qquad \ell_1 = \mathrm{CE}(y, z_1)$$
 
-    Peer 0, the apprentice, has weights of `bits` bits (2 to 8) and activations of `activations` (1 to 8; 0:
-    real), rounded as in `wrpn`; peer 1 is real and learns from labels alone. No trained teacher is asked. The
-    apprentice is evaluated and exported. In the paper T = 1, and the divergence pulls the real network, too;
-    here it has no gradient by its target. Raises UserError as `dorefa` does.
+    Peer 0, the apprentice, has weights of `bits` bits (2 to 8) and activations of `activations` (1 to 8, or 0
+    for real ones; the paper has 8), rounded as in `wrpn`; peer 1 is real and learns from labels alone. No
+    trained teacher is asked. The apprentice is evaluated and exported. In the paper T = 1, and the divergence
+    pulls the real network, too; here it has no gradient by its target. Raises UserError as `dorefa` does.
 
     Source: scheme A of Apprentice, Mishra and Marr 2018, arXiv 1711.05852.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.cohorts import cohort, others
@@ -81,6 +82,26 @@ def _loss_of_mean(context: Context) -> Array:
 # A cohort trained as one network, whose logits are the mean over the peers: every peer has the whole loss,
 # CE(y, softmax(1/P sum_j z_j)), and of its gradient the part that is its own; together that is all of it.
 UNIFIED = SUPERVISED._replace(name="unified", term=_loss_of_mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlated:
+    r"""A cohort that is trained partly as one network: the loss [B] of a peer, comparable by value.
+
+    $$\ell = (1 - \lambda) \frac{1}{P} \sum_j \mathrm{CE}(y, z_j)
+    + \lambda\, \mathrm{CE}(y, \frac{1}{P} \sum_j z_j)$$
+
+    The two sums differ by how much the peers disagree, which is never below 0: it is the mean loss of the
+    peers, less $\lambda$ times their diversity. $\lambda$ is `strength`: at 0 they are trained apart, at 1
+    as one network. A peer has the gradient of P times this by its own logits.
+    """
+
+    strength: float
+
+    def __call__(self, context: Context) -> Array:
+        together, num_peers = _loss_of_mean(context), len(context.peers.logits)
+        whole = num_peers * together - (num_peers - 1) * jax.lax.stop_gradient(together)
+        return (1.0 - self.strength) * hard_loss(context) + self.strength * whole
 
 
 def _teach_by_peers(context: Context, networks: Networks) -> TeacherOutputs:

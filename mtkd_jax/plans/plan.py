@@ -326,7 +326,8 @@ def check_choice(config: ConfigDict, plan: Plan) -> None:
     """Raise UserError where `export.choose` names no row that the plan's stages make."""
     rows = list(dict.fromkeys(member.mode for stage in plan for member in stage.family))
     addresses = [canonical("model", address, "teachers.models") for address in teacher_models(config)]
-    specialised = {stage.name for stage in plan} & {*map(teachers.specialists_stage, addresses)}
+    of_no_address = (teachers.specialists_stage, teachers.thinned_stage)
+    specialised = {stage.name for stage in plan} & {name(one) for name in of_no_address for one in addresses}
     of_students = ["student", *rows] if rows else []
     known = ["best", *of_students, *([] if specialised else addresses)]
     models = [canonical("model", address, "students.models") for address in student_models(config)]

@@ -32,7 +32,7 @@ from mtkd_jax.config import (
     number_of_teachers,
     teacher_models,
 )
-from mtkd_jax.data.loading import Split
+from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population, teacher_cache
 from mtkd_jax.engine.jobs import Job, slug
 from mtkd_jax.fusion import rules
@@ -45,6 +45,7 @@ from mtkd_jax.methods.lineage import (
 )
 from mtkd_jax.methods.maps import is_no_head
 from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers, identity_view
+from mtkd_jax.models.thinned import drops, thinned
 from mtkd_jax.plans import sequences, students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students, train_teachers
 from mtkd_jax.plans.students import Family
@@ -53,6 +54,7 @@ from mtkd_jax.types import Ensemble, Model, Population, PyTree, Recipe, Task, Us
 # Plans that cannot take teachers of another run.
 WITH_OWN_TEACHERS = (
     *("specialists", "snapshots", "fast_geometric", "stochastic_averages"),
+    *("horizontal", "dropout_draws", "negative_correlation"),
     "checkpoint_bank",  # or only those of one that had this plan
 )
 
@@ -587,6 +589,97 @@ def sequence_level(config: ConfigDict, split: Split, *, num_beams: int = 5, mode
     return (*direct, *stages)
 
 
+def horizontal(config: ConfigDict, split: Split, *, burn_in: float = 0.75, rate: float = 0.5) -> Plan:
+    """Teachers that are the ends of the last epochs of one training, at a rate that stays; students.
+
+    One network of each architecture is trained for the share `burn_in` of `train.epochs` by `train.schedule`,
+    and for the rest at `rate` times `train.learning_rate`: the weights at the ends of
+    `teachers.num_members` equal parts of that are a teacher each; all else is as in `snapshots`. Raises
+    UserError for shares that are none, for parts without an epoch, and for fields of teachers that are
+    trained apart.
+
+    Source: horizontal voting, Xie, Xu and Chuang 2013, arXiv 1306.2759: every epoch from some on.
+    """
+    _check_shares("horizontal", burn_in=burn_in, rate=rate)
+    number, epochs = config.teachers.num_members, config.train.epochs
+    first = max(1, round(burn_in * epochs))
+    each = (epochs - first) // number
+    _check_moments("horizontal", config, each > 0, f"more: burn_in leaves {epochs - first} for {number}")
+    parts = [(each, f"linear(start={rate}, end={rate})")] * number
+    note = f"The teachers of each architecture are {number} moments of the end of one training."
+    return (
+        *_moments(config, split, [(first, config.train.schedule), *parts], 1, note),
+        *train_students(config, split),
+    )
+
+
+def dropout_draws(config: ConfigDict, split: Split) -> Plan:
+    """Teachers that are draws of one network's dropout, each without units of its own; students.
+
+    One network of each architecture is trained for `train.epochs`, and keeps its last weights. A teacher has
+    these and one draw of all dropout masks, the same for every image: an image meets masks as likely as in
+    Monte-Carlo dropout, and each teacher is a network that always says the same. Batch statistics settle as
+    in `snapshots`. Raises UserError for a network without dropout, and for fields of teachers that are
+    trained apart.
+
+    Source: dropout as a Bayesian approximation, Gal and Ghahramani 2016, arXiv 1506.02142.
+    """
+    number, epochs = config.teachers.num_members, config.train.epochs
+    _check_moments("dropout_draws", config, True, "")
+    note = f"The teachers of each architecture are {number} draws of the dropout of one network."
+    image, stages = jax.eval_shape(scale, split.dataset.train_images[:1]), []
+    for address in teacher_models(config):
+        if not drops(teachers.network(split, address), image):
+            raise UserError(
+                f"config.plan: dropout_draws leaves out units as {address} does in training, and that leaves "
+                "out none; teachers.models must have dropout, such as cnn(dropout=0.3)"
+            )
+        whole = f"whole-{slug(address)}"
+
+        def learn(done: Done, address=address, whole=whole) -> Job:
+            job = _next_cycle(config, split, address, 1, epochs, config.train.schedule, 0, None)
+            return dataclasses.replace(job, stage=whole)
+
+        def draw(done: Done, address=address, whole=whole) -> Job:
+            return _thinned(_settled(config, split, address, _end_of(done, whole)), address)
+
+        stages.append(Stage(whole, learn, note=note))
+        stages.append(Stage(teachers.thinned_stage(address), draw, begun_by=(whole,)))
+    return (*stages, *train_students(config, split))
+
+
+def negative_correlation(config: ConfigDict, split: Split, *, strength: float = 0.5) -> Plan:
+    r"""Teachers that are trained together, each rewarded for differing from the others; students.
+
+    $$\ell = \frac{1}{K} \sum_k \mathrm{CE}(y, z_k) - \lambda \left(\frac{1}{K} \sum_k \mathrm{CE}(y, z_k)
+    - \mathrm{CE}(y, \frac{1}{K} \sum_k z_k)\right)$$
+
+    What $\lambda$, `strength` in (0, 1), stands before is never negative, and 0 where all say the same.
+    `teachers.num_members` of each architecture see the same batches and keep the weights of the last step;
+    rule "mean_logits" is the ensemble of the second term. Raises UserError for another strength, and for
+    whatever else makes teachers differ or end one by one.
+
+    Source: generalised negative correlation learning, Buschjaeger et al. 2020, arXiv 2011.02952, with the
+    diversity as it is and not its second-order approximation.
+    """
+    _check_shares("negative_correlation", strength=strength)
+    for name, is_set in _of_ordinary_teachers(config.teachers).items():
+        if is_set:
+            raise UserError(
+                f"config.teachers.{name}: {config.teachers[name]!r} does not go with plan "
+                "negative_correlation, whose teachers are trained together; leave it at its default"
+            )
+    stages = [
+        Stage(
+            teachers.stage_name(address),
+            lambda done, address=address: teachers.correlated_job(config, split, address, strength),
+            note=f"The teachers were trained together, with {strength:g} of their diversity as a reward.",
+        )
+        for address in teacher_models(config)
+    ]
+    return (*stages, *train_students(config, split))
+
+
 # --- moments of one training --------------------------------------------------------------------------
 
 
@@ -656,6 +749,19 @@ def _settled(config: ConfigDict, split: Split, address: str, start: PyTree) -> J
     job = teachers.job(own, split, address)
     still = {name: np.zeros_like(job.hyper[name]) for name in ("learning_rate", "weight_decay")}
     return dataclasses.replace(job, start=start, hyper={**job.hyper, **still})
+
+
+def _thinned(job: Job, address: str) -> Job:
+    """The same job of networks whose dropout is drawn once, each its own, from one network's weights."""
+    model, number = thinned(job.program.model), len(job.names)
+    drawn = population.init(model, job.init_keys, job.image.shape[1:])
+    whole = {
+        kind: {"network": jax.tree.map(lambda leaf: np.repeat(leaf, number, axis=0), of)}
+        for kind, of in (job.start or {}).items()
+    }
+    program = job.program._replace(model=model)
+    stage = teachers.thinned_stage(address)
+    return dataclasses.replace(job, stage=stage, program=program, start={**whole, "masks": drawn["masks"]})
 
 
 def _mean(ends: Sequence[np.ndarray]) -> np.ndarray:

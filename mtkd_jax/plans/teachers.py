@@ -17,14 +17,14 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
 from mtkd_jax.engine.jobs import Job, per_member
 from mtkd_jax.engine.training import Fitted, as_fitted, check_owner, concatenate
-from mtkd_jax.methods.peers import UNIFIED
+from mtkd_jax.methods.peers import UNIFIED, Correlated
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
 from mtkd_jax.tasks import kinds
-from mtkd_jax.types import Model, Population, Task, UserError
+from mtkd_jax.types import Model, Population, Recipe, Task, UserError
 
 STAGE_PREFIX = "teachers-"
 SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
@@ -85,18 +85,33 @@ def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
     teacher's logits, whose cross-entropy all are trained on, on the same batches. What one says alone means
     little, so there are no best weights to choose by validation: those of the last step are kept.
     """
-    train, num_members, stage = config.train, config.teachers.num_members, specialists_stage(address)
-    num_steps = max(1, len(split.train) // train.batch_size)
-    inner = network(split, address)
+    num_members, inner = config.teachers.num_members, network(split, address)
     model = Model(f"specialist {inner.name}", Specialist(inner.module), inner.convolutional)
+    job = _together(config, split, specialists_stage(address), model, UNIFIED, "specialist")
+    variables = pretrained.calibrate(job, split).start
+    share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)
+    return dataclasses.replace(job, start={**variables, "coverage": {"share": jnp.asarray(share)}})
+
+
+def correlated_job(config: ConfigDict, split: Split, address: str, strength: float) -> Job:
+    """Training K members of one architecture on the same batches by `peers.Correlated`; the last weights."""
+    recipe = UNIFIED._replace(name="correlated", term=Correlated(strength))
+    job = _together(config, split, stage_name(address), network(split, address), recipe, "teacher")
+    return pretrained.initialise(job, split, (), "teachers.init_from", heads=True)
+
+
+def _together(config: ConfigDict, split: Split, stage: str, model: Model, recipe: Recipe, name: str) -> Job:
+    """K networks that are one cohort of `recipe`, each with its own initial weights, on the same batches."""
+    train, num_members = config.train, config.teachers.num_members
+    num_steps = max(1, len(split.train) // train.batch_size)
     places = np.arange(num_members, dtype=np.int32)
-    job = jobs.make(
+    return jobs.make(
         config,
         stage=stage,
         model=model,
-        recipes=(UNIFIED._replace(num_peers=num_members),),
+        recipes=(recipe._replace(num_peers=num_members),),
         members=range(num_members),
-        names=tuple(f"specialist {k}" for k in range(num_members)),
+        names=tuple(f"{name} {k}" for k in range(num_members)),
         hyper={**_hyper(config), "mates": np.tile(places, (num_members, 1)), "place": places},
         temperatures=(1.0,),
         order=lambda epoch: loading.epoch_order(
@@ -115,9 +130,6 @@ def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
         seeded_by=stage,
         beside_loss=kinds.named(split.dataset.task).beside_loss,
     )
-    variables = pretrained.calibrate(job, split).start
-    share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)
-    return dataclasses.replace(job, start={**variables, "coverage": {"share": jnp.asarray(share)}})
 
 
 def coverage(num_specialists: int, num_classes: int) -> np.ndarray:
@@ -188,10 +200,11 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
             f"config.teachers.from_run: {source} has trained no networks to teach; name its teachers again, "
             f"in {' and '.join(elsewhere)}"
         )
-    if their["plan"].partition("(")[0] == "specialists":
+    plan = their["plan"].partition("(")[0]
+    if plan in ("specialists", "dropout_draws"):
         raise UserError(
-            f"config.teachers.from_run: {source} has trained specialists, who mean something together alone "
-            "and are not lent; name a run of another plan"
+            f"config.teachers.from_run: {source} has trained teachers of plan {plan}, which are not lent; "
+            "name a run of another plan"
         )
     theirs = {
         "num_members": their["teachers"]["num_members"],
@@ -343,6 +356,11 @@ def stage_name(address: str) -> str:
 def specialists_stage(address: str) -> str:
     """The same for specialists."""
     return f"{STAGE_PREFIX}specialists-{jobs.slug(address)}"
+
+
+def thinned_stage(address: str) -> str:
+    """The same for draws of one network's dropout."""
+    return f"{STAGE_PREFIX}thinned-{jobs.slug(address)}"
 
 
 def examples_of(config: ConfigDict, split: Split, address: str, k: int) -> np.ndarray:

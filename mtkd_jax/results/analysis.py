@@ -18,6 +18,7 @@ import numpy as np
 from mtkd_jax import config as configuration
 from mtkd_jax.config import CONTROLS, control_and_mode, name_and_model, row_of, row_of_control
 from mtkd_jax.fusion import rules
+from mtkd_jax.models.thinned import THINNED
 from mtkd_jax.results import intervals, metrics, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import own_metrics
@@ -30,6 +31,7 @@ DETECTION = ("auroc", "recall_at_false_alarm_rate", "operating_point")
 LARGEST = {"nll": np.inf, "brier": 2.0, "misses": np.inf, "false_alarms": np.inf}  # all others end at 1
 TESTED = ("accuracy", "nll")
 OWN_RESAMPLES = 200  # of a number of the user's own, whose cost nobody knows
+OF_NO_ADDRESS = ("specialist ", THINNED)  # networks that nothing could be exported of
 BLOCK = 2048  # examples fused at a time, so that memory does not grow with their number
 CROSS_FAMILY = "unlabelled against labelled"
 IMBALANCED = 1.5  # times the examples of the smallest class in the largest one, and accuracy misleads
@@ -179,12 +181,13 @@ def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
 
 def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
     """Every network that answers alone: all but averages of several, specialists, which know no more than
-    their classes, students of a control, what is no network, and teachers that are known by what they say."""
+    their classes, draws of dropout, which no address makes, students of a control, what is no network, and
+    teachers that are known by what they say."""
     return [
         (group, member)
         for group in predictions.groups
         if group.role not in ("average", "cohort", "linear")
-        and not group.architecture.startswith("specialist ")
+        and not group.architecture.startswith(OF_NO_ADDRESS)
         if not control_and_mode(group.name)[0]
         if group.params is not None
         for member in range(len(group.members))

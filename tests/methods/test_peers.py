@@ -238,3 +238,50 @@ def test_a_cohort_learns(mode, tmp_path):
     (fitted,) = (f for stage, f in done.items() if "peers" in stage)
     assert len(fitted.population.names) == 2 * 3 and not fitted.diverged
     assert (fitted.val_nll < 0.9 * np.log(4)).all(), fitted.val_nll
+
+
+# --- diversity ----------------------------------------------------------------------------------------
+
+
+def test_correlated_peers_by_hand():
+    """z1 = (ln 2, 0, 0), z2 = (0, ln 2, 0), label 0: CE are ln 2 and ln 4; the mean (ln 2, ln 2, 0) / 2."""
+    cohort = [[[np.log(2), 0.0, 0.0]], [[0.0, np.log(2), 0.0]]]
+    of_mean = np.log(2 * np.sqrt(2) + 1) - np.log(2) / 2
+    for place, own in enumerate((np.log(2), np.log(4))):
+        found = peers.Correlated(0.25)(context(cohort, place))
+        np.testing.assert_allclose(found, [0.75 * own + 0.25 * of_mean], rtol=1e-6)
+
+
+def test_a_correlated_peer_has_its_part_of_the_gradient_of_all():
+    """Of P times the loss in float64, by differences."""
+    cohort = np.random.default_rng(3).normal(size=(3, 4, 5))
+    for strength in (0.0, 0.5, 1.0):
+        seen = context(cohort, place=1)
+        labels = np.asarray(seen.batch.label)
+
+        def of_own(z, seen=seen, strength=strength):
+            student = dataclasses.replace(seen.student, logits=z)
+            return peers.Correlated(strength)(dataclasses.replace(seen, student=student)).sum()
+
+        def joint(z, strength=strength, labels=labels):
+            all_of_them = cohort.copy()
+            all_of_them[1] = z
+            return 3 * reference.correlated(all_of_them, labels, strength)
+
+        found, place = jax.grad(of_own)(jnp.asarray(cohort[1], jnp.float32)), (2, 3)
+        step_size = np.zeros((4, 5))
+        step_size[place] = 1e-5
+        expected = (joint(cohort[1] + step_size) - joint(cohort[1] - step_size)) / 2e-5
+        np.testing.assert_allclose(found[place], expected, atol=1e-5)
+
+
+def test_diversity_is_never_negative():
+    """For any logits, +-80 and equal ones among them, more of it never makes the loss larger."""
+    rng = np.random.default_rng(4)
+    for cohort in (
+        rng.normal(size=(3, 4, 5)),
+        80.0 * np.sign(rng.normal(size=(3, 4, 5))),
+        np.ones((3, 4, 5)),
+    ):
+        at = [sum(peers.Correlated(s)(context(cohort, p)) for p in range(3)) for s in (0.0, 1.0)]
+        assert np.isfinite(at).all() and (at[1] <= at[0] + 1e-4).all()

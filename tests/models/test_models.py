@@ -43,6 +43,7 @@ def count(variables):
     [
         (mlp(TASK), 8, (64 * 64 + 64) * 2 + 64 * 10 + 10),
         (mlp(TASK, hidden=()), 8, 64 * 10 + 10),
+        (mlp(TASK, hidden=(40,), bottleneck=6), 8, 6 * (64 + 40) + 40 + 40 * 10 + 10),
         (mlp(TASK, hidden=(32,), batch_norm=True), 8, 64 * 32 + 2 * 32 + 32 * 10 + 10),
         (mlp(TASK._replace(num_heads=3), hidden=(32,)), 8, 64 * 32 + 32 + 3 * (32 * 10 + 10)),
         (
@@ -72,6 +73,19 @@ def test_linear_network_is_a_matrix_product_of_the_normalised_image():
     np.testing.assert_allclose(got.logits, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got.embedding, flat, rtol=1e-5, atol=1e-6)
     assert got.features == {} and state == {}
+
+
+def test_a_bottleneck_as_wide_as_a_layer_can_be_any_matrix():
+    """W = U V with U = W and V = 1, or the other way round."""
+    x, whole, narrow = images(), mlp(TASK, hidden=(5,)), mlp(TASK, hidden=(5,), bottleneck=5)
+    variables = whole.init(jax.random.key(1), x)
+    kernel = variables["params"]["dense1"]["kernel"]
+    params = {**variables["params"], "bottleneck1": {"kernel": kernel}}
+    params["dense1"] = {**params["dense1"], "kernel": jnp.eye(5)}
+    found, expected = narrow.apply({"params": params}, x)[0], whole.apply(variables, x)[0]
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+    drawn = narrow.init(jax.random.key(1), x)["params"]
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, params)
 
 
 def test_mlp_equals_numpy():
@@ -212,6 +226,7 @@ def test_members_stack_under_vmap_with_their_own_statistics(build):
     [
         (mlp, {"hidden": (0,)}, r"mlp.hidden = \(0,\): expected a tuple of whole numbers >= 1"),
         (mlp, {"hidden": 64}, "mlp.hidden = 64: expected a tuple"),
+        (mlp, {"bottleneck": -1}, "mlp.bottleneck = -1: expected a whole number of units, or 0"),
         (mlp, {"dropout": 1.0}, r"mlp.dropout = 1.0: expected a number in \[0, 1\)"),
         (mlp, {"dtype": "float16"}, "mlp.dtype = 'float16': expected float32 or bfloat16"),
         (cnn, {"widths": (8, -1)}, r"cnn.widths = \(8, -1\): expected a tuple"),

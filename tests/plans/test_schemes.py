@@ -12,6 +12,7 @@ from mtkd_jax import experiment, main
 from mtkd_jax.engine import jobs, population, step, training
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import lineage, seams, targets
+from mtkd_jax.methods.peers import Correlated
 from mtkd_jax.plans import plan, schemes, students, teachers
 from mtkd_jax.report import document
 from mtkd_jax.results import evaluation
@@ -641,6 +642,66 @@ def test_teachers_that_are_moments_are_the_weights_themselves_where_students_ave
     assert [has_average for has_average, _ in averages] == [is_of_students for _, is_of_students in averages]
 
 
+def test_horizontal_teachers_are_the_ends_of_parts_at_one_rate():
+    config = small.config(**{**MOMENTS, "plan": "horizontal(burn_in=0.5, rate=0.25)"})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    jobs_of = [stage.make(done) for stage in stages[:4]]
+    assert [job.epochs for job in jobs_of] == [2, 1, 1, 1]
+    assert [len(job.names) for job in jobs_of] == [1, 1, 1, 2]
+    for job in jobs_of[1:3]:
+        rates = [job.program.schedule(jnp.float32(at)) for at in (0.0, 0.5, 1.0)]
+        np.testing.assert_allclose(rates, [0.25] * 3)
+
+
+# --- draws of dropout ---------------------------------------------------------------------------------
+
+
+def test_draws_have_one_networks_weights_and_masks_of_their_own(tmp_path):
+    overrides = {"plan": "dropout_draws", "model.name": "mlp(hidden=(8,), batch_norm=True, dropout=0.5)"}
+    config = small.config(**{**MOMENTS, **overrides})
+    stages, done = stages_and_done(config, tmp_path, count=2)
+    whole, drawn = (done[stage.name].population for stage in stages[:2])
+    assert stages[1].name == teachers.thinned_stage(config.model.name) and drawn.num_members == 2
+    assert drawn.model.name == f"thinned {whole.model.name}"
+    for m in range(2):
+        one = population.take(drawn.variables, m)
+        equal(one["params"]["network"], weights_of(done[stages[0].name]))
+        assert set(np.unique(one["masks"]["Dropout_0"])) == {0.0, 2.0}
+    first, second = drawn.variables["masks"]["Dropout_0"]
+    assert (first != second).any()
+    assert [one.num_members for one in plan.ensemble_of(done)] == [2]
+    # What a draw says: the units of its mask twice, the others not at all.
+    image = jax.random.uniform(jax.random.key(0), (3, 4, 4, 1))
+    one = population.take(drawn.variables, 0)
+    said = drawn.model.apply(one, image)[0]
+    within = {kind: of["network"] for kind, of in one.items() if kind != "masks"}
+    units = np.asarray(whole.model.apply(within, image)[0].embedding) * np.asarray(one["masks"]["Dropout_0"])
+    heads = jax.tree.map(np.asarray, within["params"]["heads"])
+    np.testing.assert_allclose(said.logits, units @ heads["kernel"][0] + heads["bias"][0], atol=1e-5)
+
+
+def test_draws_of_a_network_without_dropout_are_refused():
+    config = small.config(**{**MOMENTS, "plan": "dropout_draws"})
+    with pytest.raises(UserError, match="leaves out none; teachers.models must have dropout"):
+        plan.build(config, experiment.load_split(config))
+
+
+# --- teachers trained together ------------------------------------------------------------------------
+
+
+def test_correlated_teachers_are_one_cohort_of_ordinary_networks():
+    config = small.config(**{**MOMENTS, "plan": "negative_correlation(strength=0.25)"})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    job = stages[0].make(done)
+    assert job.program.recipes[0].term == Correlated(0.25) and job.num_peers == 2
+    assert stages[0].name == teachers.stage_name(config.model.name)
+    assert job.eval_every == job.epochs and job.order(0).ndim == 2
+    kernel = training.first_progress(job).train.params["dense1"]["kernel"]
+    assert (np.asarray(kernel[0]) != np.asarray(kernel[1])).any()
+
+
 def test_fast_geometric_teachers_are_the_ends_of_cycles_after_a_burn_in():
     config = small.config(**{**MOMENTS, "plan": "fast_geometric(burn_in=0.5)", "train.schedule": "cosine"})
     stages = plan.build(config, experiment.load_split(config))
@@ -718,6 +779,9 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("snapshots", {"teachers.patience": 3}, "moments of one training"),
         ("fast_geometric(low=0.0)", {}, "fast_geometric(low=0.0): must be a share"),
         ("fast_geometric", {"teachers.learning_rates": (0.1, 0.2, 0.3)}, "config.teachers.learning_rates"),
+        ("horizontal(burn_in=0.9)", {}, "horizontal; must be more: burn_in leaves 0 for 3"),
+        ("negative_correlation(strength=1.0)", {}, "negative_correlation(strength=1.0): must be a share"),
+        ("negative_correlation", {"teachers.bootstrap": True}, "config.teachers.bootstrap: True does not go"),
         ("fast_geometric(burn_in=0.9)", {}, "burn_in leaves 0 for 3"),
         ("stochastic_averages(moments=0)", {}, "moments=0"),
         ("stochastic_averages(rate=1.5)", {}, "stochastic_averages(rate=1.5): must be a share"),

@@ -261,3 +261,17 @@ def gradual(kernels, progress, sparsity, begin, end):
     for _, k, i in order[:number]:
         kept[k][i] = 0.0
     return kept
+
+
+def correlated(cohort, labels, strength):
+    """The sum over a batch of the mean loss of the peers [P,B,C], less their diversity."""
+
+    def cross_entropy(z, y):
+        return np.log(np.exp(z - z.max()).sum()) + z.max() - z[y]
+
+    total = 0.0
+    for b, y in enumerate(labels):
+        each = np.mean([cross_entropy(z[b].astype(np.float64), y) for z in cohort])
+        diversity = each - cross_entropy(np.mean([z[b] for z in cohort], axis=0), y)
+        total += each - strength * diversity
+    return total
