@@ -32,8 +32,9 @@ from mtkd_jax.config import (
     number_of_teachers,
     teacher_models,
 )
+from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split, scale
-from mtkd_jax.engine import population, teacher_cache
+from mtkd_jax.engine import inversion, population, teacher_cache
 from mtkd_jax.engine.jobs import Job, slug
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods.lineage import (
@@ -354,6 +355,74 @@ def checkpoint_bank(
 
         stages.append(Stage(students.stage_name(transfer, family), learn, family, transfer))
     return (*trained, *stages)
+
+
+def data_free(
+    config: ConfigDict,
+    split: Split,
+    *,
+    mode: str = "output_avg",
+    num_images: int = 2000,
+    num_steps: int = 500,
+    statistics: float = 1.0,
+    smoothness: float = 1.0,
+) -> Plan:
+    """Students that see no image of the data: theirs are made from the batch statistics of the teachers.
+
+    `num_images` are made of noise in `num_steps` each, as many of every class, by `engine.inversion`, which
+    weighs how far their statistics are off and how rough they are. All teachers teach the row "data_free" on
+    these alone by `mode`, without labels. What students know of the data are mean and deviation of its
+    channels, and the validation images by which their best weights are chosen. The images are made again
+    when a run is gone on with. Raises UserError for teachers without BatchNorm, for numbers that cannot be,
+    or a mode that needs more than one head.
+
+    Source: DeepInversion, Yin et al. 2020, arXiv 1912.08795, without images that the student disagrees on.
+    """
+    for name, value in (("num_images", num_images), ("num_steps", num_steps)):
+        if value < 1:
+            raise UserError(f"config.plan: data_free({name}={value}): must be at least 1")
+    if loading.streamed(split) is not None:
+        raise UserError(
+            f"config.plan: data_free makes images that are held in memory, and those of {split.dataset.name} "
+            'are read as they are needed; must be with stream="never"'
+        )
+    recipe = _recipe("data_free", mode, number_of_teachers(config) or 1)
+    direct = _with_baseline("data_free", config, split)
+    own = config.copy_and_resolve_references()
+    own.students.transfer, own.students.labelled_fraction = (OTHER,), 0.0
+    weights, made = {"statistics": statistics, "smoothness": smoothness}, {}
+    note = f"Row data_free has seen {num_images:,} images made from the teachers, and none of the data."
+    stages = []
+    for model in students.models(config):
+        family = students.of_model(students.grid(config, "data_free", recipe, alphas=(0.0,)), model)
+
+        def make(done: Done, family=family, computes: bool = True) -> Job:
+            ensemble = ensemble_of(done)
+            if computes and "images" not in made:
+                made["images"] = _images_of(config, split, ensemble, num_images, num_steps, **weights)
+            blank = np.zeros((num_images, *split.dataset.train_images.shape[1:]))
+            images = made["images"] if computes else blank.astype(split.dataset.train_images.dtype)
+            seen = dataclasses.replace(split, other=images)
+            return students.job(own, seen, OTHER, family, ensemble, {})
+
+        name, transfer = students.stage_name(OTHER, family), config.students.transfer[0]
+        outline = partial(make, computes=False)
+        stages.append(Stage(name, make, family, transfer, note=note, outline=outline))
+    return (*direct, *stages)
+
+
+def _images_of(
+    config: ConfigDict, split: Split, ensemble: Ensemble, number: int, num_steps: int, **weights: float
+) -> np.ndarray:
+    """Images like those of the data in shape and dtype, made from the teachers."""
+    like = split.dataset.train_images
+    in_bytes = like.dtype == np.uint8
+    mean, std = (np.asarray(one, np.float32) for one in loading.channel_statistics(split))
+    bounds = None if in_bytes else (mean, std)
+    found = inversion.invert(
+        ensemble, number, like.shape[1:], bounds, num_steps=num_steps, seed=config.seed, **weights
+    )
+    return np.round(255 * found).astype(np.uint8) if in_bytes else found
 
 
 def hydra(config: ConfigDict, split: Split, *, first: str = "output_avg", mode: str = "mimic_all") -> Plan:

@@ -856,6 +856,8 @@ def _rules_left_out(predictions: Predictions, fused_by: Sequence[str]) -> list[s
 def _fitted(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:
     on_train = dict.fromkeys(g.name for g in predictions.groups if g.name.startswith("supernet"))
     on_val = [rule for rule in fused_by if rules.is_fitted(rule)]
+    rule_of = {g.name: g.name.removeprefix("fused:") for g in predictions.groups if g.role == "student"}
+    of_students = [name for name, rule in rule_of.items() if rule != name and rule in rules.FITTED_RULES]
     found = []
     if on_train:
         names = ", ".join(on_train)
@@ -865,6 +867,11 @@ def _fitted(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:
     if on_val:
         found.append(
             f"{', '.join(on_val)}: fitted on the validation images, so its validation numbers flatter it."
+        )
+    if of_students:
+        found.append(
+            f"{', '.join(of_students)}: what is matched is fitted on the validation images, by which the "
+            "students are chosen, too."
         )
     return found
 

@@ -638,6 +638,13 @@ def test_gradient_difference_is_rounding_and_would_notice_another_gradient(made,
     assert findings.gradient_difference(made, "labelled") > 1e-3
 
 
+def test_students_whose_targets_are_fitted_on_validation_are_named():
+    students = {name: ("student", 1.0) for name in ("fused:median_probs", "fused:evolved_mean", "output_avg")}
+    found = make(students=students, transfers=("labelled",), num_seeds=2)
+    (note,) = findings._fitted(found, ("mean_probs",))
+    assert note.startswith("fused:evolved_mean: what is matched is fitted on the validation images")
+
+
 # --- words --------------------------------------------------------------------------------------------
 
 
