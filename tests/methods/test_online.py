@@ -1,6 +1,7 @@
 """Methods of methods/online.py: the loss of every peer by a reference, both forms, and what cannot be."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ EMBEDDINGS, MAPS = RNG.normal(size=(P, B, D)), RNG.normal(size=(P, B, 2, 3, 2))
 ENTERS = RNG.normal(size=(B, 2, 2, D))
 LABELS, T, EPOCH = np.array([0, 4, 2, 1]), 3.0, 30
 TOLD = {"embedding": EMBEDDINGS, "average": AVERAGES, "map": MAPS}
+# What runs once: compiled without optimising, which takes a fraction of the time.
+jit_once = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def in_float32(tree):
@@ -212,7 +215,8 @@ def test_projections_learn_by_the_distillation_of_the_auxiliary_peers():
         hyper = {**seen.hyper, "weight": jnp.float32(1.0)}
         return term(dataclasses.replace(seen, targets=targets, hyper=hyper)).sum()
 
-    of_first, of_last = (jax.grad(distilled)(aux, place) for place in (0, P - 1))
+    slope = jax.grad(distilled)
+    of_first, of_last = jit_once(lambda aux: [slope(aux, place) for place in (0, P - 1)])(aux)
     assert float(jnp.abs(of_first["query"]).max()) > 1e-4
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), of_first, of_last)
 
@@ -228,7 +232,7 @@ def two_forms():
     one = build_model(NETWORK, Task(C, 1, (0.5,), (0.5,)))
     cohort = branched(one, P, "stage1", rescaled=False)
     image = jax.random.uniform(jax.random.key(1), (B, 4, 4, 1))
-    variables = jax.jit(cohort.init)(jax.random.key(0), image)
+    variables = jit_once(cohort.init)(jax.random.key(0), image)
     state = {"batch_stats": variables["batch_stats"]}
 
     def through_seams(params):
@@ -254,7 +258,7 @@ def two_forms():
                 total += 0.75 * T**2 / (P - 1) * divergence if i != j else 0.0
         return total, [state_after for _, state_after in said]
 
-    both = jax.jit(
+    both = jit_once(
         lambda params: [jax.value_and_grad(f, has_aux=True)(params) for f in (through_seams, written_out)]
     )
     return cohort, both(variables["params"])
@@ -279,9 +283,9 @@ def test_a_view_of_each_goes_through_the_stem_at_once_and_the_rescaled_stem_has_
     one = build_model("cnn(widths=(2, 3), dense=4)", Task(C, 1, (0.5,), (0.5,)))
     summed, mean = branched(one, P, "stage1"), branched(one, P, "stage1", True)
     views = jax.random.uniform(jax.random.key(1), (P, B, 4, 4, 1))
-    variables = jax.jit(summed.init)(jax.random.key(0), views[0])
+    variables = jit_once(summed.init)(jax.random.key(0), views[0])
 
-    @jax.jit
+    @jit_once
     def both(params):
         def total(params, model):
             return (model.apply({"params": params}, views)[0].logits ** 2).sum()
@@ -303,8 +307,9 @@ def test_the_teacher_of_dkel_is_never_the_student():
     """Neither before nor after a step: public code copies the student into it in the first one."""
     job = small.students_job("online.dkel(shared='most')", **{"model.name": NETWORK, "students.num_seeds": 1})
     variables = init(job.program.model, job.init_keys, (4, 4, 1))
-    state = take(step.init_state(job.program, variables, job.init_keys, job.stage_data), 0)
-    after = job.program.recipes[0].after(state, seen_of_first_step())
+    begin = jit_once(lambda *begun: step.init_state(job.program, *begun, job.stage_data))
+    state = take(begin(variables, job.init_keys), 0)
+    after = jit_once(job.program.recipes[0].after)(state, seen_of_first_step())
     for mem in (state.mem, after.mem):
         for layer in ("conv1", "conv2"):
             apart = jnp.abs(mem["params"][layer]["kernel"] - state.params[layer]["kernel"])
