@@ -94,7 +94,7 @@ def test_a_run_with_them_has_a_row_for_each(tmp_path):
     said, expected = (mtkd_jax.predict(student, of) for of in (tmp_path / "new.csv", iris().test_images))
     assert said.classes == expected.classes
     np.testing.assert_array_equal(said.probabilities, expected.probabilities)
-    with pytest.raises(UserError, match="has trained no networks to teach; .* in teachers.classifiers"):
+    with pytest.raises(UserError, match="has trained no teachers; .* in teachers.classifiers"):
         experiment.run(
             small.config(
                 **{"data.source": "iris", "data.num_train": 0, "teachers.from_run": str(tmp_path / "run")}
