@@ -90,6 +90,10 @@ def test_a_run_with_them_has_a_row_for_each(tmp_path):
     student = tmp_path / "run" / "student"
     card = json.loads((student / "model.json").read_text())
     assert card["input"]["columns"] == list(iris().column_names)
+    assert (
+        "read, in any order, and must be numbers as in training:\nsepal length"
+        in (student / "README.md").read_text()
+    )
     (tmp_path / "new.csv").write_text(turned_table(iris()), encoding="utf-8")
     said, expected = (mtkd_jax.predict(student, of) for of in (tmp_path / "new.csv", iris().test_images))
     assert said.classes == expected.classes
