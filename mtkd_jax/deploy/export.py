@@ -67,7 +67,8 @@ def save_student(
         task        a `Task`: classes, heads, and the normalisation inside the network
         class_names C strings, by output index
         input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there; of
-                    one that was trained on image files also "fit" and "files", as in `data.images`
+                    one that was trained on image files also "fit" and "files", as in `data.images`; of one
+                    that was trained on a table "columns", their names
         training    one line: method, alpha, temperature, or whatever made it
         data        one line: source and sizes
         source      one line: the run it came from
@@ -393,7 +394,19 @@ def forms_caption(card: Mapping[str, Any]) -> str:
 
 
 def _of_files(card: Mapping[str, Any], folder: str) -> str:
-    """How to ask about image files, and what is done to them; nothing for a student of other arrays."""
+    """How to ask about files, and what is done to images; nothing for a student of other arrays."""
+    columns = card["input"].get("columns")
+    if columns:
+        return f"""Of a table, with `mtkd_jax` installed:
+
+```
+python -m mtkd_jax.predict --student {folder} new.csv
+```
+
+Its first line names its columns; these are read, in any order, and must be numbers as in training:
+{", ".join(map(in_markdown, columns))}.
+
+"""
     if card["input"]["range"] != PIXELS:
         return ""
     return f"""Of image files, or of folders of them, with `mtkd_jax` installed:

@@ -197,8 +197,8 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         )
     if elsewhere := [field for field in GIVEN if their["teachers"][field.removeprefix("teachers.")]]:
         raise UserError(
-            f"config.teachers.from_run: {source} has trained no networks to teach; name its teachers again, "
-            f"in {' and '.join(elsewhere)}"
+            f"config.teachers.from_run: {source} has trained no teachers; name those that it had, in "
+            f"{' and '.join(elsewhere)}"
         )
     plan = their["plan"].partition("(")[0]
     if plan in ("specialists", "dropout_draws"):

@@ -32,12 +32,14 @@ class Section(NamedTuple):
 def sheet(dataset: DataSet, found: Predictions) -> bytes | None:
     """A PNG of up to `MOST` images a section; None where no network is deployed or none is wrong.
 
+    None also for the rows of a table, of which there is nothing to see.
+
     Of two classes of which one is to be detected the sections are its misses and the false alarms, at the
     threshold that validation allows; otherwise there is one, of all images of another class than is said.
     """
     if found.test_groups is not None:
         return _sheet_of_places(dataset, found)
-    sections = [section for section in _sections(found) if len(section.rows)]
+    sections = [section for section in _sections(found) if len(section.rows) and not dataset.column_names]
     if not sections:
         return None
     font, step = ImageFont.load_default(11), TILE + GAP

@@ -113,6 +113,7 @@ def facts(split: Split) -> dict:
         "shape": list(dataset.train_images.shape[1:]),
         "dtype": str(np.dtype(dataset.train_images.dtype)),
         "class_names": list(dataset.class_names),
+        "channels": list(dataset.column_names) or list(map(str, range(dataset.train_images.shape[-1]))),
         "parts": parts,
         "shared_groups": None if dataset.train_groups is None else _shared_groups(split, rows),
         "duplicates": duplicates(digests, labels),
@@ -220,9 +221,9 @@ def _sheets(found: dict) -> dict[str, tables.Sheet]:
         for label, name in enumerate(found["class_names"])
     ]
     values = [
-        [part, str(channel), *(f"{own[name][channel]:.4g}" for name in VALUES)]
+        [part, called, *(f"{own[name][channel]:.4g}" for name in VALUES)]
         for part, own in parts.items()
-        for channel in range(found["shape"][-1])
+        for channel, called in enumerate(found["channels"])
     ]
     groups = found["shared_groups"] or {}
     shared = [

@@ -90,11 +90,15 @@ def test_a_run_with_them_has_a_row_for_each(tmp_path):
     student = tmp_path / "run" / "student"
     card = json.loads((student / "model.json").read_text())
     assert card["input"]["columns"] == list(iris().column_names)
+    assert (
+        "read, in any order, and must be numbers as in training:\nsepal length"
+        in (student / "README.md").read_text()
+    )
     (tmp_path / "new.csv").write_text(turned_table(iris()), encoding="utf-8")
     said, expected = (mtkd_jax.predict(student, of) for of in (tmp_path / "new.csv", iris().test_images))
     assert said.classes == expected.classes
     np.testing.assert_array_equal(said.probabilities, expected.probabilities)
-    with pytest.raises(UserError, match="has trained no networks to teach; .* in teachers.classifiers"):
+    with pytest.raises(UserError, match="has trained no teachers; .* in teachers.classifiers"):
         experiment.run(
             small.config(
                 **{"data.source": "iris", "data.num_train": 0, "teachers.from_run": str(tmp_path / "run")}
@@ -159,3 +163,24 @@ def test_ours_fits_the_record():
     assert isinstance(scikit_learn(name="GaussianNB"), Classifier)
     assert not isinstance(object(), Classifier)
     assert "scikit_learn" in configuration.catalogue("classifier")
+
+
+def test_one_of_your_own_is_made_anew_for_every_run(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from sklearn.ensemble import RandomForestClassifier\n"
+        "from mtkd_jax.types import Classifier\n\n\n"
+        "def forest(*, trees: int = 3) -> Classifier:\n"
+        "    return RandomForestClassifier(n_estimators=trees)\n\n\n"
+        "def number() -> Classifier:\n"
+        "    return 3\n",
+        encoding="utf-8",
+    )
+    config, split = set_up("mine.py:forest(trees=2)", **{"runtime.own_code": str(tmp_path)})
+    with configuration.own_files(config):
+        said = [given.from_classifier("mine.py:forest(trees=2)", split, (seed, 0))[0] for seed in (0, 1, 0)]
+        assert "mine.py" in configuration.own_code_digests(config)[0]  # of what a run is
+    first, other, again = (one.variables["test"] for one in said)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    with pytest.raises(UserError, match="mine.py:number returned int; it must be a Classifier"):
+        set_up("mine.py:number", **{"runtime.own_code": str(tmp_path)})
