@@ -95,22 +95,28 @@ def found(
     place, label = np.nonzero(probs[:, 1:] >= least)
     score, label = probs[place, label + 1], label + 1
     inside = np.clip(corners[place].astype(np.float64), 0.0, 1.0)
-    order = np.lexsort((-score, image[place]))  # stable: of equals the first place stays first
-    order = order[(inside[order, 2:] > inside[order, :2]).all(axis=-1)]
-    there = Boxes(image[place[order]], label[order], inside[order], score[order].astype(np.float64))
-    starts = np.flatnonzero(np.diff(there.image, prepend=-1))
-    kept = []
-    for start, end in zip(starts, [*starts[1:], len(there.image)]):
-        own = start + _not_suppressed(there.corners[start:end], there.label[start:end], overlap)
-        kept.append(own[:most])
-    return there.take(np.concatenate(kept) if kept else np.zeros(0, int))
+    has_area = np.flatnonzero((inside[:, 2:] > inside[:, :2]).all(axis=-1))
+    there = Boxes(image[place], label, inside, score.astype(np.float64)).take(has_area)
+    alike = there.take(np.lexsort((-there.score, there.label, there.image)))
+    kept = [start + _not_suppressed(alike.corners[start:end], overlap) for start, end in runs(alike)]
+    left = alike.take(np.concatenate(kept) if kept else np.zeros(0, int))
+    left = left.take(np.lexsort((-left.score, left.image)))
+    rank = np.arange(len(left.image)) - np.searchsorted(left.image, left.image)
+    return left.take(np.flatnonzero(rank < most))
 
 
-def _not_suppressed(corners: np.ndarray, label: np.ndarray, overlap: float) -> np.ndarray:
+def runs(boxes: Boxes) -> list[tuple[int, int]]:
+    """(first row, row behind the last) of boxes that stand side by side and have one image and one class."""
+    changes = (np.diff(boxes.image) != 0) | (np.diff(boxes.label) != 0)
+    starts = [0, *(np.flatnonzero(changes) + 1).tolist(), len(boxes.label)]
+    return [(start, end) for start, end in zip(starts, starts[1:]) if end > start]
+
+
+def _not_suppressed(corners: np.ndarray, overlap: float) -> np.ndarray:
     """Rows of what non-maximum suppression leaves of boxes [n,4], of which the surest stand first."""
-    overlaps = (intersection_over_union(corners, corners) > overlap) & (label[:, None] == label[None])
-    stays = np.ones(len(label), bool)
-    for row in range(len(label)):
+    overlaps = intersection_over_union(corners, corners) > overlap
+    stays = np.ones(len(corners), bool)
+    for row in range(len(corners)):
         if stays[row]:
             stays[row + 1 :] &= ~overlaps[row, row + 1 :]
     return np.flatnonzero(stays)

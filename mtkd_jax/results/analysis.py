@@ -110,6 +110,13 @@ def teacher_logits(predictions: Predictions, split: str = "test") -> np.ndarray:
     return of_groups[0] if len(of_groups) == 1 else np.concatenate(of_groups)  # they may be large
 
 
+def mean_beside(predictions: Predictions) -> dict[str, np.ndarray]:
+    """What all teachers predict of test places beside logits, averaged, {name: [N,d]}; {} if any does not."""
+    groups = teachers(predictions)
+    names = set.intersection(*(set(group.beside) for group in groups)) if groups else ()
+    return {name: np.concatenate([group.beside[name] for group in groups]).mean(axis=0) for name in names}
+
+
 def fused(predictions: Predictions, rule: str) -> dict[str, np.ndarray]:
     """All teachers' decision by `rule`, {"val": [V,C], "test": [N,C]}.
 
@@ -328,6 +335,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         else _balanced_over_units(predictions, decided["test"]),
     )
     ranks = rules.is_rank(rule)  # places are no probabilities
+    whole = said(predictions, decided["test"], mean_beside(predictions))
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}
     else:
@@ -347,10 +355,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         **{name: found[name] for name in METRICS},
         **(dict.fromkeys(DETECTION) if ranks else _detection_of_ensemble(predictions, decided)),
         "own": {
-            **{
-                one.name: None if ranks else _measured_of_one(one, said(predictions, decided["test"], {}))
-                for one in measures(predictions)
-            },
+            **{one.name: None if ranks else _measured_of_one(one, whole) for one in measures(predictions)},
             **{
                 one.name: None
                 if ranks and not one.of_places
@@ -444,7 +449,10 @@ def _measured_of_members(one: Measure, group: Group, predictions: Predictions, o
 
 
 def _value(one: Measure, told: Said) -> float:
-    found = np.asarray(one.compute(told), np.float64)
+    found = one.compute(told)
+    if callable(found):
+        return float(found(np.ones(told.num_examples)))
+    found = np.asarray(found, np.float64)
     return float(one.value(found.sum(axis=0)) if one.value else found.mean())
 
 
@@ -452,7 +460,13 @@ def _measured_of_one(one: Measure, told: Said) -> dict | None:
     """The same of one network or fused decision, over test examples; None where it lacks what is measured."""
     if not set(one.beside) <= told.beside.keys():
         return None
-    found = np.asarray(one.compute(told), np.float64)
+    found = one.compute(told)
+    if callable(found):
+        (interval,) = intervals.bootstrap_statistics(
+            lambda drawn: [found(drawn)], np.zeros(told.num_examples), num_resamples=OWN_RESAMPLES
+        )
+        return _of_ensemble(float(found(np.ones(told.num_examples))), interval)
+    found = np.asarray(found, np.float64)
     if found.ndim == 0:  # one number for all: every resample computes it anew
         rng, num = np.random.default_rng(0), told.num_examples
         drawn = (rng.integers(num, size=num) for _ in range(OWN_RESAMPLES))

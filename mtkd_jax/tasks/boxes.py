@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.special import softmax
 
-from mtkd_jax.data.boxes import Boxes, found, intersection_over_union, known
+from mtkd_jax.data.boxes import Boxes, found, intersection_over_union, known, runs
 from mtkd_jax.tasks.kinds import Kind, Measure, Said
 from mtkd_jax.types import Array, Context
 
@@ -39,7 +39,9 @@ class Matched(NamedTuple):
 
 
 def match(said: Boxes, there: Boxes, thresholds: np.ndarray = THRESHOLDS) -> Matched:
-    """Match boxes with those that are there, of the same image and class; in `said` the surest stand first.
+    """Match boxes with those that are there, of the same image and class.
+
+    In `said` the surest of an image must stand first.
 
     One after the other takes, of those not yet taken, the one that it overlaps most, if that is as much as
     the threshold at least: each threshold for itself. What finds none left is wrong. So does COCO's
@@ -47,21 +49,29 @@ def match(said: Boxes, there: Boxes, thresholds: np.ndarray = THRESHOLDS) -> Mat
     """
     right = np.zeros((len(thresholds), len(said.label)), bool)
     least = np.minimum(thresholds, 1 - 1e-10)
-    of_each: dict[tuple[int, int], np.ndarray] = {}
-    for key in set(zip(there.image.tolist(), there.label.tolist())):
-        of_each[key] = np.flatnonzero((there.image == key[0]) & (there.label == key[1]))
-    taken = {key: np.zeros((len(thresholds), len(rows)), bool) for key, rows in of_each.items()}
-    for n, key in enumerate(zip(said.image.tolist(), said.label.tolist())):
-        if key not in of_each:
-            continue
-        overlaps = intersection_over_union(said.corners[n : n + 1], there.corners[of_each[key]])
-        free = np.where(taken[key], -1.0, overlaps)
-        best = free.shape[1] - 1 - free[:, ::-1].argmax(axis=1)  # of equals the last, as in COCO's
-        is_right = free[np.arange(len(least)), best] >= least
-        taken[key][is_right, best[is_right]] = True
-        right[:, n] = is_right
+    there = there.take(np.lexsort((there.label, there.image)))
+    of_each = {(there.image[start], there.label[start]): np.arange(start, end) for start, end in runs(there)}
+    of_said = np.lexsort((said.label, said.image))  # stable: the surest still stand first
+    for start, end in runs(said.take(of_said)):
+        rows = of_said[start:end]
+        goals = of_each.get((said.image[rows[0]], said.label[rows[0]]))
+        if goals is not None:
+            overlaps = intersection_over_union(said.corners[rows], there.corners[goals])
+            right[:, rows] = _taken(overlaps, least)
     order = np.argsort(-said.score, kind="stable")
     return Matched(said.image[order], said.label[order], right[:, order], there.image, there.label)
+
+
+def _taken(overlaps: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Which of n boxes find one of m that is left, [T,n], of overlaps [n,m] and T thresholds."""
+    right = np.zeros((len(least), len(overlaps)), bool)
+    free = np.ones((len(least), overlaps.shape[1]), bool)
+    for row in np.flatnonzero((overlaps >= least.min()).any(axis=1)):
+        left = np.where(free, overlaps[row], -1.0)
+        best = left.shape[1] - 1 - left[:, ::-1].argmax(axis=1)  # of equals the last, as in COCO's
+        right[:, row] = left[np.arange(len(least)), best] >= least
+        free[right[:, row], best[right[:, row]]] = False
+    return right
 
 
 def average_precision(matched: Matched, drawn: np.ndarray | None = None) -> np.ndarray:
@@ -77,24 +87,45 @@ def average_precision(matched: Matched, drawn: np.ndarray | None = None) -> np.n
     as many boxes of an image count as are given. Its own program gave the numbers that the tests compare
     with.
     """
-    times = np.ones(_num_images(matched)) if drawn is None else np.asarray(drawn, np.float64)
-    there = times[matched.known_image]
-    areas = []
-    for label in np.unique(matched.known_label[there > 0]):
-        number = there[matched.known_label == label].sum()
-        own = matched.label == label
-        counts = times[matched.image[own]]
-        right = np.cumsum(matched.right[:, own] * counts, axis=1)
-        precision = right / np.maximum(np.cumsum(counts), 1e-9)
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        padded = np.pad(best, ((0, 0), (0, 1)))  # a recall that is never reached has the precision 0
-        at = [np.searchsorted(one / number, RECALLS) for one in right]
-        areas.append([row[where].mean() for row, where in zip(padded, at)])
-    return np.reshape(areas, (-1, len(matched.right))).T
+    found, there = _by_class(matched)
+    return _areas(found, there, np.ones(_num_images(matched)) if drawn is None else drawn)
 
 
 def _num_images(matched: Matched) -> int:
     return 1 + max(matched.image.max(initial=-1), matched.known_image.max(initial=-1))
+
+
+def _by_class(matched: Matched) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
+    """Of each class that is there (images [D], right [T,D]) up to the last right box, and images to be found.
+
+    What is wrong behind the last right box lowers the precision where no recall reads it.
+    """
+    found, there = [], []
+    for label in np.unique(matched.known_label):
+        own = np.flatnonzero(matched.label == label)
+        right = matched.right[:, own]
+        end = 1 + np.flatnonzero(right.any(axis=0)).max(initial=-1)
+        found.append((matched.image[own[:end]], right[:, :end].astype(np.float64)))
+        there.append(matched.known_image[matched.known_label == label])
+    return found, there
+
+
+def _areas(
+    found: Sequence[tuple[np.ndarray, np.ndarray]], there: Sequence[np.ndarray], times: np.ndarray
+) -> np.ndarray:
+    """`average_precision` [T,C] where images count so many times [E], of classes that are then there."""
+    areas = []
+    for (image, right), known_image in zip(found, there):
+        number = times[known_image].sum()
+        if number:
+            counts = times[image]
+            hits = np.cumsum(right * counts, axis=1)
+            precision = hits / np.maximum(np.cumsum(counts), 1e-9)
+            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            padded = np.pad(best, ((0, 0), (0, 1)))  # a recall that is never reached has the precision 0
+            at = [np.searchsorted(one, RECALLS) for one in hits / number]
+            areas.append([row[where].mean() for row, where in zip(padded, at)])
+    return np.transpose(areas)
 
 
 class MeanPrecision(NamedTuple):
@@ -105,8 +136,8 @@ class MeanPrecision(NamedTuple):
     def __call__(self, said: Said) -> Callable[[np.ndarray], float]:
         there = known(said.labels, said.goals["boxes"], said.example)
         boxes = found(softmax(said.logits, axis=-1), said.beside["boxes"], said.example)
-        matched = match(boxes, there, np.asarray(self.thresholds))
-        return lambda drawn: float(average_precision(matched, drawn).mean())
+        prepared = _by_class(match(boxes, there, np.asarray(self.thresholds)))
+        return lambda drawn: float(_areas(*prepared, drawn).mean())
 
 
 # --- one image ----------------------------------------------------------------------------------------
@@ -158,8 +189,8 @@ def beside_loss(context: Context) -> Array:
 KIND = Kind(
     place="place",
     measures=(
-        Measure("mAP@.5", MeanPrecision((0.5,)), beside=("boxes",)),
-        Measure("mAP@.5:.95", MeanPrecision(tuple(THRESHOLDS.tolist())), beside=("boxes",)),
+        Measure("mAP@.5", MeanPrecision((0.5,)), beside=("boxes",), ends=(0.0, 1.0)),
+        Measure("mAP@.5:.95", MeanPrecision(tuple(THRESHOLDS.tolist())), beside=("boxes",), ends=(0.0, 1.0)),
     ),
     draw=draw,
     tell=tell,
