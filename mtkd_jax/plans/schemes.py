@@ -453,14 +453,14 @@ def hydra(config: ConfigDict, split: Split, *, first: str = "output_avg", mode: 
             begun = _chosen(body, row, done).variables
             begun = population.take(begun, [member.seed for member in family])
             num_heads = family[0].recipe.num_heads(sum(own.num_members for own in ensemble_of(done)))
-            return dataclasses.replace(job, start=with_heads(begun, num_heads))
+            return dataclasses.replace(job, start=_with_heads(begun, num_heads))
 
         stages.append(body._replace(role="assistant"))
         stages.append(Stage(students.stage_name(transfer, family), branch, family, transfer))
     return (*direct, *stages)
 
 
-def with_heads(variables: PyTree, number: int) -> PyTree:
+def _with_heads(variables: PyTree, number: int) -> PyTree:
     """Variables [M,...] of networks with one head, as those of networks with so many that are all alike."""
 
     def repeated(path, leaf):
@@ -1000,16 +1000,16 @@ def _class_weights(
         said = np.concatenate([teacher_cache.said(own, split, split.pool) for own in ensemble])
     probs = special.softmax(said.astype(np.float64), axis=-1)
     each = probs.mean(axis=0, keepdims=True) if shared else probs
-    found = np.stack([balanced_weights(of_seed, threshold) for of_seed in each])
+    found = np.stack([_balanced_weights(of_seed, threshold) for of_seed in each])
     return {"class_weights": np.broadcast_to(found, shape).astype(np.float32)}
 
 
-def balanced_weights(probs: np.ndarray, threshold: float) -> np.ndarray:
+def _balanced_weights(probs: np.ndarray, threshold: float) -> np.ndarray:
     """[C] n / (C' n_c) for the n_c images of class c, of n whose largest of `probs` [u,C] is at least that.
 
     C' is the number of classes that there are among them; others, and all where n is 0, weigh 0.
 
-    >>> balanced_weights(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.1, 0.9]]), 0.5).round(3).tolist()
+    >>> _balanced_weights(np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.1, 0.9]]), 0.5).round(3).tolist()
     [0.667, 2.0]
     """
     classes, num_classes = probs.argmax(axis=1), probs.shape[1]
