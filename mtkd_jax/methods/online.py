@@ -83,7 +83,9 @@ def kdcl(
     if target not in _KDCL_TARGETS:
         raise UserError(f"kdcl(target={target!r}): there is no such target{hint(target, _KDCL_TARGETS)}")
     _check_decay("kdcl", decay)
-    remembers = {"init_mem": _NoErrors(num_peers), "after": _remember_errors} if target == "general" else {}
+    remembers: dict[str, Any] = {}
+    if target == "general":
+        remembers = {"init_mem": _NoErrors(num_peers), "after": _remember_errors}
     return cohort(
         ONLINE,
         "kdcl",
