@@ -408,6 +408,7 @@ class Recipe(NamedTuple):
     prepare: str = ""  # the fused network the plan fits first: "" | "logits" | "embedding"
     hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent
     own_teacher: Callable[[TrainState], PyTree] | None = None  # variables of a network it keeps to learn from
+    penalty: Callable[[TrainState, Mapping[str, Array]], Array] | None = None  # [] of weights and hyper
 
     @property
     def num_in_cohort(self) -> int:

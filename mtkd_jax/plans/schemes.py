@@ -508,6 +508,7 @@ def _of_ordinary_teachers(options: ConfigDict) -> dict[str, bool]:
         "patience": bool(options.patience),
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,
+        "method": bool(options.method),
     }
 
 

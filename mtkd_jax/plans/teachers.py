@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, canonical, code_behind, given_teachers, teacher_models
+from mtkd_jax.config import (
+    build_model,
+    canonical,
+    code_behind,
+    given_teachers,
+    teacher_models,
+    teaching_recipe,
+)
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
@@ -22,7 +29,7 @@ from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
-from mtkd_jax.types import Model, Population, Task, UserError
+from mtkd_jax.types import Model, Population, Recipe, Task, UserError
 
 STAGE_PREFIX = "teachers-"
 SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
@@ -37,6 +44,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     `teachers.init_from` it begins with the weights of a file.
     """
     train, num_members, stage = config.train, config.teachers.num_members, stage_name(address)
+    recipe = teaching_recipe(config) or SUPERVISED
     seen = [examples_of(config, split, (config.seed, jobs.word(stage), k)) for k in range(num_members)]
     num_steps = max(1, max(map(len, seen)) // train.batch_size)
 
@@ -57,10 +65,10 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         config,
         stage=stage,
         model=network(split, address, _statistics(config)),
-        recipes=(SUPERVISED,),
+        recipes=(recipe,),
         members=range(num_members),
         names=tuple(f"teacher {k}" for k in range(num_members)),
-        hyper=_hyper(config),
+        hyper={**_hyper(config), **_hyper_of(recipe, num_members)},
         temperatures=(1.0,),
         order=order,
         examples=jobs.examples(config, split),
@@ -138,6 +146,12 @@ def _hyper(config: ConfigDict) -> dict[str, np.ndarray]:
         "label_smoothing": per_member(teachers.label_smoothings, train.label_smoothing, num_members),
         "target": np.zeros(num_members, np.int32),
     }
+
+
+def _hyper_of(recipe: Recipe, num_members: int) -> dict[str, np.ndarray]:
+    """The numbers of the method by which teachers are trained, alike for all; none of labels alone."""
+    own = {} if recipe is SUPERVISED else {"alpha": 1.0, "temperature": 1.0, **dict(recipe.hyper)}
+    return {name: np.full(num_members, value, np.float32) for name, value in own.items()}
 
 
 def beginning(config: ConfigDict, split: Split, address: str) -> str:

@@ -208,3 +208,10 @@ def dorefa(kernel, bits):
 def wrpn(kernel, bits):
     steps = 2 ** (bits - 1) - 1
     return np.round(steps * np.clip(kernel, -1, 1)) / steps
+
+
+def soteacher(z, label, mean, weight):
+    """CE(z) of one example and `weight` times the squared distance to `mean`, None before there is one."""
+    p = softmax(z)
+    distance = 0.0 if mean is None else ((p - mean) ** 2).sum()
+    return -np.log(p[label]) + weight * distance
