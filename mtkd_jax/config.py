@@ -59,6 +59,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "students.models": ("model",),
     "students.modes": ("mode",),
     "students.controlled": ("mode",),
+    "teachers.method": ("mode",),
     "export.choose": ("mode", "model"),
     "fusion.rules": ("rule",),
     "data.source": ("source",),
@@ -123,6 +124,7 @@ def default() -> ConfigDict:
     config.teachers.learning_rates = ()  # per member; () = train.learning_rate, length 1 is for all
     config.teachers.weight_decays = ()
     config.teachers.label_smoothings = ()
+    config.teachers.method = ""  # by which they are trained, such as teaching.soteacher; "" = labels alone
     config.teachers.patience = 0  # epochs without a better validation NLL; 0 = train to the end
     config.teachers.init_from = ()  # files of PyTorch weights to begin with, a file each or one for all
     config.teachers.trained = False  # True: those of init_from, a file each, teach as they are
@@ -440,6 +442,7 @@ def _check_addresses(config: ConfigDict) -> None:
     _check_stages(config)
     for address in config.teachers.classifiers:
         build("classifier", address, "teachers.classifiers")
+    teaching_recipe(config)
     for address in config.students.arguments:
         _check_key("students.arguments", address, "a mode such as 'vote'")
         if address not in config.students.modes:
@@ -1074,6 +1077,20 @@ def build_model(address: str, task: Task, field: str = "model.name") -> Model:
 def build_recipe(address: str, field: str = "students.modes", **further: Any) -> Recipe:
     """The method an address names, with further arguments; its name is the address."""
     return build("mode", address, field, **further)._replace(name=address)
+
+
+def teaching_recipe(config: ConfigDict) -> Recipe | None:
+    """The method that trains teachers, None: labels alone; UserError for one with teachers or peers."""
+    address = config.teachers.method
+    if not address:
+        return None
+    recipe = build_recipe(address, "teachers.method")
+    if recipe.min_teachers or recipe.num_in_cohort > 1 or recipe.num_heads(2) > 1:
+        raise UserError(
+            f"config.teachers.method: {address} does not train one network by itself; must be one that needs "
+            "neither teachers nor peers, such as 'teaching.soteacher'"
+        )
+    return recipe
 
 
 def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Arguments], ...]:

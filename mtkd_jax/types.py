@@ -490,9 +490,9 @@ class Recipe(NamedTuple):
     min_teachers: int = 1
     prepare: str = ""  # what the plan fits first: a network on "logits" or "embedding", or a rule by its name
     hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent
-    own_teacher: Callable[[TrainState, Mapping[str, Array]], PyTree] | None = (
-        None  # of the same, kept to learn from
-    )
+    # (state, hyper) -> variables of a network that it keeps of itself to learn from
+    own_teacher: Callable[[TrainState, Mapping[str, Array]], PyTree] | None = None
+    penalty: Callable[[TrainState, Mapping[str, Array]], Array] | None = None  # [] of weights and hyper
 
     @property
     def num_in_cohort(self) -> int:

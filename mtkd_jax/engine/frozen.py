@@ -69,12 +69,13 @@ def _filled(job: Job, ask_teachers: Callable, run: Callable, say: Callable[[str]
     features = jnp.asarray(run(variables, examples.image))
     # Nobody asks teachers whose logits are kept; those who are given by theirs are looked up as ever.
     left = {} if asked.stage_data.cached_logits is None else {"teachers": ()}
+    bank = () if left else asked.stage_data.bank
     return dataclasses.replace(
         asked,
         whole=model,
         program=asked.program._replace(model=stages.tail(model, job.image.shape[1:]), **left),
         stage_data=dataclasses.replace(
-            asked.stage_data, examples=dataclasses.replace(examples, image=features), **left
+            asked.stage_data, examples=dataclasses.replace(examples, image=features), bank=bank, **left
         ),
         validation=(jnp.asarray(run(variables, images)), labels),
     )

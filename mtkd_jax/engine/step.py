@@ -289,6 +289,11 @@ def make_step(program: Program) -> Callable:
             forward_pass.outputs, state.aux
         )
         (by_params,) = mesh.sum_over_data(forward_pass.vjp(by_outputs), layout)
+        if recipe.penalty is not None:
+            penalty, more = jax.value_and_grad(
+                lambda params: recipe.penalty(dataclasses.replace(state, params=params), hyper)
+            )(state.params)
+            loss, by_params = loss + penalty, jax.tree.map(jnp.add, by_params, more)
         state = _apply_gradients(
             program, recipe, hyper, step, (by_params, by_aux), state, forward_pass.model_state
         )

@@ -83,9 +83,9 @@ def kdcl(
     if target not in _KDCL_TARGETS:
         raise UserError(f"kdcl(target={target!r}): there is no such target{hint(target, _KDCL_TARGETS)}")
     _check_decay("kdcl", decay)
-    remembers: dict[str, Any] = (
-        {"init_mem": _NoErrors(num_peers), "after": _remember_errors} if target == "general" else {}
-    )
+    remembers: dict[str, Any] = {}
+    if target == "general":
+        remembers = {"init_mem": _NoErrors(num_peers), "after": _remember_errors}
     return cohort(
         ONLINE,
         "kdcl",
@@ -206,7 +206,8 @@ def pcl(
 
     Here $f_j$ are the embeddings, each peer sees an augmentation of its own, $z'_l$ are the logits of the
     running average of peer l on its view, made as that of `averages.mean_teacher` with `decay`, $\lambda$
-    is `weight` and r the ramp-up. The average of peer 0 is deployed. Raises UserError for one peer, and for a
+    is `weight` and r the ramp-up. The average of peer 0 is deployed; what the averages of all peers say
+    together, for the ensemble PCL-E of the paper, is the row "... cohort" of a report. Raises UserError for one peer, and for a
     decay or ramp out of range.
 
     Source: PCL, Wu and Gong 2021, arXiv 2006.04147: three branches, T = 3.

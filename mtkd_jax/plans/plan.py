@@ -88,7 +88,7 @@ def build(config: ConfigDict, split: Split) -> Plan:
 
 def train_teachers(config: ConfigDict, split: Split) -> Plan:
     """A stage for each architecture; none when the teachers come trained, from an earlier run or files."""
-    if config.teachers.from_run or config.teachers.trained or given_teachers(config):
+    if not trains_teachers(config):
         return ()
     return tuple(
         Stage(
@@ -98,6 +98,11 @@ def train_teachers(config: ConfigDict, split: Split) -> Plan:
         )
         for address in teacher_models(config)
     )
+
+
+def trains_teachers(config: ConfigDict) -> bool:
+    """Whether teachers are trained by this run, and do not come trained."""
+    return not (config.teachers.from_run or config.teachers.trained or given_teachers(config))
 
 
 def train_students(config: ConfigDict, split: Split) -> Plan:
@@ -211,8 +216,11 @@ def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note
 
 
 def notes(config: ConfigDict) -> tuple[str, ...]:
-    """For the report: networks that rates by depth do not reach, and those that are frozen as drawn."""
+    """For the report: how teachers were trained, if not by labels alone, networks that rates by depth do not
+    reach, and those that are frozen as drawn."""
     found, decay, drawn = [], config.train.depth_decay, _begin_drawn(config)
+    if config.teachers.method and trains_teachers(config):
+        found.append(f"The teachers were trained by {config.teachers.method}.")
     for address, model in trained_models(config).items():
         if decay != 1 and not model.stages:
             found.append(

@@ -1106,6 +1106,7 @@ def _of_ordinary_teachers(options: ConfigDict) -> dict[str, bool]:
         "bootstrap": options.bootstrap,
         "subset_fraction": options.subset_fraction < 1,
         "folds": options.folds,
+        "method": bool(options.method),
     }
 
 

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import GIVEN, build_model, canonical, code_behind, given_teachers, teacher_models
+from mtkd_jax.config import (
+    GIVEN,
+    build_model,
+    canonical,
+    code_behind,
+    given_teachers,
+    teacher_models,
+    teaching_recipe,
+)
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population
@@ -39,6 +47,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     `teachers.init_from` it begins with the weights of a file.
     """
     train, num_members, stage = config.train, config.teachers.num_members, stage_name(address)
+    recipe = teaching_recipe(config) or SUPERVISED
     seen = [examples_of(config, split, address, k) for k in range(num_members)]
     num_steps = max(1, max(map(len, seen)) // train.batch_size)
 
@@ -59,10 +68,10 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         config,
         stage=stage,
         model=network(split, address, _statistics(config)),
-        recipes=(SUPERVISED,),
+        recipes=(recipe,),
         members=range(num_members),
         names=tuple(f"teacher {k}" for k in range(num_members)),
-        hyper=_hyper(config),
+        hyper={**_hyper(config), **_hyper_of(recipe, num_members)},
         temperatures=(1.0,),
         order=order,
         examples=jobs.examples(config, split),
@@ -154,6 +163,12 @@ def _hyper(config: ConfigDict) -> dict[str, np.ndarray]:
         "label_smoothing": per_member(teachers.label_smoothings, train.label_smoothing, num_members),
         "target": np.zeros(num_members, np.int32),
     }
+
+
+def _hyper_of(recipe: Recipe, num_members: int) -> dict[str, np.ndarray]:
+    """The numbers of the method by which teachers are trained, alike for all; none of labels alone."""
+    own = {} if recipe is SUPERVISED else {"alpha": 1.0, "temperature": 1.0, **dict(recipe.hyper)}
+    return {name: np.full(num_members, value, np.float32) for name, value in own.items()}
 
 
 def beginning(config: ConfigDict, split: Split, address: str) -> str:

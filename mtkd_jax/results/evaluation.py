@@ -10,7 +10,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from mtkd_jax.engine import forecast, population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods.seams import PLAIN
+from mtkd_jax.models.branched import Branched
 from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, left_out
@@ -259,7 +260,7 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     image = np.zeros((1, *image_shape), dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(scale, image))
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    forward = jax.jit(lambda variables, image: model.apply(variables, scale(image))[0].logits)
+    forward = jax.jit(partial(_answers, model))
     traced = forward.trace(variables, image)
     analysis = traced.lower().compile().cost_analysis() or {}
     further = forecast.further_rounds(traced.jaxpr.jaxpr)
@@ -268,6 +269,17 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
         "flops": float(analysis["flops"]) + further if "flops" in analysis else None,
         "latency_ms": {str(n): _latency(forward, variables, image, n) for n in LATENCY_BATCHES},
     }
+
+
+def _answers(model: Model, variables: PyTree, image: np.ndarray) -> Array:
+    """Logits [B,C] of a network; of branches on one stem [P,B,C], which it computes once.
+
+    Written out, for the FLOPs of a loop would be counted once.
+    """
+    if not isinstance(model, Branched):
+        return model.apply(variables, scale(image))[0].logits
+    each = (model.branch(variables, number) for number in range(model.num_branches))
+    return jnp.stack([model.one.apply(own, scale(image))[0].logits for own in each])
 
 
 def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[Model, PyTree]:

@@ -275,3 +275,10 @@ def correlated(cohort, labels, strength):
         diversity = each - cross_entropy(np.mean([z[b] for z in cohort], axis=0), y)
         total += each - strength * diversity
     return total
+
+
+def soteacher(z, label, mean, weight):
+    """CE(z) of one example and `weight` times the squared distance to `mean`, None before there is one."""
+    p = softmax(z)
+    distance = 0.0 if mean is None else ((p - mean) ** 2).sum()
+    return -np.log(p[label]) + weight * distance

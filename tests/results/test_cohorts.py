@@ -82,6 +82,7 @@ def test_branches_are_all_kept_and_share_the_cost_of_their_stem(evaluated):
         own = take(fitted.population.variables, seed)
         jax.tree.map(np.testing.assert_array_equal, own, model.branch(whole, 0))
     assert leader.params < group.params < 2 * leader.params
+    assert 1.01 * leader.flops < group.flops < 1.99 * leader.flops
 
 
 def test_all_branches_are_restored_and_put_together_from_parts(tmp_path):
