@@ -74,6 +74,8 @@ def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[
     least of them. Raises UserError, one line, where it cannot be fitted or says something else.
     """
     field, dataset = "teachers.classifiers", split.dataset
+    if dataset.train_labels.ndim != 1:
+        raise UserError(f"config.{field}: say one class an example; {dataset.name} has one for every place")
     classifier = _seeded(build("classifier", address, field), seed)
     rows = np.asarray(dataset.train_images[split.train])
     with warnings.catch_warnings(record=True) as warned, threadpool_limits(1):

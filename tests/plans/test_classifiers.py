@@ -159,6 +159,14 @@ def test_what_it_does_not_take_is_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_data_with_a_class_for_every_place_is_one_line():
+    _, split = set_up("scikit_learn:GaussianNB")
+    labels = np.repeat(split.dataset.train_labels[:, None], 3, axis=1)
+    dense = dataclasses.replace(split, dataset=dataclasses.replace(split.dataset, train_labels=labels))
+    with pytest.raises(UserError, match="say one class an example; iris has one for every place"):
+        given.from_classifier("scikit_learn:GaussianNB", dense, (0, 0))
+
+
 def test_ours_fits_the_record():
     assert isinstance(scikit_learn(name="GaussianNB"), Classifier)
     assert not isinstance(object(), Classifier)
