@@ -26,7 +26,15 @@ from mtkd_jax.data import loading, streams
 from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.step import Program, StageData, deployed, init_state, make_step
+from mtkd_jax.engine.step import (
+    Drawn,
+    Program,
+    StageData,
+    deployed,
+    draw_first,
+    first_state,
+    make_step,
+)
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import layers, stages
 from mtkd_jax.runs import checkpoint
@@ -144,33 +152,65 @@ def check_owner(info: dict, directory: Path, stage: str, run: str) -> None:
 
 def first_progress(job: Job) -> Progress:
     """What every member starts from, where it is trained."""
-    num_members, layout = len(job.names), job.program.layout
+    layout = job.program.layout
     if job.start is None:
         variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     else:
         variables = job.start
     trained, frozen = stages.split(job.program.model, variables)
-    if job.start is not None:
-        trained = jax.tree.map(jnp.copy, trained)  # somebody else's, and what begins is donated
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
     # Spread before there is more of it: moved as a whole, all of the state would stand there twice.
-    trained, keys = mesh.spread_out((trained, keys), layout)
+    trained, keys = mesh.spread_out((trained, job.init_keys), layout)
     if not job.stage_data.frozen:  # else these are the same for all, and only their shapes are looked at
-        frozen = mesh.spread_out(jax.tree.map(jnp.copy, frozen), layout) if frozen else frozen
+        frozen = mesh.spread_out(frozen, layout) if frozen else frozen
     variables = stages.join(trained, frozen)
-    train = init_state(job.program, variables, keys, job.stage_data)
-    # All of it is donated, so no buffer may stand in it twice: memory and best weights begin as copies.
-    train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
-    first = Progress(
-        train=train,
-        loss=jnp.zeros(num_members, jnp.float32),
-        best=jax.tree.map(jnp.copy, _deployed(job.program, train)),
-        best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
-        stale=jnp.zeros(num_members, jnp.int32),
-        stopped=jnp.zeros(num_members, bool),
-        finite=jnp.ones(num_members, bool),
-    )
+    drawn = draw_first(job.program, variables, _own_keys(keys), job.stage_data)
+    shapes, structure = jax.tree.flatten(drawn.student)
+    told = (len(job.names), job.start is not None, not job.stage_data.frozen, drawn.num_examples)
+    first = _first(job.program, *told, tuple(shapes), structure)(variables, keys, drawn.aux, drawn.anew)
     return mesh.spread_out(first, layout)
+
+
+def _own_keys(init_keys: Array) -> Array:
+    """What members draw from while they are trained."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 1))(init_keys)
+
+
+@lru_cache
+def _first(
+    program: Program,
+    num_members: int,
+    is_given: bool,
+    owns_frozen: bool,
+    num_examples: int,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    structure: jax.tree_util.PyTreeDef,
+) -> Callable:
+    """(variables [M,...], keys [M], aux, anew) -> Progress, one program instead of a call for every array.
+
+    Run once: compiled without optimising. All of what comes out is donated later, so that no buffer may stand
+    in it twice, nor be somebody else's: memory and best weights begin as copies, and so does what was given.
+    """
+    student = jax.tree.unflatten(structure, shapes)
+
+    def first(variables: PyTree, init_keys: Array, aux: PyTree, anew: PyTree | None) -> Progress:
+        drawn = Drawn(num_examples, student, aux, anew)
+        train = first_state(program, owns_frozen, variables, _own_keys(init_keys), drawn)
+        train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
+        if is_given:
+            train = jax.tree.map(jnp.copy, train)
+        return Progress(
+            train=train,
+            loss=jnp.zeros(num_members, jnp.float32),
+            best=jax.tree.map(jnp.copy, _deployed(program, train)),
+            best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
+            stale=jnp.zeros(num_members, jnp.int32),
+            stopped=jnp.zeros(num_members, bool),
+            finite=jnp.ones(num_members, bool),
+        )
+
+    sharding = mesh.sharding_of_members(program.layout, num_members)
+    options = {} if sharding is None else {"out_shardings": sharding}
+    return jax.jit(first, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
 def _result(job: Job, progress: Progress) -> dict[str, PyTree]:
