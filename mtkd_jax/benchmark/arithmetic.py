@@ -71,14 +71,15 @@ def notes() -> list[str]:
     return [
         f"By formula and data sheet, not measured: {chips}. Training is taken to reach {SHARE:.0%} of the "
         "rate.",
-        "Members exchange nothing (`scale` asserts it): teachers fill as many chips as there are teachers, "
-        "and more chips than teachers split batches.",
+        "Members exchange nothing (the suite scale asserts it): teachers fill as many chips as there are of "
+        "them, and more chips than teachers split batches.",
         "Arithmetic bounds it: a step reads and writes the state and what the backward pass keeps, which "
         "takes the share of its time that the table gives. Where more is kept than a chip holds, a batch is "
-        "split over chips (`runtime.data_shards`) or an update made of several (`train.accumulate`).",
+        "split over chips (runtime.data_shards) or an update made of several (train.accumulate).",
         "Images from a host: what its teachers read, each in batches of its own. Kept on the chip as uint8 "
         "the set takes the GB that the table gives, once for all teachers there, and the host reads nothing.",
-        f"Top {TOP}: the largest logits of an image in float16 with the numbers of their classes.",
+        f"Top {TOP}: the largest logits of an image in float16 with the numbers of their classes; what is "
+        "kept of teachers today has all classes.",
     ]
 
 
