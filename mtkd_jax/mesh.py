@@ -170,8 +170,18 @@ def on_host(tree: PyTree) -> PyTree:
 
 def spread_out(tree: PyTree, layout: Layout) -> PyTree:
     """Stacked members [M,...] on the devices that train them; on every device where they do not divide."""
-    num_members = len(jax.tree.leaves(tree)[0])
-    return _place(tree, layout, P() if num_members % layout.member else P(MEMBER))
+    return _place(tree, layout, _spec_of_members(layout, len(jax.tree.leaves(tree)[0])))
+
+
+def sharding_of_members(layout: Layout, num_members: int) -> NamedSharding | None:
+    """Where `spread_out` puts stacked members; None on one device, where JAX puts them anyway."""
+    if layout.num_devices == 1:
+        return None
+    return NamedSharding(build(layout), _spec_of_members(layout, num_members))
+
+
+def _spec_of_members(layout: Layout, num_members: int) -> P:
+    return P() if num_members % layout.member else P(MEMBER)
 
 
 def all_members(tree: PyTree, layout: Layout) -> PyTree:

@@ -22,7 +22,9 @@ from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import layers
 from mtkd_jax.plans import teachers
+from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.system import interrupts
 from mtkd_jax.types import Task, UserError
 from tests import small
 
@@ -59,6 +61,22 @@ def test_members_over_devices_are_the_same_members(tmp_path):
         assert len([line for line in said if "training_chunk" in line]) == 1
         close(spread.population.variables, alone.population.variables, 1e-6)
         np.testing.assert_allclose(spread.val_nll, alone.val_nll, atol=1e-6)
+
+
+def test_what_was_saved_on_four_devices_goes_on_on_two(tmp_path, monkeypatch):
+    """To the numbers of one device that was never stopped."""
+    job = teachers_job(**{"train.epochs": 4, "train.eval_every": 2})
+    job = dataclasses.replace(job, steps_at_once=job.steps_per_round)
+    alone = fitted(with_layout(job, Layout("map")), tmp_path / "1")
+    with interrupts.handle_signals(), pytest.raises(interrupts.Interrupted):
+        monkeypatch.setattr(Logbook, "progress", lambda *of: interrupts.request_stop())
+        fitted(with_layout(job, Layout("map", 4)), tmp_path / "4")
+    monkeypatch.undo()
+    assert checkpoint.latest(tmp_path / "4" / "checkpoints") == [job.steps_per_round]
+    assert job.steps_per_round < job.num_steps
+    gone_on = fitted(with_layout(job, Layout("map", 2)), tmp_path / "4")
+    close(gone_on.population.variables, alone.population.variables, 1e-6)
+    np.testing.assert_allclose(gone_on.val_nll, alone.val_nll, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [Layout("vmap", 1, 2), Layout("map", 2, 2), Layout("vmap", 1, 4)])

@@ -2,7 +2,7 @@
 
     python -m mtkd_jax.benchmark members [--networks mlp,cnn,...] [--members 1,2,4,8,16]
     python -m mtkd_jax.benchmark distill | start | scale | limit [--networks ...]
-    python -m mtkd_jax.benchmark fusion | host | memory
+    python -m mtkd_jax.benchmark fusion | host | memory | arithmetic
 
 each with [--quick] [--json FILE] [--into FILE], and for a GPU, in parts, as long as there are minutes on it:
 
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mtkd_jax import mesh
 from mtkd_jax.benchmark import (
+    arithmetic,
     distill,
     gpu,
     gpu_tables,
@@ -51,8 +52,9 @@ NETWORKS = {  # that are measured unless others are asked for
     "host": "",
     "memory": "",
     "gpu": "",
+    "arithmetic": "",
 }
-WITHOUT_NETWORKS = ("fusion", "host", "memory", "gpu")
+WITHOUT_NETWORKS = ("fusion", "host", "memory", "gpu", "arithmetic")
 OF_GPU = ("minutes", "parts", "data", "toy")  # options that no other suite has
 
 
@@ -66,6 +68,9 @@ def _main(argv: Sequence[str] | None) -> None:
     if asked.suite == "gpu":
         result = gpu.measure(asked.parts, asked.minutes, asked.json, asked.data, asked.toy)
         _tell(asked, gpu_tables.sheets(result), gpu_tables.findings(result), gpu_tables.busiest(result))
+        return
+    if asked.suite == "arithmetic":
+        _tell(asked, arithmetic.sheets(), arithmetic.notes(), None)
         return
     mesh.use_devices()
     workdir.use_compile_cache()
@@ -123,6 +128,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--networks: the suite {asked.suite} has no choice of networks")
     if asked.suite != "members" and asked.members:
         raise UserError(f"--members: the suite {asked.suite} has its own K; only members takes this")
+    if asked.suite == "arithmetic" and asked.json:
+        raise UserError("--json: the suite arithmetic measures nothing; --into FILE writes its tables")
     given = [name for name in OF_GPU if getattr(asked, name)]
     if asked.suite != "gpu" and given:
         raise UserError(f"--{given[0]}: for the suite gpu alone")

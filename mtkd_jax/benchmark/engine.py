@@ -68,17 +68,29 @@ def prepare(job: Job) -> Callable[[], object]:
     The chunk of `training.fit`: several steps under a scan, donated state, and at the end validation (on one
     example here) and the copy of the best weights.
     """
+    chunk, (progress, *others) = _call(job)
+
+    def run():
+        nonlocal progress
+        progress, metrics = chunk(progress, *others)
+        return jax.block_until_ready((progress, metrics))
+
+    return run
+
+
+def compiled_text(job: Job) -> str:
+    """What the compiler makes of the same program."""
+    chunk, arguments = _call(job)
+    return chunk.lower(*arguments).compile().as_text()
+
+
+def _call(job: Job) -> tuple[Callable, tuple]:
+    """The program of an epoch, and what it is called with."""
     layout, rounds = job.program.layout, job.order(0)[None]
     stage_data, validation = mesh.everywhere((job.stage_data, job.validation), layout)
     progress = mesh.spread_out(first_progress(job), layout)
     chunk = compiled_chunk(job.program, job.patience, job.eval_every)
-
-    def run():
-        nonlocal progress
-        progress, metrics = chunk(progress, job.hyper, rounds, np.int32(0), stage_data, validation)
-        return jax.block_until_ready((progress, metrics))
-
-    return run
+    return chunk, (progress, job.hyper, rounds, np.int32(0), stage_data, validation)
 
 
 def _job(network: Network, num_members: int, order: np.ndarray, how: str, ensemble: Ensemble) -> Job:

@@ -7,6 +7,7 @@ Run as a module it measures one number of devices, in some calls:
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from mtkd_jax.runs import workdir
 UNIT = "ms, one step of one member"
 NUM_MEMBERS = 8
 NUM_DEVICES = (1, 2, 4, 8)
+COLLECTIVES = "all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter"
 CALLS = 3  # timed by one child; children of every number of devices take turns
 
 
@@ -37,7 +39,10 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
         "unit": UNIT,
         "scale": 1e3,
         "records": records,
-        "ratios": [one for number in possible[1:] for one in clock.ratios(records, "on 1", f"on {number}")],
+        "ratios": [
+            *(one for number in possible[1:] for one in clock.ratios(records, "on 1", f"on {number}")),
+            *efficiencies(records, possible[1:], os.cpu_count() if virtual else max(possible)),
+        ],
         "left_out": [
             {"of": "", "case": "", "side": f"on {number}", "reason": f"there are {len(devices)} devices"}
             for number in NUM_DEVICES
@@ -47,9 +52,25 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
             f"Members spread over virtual devices of {os.cpu_count()} cores."
             if virtual
             else f"Members spread over {devices[0]}.",
+            f"Collectives in a compiled step, on {', '.join(map(str, possible))} devices: 0, as asserted. "
+            "efficiency: how many times as fast as on 1, over the devices, or the cores if these are fewer.",
             clock.spread(records),
         ],
     }
+
+
+def efficiencies(records: Sequence[dict], numbers: Sequence[int], at_most: int) -> list[dict]:
+    """How many times as fast as on one device, over the number of devices that there really are.
+
+    >>> records = [{"of": "x", "case": "", "side": f"on {n}", "median": m} for n, m in ((1, 8.0), (4, 4.0))]
+    >>> efficiencies(records, [4], 2)[0]["value"], efficiencies(records, [4], 8)[0]["value"]
+    (1.0, 0.5)
+    """
+    return [
+        {**one, "side": f"efficiency on {number}", "value": one["value"] / min(number, at_most)}
+        for number in numbers
+        for one in clock.ratios(records, "on 1", f"on {number}")
+    ]
 
 
 def _case(network: Network, possible: Sequence[int], passes: int) -> list[dict]:
@@ -57,9 +78,9 @@ def _case(network: Network, possible: Sequence[int], passes: int) -> list[dict]:
     for _ in range(passes):
         for number, values in seconds.items():
             environment = {"JAX_NUM_CPU_DEVICES": str(number)}
-            values += children.ask("scale", [network.name, NUM_MEMBERS, number, CALLS], environment)[
-                "seconds"
-            ]
+            said = children.ask("scale", [network.name, NUM_MEMBERS, number, CALLS], environment)
+            check_silent(network.name, number, said["collectives"])
+            values += said["seconds"]
     case = Case(network.name, f"K = {NUM_MEMBERS}")
     return [
         {**case._asdict(), "side": f"on {number}", **clock.summary(values)}
@@ -67,13 +88,32 @@ def _case(network: Network, possible: Sequence[int], passes: int) -> list[dict]:
     ]
 
 
+def check_silent(network: str, num_devices: int, collectives: int) -> None:
+    """Raise RuntimeError where members, who have nothing to say to each other, exchange something."""
+    if collectives:
+        raise RuntimeError(f"{network} on {num_devices} devices: {collectives} collectives in a step, not 0")
+
+
+def num_collectives(text: str) -> int:
+    """Of a compiled program.
+
+    >>> num_collectives("%a = f32[2] all-reduce(%b), channel_id=1, metadata={op_name='all-gather'}")
+    1
+    """
+    return len(re.findall(rf" (?:{COLLECTIVES})(?:-start)?\(", text))
+
+
 def on_devices(name: str, num_members: int, num_devices: int, calls: int) -> dict:
-    """What a child does: seconds of one step of one member, in each of some calls."""
+    """What a child does: seconds of one step of one member, in each of some calls; collectives of a step."""
     workdir.use_compile_cache()
     job = engine.teachers(NETWORKS[name], num_members)
     layout = Layout(natural_member_loop(job.program.model), num_devices)
-    side = engine.side(tuning.with_layout(job, layout))
-    return {"seconds": [clock.time_call(side.run) / side.units for _ in range(calls)]}
+    job = tuning.with_layout(job, layout)
+    side = engine.side(job)
+    return {
+        "seconds": [clock.time_call(side.run) / side.units for _ in range(calls)],
+        "collectives": num_collectives(engine.compiled_text(job)),
+    }
 
 
 if __name__ == "__main__":

@@ -270,11 +270,12 @@ def estimated_bytes(job: Job) -> tuple[float, float]:
 def _activation_bytes(job: Job) -> int:
     """What the backward pass of one member keeps of its forward pass, of one batch."""
     model, batch_size = job.program.model, job.order(0).shape[-1]
-    return _kept_bytes(model, (batch_size, *job.image.shape[1:]))
+    return kept_bytes(model, (batch_size, *job.image.shape[1:]))
 
 
 @lru_cache
-def _kept_bytes(model: Model, shape: tuple[int, ...]) -> int:
+def kept_bytes(model: Model, shape: tuple[int, ...]) -> int:
+    """What the backward pass of a network keeps of its forward pass on a batch of this shape [B,h,w,c]."""
     image = jax.ShapeDtypeStruct(shape, np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
 

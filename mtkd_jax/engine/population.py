@@ -76,11 +76,16 @@ def take(tree: PyTree, members: int | Sequence[int] | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
+@jax.jit  # a program instead of one for every array
+def _take_at_once(tree: PyTree, rows: np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
 def members(population: Population, which: Sequence[int]) -> Population:
     """A population of the given members."""
     return Population(
         population.model,
-        take(population.variables, which),
+        _take_at_once(population.variables, np.asarray(which, np.int32)),
         {name: values[list(which)] for name, values in population.hyper.items()},
         tuple(population.names[m] for m in which),
     )

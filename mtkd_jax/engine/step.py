@@ -125,14 +125,27 @@ def same_family(a: Recipe, b: Recipe) -> bool:
     return a == b if a.reads_student else a._replace(weigh=b.weigh, aim=b.aim, prepare=b.prepare) == b
 
 
+class Drawn(NamedTuple):
+    """What a first state has beside the variables."""
+
+    num_examples: int  # of a dense task of places
+    student: Outputs  # shapes of what a member says of two images
+    aux: PyTree  # [M,...]
+    anew: PyTree | None  # variables [M,...] that nobody begins with, for recipes that are `decoupled`
+
+
 def init_state(program: Program, variables: PyTree, keys: Array, stage_data: StageData) -> TrainState:
     """The first state of every member, stacked, from variables [M,...] of whole networks and keys [M].
 
     What is trained begins there. What is frozen stands beside it, unless `stage_data` has it for all members.
     """
-    recipe, whole = program.recipes[0], variables
-    variables, frozen = stages.split(program.model, whole)
-    params = variables["params"]
+    drawn = draw_first(program, variables, keys, stage_data)
+    return first_state(program, not stage_data.frozen, variables, keys, drawn)
+
+
+def draw_first(program: Program, variables: PyTree, keys: Array, stage_data: StageData) -> Drawn:
+    """What is drawn for `first_state`, call by call: compiled into one program it is rounded otherwise."""
+    recipe = program.recipes[0]
 
     def outputs_of(variables: PyTree, stage_data: StageData):
         batch = loading.gather(stage_data.examples, jnp.arange(2))
@@ -147,21 +160,30 @@ def init_state(program: Program, variables: PyTree, keys: Array, stage_data: Sta
             return student, teacher
         return places.merge_outputs(student), None if teacher is None else places.merge_teachers(teacher)
 
-    student, teacher = jax.eval_shape(outputs_of, whole, stage_data)
-    num_examples = stage_data.examples.label.size  # of a dense task, places
-    first_mem = _drawn_anew(program, keys, stage_data) if recipe.decoupled else variables
+    student, teacher = jax.eval_shape(outputs_of, variables, stage_data)
     # What belongs to a cohort begins alike in all its peers, who stand side by side.
     of_cohort = keys[jnp.arange(len(keys)) // recipe.num_peers * recipe.num_peers]
     aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(of_cohort)
+    anew = _drawn_anew(program, keys, stage_data) if recipe.decoupled else None
+    return Drawn(stage_data.examples.label.size, student, aux, anew)
+
+
+def first_state(
+    program: Program, owns_frozen: bool, variables: PyTree, keys: Array, drawn: Drawn
+) -> TrainState:
+    """`init_state` of what is drawn: copies and zeros."""
+    recipe = program.recipes[0]
+    variables, frozen = stages.split(program.model, variables)
+    params, anew = variables["params"], variables if drawn.anew is None else drawn.anew
     return TrainState(
         params=params,
-        aux=aux,
+        aux=drawn.aux,
         model_state={name: value for name, value in variables.items() if name != "params"},
-        opt_state=jax.vmap(partial(_first_opt_state, program))((params, aux)),
+        opt_state=jax.vmap(partial(_first_opt_state, program))((params, drawn.aux)),
         average=jax.tree.map(jnp.copy, dict(variables)) if program.averages else {},
-        mem=jax.vmap(lambda own: recipe.init_mem(own, student, num_examples))(first_mem),
+        mem=jax.vmap(lambda own: recipe.init_mem(own, drawn.student, drawn.num_examples))(anew),
         key=keys,
-        frozen={} if stage_data.frozen else frozen,
+        frozen=frozen if owns_frozen else {},
     )
 
 

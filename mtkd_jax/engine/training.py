@@ -28,7 +28,16 @@ from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.distances import distances
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.step import Program, StageData, deployed, init_state, leading, make_step
+from mtkd_jax.engine.step import (
+    Drawn,
+    Program,
+    StageData,
+    deployed,
+    draw_first,
+    first_state,
+    leading,
+    make_step,
+)
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import layers, stages
 from mtkd_jax.runs import checkpoint
@@ -152,41 +161,79 @@ def check_owner(info: dict, directory: Path, stage: str, run: str) -> None:
 
 def first_progress(job: Job) -> Progress:
     """What every member starts from, where it is trained."""
-    num_members, layout = len(job.names), job.program.layout
+    layout = job.program.layout
     if job.start is None:
         variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     else:
         variables = job.start
     trained, frozen = stages.split(job.program.model, variables)
-    if job.start is not None:
-        trained = jax.tree.map(jnp.copy, trained)  # somebody else's, and what begins is donated
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
     # Spread before there is more of it: moved as a whole, all of the state would stand there twice.
-    trained, keys = mesh.spread_out((trained, keys), layout)
+    trained, keys = mesh.spread_out((trained, job.init_keys), layout)
     if not job.stage_data.frozen:  # else these are the same for all, and only their shapes are looked at
-        frozen = mesh.spread_out(jax.tree.map(jnp.copy, frozen), layout) if frozen else frozen
+        frozen = mesh.spread_out(frozen, layout) if frozen else frozen
     variables = stages.join(trained, frozen)
-    train = init_state(job.program, variables, keys, job.stage_data)
-    # All of it is donated, so no buffer may stand in it twice: memory and best weights begin as copies.
-    train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
-    first = Progress(
-        train=train,
-        loss=jnp.zeros(num_members, jnp.float32),
-        best=jax.tree.map(jnp.copy, _deployed(job.program, train, job.hyper)),
-        best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
-        stale=jnp.zeros(num_members, jnp.int32),
-        stopped=jnp.zeros(num_members, bool),
-        finite=jnp.ones(num_members, bool),
-        bank=_empty_bank(job, train),
-    )
-    return mesh.spread_out(first, layout)
+    drawn = draw_first(job.program, variables, _own_keys(keys), job.stage_data)
+    shapes, structure = jax.tree.flatten(drawn.student)
+    told = (len(job.names), job.start is not None, not job.stage_data.frozen, drawn.num_examples)
+    first = _first(job.program, *told, job.checkpoints, tuple(shapes), structure)
+    return mesh.spread_out(first(variables, dict(job.hyper), keys, drawn.aux, drawn.anew), layout)
 
 
-def _empty_bank(job: Job, train: TrainState) -> PyTree:
-    if not job.checkpoints:
+def _own_keys(init_keys: Array) -> Array:
+    """What members draw from while they are trained."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 1))(init_keys)
+
+
+@lru_cache
+def _first(
+    program: Program,
+    num_members: int,
+    is_given: bool,
+    owns_frozen: bool,
+    num_examples: int,
+    num_checkpoints: int,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    structure: jax.tree_util.PyTreeDef,
+) -> Callable:
+    """(variables [M,...], hyper, keys [M], aux, anew) -> Progress: one program, not a call for every array.
+
+    Run once: compiled without optimising. All of what comes out is donated later, so that no buffer may stand
+    in it twice, nor be somebody else's: memory and best weights begin as copies, and so does what was given.
+    """
+    student = jax.tree.unflatten(structure, shapes)
+
+    def first(variables: PyTree, hyper, init_keys: Array, aux: PyTree, anew: PyTree | None) -> Progress:
+        drawn = Drawn(num_examples, student, aux, anew)
+        train = first_state(program, owns_frozen, variables, _own_keys(init_keys), drawn)
+        train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
+        if is_given:
+            train = jax.tree.map(jnp.copy, train)
+        best = _deployed(program, train, hyper)
+        return Progress(
+            train=train,
+            loss=jnp.zeros(num_members, jnp.float32),
+            best=jax.tree.map(jnp.copy, best),
+            best_nll=jnp.full(num_members, jnp.inf, jnp.float32),  # a weak type would compile the chunk twice
+            stale=jnp.zeros(num_members, jnp.int32),
+            stopped=jnp.zeros(num_members, bool),
+            finite=jnp.ones(num_members, bool),
+            bank=_empty_bank(best, num_checkpoints),
+        )
+
+    sharding = mesh.sharding_of_members(program.layout, num_members)
+    options = {} if sharding is None else {"out_shardings": sharding}
+    return jax.jit(first, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
+def _empty_bank(variables: PyTree, num_checkpoints: int) -> PyTree:
+    """A bank of the variables [M,...] that has no checkpoint yet; {} where none is asked for."""
+    if not num_checkpoints:
         return {}
-    variables = _repeated(_deployed(job.program, train, job.hyper), job.checkpoints)
-    return {"variables": variables, "round": jnp.zeros(len(job.names), jnp.int32)}
+    num_members = len(jax.tree.leaves(variables)[0])
+    return {
+        "variables": _repeated(variables, num_checkpoints),
+        "round": jnp.zeros(num_members, jnp.int32),
+    }
 
 
 def _repeated(variables: PyTree, number: int) -> PyTree:

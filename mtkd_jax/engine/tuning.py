@@ -37,8 +37,8 @@ def choose_layout(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
     answer = _answer_for(_read_choice(directory / FILE).get("seconds"), job.candidates)
     if answer is None:
         flops, least = forecast.flops(job), WORTH_A_TRIAL[jax.default_backend()]
-        if flops < least:
-            return job
+        if flops < least or (_is_begun(directory) and not (directory / FILE).exists()):
+            return job  # in the first guess, as it was begun
         if flops < FOR_FORMS * least:
             plain = tuple(layout for layout in job.candidates if not layout.form)
             job = dataclasses.replace(job, candidates=plain)
@@ -57,7 +57,7 @@ def members_at_once(job: Job, directory: Path) -> int:
     processes the first decides and remembers. Raises UserError where the configuration asks for another
     number meanwhile.
     """
-    path, begun = directory / PARTS, any(directory.glob("**/manifest.json"))
+    path, begun = directory / PARTS, _is_begun(directory)
     before = _read_choice(path).get("members_at_once") if begun else None
     if begun and not path.exists():
         raise UserError(f"{path}: is missing; {_mend(path)}")
@@ -74,6 +74,11 @@ def members_at_once(job: Job, directory: Path) -> int:
             f"go on with {before}, or remove {directory} to train it again"
         )
     return before
+
+
+def _is_begun(directory: Path) -> bool:
+    """Whether a stage has checkpoints."""
+    return any(directory.glob("**/manifest.json"))
 
 
 def measure(job: Job) -> Answer:

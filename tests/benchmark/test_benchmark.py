@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from functools import partial
 
@@ -31,9 +32,10 @@ from mtkd_jax.benchmark import (
 )
 from mtkd_jax.benchmark.clock import Case, LeftOut, Side
 from mtkd_jax.benchmark.networks import Network
-from mtkd_jax.engine import population, training
+from mtkd_jax.engine import population, training, tuning
 from mtkd_jax.engine.training import first_progress
 from mtkd_jax.laboratory import rule_study
+from mtkd_jax.mesh import Layout
 from mtkd_jax.models import layers
 from mtkd_jax.runs.logbook import Logbook
 
@@ -438,7 +440,23 @@ def test_scale(monkeypatch):
     check_schema(result)
     assert [one["side"] for one in result["records"]] == ["on 1", "on 2", "on 4"]
     assert {one["rounds"] for one in result["records"]} == {scale.CALLS}
-    assert ratio_of(result, "on 1 / on 4") == median_of(result, "on 1") / median_of(result, "on 4")
+    quotient = median_of(result, "on 1") / median_of(result, "on 4")
+    assert ratio_of(result, "on 1 / on 4") == quotient
+    assert ratio_of(result, "efficiency on 4") == quotient / min(4, os.cpu_count())
+    assert "on 1, 2, 4 devices: 0, as asserted" in result["notes"][1]
+
+
+def test_members_that_would_exchange_something_are_an_error(monkeypatch):
+    """And what is looked for would be found: devices that share a batch sum their gradients."""
+    job = engine.teachers(TINY, 2)
+    found = [
+        scale.num_collectives(engine.compiled_text(tuning.with_layout(job, layout)))
+        for layout in (Layout("vmap", 2), Layout("vmap", 1, 2))
+    ]
+    assert found[0] == 0 < found[1]
+    scale.check_silent("tiny", 2, found[0])
+    with pytest.raises(RuntimeError, match="tiny on 2 devices: [1-9].* collectives in a step, not 0"):
+        scale.check_silent("tiny", 2, found[1])
 
 
 @pytest.mark.slow

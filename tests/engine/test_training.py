@@ -14,6 +14,8 @@ from mtkd_jax.config import build_recipe
 from mtkd_jax.data import loading
 from mtkd_jax.engine import forecast, jobs, population, step, training
 from mtkd_jax.engine.step import same_family
+from mtkd_jax.engine.tuning import with_layout
+from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import plan, students, teachers
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
@@ -430,3 +432,22 @@ def test_what_is_restored_stands_where_what_was_just_trained_does(tmp_path):
         places.append([(leaf.sharding, leaf.committed, leaf.weak_type) for leaf in leaves])
     assert places[0] == places[1]
     assert {len(sharding.device_set) for sharding, *_ in places[0]} == {1}
+
+
+@pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 3)])
+def test_what_members_begin_with_is_put_together_by_one_program_and_the_same_as_call_by_call(layout):
+    job = with_layout(small.students_job("features.hints(student='stage1', teacher='stage1')"), layout)
+    variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(job.init_keys)
+    expected = step.init_state(job.program, variables, keys, job.stage_data)
+    training.first_progress(job)  # what is drawn is compiled
+    jax.clear_caches()
+    with small.compilations() as compiled:
+        first = training.first_progress(job)
+    assert sum("jit(first)" in line for line in compiled) == 1
+    assert not [line for line in compiled if "jit(copy)" in line]
+    for found, wanted in zip(jax.tree.leaves(first.train), jax.tree.leaves(expected), strict=True):
+        if jnp.issubdtype(found.dtype, jax.dtypes.prng_key):
+            found, wanted = jax.random.key_data(found), jax.random.key_data(wanted)
+        np.testing.assert_array_equal(found, wanted)
+    assert jax.tree.leaves(first.best), "best weights are kept from the beginning"

@@ -99,6 +99,12 @@ def test_a_stage_that_is_worth_a_trial_of_layouts_may_be_too_short_for_one_of_fo
     assert [layout for layout in convolutional_job.candidates if not layout.form] == clock
 
 
+def test_a_stage_that_was_begun_without_a_trial_goes_on_without_one(convolutional_job, clock, tmp_path):
+    (tmp_path / "step-6").mkdir()
+    (tmp_path / "step-6" / "manifest.json").touch()
+    assert tuning.choose_layout(convolutional_job, tmp_path, print) is convolutional_job and clock == []
+
+
 def test_what_a_version_without_forms_chose_is_kept(job, clock, tmp_path):
     before = {"seconds": {'["vmap", 3, 1]': 1.0}}
     (tmp_path / "layout.json").write_text(json.dumps(before))
