@@ -568,6 +568,8 @@ def _last_map(outputs: Outputs) -> Array:
     names = stage_names(taps_of_student(outputs))
     if not names:
         raise UserError("online.ffl fuses maps of the last stage, and the student names no stages")
+    if outputs.logits.shape[-2] != outputs.features[names[-1]].shape[-4]:
+        raise UserError("online.ffl says one class of an image, and here places of an image have labels")
     return outputs.features[names[-1]]
 
 
