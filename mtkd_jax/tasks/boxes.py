@@ -16,7 +16,7 @@ from mtkd_jax.types import Array, Context
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the overlap from which a box is found: COCO's .5:.95
 RECALLS = np.linspace(0.0, 1.0, 101)  # at which COCO reads the precision
 SHOWN = 0.3  # the probability from which a box is printed
-WIDTH = 256  # pixels of the longer side of a picture, about
+WIDTH = 128  # pixels of the longer side of a picture, about
 COLOURS = (  # of classes 1, 2, ...; distinct also without red and green
     (86, 180, 233),
     (230, 159, 0),

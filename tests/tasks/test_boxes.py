@@ -154,13 +154,13 @@ def test_an_image_is_told_box_by_box():
 
 
 def test_boxes_are_drawn_where_they_are():
-    """Of an image of 16x16, enlarged 16 times: left and upper side of one box, and nothing of the other."""
+    """Of an image of 16x16, enlarged 8 times: left and upper side of one box, and nothing of the other."""
     image = np.full((16, 16, 3), 50, np.uint8)
     corners = np.array([[0.5, 0.25, 1.0, 0.75], [0.0, 0.0, 0.4, 0.4]])
     picture = boxes.draw(image, np.array([1, 0]), ("background", "hole"), {"boxes": corners})
-    assert picture.shape == (256, 256, 3) and picture.dtype == np.uint8
+    assert picture.shape == (128, 128, 3) and picture.dtype == np.uint8
     colour = np.array(boxes.COLOURS[0])
-    assert (picture[100, 128:130] == colour).all() and (picture[64:66, 200] == colour).all()
-    assert (picture[:60] == 50).all() and (picture[:, :128] == 50).all()
+    assert (picture[60, 64:66] == colour).all() and (picture[32:34, 120] == colour).all()
+    assert (picture[:30] == 50).all() and (picture[:, :64] == 50).all()
     nothing = boxes.draw(image, np.array([0, -1]), ("background", "hole"), {"boxes": corners})
     assert (nothing == 50).all()
