@@ -92,10 +92,10 @@ def test_view_is_what_the_student_computes_with_and_deploy_what_is_kept(setting,
     sign = lambda params: jax.tree.map(jnp.sign, params)  # noqa: E731
     job = student_job(
         setting,
-        view=lambda params, state, key: jax.tree.map(
-            lambda p: p + jax.lax.stop_gradient(jnp.sign(p) - p), params
+        view=lambda variables, state, hyper, key: jax.tree.map(
+            lambda p: p + jax.lax.stop_gradient(jnp.sign(p) - p), variables
         ),
-        deploy=lambda state: {"params": sign(state.params), **state.model_state},
+        deploy=lambda state, hyper: {"params": sign(state.params), **state.model_state},
     )
     kept = trained(job, tmp_path / "signs")
     assert {float(v) for leaf in jax.tree.leaves(kept) for v in np.unique(leaf)} <= {-1.0, 0.0, 1.0}
@@ -116,7 +116,7 @@ def test_after_remembers_and_deploy_can_return_the_memory(setting, tmp_path):
                 )
             },
         ),
-        deploy=lambda state: {"params": state.mem["average"], **state.model_state},
+        deploy=lambda state, hyper: {"params": state.mem["average"], **state.model_state},
     )
     expected = jax.tree.map(
         lambda before, after: 0.75 * before + 0.25 * after,
