@@ -151,7 +151,7 @@ def random_drop(*, num_dropped: int = 1) -> Recipe:
     negative number.
 
     Source: densely guided distillation, Son et al. 2021, arXiv 2009.08825; there the teachers are a chain of
-    ever smaller networks.
+    ever smaller networks, which plan `densely_guided` trains.
     """
     if num_dropped < 0:
         raise UserError(f"random_drop(num_dropped={num_dropped}): it must be at least 0")

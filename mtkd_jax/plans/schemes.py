@@ -371,10 +371,10 @@ def data_free(
 
     `num_images` are made of noise in `num_steps` each, as many of every class, by `engine.inversion`, which
     weighs how far their statistics are off and how rough they are. All teachers teach the row "data_free" on
-    these alone by `mode`, without labels. What students know of the data are mean and deviation of its
-    channels, and the validation images by which their best weights are chosen. The images are made again
-    when a run is gone on with. Raises UserError for teachers without BatchNorm, for numbers that cannot be,
-    or a mode that needs more than one head.
+    these alone by `mode`, without labels, in as many steps as all students have. What they know of the data
+    are mean and deviation of its channels, and the validation images by which their best weights are chosen.
+    The images are made again when a run is gone on with. Raises UserError for teachers without BatchNorm, for
+    numbers that cannot be, or a mode that needs more than one head.
 
     Source: DeepInversion, Yin et al. 2020, arXiv 1912.08795, without images that the student disagrees on.
     """
@@ -389,7 +389,7 @@ def data_free(
     recipe = _recipe("data_free", mode, number_of_teachers(config) or 1)
     direct = _with_baseline("data_free", config, split)
     own = config.copy_and_resolve_references()
-    own.students.transfer, own.students.labelled_fraction = (OTHER,), 0.0
+    own.students.labelled_fraction = 0.0
     weights, made = {"statistics": statistics, "smoothness": smoothness}, {}
     note = f"Row data_free has seen {num_images:,} images made from the teachers, and none of the data."
     stages = []

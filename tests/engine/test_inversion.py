@@ -76,12 +76,13 @@ def test_students_see_these_images_alone():
         }
     )
     split = experiment.load_split(config)
-    first, *_, last = plan.build(config, split)
+    first, direct, *_, last = plan.build(config, split)
     done = {first.name: training.untrained(first.make({}))}
     plan.trace(last.outline(done))
     job, number = last.make(done), len(split.dataset.train_labels)
     assert {member.mode for member in last.family} == {"data_free"} and last.transfer == "labelled"
     assert job.order(0).min() >= number and job.order(0).max() < number + 50
+    assert job.order(0).shape == direct.make(done).order(0).shape
     images = job.stage_data.examples.image[number:]
     assert images.dtype == np.uint8 and len(images) == 50
     np.testing.assert_array_equal(images, last.make(done).stage_data.examples.image[number:])
