@@ -207,8 +207,8 @@ def pcl(
     Here $f_j$ are the embeddings, each peer sees an augmentation of its own, $z'_l$ are the logits of the
     running average of peer l on its view, made as that of `averages.mean_teacher` with `decay`, $\lambda$
     is `weight` and r the ramp-up. The average of peer 0 is deployed; what the averages of all peers say
-    together, for the ensemble PCL-E of the paper, is the row "... cohort" of a report. Raises
-    UserError for one peer, and for a decay or ramp out of range.
+    together, for the ensemble PCL-E of the paper, is the row "... cohort" of a report. Raises UserError for
+    one peer, and for a decay or ramp out of range.
 
     Source: PCL, Wu and Gong 2021, arXiv 2006.04147: three branches, T = 3.
     """
