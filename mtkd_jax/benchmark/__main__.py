@@ -115,7 +115,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, networks and K: a first look")
     parser.add_argument("--json", type=terminal.path, metavar="FILE", help="also write the numbers here")
     parser.add_argument("--minutes", type=float, help="suite gpu: of the device, for all parts together (9)")
-    parser.add_argument("--parts", help=f"suite gpu: which of {', '.join(gpu.PARTS)}")
+    parser.add_argument("--parts", help=f"suite gpu: which of {', '.join(gpu.SHARES)}")
     parser.add_argument(
         "--data", type=terminal.path, metavar="FOLDER", help="suite gpu: cifar10.npz, cifar100.npz (data)"
     )

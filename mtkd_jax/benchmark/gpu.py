@@ -12,8 +12,6 @@ along. FOLDER/gpu.json is written whenever something is known. What stands there
 same command goes on. What would not fit into the time that is left is skipped, which is said.
 FOLDER/kept-1.zip and its like hold compiled programs and runs that go on: the folder travels as a handful of
 files of 15 MB.
-
-Run as a module it measures one part: `python -m mtkd_jax.benchmark.gpu PART FOLDER UNTIL TOY WORK`.
 """
 
 from __future__ import annotations
@@ -26,40 +24,23 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from mtkd_jax.benchmark import children, parcels, tell
-from mtkd_jax.report import document
+from mtkd_jax.benchmark import parcels, tell
+from mtkd_jax.benchmark.gpu_store import PARTS, Item, Skipped, Store, run_items
 from mtkd_jax.system import files, terminal
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError
 
-FILE = "gpu.json"
-SHARES = {
-    "numbers": 0.25,
-    "members": 0.4,
-    "cifar10": 0.25,
-    "published": 0.1,
-}  # of the minutes, when all are asked for
-PARTS = tuple(SHARES)
+SHARES = {"numbers": 0.25, "members": 0.4, "cifar10": 0.25, "published": 0.1}  # of the minutes, of all parts
 TO_SAVE = 20.0  # seconds that a run is given to save itself
 TO_END = 15.0  # seconds past its time until a part is killed
 CELL = "crd/cifar-100/resnet20/student-alone"
 SEEDS = 3  # of it
 KEPT, MOST_KEPT = 15_000_000, 4  # bytes of an archive of programs and runs, and archives
-
-
-class Item(NamedTuple):
-    """One thing to measure."""
-
-    name: str
-    least: float  # seconds: with fewer left it is not begun
-    run: Callable[[float], dict]  # given the time (of the epoch) when it has to end
 
 
 # --- the parent: never opens the GPU --------------------------------------------------------------------
@@ -87,7 +68,7 @@ def measure(parts: Sequence[str], minutes: float, folder: Path, data: Path, toy:
 def _run_part(part: str, store: Store, until: float, work: Path, data: Path) -> None:
     if part in COMMANDS:
         run_items([COMMANDS[part](work, data, store.toy)], store, part, until)
-        store.describe(part, machine=_ask_machine(work))
+        store.describe(part, machine=_machine_of(work / "runs" / part))
         return
     command = _child(part, store.folder, until, store.toy, work)
     with _reference(part, work, store.toy):
@@ -98,9 +79,9 @@ def _run_part(part: str, store: Store, until: float, work: Path, data: Path) -> 
 
 
 def _child(part: str, folder: Path, until: float, toy: bool, work: Path) -> list[str]:
-    """The command line of `measure_part`."""
+    """The command line of `gpu_parts`."""
     arguments = [part, str(folder), str(until), str(int(toy)), str(work)]
-    return [sys.executable, "-m", "mtkd_jax.benchmark.gpu", *arguments]
+    return [sys.executable, "-m", "mtkd_jax.benchmark.gpu_parts", *arguments]
 
 
 @contextlib.contextmanager
@@ -151,9 +132,11 @@ def _environment(work: Path) -> dict[str, str]:
     return {**os.environ, "XDG_CACHE_HOME": str(work / "cache")}
 
 
-def _ask_machine(work: Path) -> dict:
-    """Of a child, for whoever opens a GPU holds most of its memory."""
-    return children.ask("gpu", ["machine", work, 0, 0, work], _environment(work))
+def _machine_of(run: Path) -> dict:
+    """Where a run was made, as `tell.machine` has it; who asks JAX opens the GPU."""
+    environment = files.read_object(run / "environment.json", "remove it") or {}
+    found = {name: environment.get(name) for name in tell.OF_A_RUN}
+    return {**found, "processor": tell.processor(), "cores": os.cpu_count()} if environment else {}
 
 
 def _cifar10(work: Path, data: Path, toy: bool) -> Item:
@@ -234,101 +217,6 @@ def pack_kept(work: Path, folder: Path) -> None:
         files.write_atomically(folder / f"kept-{number}.zip", parcels.as_zip(held))
 
 
-class Skipped(Exception):
-    """Something that the time was too short for, and what there is of it."""
-
-
-class Store:
-    """FOLDER/gpu.json: {"toy", "parts": {part: {"items": {name: found}, "skipped": {name: why}}}}."""
-
-    def __init__(self, folder: Path, toy: bool):
-        self.folder, self.toy = folder, toy
-        self.refresh()
-        if self.content["toy"] != toy:
-            kind = "the results of --toy" if self.content["toy"] else "no results of --toy"
-            raise UserError(f"{folder / FILE}: holds {kind}; name another folder")
-
-    def refresh(self) -> Store:
-        """Read what a child has written meanwhile."""
-        read = files.read_object(self.folder / FILE, "remove it, to measure again")
-        self.content = read or {"suite": "gpu", "toy": self.toy, "parts": {}}
-        return self
-
-    def is_done(self, part: str) -> bool:
-        """Whether all of it is there."""
-        return self.content["parts"].get(part, {}).get("done", False)
-
-    def has(self, part: str, item: str) -> bool:
-        return item in self._of(part)["items"]
-
-    def put(self, part: str, item: str, found: dict) -> None:
-        """Keep a result, at once."""
-        self._of(part)["skipped"].pop(item, None)
-        self._of(part)["items"][item] = found
-        self._write()
-
-    def skip(self, part: str, item: str, why: str) -> None:
-        """Keep why there is none; the next time it is tried again."""
-        self._of(part)["skipped"][item] = why
-        self._write()
-
-    def describe(self, part: str, **facts: Any) -> None:
-        """Keep what is known of the part as a whole: done, machine, taken_by_others, ended."""
-        self._of(part).update(facts)
-        self._write()
-
-    def _of(self, part: str) -> dict:
-        return self.content["parts"].setdefault(part, {"items": {}, "skipped": {}})
-
-    def _write(self) -> None:
-        document.write_files(self.folder, {FILE: document.as_json(self.content)})
-
-
-def run_items(items: Sequence[Item], store: Store, part: str, until: float) -> None:
-    """Measure what is not there yet, one after the other; nothing that one of them does ends the others."""
-    for item in items:
-        left = until - time.time()
-        if store.has(part, item.name):
-            continue
-        if left < item.least:
-            store.skip(part, item.name, f"{max(0, left):.0f} s were left, and it takes {item.least:.0f}")
-            continue
-        terminal.tell(f"gpu: {part}: {item.name}")
-        begun = time.perf_counter()
-        try:
-            found = item.run(until)
-        except Skipped as skipped:
-            store.skip(part, item.name, str(skipped))
-        except Exception as error:  # whatever it is, there are other things to find out on this device
-            terminal.tell(traceback.format_exc())
-            store.skip(part, item.name, f"it failed: {terminal.one_line(error)[:300]}")
-        else:
-            store.put(part, item.name, {"took": time.perf_counter() - begun, **found})
-    store.describe(part, done=all(store.has(part, item.name) for item in items))
-
-
-# --- the children ---------------------------------------------------------------------------------------
-
-
-def measure_part(part: str, folder: Path, until: float, toy: bool, work: Path) -> None:
-    """What a child does: one part, the reference of numbers on a CPU, or the machine."""
-    from mtkd_jax import mesh
-    from mtkd_jax.benchmark import gpu_parts
-    from mtkd_jax.runs import workdir
-
-    mesh.use_devices()
-    workdir.use_compile_cache()
-    if part == "machine":
-        children.answer(tell.machine(None))
-    elif part == "reference":
-        gpu_parts.write_reference(folder, toy)
-    else:
-        store = Store(folder, toy)
-        store.describe(part, machine=tell.machine(None), ended="")
-        items = {"numbers": partial(gpu_parts.numbers, work), "members": gpu_parts.members_of}[part](toy)
-        run_items(items, store, part, until)
-
-
 def parse_parts(text: str | None) -> tuple[str, ...]:
     """The parts of "numbers,members", all for None; UserError for one that is not known."""
     if text is None:
@@ -339,7 +227,3 @@ def parse_parts(text: str | None) -> tuple[str, ...]:
                 f"--parts {text}: no part {name!r}; known are {', '.join(PARTS)}{hint(name, PARTS)}"
             )
     return tuple(text.split(","))
-
-
-if __name__ == "__main__":
-    measure_part(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "1", Path(sys.argv[5]))

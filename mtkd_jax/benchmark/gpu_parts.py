@@ -1,7 +1,11 @@
-"""What the children of the suite `gpu` measure; see gpu.py, which never opens a device itself."""
+"""What the children of the suite `gpu` measure; see gpu.py, which never opens a device itself.
+
+Run as a module it measures one part: `python -m mtkd_jax.benchmark.gpu_parts PART FOLDER UNTIL TOY WORK`.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,9 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mtkd_jax.benchmark import agreement, clock, limit, members, work
-from mtkd_jax.benchmark.gpu import Item, Skipped
+from mtkd_jax import mesh
+from mtkd_jax.benchmark import agreement, clock, limit, members, tell
+from mtkd_jax.benchmark import work as operations
+from mtkd_jax.benchmark.gpu_store import Item, Skipped, Store, run_items
 from mtkd_jax.benchmark.networks import COLOUR, NETWORKS, Network
+from mtkd_jax.runs import workdir
 from mtkd_jax.system import files
 
 REFERENCE = "reference.npz"
@@ -27,6 +34,19 @@ NETS = (
 )
 LEAST = 25.0  # seconds of a case with its first compilations
 TOY = Network("toy", "cnn", {"widths": (2,), "dense": 3}, (4, 4, 1), 4, 2, (), ())
+
+
+def measure_part(part: str, folder: Path, until: float, toy: bool, work: Path) -> None:
+    """What a child does: a part, or the reference of `numbers`, which a CPU writes into `work`."""
+    mesh.use_devices()
+    workdir.use_compile_cache()
+    if part == "reference":
+        write_reference(work, toy)
+        return
+    store = Store(folder, toy)
+    store.describe(part, machine=tell.machine(None), ended="")
+    items = numbers(work, toy) if part == "numbers" else members_of(toy)
+    run_items(items, store, part, until)
 
 
 def numbers(reference: Path, toy: bool) -> list[Item]:
@@ -138,8 +158,12 @@ def _members(network: Network, num_members: int, until: float) -> dict:
     return {
         "num_members": num_members,
         "dtype": network.dtype,
-        "gflop": work.of_training(network) / 1e9,
+        "gflop": operations.of_training(network) / 1e9,
         "records": records,
         "left_out": left_out,
         "note": f"auto chose {note}." if note else "",
     }
+
+
+if __name__ == "__main__":
+    measure_part(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "1", Path(sys.argv[5]))

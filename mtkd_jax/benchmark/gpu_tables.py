@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtkd_jax.benchmark import members, tell
-from mtkd_jax.benchmark.gpu import PARTS
+from mtkd_jax.benchmark.gpu_store import PARTS
 from mtkd_jax.report import tables
 from mtkd_jax.report.tables import MISSING, Sheet
 
@@ -46,7 +46,7 @@ def findings(content: dict) -> list[str]:
         told += tell.left_out([left for one in of_part["items"].values() for left in one.get("left_out", ())])
         told += [f"{part}: skipped {name}: {why}." for name, why in of_part["skipped"].items()]
         told += [f"{part}: {of_part['ended']}."] if of_part.get("ended") else []
-        if "machine" in of_part:
+        if of_part.get("machine"):
             machine = {**of_part["machine"], "taken_by_others": of_part.get("taken_by_others")}
             told.append(f"{part}: {tell.on(machine)}")
     return [*told, *(["--toy: these numbers mean nothing."] if content["toy"] else [])]

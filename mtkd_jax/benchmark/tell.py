@@ -19,18 +19,19 @@ from mtkd_jax.types import UserError
 
 ONCE = "*"
 MUCH = 0.1  # of the processors; where others took more, a measurement is spoilt
+OF_A_RUN = ("commit", "python", "packages", "platform", "devices")  # of a run's environment
 PROC = Path("/proc")  # where Linux tells of itself
 
 
 def machine(of_others: float | None) -> dict:
     """Where and with what it was measured; `of_others` is the share of the processors they took meanwhile."""
     found = workdir.environment(seed=0)
-    found = {name: found[name] for name in ("commit", "python", "packages", "platform", "devices")}
+    found = {name: found[name] for name in OF_A_RUN}
     torch = sys.modules.get("torch")
     if torch is not None:
         found["packages"] |= {"torch": torch.__version__}
         found["torch_threads"] = torch.get_num_threads()
-    return {"processor": _processor(), "cores": os.cpu_count(), "taken_by_others": of_others, **found}
+    return {"processor": processor(), "cores": os.cpu_count(), "taken_by_others": of_others, **found}
 
 
 def sheets(result: dict) -> list[tuple[str, Sheet]]:
@@ -147,7 +148,7 @@ def on(machine: dict) -> str:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name of the processor, as far as the system tells it."""
     try:
         told = (PROC / "cpuinfo").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.benchmark import __main__, agreement, gpu, gpu_parts, gpu_tables, members, parcels, tell, work
-from mtkd_jax.benchmark.gpu import Item, Skipped, Store
+from mtkd_jax.benchmark.gpu_store import Item, Skipped, Store, run_items
 from mtkd_jax.types import UserError
 
 SOON = 1e18  # long after every test
@@ -73,12 +73,12 @@ def test_what_is_there_is_not_measured_again_and_what_failed_or_was_skipped_is(t
         item("c", least=1e20),
         item("d", then=Skipped("half")),
     ]
-    gpu.run_items(items, Store(tmp_path, True), "members", time.time() + 1000)
+    run_items(items, Store(tmp_path, True), "members", time.time() + 1000)
     kept = Store(tmp_path, True).content["parts"]["members"]
     assert calls == ["a", "b", "d"] and list(kept["items"]) == ["a"] and not kept["done"]
     assert kept["skipped"]["b"] == "it failed: broke" and kept["skipped"]["d"] == "half"
     assert "s were left, and it takes 100000000000000000000" in kept["skipped"]["c"]
-    gpu.run_items([item("a"), item("b")], Store(tmp_path, True), "members", SOON)
+    run_items([item("a"), item("b")], Store(tmp_path, True), "members", SOON)
     kept = Store(tmp_path, True).content["parts"]["members"]
     assert calls == ["a", "b", "d", "b"] and kept["done"]
     assert "broke" in capsys.readouterr().err
