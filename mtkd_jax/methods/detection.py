@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods import features
+from mtkd_jax.methods import features, maps
 from mtkd_jax.methods.modes import each_teacher
 from mtkd_jax.methods.seams import PLAIN, HardAnd, num_valid, of_places, soft_loss
 from mtkd_jax.types import Array, Context, Recipe, UserError
@@ -81,12 +81,12 @@ def chen(
     Source: Chen et al., NIPS 2017, Learning efficient object detection models with knowledge distillation.
     """
     hints = features.hints(student=student, teacher=teacher, weight=hint)
-    own = (*_background("chen", background), ("boxes", boxes), ("margin", margin))
+    assert isinstance(hints.term, maps.HardSoftAnd)
     return hints._replace(
         name="chen",
-        term=_HintAnd(HardAnd(_SoftAndBounded(_weighted_loss)), hints.term.feature_loss),  # type: ignore[attr-defined]
+        term=_AndHint(HardAnd(_SoftAndBounded(_weighted_loss)), hints.term.feature_loss),
         needs=(*hints.needs, "beside"),
-        hyper=(*hints.hyper, *own),
+        hyper=(*hints.hyper, *_background("chen", background), ("boxes", boxes), ("margin", margin)),
     )
 
 
@@ -153,7 +153,7 @@ def _bounded_loss(context: Context) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _HintAnd:
+class _AndHint:
     term: Callable[[Context], Array]
     hint: Callable[[Context], Array]
 

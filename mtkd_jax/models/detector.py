@@ -72,15 +72,11 @@ class DenseHeads(nn.Module):
             x = layers.Conv(self.channels, (3, 3), use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
             x = nn.relu(layers.layer_norm(x, name=f"norm{number}"))
         size, rows, columns, width = x.shape
-        places = x.reshape(-1, width).astype(jnp.float32)
-
-        def by_image(of_places: Array) -> Array:
-            return of_places.reshape(*of_places.shape[:-2], size, rows * columns, of_places.shape[-1])
-
+        places = x.reshape(size, rows * columns, width).astype(jnp.float32)
         classes = layers.Heads(self.task.num_heads, self.task.num_classes, name="classes")(places)
         distances = nn.softplus(nn.Dense(4, name="boxes")(places)) - BESIDE
-        outputs = layers.outputs(by_image(places), by_image(classes), features)
-        return dataclasses.replace(outputs, beside={"boxes": _corners(by_image(distances), rows, columns)})
+        outputs = layers.outputs(places, classes, features)
+        return dataclasses.replace(outputs, beside={"boxes": _corners(distances, rows, columns)})
 
 
 def _corners(distances: Array, rows: int, columns: int) -> Array:

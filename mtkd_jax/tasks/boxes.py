@@ -129,7 +129,11 @@ def _areas(
 
 
 class MeanPrecision(NamedTuple):
-    """mAP over thresholds: a `Measure.compute`, which returns a function of how often each image counts."""
+    """mAP over thresholds: a `Measure.compute`, which returns a function of how often each image counts.
+
+    The boxes to be found are those that places answer for: without the few that have no place left, and two
+    of one image and class that are the same are one.
+    """
 
     thresholds: tuple[float, ...]
 

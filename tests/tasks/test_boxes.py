@@ -1,11 +1,17 @@
 """Average precision by hand, and against numbers that COCO's own program gave."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from mtkd_jax import experiment
 from mtkd_jax.data.boxes import Boxes
+from mtkd_jax.deploy import predict
 from mtkd_jax.tasks import boxes
 from mtkd_jax.tasks.kinds import Said
+from tests import small
 
 UNIT = np.array([0.0, 0.0, 0.4, 0.4])
 
@@ -164,3 +170,38 @@ def test_boxes_are_drawn_where_they_are():
     assert (picture[:30] == 50).all() and (picture[:, :64] == 50).all()
     nothing = boxes.draw(image, np.array([0, -1]), ("background", "hole"), {"boxes": corners})
     assert (nothing == 50).all()
+
+
+def test_a_run_over_boxes_from_data_to_predict(tmp_path, capsys):
+    """Small detectors of bright rectangles, with the bound of their teachers' boxes."""
+    config = small.config(
+        **{
+            "data.source": "synthetic_boxes(num_train=60, num_test=8, size=16, noise=0.0, stride=4)",
+            "data.num_train": 40,
+            "model.name": "detector(network='cnn(widths=(4, 4))', channels=8)",
+            "teachers.num_members": 2,
+            "train.batch_size": 8,
+            "train.epochs": 20,
+            "train.learning_rate": 2e-2,
+            "students.modes": ("detection.bounded_boxes",),
+            "students.alphas": (0.5,),
+            "students.num_seeds": 1,
+            "fusion.rules": ("mean_probs", "borda"),
+        }
+    )
+    report = experiment.run(config, tmp_path / "run", quiet=True)
+    rows = {row["name"]: row["own"] for row in report["rows"]}
+    assert rows.pop("borda") == {"mAP@.5": None, "mAP@.5:.95": None}  # places are no probabilities
+    for own in rows.values():
+        half, over_all = own["mAP@.5"], own["mAP@.5:.95"]
+        assert 0 < over_all["mean"] < half["mean"] <= 1
+        assert half["ci95"][0] <= half["mean"] <= half["ci95"][1]
+    assert (tmp_path / "run" / "plots" / "mistakes.png").stat().st_size > 0
+
+    dataset = experiment.load_split(config).dataset
+    Image.fromarray(dataset.test_images[0, ..., 0]).save(tmp_path / "one.png")
+    capsys.readouterr()
+    asked = [str(tmp_path / "one.png"), "--student", str(tmp_path / "run" / "student"), "--json"]
+    assert predict.main(asked) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["told"][0].startswith("brightness 1 0.")
