@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from mtkd_jax import config as configuration
 from mtkd_jax import settings
 from mtkd_jax.engine import jobs
-from mtkd_jax.plans.schemes import WITH_OWN_TEACHERS
+from mtkd_jax.plans.schemes.ensembles import WITH_OWN_TEACHERS
 from mtkd_jax.runs.workdir import TRAINS_NOTHING
 from mtkd_jax.types import UserError
 

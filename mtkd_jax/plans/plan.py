@@ -1,7 +1,7 @@
 """A plan: the list of stages a run trains, one after the other.
 
 A stage is made from what earlier stages trained: as its teachers, as fitted helpers, or as its start.
-Generations, assistant chains and hint-then-distil (schemes.py) are longer lists, not other loops.
+Generations, assistant chains and hint-then-distil (schemes/) are longer lists, not other loops.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Plan = tuple[Stage, ...]
 
 
 def build(config: ConfigDict, split: Split) -> Plan:
-    """The plan that `config.plan` names, one of schemes.py; raises UserError where it cannot be.
+    """The plan that `config.plan` names, one of schemes/; raises UserError where it cannot be.
 
     No two stages have one name: the second would be restored from the first one's checkpoints.
     """

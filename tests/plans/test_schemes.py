@@ -13,7 +13,8 @@ from mtkd_jax.engine import jobs, population, step, training
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import lineage, seams, targets
 from mtkd_jax.methods.peers import Correlated
-from mtkd_jax.plans import plan, schemes, students, teachers
+from mtkd_jax.plans import plan, students, teachers
+from mtkd_jax.plans.schemes import further_data
 from mtkd_jax.report import document
 from mtkd_jax.results import evaluation
 from mtkd_jax.runs import predictions
@@ -374,13 +375,13 @@ def test_noisy_students_are_taught_by_all_and_then_by_themselves(generations):
     assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 0.1  # begun anew
     (own,) = plan.ensemble_of(done)
     probs = jax.nn.softmax(population.logits(own, split.dataset.train_images[split.pool]), axis=-1)
-    by_all = schemes._balanced_weights(np.asarray(probs.mean(axis=0), np.float64), 0.2)
+    by_all = further_data._balanced_weights(np.asarray(probs.mean(axis=0), np.float64), 0.2)
     np.testing.assert_allclose(works[one].hyper["class_weights"], np.tile(by_all, (len(seeds), 1)), rtol=1e-4)
     before = done[one].population
     for seed, found in zip(seeds, works[two].hyper["class_weights"]):
         alone = population.members(before, [before.names.index(f"noisy_student 1 a=0 T=1 seed {seed}")])
         said = population.logits(alone, split.dataset.train_images[split.pool])[0]
-        by_itself = schemes._balanced_weights(np.asarray(jax.nn.softmax(said), np.float64), 0.2)
+        by_itself = further_data._balanced_weights(np.asarray(jax.nn.softmax(said), np.float64), 0.2)
         np.testing.assert_allclose(found, by_itself, rtol=1e-4)
 
 
