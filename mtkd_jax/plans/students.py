@@ -32,8 +32,9 @@ from mtkd_jax.engine import jobs, population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
-from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.methods.seams import SUPERVISED, identity_view
 from mtkd_jax.models.branched import branched
+from mtkd_jax.models.levels import rounding
 from mtkd_jax.plans import controls, pretrained
 from mtkd_jax.types import Array, Ensemble, Model, Recipe, Task, TeacherOutputs, UserError
 
@@ -292,7 +293,7 @@ def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Mod
             "computes from the images; must be another mode, or that layer frozen"
         )
     if first.recipe.sharing is None:
-        return model
+        return model if first.recipe.view is identity_view else rounding(model)
     _check_optimizer(config, first)
     if config.students.init_from:
         raise UserError(
