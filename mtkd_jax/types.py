@@ -9,16 +9,13 @@ paper (Zuchniak 2023, arXiv 2302.07215); many code bases use the opposite sign.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 Array = jax.Array
 PyTree = Any
@@ -228,39 +225,6 @@ class Task(NamedTuple):
     std: tuple[float, ...]
 
 
-# A collection of a network's variables that tells to how many steps from 0 to 1 the input of a layer is
-# rounded, {path of the layer: {INPUT: steps []}}. It is a method's, not the architecture's.
-LEVELS, INPUT = "levels", "input"
-
-
-@jax.custom_jvp
-def round_off(x: Array, steps: Array) -> Array:
-    r"""Numbers cut off to [0,1] and rounded to one of `steps` + 1 values; 0 steps leave them as they are.
-
-    $$x \rightarrow \frac{\mathrm{round}(n\, \mathrm{clip}(x, 0, 1))}{n}, \qquad n = 2^b - 1$$
-
-    The gradient is 1 where $0 \le x \le 1$, else 0 (straight through). Computed in float32, returned in the
-    dtype of x.
-    """
-    wide = x.astype(jnp.float32)
-    rounded = jnp.round(steps * wide.clip(0.0, 1.0)) / jnp.maximum(steps, 1.0)
-    return jnp.where(steps > 0, rounded, wide).astype(x.dtype)
-
-
-@round_off.defjvp
-def _straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (x, steps), (tangent, _) = primals, tangents
-    return round_off(x, steps), jnp.where((steps > 0) & ((x < 0) | (x > 1)), 0, tangent)
-
-
-def _round_input(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    layer = context.module
-    if context.method_name != "__call__" or not layer.has_variable(LEVELS, INPUT):
-        return call(*args, **kwargs)
-    x, *others = args
-    return call(round_off(x, layer.get_variable(LEVELS, INPUT)), *others, **kwargs)
-
-
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The only seam to Flax: two pure functions over plain dicts. Hashable, so a jit key.
@@ -308,15 +272,13 @@ class Model:
     ) -> tuple[Outputs, PyTree]:
         """Outputs and the new non-parameter state ({} for networks without any). `key` feeds dropout.
 
-        Training keeps frozen stages as they are by `models.stages.still`. Where `variables` have LEVELS the
-        inputs of the layers named there are rounded.
+        Training keeps frozen stages as they are by `models.stages.still`.
         """
         state = {name: value for name, value in variables.items() if name != "params"}
-        with nn.intercept_methods(_round_input) if LEVELS in state else contextlib.nullcontext():
-            if not train:
-                return self.module.apply(variables, image, train=False), state
-            rngs = {} if key is None else {"dropout": key}
-            return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
+        if not train:
+            return self.module.apply(variables, image, train=False), state
+        rngs = {} if key is None else {"dropout": key}
+        return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
 
     def answer(self, variables: PyTree, image: Array, said: Array | None) -> Outputs:
         """What it says as a frozen teacher; `said` [B,K,C] is what is known of the teachers of files."""

@@ -119,8 +119,7 @@ def test_the_pure_rooms_do_no_io():
 def test_only_models_know_linen():
     knowing = {name for name, tree in modules() if "flax.linen" in imports(tree)}
     others = {name for name in knowing if not name.startswith("models.")}
-    # types.Model is the seam; benchmark.plain is what a user of Flax would write, to compare with.
-    assert others == {"types", "benchmark.plain"}
+    assert others == {"benchmark.plain"}  # what a user of Flax would write, to compare with
 
 
 def test_no_absolute_path_stands_in_the_project():

@@ -40,8 +40,9 @@ from mtkd_jax.deploy.deployed import (
     sha256,
 )
 from mtkd_jax.models import layers
+from mtkd_jax.models.levels import LEVELS, rounding
 from mtkd_jax.system.text import in_markdown
-from mtkd_jax.types import LEVELS, Array, Model, PyTree, Task, UserError
+from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
 TOLERANCE = 1e-5
@@ -131,7 +132,7 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
     wanted = jax.eval_shape(model.init, jax.random.key(0), image)
     if _shapes(wanted) != _shapes({kind: of for kind, of in variables.items() if kind != LEVELS}):
         raise UserError(f"{path}: not the weights of {card['model']} as this version of mtkd_jax builds it")
-    return model, variables, card
+    return (rounding(model) if LEVELS in variables else model), variables, card
 
 
 def logits_of(model: Model, variables: PyTree, images: Array) -> Array:

@@ -12,10 +12,9 @@ from flax.traverse_util import unflatten_dict
 
 from mtkd_jax.methods.peers import dml
 from mtkd_jax.methods.seams import PLAIN, HardAnd, hard_loss, soft_loss
+from mtkd_jax.models.levels import INPUT, LEVELS
 from mtkd_jax.models.own import NETWORK
 from mtkd_jax.types import (
-    INPUT,
-    LEVELS,
     Array,
     Context,
     PyTree,

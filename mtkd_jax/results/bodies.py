@@ -19,7 +19,8 @@ import numpy as np
 
 from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
-from mtkd_jax.types import LEVELS, Images, Model, Population, PyTree
+from mtkd_jax.models.levels import LEVELS
+from mtkd_jax.types import Images, Model, Population, PyTree
 
 REAL = 32  # bits of a float
 MOST_STEPS = 255  # between -1 and 1, of a kernel of few bits

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import types
 from mtkd_jax.config import build_model
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.methods import binary
+from mtkd_jax.models import levels
+from mtkd_jax.models.levels import LEVELS, round_off, rounding
 from mtkd_jax.types import (
-    LEVELS,
     Batch,
     Context,
     Outputs,
@@ -20,7 +20,6 @@ from mtkd_jax.types import (
     Task,
     TrainState,
     UserError,
-    round_off,
 )
 from tests import small
 from tests.references import methods as reference
@@ -332,7 +331,7 @@ NETWORKS = (
 @pytest.mark.parametrize("address", NETWORKS)
 def test_every_layer_with_an_inner_kernel_reads_few_values(address, monkeypatch):
     """Of any family: found by their kernels, not written into the networks."""
-    model = build_model(address, Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,)))
+    model = rounding(build_model(address, Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,))))
     image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     variables = model.init(jax.random.key(1), image)
     recipe, read = binary.dorefa(bits=2, activations=2), []
@@ -341,7 +340,7 @@ def test_every_layer_with_an_inner_kernel_reads_few_values(address, monkeypatch)
         read.append(round_off(x, steps))
         return read[-1]
 
-    monkeypatch.setattr(types, "round_off", note)
+    monkeypatch.setattr(levels, "round_off", note)
     seen = recipe.view(variables, None, numbers(recipe), None)
     few, _ = model.apply(seen, image)
     _, inner = zip(*jax.tree_util.tree_leaves_with_path(seen[LEVELS]))

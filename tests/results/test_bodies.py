@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from mtkd_jax.methods import binary
+from mtkd_jax.models.levels import LEVELS
 from mtkd_jax.report import tables
 from mtkd_jax.results import bodies
-from mtkd_jax.types import LEVELS
 
 
 def of_few_bits(recipe, kernel):

@@ -1,0 +1,63 @@
+"""Networks whose layers read activations of few bits, where their variables say so."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtkd_jax.types import Array, Model, Outputs, PyTree
+
+# A collection of variables that tells to how many steps from 0 to 1 the input of a layer is rounded,
+# {path of the layer: {INPUT: steps []}}. It is a method's, not the architecture's.
+LEVELS, INPUT = "levels", "input"
+
+
+@jax.custom_jvp
+def round_off(x: Array, steps: Array) -> Array:
+    r"""Numbers cut off to [0,1] and rounded to one of `steps` + 1 values; 0 steps leave them as they are.
+
+    $$x \rightarrow \frac{\mathrm{round}(n\, \mathrm{clip}(x, 0, 1))}{n}, \qquad n = 2^b - 1$$
+
+    The gradient is 1 where $0 \le x \le 1$, else 0 (straight through). Computed in float32, returned in the
+    dtype of x.
+    """
+    wide = x.astype(jnp.float32)
+    rounded = jnp.round(steps * wide.clip(0.0, 1.0)) / jnp.maximum(steps, 1.0)
+    return jnp.where(steps > 0, rounded, wide).astype(x.dtype)
+
+
+@round_off.defjvp
+def _straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (x, steps), (tangent, _) = primals, tangents
+    return round_off(x, steps), jnp.where((steps > 0) & ((x < 0) | (x > 1)), 0, tangent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounding(Model):
+    """A network that rounds what those of its layers read that LEVELS names; without it, as it was."""
+
+    def apply(
+        self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        """As of any network."""
+        with nn.intercept_methods(_round_input) if LEVELS in variables else contextlib.nullcontext():
+            return super().apply(variables, image, train=train, key=key)
+
+
+def rounding(model: Model) -> Rounding:
+    """The same network, which rounds where its variables say so."""
+    return Rounding(**{field.name: getattr(model, field.name) for field in dataclasses.fields(Model)})
+
+
+def _round_input(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    layer = context.module
+    if context.method_name != "__call__" or not layer.has_variable(LEVELS, INPUT):
+        return call(*args, **kwargs)
+    x, *others = args
+    return call(round_off(x, layer.get_variable(LEVELS, INPUT)), *others, **kwargs)
