@@ -418,7 +418,10 @@ class _Gate:
     num_peers: int
 
     def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
-        return _dense_and_norm(key, student.features[ENTERING].shape[-1], self.num_peers)
+        entering = student.features[ENTERING]
+        if isinstance(entering, tuple):
+            raise UserError("online.one weighs branches by the map that enters them, and here several do")
+        return _dense_and_norm(key, entering.shape[-1], self.num_peers)
 
 
 def _dense_and_norm(key: Array, width: int, features: int) -> PyTree:
