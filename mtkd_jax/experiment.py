@@ -32,6 +32,7 @@ from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts, own_code, paths
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import DataSet, Model, PyTree, TrackedRun, UserError
 
 SAME_DECISION = 1e-2  # in probability: what networks in bfloat16 may differ by, compiled otherwise
@@ -79,7 +80,8 @@ def _is_whole(report: dict[str, Any], config: ConfigDict) -> bool:
 
     One that was built again has none of these, because reading a run executes nothing.
     """
-    return document.can_be_shown(report) and len(report["metrics"]) == len(config.report.metrics)
+    told = {one["address"] for one in report["metrics"]}
+    return document.can_be_shown(report) and told >= set(config.report.metrics)
 
 
 def train(
@@ -385,7 +387,8 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
     dataset, config = trained.split.dataset, trained.config
     measured = {}
     if len(dataset.test_labels):
-        measured = metrics.per_example(group.test[position], dataset.test_labels)
+        measured = metrics.per_example(group.test[position], predicted.test_labels)
+        measured = {name: predicted.by_unit(values) for name, values in measured.items()}
     card = {
         "name": f"{dataset.name}: {group.role} {group.name}",
         "model": group.architecture,
@@ -397,6 +400,7 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
             "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
             **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
         },
+        **({"places": _places(dataset, group)} if dataset.is_dense else {}),
         "training": _training(config, predicted, group, position),
         "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
         "source": f"configuration {workdir.config_hash(config.to_dict())[:12]}",
@@ -410,6 +414,16 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
         },
     }
     return model, variables, card
+
+
+def _places(dataset: DataSet, group: Group) -> dict[str, Any]:
+    """For the card: what a network says of, where an image has several labels."""
+    return {
+        "task": dataset.task,
+        "place": kinds.named(dataset.task).place,
+        "number": dataset.train_labels.shape[1],
+        "beside": {name: one.shape[-1] for name, one in group.beside.items()},
+    }
 
 
 def _training(config: ConfigDict, predicted: Predictions, group: Group, position: int) -> str:

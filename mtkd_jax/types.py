@@ -185,6 +185,13 @@ class Outputs:
         default_factory=dict
     )  # further predictions of places, {name: [B,L,d]}
 
+    @property
+    def said(self) -> Array:
+        """What an exported network says: logits, and behind them in the last axis `beside`, by name."""
+        if not self.beside:
+            return self.logits
+        return jax.numpy.concatenate([self.logits, *(self.beside[name] for name in sorted(self.beside))], -1)
+
 
 class TeacherOutputs(NamedTuple):
     """What K frozen teachers say of one batch. Only logits stack: architectures differ in the rest."""

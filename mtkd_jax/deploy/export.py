@@ -71,6 +71,7 @@ def save_student(
         training    one line: method, alpha, temperature, or whatever made it
         data        one line: source and sizes
         source      one line: the run it came from
+        places      of a dense task {"task", "place", "number" of an image, "beside": {name: d}}
         metrics     {name: {"value", "ci95": [low, high] or None, "over": what the interval is taken over}}
     `check` is (images [n,h,w,c], logits [n,C]). Raises UserError when the disk refuses.
     """
@@ -132,14 +133,17 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
 
 
 def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
-    """Logits [n,C] of one network, compiled alone: the same program before saving and after loading."""
+    """Logits [n,C] of one network, compiled alone: the same program before saving and after loading.
+
+    Of a dense task [n,L,C], and behind the logits what is predicted beside them: `Outputs.said`.
+    """
     with jax.default_matmul_precision("highest"):  # as in the exported program
         return _logits(model)(variables, images)
 
 
 @lru_cache
 def _logits(model: Model) -> Callable:
-    return jax.jit(lambda variables, images: model.apply(variables, images)[0].logits)
+    return jax.jit(lambda variables, images: model.apply(variables, images)[0].said)
 
 
 def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:
@@ -172,7 +176,7 @@ def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> fl
 def program_of(model: Model, variables: PyTree, shape: Sequence[int]) -> bytes:
     """The network with its weights as StableHLO, float32 images [b,h,w,c] -> logits [b,C] for any b."""
     variables = jax.tree.map(np.asarray, variables)
-    return _exported(lambda images: model.apply(variables, images)[0].logits, shape)
+    return _exported(lambda images: model.apply(variables, images)[0].said, shape)
 
 
 def _exported(function: Callable[[Array], Array], shape: Sequence[int]) -> bytes:
@@ -245,7 +249,7 @@ def readme(card: Mapping[str, Any], folder: str) -> str:
     told = {name: in_markdown(card[name]) for name in ("name", "training", "data", "source")}
     return f"""# {told["name"]}
 
-A network that sorts images of {shape} (height x width x channels) into {len(card["class_names"])} classes:
+A network that {_what_it_does(card)}, of images of {shape} (height x width x channels). Classes:
 {", ".join(map(in_markdown, card["class_names"]))}.
 
 | | |
@@ -255,7 +259,7 @@ A network that sorts images of {shape} (height x width x channels) into {len(car
 | data | {told["data"]} |
 | run | {told["source"]} |
 | input | {card["input"]["dtype"]}, {card["input"]["range"]}; normalisation is inside the network |
-| output | unnormalised logits, one per class in the order above; softmax makes probabilities |
+| output | {_what_it_says(card)} |
 
 ## What it is for
 
@@ -314,6 +318,21 @@ print("largest difference from the saved logits:", abs(outputs.logits - check["l
 `model.json` is this page for programs. SHA-256 of the weights: `{card["weights_sha256"]}`;
 of the program: `{card["program_sha256"]}`.
 """
+
+
+def _what_it_does(card: Mapping[str, Any]) -> str:
+    num_classes, places = len(card["class_names"]), card.get("places")
+    if places is None:
+        return f"tells {num_classes} classes apart"
+    return f"tells {num_classes} classes apart in each of {places['number']:,} {places['place']}s"
+
+
+def _what_it_says(card: Mapping[str, Any]) -> str:
+    said = "unnormalised logits, one per class in the order above; softmax makes probabilities"
+    if "places" not in card:
+        return said
+    beside = "".join(f", then {width} of {name}" for name, width in sorted(card["places"]["beside"].items()))
+    return f"[b,{card['places']['number']},...]: of each {card['places']['place']} {said}{beside}"
 
 
 def _forms(card: Mapping[str, Any]) -> str:

@@ -3,12 +3,12 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
-With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
-has written.
-With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
-With --logits OUT.npz nothing is printed but where it went: the logits of all images, under their names, as
-another run learns from them (config.teachers.logits; see data/said.py).
-Exit code 0: every image was read; 2: some were not, or another error that the user can mend, in one line.
+With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms` has
+written. With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says
+who did. A student of pixels, boxes or tokens tells what its task does, such as the area of each class:
+{"image", "told"}. With --logits OUT.npz nothing is printed but where it went: the logits of all images, under
+their names, as another run learns from them (config.teachers.logits; see data/said.py). Exit code 0: every
+image was read; 2: some were not, or another error that the user can mend, in one line.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Prediction(NamedTuple):
     error: str = ""
     by: str = ""  # "student" | "ensemble", of a cascade
     logits: tuple[float, ...] = ()  # of all classes, in their order
+    lines: tuple[str, ...] = ()  # of a student of places, what its task tells of them, in place of classes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +60,11 @@ def _main(argv: Sequence[str] | None) -> None:
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
     for note in unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
+    if asked.logits is not None and "places" in card:
+        raise UserError(
+            f"--logits {asked.logits}: {card['name']} says a class of every {card['places']['place']}, and "
+            "the file would hold one of every image; must be without it"
+        )
     if asked.logits is not None:
         told = _write_logits(asked.logits, found, card["class_names"])
     else:
@@ -134,7 +140,7 @@ def predictions(
     size = min(batch, len(paths))
     for start in range(0, len(paths), size):
         part = paths[start : start + size]
-        yield from _of_batch(program, card["class_names"], part, shape, top, fit, size, net)
+        yield from _of_batch(program, card, part, shape, top, fit, size, net)
 
 
 def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -150,7 +156,7 @@ def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
 
 def _of_batch(
     program: Callable,
-    class_names: Sequence[str],
+    card: Mapping[str, Any],
     paths: Sequence[Path],
     shape: tuple[int, int, int],
     top: int,
@@ -159,6 +165,7 @@ def _of_batch(
     net: cascade.Cascade | None,
 ) -> Iterator[Prediction]:
     """At most `size` files; the program always sees as many images, so that it is compiled once."""
+    class_names, tell = card["class_names"], _telling(card)
     pixels, errors = np.zeros((size, *shape), np.uint8), [""] * len(paths)
     for place, path in enumerate(paths):
         try:
@@ -176,14 +183,32 @@ def _of_batch(
         best = np.argsort(-row, kind="stable")[:top]
         if error:
             yield Prediction(path, error=error)
+        elif tell is not None:
+            yield Prediction(path, lines=tuple(tell(own)))
         else:
             classes = tuple(class_names[i] for i in best)
             probabilities = tuple(row[best].tolist())
             yield Prediction(path, classes, probabilities, by=who, logits=tuple(own.tolist()))
 
 
+def _telling(card: Mapping[str, Any]) -> Callable[[np.ndarray], list[str]] | None:
+    """What tells of one image what a student says of its places [L,C + ...]; None of a student of images."""
+    if "places" not in card:
+        return None
+    from mtkd_jax.tasks import kinds  # which a student of images does without
+
+    task, names, beside = card["places"]["task"], card["class_names"], card["places"]["beside"]
+    ends = np.cumsum([len(names), *(beside[name] for name in sorted(beside))])[:-1]
+
+    def tell(said: np.ndarray) -> list[str]:
+        logits, *others = np.split(said, ends, axis=-1)
+        return kinds.named(task).tell(logits, names, dict(zip(sorted(beside), others)))
+
+    return tell
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities [N,C] of logits [N,C]."""
+    """Probabilities [...,C] of logits [...,C]."""
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
@@ -220,6 +245,8 @@ def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
 def _as_json(one: Prediction) -> dict[str, Any]:
     if one.error:
         return {"image": str(one.path), "error": one.error}
+    if not one.classes:
+        return {"image": str(one.path), "told": list(one.lines)}
     said = {"image": str(one.path), "class": one.classes[0], "probability": one.probabilities[0]}
     said |= {"answered_by": one.by} if one.by else {}
     several = {"probabilities": dict(zip(one.classes, one.probabilities))} if len(one.classes) > 1 else {}
@@ -231,14 +258,19 @@ def _tell(found: Iterable[Prediction]) -> list[Prediction]:
     told = list(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("image", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right", no_wrap=True)
+    if any(one.lines for one in told):
+        table.add_column("what is there", overflow="fold")
+    else:
+        table.add_column("class", overflow="fold")
+        table.add_column("probability", justify="right", no_wrap=True)
     if any(one.by for one in told):
         table.add_column("answered by", no_wrap=True)
     for one in told:
         if one.error:
             error = one.error.removeprefix(f"{printable(one.path)}: ")
             table.add_row(Text(printable(one.path)), Text(error, style="red"))
+        elif not one.classes:
+            table.add_row(Text(printable(one.path)), Text(printable(", ".join(one.lines) or "nothing")))
         for place, (name, probability) in enumerate(zip(one.classes, one.probabilities)):
             path = "" if place else printable(one.path)
             by = [one.by] if one.by and not place else []

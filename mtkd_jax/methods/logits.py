@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
-from mtkd_jax.methods.seams import PLAIN, HardAnd, mean_of_probs, soft_loss
+from mtkd_jax.methods.seams import PLAIN, HardAnd, mean_of_probs, of_places, soft_loss
 from mtkd_jax.types import (
     Array,
     Context,
@@ -26,6 +26,8 @@ from mtkd_jax.types import (
     TeacherOutputs,
     UserError,
 )
+
+NOWHERE = -1e9  # a logit where there is no place: its share of a map is 0
 
 
 def dkd(*, target_weight: float = 1.0, nontarget_weight: float = 8.0, warmup: float = 20 / 240) -> Recipe:
@@ -130,12 +132,52 @@ def dist(*, inter_weight: float = 1.0, intra_weight: float = 1.0) -> Recipe:
     Here $\rho$ is Pearson's correlation, $\beta_1$ is `inter_weight`, $\beta_2$ is `intra_weight`, $p$ [B,C]
     is the softened student, $q$ [B,C] the mean softened teacher and $b$ the example. The second part looks
     down the columns of a batch, which must be large enough to hold some examples of every class. A constant
-    row or column has the correlation 0.
+    row or column has the correlation 0. Where places of an image have labels they are the examples, as in the
+    paper's segmentation: each pixel's row, and columns over all pixels of the batch.
 
     Source: Huang et al. 2022, arXiv 2205.10536. The weights are those of its public loss file.
     """
     weights = (("inter_weight", inter_weight), ("intra_weight", intra_weight))
     return PLAIN._replace(name="dist", term=HardAnd(_correlation_loss), hyper=weights)
+
+
+def cwd(*, weight: float = 3.0, map_temperature: float = 4.0) -> Recipe:
+    r"""Match where in an image each class is seen: channel-wise distillation of the maps of logits.
+
+    $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{KD} + \lambda\, \frac{\tau^2}{C} \sum_c
+    \frac{1}{K} \sum_k \mathrm{KL}(\phi(z_{k,c}) \parallel \phi(z_c)), \qquad
+    \phi(z_c)_i = \frac{e^{z_{c,i} / \tau}}{\sum_j e^{z_{c,j} / \tau}}$$
+
+    For tasks whose places have labels: i and j are the places of one image that are there, $z_c$ the map of
+    class c, $\lambda$ is `weight` and $\tau$ is `map_temperature`. An image's loss is that of each of its
+    places. Of one place an image, $\phi$ is 1 and this is plain distillation. The paper has one teacher, and
+    no $\ell_\text{KD}$.
+
+    Source: Shu et al. 2021, arXiv 2011.13256 (weight 3 and temperature 4 on maps of logits).
+    """
+    own = (("weight", weight), ("map_temperature", map_temperature))
+    return PLAIN._replace(name="cwd", term=_with_channels, hyper=own, hears_all=True)
+
+
+def _with_channels(context: Context) -> Array:
+    loss, weight = HardAnd(soft_loss)(context), context.hyper["weight"]
+    return loss + weight * of_places(_channel_distance(context), context.batch)
+
+
+def _channel_distance(context: Context) -> Array:
+    """Of each image [B]."""
+    batch, temperature = context.batch, context.hyper["map_temperature"]
+    num_images = batch.image.shape[-4]
+
+    def log_map(logits: Array) -> Array:  # [...,B*L,C] -> [...,B,L,C]
+        if batch.valid is not None:
+            logits = jnp.where(batch.valid[:, None], logits, NOWHERE)
+        maps = logits.reshape(*logits.shape[:-2], num_images, -1, logits.shape[-1])
+        return jax.nn.log_softmax(maps / temperature, axis=-2)
+
+    own, others = log_map(context.student.logits), log_map(context.teacher.logits)
+    divergence = jnp.sum(jnp.exp(others) * (others - own), axis=-2)  # [K,B,C]
+    return temperature**2 * divergence.mean(axis=(0, 2))
 
 
 def _correlation_loss(context: Context) -> Array:

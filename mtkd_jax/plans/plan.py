@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import mesh
 from mtkd_jax.config import (
+    AUTO,
     SEEDS_AT_ONCE,
     augmentation,
     canonical,
@@ -45,7 +46,9 @@ from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import Ensemble, Model, Population, PyTree, UserError
+from mtkd_jax.types import DataSet, Ensemble, Model, Population, PyTree, UserError
+
+SHARE_OF_PREDICTIONS = 0.5  # of memory, for what networks say of places
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
 
@@ -250,9 +253,15 @@ def check(config: ConfigDict, split: Split) -> None:
             "config.data.augment.rand_augment: changes levels from black to white, and "
             f"{split.dataset.train_images.dtype} images have none that are known; must be () for them"
         )
+    if split.dataset.is_dense and config.export.cascade:
+        raise UserError(
+            "config.export.cascade: hands over whole images that have one class, and here places of an image "
+            "have labels; must be False"
+        )
+    _check_size_of_predictions(config, split)
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
     for address in {*teacher_models(config), *student_models(config)}:
-        jax.eval_shape(teachers.network(split, address).init, jax.random.key(0), image)
+        _check_says_as_labelled(teachers.network(split, address), image, split.dataset)
     try:
         ours = {**augmentation(config), "own": ()}
         ours["flip"] |= ours.pop("alternating_flip")
@@ -269,6 +278,38 @@ def check(config: ConfigDict, split: Split) -> None:
             raise UserError(f"config.data.augment.own: {address}: {error}") from None
     for transfer in config.students.transfer:
         students.batches(config, split, transfer)(0)
+
+
+def _check_says_as_labelled(model: Model, image: PyTree, dataset: DataSet) -> None:
+    """Raise UserError for a network that does not say a class for each label of an example [1,h,w,c]."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    said = jax.eval_shape(lambda *of: model.apply(*of)[0].logits, variables, image).shape[1:-1]
+    if said != (labels := dataset.train_labels.shape[1:]):
+        told = [f"{of[0]} places" if of else "the whole" for of in (said, labels)]
+        raise UserError(
+            f"{model.name}: says a class of {told[0]} of an image, and {dataset.name} has labels of "
+            f"{told[1]}; must be another network"
+        )
+
+
+def _check_size_of_predictions(config: ConfigDict, split: Split) -> None:
+    """Raise UserError where what networks say of the places of a dense task would not fit into memory."""
+    dataset = split.dataset
+    if not dataset.is_dense:
+        return
+    asked = config.students
+    num_seeds = asked.max_seeds if asked.num_seeds == AUTO else asked.num_seeds
+    num_students = (len(asked.modes) + 1) * len(asked.transfer) * num_seeds
+    num_networks = (number_of_teachers(config) or 1) + len(student_models(config)) * num_students
+    num_places = (len(dataset.test_labels) + len(split.val)) * dataset.test_labels.shape[1]
+    needed = 4 * num_places * dataset.num_classes * num_networks
+    limit = SHARE_OF_PREDICTIONS * forecast.memory_limit()
+    if needed > limit:
+        raise UserError(
+            f"{dataset.name}: what {num_networks} networks say of {num_places:,} places takes "
+            f"{needed / 2**30:.1f} GiB, {limit / 2**30:.1f} are there for it; must be fewer test images, "
+            "places of an image, or networks"
+        )
 
 
 def check_teachers(config: ConfigDict, split: Split, borrowed: Done) -> None:

@@ -53,7 +53,8 @@ PLOTS = {
     "cascade": "A student that hands over to the ensemble what it is not sure of, at all thresholds. "
     "Diamond: the threshold that validation sets.",
     MISTAKES: "Test images that the network to deploy is wrong about, surest first: the class, and what it "
-    "was taken for with which probability; of a class to be detected, the probability of that class.",
+    "was taken for with which probability; of a class to be detected, the probability of that class. Where "
+    "places of an image have labels: the image, what is right, and what is said.",
 }
 
 
@@ -414,7 +415,7 @@ def _main_markdown(report: dict) -> str:
         text += f"\n\n### {in_markdown(tables.detection_title(report))}\n\n"
         text += f"{_sectioned(*tables.detection(report))}\n\n{tables.DETECTION_CAPTION}"
     if report["metrics"]:
-        text += f"\n\n### {tables.OWN_TITLE}\n\n{_sectioned(*tables.own_metrics(report))}\n\n"
+        text += f"\n\n### {tables.own_title(report)}\n\n{_sectioned(*tables.own_metrics(report))}\n\n"
         text += in_markdown(tables.own_caption(report))
     return text
 

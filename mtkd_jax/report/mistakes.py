@@ -13,6 +13,7 @@ from scipy.special import expit, softmax
 from mtkd_jax.report import pictures
 from mtkd_jax.results import analysis, metrics
 from mtkd_jax.runs.predictions import Predictions
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import DataSet
 
 COLUMNS, MOST = 8, 24  # images of a section: beside each other, and in all
@@ -34,6 +35,8 @@ def sheet(dataset: DataSet, found: Predictions) -> bytes | None:
     Of two classes of which one is to be detected the sections are its misses and the false alarms, at the
     threshold that validation allows; otherwise there is one, of all images of another class than is said.
     """
+    if found.test_groups is not None:
+        return _sheet_of_places(dataset, found)
     sections = [section for section in _sections(found) if len(section.rows)]
     if not sections:
         return None
@@ -52,6 +55,67 @@ def sheet(dataset: DataSet, found: Predictions) -> bytes | None:
             below = left, above + TILE
             draw.multiline_text(below, _fitting(caption, font), fill=PALE, font=font, spacing=1)
         top += height
+    png = io.BytesIO()
+    whole.save(png, "PNG")
+    return png.getvalue()
+
+
+def _sheet_of_places(dataset: DataSet, found: Predictions) -> bytes | None:
+    """Of a dense task the test images with most places wrong: image, what is right, what is said.
+
+    None where no network is deployed or its task draws nothing.
+    """
+    deployed, kind = analysis.network_to_deploy(found), kinds.named(found.task)
+    if deployed is None or kind.draw is None or not len(found.test_labels):
+        return None
+    group, position = deployed
+    classes = group.test[position].argmax(axis=-1)
+    examples, first, sizes = np.unique(found.test_index, return_index=True, return_counts=True)
+    right = np.add.reduceat((classes == found.test_labels).astype(np.float64), first) / sizes
+    worst = np.argsort(right, kind="stable")[: MOST // 2]
+    font, step = ImageFont.load_default(11), TILE + GAP
+    across = max(1, COLUMNS // 3)  # images beside each other, three pictures each
+    num_lines = -(-len(worst) // across)
+    whole = Image.new(
+        "RGB", (GAP + 3 * across * step, 2 * GAP + 2 * LINE + num_lines * (step + 2 * LINE)), "white"
+    )
+    draw = ImageDraw.Draw(whole)
+    title = (
+        f"{group.name}, {group.members[position]}: of {len(examples):,} test images those with most "
+        f"{kind.place}s wrong; image, right, said"
+    )
+    draw.text((GAP, GAP), title, fill=INK, font=ImageFont.load_default(13))
+    bounds = dataset.test_images.min(), dataset.test_images.max()
+
+    def drawn(
+        image: np.ndarray, rows: np.ndarray, what: np.ndarray, beside: dict[str, np.ndarray]
+    ) -> Image.Image:
+        at = found.test_places[rows]
+        of_all = np.full(found.num_places, -1)
+        of_all[at] = what[rows]
+        spread = {
+            name: np.zeros((found.num_places, one.shape[-1]), np.float32) for name, one in beside.items()
+        }
+        for name, one in beside.items():
+            spread[name][at] = one[rows]
+        return Image.fromarray(kind.draw(image, of_all, found.class_names, spread))
+
+    said_beside = {name: of[position] for name, of in group.beside.items()}
+    for number, place in enumerate(worst):
+        line, column = divmod(number, across)
+        left, above = GAP + 3 * column * step, 2 * GAP + 2 * LINE + line * (step + 2 * LINE)
+        rows = np.arange(first[place], first[place] + sizes[place])
+        image = dataset.test_images[examples[place : place + 1]][0]
+        plain = pictures.as_rgb(image, *bounds)
+        shown = (
+            Image.fromarray(plain),
+            drawn(plain, rows, found.test_labels, dict(found.test_goals)),
+            drawn(plain, rows, classes, said_beside),
+        )
+        for offset, picture in enumerate(shown):
+            whole.paste(pictures.resized(picture, TILE), (left + offset * step, above))
+        caption = f"{100 * right[place]:.0f} % of {kind.place}s right"
+        draw.text((left, above + TILE), caption, fill=PALE, font=font)
     png = io.BytesIO()
     whole.save(png, "PNG")
     return png.getvalue()

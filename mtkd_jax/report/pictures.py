@@ -18,7 +18,20 @@ def tile(image: np.ndarray, least: float, greatest: float, side: int) -> Image.I
         image = np.round(255 * _scaled(image, least, greatest)).astype(np.uint8)
     if image.shape[-1] != 3:
         image = image.mean(axis=-1).astype(np.uint8)
-    picture = Image.fromarray(image)
+    return resized(Image.fromarray(image), side)
+
+
+def as_rgb(image: np.ndarray, least: float, greatest: float) -> np.ndarray:
+    """An image [h,w,c] as [h,w,3] uint8; of other than 3 channels the mean. Floats as in `tile`."""
+    if image.dtype != np.uint8:
+        image = np.round(255 * _scaled(image, least, greatest)).astype(np.uint8)
+    if image.shape[-1] == 3:
+        return image
+    return np.repeat(image.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1)
+
+
+def resized(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with a longer side of `side` pixels, enlarged pixel by pixel or reduced."""
     scale = side / max(picture.size)
     size = tuple(max(1, round(length * scale)) for length in picture.size)
     return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

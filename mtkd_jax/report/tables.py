@@ -58,6 +58,7 @@ NEGATIVE_TRANSFER_CAPTION = (
     "down. The images are held fixed: the intervals are of the seeds alone."
 )
 OWN_TITLE = "Metrics of your own"
+TASK_TITLE = "Metrics of the task"
 DETECTION_CAPTION = (
     "recall at: at the threshold that has at most so many false alarms on the test images themselves. "
     "recall, false alarms, misses: of the test images, at the threshold that has at most so many on "
@@ -314,6 +315,11 @@ def own_metrics(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
         cells = [_name(row, report), *(_own_cell(row["own"][one["name"]], one["digits"]) for one in asked)]
         sections.setdefault(_title(row, report), []).append(cells)
     return header, list(sections.items())
+
+
+def own_title(report: dict) -> str:
+    """The heading of that table: a task has metrics, to which those of the user's own are added."""
+    return OWN_TITLE if report["task"] == "classes" else TASK_TITLE
 
 
 def own_caption(report: dict) -> str:
@@ -589,7 +595,7 @@ def terminal(report: dict) -> Group:
         ]
     if report["metrics"]:
         parts += [
-            Text(f"\n{OWN_TITLE}", style="bold"),
+            Text(f"\n{own_title(report)}", style="bold"),
             *render_sections(*own_metrics(report)),
             Text(own_caption(report), style="dim"),
         ]

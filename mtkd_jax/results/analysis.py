@@ -21,6 +21,8 @@ from mtkd_jax.fusion import rules
 from mtkd_jax.results import intervals, metrics, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import own_metrics
+from mtkd_jax.tasks import kinds
+from mtkd_jax.tasks.kinds import Measure, Said
 from mtkd_jax.types import Metric, UserError
 
 METRICS = ("accuracy", "nll", "ece", "brier", "balanced_accuracy")
@@ -88,7 +90,12 @@ def controls_of(predictions: Predictions, group: Group) -> list[Group]:
 
 
 def detected(predictions: Predictions) -> int | None:
-    """The class to be detected; None unless there are two classes, both in validation and in test."""
+    """The class to be detected; None unless there are two classes, both in validation and in test.
+
+    Nor of a dense task, of whose places most are as often as not of one class.
+    """
+    if predictions.test_groups is not None:
+        return None
     present = [np.unique(labels).tolist() for labels in (predictions.val_labels, predictions.test_labels)]
     if len(predictions.class_names) != 2 or present != [[0, 1], [0, 1]]:
         return None
@@ -236,11 +243,16 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         **found,
         **_detection_of_members(predictions, group, over),
         "own": {
-            one.name: _own_of_members(one, group, predictions.test_labels, over)
-            for one in own(predictions).values()
+            **{
+                one.name: _measured_of_members(one, group, predictions, over) for one in measures(predictions)
+            },
+            **{
+                one.name: _own_of_members(one, group, predictions.test_labels, over)
+                for one in own(predictions).values()
+            },
         },
         "val": {name: float(np.mean([one[name] for one in val])) for name in ("accuracy", "nll")},
-        "apart": _apart(group, [one["accuracy"] for one in val], len(predictions.val_labels)),
+        "apart": _apart(group, [one["accuracy"] for one in val], _num_val_units(predictions)),
         "grid": [dict(point) for point in group.grid],
         "gap_share": share,
         "params": group.params,
@@ -248,6 +260,13 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         "latency_ms": {size: group.latency_ms.get(size) for size in ("1", "256")},
         "train_seconds": group.train_seconds,
     }
+
+
+def _num_val_units(predictions: Predictions) -> int:
+    """How many validation examples there are; places of one are not counted apart."""
+    if predictions.test_groups is None:
+        return len(predictions.val_labels)
+    return len(np.unique(predictions.val_index))
 
 
 def _apart(group: Group, accuracies: list[float], num_examples: int) -> list[dict]:
@@ -293,12 +312,14 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
     decided = fused(predictions, rule)
     on_test = metrics.per_example(decided["test"], predictions.test_labels)
     on_val = metrics.summary(decided["val"], predictions.val_labels)
-    found = {name: _over_examples(values) for name, values in on_test.items()}
+    found = {name: _over_examples(predictions.by_unit(values)) for name, values in on_test.items()}
     matrix = metrics.confusion(decided["test"], predictions.test_labels)
     present = matrix.sum(axis=1) > 0
     found["balanced_accuracy"] = _of_ensemble(
         metrics.balanced_accuracy(decided["test"], predictions.test_labels),
-        intervals.bootstrap_shares(np.diagonal(matrix)[present], matrix.sum(axis=1)[present]),
+        intervals.bootstrap_shares(np.diagonal(matrix)[present], matrix.sum(axis=1)[present])
+        if predictions.test_groups is None
+        else _balanced_over_units(predictions, decided["test"]),
     )
     ranks = rules.is_rank(rule)  # places are no probabilities
     if ranks:
@@ -320,10 +341,16 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         **{name: found[name] for name in METRICS},
         **(dict.fromkeys(DETECTION) if ranks else _detection_of_ensemble(predictions, decided)),
         "own": {
-            one.name: None
-            if ranks and not one.of_places
-            else _own_of_ensemble(one, decided["test"], predictions.test_labels)
-            for one in own(predictions).values()
+            **{
+                one.name: None if ranks else _measured_of_one(one, said(predictions, decided["test"], {}))
+                for one in measures(predictions)
+            },
+            **{
+                one.name: None
+                if ranks and not one.of_places
+                else _own_of_ensemble(one, decided["test"], predictions.test_labels)
+                for one in own(predictions).values()
+            },
         },
         "val": {"accuracy": on_val["accuracy"], "nll": None if ranks else on_val["nll"]},
         "apart": [],
@@ -355,6 +382,78 @@ def _over_examples(values: np.ndarray) -> dict:
 
 def _of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
     return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
+
+
+def _balanced_over_units(predictions: Predictions, logits: np.ndarray) -> intervals.Interval:
+    """Of the mean recall of classes, by resampling what places belong to."""
+    labels, right = predictions.test_labels, logits.argmax(axis=-1) == predictions.test_labels
+    _, unit = np.unique(predictions.test_groups, return_inverse=True)
+    counts = np.zeros((2, unit.max() + 1, logits.shape[-1]))
+    np.add.at(counts, (1, unit, labels), 1.0)
+    np.add.at(counts, (0, unit, labels), right)
+
+    def recall(total: np.ndarray) -> float:
+        found, of = total
+        return float((found[of > 0] / of[of > 0]).mean())
+
+    return intervals.bootstrap_sums(np.moveaxis(counts, 1, 0), recall)
+
+
+# --- what a task measures ------------------------------------------------------------------------------
+
+
+def measures(predictions: Predictions) -> tuple[Measure, ...]:
+    """The measures of the task, which are told beside those of classes."""
+    return kinds.named(predictions.task).measures
+
+
+def said(predictions: Predictions, logits: np.ndarray, beside: Mapping[str, np.ndarray]) -> Said:
+    """What one network says of the test places [N,C], as a task's measures take it."""
+    _, example = np.unique(predictions.test_index, return_inverse=True)
+    places, goals = predictions.test_places, predictions.test_goals
+    place = np.zeros(len(logits), np.int32) if places is None else places
+    return Said(logits, predictions.test_labels, example, place, beside, goals, predictions.class_names)
+
+
+def _measured_of_members(one: Measure, group: Group, predictions: Predictions, over: str) -> dict | None:
+    """A task's measure over members, with Student's interval; of one member by resampling examples."""
+    each = [
+        said(predictions, logits, {name: of[s] for name, of in group.beside.items()})
+        for s, logits in enumerate(group.test)
+    ]
+    if len(each) == 1:
+        return _measured_of_one(one, each[0])
+    if not set(one.beside) <= group.beside.keys():
+        return None
+    values = [_value(one, of_one) for of_one in each]
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)),
+        "ci95": tuple(float(x) for x in np.clip(intervals.t_interval(values), *one.ends)),
+        "ci_over": over,
+        "values": values,
+    }
+
+
+def _value(one: Measure, told: Said) -> float:
+    found = np.asarray(one.compute(told), np.float64)
+    return float(one.value(found.sum(axis=0)) if one.value else found.mean())
+
+
+def _measured_of_one(one: Measure, told: Said) -> dict | None:
+    """The same of one network or fused decision, over test examples; None where it lacks what is measured."""
+    if not set(one.beside) <= told.beside.keys():
+        return None
+    found = np.asarray(one.compute(told), np.float64)
+    if found.ndim == 0:  # one number for all: every resample computes it anew
+        rng, num = np.random.default_rng(0), told.num_examples
+        drawn = (rng.integers(num, size=num) for _ in range(OWN_RESAMPLES))
+        resampled = np.array([float(one.compute(told.take(examples))) for examples in drawn])
+        return _of_ensemble(float(found), intervals.percentiles(resampled))
+    interval = (
+        intervals.bootstrap_sums(found, one.value) if one.value else intervals.bootstrap_interval(found)
+    )
+    return _of_ensemble(float(one.value(found.sum(axis=0)) if one.value else found.mean()), interval)
 
 
 def own(predictions: Predictions) -> dict[str, Metric]:
@@ -489,7 +588,7 @@ def gaps(predictions: Predictions) -> list[dict]:
     found = []
     for baseline in baselines:
         right = _accuracies(baseline.test, predictions.test_labels)
-        low, high = intervals.bootstrap_interval(ensemble[None] - right)
+        low, high = intervals.bootstrap_interval(predictions.by_unit(ensemble[None] - right))
         found.append(
             {
                 "transfer": baseline.transfer,
@@ -538,7 +637,7 @@ def students_by_size(predictions: Predictions) -> list[dict]:
     found = []
     for group in sorted(groups, key=lambda group: group.params):
         right = _accuracies(group.test, predictions.test_labels)
-        tested = intervals.bootstrap_tests(right - ensemble, predictions.margin)
+        tested = intervals.bootstrap_tests(predictions.by_unit(right - ensemble), predictions.margin)
         p_values = [tested[name] if len(right) > 1 else None for name in ("p_value", "p_equivalence")]
         found.append(
             {
@@ -831,8 +930,12 @@ def numbers(predictions: Predictions) -> dict:
                     "unit": one.unit,
                     "digits": one.digits,
                 }
-                for address, one in own(predictions).items()
+                for address, one in {
+                    **{f"{predictions.task}: {one.name}": one for one in measures(predictions)},
+                    **own(predictions),
+                }.items()
             ],
+            "task": predictions.task,
             "rows": [{**row, "verdict": verdict_of(row, compared, found_gaps)} for row in rows(predictions)],
             "gaps": found_gaps,
             "students_by_size": students_by_size(predictions),

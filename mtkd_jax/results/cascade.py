@@ -196,10 +196,13 @@ def student_of(predictions: Predictions) -> tuple[Group, int] | None:
 def numbers(predictions: Predictions) -> dict | None:
     """The block "cascade" of report.json.
 
-    None without a student, of runs that kept no groups, and where nobody knows what the teachers cost.
+    None without a student, of dense tasks, of runs that kept no groups, and where nobody knows what the
+    teachers cost.
     """
     chosen, teachers = student_of(predictions), analysis.teachers(predictions)
     if chosen is None or predictions.val_groups is None or not teachers:
+        return None
+    if predictions.test_groups is not None:  # an example is handed over, not one of its places
         return None
     if any(teacher.params is None for teacher in teachers):
         return None

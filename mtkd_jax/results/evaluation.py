@@ -29,7 +29,8 @@ from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_member
 from mtkd_jax.results import linear, outside
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Array, Ensemble, Images, Model, Outputs, Population, PyTree, Recipe
+from mtkd_jax.tasks import kinds
+from mtkd_jax.types import Array, DataSet, Ensemble, Images, Model, Outputs, Population, PyTree, Recipe
 
 SAVED = outside.SAVED  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
@@ -47,7 +48,7 @@ def predict(
             for name, fitted in done.items()
             if name.startswith(teachers.STAGE_PREFIX)
         ),
-        _linear_group(split),
+        *([] if split.dataset.is_dense else [_linear_group(split)]),
         *_student_groups(config, split, stages, done),
     ]
     diverged = [left_out(name, fitted) for name, fitted in done.items() if fitted.diverged]
@@ -59,6 +60,7 @@ def predict(
     notes = (
         *split.dataset.notes,
         *notes,
+        *_of_what(split.dataset),
         *_balancing(config),
         *dict.fromkeys(stage.note for stage in stages if stage.note),
         *diverged,
@@ -95,6 +97,16 @@ def _predictions(
     config: ConfigDict, split: Split, groups: Sequence[Group], notes: Sequence[str] = (), **further: Any
 ) -> Predictions:
     dataset = split.dataset
+    rows, labels = np.arange(len(dataset.test_labels), dtype=np.int32), dataset.test_labels
+    val_labels = dataset.train_labels[split.val]
+    if dataset.is_dense:
+        groups_of_test = rows if dataset.test_groups is None else dataset.test_groups
+        further |= {
+            "test_groups": of_places(groups_of_test, labels),
+            "test_places": np.nonzero(labels >= 0)[1].astype(np.int32),
+            "num_places": labels.shape[1],
+            "test_goals": {name: goal[labels >= 0] for name, goal in (dataset.test_goals or {}).items()},
+        }
     return Predictions(
         dataset=dataset.name,
         class_names=dataset.class_names,
@@ -104,10 +116,10 @@ def _predictions(
             "val": len(split.val),
             "test": len(dataset.test_labels),
         },
-        val_labels=dataset.train_labels[split.val],
-        test_labels=dataset.test_labels,
-        val_index=split.val,
-        test_index=np.arange(len(dataset.test_labels), dtype=np.int32),
+        val_labels=flat(val_labels, val_labels),
+        test_labels=flat(labels, labels),
+        val_index=of_places(split.val, val_labels),
+        test_index=of_places(rows, labels),
         rules=tuple(config.fusion.rules),
         groups=tuple(groups),
         common_alpha=common_alpha(config),
@@ -118,10 +130,27 @@ def _predictions(
         metrics=tuple(config.report.metrics),
         choose=config.export.choose,
         cascade_tolerance=config.report.cascade_tolerance,
-        val_groups=_groups(split),
+        val_groups=of_places(_groups(split), val_labels),
+        task=dataset.task,
         always_valid=config.students.num_seeds == AUTO,
         **further,
     )
+
+
+def flat(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Values [n,L,...] of places with labels [n,L] as [P,...] of those that are there; of labels [n] they are
+    what they are."""
+    return values if labels.ndim == 1 else values[labels >= 0]
+
+
+def flat_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same of logits that lead with members, [M,n,L,C] as [M,P,C]."""
+    return logits if labels.ndim == 1 else logits[:, labels >= 0]
+
+
+def of_places(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Values [n] of examples with labels [n] or [n,L] as those of their places that are there, [n] or [P]."""
+    return values if labels.ndim == 1 else np.repeat(values, (labels >= 0).sum(axis=1))
 
 
 def _groups(split: Split) -> np.ndarray:
@@ -136,6 +165,18 @@ def _unfit_modes(stages: Plan, num_teachers: int) -> dict[str, int]:
     for member in (member for stage in stages for member in stage.family):
         needed[member.mode] = max(needed.get(member.mode, 0), member.recipe.min_teachers)
     return {mode: number for mode, number in needed.items() if number > num_teachers > 0}
+
+
+def _of_what(dataset: DataSet) -> list[str]:
+    """What a reader must know of numbers that are not of whole images."""
+    if not dataset.is_dense:
+        return []
+    place = kinds.named(dataset.task).place
+    return [
+        f"Every number is over {place}s, {dataset.test_labels.shape[1]:,} of an image, where there is one "
+        "with a label: accuracies, NLL and all that is told of test images in words. What is resampled for an "
+        "interval is the image."
+    ]
 
 
 def _balancing(config: ConfigDict) -> list[str]:
@@ -316,7 +357,7 @@ def _student_group(
     if role == "student":
         common, _ = _students_at(trained, mode, cell._replace(alpha=common_alpha(config)))
         if common is not None and common.num_members:
-            at_common = population.logits(common, split.dataset.test_images)
+            at_common = _logits_of_test(common, split)
     return Group(
         key=key,
         name=mode,
@@ -410,10 +451,25 @@ def _outputs(own: Population, split: Split) -> dict:
     known = own.model.module is not None
     return {
         "architecture": own.model.name,
-        "val": logits(own, split.dataset.train_images, "train", split.val),
-        "test": logits(own, images, "test"),
+        "val": flat_logits(
+            logits(own, split.dataset.train_images, "train", split.val), split.dataset.train_labels[split.val]
+        ),
+        "test": _logits_of_test(own, split),
+        **({"beside": _beside(own, split)} if split.dataset.is_dense and known else {}),
         **(costs(own.model, images.shape[1:], str(images.dtype)) if known else {"params": None}),
     }
+
+
+def _logits_of_test(own: Population, split: Split) -> np.ndarray:
+    dataset = split.dataset
+    return flat_logits(logits(own, dataset.test_images, "test"), dataset.test_labels)
+
+
+def _beside(own: Population, split: Split) -> dict[str, np.ndarray]:
+    """What else members predict of the test places, {name: [M,P,d]}."""
+    dataset = split.dataset
+    found = population.beside(own, dataset.test_images)
+    return {name: flat_logits(one, dataset.test_labels) for name, one in found.items()}
 
 
 def logits(

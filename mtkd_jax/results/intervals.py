@@ -99,6 +99,19 @@ def bootstrap_shares(found: np.ndarray, of: np.ndarray, seed: int = 0, num_resam
     return percentiles(shares.mean(axis=1))
 
 
+def bootstrap_sums(
+    statistics: np.ndarray, value: Callable[[np.ndarray], float], seed: int = 0, num_resamples: int = 1000
+) -> Interval:
+    """Percentile interval of a number that `value` makes of the sum of statistics [E,...] of examples."""
+    rng, num = np.random.default_rng(seed), len(statistics)
+    rows = np.reshape(statistics, (num, -1))
+    found = []
+    for _ in range(num_resamples):
+        times = np.bincount(rng.integers(num, size=num), minlength=num)
+        found.append(value((times @ rows).reshape(statistics.shape[1:])))
+    return percentiles(np.array(found))
+
+
 def bootstrap_statistics(
     statistics: Callable[[np.ndarray], Sequence[float]],
     strata: np.ndarray,

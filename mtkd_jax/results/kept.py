@@ -266,7 +266,7 @@ def _draws(predictions: Predictions) -> _Draws:
     num_outliers = next((len(one.outliers[0]) for one in predictions.groups if one.outliers is not None), 0)
     most = max(len(group.members) for group in predictions.groups)
     return _Draws(
-        counts(len(predictions.test_labels)),
+        counts(predictions.by_unit(predictions.test_labels).shape[-1]),
         counts(num_outliers) if num_outliers else None,
         rng.random((NUM_RESAMPLES, most)),
     )
@@ -286,7 +286,7 @@ class _Resampled(NamedTuple):
         values = {name: one.test.mean(axis=1) for name, one in terms.items()}
         resamples = {}
         for name, one in terms.items():
-            resamples[name] = values[name] + _moved(draws.test, one.test)
+            resamples[name] = values[name] + _moved(draws.test, predictions.by_unit(one.test))
             if one.outliers is not None:
                 resamples[name] += _moved(draws.outliers, one.outliers)
         return cls(temperatures, values, resamples)

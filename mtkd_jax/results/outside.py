@@ -34,6 +34,12 @@ def is_asked(config: ConfigDict) -> bool:
 
 def check(config: ConfigDict, split: Split) -> None:
     """Raise UserError, before any work, where the test images cannot be corrupted or outliers do not fit."""
+    for field in ("corruptions", "ood"):
+        if split.dataset.is_dense and config.report[field]:
+            raise UserError(
+                f"config.report.{field}: is about classes of whole images, and here places of an image have "
+                "labels; must be empty"
+            )
     if config.report.corruptions:
         try:
             corruptions.check(split.dataset.test_images)

@@ -20,6 +20,7 @@ from mtkd_jax.system.files import write_atomically
 from mtkd_jax.types import UserError
 
 FORMAT = "mtkd_jax predictions 1"
+NAMED = ("beside", "test_goals")  # fields of arrays by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +52,18 @@ class Group:
     outliers: np.ndarray | None = None  # [S,O,C] logits of images of no class
     mutual: np.ndarray | None = None  # [S,N] mutual information of test images; None: it keeps no members
     mutual_outliers: np.ndarray | None = None  # [S,O]
+    beside: Mapping[str, np.ndarray] = dataclasses.field(
+        default_factory=dict
+    )  # {name: [S,N,d]} what else is predicted of test places
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """A run's groups and the data they were evaluated on. V validation and N test examples, C classes."""
+    """A run's groups and the data they were evaluated on. V validation and N test examples, C classes.
+
+    Of a dense task V and N are the places that are there, example after example: every table and rule is of
+    places, and what is resampled for an interval are the `test_groups` they belong to.
+    """
 
     dataset: str
     class_names: tuple[str, ...]
@@ -81,6 +89,28 @@ class Predictions:
     ood: str = ""  # where the outliers come from: config.report.ood
     ensemble_shifted: np.ndarray | None = None  # [6,N] of mean_probs, as in a group
     ensemble_by_shift: np.ndarray | None = None  # [6,Q,L]
+    task: str = "classes"  # see DataSet
+    test_groups: np.ndarray | None = None  # [N] of a dense task, equal in what is not independent; else None
+    test_places: np.ndarray | None = None  # [N] which of its example's places each is, and
+    num_places: int = 1  # how many an example has, those included that are none
+    test_goals: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {name: [N,d]}
+
+    def by_unit(self, terms: np.ndarray) -> np.ndarray:
+        r"""Terms [...,N] of test examples as terms [...,E] of what is resampled; they have the same mean.
+
+        $$t_e = \bar{t} + \frac{E}{N} \sum_{n \in e} (t_n - \bar{t})$$
+
+        Of groups of one size it is the group's mean; of others a mean over N is a ratio, here to first order
+        (Taylor linearisation, as of cluster samples). Without `test_groups` the terms themselves.
+        """
+        if self.test_groups is None:
+            return terms
+        _, unit = np.unique(self.test_groups, return_inverse=True)
+        flat = np.reshape(terms, (-1, len(unit))).astype(np.float64)
+        mean = flat.mean(axis=1, keepdims=True)
+        num_units = int(unit.max()) + 1
+        sums = np.stack([np.bincount(unit, one, num_units) for one in flat - mean])
+        return (mean + sums * (num_units / len(unit))).reshape(*np.shape(terms)[:-1], num_units)
 
 
 def save(path: str | os.PathLike, predictions: Predictions) -> None:
@@ -118,8 +148,20 @@ def _split(record: Group | Predictions) -> tuple[dict[str, Any], dict[str, Any]]
     """A record's plain fields and its arrays; nested groups are left to the caller."""
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     fields.pop("groups", None)
+    named = {name: fields.pop(name) for name in NAMED if name in fields}
     arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
-    return {name: value for name, value in fields.items() if name not in arrays}, arrays
+    of_names = {f"{name}/{one}": array for name, of in named.items() for one, array in of.items()}
+    return {name: value for name, value in fields.items() if name not in arrays}, arrays | of_names
+
+
+def _gathered(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Arrays as fields: those of a field that holds several by name are brought together."""
+    plain = {name: array for name, array in arrays.items() if "/" not in name}
+    for name, array in arrays.items():
+        if "/" in name:
+            field, _, one = name.partition("/")
+            plain.setdefault(field, {})[one] = array
+    return plain
 
 
 def _join(meta: dict[str, Any], arrays: dict[str, Any]) -> Predictions:
@@ -130,8 +172,8 @@ def _join(meta: dict[str, Any], arrays: dict[str, Any]) -> Predictions:
         own = {
             name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)
         }
-        groups.append(Group(**_tuples(group), **own))
-    predictions = Predictions(**_tuples(meta), **arrays, groups=tuple(groups))
+        groups.append(Group(**_tuples(group), **_gathered(own)))
+    predictions = Predictions(**_tuples(meta), **_gathered(arrays), groups=tuple(groups))
     num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
     for group in groups:
         num_members = len(group.members)

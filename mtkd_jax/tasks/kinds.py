@@ -26,6 +26,7 @@ class Said:
     place: np.ndarray  # [P] int, which of the example's L places
     beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {name: [P,d]}, predictions
     goals: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {name: [P,d]}, their labels
+    class_names: tuple[str, ...] = ()
 
     @property
     def num_examples(self) -> int:
@@ -44,6 +45,7 @@ class Said:
             self.place[rows],
             of_rows(self.beside),
             of_rows(self.goals),
+            self.class_names,
         )
 
 
@@ -62,6 +64,8 @@ class Measure:
     higher_is_better: bool = True
     unit: str = ""  # behind the name, such as "%"
     digits: int = 3  # behind the point
+    ends: tuple[float, float] = (-np.inf, np.inf)  # of all values; an interval is cut there
+    beside: tuple[str, ...] = ()  # what it reads of `Said.beside`; a row that lacks it has no such number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +74,11 @@ class Kind:
 
     place: str = ""  # what one of the L places is called, such as "pixel"; "": an example has one label
     measures: tuple[Measure, ...] = ()
-    # Of an axes, an image [h,w,c], what is there [L] (-1: no place), class names, and beside {name: [L,d]}:
-    draw: Callable[..., None] | None = None
+    # A picture [H,W,3] uint8 of an image [h,w,3] uint8 with classes [L] (-1: no place), of class names, and
+    # beside {name: [L,d]}: what is right (of goals), or what a network says.
+    draw: Callable[[np.ndarray, np.ndarray, Sequence[str], Mapping[str, np.ndarray]], np.ndarray] | None = (
+        None
+    )
     # What `predict` prints of one example: logits [L,C], class names, beside -> lines:
     tell: Callable[[np.ndarray, Sequence[str], Mapping[str, np.ndarray]], list[str]] | None = None
     beside_loss: Callable[[Context], Array] | None = None  # [B*L], of `Outputs.beside` and `Batch.goals`

@@ -1,0 +1,341 @@
+"""Images with a class for every pixel: archives of masks or of boxes, and folders of image and mask files."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mtkd_jax.data import images as image_files
+from mtkd_jax.data import streams
+from mtkd_jax.data.checks import check, first_line, number_names, shorten
+from mtkd_jax.data.loading import strata
+from mtkd_jax.data.sources.arrays import read_npz
+from mtkd_jax.types import DataSet, UserError
+
+IGNORED = 255  # the number, in a mask file, of pixels that have no class
+BACKGROUND = "background"
+_BOXES = re.compile(r"(train|test)_boxes_img_cls_xyxy(\d+)")
+_PARTS = ("train", "val", "test")
+
+
+def masks(
+    *, path: str, size: int = 0, test_fraction: float = 0.2, skip_corrupt: bool = False, seed: int = 0
+) -> DataSet:
+    """Images with a class for every pixel, of an archive or of a folder; pixels of no class do not count.
+
+    An archive (.npz) holds train_images and test_images [N,h,w] or [N,h,w,c] uint8, class_names [C], and
+    train_masks and test_masks [N,h,w], class numbers with 255 for no class. Or in their place boxes: an array
+    train_boxes_img_cls_xyxy200 [n,6] and the same of test, whose rows are (image, class, left, top, right,
+    bottom) in coordinates 0..200, or whatever number the name ends with. Masks are made from these: class 0
+    is the background, the others the archive's, smaller boxes in front of larger ones; boxes that are empty
+    or outside their image are left out and counted.
+
+    A folder holds images/ and masks/, or these in train/, test/ and perhaps val/: PNG files of class numbers
+    (grey, or of a palette), each called as its image, 255 for no class. Without parts about `test_fraction`
+    of the images are the test set, drawn with `seed`. A file classes.txt names the classes, a line each. An
+    image without a mask, or with one of another size, ends the run, or with `skip_corrupt` is left out and
+    counted.
+
+    Images are averaged, and masks thinned out, to `size` pixels a side where that is not 0. Raises
+    `UserError` naming the file or the array.
+    """
+    place = pathlib.Path(os.path.expanduser(path))
+    if not isinstance(size, int) or size < 0:
+        raise UserError(f"masks: size = {size!r}: must be pixels of a side, or 0 for that of the images")
+    if path and place.is_dir():
+        return _of_folder(place, size, test_fraction, skip_corrupt, seed)
+    return _of_archive(path, size)
+
+
+def synthetic_masks(
+    *,
+    num_classes: int = 3,
+    num_train: int = 96,
+    num_test: int = 24,
+    size: int = 16,
+    noise: float = 0.3,
+    seed: int = 0,
+) -> DataSet:
+    """Made-up grey images of discs on a dark ground, whose brightness tells their class, and their masks.
+
+    The discs of an image have one class 1..C-1, in turn, and their centres and radii are drawn; `noise` is
+    the standard deviation of what is added to every pixel, of whose levels 1 is the whole range. The border
+    of one pixel has no class.
+    """
+    if num_classes < 2 or size < 8:
+        raise UserError("synthetic_masks: must have 2 classes, and 8 pixels a side, at least")
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:size, :size]
+
+    def drawn(number: int) -> tuple[np.ndarray, np.ndarray]:
+        kinds = 1 + np.arange(number) % (num_classes - 1)
+        centres, radii = rng.uniform(2, size - 2, (number, 2)), rng.uniform(size / 6, size / 3, number)
+        distance = np.hypot(rows - centres[:, :1, None], columns - centres[:, 1:, None])
+        labels = np.where(distance <= radii[:, None, None], kinds[:, None, None], 0)
+        clean = labels / (num_classes - 1)
+        levels = np.clip(0.15 + 0.7 * clean + noise * rng.standard_normal(labels.shape), 0, 1)
+        labels[:, [0, -1]] = labels[:, :, [0, -1]] = -1
+        return np.round(255 * levels).astype(np.uint8)[..., None], labels
+
+    (train, train_labels), (test, test_labels) = drawn(num_train), drawn(num_test)
+    names = (BACKGROUND, *(f"disc {kind}" for kind in range(1, num_classes)))
+    return _dataset("synthetic_masks", train, train_labels, test, test_labels, names, (), "synthetic_masks")
+
+
+# --- archives -----------------------------------------------------------------------------------------
+
+
+def _of_archive(path: str, size: int) -> DataSet:
+    plain = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "masks")]
+    _, names = read_npz(path, ())
+    wanted = {*plain, "class_names"} | {name for name in names if _BOXES.fullmatch(name)}
+    found, _ = read_npz(path, wanted)
+    boxes = {m[1]: (name, int(m[2])) for name in found if (m := _BOXES.fullmatch(name))}
+    lacking = [name for name in plain if name not in found and name.split("_")[0] not in boxes]
+    if lacking or "train_images" not in found or "test_images" not in found:
+        raise UserError(
+            f"{path}: no array {(lacking or ['train_images'])[0]}; must hold {', '.join(plain)} (or boxes in "
+            f"the place of masks), and holds {shorten(sorted(names))}"
+        )
+    class_names = tuple(map(str, found["class_names"])) if "class_names" in found else ()
+    notes, of_part = [], {}
+    if boxes:
+        class_names = (BACKGROUND, *class_names)
+    for part in ("train", "test"):
+        images = found[f"{part}_images"]
+        images = images[..., None] if images.ndim == 3 else images
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise UserError(f"{path}: {part}_images: {images.dtype} {images.shape}: must be uint8 [N,h,w,c]")
+        shape = (size, size) if size else images.shape[1:3]
+        if part in boxes:
+            name, frame = boxes[part]
+            labels, left_out = _painted(
+                found[name], len(images), len(class_names), frame, shape, f"{path}: {name}"
+            )
+            notes += [
+                f"{left_out} of {len(found[name])} boxes of {name} are empty or outside: left out."
+            ] * bool(left_out)
+        else:
+            labels = _thinned(found[f"{part}_masks"], images.shape[:3], shape, f"{path}: {part}_masks")
+        of_part[part] = _averaged(images, shape, f"{path}: {part}_images"), labels
+    if boxes:
+        notes.append(
+            "Masks are made from boxes: every pixel of a box has its class, what is in front or not."
+        )
+    if not class_names:
+        class_names = number_names(int(max(labels.max() for _, labels in of_part.values())) + 1)
+    name = pathlib.Path(path).stem
+    return _dataset(name, *of_part["train"], *of_part["test"], class_names, notes, path)
+
+
+def _painted(
+    boxes: np.ndarray, num_images: int, num_classes: int, frame: int, shape: tuple[int, int], where: str
+) -> tuple[np.ndarray, int]:
+    """Labels [N,h,w] of boxes [n,6] in coordinates 0..frame, and how many of these were left out."""
+    if boxes.ndim != 2 or boxes.shape[1] != 6 or boxes.dtype.kind not in "iuf":
+        raise UserError(f"{where}: {boxes.dtype} {boxes.shape}: must be [n,6], image, class and four sides")
+    image, kind = boxes[:, 0].astype(int), boxes[:, 1].astype(int)
+    if len(boxes) and not (0 <= image.min() <= image.max() < num_images):
+        raise UserError(f"{where}: images {image.min()}..{image.max()}: must be rows 0..{num_images - 1}")
+    if len(boxes) and not (0 <= kind.min() <= kind.max() < num_classes - 1):
+        raise UserError(f"{where}: classes {kind.min()}..{kind.max()}: must be 0..{num_classes - 2}")
+    sides = np.clip(boxes[:, 2:].astype(np.float64), 0, frame) / frame
+    areas = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1])
+    empty = (sides[:, 2] <= sides[:, 0]) | (sides[:, 3] <= sides[:, 1])
+    labels = np.zeros((num_images, *shape), np.int32)
+    for row in np.argsort(-areas, kind="stable"):
+        if not empty[row]:
+            left, top, right, bottom = np.round(sides[row] * np.array([*shape[::-1], *shape[::-1]])).astype(
+                int
+            )
+            labels[image[row], top : max(bottom, top + 1), left : max(right, left + 1)] = kind[row] + 1
+    return labels, int(empty.sum())
+
+
+def _thinned(found: np.ndarray, wanted: tuple[int, ...], shape: tuple[int, int], where: str) -> np.ndarray:
+    """Masks [N,h,w] as labels of `shape`, pixels in the middle of what each stands for; 255 is none."""
+    if found.shape != wanted or found.dtype.kind not in "iu":
+        raise UserError(
+            f"{where}: {found.dtype} {found.shape}: must be class numbers {list(wanted)}, as the images"
+        )
+    rows, columns = (((2 * np.arange(n) + 1) * o) // (2 * n) for n, o in zip(shape, found.shape[1:]))
+    labels = found[:, rows[:, None], columns[None, :]].astype(np.int32)
+    return np.where(labels == IGNORED, -1, labels)
+
+
+def _averaged(images: np.ndarray, shape: tuple[int, int], where: str) -> np.ndarray:
+    """Images [N,h,w,c] averaged over squares to `shape`; UserError where that does not divide theirs."""
+    number, height, width, depth = images.shape
+    if (height, width) == shape:
+        return images
+    if height % shape[0] or width % shape[1]:
+        raise UserError(f"{where}: {height}x{width}: size must divide their sides, {shape[0]} does not")
+    squares = images.reshape(number, shape[0], height // shape[0], shape[1], width // shape[1], depth)
+    return np.round(squares.mean(axis=(2, 4))).astype(np.uint8)
+
+
+# --- folders ------------------------------------------------------------------------------------------
+
+
+class _Pair(NamedTuple):
+    """Files of one example, below the folder."""
+
+    part: str  # "" where there are no parts
+    image: pathlib.Path
+    mask: pathlib.Path | None
+
+
+def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt: bool, seed: int) -> DataSet:
+    pairs = _pairs(root)
+    lone = [pair for pair in pairs if pair.mask is None]
+    if lone and not skip_corrupt:
+        raise UserError(
+            f"{lone[0].image}: has no mask of its name (.png); must have, or skip_corrupt=True leaves it out"
+        )
+    first = next((pair for pair in pairs if pair.mask is not None), None)
+    if first is None:
+        raise UserError(f"{root}: none of {len(pairs)} images has a mask")
+    shape = image_files.shape_of(first.image)
+    shape = (size, size, shape[2]) if size else shape
+
+    def read(pair: _Pair) -> tuple[np.ndarray, np.ndarray] | UserError:
+        try:
+            return _read_pair(pair, shape, resize=bool(size))
+        except UserError as error:
+            if skip_corrupt:
+                return error
+            raise UserError(f"{error}; skip_corrupt=True leaves such images out") from error
+
+    found = list(streams.in_threads(read, [pair for pair in pairs if pair.mask is not None]))
+    kept = [
+        (p, f)
+        for p, f in zip([p for p in pairs if p.mask is not None], found)
+        if not isinstance(f, UserError)
+    ]
+    errors = [f for f in found if isinstance(f, UserError)]
+    if not kept:
+        raise UserError(
+            f"{root}: none of {len(pairs)} images can be read with its mask, the first: {errors[0]}"
+        )
+    left_out = len(pairs) - len(kept)
+    why = f", the first: {errors[0]}" if errors else " for want of a mask"
+    notes = [f"{left_out} of {len(pairs)} images were left out{why}."] if left_out else []
+    images, labels = (np.stack(arrays) for arrays in zip(*(f for _, f in kept)))
+    parts = np.array([pair.part for pair, _ in kept])
+    if not parts.any():
+        parts = _drawn(labels.reshape(len(labels), -1), test_fraction, seed)
+        notes.append(f"The test set, {test_fraction:g} of all images, was drawn.")
+    names = _class_names(root, int(labels.max()))
+    of_test, train = parts == "test", np.flatnonzero(parts != "test")
+    val_rows = np.flatnonzero(parts[train] == "val")
+    return _dataset(
+        root.resolve().name,
+        *(array[rows] for rows in (train, of_test) for array in (images, labels)),
+        names,
+        notes,
+        str(root),
+        val_rows=val_rows if len(val_rows) else None,
+        fit="stretch",
+    )
+
+
+def _pairs(root: pathlib.Path) -> list[_Pair]:
+    parts = [part for part in _PARTS if (root / part).is_dir()]
+    if parts and not {"train", "test"} <= {*parts}:
+        raise UserError(
+            f"{root}: holds {' and '.join(parts)}; must hold train and test, or images and masks alone"
+        )
+    found = []
+    for part in parts or [""]:
+        for folder in ("images", "masks"):
+            if not (root / part / folder).is_dir():
+                raise UserError(f"{root / part}: no folder {folder}; must hold images and masks")
+        known = {path.stem: path for path in (root / part / "masks").glob("*.png")}
+        files = image_files.find_images(root / part / "images")
+        found += [_Pair(part, path, known.get(path.stem)) for path in files]
+    if not found:
+        raise UserError(
+            f"{root}: holds no image; must hold {', '.join(image_files.SUFFIXES)} files in images"
+        )
+    return found
+
+
+def _read_pair(pair: _Pair, shape: tuple[int, int, int], resize: bool) -> tuple[np.ndarray, np.ndarray]:
+    """An image [h,w,c] and its labels [h,w], both of `shape`; UserError where they do not fit together."""
+    height, width, _ = image_files.shape_of(pair.image)
+    try:
+        with Image.open(pair.mask) as file:
+            mode, mask = file.mode, np.asarray(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{pair.mask}: cannot be read ({first_line(error)}); must be a PNG") from error
+    if mode not in ("1", "L", "P", "I", "I;16"):
+        raise UserError(f"{pair.mask}: mode {mode}: must be class numbers, grey or of a palette, not colours")
+    if mask.shape != (height, width):
+        said = f"{mask.shape[0]}x{mask.shape[1]}, its image {height}x{width}"
+        raise UserError(f"{pair.mask}: {said}: must be of one size")
+    if not resize and (height, width) != shape[:2]:
+        raise UserError(
+            f"{pair.image}: {height}x{width}, others {shape[0]}x{shape[1]}: must share one, or size=PIXELS"
+        )
+    labels = _thinned(mask[None].astype(np.int32), (1, height, width), shape[:2], str(pair.mask))[0]
+    return image_files.read(pair.image, shape=shape, fit="stretch"), labels
+
+
+def _drawn(labels: np.ndarray, test_fraction: float, seed: int) -> np.ndarray:
+    from sklearn.model_selection import train_test_split
+
+    rows, kinds = np.arange(len(labels)), strata(labels)
+    few = np.bincount(kinds)[kinds].min() < 2
+    try:
+        test = train_test_split(
+            rows, test_size=test_fraction, stratify=None if few else kinds, random_state=seed
+        )[1]
+    except ValueError as error:
+        raise UserError(
+            f"masks: test_fraction = {test_fraction}: no test set can be drawn ({first_line(error)})"
+        ) from error
+    return np.where(np.isin(rows, test), "test", "train")
+
+
+def _class_names(root: pathlib.Path, largest: int) -> tuple[str, ...]:
+    file = root / "classes.txt"
+    if not file.is_file():
+        return number_names(largest + 1)
+    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    if largest >= len(names):
+        raise UserError(f"{file}: names {len(names)} classes, and masks hold {largest}; must name them all")
+    return names
+
+
+def _dataset(
+    name: str,
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    class_names: Sequence[str],
+    notes: Sequence[str],
+    where: str,
+    **further: object,
+) -> DataSet:
+    """Images with labels [N,h,w] as a checked data set, whose labels are [N,h*w]."""
+    return check(
+        DataSet(
+            name=name,
+            train_images=train,
+            train_labels=train_labels.reshape(len(train), -1),
+            test_images=test,
+            test_labels=test_labels.reshape(len(test), -1),
+            class_names=tuple(class_names),
+            notes=tuple(notes),
+            task="masks",
+            **further,
+        ),
+        where=where,
+    )
