@@ -174,14 +174,14 @@ bout B AW1 T
 def test_the_dictionary_keeps_first_pronunciations(tmp_path):
     (tmp_path / "cmudict.dict").write_text(ENTRIES, encoding="utf-8")
     path = str(tmp_path / "cmudict.dict")
-    found = cmudict(path=path, seed=1)
+    found = cmudict(file=path, seed=1)
     assert len(found.train_labels) + len(found.test_labels) == 10
     assert set(found.class_names) == {"<end>", "AE", "B", "AH", "T", "AA", "L", "OW", "AW", "AO"}
     assert found.notes[0] == "Of words with several pronunciations the first one counts."
-    assert "AE1" in cmudict(path=path, stress=True, seed=1).class_names
+    assert "AE1" in cmudict(file=path, stress=True, seed=1).class_names
     (tmp_path / "cmudict.dict").write_text("abbot\n", encoding="utf-8")
-    assert "line 1: 'abbot': must be a word and its phonemes" in refused(cmudict, path=path)
-    assert "no such file; must be cmudict.dict" in refused(cmudict, path=str(tmp_path / "no.dict"))
+    assert "line 1: 'abbot': must be a word and its phonemes" in refused(cmudict, file=path)
+    assert "no such file; must be cmudict.dict" in refused(cmudict, file=str(tmp_path / "no.dict"))
 
 
 def test_without_the_package_the_line_says_how_to_get_it(monkeypatch):

