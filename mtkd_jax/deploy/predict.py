@@ -6,9 +6,10 @@ when --top asks for several; {"image", "error"} for one that cannot be read, whe
 With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms` has
 written. With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says
 who did. A student of pixels, boxes or tokens tells what its task does, such as the area of each class:
-{"image", "told"}. With --logits OUT.npz nothing is printed but where it went: the logits of all images, under
-their names, as another run learns from them (config.teachers.logits; see data/said.py). Exit code 0: every
-image was read; 2: some were not, or another error that the user can mend, in one line.
+{"image", "told"}; one of sequences reads text files, a source a line: {"source", "told"}. With --logits
+OUT.npz nothing is printed but where it went: the logits of all images, under their names, as another run
+learns from them (config.teachers.logits; see data/said.py). Exit code 0: every image was read; 2: some were
+not, or another error that the user can mend, in one line.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from mtkd_jax.types import UserError, printable
 class Prediction(NamedTuple):
     """What the student says of one file, the most likely class first; or why it was not asked."""
 
-    path: Path
+    path: Path | str  # a file, or a line of one
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
@@ -54,12 +55,17 @@ def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     net = cascade.load(asked.student) if asked.cascade else None
     program, card = load_program(asked.student, asked.form) if net is None else (net.student, net.card)
-    paths = files(asked.images)
-    fit = asked.fit or card["input"].get("fit", "crop")
-    images.resizer_of(fit)
-    found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
-    for note in unlike_training(card["input"], asked.fit, paths):
-        terminal.tell(f"note: {note}")
+    reads_lines = _kind(card) is not None and _kind(card).read is not None
+    what = "source" if reads_lines else "image"
+    if reads_lines:
+        found = predictions_of_lines(program, card, asked.images, batch=asked.batch)
+    else:
+        paths = files(asked.images)
+        fit = asked.fit or card["input"].get("fit", "crop")
+        images.resizer_of(fit)
+        found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
+        for note in unlike_training(card["input"], asked.fit, paths):
+            terminal.tell(f"note: {note}")
     if asked.logits is not None and "places" in card:
         raise UserError(
             f"--logits {asked.logits}: {card['name']} says a class of every {card['places']['place']}, and "
@@ -68,11 +74,11 @@ def _main(argv: Sequence[str] | None) -> None:
     if asked.logits is not None:
         told = _write_logits(asked.logits, found, card["class_names"])
     else:
-        told = list(_tell_as_json(found) if asked.json else _tell(found))
+        told = list(_tell_as_json(found, what) if asked.json else _tell(found, what))
     if net is not None:
         terminal.tell(f"note: {_handed_over(told, net.terms)}")
     if unread := sum(bool(one.error) for one in told):
-        raise UserError(f"{unread} of {len(told)} images could not be read")
+        raise UserError(f"{unread} of {len(told)} {what}s could not be read")
 
 
 def files(given: Iterable[Path]) -> list[Path]:
@@ -143,6 +149,36 @@ def predictions(
         yield from _of_batch(program, card, part, shape, top, fit, size, net)
 
 
+def predictions_of_lines(
+    program: Callable, card: Mapping[str, Any], paths: Sequence[Path], *, batch: int
+) -> Iterator[Prediction]:
+    """What a student of sequences says of every line of text files, in order, as its task tells it.
+
+    The student is asked as the task asks it (`Kind.asks`), such as a token after the other. Raises UserError
+    for a file that cannot be read.
+    """
+    kind, tell, num_classes = _kind(card), _telling(card), len(card["class_names"])
+
+    def logits_of(images: np.ndarray) -> np.ndarray:
+        return np.asarray(program(images))[..., :num_classes]
+
+    read = [one for path in paths for one in kind.read(path, card["input"])]
+    for start in range(0, len(read), batch):
+        part = read[start : start + batch]
+        seen = np.zeros((batch, *card["input"]["shape"]), np.float32)
+        for place, (_, image) in enumerate(part):
+            if not isinstance(image, str):
+                seen[place] = image
+        said = np.asarray(program(seen), np.float64)
+        asked = {name: ask(logits_of, seen) for name, ask in kind.asks.items()}
+        for place, (name, image) in enumerate(part):
+            if isinstance(image, str):
+                yield Prediction(name, error=image)
+            else:
+                further = {key: of[place] for key, of in asked.items()}
+                yield Prediction(name, lines=tuple(tell(said[place], further)))
+
+
 def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
     """The shape [h,w,c] of the images that a student sees; UserError when it reads no image files."""
     shape = tuple(card["input"]["shape"])
@@ -191,18 +227,29 @@ def _of_batch(
             yield Prediction(path, classes, probabilities, by=who, logits=tuple(own.tolist()))
 
 
-def _telling(card: Mapping[str, Any]) -> Callable[[np.ndarray], list[str]] | None:
-    """What tells of one image what a student says of its places [L,C + ...]; None of a student of images."""
+def _kind(card: Mapping[str, Any]) -> Any:
+    """The task of a student of places; None of a student of images."""
     if "places" not in card:
         return None
     from mtkd_jax.tasks import kinds  # which a student of images does without
 
-    task, names, beside = card["places"]["task"], card["class_names"], card["places"]["beside"]
+    return kinds.named(card["places"]["task"])
+
+
+def _telling(card: Mapping[str, Any]) -> Callable[..., list[str]] | None:
+    """What tells of one image what a student says of its places [L,C + ...], and when it is asked further.
+
+    None of a student of images.
+    """
+    kind = _kind(card)
+    if kind is None:
+        return None
+    names, beside = card["class_names"], card["places"]["beside"]
     ends = np.cumsum([len(names), *(beside[name] for name in sorted(beside))])[:-1]
 
-    def tell(said: np.ndarray) -> list[str]:
+    def tell(said: np.ndarray, asked: Mapping[str, np.ndarray] | None = None) -> list[str]:
         logits, *others = np.split(said, ends, axis=-1)
-        return kinds.named(task).tell(logits, names, dict(zip(sorted(beside), others)))
+        return kind.tell(logits, names, {**dict(zip(sorted(beside), others)), **(asked or {})})
 
     return tell
 
@@ -234,30 +281,30 @@ def _write_logits(into: Path, found: Iterable[Prediction], class_names: Sequence
 # --- telling ------------------------------------------------------------------------------------------
 
 
-def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
+def _tell_as_json(found: Iterable[Prediction], what: str) -> Iterator[Prediction]:
     """Each as a line as soon as it is known."""
     for one in found:
-        line = json.dumps(_as_json(one), ensure_ascii=not terminal.is_utf8())
-        print(line if line == printable(line) else json.dumps(_as_json(one)), flush=True)
+        line = json.dumps(_as_json(one, what), ensure_ascii=not terminal.is_utf8())
+        print(line if line == printable(line) else json.dumps(_as_json(one, what)), flush=True)
         yield one
 
 
-def _as_json(one: Prediction) -> dict[str, Any]:
+def _as_json(one: Prediction, what: str) -> dict[str, Any]:
     if one.error:
-        return {"image": str(one.path), "error": one.error}
+        return {what: str(one.path), "error": one.error}
     if not one.classes:
-        return {"image": str(one.path), "told": list(one.lines)}
-    said = {"image": str(one.path), "class": one.classes[0], "probability": one.probabilities[0]}
+        return {what: str(one.path), "told": list(one.lines)}
+    said = {what: str(one.path), "class": one.classes[0], "probability": one.probabilities[0]}
     said |= {"answered_by": one.by} if one.by else {}
     several = {"probabilities": dict(zip(one.classes, one.probabilities))} if len(one.classes) > 1 else {}
     return said | several
 
 
-def _tell(found: Iterable[Prediction]) -> list[Prediction]:
+def _tell(found: Iterable[Prediction], what: str) -> list[Prediction]:
     """All as a table of the terminal's width; into a pipe or a file 100 columns."""
     told = list(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("image", overflow="fold")
+    table.add_column(what, overflow="fold")
     if any(one.lines for one in told):
         table.add_column("what is there", overflow="fold")
     else:

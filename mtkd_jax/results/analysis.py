@@ -312,6 +312,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
     decided = fused(predictions, rule)
     on_test = metrics.per_example(decided["test"], predictions.test_labels)
     on_val = metrics.summary(decided["val"], predictions.val_labels)
+    beside = predictions.ensemble_beside if rule == "mean_probs" else {}
     found = {name: _over_examples(predictions.by_unit(values)) for name, values in on_test.items()}
     matrix = metrics.confusion(decided["test"], predictions.test_labels)
     present = matrix.sum(axis=1) > 0
@@ -342,7 +343,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         **(dict.fromkeys(DETECTION) if ranks else _detection_of_ensemble(predictions, decided)),
         "own": {
             **{
-                one.name: None if ranks else _measured_of_one(one, said(predictions, decided["test"], {}))
+                one.name: None if ranks else _measured_of_one(one, said(predictions, decided["test"], beside))
                 for one in measures(predictions)
             },
             **{

@@ -17,7 +17,7 @@ from mtkd_jax.data.checks import check, first_line, open_file, shorten
 from mtkd_jax.types import DataSet, UserError
 
 _UNITS: dict[str, Callable[[str], list[str]]] = {
-    "characters": lambda text: [tokens.BLANK_NAME if one.isspace() else one for one in text],
+    "characters": tokens.characters,
     "words": str.split,
 }
 _PARTS = {"train": True, "val": False, "test": True}  # file of a part -> must it be there?
