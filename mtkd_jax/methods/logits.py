@@ -171,12 +171,12 @@ def _channel_distance(context: Context) -> Array:
 
     def log_map(logits: Array) -> Array:  # [...,B*L,C] -> [...,B,L,C]
         if batch.valid is not None:
-            logits = jnp.where(batch.valid[:, None], logits, NOWHERE)
+            logits = jnp.where(jnp.expand_dims(batch.valid, -1), logits, NOWHERE)
         maps = logits.reshape(*logits.shape[:-2], num_images, -1, logits.shape[-1])
         return jax.nn.log_softmax(maps / temperature, axis=-2)
 
     own, others = log_map(context.student.logits), log_map(context.teacher.logits)
-    divergence = jnp.sum(jnp.exp(others) * (others - own), axis=-2)  # [K,B,C]
+    divergence = jnp.sum(jnp.exp(others) * (others - own[None]), axis=-2)  # [K,B,C]
     return temperature**2 * divergence.mean(axis=(0, 2))
 
 

@@ -175,8 +175,8 @@ def _of_what(dataset: DataSet) -> list[str]:
     place = kinds.named(dataset.task).place
     return [
         f"Every number is over {place}s, {dataset.test_labels.shape[1]:,} of an image, where there is one "
-        "with a label: accuracies, NLL and all that is told of test images in words. What is resampled for an "
-        "interval is the image."
+        "with a label: accuracies, NLL and all that is told of test images in words. What is resampled for "
+        "an interval is the image."
     ]
 
 

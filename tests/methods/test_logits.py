@@ -77,6 +77,46 @@ def test_losses_of_a_batch_are_their_references(temperature):
     np.testing.assert_allclose(loss(logits.spherical(), seen), expected, rtol=1e-4, atol=1e-5)
 
 
+def of_places(student, teachers, there):
+    """The context of maps [B,L,C] and [K,B,L,C], as the step makes it: zeros where there is no place."""
+    merged = [
+        np.where(there.ravel()[:, None], z.reshape(*z.shape[:-3], -1, C), 0) for z in (student, teachers)
+    ]
+    seen = context(*merged)
+    batch = dataclasses.replace(
+        seen.batch, image=jnp.zeros((len(student), 2, 2, 1)), valid=jnp.asarray(there.ravel())
+    )
+    return dataclasses.replace(seen, batch=batch)
+
+
+def test_cwd_is_the_reference():
+    rng = np.random.default_rng(3)
+    student, teachers = 3 * rng.normal(size=(2, 4, C)), 3 * rng.normal(size=(K, 2, 4, C))
+    there = np.array([[True, True, True, True], [True, False, True, True]])
+    seen = of_places(student, teachers, there)
+    recipe = logits.cwd(weight=2.0, map_temperature=3.0)
+    found = np.asarray(loss(recipe, seen) - loss(KD, seen)).reshape(2, 4)
+    for image in range(2):
+        rows = there[image]
+        expected = 2 * reference.cwd(student[image][rows], teachers[:, image][:, rows], 3.0)
+        np.testing.assert_allclose(found[image][rows], expected, rtol=2e-4)
+
+
+def test_cwd_sees_where_and_not_how_sure():
+    """A constant added to the map of a class changes nothing; of one place an image there is no where."""
+    rng = np.random.default_rng(4)
+    student, teachers = rng.normal(size=(2, 4, C)), rng.normal(size=(1, 2, 4, C))
+    there = np.ones((2, 4), bool)
+
+    def of_map(z):
+        seen = of_places(z, teachers, there)
+        return loss(logits.cwd(), seen) - loss(KD, seen)
+
+    np.testing.assert_allclose(of_map(student + np.arange(C)), of_map(student), rtol=1e-3, atol=1e-5)
+    flat = context(*(z.reshape(*z.shape[:-3], -1, C) for z in (student, teachers)))
+    np.testing.assert_allclose(loss(logits.cwd(), flat), loss(KD, flat), rtol=1e-5)
+
+
 # --- EnD2: a Dirichlet ----------------------------------------------------------------------------------
 
 END2 = logits.end2()

@@ -13,6 +13,7 @@ from mtkd_jax.data import tokens
 from mtkd_jax.engine import decoding, population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.plans import plan, sequences, teachers
+from mtkd_jax.results import evaluation
 from mtkd_jax.types import Population, UserError
 from tests import small
 from tests.references import sequences as reference
@@ -132,3 +133,19 @@ def test_what_cannot_be_is_one_line(begun, further, said):
     with pytest.raises(UserError, match=said) as caught:
         plan.build(config, split)
     assert "\n" not in str(caught.value)
+
+
+def test_each_network_and_all_together_are_asked_what_they_say_by_themselves(begun):
+    """Evaluation keeps it beside the logits of the test places that are there."""
+    _, split, done = begun
+    ensemble, labels = plan.ensemble_of(done), split.dataset.test_labels
+    there = labels >= 0
+    each = evaluation._beside(ensemble[0], split)["spoken"]
+    together = evaluation._asked_together(ensemble, split)["spoken"]
+    assert each.shape == (2, there.sum(), labels.shape[1]) and together.shape == each.shape[1:]
+    first = np.append(0, np.cumsum(there.sum(axis=1))[:-1])
+    images = split.dataset.test_images
+    np.testing.assert_array_equal(together[first], decoding.beams(ensemble, images, 1)[:, 0])
+    for member, spoken in enumerate(each):
+        alone = (population.members(ensemble[0], [member]),)
+        np.testing.assert_array_equal(spoken[first], decoding.beams(alone, images, 1)[:, 0])

@@ -208,3 +208,15 @@ def dorefa(kernel, bits):
 def wrpn(kernel, bits):
     steps = 2 ** (bits - 1) - 1
     return np.round(steps * np.clip(kernel, -1, 1)) / steps
+
+
+# --- logits of places: losses of one image, student [L,C], teachers [K,L,C] -------------------------------
+
+
+def cwd(student, teachers, map_temperature):
+    """Of the places that are there: mean over classes and teachers, times the square of the temperature."""
+    total, num_classes = 0.0, student.shape[-1]
+    for teacher in teachers:
+        for c in range(num_classes):
+            total += kl(softmax(teacher[:, c], map_temperature), softmax(student[:, c], map_temperature))
+    return map_temperature**2 * total / (num_classes * len(teachers))

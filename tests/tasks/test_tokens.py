@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.data import tokens
+from mtkd_jax.deploy import predict
 from mtkd_jax.tasks import kinds
 from mtkd_jax.tasks.kinds import Said
 from mtkd_jax.tasks.tokens import SPOKEN, edits, exactly_right, rate, read, say, tell
@@ -95,3 +96,41 @@ def test_the_record_says_which_measures_need_what():
         ("token error rate", (SPOKEN,)),
     ]
     assert kind.shows_labels and list(kind.asks) == [SPOKEN]
+
+
+# --- predict ------------------------------------------------------------------------------------------
+
+
+def program(images):
+    """Says the source's own numbers again, as classes, and then the end; [n,2,L,1] -> [n,L,C]."""
+    source = np.asarray(images)[:, 0, :, 0].astype(int)
+    classes = np.where(source > 0, source - 1, tokens.END)  # a: 1, c: 2, t: 3; the unknown token: the end
+    return np.eye(4, dtype=np.float32)[classes]
+
+
+CARD = {
+    "class_names": ["<end>", "A", "C", "T"],
+    "input": {"shape": [2, L, 1], "tokens": ["a", "c", "t"]},
+    "places": {"task": "tokens", "place": "token", "number": L, "beside": {}},
+}
+
+
+def test_predict_tells_what_is_said_to_each_line(tmp_path):
+    (tmp_path / "words.txt").write_text("cat\nact\ncatacomb\ntactt\nta?\n", encoding="utf-8")
+    found = list(predict.predictions_of_lines(program, CARD, [tmp_path / "words.txt"], batch=2))
+    assert [one.path for one in found] == ["cat", "act", "catacomb", "tactt", "ta?"]
+    assert [one.lines for one in found] == [
+        ("CAT",),
+        ("ACT",),
+        (),
+        ("TACT",),
+        ("TA",),
+    ]  # ends at the last place
+    assert found[2].error == "catacomb: 8 tokens; must be at most 5"
+
+
+def test_predict_prints_a_line_of_json_for_each(tmp_path, monkeypatch, capsys):
+    (tmp_path / "words.txt").write_text("cat\n", encoding="utf-8")
+    monkeypatch.setattr(predict, "load_program", lambda folder, form: (program, CARD))
+    assert predict.main(["--student", "x", str(tmp_path / "words.txt"), "--json"]) == 0
+    assert capsys.readouterr().out == '{"source": "cat", "told": ["CAT"]}\n'

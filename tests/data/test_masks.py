@@ -1,0 +1,204 @@
+"""Images with a class for every pixel: what was written is read, or one line says what is wrong."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtkd_jax.data import loading
+from mtkd_jax.data.checks import check
+from mtkd_jax.data.sources.masks import masks, synthetic_masks
+from mtkd_jax.types import DataSet, UserError
+
+
+def archive(tmp_path, **arrays):
+    images = np.arange(3 * 16, dtype=np.uint8).reshape(3, 4, 4)
+    usual = {"train_images": images, "test_images": images[:2], "class_names": np.array(["dent", "crack"])}
+    path = tmp_path / "some.npz"
+    np.savez(path, **{name: array for name, array in {**usual, **arrays}.items() if array is not None})
+    return str(path)
+
+
+BOXES = np.array(  # image, class, left, top, right, bottom of 200
+    [[0, 0, 0, 0, 100, 200], [0, 1, 50, 50, 100, 100], [1, 1, 150, 0, 260, 50], [2, 0, 60, 60, 60, 90]]
+)
+OF_BOXES = {"train_boxes_img_cls_xyxy200": BOXES, "test_boxes_img_cls_xyxy200": BOXES[:3]}
+
+
+def refused(path, **arguments):
+    with pytest.raises(UserError) as caught:
+        masks(path=str(path), **arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_boxes_are_painted_the_smaller_in_front(tmp_path):
+    found = masks(path=archive(tmp_path, **OF_BOXES))
+    assert found.task == "masks" and found.class_names == ("background", "dent", "crack")
+    first, second, third = found.train_labels.reshape(3, 4, 4)
+    np.testing.assert_array_equal(first, [[1, 1, 0, 0], [1, 2, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(second, [[0, 0, 0, 2]] + 3 * [[0, 0, 0, 0]])  # cut off at the border
+    assert not third.any()
+    assert any(note.startswith("1 of 4 boxes of train_boxes") for note in found.notes)
+    assert any("made from boxes" in note for note in found.notes)
+
+
+def test_images_are_averaged_and_masks_thinned_out(tmp_path):
+    labels = np.zeros((3, 4, 4), np.uint8)
+    labels[:, 2:] = 1
+    labels[:, 3, 3] = 255
+    found = masks(path=archive(tmp_path, train_masks=labels, test_masks=labels[:2]), size=2)
+    np.testing.assert_array_equal(found.train_images[0, ..., 0], [[2, 4], [10, 12]])  # 2.5, 4.5, to even
+    np.testing.assert_array_equal(found.train_labels[0], [0, 0, 1, -1])
+
+
+@pytest.mark.parametrize(
+    "arrays, arguments, why",
+    [
+        ({}, {}, "no array train_masks"),
+        (
+            {"train_masks": np.zeros((3, 4, 5), int), "test_masks": np.zeros((2, 4, 4), int)},
+            {},
+            "as the images",
+        ),
+        ({**OF_BOXES, "train_boxes_img_cls_xyxy200": BOXES + 1}, {}, "images 1..3: must be rows 0..2"),
+        (
+            {**OF_BOXES, "train_boxes_img_cls_xyxy200": BOXES + [0, 5, 0, 0, 0, 0]},
+            {},
+            "classes 5..6: must be 0..1",
+        ),
+        ({**OF_BOXES, "train_boxes_img_cls_xyxy200": BOXES[:, :5]}, {}, r"must be \[n,6\]"),
+        (OF_BOXES, {"size": 3}, "size must divide"),
+        (OF_BOXES, {"size": -1}, "size = -1"),
+    ],
+)
+def test_a_bad_archive_is_refused_in_one_line(tmp_path, arrays, arguments, why):
+    import re
+
+    assert re.search(why, refused(archive(tmp_path, **arrays), **arguments))
+
+
+# --- folders ------------------------------------------------------------------------------------------
+
+
+def folder(tmp_path, number=10, names="ground\nhole\n"):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for n in range(number):
+        mask = np.zeros((4, 6), np.uint8)
+        mask[:, : 1 + n % 3] = 1
+        mask[3, 5] = 255
+        save(tmp_path, n, np.full((4, 6), 20 * n, np.uint8), mask)
+    (tmp_path / "classes.txt").write_text(names)
+    return tmp_path
+
+
+def save(root, name, image, mask):
+    Image.fromarray(image).save(root / "images" / f"{name}.png")
+    palette = Image.fromarray(mask, "P")
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(root / "masks" / f"{name}.png")
+
+
+def test_a_folder_of_pairs_is_read(tmp_path):
+    found = masks(path=str(folder(tmp_path)))
+    assert found.class_names == ("ground", "hole")
+    assert (len(found.train_images), len(found.test_images)) == (8, 2)
+    assert found.train_images.shape[1:] == (4, 6, 1)
+    for image, labels in zip(found.train_images, found.train_labels.reshape(-1, 4, 6)):
+        number = image[0, 0, 0] // 20  # each with its own mask
+        np.testing.assert_array_equal(labels[0], np.arange(6) < 1 + number % 3)
+        assert labels[3, 5] == -1
+
+
+def test_parts_are_what_the_folders_say(tmp_path):
+    for part, number in (("train", 4), ("val", 2), ("test", 3)):
+        (tmp_path / part).mkdir()
+        folder(tmp_path / part, number)
+    found = masks(path=str(tmp_path))
+    assert (len(found.train_images), len(found.test_images), len(found.val_rows)) == (6, 3, 2)
+    assert found.class_names == ("0", "1")
+
+
+def test_a_bad_pair_is_refused_or_counted(tmp_path):
+    root = folder(tmp_path)
+    save(root, "small", np.zeros((4, 6), np.uint8), np.zeros((4, 4), np.uint8))
+    assert "small.png: 4x4, its image 4x6: must be of one size" in refused(root)
+    Image.new("L", (6, 4)).save(root / "images" / "lone.png")
+    assert "lone.png: has no mask of its name" in refused(root)
+    found = masks(path=str(root), skip_corrupt=True)
+    assert len(found.train_images) + len(found.test_images) == 10
+    assert any(note.startswith("2 of 12 images were left out") for note in found.notes)
+    Image.new("RGB", (6, 4)).save(root / "masks" / "lone.png")
+    (root / "images" / "small.png").unlink()
+    assert "mode RGB: must be class numbers" in refused(root)
+
+
+def test_a_bad_folder_is_refused_in_one_line(tmp_path):
+    assert "no folder images" in refused(tmp_path)
+    root = folder(tmp_path, names="ground\n")
+    assert "classes.txt: names 1 classes, and masks hold 1" in refused(root)
+    assert "no such file" in refused(tmp_path / "nowhere")
+
+
+# --- what holds for all labels of places ----------------------------------------------------------------
+
+
+def dense(**fields):
+    images = np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2, 1)
+    labels = np.tile([[0, 1, -1, 2], [0, 0, 1, 1], [2, 0, 0, 0]], (2, 1))
+    usual = dict(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    return DataSet(**{"name": "dense", "class_names": ("a", "b", "c"), "task": "masks", **usual, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields, why",
+    [
+        ({"task": "classes"}, r"train_labels: shape \(6, 4\): must be \[N\]"),
+        ({"train_labels": np.zeros(6, int)}, r"train_labels: shape \(6,\): must be \[N,L\]"),
+        ({"test_labels": np.zeros((6, 3), int)}, "must have as many places as train_labels"),
+        ({"train_labels": np.full((6, 4), -2)}, r"labels -2..-2: must lie in -1..C-1"),
+        ({"test_labels": np.full((6, 4), -1)}, "6 examples have no place at all"),
+        ({"train_labels": np.zeros((6, 4), int)}, "2 of 3 classes without an example"),
+        ({"train_goals": {"boxes": np.zeros((6, 4, 4))}}, "test_goals: .*as in train"),
+        (
+            {"train_goals": {"boxes": np.zeros((6, 3, 4))}, "test_goals": {"boxes": np.zeros((6, 4, 4))}},
+            "boxes: ",
+        ),
+    ],
+)
+def test_labels_of_places_that_cannot_be_are_refused(fields, why):
+    with pytest.raises(UserError, match=why):
+        check(dense(**fields), "here")
+
+
+def test_goals_are_float32_and_finite_where_there_is_a_place():
+    goals = np.ones((6, 4, 2))
+    goals[0, 2] = np.nan  # no place there
+    found = check(dense(train_goals={"boxes": goals}, test_goals={"boxes": goals}), "here")
+    assert found.train_goals["boxes"].dtype == np.float32 and np.isfinite(found.train_goals["boxes"]).all()
+    goals[0, 0] = np.inf
+    with pytest.raises(UserError, match="must be finite wherever there is a place"):
+        check(dense(train_goals={"boxes": goals}, test_goals={"boxes": goals}), "here")
+
+
+def test_an_example_is_counted_by_its_rarest_class():
+    labels = np.array([[0, 0, 1, -1], [0, 2, 1, 1], [0, 0, 0, 0], [-1, -1, -1, -1], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(loading.strata(labels), [1, 2, 0, 0, 1])
+    np.testing.assert_array_equal(loading.strata(labels[:, 0]), labels[:, 0])
+
+
+def test_a_split_holds_every_class_of_pixels_and_hides_other_labels():
+    data = synthetic_masks(num_classes=4, num_train=40, size=8)
+    split = loading.split(data, num_train=20, val_fraction=0.2, seed=0)
+    for rows in (split.train, split.val):
+        assert loading.held(data.train_labels, rows) == {0, 1, 2, 3}
+    examples = loading.examples(split, weighted=True)
+    hidden = np.setdiff1d(np.arange(40), split.train)
+    label, weight = np.asarray(examples.label), np.asarray(examples.weight)
+    np.testing.assert_array_equal(label[split.train], data.train_labels[split.train])
+    assert set(np.unique(label[hidden])) == {-1, 0} and not weight[hidden].any()
+    np.testing.assert_array_equal(label < 0, data.train_labels < 0)
+    own = data.train_labels[split.train]
+    sums = [weight[split.train][own == c].sum() for c in range(4)]
+    np.testing.assert_allclose(sums, (own >= 0).sum() / 4, rtol=1e-5)
+    np.testing.assert_array_equal(weight[split.train][own < 0], 0)
