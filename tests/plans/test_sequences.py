@@ -14,6 +14,7 @@ from mtkd_jax.engine import decoding, population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.plans import plan, sequences, teachers
 from mtkd_jax.results import evaluation
+from mtkd_jax.tasks.tokens import say
 from mtkd_jax.types import Population, UserError
 from tests import small
 from tests.references import sequences as reference
@@ -147,5 +148,21 @@ def test_each_network_and_all_together_are_asked_what_they_say_by_themselves(beg
     images = split.dataset.test_images
     np.testing.assert_array_equal(together[first], decoding.beams(ensemble, images, 1)[:, 0])
     for member, spoken in enumerate(each):
-        alone = (population.members(ensemble[0], [member]),)
-        np.testing.assert_array_equal(spoken[first], decoding.beams(alone, images, 1)[:, 0])
+        alone = population.members(ensemble[0], [member])
+        said = say(lambda images, alone=alone: population.logits(alone, images)[0], images)
+        np.testing.assert_array_equal(spoken[first], said[:, 0])
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("students.transfer", ("unlabelled",), "cannot be hidden; must be \\('labelled',\\)"),
+        ("data.augment.noise", 0.1, "images of numbers are numbers of tokens; must be 0"),
+        ("data.augment.cutout", 1, "images of numbers are numbers of tokens; must be 0"),
+    ],
+)
+def test_labels_cannot_be_hidden_and_tokens_not_be_changed(begun, field, value, said):
+    _, split, _ = begun
+    with pytest.raises(UserError, match=f"config.{field}.*{said}") as caught:
+        plan.check(small.config(**{**NUMBERS, field: value}), split)
+    assert "\n" not in str(caught.value)
