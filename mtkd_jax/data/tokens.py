@@ -100,6 +100,16 @@ def edit_distances(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.stack(table)[lengths(labels), np.arange(num), lengths(others)]
 
 
+def characters(text: str) -> list[str]:
+    """A text's characters as tokens, blanks by the name that they have.
+
+    Examples:
+        >>> characters("a b")
+        ['a', '␣', 'b']
+    """
+    return [BLANK_NAME if one.isspace() else one for one in text]
+
+
 def spell(tokens: Sequence[str]) -> str:
     """Tokens as a line: side by side where each is a character, else with blanks between them.
 

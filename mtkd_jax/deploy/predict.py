@@ -5,7 +5,8 @@ or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"}
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
 A student of a table is asked about tables with columns of the same names, in any order, and one of series
 about .tsv, .ts and .arff files of series as long: {"file", "line"} stand in the place of {"image"}. A student
-of pixels, boxes or tokens tells what its task does, such as the area of each class: {"image", "told"}.
+of pixels, boxes or tokens tells what its task does, such as the area of each class: {"image", "told"}. One of
+sequences reads text files, a source a line: {"source", "told"}.
 With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
 has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
@@ -48,10 +49,13 @@ class Prediction(NamedTuple):
     by: str = ""  # "student" | "ensemble", of a cascade
     logits: tuple[float, ...] = ()  # of all classes, in their order
     lines: tuple[str, ...] = ()  # of a student of places, what its task tells of them, in place of classes
+    source: str = ""  # of a student of sequences, what it was asked about
 
     @property
     def name(self) -> str:
         """What it is called in a table of answers and in a file of logits."""
+        if self.source:
+            return self.source
         return f"{self.path.as_posix()}: line {self.line}" if self.line else self.path.as_posix()
 
 
@@ -61,6 +65,7 @@ class Input(NamedTuple):
     path: Path
     line: int  # of the file; 0 of an image
     read: Callable[[], np.ndarray]  # [h,w,c] uint8 pixels, or float32; UserError where it has none
+    source: str = ""  # of sequences, the line itself
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,34 +170,47 @@ def predictions(
 
 
 def inputs(card: Mapping[str, Any], paths: Iterable[Path], fit: str) -> list[Input]:
-    """What the student of a card is asked about: image files, or all lines of tables or files of series.
+    """What the student of a card is asked about: image files, or all lines of tables, series or sources.
 
-    Of the latter, one that cannot be read is one input, which raises that. Raises UserError when the student
+    Of lines, a file that cannot be read is one input, which raises that. Raises UserError when the student
     reads none of these.
     """
-    if (readers := _readers(card)) is None:
+    if (lines_of := _lines_of(card)) is None:
         shape = check_reads_files(card)
         return [Input(path, 0, partial(images.read, path, shape=shape, fit=fit)) for path in paths]
     found = []
     for path in paths:
         try:
-            found += [Input(path, line, read) for line, read in readers(path)]
+            found += lines_of(path)
         except UserError as error:
             found.append(Input(path, 0, partial(_raise, error)))
     return found
 
 
 def reads_lines(card: Mapping[str, Any]) -> bool:
-    """Whether a student reads the lines of tables or of files of series."""
-    return _readers(card) is not None
+    """Whether a student reads the lines of tables, of files of series or of sources."""
+    return _lines_of(card) is not None
 
 
-def _readers(card: Mapping[str, Any]) -> Callable[[Path], list[tuple[int, Callable[[], np.ndarray]]]] | None:
-    """What makes the readers of all lines of a file, for a student of lines."""
-    taken, shape = card["input"], tuple(card["input"]["shape"])
+def _lines_of(card: Mapping[str, Any]) -> Callable[[Path], list[Input]] | None:
+    """What makes an input of every line of a file, for a student of lines."""
+    taken, shape, kind = card["input"], tuple(card["input"]["shape"]), _kind(card)
+    if kind is not None and kind.read is not None:
+        return lambda path: [
+            Input(path, 0, partial(_given, image), line) for line, image in kind.read(path, taken)
+        ]
     if "columns" in taken:
-        return partial(tables.readers, names=taken["columns"])
-    return partial(series_files.readers, shape=shape) if taken["range"] != PIXELS and shape[1] == 1 else None
+        return lambda path: [Input(path, *one) for one in tables.readers(path, names=taken["columns"])]
+    if taken["range"] != PIXELS and shape[1] == 1:
+        return lambda path: [Input(path, *one) for one in series_files.readers(path, shape=shape)]
+    return None
+
+
+def _given(image: np.ndarray | str) -> np.ndarray:
+    """The image; UserError for a text, which says why there is none."""
+    if isinstance(image, str):
+        raise UserError(image)
+    return image
 
 
 def _raise(error: UserError) -> np.ndarray:
@@ -220,7 +238,7 @@ def _of_batch(
 ) -> Iterator[Prediction]:
     """At most `size` inputs; the program always sees as many, so that it is compiled once."""
     seen, errors = np.zeros((size, *card["input"]["shape"]), np.float32), [""] * len(asked)
-    tell = _telling(card)
+    kind, tell = _kind(card), _telling(card)
     for place, one in enumerate(asked):
         try:
             read = one.read()
@@ -233,11 +251,13 @@ def _of_batch(
         there = np.array([not error for error in errors] + [False] * (size - len(asked)))
         logits, handed_over = cascade.answer(net, seen, there)
         by = np.where(handed_over, "ensemble", "student").tolist()
-    for one, error, own, who in zip(asked, errors, logits, by):
+    further = _asked_further(program, kind, len(card["class_names"]), seen)
+    for place, (one, error, own, who) in enumerate(zip(asked, errors, logits, by)):
         if error:
-            yield Prediction(one.path, one.line, error=error)
+            yield Prediction(one.path, one.line, error=error, source=one.source)
         elif tell is not None:
-            yield Prediction(one.path, one.line, lines=tuple(tell(own)))
+            lines = tell(own, {name: said[place] for name, said in further.items()})
+            yield Prediction(one.path, one.line, lines=tuple(lines), source=one.source)
         else:
             row = softmax(own)
             best = np.argsort(-row, kind="stable")[:top]
@@ -246,18 +266,38 @@ def _of_batch(
             yield Prediction(one.path, one.line, classes, probabilities, by=who, logits=tuple(own.tolist()))
 
 
-def _telling(card: Mapping[str, Any]) -> Callable[[np.ndarray], list[str]] | None:
-    """What tells of one image what a student says of its places [L,C + ...]; None of a student of images."""
+def _asked_further(program: Callable, kind: Any, num_classes: int, seen: np.ndarray) -> dict[str, np.ndarray]:
+    """What the student says of inputs when its task asks in other ways, such as a token after the other."""
+
+    def logits_of(images: np.ndarray) -> np.ndarray:
+        return np.asarray(program(images))[..., :num_classes]
+
+    return {} if kind is None else {name: ask(logits_of, seen) for name, ask in kind.asks.items()}
+
+
+def _kind(card: Mapping[str, Any]) -> Any:
+    """The task of a student of places; None of a student of images."""
     if "places" not in card:
         return None
     from mtkd_jax.tasks import kinds  # which a student of images does without
 
-    task, names, beside = card["places"]["task"], card["class_names"], card["places"]["beside"]
+    return kinds.named(card["places"]["task"])
+
+
+def _telling(card: Mapping[str, Any]) -> Callable[..., list[str]] | None:
+    """What tells of one image what a student says of its places [L,C + ...], and when it is asked further.
+
+    None of a student of images.
+    """
+    kind = _kind(card)
+    if kind is None:
+        return None
+    names, beside = card["class_names"], card["places"]["beside"]
     ends = np.cumsum([len(names), *(beside[name] for name in sorted(beside))])[:-1]
 
-    def tell(said: np.ndarray) -> list[str]:
+    def tell(said: np.ndarray, asked: Mapping[str, np.ndarray]) -> list[str]:
         logits, *others = np.split(said, ends, axis=-1)
-        return kinds.named(task).tell(logits, names, dict(zip(sorted(beside), others)))
+        return kind.tell(logits, names, {**dict(zip(sorted(beside), others)), **asked})
 
     return tell
 
@@ -299,6 +339,7 @@ def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
 
 def _as_json(one: Prediction) -> dict[str, Any]:
     of = {"file": str(one.path), "line": one.line} if one.line else {"image": str(one.path)}
+    of = {"source": one.source} if one.source else of
     if one.error:
         return {**of, "error": one.error}
     if not one.classes:
@@ -309,11 +350,18 @@ def _as_json(one: Prediction) -> dict[str, Any]:
     return said | several
 
 
+def _what(told: Sequence[Prediction]) -> str:
+    """The heading of what was asked about."""
+    if any(one.source for one in told):
+        return "source"
+    return "line" if any(one.line for one in told) else "image"
+
+
 def _tell(found: Iterable[Prediction]) -> list[Prediction]:
     """All as a table of the terminal's width; into a pipe or a file 100 columns."""
     told = list(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("line" if any(one.line for one in told) else "image", overflow="fold")
+    table.add_column(_what(told), overflow="fold")
     if any(one.lines for one in told):
         table.add_column("what is there", overflow="fold")
     else:

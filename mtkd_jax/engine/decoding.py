@@ -1,28 +1,20 @@
-"""Targets that ensembles and populations say of sources, block by block."""
+"""Targets that an ensemble finds together, block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
 
-import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax import mesh
 from mtkd_jax.data import tokens
 from mtkd_jax.engine import population
-from mtkd_jax.engine.population import natural_member_loop, over_members
 from mtkd_jax.fusion import rules
 from mtkd_jax.models.decoding import sayer, search, sources_of
-from mtkd_jax.types import Array, Ensemble, Model, Population, PyTree
+from mtkd_jax.types import Array, Ensemble, Model, PyTree
 
 BLOCK = 256  # sources that are searched at once: all go on until the last of them has ended
-
-
-def greedy(networks: Population, images: np.ndarray) -> np.ndarray:
-    """What every member says of images [N,2,L,1], a token after the other: labels [M,N,L] int32."""
-    found = _greedy(networks.model)
-    return np.swapaxes(_in_blocks(lambda part: found(networks.variables, part), images), 0, 1)
 
 
 def beams(ensemble: Ensemble, images: np.ndarray, num_beams: int, rule: str = "mean_probs") -> np.ndarray:
@@ -31,30 +23,13 @@ def beams(ensemble: Ensemble, images: np.ndarray, num_beams: int, rule: str = "m
     At every place they are fused by a `rule` of probabilities that is not fitted, and go on from one prefix.
     """
     models, variables = population.frozen_parts(ensemble)
-    found = _beams(models, num_beams, rule)
-    return _in_blocks(lambda part: found(variables, part), images)
-
-
-def _in_blocks(function: Callable, images: np.ndarray) -> np.ndarray:
-    """`population.map_blocks`, the shortest sources first: a block goes on as long as one of its targets."""
+    search_block = _beams(models, num_beams, rule)
+    # The shortest sources first: a block goes on as long as one of its targets.
     order = np.argsort((images[:, 0, :, 0] != tokens.PAD).sum(axis=1), kind="stable")
-    found = population.map_blocks(function, images[order], size=BLOCK)
+    found = population.map_blocks(lambda part: search_block(variables, part), images[order], size=BLOCK)
     back = np.empty_like(found)
     back[order] = found
     return back
-
-
-@lru_cache
-def _greedy(model: Model) -> Callable:
-    def of_one(variables: PyTree, images: Array) -> Array:
-        say = sayer(lambda images: model.apply(variables, images)[0].logits[None], rules.mean_probs)
-        return search(say, sources_of(images), 1).labels[:, 0]
-
-    def of_all(variables: PyTree, images: Array) -> Array:
-        each = over_members(of_one, natural_member_loop(model))
-        return jnp.swapaxes(each(variables, images), 0, 1)
-
-    return mesh.jit(of_all)
 
 
 @lru_cache

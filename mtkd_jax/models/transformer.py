@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         """x [B,L,width] plus what it looks at of the others [B,L,width], or of itself, where the mask is."""
         y = layers.layer_norm(x, name=f"{name}_norm")
         attention = nn.MultiHeadDotProductAttention(
-            self.attention_heads, kernel_init=INIT, dtype=self.dtype, name=name
+            self.attention_heads, use_bias=False, kernel_init=INIT, dtype=self.dtype, name=name
         )
         return x + self._dropped(attention(y, y if others is None else others, mask=mask), train)
 

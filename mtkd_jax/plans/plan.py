@@ -46,6 +46,7 @@ from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
 from mtkd_jax.system.spelling import hint
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import DataSet, Ensemble, Model, Population, PyTree, UserError
 
 SHARE_OF_PREDICTIONS = 0.5  # of memory, for what networks say of places
@@ -269,6 +270,7 @@ def check(config: ConfigDict, split: Split) -> None:
             "have labels; must be False"
         )
     _check_size_of_predictions(config, split)
+    _check_shows_labels(config, split.dataset)
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
     for address in {*teacher_models(config), *student_models(config)}:
         _check_says_as_labelled(teachers.network(split, address), image, split.dataset)
@@ -300,6 +302,23 @@ def _check_says_as_labelled(model: Model, image: PyTree, dataset: DataSet) -> No
             f"{model.name}: says a class of {told[0]} of an image, and {dataset.name} has labels of "
             f"{told[1]}; must be another network"
         )
+
+
+def _check_shows_labels(config: ConfigDict, dataset: DataSet) -> None:
+    """Raise UserError for what cannot be done to images that are tokens, those of their labels among them."""
+    if not kinds.named(dataset.task).shows_labels:
+        return
+    if "unlabelled" in config.students.transfer:
+        raise UserError(
+            f"config.students.transfer: 'unlabelled', but every place of {dataset.name} is shown the labels "
+            "of those before, which cannot be hidden; must be ('labelled',)"
+        )
+    for field in ("cutout", "noise"):
+        if config.data.augment[field]:
+            raise UserError(
+                f"config.data.augment.{field}: changes pixels, and images of {dataset.name} are numbers of "
+                "tokens; must be 0"
+            )
 
 
 def _check_size_of_predictions(config: ConfigDict, split: Split) -> None:

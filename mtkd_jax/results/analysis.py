@@ -111,9 +111,13 @@ def teacher_logits(predictions: Predictions, split: str = "test") -> np.ndarray:
 
 
 def mean_beside(predictions: Predictions) -> dict[str, np.ndarray]:
-    """What all teachers predict of test places beside logits, averaged, {name: [N,d]}; {} if any does not."""
+    """What all teachers predict of test places beside logits, averaged, {name: [N,d]}; {} if any does not.
+
+    What they say when they are asked in another way has no mean.
+    """
     groups = teachers(predictions)
-    names = set.intersection(*(set(group.beside) for group in groups)) if groups else ()
+    names = set.intersection(*(set(group.beside) for group in groups)) if groups else set()
+    names -= set(kinds.named(predictions.task).asks)
     return {name: np.concatenate([group.beside[name] for group in groups]).mean(axis=0) for name in names}
 
 
@@ -325,6 +329,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
     decided = fused(predictions, rule)
     on_test = metrics.per_example(decided["test"], predictions.test_labels)
     on_val = metrics.summary(decided["val"], predictions.val_labels)
+    asked = predictions.ensemble_beside if rule == "mean_probs" else {}
     found = {name: _over_examples(predictions.by_unit(values)) for name, values in on_test.items()}
     matrix = metrics.confusion(decided["test"], predictions.test_labels)
     present = matrix.sum(axis=1) > 0
@@ -335,7 +340,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         else _balanced_over_units(predictions, decided["test"]),
     )
     ranks = rules.is_rank(rule)  # places are no probabilities
-    whole = said(predictions, decided["test"], mean_beside(predictions))
+    whole = said(predictions, decided["test"], {**mean_beside(predictions), **asked})
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}
     else:

@@ -75,7 +75,8 @@ def predict(
         networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
         groups, of_other_images = outside.ask(config, split, groups, networks)
     groups += [*_averages(stages, groups), *_cohort_groups(split, stages, done, groups)]
-    predicted = _predictions(config, split, groups, notes, **of_other_images)
+    further = {"ensemble_beside": _asked_together(ensemble_of(done), split)}
+    predicted = _predictions(config, split, groups, notes, **further, **of_other_images)
     measured = complexity_of(config, split, stages, done, predicted)
     return dataclasses.replace(predicted, complexity=measured)
 
@@ -612,8 +613,32 @@ def _logits_of_test(own: Population, split: Split) -> np.ndarray:
 def _beside(own: Population, split: Split) -> dict[str, np.ndarray]:
     """What else members predict of the test places, {name: [M,P,d]}."""
     dataset = split.dataset
-    found = population.beside(own, dataset.test_images)
+    found = population.beside(own, dataset.test_images) | _asked(own, split)
     return {name: flat_logits(one, dataset.test_labels) for name, one in found.items()}
+
+
+def _asked(own: Population, split: Split) -> dict[str, np.ndarray]:
+    """What every member says where its task asks in another way, {name: [M,n,L,d]}."""
+    members = [population.members(own, [m]) for m in range(own.num_members)]
+    networks = [lambda images, one=one: population.logits(one, images)[0] for one in members]
+    return {
+        name: np.stack([ask(network, split.dataset.test_images) for network in networks])
+        for name, ask in kinds.named(split.dataset.task).asks.items()
+    }
+
+
+def _asked_together(ensemble: Ensemble, split: Split) -> dict[str, np.ndarray]:
+    """The same of all teachers fused by mean_probs, {name: [P,d]} of the test places that are there."""
+    dataset = split.dataset
+    if not ensemble or any(isinstance(one.model, Given) for one in ensemble):
+        return {}
+
+    def fused(images: np.ndarray) -> np.ndarray:
+        logits = np.concatenate([population.logits(one, images) for one in ensemble])
+        return np.log(np.asarray(rules.mean_probs(jnp.asarray(logits))))
+
+    asks = kinds.named(dataset.task).asks
+    return {name: flat(ask(fused, dataset.test_images), dataset.test_labels) for name, ask in asks.items()}
 
 
 def logits(

@@ -20,7 +20,7 @@ from mtkd_jax.system.files import write_atomically
 from mtkd_jax.types import UserError
 
 FORMAT = "mtkd_jax predictions 1"
-NAMED = ("beside", "test_goals")  # fields of arrays by name
+NAMED = ("beside", "ensemble_beside", "test_goals")  # fields of arrays by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,9 @@ class Predictions:
     test_places: np.ndarray | None = None  # [N] which of its example's places each is, and
     num_places: int = 1  # how many an example has, those included that are none
     test_goals: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {name: [N,d]}
+    ensemble_beside: Mapping[str, np.ndarray] = dataclasses.field(
+        default_factory=dict
+    )  # of mean_probs, as in a group: {name: [N,d]}
 
     def by_unit(self, terms: np.ndarray) -> np.ndarray:
         r"""Terms [...,N] of test examples as terms [...,E] of what is resampled; they have the same mean.

@@ -83,6 +83,15 @@ class Kind:
     # What `predict` prints of one example: logits [L,C], class names, beside -> lines:
     tell: Callable[[np.ndarray, Sequence[str], Mapping[str, np.ndarray]], list[str]] | None = None
     beside_loss: Callable[[Context], Array] | None = None  # [B*L], of `Outputs.beside` and `Batch.goals`
+    # What a trained network says when it is asked in another way, by name: stands among what it predicts
+    # beside. Of a function images [n,h,w,c] -> logits [n,L,C], and images -> [n,L,d]:
+    asks: Mapping[str, Callable[[Callable[[np.ndarray], np.ndarray], np.ndarray], np.ndarray]] = (
+        dataclasses.field(default_factory=dict)
+    )
+    # What `predict` reads where that is no image files: a file and the card's "input" -> the name of each
+    # example, and its image [h,w,c] or what is wrong with it:
+    read: Callable[[Path, Mapping[str, Any]], list[tuple[str, np.ndarray | str]]] | None = None
+    shows_labels: bool = False  # an image holds its labels, so that none of them can be hidden
 
 
 @lru_cache

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mtkd_jax.data import tokens
 from mtkd_jax.tasks.kinds import Kind, Measure, Said
-from mtkd_jax.types import Array
+from mtkd_jax.types import UserError
 
 SPOKEN = "spoken"  # what a network says by itself: labels [L] of the example, at each of its places
 
 
-def say(logits: Callable[[Array], Array], images: Array) -> dict[str, Array]:
-    """What a network says by itself of images [B,2,L,1], greedily: {"spoken": [B,L,L]}, alike at all places.
+def say(logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    """What a network says by itself of images [n,2,L,1], greedily: labels [n,L,L], the same at all places.
 
-    `logits` is the network, images -> [B,L,C].
+    `logits_of` is the network, images -> [n,L,C]. It reads what it has said before, and ends at the last
+    place at the latest.
     """
-    import jax.numpy as jnp
-
-    from mtkd_jax.fusion import rules
-    from mtkd_jax.models.decoding import sayer, search, sources_of
-
-    sources = sources_of(images)
-    labels = search(sayer(lambda read: logits(read)[None], rules.mean_probs), sources, 1).labels[:, 0]
-    return {SPOKEN: jnp.repeat(labels[:, None], sources.shape[1], axis=1).astype(jnp.float32)}
+    num, _, length, _ = images.shape
+    labels = np.full((num, length), tokens.NONE, np.int16)
+    ended = np.zeros(num, bool)
+    for place in range(length):
+        if ended.all():
+            break
+        read = tokens.with_targets(images, labels)
+        best = tokens.END if place == length - 1 else logits_of(read)[:, place].argmax(axis=-1)
+        labels[:, place] = np.where(ended, tokens.NONE, best)
+        ended |= labels[:, place] == tokens.END
+    return np.repeat(labels[:, None], length, axis=1)
 
 
 def exactly_right(said: Said) -> np.ndarray:
@@ -59,11 +65,47 @@ def tell(logits: np.ndarray, class_names: Sequence[str], beside: Mapping[str, np
     return [tokens.spell([class_names[label] for label in tokens.sequence_of(labels)])]
 
 
+def read(file: Path, taken: Mapping[str, Any]) -> list[tuple[str, np.ndarray | str]]:
+    """The lines of a text file as sources, but empty ones: a line and its image [2,L,1], or what is wrong.
+
+    `taken` is the card's "input". Tokens are characters where all that the network knows are, else words;
+    others are the unknown token. Raises UserError for a file that is no text in UTF-8.
+    """
+    numbers = {name: number for number, name in enumerate(taken["tokens"], start=tokens.RESERVED)}
+    length, words = taken["shape"][1], any(len(name) > 1 for name in numbers)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); must be text in UTF-8, a source a line") from None
+    found: list[tuple[str, np.ndarray | str]] = []
+    for line in filter(str.strip, lines):
+        source = line.split() if words else tokens.characters(line.strip())
+        row = np.zeros(length, np.int32)
+        if len(source) > length:
+            found.append((line, f"{line}: {len(source)} tokens; must be at most {length}"))
+            continue
+        row[: len(source)] = [numbers.get(token, tokens.UNKNOWN) for token in source]
+        found.append((line, tokens.as_images(row[None])[0]))
+    return found
+
+
 KIND = Kind(
     place="token",
     measures=(
-        Measure("exact match", exactly_right, unit="%", digits=1),
-        Measure("token error rate", edits, value=rate, higher_is_better=False, unit="%", digits=1),
+        Measure("exact match", exactly_right, unit="%", digits=1, ends=(0.0, 100.0)),
+        Measure(
+            "token error rate",
+            edits,
+            value=rate,
+            higher_is_better=False,
+            unit="%",
+            digits=1,
+            ends=(0.0, np.inf),
+            beside=(SPOKEN,),
+        ),
     ),
     tell=tell,
+    asks={SPOKEN: say},
+    read=read,
+    shows_labels=True,
 )

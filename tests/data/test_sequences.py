@@ -113,6 +113,10 @@ def test_one_file_is_cut_alike_every_time(tmp_path):
     assert len(found.train_labels) == 45 and len(found.test_labels) == 5 and found.name == "all"
     np.testing.assert_array_equal(found.test_images, again.test_images)
     assert not np.array_equal(found.test_images, other.test_images)
+    few = pairs(path=str(tmp_path / "all.txt"), num_pairs=20)
+    assert (len(few.train_labels), len(few.test_labels)) == (18, 2)
+    assert few.notes[0] == "20 of 50 pairs were drawn."
+    assert "50 pairs; of 51 that are" in refused(pairs, path=str(tmp_path / "all.txt"), num_pairs=51)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,7 @@ def test_paths_and_arguments_that_cannot_be(tmp_path):
     assert "must be at least 1 token" in refused(pairs, path=path, longest=0)
     assert "must be more than 2" in refused(pairs, path=path, source_tokens=2)
     assert "must be between 0 and 1" in refused(pairs, path=path, test_fraction=1.0)
+    assert "must be at least 2, or 0 for all" in refused(pairs, path=path, num_pairs=1)
     (tmp_path / "test.tsv").write_bytes(b"\xff\xfe\x00")
     assert "must be text in UTF-8" in refused(pairs, path=path)
     write(tmp_path, train=[], test=["b\tw"])
@@ -169,14 +174,14 @@ bout B AW1 T
 def test_the_dictionary_keeps_first_pronunciations(tmp_path):
     (tmp_path / "cmudict.dict").write_text(ENTRIES, encoding="utf-8")
     path = str(tmp_path / "cmudict.dict")
-    found = cmudict(path=path, seed=1)
+    found = cmudict(file=path, seed=1)
     assert len(found.train_labels) + len(found.test_labels) == 10
     assert set(found.class_names) == {"<end>", "AE", "B", "AH", "T", "AA", "L", "OW", "AW", "AO"}
     assert found.notes[0] == "Of words with several pronunciations the first one counts."
-    assert "AE1" in cmudict(path=path, stress=True, seed=1).class_names
+    assert "AE1" in cmudict(file=path, stress=True, seed=1).class_names
     (tmp_path / "cmudict.dict").write_text("abbot\n", encoding="utf-8")
-    assert "line 1: 'abbot': must be a word and its phonemes" in refused(cmudict, path=path)
-    assert "no such file; must be cmudict.dict" in refused(cmudict, path=str(tmp_path / "no.dict"))
+    assert "line 1: 'abbot': must be a word and its phonemes" in refused(cmudict, file=path)
+    assert "no such file; must be cmudict.dict" in refused(cmudict, file=str(tmp_path / "no.dict"))
 
 
 def test_without_the_package_the_line_says_how_to_get_it(monkeypatch):

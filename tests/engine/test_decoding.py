@@ -11,6 +11,7 @@ from mtkd_jax.data import tokens
 from mtkd_jax.engine import decoding, population
 from mtkd_jax.models.decoding import search
 from mtkd_jax.models.transformer import transformer
+from mtkd_jax.tasks.tokens import say as say_greedily
 from mtkd_jax.types import Population, Task
 from tests.references import sequences as reference
 
@@ -102,18 +103,15 @@ def probs_of(networks, images):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def test_greedy_says_what_each_network_finds_the_most_probable_of_its_own_words(networks):
+def test_a_beam_of_one_network_is_what_its_task_finds_greedily(networks):
+    """The task's own search asks programs that are not traced; it knows no beams."""
     images = tokens.as_images(sources())
-    said = decoding.greedy(networks, images)
-    assert said.shape == (3, 7, L)
-    for member, own in enumerate(said):
-        again = probs_of(networks, tokens.with_targets(images, own))[member].argmax(axis=-1)
-        for label, best in zip(own, again):
-            assert label[-1] in (tokens.NONE, tokens.END)
-            places = np.flatnonzero(label != tokens.NONE)
-            free = places[places < L - 1]  # at the last place it has to end
-            np.testing.assert_array_equal(label[free], best[free])
-    assert len({own.tobytes() for own in said}) == 3
+    for member in range(3):
+        one = population.members(networks, [member])
+        said = say_greedily(lambda images, one=one: population.logits(one, images)[0], images)
+        np.testing.assert_array_equal(said, np.repeat(said[:, :1], L, axis=1))
+        np.testing.assert_array_equal(said[:, 0], decoding.beams((one,), images, 1)[:, 0])
+    assert tokens.lengths(said[:, 0]).max() > 0
 
 
 def test_beams_of_an_ensemble_go_on_together_and_blocks_change_nothing(networks, monkeypatch):

@@ -13,6 +13,8 @@ from mtkd_jax.data import tokens
 from mtkd_jax.engine import decoding, population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.plans import plan, sequences, teachers
+from mtkd_jax.results import evaluation
+from mtkd_jax.tasks.tokens import say
 from mtkd_jax.types import Population, UserError
 from tests import small
 from tests.references import sequences as reference
@@ -131,4 +133,36 @@ def test_what_cannot_be_is_one_line(begun, further, said):
         split = dataclasses.replace(split, dataset=experiment.load_split(config).dataset)
     with pytest.raises(UserError, match=said) as caught:
         plan.build(config, split)
+    assert "\n" not in str(caught.value)
+
+
+def test_each_network_and_all_together_are_asked_what_they_say_by_themselves(begun):
+    """Evaluation keeps it beside the logits of the test places that are there."""
+    _, split, done = begun
+    ensemble, labels = plan.ensemble_of(done), split.dataset.test_labels
+    there = labels >= 0
+    each = evaluation._beside(ensemble[0], split)["spoken"]
+    together = evaluation._asked_together(ensemble, split)["spoken"]
+    assert each.shape == (2, there.sum(), labels.shape[1]) and together.shape == each.shape[1:]
+    first = np.append(0, np.cumsum(there.sum(axis=1))[:-1])
+    images = split.dataset.test_images
+    np.testing.assert_array_equal(together[first], decoding.beams(ensemble, images, 1)[:, 0])
+    for member, spoken in enumerate(each):
+        alone = population.members(ensemble[0], [member])
+        said = say(lambda images, alone=alone: population.logits(alone, images)[0], images)
+        np.testing.assert_array_equal(spoken[first], said[:, 0])
+
+
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("students.transfer", ("unlabelled",), "cannot be hidden; must be \\('labelled',\\)"),
+        ("data.augment.noise", 0.1, "images of numbers are numbers of tokens; must be 0"),
+        ("data.augment.cutout", 1, "images of numbers are numbers of tokens; must be 0"),
+    ],
+)
+def test_labels_cannot_be_hidden_and_tokens_not_be_changed(begun, field, value, said):
+    _, split, _ = begun
+    with pytest.raises(UserError, match=f"config.{field}.*{said}") as caught:
+        plan.check(small.config(**{**NUMBERS, field: value}), split)
     assert "\n" not in str(caught.value)

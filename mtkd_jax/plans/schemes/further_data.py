@@ -151,8 +151,9 @@ def sequence_level(config: ConfigDict, split: Split, *, num_beams: int = 5, mode
     with a beam of `num_beams`. Row "sequence_kd" is trained on the first of each beam, row "sequence_inter"
     on the one that is most like the reference (sequence-level interpolation). Their loss is that of labels
     alone or, with a `mode` such as "output_avg", what that makes of these labels and of what the teachers say
-    of every token, over the alphas and temperatures of `students`. Validation is on the references. Raises
-    UserError for data that is no sequences of tokens, and for a mode that has several heads.
+    of every token, over the alphas and temperatures of `students`. Validation is on the references; the
+    seconds of these rows are without the search. Raises UserError for data that is no sequences of tokens,
+    for teachers that are no networks here, and for a mode that has several heads.
 
     Source: Kim and Rush 2016, arXiv 1606.07947; one teacher, beam 5. Modes such as "output_avg" without this
     plan are their word-level distillation.
