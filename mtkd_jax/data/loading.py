@@ -408,6 +408,17 @@ def examples(split: Split, *, weighted: bool = False) -> Examples:
     )
 
 
+def flat(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Values [n,L,...] of places with labels [n,L] as [P,...] of those that are there; of labels [n] they are
+    what they are."""
+    return values if labels.ndim == 1 else values[labels >= 0]
+
+
+def flat_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same of logits that lead with members, [M,n,L,C] as [M,P,C]."""
+    return logits if labels.ndim == 1 else logits[:, labels >= 0]
+
+
 def with_other_images(examples: Examples, other: np.ndarray) -> Examples:
     """The examples, and after them other images [o,h,w,c] without a label, of which all teachers speak."""
 

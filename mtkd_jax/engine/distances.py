@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mtkd_jax import mesh
 from mtkd_jax.data.loading import scale
+from mtkd_jax.engine import places
 from mtkd_jax.engine.population import over_members
 from mtkd_jax.engine.step import Program, averaged
 from mtkd_jax.methods.seams import deploy_params
@@ -33,10 +34,10 @@ def distances(
     """{name: [M]} of the distances that the recipe has; {} without a cohort and without a teacher of its own.
 
     `seen` is (frozen variables, (images, labels)) of validation; networks are as they are trained, run as in
-    evaluation. Of branches on one stem a member has the mean over all its pairs. NaN where nobody else has
+    evaluation; of a dense task over all places. Of branches on one stem a member has the mean over all its pairs. NaN where nobody else has
     finite numbers. Called inside `mesh.spread`.
     """
-    recipe, (frozen, (images, _)) = program.recipes[0], seen
+    recipe, (frozen, (images, labels)) = program.recipes[0], seen
     alone = recipe.num_in_cohort == 1
     if alone and recipe.own_teacher is None:
         return {}
@@ -47,7 +48,7 @@ def distances(
     def say(variables: PyTree, state_frozen: PyTree, shared: tuple[PyTree, Array]) -> Array:
         frozen, image = shared
         outputs, _ = program.model.apply(stages.join(variables, frozen, state_frozen), image)
-        return jax.nn.softmax(outputs.logits)
+        return jax.nn.softmax(outputs.logits if labels.ndim == 1 else places.merge(outputs.logits))
 
     def look(member: tuple, shared: tuple[PyTree, Array]) -> tuple[Array, dict[str, Array]]:
         own, teacher, state_frozen = member

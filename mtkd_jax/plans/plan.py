@@ -518,7 +518,8 @@ def _fitted_rules(split: Split, done: Done, family: Family, computes: bool) -> d
     said, labels = np.eye(num_classes)[None], np.arange(num_classes)
     if computes:
         each = [teacher_cache.said(own, split, split.val) for own in ensemble]
-        said, labels = np.concatenate(each), split.dataset.train_labels[split.val]
+        of_val = split.dataset.train_labels[split.val]
+        said, labels = loading.flat_logits(np.concatenate(each), of_val), loading.flat(of_val, of_val)
     else:
         said = np.repeat(said, sum(own.num_members for own in ensemble), axis=0)
     return {name: students.fit_rule(name, said, labels) for name in asked}

@@ -78,6 +78,11 @@ def centred(probs: np.ndarray) -> np.ndarray:
 def check(config: ConfigDict, split: Split) -> None:
     """Raise UserError where so many images make too large a kernel, or there are not so many."""
     number, num_classes = config.report.complexity, split.dataset.num_classes
+    if number and split.dataset.is_dense:
+        raise UserError(
+            "config.report.complexity: is about classes of whole images, and here places of an image have "
+            "labels; must be 0"
+        )
     most = min(len(split.train), MOST_ROWS // num_classes)
     if number > most:
         raise UserError(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from scipy.special import log_softmax
 
 from mtkd_jax.config import AUTO, COHORT, control_and_mode, positive_class, row_of
-from mtkd_jax.data.loading import Split, scale
+from mtkd_jax.data.loading import Split, flat, flat_logits, scale
 from mtkd_jax.engine import forecast, population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
@@ -187,17 +187,6 @@ def _predictions(
         always_valid=config.students.num_seeds == AUTO,
         **further,
     )
-
-
-def flat(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Values [n,L,...] of places with labels [n,L] as [P,...] of those that are there; of labels [n] they are
-    what they are."""
-    return values if labels.ndim == 1 else values[labels >= 0]
-
-
-def flat_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The same of logits that lead with members, [M,n,L,C] as [M,P,C]."""
-    return logits if labels.ndim == 1 else logits[:, labels >= 0]
 
 
 def of_places(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

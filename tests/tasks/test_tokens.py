@@ -117,7 +117,7 @@ CARD = {
 
 def test_predict_tells_what_is_said_to_each_line(tmp_path):
     (tmp_path / "words.txt").write_text("cat\nact\ncatacomb\ntactt\nta?\n", encoding="utf-8")
-    found = list(predict.predictions(program, CARD, [tmp_path / "words.txt"], batch=2))
+    found = list(predict.predictions(program, CARD, [tmp_path / "words.txt"], top=1, fit="crop", batch=2))
     assert [one.source for one in found] == ["cat", "act", "catacomb", "tactt", "ta?"]
     assert [one.lines for one in found] == [
         ("CAT",),

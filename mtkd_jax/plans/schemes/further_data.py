@@ -57,6 +57,7 @@ def noisy_student(
     """
     if rounds < 1:
         raise UserError(f"config.plan: noisy_student(rounds={rounds}): must be at least 1")
+    _check_of_one_label("noisy_student", split)
     transfers = [transfer for transfer in config.students.transfer if transfer != LABELLED]
     if not transfers:
         raise UserError(
@@ -114,6 +115,7 @@ def data_free(
     for name, value in (("num_images", num_images), ("num_steps", num_steps)):
         if value < 1:
             raise UserError(f"config.plan: data_free({name}={value}): must be at least 1")
+    _check_of_one_label("data_free", split)
     if loading.streamed(split) is not None:
         raise UserError(
             f"config.plan: data_free makes images that are held in memory, and those of {split.dataset.name} "
@@ -247,3 +249,12 @@ def _balanced_weights(probs: np.ndarray, threshold: float) -> np.ndarray:
     counts = np.bincount(classes[probs.max(axis=1) >= threshold], minlength=num_classes)
     is_there = counts > 0
     return np.where(is_there, counts.sum() / (max(is_there.sum(), 1) * np.maximum(counts, 1)), 0.0)
+
+
+def _check_of_one_label(plan: str, split: Split) -> None:
+    """Raise UserError where places of an example have labels, and not the whole."""
+    if split.dataset.is_dense:
+        raise UserError(
+            f"config.plan: {plan} weighs and makes images by their class, and those of {split.dataset.name} "
+            "have one for every place; must be another plan"
+        )

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax.config import number_of_teachers
-from mtkd_jax.data.loading import Split
+from mtkd_jax.data.loading import Split, flat, flat_logits
 from mtkd_jax.engine import teacher_cache
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.fusion import rules
@@ -280,6 +280,7 @@ def _fitted_weights(split: Split, rule: str, ensemble: Ensemble, computes: bool)
     if not computes:
         equal = np.full((ensemble[0].num_members, len(ensemble)), 1 / len(ensemble), np.float32)
         return {"own_weights": equal}
-    said = np.stack([teacher_cache.said(own, split, split.val) for own in ensemble], axis=1)  # [S,n,V,C]
-    fit, labels = rules.rule(rule), split.dataset.train_labels[split.val]
+    of_val, fit = split.dataset.train_labels[split.val], rules.rule(rule)
+    each = [flat_logits(teacher_cache.said(own, split, split.val), of_val) for own in ensemble]
+    said, labels = np.stack(each, axis=1), flat(of_val, of_val)  # [S,n,V,C]
     return {"own_weights": np.stack([np.asarray(fit(of_seed, labels).args[0]) for of_seed in said])}
