@@ -34,8 +34,8 @@ def distances(
     """{name: [M]} of the distances that the recipe has; {} without a cohort and without a teacher of its own.
 
     `seen` is (frozen variables, (images, labels)) of validation; networks are as they are trained, run as in
-    evaluation; of a dense task over all places. Of branches on one stem a member has the mean over all its pairs. NaN where nobody else has
-    finite numbers. Called inside `mesh.spread`.
+    evaluation; of a dense task over all places. Of branches on one stem a member has the mean over all its
+    pairs. NaN where nobody else has finite numbers. Called inside `mesh.spread`.
     """
     recipe, (frozen, (images, labels)) = program.recipes[0], seen
     alone = recipe.num_in_cohort == 1
@@ -63,8 +63,8 @@ def distances(
     if alone:
         return found
     if recipe.sharing is not None:  # said [M,P,B,C]
-        places = jnp.arange(recipe.num_in_cohort)
-        to_peers = jax.vmap(lambda cohort: jnp.nanmean(jax.vmap(partial(_to_others, cohort))(places)))(said)
+        everyone = jnp.arange(recipe.num_in_cohort)
+        to_peers = jax.vmap(lambda cohort: jnp.nanmean(jax.vmap(partial(_to_others, cohort))(everyone)))(said)
     else:
         everybody = mesh.all_members(said, program.layout)
         to_peers = jax.vmap(lambda mates, place: _to_others(everybody[mates], place))(
