@@ -308,7 +308,8 @@ def test_when_nothing_was_finite_from_the_beginning_it_is_not_the_learning_rate(
 @pytest.mark.parametrize("steps_at_once", [2, 3, 6])  # of 3 a round: its parts, a round, two rounds
 def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monkeypatch, steps_at_once):
     kept = {"train.ema_decay": 0.9, "train.accumulate": 2, "train.mixup": 0.4, "train.optimizer": "muon"}
-    job = dataclasses.replace(teachers_job(**{"train.epochs": 6}, **kept), steps_at_once=steps_at_once)
+    job = teachers_job(**{"train.epochs": 6}, **kept)
+    job = dataclasses.replace(job, steps_at_once=steps_at_once, checkpoints=3)
     assert job.steps_per_round == 3
     whole = fitted(job, tmp_path / "whole")
 
@@ -331,6 +332,7 @@ def test_resumed_training_is_the_training_that_was_never_stopped(tmp_path, monke
     assert saves == [{2: 2, 3: 3, 6: 6}[steps_at_once], {2: 3, 3: 6, 6: 12}[steps_at_once]]
     resumed = fitted(job, tmp_path / "cut", checkpoint_seconds=0.0)
     jax.tree.map(np.testing.assert_array_equal, resumed.population.variables, whole.population.variables)
+    jax.tree.map(np.testing.assert_array_equal, resumed.bank.variables, whole.bank.variables)
     records = lambda at: [  # noqa: E731
         line.split('"wall"')[0] for line in (at / "metrics.jsonl").read_text().splitlines()
     ]
