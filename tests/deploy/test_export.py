@@ -29,6 +29,7 @@ from mtkd_jax.deploy.deployed import PIXELS, card_digest, load_program
 from mtkd_jax.deploy.export import load_student, program_of, save_student, verify_student
 from mtkd_jax.engine import training
 from mtkd_jax.models import layers
+from mtkd_jax.models.levels import INPUT, LEVELS, rounding
 from mtkd_jax.plans import plan
 from mtkd_jax.results import analysis, cascade, evaluation
 from mtkd_jax.types import Model, Outputs, Task, UserError
@@ -97,6 +98,21 @@ def test_it_comes_back_bit_for_bit(folder):
         "task": {"num_classes": 3, "num_heads": 1, "mean": [0.25, 0.5], "std": [0.125, 0.1]}
     }
     assert verify_student(folder, build, IMAGES, logits) <= 1e-6
+
+
+def test_a_student_that_reads_few_bits_reads_them_when_it_is_loaded(tmp_path):
+    """As weights and as program, which holds the rounding; the card in words says how many."""
+    variables, real = student()
+    variables[LEVELS] = {"Dense_1": {INPUT: jnp.float32(3)}}
+    model = rounding(MODEL)
+    logits = model.apply(variables, IMAGES)[0].logits
+    assert np.abs(logits - real).max() > 1e-3
+    told = {"weight_bits": 17.5, "activation_bits": 2.0, "zeros": 0.25, "num_bytes": 1234.0}
+    save_student(tmp_path / "student", model, variables, {**CARD, "weights": told}, (IMAGES, logits))
+    assert verify_student(tmp_path / "student", build, IMAGES, logits) <= 1e-5
+    words = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
+    assert "| weights | 17.5 bits each on average, 25.0% of them 0: 1,234 bytes if stored so" in words
+    assert "Layers between the first and the last read 2 bits |" in words
 
 
 def test_weights_are_found_by_readable_names(folder):
