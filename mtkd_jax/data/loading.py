@@ -73,8 +73,7 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
 
 def _why_lost(dataset: DataSet, label: int, part: str, val_fraction: float, how: str) -> str:
     """What leaves one of two parts without an example of a class, and what would be right."""
-    by_example = dataset.train_labels.reshape(len(dataset.train_labels), -1)
-    name, number = dataset.class_names[label], int(np.sum((by_example == label).any(axis=1)))
+    name, number = dataset.class_names[label], int(holds(dataset.train_labels, label).sum())
     lost = f"no example of class {label} ({name}) for {part}"
     if dataset.val_rows is not None:
         return (
@@ -108,6 +107,12 @@ def strata(labels: np.ndarray) -> np.ndarray:
 def held(labels: np.ndarray, rows: np.ndarray) -> set[int]:
     """The classes that rows of labels [N] or [N,L] hold."""
     return set(np.unique(labels[rows]).tolist()) - {-1}
+
+
+def holds(labels: np.ndarray, label: int) -> np.ndarray:
+    """Which examples [N] are of a class; of labels of places [N,L], which hold it."""
+    found = labels == label
+    return found if labels.ndim == 1 else found.any(axis=1)
 
 
 def _cut_val(labels: np.ndarray, num_classes: int, val_fraction: float, seed: int) -> np.ndarray:

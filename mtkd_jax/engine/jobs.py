@@ -135,6 +135,7 @@ def make(
     arguments = augmentation(config) if augment else {}
     mixes = augment and bool(train.mixup or train.cutmix)
     places.check(examples, (images if images is not None else examples.image).shape, arguments, mixes)
+    places.check_embeddings(examples, model, recipes, train.batch_size)
     if model.frozen_stages and recipes[0].view is not identity_view:
         raise UserError(
             f"{recipes[0].name} changes all weights of a network, and stages of {model.name} are frozen; "

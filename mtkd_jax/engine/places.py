@@ -7,14 +7,15 @@ knows that there are several: networks say [B,L,C] and labels are [N,L], and fro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.types import Array, Batch, Examples, Outputs, TeacherOutputs, UserError
+from mtkd_jax.types import Array, Batch, Examples, Model, Outputs, Recipe, TeacherOutputs, UserError
 
+MOST_COMPARED = 2**13  # places of a batch whose embeddings may be compared with one another: 256 MiB a matrix
 MOVES = ("flip", "alternating_flip", "shift")  # arguments of an augmentation that move pixels
 
 
@@ -108,6 +109,21 @@ def moves(augmentation: Mapping[str, Any]) -> dict[str, Any]:
     """What of an augmentation's arguments moves pixels, and is switched on."""
     known = {name: value for name, value in augmentation.items() if name in MOVES}
     return {name: value for name, value in known.items() if isinstance(value, Array) or value}
+
+
+def check_embeddings(examples: Examples, model: Model, recipes: Sequence[Recipe], batch_size: int) -> None:
+    """Raise UserError for recipes that would compare the embeddings of too many places with one another."""
+    names = [recipe.name for recipe in recipes if "embedding" in recipe.needs]
+    if not names or not are_many(examples) or examples.label.shape[1] * batch_size <= MOST_COMPARED:
+        return
+    image = jax.ShapeDtypeStruct((1, *examples.image.shape[1:]), jnp.float32)
+    said = jax.eval_shape(lambda image: model.apply(model.init(jax.random.key(0), image), image)[0], image)
+    if said.embedding.ndim == said.logits.ndim:
+        raise UserError(
+            f"config.students.modes: {names[0]} compares the embeddings of all places of a batch, which are "
+            f"{examples.label.shape[1] * batch_size:,} here; must be at most {MOST_COMPARED:,}, by a smaller "
+            "train.batch_size, or be another mode"
+        )
 
 
 def check(examples: Examples, images: tuple[int, ...], augmentation: Mapping[str, Any], mixing: bool) -> None:

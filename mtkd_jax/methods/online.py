@@ -418,7 +418,10 @@ class _Gate:
     num_peers: int
 
     def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
-        return _dense_and_norm(key, student.features[ENTERING].shape[-1], self.num_peers)
+        entering = student.features[ENTERING]
+        if isinstance(entering, tuple):
+            raise UserError("online.one weighs branches by the map that enters them, and here several do")
+        return _dense_and_norm(key, entering.shape[-1], self.num_peers)
 
 
 def _dense_and_norm(key: Array, width: int, features: int) -> PyTree:
@@ -568,6 +571,8 @@ def _last_map(outputs: Outputs) -> Array:
     names = stage_names(taps_of_student(outputs))
     if not names:
         raise UserError("online.ffl fuses maps of the last stage, and the student names no stages")
+    if outputs.logits.shape[-2] != outputs.features[names[-1]].shape[-4]:
+        raise UserError("online.ffl says one class of an image, and here places of an image have labels")
     return outputs.features[names[-1]]
 
 

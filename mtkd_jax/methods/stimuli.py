@@ -104,7 +104,8 @@ class _Diversified:
         direction = gradient / jnp.sqrt(jnp.maximum(square, 1e-30))
         length = self.step_size * image[0].size ** 0.5
         if self.by_confidence:
-            length = length * confidence[:, None, None, None]
+            of_image = confidence.reshape(len(image), -1).mean(axis=1)  # of a dense task over its places
+            length = length * of_image[:, None, None, None]
         moved = image + length * direction
         unit = jnp.all((image >= 0) & (image <= 1), axis=(1, 2, 3), keepdims=True)
         return dataclasses.replace(batch, image=jnp.where(unit, moved.clip(0, 1), moved))

@@ -234,7 +234,8 @@ Told = tuple[str, dict[str, bytes], Callable[[], None]]  # Markdown, {path: plot
 def _one(run: Path, brief: bool = False) -> Told:
     """Rebuild the report of a run."""
     report = write(run)
-    files = (run / "plots" / f"{name}.png" for name in IN_A_TEXT[: 1 if brief else None])
+    names = IN_A_TEXT[:1] if brief else (*IN_A_TEXT, *((MISTAKES,) if report["task"] != "classes" else ()))
+    files = (run / "plots" / f"{name}.png" for name in names)
     images = {f"plots/{run.resolve().name}/{file.name}": file.read_bytes() for file in files if file.exists()}
     links = [f"![{PLOTS[Path(path).stem]}]({path})" for path in images]
     if brief:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import itertools
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ from rich.text import Text
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
 from mtkd_jax.data import fetch
-from mtkd_jax.data.loading import Split
+from mtkd_jax.data.loading import Split, holds
 from mtkd_jax.report import document, pictures, tables
 from mtkd_jax.system import terminal
 from mtkd_jax.system.files import write_atomically
@@ -90,7 +91,8 @@ def _config(asked: argparse.Namespace) -> ConfigDict:
 def facts(split: Split) -> dict:
     """What there is to know of the parts of a split, ready for JSON.
 
-    "parts" has train, pool (where `num_train` cut labels away), val and test: size, images of each class,
+    "parts" has train, pool (where `num_train` cut labels away), val and test: size, images of each class (or
+    with it, where their places have labels),
     groups (None where the data names none), and the least, greatest, mean and standard deviation of the
     values of each channel, in the units of the data. "shared_groups" and "duplicates" are counts, of groups
     and of images that are equal byte by byte: see `duplicates`.
@@ -103,11 +105,11 @@ def facts(split: Split) -> dict:
         values, digests[part] = _looked_at(images, rows[part])
         parts[part] = {
             "size": len(rows[part]),
-            "counts": np.bincount(labels[rows[part]], minlength=dataset.num_classes).tolist(),
+            "counts": [int(holds(labels[rows[part]], c).sum()) for c in range(dataset.num_classes)],
             "groups": None if groups is None else len(np.unique(groups[rows[part]])),
             **values,
         }
-    labels = {part: _arrays(split, part)[1][rows[part]] for part in rows}
+    labels = {part: _as_one(_arrays(split, part)[1][rows[part]]) for part in rows}
     return {
         "name": dataset.name,
         "shape": list(dataset.train_images.shape[1:]),
@@ -118,6 +120,11 @@ def facts(split: Split) -> dict:
         "duplicates": duplicates(digests, labels),
         "notes": list(dataset.notes),
     }
+
+
+def _as_one(labels: np.ndarray) -> np.ndarray:
+    """A number [n] for each example, which differs where its label or those of its places do."""
+    return labels if labels.ndim == 1 else np.array([zlib.crc32(own.tobytes()) for own in labels], np.int64)
 
 
 def duplicates(digests: dict[str, list[bytes]], labels: dict[str, np.ndarray]) -> dict:
@@ -249,7 +256,7 @@ def sheet(split: Split) -> bytes:
     """
     dataset = split.dataset
     labels = dataset.train_labels[split.train]
-    by_class = [split.train[labels == label] for label in range(dataset.num_classes)]
+    by_class = [split.train[holds(labels, label)] for label in range(dataset.num_classes)]
     shown = [own[np.linspace(0, len(own) - 1, min(len(own), COLUMNS)).astype(int)] for own in by_class]
     images = [dataset.train_images[own] for own in shown]
     bounds = min(block.min() for block in images), max(block.max() for block in images)

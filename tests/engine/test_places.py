@@ -277,6 +277,17 @@ def test_what_moves_pixels_moves_their_labels_and_weights():
     assert found.label.dtype == jnp.int32
 
 
+def test_embeddings_of_too_many_places_are_not_compared_with_one_another():
+    _, dense = pair("relations.rkd")
+    examples, model, recipes = dense.stage_data.examples, dense.program.model, dense.program.recipes
+    places.check_embeddings(examples, model, recipes, 2048)
+    with pytest.raises(
+        UserError, match=r"rkd compares the embeddings of all places .* 8,196 here; must be at most"
+    ):
+        places.check_embeddings(examples, model, recipes, 2049)
+    places.check_embeddings(examples, model, pair("output_avg")[1].program.recipes, 2049)
+
+
 def test_what_cannot_be_is_refused_in_one_line():
     def examples(num_places, **fields):
         return Examples(
