@@ -107,7 +107,7 @@ def transformer(
     dropout: float = 0.0,
     dtype: str = "float32",
 ) -> Model:
-    """Transformer of a source and a target, which says at every place of the target what the next token is.
+    """Transformer that says, at every place of a target, which token comes next, of a source and those before.
 
     Images are [2,L,1] float32 of token numbers, see data/tokens.py; logits are [B,L,C], the embedding is
     [B,L,width]. `depth` blocks in the encoder and as many in the decoder, with `attention_heads` heads,
