@@ -107,7 +107,9 @@ def transformer(
     dropout: float = 0.0,
     dtype: str = "float32",
 ) -> Model:
-    """Transformer that says, at every place of a target, which token comes next, of a source and those before.
+    """Transformer that says, at every place of a target, which token comes next.
+
+    It reads the source and the tokens of the target that stand before that place.
 
     Images are [2,L,1] float32 of token numbers, see data/tokens.py; logits are [B,L,C], the embedding is
     [B,L,width]. `depth` blocks in the encoder and as many in the decoder, with `attention_heads` heads,
