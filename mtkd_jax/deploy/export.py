@@ -46,6 +46,7 @@ from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
 Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
 TOLERANCE = 1e-5
+NEARLY_REAL = 31  # bits of a weight: a layer may begin as zeros
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMS = {  # file of the student's folder -> what it is, in the order in which they are told
     "model.safetensors": "float32 weights",
@@ -327,7 +328,7 @@ of the program: `{card["program_sha256"]}`.
 def _weights(card: Mapping[str, Any]) -> str:
     """The bits of weights and activations, and what the file holds instead."""
     told = card.get("weights")
-    if told is None:
+    if told is None or min(told["weight_bits"], told["activation_bits"]) > NEARLY_REAL:
         return "float32"
     said = f"{told['weight_bits']:.3g} bits each on average, {told['zeros']:.1%} of them 0: "
     said += f"{round(told['num_bytes']):,} bytes if stored so; the file holds the same values as float32"

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtkd_jax.config import name_and_model
+from mtkd_jax.deploy.export import NEARLY_REAL
 from mtkd_jax.engine import jobs
 from mtkd_jax.report import findings
 from mtkd_jax.results import power
@@ -853,7 +854,6 @@ def _short(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3g}"
 
 
-NEARLY_REAL = 31  # bits: a layer may begin as zeros
 FEW_ZEROS = 0.01  # may be in any network, such as those of dead neurons
 
 
