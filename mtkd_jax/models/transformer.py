@@ -107,9 +107,9 @@ def transformer(
     dropout: float = 0.0,
     dtype: str = "float32",
 ) -> Model:
-    """Transformer that says, at every place of a target, which token comes next.
+    """Transformer of two sequences: which token comes next at every place of a target, of its source.
 
-    It reads the source and the tokens of the target that stand before that place.
+    An encoder reads the source, a decoder the right tokens before each place.
 
     Images are [2,L,1] float32 of token numbers, see data/tokens.py; logits are [B,L,C], the embedding is
     [B,L,width]. `depth` blocks in the encoder and as many in the decoder, with `attention_heads` heads,

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mtkd_jax.data import tokens
+from mtkd_jax.engine import population
+from mtkd_jax.engine.population import over_members
 from mtkd_jax.models.transformer import positions, transformer
 from mtkd_jax.types import Task, UserError
 
@@ -194,3 +196,18 @@ def test_pictures_are_refused():
         UserError, match="images of 8x8x3 are no pairs of sequences: transformer expects 2xLx1"
     ):
         jax.eval_shape(transformer(TASK).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+def test_members_learn_the_same_together_and_one_after_the_other():
+    model, x = transformer(TASK, **SMALL), pairs()
+    drawn_twice = [drawn(model, x), jax.tree.map(jnp.negative, drawn(model, x))]
+
+    def gradient(variables, x):
+        return jax.grad(lambda own: jnp.square(model.apply(own, x)[0].logits).mean())(variables)
+
+    found, expected = (
+        jax.jit(over_members(gradient, loop))(population.stack(drawn_twice), x) for loop in ("map", "vmap")
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max()), found, expected
+    )
