@@ -239,7 +239,7 @@ def test_specialists_are_not_lent_and_the_line_says_so(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     workdir.describe(tmp_path / "run", config, split)
     lent = small.config(**{"teachers.from_run": str(tmp_path / "run")})
-    with pytest.raises(UserError, match="^config.teachers.from_run: .*run has trained teachers of plan specialists"):
+    with pytest.raises(UserError, match="^config.teachers.from_run: .*trained teachers of plan specialists"):
         teachers.borrow(lent, split)
     assert logits.main([str(tmp_path / "run"), "--into", str(tmp_path / "t.npz")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
