@@ -78,11 +78,12 @@ def _compare(network: Network, reference: Path, until: float) -> dict:
     expected = _expected(reference, network.name, until)
     return {
         "differences": {
-            name: {
-                "value": max(agreement.difference(found[name][what], expected[what]) for what in expected),
-                "bound": way.bound,
+            f"{name}: {what}": {
+                "value": agreement.difference(found[name][what], expected[what]),
+                "bound": bound,
             }
             for name, way in agreement.WAYS.items()
+            for what, bound in zip(("losses", "update"), way.bounds)
         }
     }
 

@@ -98,7 +98,10 @@ def routable():
     """Methods with frozen teachers, by address."""
     found = {}
     for address, function in configuration.catalogue("mode").items():
-        if address in ("features.hints_only",):
+        if address in (
+            "features.hints_only",
+            "logits.cwd",
+        ):  # the latter compares places, of which there is one
             continue
         recipe = function()
         frozen = recipe.teach is frozen_teachers and recipe.num_peers == 1
