@@ -33,9 +33,9 @@ class Way(NamedTuple):
     bounds: tuple[float, float]  # relative, of the losses and of how the weights moved
 
 
-# A TF32 product has 11 bits, one of bfloat16 has 8. Bounds of how weights moved are loose: they were 1e-3, 3e-2
-# and 1e-1, and `speedy` broke two of them between two forms on one CPU (1.7e-3 and 0.109), its losses differing
-# by 1.4e-6 and 7.5e-4. Why its weights differ by so much more was not found out.
+# A TF32 product has 11 bits, one of bfloat16 has 8. Bounds of how weights moved are loose: they were 1e-3,
+# 3e-2 and 1e-1, and `speedy` broke two of them between two forms on one CPU (1.7e-3 and 0.109), where its
+# losses differed by 1.4e-6 and 7.5e-4. Why its weights differ by so much more was not found out.
 WAYS = {
     "vmap, highest": Way(Layout("vmap"), "highest", "float32", (1e-4, 1e-2)),
     "map, highest": Way(Layout("map"), "highest", "float32", (1e-4, 1e-2)),
