@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import pathlib
@@ -61,6 +62,21 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
         ),
         where=f"{path}: {name}",
     )
+
+
+def frames(*, path: str, name: str = "") -> DataSet:
+    """A set of the UCR or UEA archive as in `ucr`, every frame of whose series has the class of the series.
+
+    Labels are [N,T]: networks with `frames=True` say a class for each step of a recording, as acoustic models
+    do. Series must be of one length. Source: Kudo, Toyama and Shimbo 1999, of JapaneseVowels: two vowels by
+    nine speakers, twelve LPC cepstra a frame.
+    """
+    found = ucr(path=path, name=name)
+    labels = {
+        f"{part}_labels": np.repeat(getattr(found, f"{part}_labels")[:, None], images.shape[1], axis=1)
+        for part, images in (("train", found.train_images), ("test", found.test_images))
+    }
+    return check(dataclasses.replace(found, task="frames", notes=(), **labels), where=f"{path}: {found.name}")
 
 
 _PADS = "pad='zeros' or pad='last' fills up shorter ones"
