@@ -293,7 +293,7 @@ def shape_for(model: Model) -> tuple[int, int, int]:
 
 
 SHALLOW = {"resnet": "depth=8, ", "wide_resnet": "depth=10, ", "inception_time": "depth=3, "}
-SHALLOW |= {"series_resnet": "widths=(4, 6), ", "lstm": "widths=(4, 4), "}
+SHALLOW |= {"series_resnet": "widths=(4, 6), ", "lstm": "widths=(4, 4), ", "series_vgg": "widths=(4, 4), "}
 # Those published for ImageNet, with little of everything: in full they have up to 138 million parameters.
 SMALL = {
     "imagenet_resnet": "stem='cifar', ",

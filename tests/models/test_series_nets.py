@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.models.series import fcn, inception_time, lstm, series_resnet
+from mtkd_jax.models.series import fcn, inception_time, lstm, series_resnet, series_vgg
 from mtkd_jax.types import Task, UserError
 
 ONE = Task(num_classes=2, num_heads=1, mean=(0.4,), std=(0.3,))
@@ -19,6 +19,7 @@ SMALL = {
     inception_time: dict(width=3),
     series_resnet: dict(widths=(3, 5, 5)),
     lstm: dict(widths=(3, 5)),
+    series_vgg: dict(widths=(2, 3)),
 }
 
 
@@ -58,6 +59,8 @@ KERNELS = 8 + 5 + 3
 RESNET = (8 + 5 * 64 + 3 * 64 + 1) * 64 + (8 * 64 + 5 * 128 + 3 * 128 + 64) * 128 + KERNELS * 128 * 128
 RESNET += 4 * 2 * (64 + 128 + 128) + (128 * 2 + 2)  # norms, of the shortcuts, too; heads
 RESNET_OF_SIX = RESNET + 5 * (8 + 1) * 64 + 129 * 2
+TWELVE = Task(num_classes=2, num_heads=1, mean=(0.1,) * 12, std=(0.5,) * 12)
+VGG_OF_TWELVE = 9 * (16 + 16 * 16 + 16 * 32 + 32 * 32) + 4 * (16 + 32) + (12 // 4 * 32 * 2 + 2)
 LSTM = 4 * 128 * (1 + 128 + 1) + (128 * 2 + 2)  # four gates that read input, state and 1
 LSTM_OF_SIX = LSTM + 4 * 128 * 5 + 129 * 2
 
@@ -73,13 +76,14 @@ LSTM_OF_SIX = LSTM + 4 * 128 * 5 + 129 * 2
         (series_resnet, SIX, RESNET_OF_SIX, 506_244),
         (lstm, ONE, LSTM, 66_818),
         (lstm, SIX, LSTM_OF_SIX, 69_636),
+        (series_vgg, TWELVE, VGG_OF_TWELVE, 16_658),
     ],
 )
 def test_parameter_counts_by_hand(build, task, by_hand, stated):
     model = build(task)
     found = sum(leaf.size for leaf in jax.tree.leaves(shapes(model, series(task))["params"]))
     assert found == by_hand == stated
-    if task is ONE:
+    if task is (TWELVE if build is series_vgg else ONE):
         assert f"{found:,}".replace(",", " ") in build.__doc__
 
 
@@ -89,6 +93,26 @@ WIDTHS = {
     series_resnet: {"stage1": 64, "stage2": 128, "stage3": 128},
     lstm: {"stage1": 128},
 }
+BUILDS = (*WIDTHS, series_vgg)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_with_frames_every_step_has_a_class_of_its_own(build):
+    """The mean over time of the embedding is that of the network without; the last step's logits by hand."""
+    x = series(SIX, steps=7)
+    whole, model = (build(SIX, frames=frames, **SMALL[build]) for frames in (False, True))
+    variables = drawn(model, x)
+    got, expected = (jax.jit(lambda v, one=one: one.apply(v, x)[0])(variables) for one in (model, whole))
+    assert got.logits.shape == (4, 7, 4) and got.heads.shape == (1, 4, 7, 4)
+    scale = np.abs(got.embedding).max()
+    np.testing.assert_allclose(got.embedding.mean(axis=1), expected.embedding, atol=1e-5 * scale)
+    own = Reference(variables)
+    logits = own.heads(np.asarray(got.embedding[:, -1], np.float64))
+    np.testing.assert_allclose(got.logits[:, -1], logits, atol=1e-4 * np.abs(logits).max())
+    assert {name: value.shape for name, value in got.features.items()} == {
+        name: value.shape for name, value in expected.features.items()
+    }
+    assert model.name.endswith("frames=True)")
 
 
 @pytest.mark.parametrize("steps", [1, 24])
@@ -202,11 +226,30 @@ def lstm_reference(own, x):
     return features
 
 
+def vgg_reference(own, x):
+    features, x = {}, x[..., None]
+    for stage in (1, 2):
+        for place in (1, 2):
+            kernel = own.params[f"stage{stage}_conv{place}"]["kernel"]
+            padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            _, steps, channels, _ = x.shape
+            x = sum(
+                padded[:, i : i + steps, j : j + channels] @ kernel[i, j] for i in range(3) for j in range(3)
+            )
+            x = np.maximum(own.norm(x, f"stage{stage}_norm{place}"), 0)
+        features[f"stage{stage}"] = x
+        pairs = x.shape[2] // 2
+        if pairs:
+            x = x[:, :, : 2 * pairs].reshape(*x.shape[:2], pairs, 2, -1).max(axis=3)
+    return {**features, "left": x.reshape(*x.shape[:2], -1)}
+
+
 REFERENCES = {
     fcn: fcn_reference,
     inception_time: inception_reference,
     series_resnet: resnet_reference,
     lstm: lstm_reference,
+    series_vgg: vgg_reference,
 }
 
 
@@ -220,9 +263,11 @@ def test_equal_to_numpy(build, reference, task):
     steps = (np.asarray(x[:, :, 0], np.float64) - task.mean) / task.std
     features = reference(own, steps)
     embedding = list(features.values())[-1].mean(axis=1)
+    features.pop("left", None)
     for name, expected in features.items():
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(got.features[name][:, :, 0], expected, atol=1e-5 * scale, err_msg=name)
+        scale, found = np.abs(expected).max(), got.features[name]
+        found = found if expected.ndim == 4 else found[:, :, 0]
+        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, err_msg=name)
     np.testing.assert_allclose(got.embedding, embedding, rtol=1e-4, atol=1e-4 * np.abs(embedding).max())
     logits = own.heads(embedding)
     np.testing.assert_allclose(got.logits, logits, atol=1e-4 * np.abs(logits).max())
@@ -265,6 +310,8 @@ def test_a_picture_is_one_line(build):
         (series_resnet, {"dtype": "int8"}, "series_resnet.dtype = 'int8'"),
         (lstm, {"widths": (0,)}, r"lstm.widths = \(0,\): expected a tuple of whole numbers >= 1"),
         (lstm, {"widths": ()}, r"lstm.widths = \(\): expected one of them at least"),
+        (series_vgg, {"widths": ()}, r"series_vgg.widths = \(\): expected one of them at least"),
+        (fcn, {"frames": 1}, "fcn.frames = 1: expected True or False"),
     ],
 )
 def test_arguments_out_of_range_are_one_line(build, arguments, message):
