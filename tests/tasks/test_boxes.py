@@ -172,6 +172,7 @@ def test_boxes_are_drawn_where_they_are():
     assert (nothing == 50).all()
 
 
+@pytest.mark.slow(seconds=25)
 def test_a_run_over_boxes_from_data_to_predict(tmp_path, capsys):
     """Small detectors of bright rectangles, with the bound of their teachers' boxes."""
     config = small.config(
