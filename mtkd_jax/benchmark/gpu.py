@@ -200,8 +200,17 @@ def _unpacked(folder: Path, work: Path) -> Iterator[None]:
     """The programs and runs that an earlier day kept, in `work`."""
     for path in sorted(folder.glob("kept-*.zip")):
         with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-            archive.extractall(work)
+            _put_back(archive, work.resolve())
     yield
+
+
+def _put_back(archive: zipfile.ZipFile, work: Path) -> None:
+    """The files of an archive below `work`, and none elsewhere, whatever their names say."""
+    for entry in archive.infolist():
+        file = (work / entry.filename).resolve()
+        if file.is_relative_to(work) and not entry.is_dir():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(archive.read(entry))
 
 
 def pack_kept(work: Path, folder: Path) -> None:

@@ -41,11 +41,6 @@ class Thinned(nn.Module):
             return self.network(image, train)
 
 
-def thinned(model: Model) -> Model:
-    """The network whose variables hold the masks of its dropout."""
-    return Model(f"{THINNED}{model.name}", Thinned(model.module), model.convolutional)
-
-
 def drops(model: Model, image: jax.ShapeDtypeStruct) -> bool:
     """Whether any layer leaves out units in training; images are [B,h,w,c]."""
     rates = []

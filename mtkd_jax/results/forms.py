@@ -51,7 +51,7 @@ def _seen(split: Split) -> np.ndarray:
 def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any]]:
     """{file: what was measured of it}, as `export_forms` says; nothing is written."""
     asked = forms.programs(directory)
-    checked = load_file(directory / "check.safetensors")
+    checked, number = load_file(directory / "check.safetensors"), _num_classes(directory)
     right: dict[str, np.ndarray] = {}
     told: dict[str, dict[str, Any]] = {}
     for file in export.FORMS:
@@ -65,7 +65,7 @@ def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any
             told[file] |= {
                 "ms": {str(size): latency(asked[file], checked["images"], size) for size in BATCHES},
                 "difference": float(np.max(np.abs(said - checked["logits"]))),
-                "same_class": float(np.mean(said.argmax(-1) == checked["logits"].argmax(-1))),
+                "same_class": float(np.mean(_class_of(said, number) == _class_of(checked["logits"], number))),
             }
             if dataset is not None and len(dataset.test_labels):
                 right[file] = _right(asked[file], dataset)
@@ -91,11 +91,21 @@ def _known(directory: Path, asked: dict[str, forms.Ask]) -> set[str]:
     return {*asked, *read_card(directory / "model.json").get("forms", {}).get("files", {})}
 
 
+def _num_classes(directory: Path) -> int:
+    return len(read_card(directory / "model.json")["class_names"])
+
+
+def _class_of(said: np.ndarray, num_classes: int) -> np.ndarray:
+    """The class of what a program says [...,C + ...]: beside logits may stand boxes."""
+    return said[..., :num_classes].argmax(-1)
+
+
 def _right(ask: forms.Ask, dataset: DataSet) -> np.ndarray:
     """1.0 for each test example [N] whose class is found; of a dense task the share of its places."""
     images = dataset.test_images
     parts = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
-    classes = [ask(np.asarray(loading.scale(jnp.asarray(part)))).argmax(-1) for part in parts]
+    said = [ask(np.asarray(loading.scale(jnp.asarray(part)))) for part in parts]
+    classes = [_class_of(one, dataset.num_classes) for one in said]
     right, labels = np.concatenate(classes) == dataset.test_labels, dataset.test_labels
     if not dataset.is_dense:
         return right.astype(np.float64)

@@ -13,7 +13,7 @@ from mtkd_jax.config import GIVEN, build_model, teacher_models
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job, slug
-from mtkd_jax.models.thinned import drops, thinned
+from mtkd_jax.models.thinned import THINNED, Thinned, drops
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import broke_down, check_shares
@@ -285,7 +285,8 @@ def _settled(config: ConfigDict, split: Split, address: str, start: PyTree) -> J
 
 def _thinned(job: Job, address: str) -> Job:
     """The same job of networks whose dropout is drawn once, each its own, from one network's weights."""
-    model, number = thinned(job.program.model), len(job.names)
+    inner, number = job.program.model, len(job.names)
+    model = Model(f"{THINNED}{inner.name}", Thinned(inner.module), inner.convolutional)
     drawn = population.init(model, job.init_keys, job.image.shape[1:])
     whole = {
         kind: {"network": jax.tree.map(lambda leaf: np.repeat(leaf, number, axis=0), of)}
