@@ -112,7 +112,8 @@ def test_latency_is_the_median_of_calls_after_the_first(monkeypatch):
 
 def test_accuracy_is_paired_with_that_of_the_float32_program(folder, monkeypatch):
     """By hand: of four examples the program finds three, the other form two, both among the three."""
-    data = {"test_images": np.zeros((4, 4, 4, 1), np.uint8), "test_labels": np.arange(4), "is_dense": False}
+    data = {"test_images": np.zeros((4, 4, 4, 1), np.uint8), "test_labels": np.arange(4)}
+    data |= {"is_dense": False, "num_classes": 4}
     dataset = type("Data", (), data)
     answers = {"model.stablehlo": [0, 1, 2, 0], "model.onnx": [0, 1, 0, 0]}
 
