@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.EpsImagePlugin import EpsImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from mtkd_jax.data import loading
 from mtkd_jax.data.checks import check
@@ -131,6 +134,41 @@ def test_a_bad_pair_is_refused_or_counted(tmp_path):
     Image.new("RGB", (6, 4)).save(root / "masks" / "lone.png")
     (root / "images" / "small.png").unlink()
     assert "mode RGB: must be class numbers" in refused(root)
+
+
+@pytest.mark.parametrize(
+    "suffix, why",
+    [("EPS", "must be one of PNG"), ("BMP", "must be one of PNG"), ("PNG", "4x9000, its image")],
+)
+def test_a_mask_is_a_png_of_the_size_of_its_image_before_it_is_decoded(tmp_path, monkeypatch, suffix, why):
+    root = folder(tmp_path)
+    wide = Image.new("L", (9000, 4) if suffix == "PNG" else (6, 4))
+    wide.save(root / "masks" / "0.png", format=suffix)
+
+    def load(image, *_):
+        assert "masks" not in image.filename, "a pixel was decoded"
+        return of_png(image)
+
+    of_png = PngImageFile.load
+    for plugin in (PngImageFile, BmpImageFile, EpsImageFile):
+        monkeypatch.setattr(plugin, "load", load)
+    assert why in refused(root)
+
+
+def test_a_mask_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):
+    root = folder(tmp_path)
+    save(root, "large", np.zeros((4, 6), np.uint8), np.zeros((9, 9), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    assert "large.png: more than" in refused(root)
+    assert any(note.startswith("1 of 11") for note in masks(path=str(root), skip_corrupt=True).notes)
+
+
+def test_names_of_classes_are_utf_8(tmp_path):
+    root = folder(tmp_path)
+    (root / "classes.txt").write_text("ground\nhöle\n", encoding="utf-8-sig")
+    assert masks(path=str(root)).class_names == ("ground", "höle")
+    (root / "classes.txt").write_text("ground\nhöle\n", encoding="latin-1")
+    assert "classes.txt: cannot be read" in refused(root)
 
 
 def test_a_bad_folder_is_refused_in_one_line(tmp_path):

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.checks import check, first_line, number_names, shorten
+from mtkd_jax.data.checks import check, first_line, number_names, open_file, shorten
 from mtkd_jax.data.loading import strata
 from mtkd_jax.data.sources.arrays import read_npz
 from mtkd_jax.types import DataSet, UserError
@@ -269,22 +268,26 @@ def _pairs(root: pathlib.Path) -> list[_Pair]:
 def _read_pair(pair: _Pair, shape: tuple[int, int, int], resize: bool) -> tuple[np.ndarray, np.ndarray]:
     """An image [h,w,c] and its labels [h,w], both of `shape`; UserError where they do not fit together."""
     height, width, _ = image_files.shape_of(pair.image)
-    try:
-        with Image.open(pair.mask) as file:
-            mode, mask = file.mode, np.asarray(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{pair.mask}: cannot be read ({first_line(error)}); must be a PNG") from error
-    if mode not in ("1", "L", "P", "I", "I;16"):
-        raise UserError(f"{pair.mask}: mode {mode}: must be class numbers, grey or of a palette, not colours")
-    if mask.shape != (height, width):
-        said = f"{mask.shape[0]}x{mask.shape[1]}, its image {height}x{width}"
-        raise UserError(f"{pair.mask}: {said}: must be of one size")
     if not resize and (height, width) != shape[:2]:
         raise UserError(
             f"{pair.image}: {height}x{width}, others {shape[0]}x{shape[1]}: must share one, or size=PIXELS"
         )
-    labels = _thinned(mask[None].astype(np.int32), (1, height, width), shape[:2], str(pair.mask))[0]
+    mask = _read_mask(pair.mask, height, width)
+    labels = _thinned(mask[None], (1, height, width), shape[:2], str(pair.mask))[0]
     return image_files.read(pair.image, shape=shape, fit="stretch"), labels
+
+
+def _read_mask(path: pathlib.Path, height: int, width: int) -> np.ndarray:
+    """Class numbers [h,w] int32 of a PNG file; what it is and how large is told before it is decoded."""
+    with image_files.open_image(path, formats=("PNG",)) as file:
+        if file.mode not in ("1", "L", "P", "I", "I;16"):
+            raise UserError(
+                f"{path}: mode {file.mode}: must be class numbers, grey or of a palette, not colours"
+            )
+        if file.size != (width, height):
+            said = f"{file.height}x{file.width}, its image {height}x{width}"
+            raise UserError(f"{path}: {said}: must be of one size")
+        return np.asarray(file).astype(np.int32)
 
 
 def _drawn(labels: np.ndarray, test_fraction: float, seed: int) -> np.ndarray:
@@ -307,7 +310,13 @@ def _class_names(root: pathlib.Path, largest: int) -> tuple[str, ...]:
     file = root / "classes.txt"
     if not file.is_file():
         return number_names(largest + 1)
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        with open_file(file, encoding="utf-8-sig") as stream:
+            names = tuple(line.strip() for line in stream if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({first_line(error)}); must be text in UTF-8, a class a line"
+        ) from error
     if largest >= len(names):
         raise UserError(f"{file}: names {len(names)} classes, and masks hold {largest}; must name them all")
     return names
