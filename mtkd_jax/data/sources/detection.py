@@ -80,10 +80,11 @@ def coco(
     `train`, `test` and `val` are these files, below the folder `path`: "train/_annotations.coco.json". They
     hold "images", "annotations" and "categories". Without `test`, `test_fraction` of the images of `train`
     are drawn with `seed` and tested on. An image is looked for beside its file of JSON, and below `path`, as
-    it is or in a folder "images" or of the name of the file's part. Crowds are left out. Images are stretched
-    to `image_size`, s or (h, w), and their boxes with them; 0 is the size that all share. `channels` is 1 or
-    3, 0 that of the files. For places and for boxes that are cut or left out see `npz_boxes`. Raises
-    UserError naming the file and the entry.
+    it is or in a folder "images" or of the name of the file's part. Crowds are left out, and categories
+    without a box are no classes. No image may be in two parts. Images are stretched to `image_size`, s or (h,
+    w), and their boxes with them; 0 is the size that all share. `channels` is 1 or 3, 0 that of the files.
+    For places and for boxes that are cut or left out see `npz_boxes`. Raises UserError naming the file and
+    the entry.
     """
     root = _folder(path, "a folder of images and files of JSON")
     files = {part: root / file for part, file in zip(_PARTS, (train, val, test)) if file}
@@ -93,8 +94,13 @@ def coco(
         parts |= _drawn(parts["train"], test_fraction, seed, str(root))
     crowds = sum(found.crowds for found in read.values())
     notes = [f"{crowds} annotations are of crowds and are left out."] if crowds else []
-    shape = _shape([image for images in parts.values() for image in images], image_size, channels)
-    return _from_files(root, parts, read["train"].class_names, shape, stride, notes)
+    images = [image for of_part in parts.values() for image in of_part]
+    there = {name for image in images for name in image.marked.names}
+    class_names = tuple(name for name in read["train"].class_names if name in there)
+    if unused := [name for name in read["train"].class_names if name not in there]:
+        notes.append(f"{len(unused)} categories without a box are no classes: {shorten(unused)}.")
+    shape = _shape(images, image_size, channels)
+    return _from_files(root, parts, class_names, shape, stride, notes)
 
 
 def voc(
@@ -110,11 +116,11 @@ def voc(
     """A folder of images with boxes in the form of Pascal VOC: Annotations/*.xml beside JPEGImages.
 
     Where ImageSets/Main/train.txt, val.txt and test.txt name images, a line each, these are the parts, and
-    val is validated on. Without train.txt all others are trained with, and without test.txt `test_fraction`
-    of these are drawn with `seed` and tested on. `classes` are those there may be, () all that are found.
-    Boxes count pixels from 1, both ends inside; difficult ones count as all others. `image_size`, `channels`,
-    places, and boxes that are cut or left out: see `coco`. XML with a document type, which could define
-    entities, is refused. Raises UserError naming the file.
+    val is validated on; no image may be in two. Without train.txt all others are trained with, and without
+    test.txt `test_fraction` of these are drawn with `seed` and tested on. `classes` are those there may be,
+    () all that are found. Boxes count pixels from 1, both ends inside; difficult ones count as all others.
+    `image_size`, `channels`, places, and boxes that are cut or left out: see `coco`. XML with a document
+    type, which could define entities, is refused. Raises UserError naming the file.
     """
     root = _folder(path, "Annotations/*.xml and JPEGImages")
     paths = sorted((root / "Annotations").glob("*.xml"))
@@ -339,6 +345,7 @@ def _from_files(
     notes: Sequence[str],
 ) -> DataSet:
     """The data of image files; those to validate on become rows of the training set."""
+    _check_apart(parts)
     val = list(parts.get("val", ()))
     joined = {"train": [*parts["train"], *val], "test": list(parts["test"])}
 
@@ -361,6 +368,15 @@ def _from_files(
         train_names=names["train"],
         test_names=names["test"],
     )
+
+
+def _check_apart(parts: Mapping[str, Sequence[_Image]]) -> None:
+    """Raise UserError for an image of two parts, which would be tested on what was trained with it."""
+    part_of: dict[str, str] = {}
+    for part, images in parts.items():
+        for image in images:
+            if (other := part_of.setdefault(os.path.realpath(image.file), part)) != part:
+                raise UserError(f"{image.file}: is in {other} and in {part}; must be in one of them")
 
 
 # --- NumPy archives -----------------------------------------------------------------------------------
@@ -397,7 +413,7 @@ def _read_coco(root: pathlib.Path, part: str, file: pathlib.Path) -> _Coco:
         if len(content) > _LIMIT:
             raise ValueError(f"more than {_LIMIT} bytes")
         return _of_coco(json.loads(content), [file.parent, root, root / "images", root / part], file)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         said = f"no entry {error}" if isinstance(error, KeyError) else first_line(error)
