@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -17,27 +16,24 @@ from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
 from mtkd_jax.data.boxes import BACKGROUND, assign
 from mtkd_jax.data.checks import check, first_line, open_file, shorten
-from mtkd_jax.data.sources.arrays import read_npz
+from mtkd_jax.data.sources.arrays import find_boxes, read_boxes, read_npz
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import DataSet, UserError
 
 _LIMIT = 2**30  # bytes of a file of annotations
 _PARTS = ("train", "val", "test")
-_ARRAY = re.compile(r"(train|test)_boxes_img_cls_xyxy([1-9]\d*)")
 
 
 def npz_boxes(*, path: str, stride: int = 8) -> DataSet:
     """A NumPy archive of images with boxes: train_images, test_images, class_names and boxes of both parts.
 
     Images are uint8 [N,h,w,c]. train_boxes_img_cls_xyxyS and test_boxes_img_cls_xyxyS, S a number such as
-    200, are [n,6] whole numbers: the row of the image, the class 0..C-1 among class_names, and the first and
-    last pixel of the box (left, top, right, bottom), counted from 1 in images of S x S. There is a place for
+    200, are as in `arrays.read_boxes`: pixels are counted from 1 in images of S x S. There is a place for
     every `stride` x `stride` pixels, which must be those of the detectors. Boxes that reach beyond the image
     are cut and empty ones left out, which the notes tell. Raises UserError naming the file and the array.
     """
     _, there = read_npz(path, ())
-    sides = {found[1]: int(found[2]) for found in map(_ARRAY.fullmatch, sorted(there)) if found}
-    arrays = {part: f"{part}_boxes_img_cls_xyxy{side}" for part, side in sides.items()}
+    arrays = find_boxes(there)
     images = {part: f"{part}_images" for part in ("train", "test")}
     read, _ = read_npz(path, {*arrays.values(), *images.values(), "class_names"})
     for name in (*images.values(), "class_names"):
@@ -52,11 +48,10 @@ def npz_boxes(*, path: str, stride: int = 8) -> DataSet:
     parts = {}
     for part, name in arrays.items():
         num_images = len(read[images[part]])
-        rows = _checked_rows(read[name], num_images, len(class_names), f"{path}: {name}")
-        corners = (rows[:, 2:] - np.array([1, 1, 0, 0])) / sides[part]
-        of_each = [np.flatnonzero(rows[:, 0] == n) for n in range(num_images)]
+        rows = read_boxes(read[name], name, num_images, len(class_names), path)
+        of_each = [np.flatnonzero(rows.image == n) for n in range(num_images)]
         parts[part] = [
-            _Marked(f"{name}, image {n}", [class_names[c] for c in rows[own, 1]], corners[own])
+            _Marked(f"{name}, image {n}", [class_names[c] for c in rows.label[own]], rows.corners[own])
             for n, own in enumerate(of_each)
         ]
     pictures = {part: read[name] for part, name in images.items()}
@@ -377,22 +372,6 @@ def _check_apart(parts: Mapping[str, Sequence[_Image]]) -> None:
         for image in images:
             if (other := part_of.setdefault(os.path.realpath(image.file), part)) != part:
                 raise UserError(f"{image.file}: is in {other} and in {part}; must be in one of them")
-
-
-# --- NumPy archives -----------------------------------------------------------------------------------
-
-
-def _checked_rows(rows: np.ndarray, num_images: int, num_classes: int, where: str) -> np.ndarray:
-    """Rows [n,6] of image, class and four pixels."""
-    if rows.ndim != 2 or rows.shape[1] != 6 or rows.dtype.kind not in "iu":
-        raise UserError(f"{where}: {rows.dtype} {rows.shape}: must be [n,6] whole numbers")
-    for column, (bound, what) in enumerate(((num_images, "images"), (num_classes, "classes"))):
-        if len(rows) and not 0 <= rows[:, column].min() <= rows[:, column].max() < bound:
-            raise UserError(
-                f"{where}: column {column} is {rows[:, column].min()}..{rows[:, column].max()}: must lie in "
-                f"0..{bound - 1}, of {bound} {what}"
-            )
-    return rows
 
 
 # --- COCO ---------------------------------------------------------------------------------------------
