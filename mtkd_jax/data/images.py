@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ def read(path: str | os.PathLike, *, shape: tuple[int, int, int], fit: str = "cr
     if channels not in (1, 3):
         raise UserError(f"images: {channels} channels: must be 1 (grey) or 3 (colour)")
     bring_to_size = resizer_of(fit)
-    with _open(path) as image:
+    with open_image(path) as image:
         # A JPEG is decoded at an eighth, a quarter or half of its size where twice the shape remains.
         image.draft(None, (2 * max(height, width),) * 2)
         has_16_bits = image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I")
@@ -128,7 +128,7 @@ def shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
 
     Raises `UserError` as `read` does, but cannot see that the rest of a file is damaged.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         # Pillow gives the size of a TIFF as it is turned, of all others as they are stored.
         if image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNED:
@@ -148,12 +148,16 @@ def resizer_of(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The image of a file, its pixels not yet decoded; whatever goes wrong with it names the file."""
+def open_image(path: str | os.PathLike, formats: Sequence[str] = _FORMATS) -> Iterator[Image.Image]:
+    """The image of a file in one of Pillow's `formats`, its pixels not yet decoded, as a context.
+
+    Raises `UserError` naming the file for whatever goes wrong with it, while it is decoded too, and for more
+    than `MOST_PIXELS`.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise UserError(f"{path}: no regular file; must be an image")
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=formats) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             yield image
@@ -162,7 +166,7 @@ def _open(path: str | os.PathLike) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; must be an image") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image; must be one of {', '.join(_FORMATS)}") from error
+        raise UserError(f"{path}: not an image; must be one of {', '.join(formats)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{path}: more than {MOST_PIXELS:_} pixels; must be a smaller image") from error
     # A damaged file can raise almost anything: SyntaxError, struct.error, zlib.error, MemoryError, ...

@@ -16,6 +16,8 @@ from mtkd_jax.types import UserError
 
 MISSING = ("", "?", "nan", "na", "n/a", "<na>", "none", "null")  # how programs write that there is no value
 
+LARGEST = float(np.finfo(np.float32).max)
+
 
 class Line(NamedTuple):
     """A line of a table."""
@@ -83,7 +85,8 @@ def places_of(names: Sequence[str], columns: Sequence[str], file: Path | str) ->
 def numbers(line: Line, names: Sequence[str], places: Sequence[int]) -> np.ndarray:
     """The entries of the columns `names`, at these places of a line, [D] float64.
 
-    Raises UserError naming the line and the column for what is missing and for what is no finite number.
+    Raises UserError naming the line and the column for what is missing and for what is no finite number, or
+    none in float32.
     """
     _, where, entries = line
     values = np.empty(len(places))
@@ -95,8 +98,8 @@ def numbers(line: Line, names: Sequence[str], places: Sequence[int]) -> np.ndarr
             values[n] = float(text)
         except ValueError:
             raise UserError(f"{where}: {name} is {text!r}; must be a number in every line") from None
-        if not np.isfinite(values[n]):
-            raise UserError(f"{where}: {name} is {text}; must be a finite number")
+        if not abs(values[n]) <= LARGEST:
+            raise UserError(f"{where}: {name} is {text}; must be a finite number that float32 can hold")
     return values
 
 

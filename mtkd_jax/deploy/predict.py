@@ -181,10 +181,17 @@ def inputs(card: Mapping[str, Any], paths: Iterable[Path], fit: str) -> list[Inp
     found = []
     for path in paths:
         try:
-            found += lines_of(path)
+            found += _some(path, lines_of(path))
         except UserError as error:
             found.append(Input(path, 0, partial(_raise, error)))
     return found
+
+
+def _some(path: Path, lines: list[Input]) -> list[Input]:
+    """The lines of a file; UserError where there is none."""
+    if not lines:
+        raise UserError(f"{path}: holds no line; must hold one at least")
+    return lines
 
 
 def reads_lines(card: Mapping[str, Any]) -> bool:

@@ -153,9 +153,32 @@ def test_crowds_are_left_out_and_told(tmp_path):
     assert not found.train_labels[2].any()
 
 
+def test_categories_without_a_box_are_no_classes(tmp_path):
+    said = annotations()
+    said["categories"] = [{"id": 0, "name": "pets"}, *said["categories"]]
+    found = coco(**coco_folder(tmp_path, train=said))
+    assert found.class_names == ("background", "cat", "dog")
+    assert found.notes == ("1 categories without a box are no classes: pets.",)
+    assert set(found.train_labels[1]) <= {0, 2}
+
+
+def test_an_image_of_two_parts_is_one_line(tmp_path):
+    arguments = coco_folder(tmp_path) | {"test": "train/boxes.json"}
+    refused(coco, "train0.png: is in train and in test; must be in one", **arguments)
+    path = voc_folder(tmp_path / "voc")
+    listed(tmp_path / "voc", train=("n0", "n1"), val=("n2",), test=("n3", "n2"))
+    refused(voc, "n2.png: is in val and in test; must be in one", path=path)
+
+
 def bad_coco(**changed):
     said = annotations()
     said["annotations"][1] |= changed
+    return said
+
+
+def endless():
+    said = annotations()
+    said["images"][0]["height"] = float("inf")
     return said
 
 
@@ -167,6 +190,7 @@ def bad_coco(**changed):
         (bad_coco(bbox=[1, 2, 3]), "must be annotations in the form of COCO"),
         (bad_coco(bbox=[1, 2, float("nan"), 4]), "is no finite number"),
         (annotations(images=[]), "lists no image"),
+        (endless(), "must be annotations in the form of COCO"),
         ({"images": []}, "no entry 'categories'"),
         ([], "must be annotations in the form of COCO"),
         (annotations(width=SIDE), "is 16x32, and .* says 16x16"),
@@ -216,7 +240,7 @@ def xml(name, *boxes, height=SIDE, width=SIDE, head=""):
 def voc_folder(root, **files):
     """Four images of two classes, and more by name."""
     there = {f"n{n}": xml(f"n{n}", (("hole", "crack")[n % 2], 1, 1, 8, 8)) for n in range(4)} | files
-    (root / "Annotations").mkdir()
+    (root / "Annotations").mkdir(parents=True)
     for name, text in there.items():
         (root / "Annotations" / f"{name}.xml").write_text(text)
         picture(root / "JPEGImages" / f"{name}.png")

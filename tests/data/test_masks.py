@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.EpsImagePlugin import EpsImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from mtkd_jax.data import loading
 from mtkd_jax.data.checks import check
+from mtkd_jax.data.sources.detection import npz_boxes
 from mtkd_jax.data.sources.masks import masks, synthetic_masks
 from mtkd_jax.types import DataSet, UserError
 
@@ -18,8 +22,8 @@ def archive(tmp_path, **arrays):
     return str(path)
 
 
-BOXES = np.array(  # image, class, left, top, right, bottom of 200
-    [[0, 0, 0, 0, 100, 200], [0, 1, 50, 50, 100, 100], [1, 1, 150, 0, 260, 50], [2, 0, 60, 60, 60, 90]]
+BOXES = np.array(  # image, class, first and last pixels (left, top, right, bottom) of 1..200
+    [[0, 0, 1, 1, 100, 200], [0, 1, 51, 51, 100, 100], [1, 1, 151, 1, 260, 50], [2, 0, 60, 60, 59, 90]]
 )
 OF_BOXES = {"train_boxes_img_cls_xyxy200": BOXES, "test_boxes_img_cls_xyxy200": BOXES[:3]}
 
@@ -42,6 +46,18 @@ def test_boxes_are_painted_the_smaller_in_front(tmp_path):
     assert any("made from boxes" in note for note in found.notes)
 
 
+def test_boxes_are_where_a_detector_finds_them(tmp_path):
+    """A pixel of every image, counted from 1: the first and the last."""
+    rows = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 8, 8, 8, 8]])
+    images = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
+    of_both = {f"{part}_boxes_img_cls_xyxy8": rows for part in ("train", "test")}
+    path = archive(tmp_path, train_images=images, test_images=images, **of_both)
+    painted = masks(path=path).train_labels
+    np.testing.assert_array_equal(np.flatnonzero(painted[0]), [0])
+    np.testing.assert_array_equal(np.flatnonzero(painted[1]), [63])
+    np.testing.assert_array_equal(painted, npz_boxes(path=path, stride=1).train_labels)
+
+
 def test_images_are_averaged_and_masks_thinned_out(tmp_path):
     labels = np.zeros((3, 4, 4), np.uint8)
     labels[:, 2:] = 1
@@ -60,13 +76,23 @@ def test_images_are_averaged_and_masks_thinned_out(tmp_path):
             {},
             "as the images",
         ),
-        ({**OF_BOXES, "train_boxes_img_cls_xyxy200": BOXES + 1}, {}, "images 1..3: must be rows 0..2"),
+        (
+            {**OF_BOXES, "train_boxes_img_cls_xyxy200": BOXES + 1},
+            {},
+            r"column 0 is 1..3: must lie in 0..2, of 3 images",
+        ),
         (
             {**OF_BOXES, "train_boxes_img_cls_xyxy200": BOXES + [0, 5, 0, 0, 0, 0]},
             {},
-            "classes 5..6: must be 0..1",
+            "column 1 is 5..6: must lie in 0..1, of 2 classes",
         ),
         ({**OF_BOXES, "train_boxes_img_cls_xyxy200": BOXES[:, :5]}, {}, r"must be \[n,6\]"),
+        (
+            {**OF_BOXES, "train_boxes_img_cls_xyxy200": np.full((1, 6), np.nan)},
+            {},
+            "float64 .* whole numbers",
+        ),
+        ({**OF_BOXES, "class_names": None}, {}, "no array class_names"),
         (OF_BOXES, {"size": 3}, "size must divide"),
         (OF_BOXES, {"size": -1}, "size = -1"),
     ],
@@ -131,6 +157,41 @@ def test_a_bad_pair_is_refused_or_counted(tmp_path):
     Image.new("RGB", (6, 4)).save(root / "masks" / "lone.png")
     (root / "images" / "small.png").unlink()
     assert "mode RGB: must be class numbers" in refused(root)
+
+
+@pytest.mark.parametrize(
+    "suffix, why",
+    [("EPS", "must be one of PNG"), ("BMP", "must be one of PNG"), ("PNG", "4x9000, its image")],
+)
+def test_a_mask_is_a_png_of_the_size_of_its_image_before_it_is_decoded(tmp_path, monkeypatch, suffix, why):
+    root = folder(tmp_path)
+    wide = Image.new("L", (9000, 4) if suffix == "PNG" else (6, 4))
+    wide.save(root / "masks" / "0.png", format=suffix)
+
+    def load(image, *_):
+        assert "masks" not in image.filename, "a pixel was decoded"
+        return of_png(image)
+
+    of_png = PngImageFile.load
+    for plugin in (PngImageFile, BmpImageFile, EpsImageFile):
+        monkeypatch.setattr(plugin, "load", load)
+    assert why in refused(root)
+
+
+def test_a_mask_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):
+    root = folder(tmp_path)
+    save(root, "large", np.zeros((4, 6), np.uint8), np.zeros((9, 9), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    assert "large.png: more than" in refused(root)
+    assert any(note.startswith("1 of 11") for note in masks(path=str(root), skip_corrupt=True).notes)
+
+
+def test_names_of_classes_are_utf_8(tmp_path):
+    root = folder(tmp_path)
+    (root / "classes.txt").write_text("ground\nhöle\n", encoding="utf-8-sig")
+    assert masks(path=str(root)).class_names == ("ground", "höle")
+    (root / "classes.txt").write_text("ground\nhöle\n", encoding="latin-1")
+    assert "classes.txt: cannot be read" in refused(root)
 
 
 def test_a_bad_folder_is_refused_in_one_line(tmp_path):

@@ -102,12 +102,14 @@ def test_no_table_is_one_line(tmp_path):
 
 def test_a_reader_finds_its_columns_in_any_order_and_raises_line_by_line(tmp_path):
     file = tmp_path / "new.tsv"
-    file.write_text("b\tother\ta\n1\tx\t2\n\n3\ty\tz\n", encoding="utf-8")
-    (first, read), (second, broken) = tables.readers(file, ("a", "b"))
+    file.write_text("b\tother\ta\n1\tx\t2\n\n3\ty\tz\n4\ty\t-1e39\n", encoding="utf-8")
+    (first, read), (second, broken), (_, large) = tables.readers(file, ("a", "b"))
     assert (first, second) == (2, 4)
     np.testing.assert_array_equal(read(), np.array([[[2, 1]]], np.float32))
     with pytest.raises(UserError, match="line 4: a is 'z'"):
         broken()
+    with pytest.raises(UserError, match="line 5: a is -1e39; must be a finite number that float32 can hold"):
+        large()
 
 
 def test_the_tables_of_scikit_learn_are_cut_the_same_way_in_every_run():

@@ -17,9 +17,10 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+from mtkd_jax import api
 from mtkd_jax.data import images, said
 from mtkd_jax.deploy import deployed, export, forms, predict
-from mtkd_jax.types import DataSet, Model, Outputs, Task, printable
+from mtkd_jax.types import DataSet, Model, Outputs, Task, UserError, printable
 
 TASK = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.25,))
 CARD = {
@@ -419,5 +420,11 @@ def test_a_file_of_series_is_told_line_by_line(tmp_path, capsys):
     assert (first["line"], first["class"], second["class"]) == (3, "grey [of all]", "grey [of all]")
     assert "line 5: channels of (2, 1) values; must be 2 of 2, as in training" in short["error"]
     assert "line 6: 1 values are missing" in missing["error"]
+    file.write_text(head, encoding="utf-8")
+    assert predict.main(["--student", student, str(file), "--json"]) == 2
+    (none,) = lines(capsys.readouterr().out)
+    assert none["error"] == f"{file}: holds no line; must hold one at least"
+    with pytest.raises(UserError, match="holds no line"):
+        api.predict(student, file)
     assert predict.main(["--student", student, str(tmp_path / "x.csv"), "--json"]) == 2
     assert "must be a file of series that ends in .tsv, .ts, .arff" in capsys.readouterr().out

@@ -6,10 +6,12 @@ import gzip
 import math
 import os
 import pathlib
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +28,7 @@ _KERAS = {  # the same under the names of Keras
     "test_labels": "y_test",
 }
 _FURTHER = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("groups", "names"))
+_BOXES = re.compile(r"(train|test)_boxes_img_cls_xyxy([1-9]\d*)")
 _TEACHERS = ("train_teachers", "val_teachers")
 # Bytes that any archive may unpack to, and for each byte of a larger one: images are 1 to 20 times as large.
 _LEAST, _RATIO = 2**26, 100
@@ -162,6 +165,43 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         promised, follow = math.prod(shape) * max(dtype.itemsize, 1), member.file_size - stream.tell()
     if promised != follow and not dtype.hasobject:  # what holds objects, numpy refuses itself
         raise ValueError(f"its header promises {promised} bytes and {follow} follow")
+
+
+# --- boxes in NumPy archives --------------------------------------------------------------------------
+
+
+class BoxRows(NamedTuple):
+    """The n boxes of one part of an archive, in the order of its array."""
+
+    image: np.ndarray  # [n], the row of the image
+    label: np.ndarray  # [n], the class, 0..C-1
+    corners: np.ndarray  # [n,4] float64, left, top, right and bottom, as parts of the image's sides
+
+
+def find_boxes(names: Iterable[str]) -> dict[str, str]:
+    """{"train": the array of its boxes, "test": ...}, of names as in `read_boxes`, where there are such."""
+    return {found[1]: found[0] for found in map(_BOXES.fullmatch, sorted(names)) if found}
+
+
+def read_boxes(rows: np.ndarray, name: str, num_images: int, num_classes: int, path: str) -> BoxRows:
+    """The boxes of an array called train_boxes_img_cls_xyxyS or test_boxes_img_cls_xyxyS, S such as 200.
+
+    Rows [n,6] are whole numbers: the row of the image, the class 0..C-1, and the first and the last pixel of
+    the box (left, top, right, bottom), counted from 1 in images of S x S. So count Pascal VOC and the sets
+    that are written in its form, such as NEU-DET. Boxes may reach beyond the image, or be empty. Raises
+    UserError naming file and array for other arrays, and for images and classes that are not there.
+    """
+    where = f"{path}: {name}"
+    if rows.ndim != 2 or rows.shape[1] != 6 or rows.dtype.kind not in "iu":
+        raise UserError(f"{where}: {rows.dtype} {rows.shape}: must be [n,6] whole numbers")
+    for column, (bound, what) in enumerate(((num_images, "images"), (num_classes, "classes"))):
+        if len(rows) and not 0 <= rows[:, column].min() <= rows[:, column].max() < bound:
+            raise UserError(
+                f"{where}: column {column} is {rows[:, column].min()}..{rows[:, column].max()}: must lie in "
+                f"0..{bound - 1}, of {bound} {what}"
+            )
+    side = int(name.rpartition("xyxy")[2])
+    return BoxRows(rows[:, 0], rows[:, 1], (rows[:, 2:] - np.array([1, 1, 0, 0])) / side)
 
 
 # --- IDX ----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -17,27 +16,24 @@ from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
 from mtkd_jax.data.boxes import BACKGROUND, assign
 from mtkd_jax.data.checks import check, first_line, open_file, shorten
-from mtkd_jax.data.sources.arrays import read_npz
+from mtkd_jax.data.sources.arrays import find_boxes, read_boxes, read_npz
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import DataSet, UserError
 
 _LIMIT = 2**30  # bytes of a file of annotations
 _PARTS = ("train", "val", "test")
-_ARRAY = re.compile(r"(train|test)_boxes_img_cls_xyxy([1-9]\d*)")
 
 
 def npz_boxes(*, path: str, stride: int = 8) -> DataSet:
     """A NumPy archive of images with boxes: train_images, test_images, class_names and boxes of both parts.
 
     Images are uint8 [N,h,w,c]. train_boxes_img_cls_xyxyS and test_boxes_img_cls_xyxyS, S a number such as
-    200, are [n,6] whole numbers: the row of the image, the class 0..C-1 among class_names, and the first and
-    last pixel of the box (left, top, right, bottom), counted from 1 in images of S x S. There is a place for
+    200, are as in `arrays.read_boxes`: pixels are counted from 1 in images of S x S. There is a place for
     every `stride` x `stride` pixels, which must be those of the detectors. Boxes that reach beyond the image
     are cut and empty ones left out, which the notes tell. Raises UserError naming the file and the array.
     """
     _, there = read_npz(path, ())
-    sides = {found[1]: int(found[2]) for found in map(_ARRAY.fullmatch, sorted(there)) if found}
-    arrays = {part: f"{part}_boxes_img_cls_xyxy{side}" for part, side in sides.items()}
+    arrays = find_boxes(there)
     images = {part: f"{part}_images" for part in ("train", "test")}
     read, _ = read_npz(path, {*arrays.values(), *images.values(), "class_names"})
     for name in (*images.values(), "class_names"):
@@ -52,11 +48,10 @@ def npz_boxes(*, path: str, stride: int = 8) -> DataSet:
     parts = {}
     for part, name in arrays.items():
         num_images = len(read[images[part]])
-        rows = _checked_rows(read[name], num_images, len(class_names), f"{path}: {name}")
-        corners = (rows[:, 2:] - np.array([1, 1, 0, 0])) / sides[part]
-        of_each = [np.flatnonzero(rows[:, 0] == n) for n in range(num_images)]
+        rows = read_boxes(read[name], name, num_images, len(class_names), path)
+        of_each = [np.flatnonzero(rows.image == n) for n in range(num_images)]
         parts[part] = [
-            _Marked(f"{name}, image {n}", [class_names[c] for c in rows[own, 1]], corners[own])
+            _Marked(f"{name}, image {n}", [class_names[c] for c in rows.label[own]], rows.corners[own])
             for n, own in enumerate(of_each)
         ]
     pictures = {part: read[name] for part, name in images.items()}
@@ -80,10 +75,11 @@ def coco(
     `train`, `test` and `val` are these files, below the folder `path`: "train/_annotations.coco.json". They
     hold "images", "annotations" and "categories". Without `test`, `test_fraction` of the images of `train`
     are drawn with `seed` and tested on. An image is looked for beside its file of JSON, and below `path`, as
-    it is or in a folder "images" or of the name of the file's part. Crowds are left out. Images are stretched
-    to `image_size`, s or (h, w), and their boxes with them; 0 is the size that all share. `channels` is 1 or
-    3, 0 that of the files. For places and for boxes that are cut or left out see `npz_boxes`. Raises
-    UserError naming the file and the entry.
+    it is or in a folder "images" or of the name of the file's part. Crowds are left out, and categories
+    without a box are no classes. No image may be in two parts. Images are stretched to `image_size`, s or (h,
+    w), and their boxes with them; 0 is the size that all share. `channels` is 1 or 3, 0 that of the files.
+    For places and for boxes that are cut or left out see `npz_boxes`. Raises UserError naming the file and
+    the entry.
     """
     root = _folder(path, "a folder of images and files of JSON")
     files = {part: root / file for part, file in zip(_PARTS, (train, val, test)) if file}
@@ -93,8 +89,13 @@ def coco(
         parts |= _drawn(parts["train"], test_fraction, seed, str(root))
     crowds = sum(found.crowds for found in read.values())
     notes = [f"{crowds} annotations are of crowds and are left out."] if crowds else []
-    shape = _shape([image for images in parts.values() for image in images], image_size, channels)
-    return _from_files(root, parts, read["train"].class_names, shape, stride, notes)
+    images = [image for of_part in parts.values() for image in of_part]
+    there = {name for image in images for name in image.marked.names}
+    class_names = tuple(name for name in read["train"].class_names if name in there)
+    if unused := [name for name in read["train"].class_names if name not in there]:
+        notes.append(f"{len(unused)} categories without a box are no classes: {shorten(unused)}.")
+    shape = _shape(images, image_size, channels)
+    return _from_files(root, parts, class_names, shape, stride, notes)
 
 
 def voc(
@@ -110,11 +111,11 @@ def voc(
     """A folder of images with boxes in the form of Pascal VOC: Annotations/*.xml beside JPEGImages.
 
     Where ImageSets/Main/train.txt, val.txt and test.txt name images, a line each, these are the parts, and
-    val is validated on. Without train.txt all others are trained with, and without test.txt `test_fraction`
-    of these are drawn with `seed` and tested on. `classes` are those there may be, () all that are found.
-    Boxes count pixels from 1, both ends inside; difficult ones count as all others. `image_size`, `channels`,
-    places, and boxes that are cut or left out: see `coco`. XML with a document type, which could define
-    entities, is refused. Raises UserError naming the file.
+    val is validated on; no image may be in two. Without train.txt all others are trained with, and without
+    test.txt `test_fraction` of these are drawn with `seed` and tested on. `classes` are those there may be,
+    () all that are found. Boxes count pixels from 1, both ends inside; difficult ones count as all others.
+    `image_size`, `channels`, places, and boxes that are cut or left out: see `coco`. XML with a document
+    type, which could define entities, is refused. Raises UserError naming the file.
     """
     root = _folder(path, "Annotations/*.xml and JPEGImages")
     paths = sorted((root / "Annotations").glob("*.xml"))
@@ -339,6 +340,7 @@ def _from_files(
     notes: Sequence[str],
 ) -> DataSet:
     """The data of image files; those to validate on become rows of the training set."""
+    _check_apart(parts)
     val = list(parts.get("val", ()))
     joined = {"train": [*parts["train"], *val], "test": list(parts["test"])}
 
@@ -363,20 +365,13 @@ def _from_files(
     )
 
 
-# --- NumPy archives -----------------------------------------------------------------------------------
-
-
-def _checked_rows(rows: np.ndarray, num_images: int, num_classes: int, where: str) -> np.ndarray:
-    """Rows [n,6] of image, class and four pixels."""
-    if rows.ndim != 2 or rows.shape[1] != 6 or rows.dtype.kind not in "iu":
-        raise UserError(f"{where}: {rows.dtype} {rows.shape}: must be [n,6] whole numbers")
-    for column, (bound, what) in enumerate(((num_images, "images"), (num_classes, "classes"))):
-        if len(rows) and not 0 <= rows[:, column].min() <= rows[:, column].max() < bound:
-            raise UserError(
-                f"{where}: column {column} is {rows[:, column].min()}..{rows[:, column].max()}: must lie in "
-                f"0..{bound - 1}, of {bound} {what}"
-            )
-    return rows
+def _check_apart(parts: Mapping[str, Sequence[_Image]]) -> None:
+    """Raise UserError for an image of two parts, which would be tested on what was trained with it."""
+    part_of: dict[str, str] = {}
+    for part, images in parts.items():
+        for image in images:
+            if (other := part_of.setdefault(os.path.realpath(image.file), part)) != part:
+                raise UserError(f"{image.file}: is in {other} and in {part}; must be in one of them")
 
 
 # --- COCO ---------------------------------------------------------------------------------------------
@@ -397,7 +392,7 @@ def _read_coco(root: pathlib.Path, part: str, file: pathlib.Path) -> _Coco:
         if len(content) > _LIMIT:
             raise ValueError(f"more than {_LIMIT} bytes")
         return _of_coco(json.loads(content), [file.parent, root, root / "images", root / part], file)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         said = f"no entry {error}" if isinstance(error, KeyError) else first_line(error)

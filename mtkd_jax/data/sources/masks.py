@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.checks import check, first_line, number_names, shorten
+from mtkd_jax.data.checks import check, first_line, number_names, open_file, shorten
 from mtkd_jax.data.loading import strata
-from mtkd_jax.data.sources.arrays import read_npz
+from mtkd_jax.data.sources.arrays import BoxRows, find_boxes, read_boxes, read_npz
 from mtkd_jax.types import DataSet, UserError
 
 IGNORED = 255  # the number, in a mask file, of pixels that have no class
 BACKGROUND = "background"
-_BOXES = re.compile(r"(train|test)_boxes_img_cls_xyxy(\d+)")
 _PARTS = ("train", "val", "test")
 
 
@@ -31,10 +28,9 @@ def masks(
 
     An archive (.npz) holds train_images and test_images [N,h,w] or [N,h,w,c] uint8, class_names [C], and
     train_masks and test_masks [N,h,w], class numbers with 255 for no class. Or in their place boxes: an array
-    train_boxes_img_cls_xyxy200 [n,6] and the same of test, whose rows are (image, class, left, top, right,
-    bottom) in coordinates 0..200, or whatever number the name ends with. Masks are made from these: class 0
-    is the background, the others the archive's, smaller boxes in front of larger ones; boxes that are empty
-    or outside their image are left out and counted.
+    train_boxes_img_cls_xyxy200 [n,6] and the same of test, see `arrays.read_boxes`: pixels are counted from
+    1. Masks are made from these: class 0 is the background, the others the archive's, smaller boxes in front
+    of larger ones; boxes that are empty or outside their image are left out and counted.
 
     A folder holds images/ and masks/, or these in train/, test/ and perhaps val/: PNG files of class numbers
     (grey, or of a palette), each called as its image, 255 for no class. Without parts about `test_fraction`
@@ -94,14 +90,17 @@ def synthetic_masks(
 def _of_archive(path: str, size: int) -> DataSet:
     plain = [f"{part}_{kind}" for part in ("train", "test") for kind in ("images", "masks")]
     _, names = read_npz(path, ())
-    wanted = {*plain, "class_names"} | {name for name in names if _BOXES.fullmatch(name)}
-    found, _ = read_npz(path, wanted)
-    boxes = {m[1]: (name, int(m[2])) for name in found if (m := _BOXES.fullmatch(name))}
+    boxes = find_boxes(names)
+    found, _ = read_npz(path, {*plain, "class_names", *boxes.values()})
     lacking = [name for name in plain if name not in found and name.split("_")[0] not in boxes]
     if lacking or "train_images" not in found or "test_images" not in found:
         raise UserError(
             f"{path}: no array {(lacking or ['train_images'])[0]}; must hold {', '.join(plain)} (or boxes in "
             f"the place of masks), and holds {shorten(sorted(names))}"
+        )
+    if boxes and "class_names" not in found:
+        raise UserError(
+            f"{path}: no array class_names; must hold it, for the classes of {min(boxes.values())}"
         )
     class_names = tuple(map(str, found["class_names"])) if "class_names" in found else ()
     notes, of_part = [], {}
@@ -114,10 +113,9 @@ def _of_archive(path: str, size: int) -> DataSet:
             raise UserError(f"{path}: {part}_images: {images.dtype} {images.shape}: must be uint8 [N,h,w,c]")
         shape = (size, size) if size else images.shape[1:3]
         if part in boxes:
-            name, frame = boxes[part]
-            labels, left_out = _painted(
-                found[name], len(images), len(class_names), frame, shape, f"{path}: {name}"
-            )
+            name = boxes[part]
+            rows = read_boxes(found[name], name, len(images), len(class_names) - 1, path)
+            labels, left_out = _painted(rows, len(images), shape)
             notes += [
                 f"{left_out} of {len(found[name])} boxes of {name} are empty or outside: left out."
             ] * bool(left_out)
@@ -134,27 +132,18 @@ def _of_archive(path: str, size: int) -> DataSet:
     return _dataset(name, *of_part["train"], *of_part["test"], class_names, notes, path)
 
 
-def _painted(
-    boxes: np.ndarray, num_images: int, num_classes: int, frame: int, shape: tuple[int, int], where: str
-) -> tuple[np.ndarray, int]:
-    """Labels [N,h,w] of boxes [n,6] in coordinates 0..frame, and how many of these were left out."""
-    if boxes.ndim != 2 or boxes.shape[1] != 6 or boxes.dtype.kind not in "iuf":
-        raise UserError(f"{where}: {boxes.dtype} {boxes.shape}: must be [n,6], image, class and four sides")
-    image, kind = boxes[:, 0].astype(int), boxes[:, 1].astype(int)
-    if len(boxes) and not (0 <= image.min() <= image.max() < num_images):
-        raise UserError(f"{where}: images {image.min()}..{image.max()}: must be rows 0..{num_images - 1}")
-    if len(boxes) and not (0 <= kind.min() <= kind.max() < num_classes - 1):
-        raise UserError(f"{where}: classes {kind.min()}..{kind.max()}: must be 0..{num_classes - 2}")
-    sides = np.clip(boxes[:, 2:].astype(np.float64), 0, frame) / frame
-    areas = (sides[:, 2] - sides[:, 0]) * (sides[:, 3] - sides[:, 1])
-    empty = (sides[:, 2] <= sides[:, 0]) | (sides[:, 3] <= sides[:, 1])
+def _painted(boxes: BoxRows, num_images: int, shape: tuple[int, int]) -> tuple[np.ndarray, int]:
+    """Labels [N,h,w] of boxes, 1 and more where they are, and how many were left out."""
+    sides = np.clip(boxes.corners, 0, 1)
+    size = sides[:, 2:] - sides[:, :2]
+    empty = (size <= 0).any(axis=1)
+    pixels = np.round(sides * np.array([*shape[::-1], *shape[::-1]])).astype(int)
     labels = np.zeros((num_images, *shape), np.int32)
-    for row in np.argsort(-areas, kind="stable"):
+    for row in np.argsort(-size.prod(axis=1), kind="stable"):
         if not empty[row]:
-            left, top, right, bottom = np.round(sides[row] * np.array([*shape[::-1], *shape[::-1]])).astype(
-                int
-            )
-            labels[image[row], top : max(bottom, top + 1), left : max(right, left + 1)] = kind[row] + 1
+            left, top, right, bottom = pixels[row]
+            across = slice(left, max(right, left + 1))
+            labels[boxes.image[row], top : max(bottom, top + 1), across] = boxes.label[row] + 1
     return labels, int(empty.sum())
 
 
@@ -269,22 +258,26 @@ def _pairs(root: pathlib.Path) -> list[_Pair]:
 def _read_pair(pair: _Pair, shape: tuple[int, int, int], resize: bool) -> tuple[np.ndarray, np.ndarray]:
     """An image [h,w,c] and its labels [h,w], both of `shape`; UserError where they do not fit together."""
     height, width, _ = image_files.shape_of(pair.image)
-    try:
-        with Image.open(pair.mask) as file:
-            mode, mask = file.mode, np.asarray(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{pair.mask}: cannot be read ({first_line(error)}); must be a PNG") from error
-    if mode not in ("1", "L", "P", "I", "I;16"):
-        raise UserError(f"{pair.mask}: mode {mode}: must be class numbers, grey or of a palette, not colours")
-    if mask.shape != (height, width):
-        said = f"{mask.shape[0]}x{mask.shape[1]}, its image {height}x{width}"
-        raise UserError(f"{pair.mask}: {said}: must be of one size")
     if not resize and (height, width) != shape[:2]:
         raise UserError(
             f"{pair.image}: {height}x{width}, others {shape[0]}x{shape[1]}: must share one, or size=PIXELS"
         )
-    labels = _thinned(mask[None].astype(np.int32), (1, height, width), shape[:2], str(pair.mask))[0]
+    mask = _read_mask(pair.mask, height, width)
+    labels = _thinned(mask[None], (1, height, width), shape[:2], str(pair.mask))[0]
     return image_files.read(pair.image, shape=shape, fit="stretch"), labels
+
+
+def _read_mask(path: pathlib.Path, height: int, width: int) -> np.ndarray:
+    """Class numbers [h,w] int32 of a PNG file; what it is and how large is told before it is decoded."""
+    with image_files.open_image(path, formats=("PNG",)) as file:
+        if file.mode not in ("1", "L", "P", "I", "I;16"):
+            raise UserError(
+                f"{path}: mode {file.mode}: must be class numbers, grey or of a palette, not colours"
+            )
+        if file.size != (width, height):
+            said = f"{file.height}x{file.width}, its image {height}x{width}"
+            raise UserError(f"{path}: {said}: must be of one size")
+        return np.asarray(file).astype(np.int32)
 
 
 def _drawn(labels: np.ndarray, test_fraction: float, seed: int) -> np.ndarray:
@@ -307,7 +300,13 @@ def _class_names(root: pathlib.Path, largest: int) -> tuple[str, ...]:
     file = root / "classes.txt"
     if not file.is_file():
         return number_names(largest + 1)
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        with open_file(file, encoding="utf-8-sig") as stream:
+            names = tuple(line.strip() for line in stream if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}: cannot be read ({first_line(error)}); must be text in UTF-8, a class a line"
+        ) from error
     if largest >= len(names):
         raise UserError(f"{file}: names {len(names)} classes, and masks hold {largest}; must name them all")
     return names
