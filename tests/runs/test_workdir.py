@@ -302,7 +302,10 @@ def test_teachers_are_lent_whatever_the_spelling_of_their_network(run, split):
 
 @pytest.mark.parametrize(
     "field, value, said",
-    [("seed", 1, "another seed: 0 there, 1 here"), ("data.split", "random", "another split: 'grouped' there")],
+    [
+        ("seed", 1, "another seed: 0 there, 1 here"),
+        ("data.split", "random", "another split: 'grouped' there"),
+    ],
 )
 def test_whose_samples_are_drawn_again_are_lent_to_those_who_draw_the_same(field, value, said, tmp_path):
     """What decides them may differ where the split does not, as of data with a validation set of its own."""
