@@ -151,7 +151,7 @@ def make(
     if images is None and examples.said is not None and examples.said.nbytes > stream_bytes:
         images = np.asarray(examples.image)  # a piece's at once, for the sake of what is said of them
     if examples.speaks is not None:
-        _check_may_be_silent(recipes)
+        _check_may_be_silent(recipes, config)
     teacher_models, teacher_variables = frozen_parts(ensemble)
     candidates = layouts.candidates(config.runtime.how, config.runtime.data_shards, model, len(members))
     program = Program(
@@ -236,13 +236,13 @@ def _check_hears_alone(recipes: Sequence[Recipe]) -> None:
             )
 
 
-def _check_may_be_silent(recipes: Sequence[Recipe]) -> None:
+def _check_may_be_silent(recipes: Sequence[Recipe], config: ConfigDict) -> None:
     """Raise UserError for recipes that read what teachers say who do not speak of an example."""
     for recipe in recipes:
         if recipe.hears_all:
             raise UserError(
-                f"{recipe.name} reads what all teachers say of an image, and the data says that some teach "
-                "some images only (train_teachers)"
+                f"{recipe.name} reads what all teachers say of an image, and some teach some images only, by "
+                f"{'teachers.out_of_bag' if config.teachers.out_of_bag else 'train_teachers of the data'}"
             )
 
 

@@ -36,7 +36,7 @@ def cohorts(config: ConfigDict, split: Split, mode: str) -> Job:
     family = next(found for found in students.families(config) if found[0].mode == mode)
     if family[0].recipe.min_teachers:
         raise UserError(f"{mode} learns from trained teachers, and here there are none; name one of online")
-    return students.job(config, split, "labelled", family, (), {})
+    return students.job(config, split, "labelled", family, (), {}, routed=False)
 
 
 def follow(job: Job) -> Iterator[tuple[int, TrainState, dict[str, np.ndarray]]]:

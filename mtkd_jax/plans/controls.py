@@ -59,8 +59,8 @@ def check(config: ConfigDict) -> None:
                 )
             if "random_teacher" in config.students.controls and recipe.prepare:
                 raise UserError(
-                    f"config.students.controls: {address} fits a network on its teachers first, which "
-                    "random_teacher knows nothing of; name other modes in students.controlled"
+                    f"config.students.controls: {address} fits a network or a rule on its teachers first, "
+                    "which random_teacher knows nothing of; name other modes in students.controlled"
                 )
             reads_more = recipe.needs or recipe.prepare == "embedding"
             if "shuffled_teacher" in config.students.controls and (

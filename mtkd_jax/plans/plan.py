@@ -31,6 +31,7 @@ from mtkd_jax.config import (
     row_of,
     student_models,
     teacher_models,
+    trained_addresses,
     trained_models,
 )
 from mtkd_jax.data import augment, loading
@@ -272,7 +273,7 @@ def check(config: ConfigDict, split: Split) -> None:
     _check_size_of_predictions(config, split)
     _check_shows_labels(config, split.dataset)
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
-    for address in {*teacher_models(config), *student_models(config)}:
+    for address in {*teacher_models(config), *student_models(config), *trained_addresses(config)}:
         _check_says_as_labelled(teachers.network(split, address), image, split.dataset)
     try:
         ours = {**augmentation(config), "own": ()}

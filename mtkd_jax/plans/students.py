@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax.config import (
+    LABELLED,
     OTHER,
     UNLABELLED,
     Arguments,
@@ -216,15 +217,16 @@ def job(
     network: str = "",
     born_anew: int = 0,
     routed: bool = True,
+    num_steps: int = 0,
 ) -> Job:
     """Training one family on one transfer set, all members on the same batches and augmentations.
 
     A seed sets dropout and the initial weights only: equal bodies in every mode, others for every `born_anew`
     above 0. Where the data says which teachers teach what, and the ensemble is these teachers (`routed`), all
-    others are silent. The architecture is the family's own of `students.models` unless the address of another
-    `network` is given. With `students.init_from` its bodies begin with the weights of a file. Heads remain
-    the seed's: with those of the file seeds would be copies of each other, and many heads begin elsewhere
-    than one.
+    others are silent. An epoch has `num_steps`, or as many as of all transfer sets. The architecture
+    is the family's own of `students.models` unless the address of another `network` is given. With
+    `students.init_from` its bodies begin with the weights of a file. Heads remain the seed's: with those of
+    the file seeds would be copies of each other, and many heads begin elsewhere than one.
     """
     is_routed = split.dataset.train_teachers is not None or config.teachers.out_of_bag
     if routed and is_routed and not given_teachers(config):
@@ -271,7 +273,7 @@ def job(
             },
         },
         temperatures=temperatures,
-        order=batches(config, split, transfer),
+        order=batches(config, split, transfer, num_steps),
         examples=_examples(config, split, transfer, speaks),
         images=loading.streamed(split),
         validation=loading.holdout(split, "val"),
@@ -367,16 +369,22 @@ def member_name(member: Member) -> str:
     return f"{row_of(member.mode, member.model)} {told} seed {member.seed}{peer}"
 
 
-def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], np.ndarray]:
-    """epoch -> indices [S,B]. Every transfer set of a run gets the same number of steps.
+def steps_of_an_epoch(config: ConfigDict, split: Split) -> int:
+    """The number of steps that every transfer set of a run gets in an epoch."""
+    num_further = max(len(_unlabelled(split)[name]) for name in config.students.transfer)
+    return max(1, (len(split.train) + num_further) // config.train.batch_size)
+
+
+def batches(
+    config: ConfigDict, split: Split, transfer: str, num_steps: int = 0
+) -> Callable[[int], np.ndarray]:
+    """epoch -> indices [S,B] of so many steps; 0: as many as `steps_of_an_epoch`.
 
     With unlabelled images each batch holds a fixed share of labelled ones, drawn again and again, so
     that no batch is without labels; with a share of 0 none has any.
     """
     batch_size = config.train.batch_size
-    unlabelled = {"labelled": (), UNLABELLED: split.pool, OTHER: _rows_of_other(split)}
-    num_images = len(split.train) + max(len(unlabelled[name]) for name in config.students.transfer)
-    num_steps = max(1, num_images // batch_size)
+    num_steps = num_steps or steps_of_an_epoch(config, split)
     key, labels = (config.seed, jobs.word("students")), jobs.balanced_by(config, split)
     if transfer == "labelled":
         return lambda epoch: loading.epoch_order(
@@ -386,13 +394,18 @@ def batches(config: ConfigDict, split: Split, transfer: str) -> Callable[[int], 
     labelled_per_batch = min(batch_size - 1, max(1, round(batch_size * share))) if share else 0
     return lambda epoch: loading.mixed_order(
         split.train,
-        unlabelled[transfer],
+        _unlabelled(split)[transfer],
         num_steps=num_steps,
         batch_size=batch_size,
         labelled_per_batch=labelled_per_batch,
         key=(*key, epoch),
         labels=labels,
     )
+
+
+def _unlabelled(split: Split) -> dict[str, np.ndarray]:
+    """The rows without a label of each transfer set."""
+    return {LABELLED: split.pool[:0], UNLABELLED: split.pool, OTHER: _rows_of_other(split)}
 
 
 def _rows_of_other(split: Split) -> np.ndarray:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -225,10 +227,9 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
         "num_members": their["teachers"]["num_members"],
         "models": their["teachers"]["models"] or [their["model"]["name"]],
     }
-    if config.teachers.out_of_bag:  # what they have trained on is drawn again
-        samples = {name: config.teachers[name] for name in ("bootstrap", "subset_fraction", "folds")}
-        ours |= samples
-        theirs |= {name: their["teachers"].get(name, False) for name in samples}
+    if config.teachers.out_of_bag:
+        mend = "what they have trained on is drawn by it again: set it as that run has it"
+        _check_same(source, _drawing(their), _drawing(config), f"{mend}, or out_of_bag=False")
     _check_same(source, theirs, ours, f"set teachers.{', teachers.'.join(ours)} as that run has them")
     code = {place: sha for one in ours["models"] for place, sha in code_behind(("model",), one).items()}
     _check_same(source, their.get("own_code", {}), code, "put that code back, or train these teachers anew")
@@ -244,6 +245,13 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     }
     count = sum(fitted.population.num_members for fitted in found.values())
     return found, (f"The {count} teachers were trained by an earlier run, {source}.",)
+
+
+def _drawing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides, with the data and the architecture, which examples each teacher sees."""
+    teachers = config["teachers"]
+    of_teachers = {name: teachers[name] for name in ("bootstrap", "subset_fraction", "folds")}
+    return {"seed": config["seed"], "split": config["data"]["split"], **of_teachers}
 
 
 def _from_files(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:

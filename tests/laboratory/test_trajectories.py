@@ -62,7 +62,9 @@ def test_the_surface_is_the_loss_of_each_network_of_the_plane():
 
 
 def test_what_is_followed_is_the_training_itself(tmp_path):
-    config = small.config(**{"students.modes": ("peers.dml",), "train.epochs": 3, "students.alphas": (0.5,)})
+    whoever_teaches = {"teachers.folds": True, "teachers.out_of_bag": True}
+    few = {"students.modes": ("peers.dml",), "train.epochs": 3, "students.alphas": (0.5,)}
+    config = small.config(**few, **whoever_teaches)
     job = trajectories.cohorts(config, experiment.load_split(config), "peers.dml(num_peers=2)")
     assert len(job.names) == 4 and job.names[1].endswith("seed 0 peer 1")
     rounds = list(trajectories.follow(job))

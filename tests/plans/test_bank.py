@@ -151,6 +151,11 @@ def test_of_teachers_without_checkpoints_it_says_so_before_any_work(run):
         ({"plan": "checkpoint_bank(checkpoints=5)"}, "(checkpoints=5): must be 1 to 4, the validations"),
         ({"teachers.patience": 2}, "config.teachers.patience: 2 does not go with plan checkpoint_bank"),
         ({"teachers.logits": ("a.npz",)}, "config.teachers.logits: ('a.npz',) does not go with"),
+        ({"teachers.classifiers": ("a",)}, "config.teachers.classifiers: ('a',) does not go with"),
+        (
+            {"plan": "checkpoint_bank(checkpoints=0)", "teachers.from_run": "run"},
+            "(checkpoints=0): must be 1 to 4",
+        ),
         (
             {"plan": "checkpoint_bank(checkpoints=2, mode='mimic_all')"},
             "checkpoint_bank cannot train by 'mimic_all'",

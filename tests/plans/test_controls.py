@@ -141,7 +141,7 @@ def test_a_control_is_a_row_that_is_compared_with_its_mode_and_with_the_baseline
     [
         ({"students.modes": ("averages.mean_teacher",)}, "averages.mean_teacher has no frozen teachers"),
         ({"students.modes": ("targets.pseudo_labels",)}, "targets.pseudo_labels asks its teachers in a way"),
-        ({"students.modes": ("supernet",)}, "supernet fits a network on its teachers first"),
+        ({"students.modes": ("supernet",)}, "supernet fits a network or a rule on its teachers first"),
         (
             {"students.modes": ("features.pkt",), "students.controls": ("shuffled_teacher",)},
             "features.pkt asks its teachers for more than the logits",

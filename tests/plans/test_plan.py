@@ -28,6 +28,11 @@ TWO = ("mlp(hidden=(8, 8))", "mlp(hidden=(8,))")
         ),
         ({"students.modes": ("output_avg", "features.attention_transfer")}, "features.attention_transfer: "),
         ({"plan": "specialists", "students.modes": ("features.attention_transfer",)}, "attention_transfer"),
+        (
+            {"students.modes": ("logits.dkd",), "teachers.folds": True, "teachers.out_of_bag": True},
+            "dkd reads what all teachers say of an image, and some teach some images only, by "
+            "teachers.out_of_bag",
+        ),
         ({"students.modes": ("binary.xnor",)}, "no layer between the first and the last"),
         ({"students.modes": ("fused:trimmed_mean_probs",), "teachers.num_members": 2}, "needs 3 members"),
         ({"plan": "born_again(mode='features.hints(student=\"stage9\")')"}, "born_again 1: "),

@@ -19,7 +19,7 @@ from mtkd_jax.report import document
 from mtkd_jax.results import evaluation
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.logbook import Logbook
-from mtkd_jax.types import TeacherOutputs, UserError
+from mtkd_jax.types import Recipe, TeacherOutputs, UserError
 from tests import small
 from tests.contexts import by_student, context, loss
 from tests.references import methods as reference
@@ -75,6 +75,11 @@ def equal(a, b):
 
 def close(a, b, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def weighed() -> Recipe:
+    """A mode that one teacher can teach and that has a weight of its own for every teacher."""
+    return seams.PLAIN._replace(name="weighed", weigh=lambda context: seams.equal_weights(context) / 2)
 
 
 # --- whole runs ---------------------------------------------------------------------------------------
@@ -759,6 +764,21 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("densely_guided(models=('mlp',), num_dropped=-1)", {}, "must be at least 0"),
         ("weighed_assistants(models=('mlp',), rule='borda')", {}, "one weight: evolved_mean"),
         ("weighed_assistants", {}, "name the networks"),
+        (
+            "weighed_assistants(models=('mlp',), mode='tests.plans.test_schemes:weighed')",
+            {},
+            "weighed_assistants weighs those who teach, and so does 'tests.plans.test_schemes:weighed'",
+        ),
+        (
+            "densely_guided(models=('mlp',), mode='weights.aekd')",
+            {},
+            "densely_guided weighs those who teach, and so does 'weights.aekd'",
+        ),
+        (
+            "densely_guided(models=('mlp',))",
+            {"teachers.out_of_bag": True, "teachers.folds": True},
+            "densely_guided hears all teachers of every image, and by teachers.out_of_bag some",
+        ),
         ("hydra(mode='output_avg')", {}, "hydra cannot end with 'output_avg'"),
         ("hydra(first='mimic_all')", {}, "one head"),
         ("noisy_student", {}, "without a label; it must have 'unlabelled' or 'other' in it"),

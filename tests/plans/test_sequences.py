@@ -90,6 +90,14 @@ def test_with_a_mode_they_also_hear_what_the_teachers_say_of_every_token(begun):
     ]
 
 
+@pytest.mark.parametrize("mode", ["", "output_avg"])
+def test_labels_of_teachers_are_learnt_whoever_has_trained_on_the_image(begun, mode):
+    _, split, done = begun
+    config = small.config(**NUMBERS, **{"teachers.bootstrap": True, "teachers.out_of_bag": True})
+    config.plan = f"sequence_level(num_beams=1, mode={mode!r})"
+    plan.trace(plan.build(config, split)[2].outline(done))
+
+
 def test_one_token_and_a_beam_of_one_are_the_teachers_decisions(begun):
     """Of targets that end at once, the class of the first place: methods.md 8.2's oracle."""
     _, split, done = begun

@@ -153,6 +153,11 @@ def test_a_run_over_pixels_from_data_to_predict(tmp_path, capsys):
     "field, value, why",
     [
         ("model.name", "mlp(hidden=(8,))", r"says a class of the whole of an image, .* labels of 64 places"),
+        (
+            "plan",
+            "assistants(models=('mlp(hidden=(8,))',))",
+            r"mlp.* says a class of the whole of an image, .* labels of 64 places",
+        ),
         ("train.mixup", 0.2, "config.train.mixup"),
         ("data.augment.rand_augment", (1, 2), "config.data.augment.rand_augment"),
         ("report.corruptions", ("shot_noise",), "config.report.corruptions"),

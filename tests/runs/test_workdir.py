@@ -300,6 +300,27 @@ def test_teachers_are_lent_whatever_the_spelling_of_their_network(run, split):
     assert "has another models: ['mlp(hidden=(8,))'] there" in refusal(teachers.borrow, other, split)
 
 
+@pytest.mark.parametrize(
+    "field, value, said",
+    [
+        ("seed", 1, "another seed: 0 there, 1 here"),
+        ("data.split", "random", "another split: 'grouped' there"),
+    ],
+)
+def test_whose_samples_are_drawn_again_are_lent_to_those_who_draw_the_same(field, value, said, tmp_path):
+    """What decides them may differ where the split does not, as of data with a validation set of its own."""
+    sampled = {"teachers.folds": True}
+    config = small.config(**sampled)
+    split = experiment.load_split(config)
+    workdir.describe(tmp_path, config, split)
+    lent = {**sampled, "teachers.from_run": str(tmp_path), "teachers.out_of_bag": True}
+    assert "holds no finished teachers" in refusal(teachers.borrow, small.config(**lent), split)
+    message = refusal(teachers.borrow, small.config(**lent, **{field: value}), split)
+    assert said in message and "out_of_bag=False" in message
+    heard = small.config(**{**lent, "teachers.out_of_bag": False, field: value})
+    assert "holds no finished teachers" in refusal(teachers.borrow, heard, split)
+
+
 # --- rules --------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from scipy import special
 
 from mtkd_jax.config import (
+    GIVEN,
     LABELLED,
     OTHER,
     UNLABELLED,
@@ -138,7 +139,8 @@ def data_free(
             blank = np.zeros((num_images, *split.dataset.train_images.shape[1:]))
             images = made["images"] if computes else blank.astype(split.dataset.train_images.dtype)
             seen = dataclasses.replace(split, other=images)
-            return students.job(own, seen, OTHER, family, ensemble, {})
+            as_others = students.steps_of_an_epoch(config, split)
+            return students.job(own, seen, OTHER, family, ensemble, {}, num_steps=as_others)
 
         name, transfer = students.stage_name(OTHER, family), config.students.transfer[0]
         outline = partial(make, computes=False)
@@ -170,7 +172,7 @@ def sequence_level(config: ConfigDict, split: Split, *, num_beams: int = 5, mode
     if given_teachers(config):
         raise UserError(
             "config.plan: sequence_level asks teachers what they would say next, and of those of "
-            "teachers.logits and teachers.programs that is not known; it needs networks"
+            f"{', '.join(GIVEN)} that is not known; it needs networks"
         )
     recipe = recipe_for("sequence_level", mode, num_teachers=2) if mode else SUPERVISED
     direct = with_baseline("sequence_level", config, split)
@@ -187,7 +189,8 @@ def sequence_level(config: ConfigDict, split: Split, *, num_beams: int = 5, mode
         def learn(done: Done, family=family, choose=choose, asks: bool = True) -> Job:
             ensemble = ensemble_of(done)
             said = sequences.with_targets(split, beams.of(ensemble), choose) if asks else split
-            return students.job(config, said, "labelled", family, ensemble if mode else (), {})
+            taught_by = ensemble if mode else ()
+            return students.job(config, said, "labelled", family, taught_by, {}, routed=bool(mode))
 
         name = students.stage_name("labelled", family)
         stages.append(

@@ -16,6 +16,7 @@ from mtkd_jax.engine import teacher_cache
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods.lineage import DenselyGuided, ForOwnTeachers, OfOwnTeachers, weigh_as_fitted
+from mtkd_jax.methods.seams import equal_weights
 from mtkd_jax.plans import students
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
 from mtkd_jax.plans.schemes.direct import (
@@ -114,14 +115,17 @@ def densely_guided(
     The teachers, together, and every assistant before are those who guide. `num_dropped` of them, drawn anew
     for every student and batch, are not heard, as long as one is left; the loss is a sum over the others.
     Seed s has the assistants of seed s. Rows: "assistant 1", ..., and the students, "densely_guided". Raises
-    UserError for no model, a negative number, or a mode that needs more than one head.
+    UserError for no model, a negative number, a mode that weighs by itself or needs more than one head, and
+    teachers of some images only.
 
     Source: densely guided distillation, Son et al. 2021, arXiv 2009.08825; one teacher, and alpha = 0.
     """
     if num_dropped < 0:
         raise UserError(f"config.plan: densely_guided(num_dropped={num_dropped}): must be at least 0")
+    _check_hears_all("densely_guided", config, split)
     check_networks("densely_guided", models, split)
     recipe = recipe_for("densely_guided", mode, number_of_teachers(config) or 1)
+    _check_weighs_alike("densely_guided", recipe, mode)
     direct = with_baseline("densely_guided", config, split)
     stages = []
     for transfer in config.students.transfer:
@@ -150,7 +154,7 @@ def weighed_assistants(
     are fitted to what these say of the validation images by a fusion `rule`: `evolved_mean` (differential
     evolution), `shapley_mean` or `weighted_mean`. Seed s of the students learns from the mixture of the
     assistants of seed s. Rows: "assistant 1", ..., and the students, "weighed_assistants". Raises UserError
-    for no model, another rule, or a mode that needs more than one head or teacher.
+    for no model, another rule, or a mode that weighs by itself or needs more than one head or teacher.
 
     Source: weighted ensembles of teaching assistants, Ganta et al. 2022, arXiv 2206.12005; one teacher.
     """
@@ -161,6 +165,7 @@ def weighed_assistants(
         )
     check_networks("weighed_assistants", models, split)
     recipe = recipe_for("weighed_assistants", mode, num_teachers=1)
+    _check_weighs_alike("weighed_assistants", recipe, mode)
     direct = with_baseline("weighed_assistants", config, split)
     fit, stages = partial(_fitted_weights, split, rule), []
     for transfer in config.students.transfer:
@@ -176,6 +181,25 @@ def weighed_assistants(
                 )
             )
     return (*direct, *stages)
+
+
+def _check_weighs_alike(plan: str, recipe: Recipe, mode: str) -> None:
+    """Raise UserError for a mode that weighs teachers in a way of its own, where the plan does."""
+    if recipe.weigh is not equal_weights:
+        raise UserError(
+            f"config.plan: {plan} weighs those who teach, and so does {mode!r}; it needs a mode that weighs "
+            "all alike, such as 'output_avg'"
+        )
+
+
+def _check_hears_all(plan: str, config: ConfigDict, split: Split) -> None:
+    """Raise UserError where not every teacher teaches every image."""
+    cause = "teachers.out_of_bag" if config.teachers.out_of_bag else "train_teachers of the data"
+    if config.teachers.out_of_bag or split.dataset.train_teachers is not None:
+        raise UserError(
+            f"config.plan: {plan} hears all teachers of every image, and by {cause} some teach some images "
+            "only; must be without it"
+        )
 
 
 def taught_by_own(

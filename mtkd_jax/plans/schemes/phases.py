@@ -222,14 +222,15 @@ def _bank_of(done: Done, checkpoints: int) -> tuple[PyTree, ...]:
 def _check_bank(config: ConfigDict, checkpoints: int) -> None:
     """Raise UserError for teachers of whom there cannot be so many checkpoints."""
     options, train = config.teachers, config.train
-    for name in ("logits", "programs", "trained", "patience"):
+    elsewhere = (field.removeprefix("teachers.") for field in GIVEN)
+    for name in (*elsewhere, "trained", "patience"):
         if options[name]:
             raise UserError(
                 f"config.teachers.{name}: {options[name]!r} does not go with plan checkpoint_bank, a bank of "
                 "what teachers were all the time while they were trained; leave it at its default"
             )
     num_rounds = train.epochs // train.eval_every
-    if not options.from_run and not 1 <= checkpoints <= num_rounds:
+    if checkpoints < 1 or (not options.from_run and checkpoints > num_rounds):
         raise UserError(
             f"config.plan: checkpoint_bank(checkpoints={checkpoints}): must be 1 to {num_rounds}, the "
             "validations of train.epochs"
