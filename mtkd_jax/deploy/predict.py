@@ -86,12 +86,8 @@ def _main(argv: Sequence[str] | None) -> None:
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
     for note in () if of_lines else unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
-    if asked.logits is not None and "places" in card:
-        raise UserError(
-            f"--logits {asked.logits}: {card['name']} says a class of every {card['places']['place']}, and "
-            "the file would hold one of every image; must be without it"
-        )
     if asked.logits is not None:
+        check_says_one_class(card, f"--logits {asked.logits}")
         told = _write_logits(asked.logits, found, card["class_names"])
     else:
         told = list(_tell_as_json(found) if asked.json else _tell(found))
@@ -226,6 +222,15 @@ def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
             "must be asked from Python, as its README.md shows"
         )
     return shape
+
+
+def check_says_one_class(card: Mapping[str, Any], asked: str) -> None:
+    """UserError, which begins with what was `asked` for, where a student says several classes an image."""
+    if "places" in card:
+        raise UserError(
+            f"{asked}: {card['name']} says a class of every {card['places']['place']}; must be a student "
+            "that says one of every image"
+        )
 
 
 def _of_batch(
