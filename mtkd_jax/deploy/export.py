@@ -413,7 +413,9 @@ def _of_files(card: Mapping[str, Any], folder: str) -> str:
         )
     if predict.reads_lines(card):
         what = f"files of series ({', '.join(series_files.ENDINGS)}) of {taken['shape'][0]} steps"
-        return _asked_of(what, folder, "new.tsv")
+        return _asked_of(what, folder, "new.ts") + (
+            "What stands for the class is not read; below `@classLabel false` a .ts file has none.\n\n"
+        )
     if taken["range"] != PIXELS:
         return ""
     return _asked_of("image files, or of folders of them", folder, "photos/") + f"{_done_to_files(taken)}\n\n"
