@@ -251,7 +251,10 @@ class Student:
     checked: np.ndarray  # [n,h,w,c] float32 as the network sees them: what a saved copy is compared on
 
     def logits(self, images: Any) -> np.ndarray:
-        """Logits [N,C] float32 of images like those of training; UserError for others."""
+        """Logits [N,C] float32 of images like those of training; UserError for others.
+
+        Of a student of L places [N,L,C], and behind the logits what it predicts beside: `Outputs.said`.
+        """
 
         def ask(part):
             return export.logits_of(self.model, self.variables, loading.scale(jnp.asarray(part)))
@@ -422,7 +425,9 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
     `student` may be the folder of a saved one, of which only the exported program is read: no network's code
     is needed. `images` are arrays like those of training, or files: a path, a folder, or a list of them; for
     a student of a table or of series these are such files, of which every line is told.
-    Raises UserError for images of another kind and files that cannot be read.
+    Raises UserError for images of another kind, files that cannot be read, and a student that says a class of
+    every place of an image (pixels, boxes, tokens, frames), which `Student.logits` and
+    `python -m mtkd_jax.predict` ask.
 
     >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
     >>> small = dict(epochs=1, batch_size=16, quiet=True)
@@ -440,6 +445,7 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
             scaled = lambda part: program(loading.scale(jnp.asarray(part)))  # noqa: E731
             return population.map_blocks(scaled, images)
 
+    predicting.check_says_one_class(card, "predict")
     shape, dtype = _taken(card)
     if _are_paths(images):
         given = [images] if isinstance(images, str | Path) else images

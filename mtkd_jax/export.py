@@ -68,7 +68,7 @@ def _write_demo(
     from mtkd_jax.deploy import forms as made
 
     card = deployed.read_card(student / "model.json")
-    predict.check_reads_files(card)
+    demo.check(card)
     names = [*asked.forms]
     if made.ONNX not in card.get("forms", {}).get("files", {}) and "onnx" not in names:
         names.append("onnx")

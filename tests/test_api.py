@@ -266,6 +266,12 @@ IMAGES, LABELS = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
         (lambda t: mtkd_jax.evaluate(np.zeros((3, 2)), [0, 1, 2]), "labels must be in 0..1"),
         (lambda t: mtkd_jax.evaluate(np.zeros(3), [0, 1, 1]), "must be .examples, classes."),
         (lambda t: mtkd_jax.predict("nowhere", IMAGES), "nowhere/model.json"),
+        (
+            lambda t: mtkd_jax.predict(
+                mtkd_jax.Student(None, {}, {"name": "x", "places": {"place": "pixel"}}, IMAGES), IMAGES
+            ),
+            "predict: x says a class of every pixel; must be a student that says one of every image",
+        ),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(teachers, call, said):

@@ -74,7 +74,7 @@ def trained(methods: bool) -> Trained:
             "runtime.how": "map",
         }
     )
-    # So small teachers are never as sure as is asked for, and nine tenths of so small a student are all of it.
+    # Small teachers are never as sure as is asked for, and nine tenths of a small student are all of it.
     if methods:
         arguments = {"targets.pseudo_labels": {"threshold": 0.2}, "pruned.gradual": {"sparsity": 0.3}}
         config.students.arguments = arguments

@@ -47,7 +47,7 @@ def _tsv_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[
 
 
 def _ts_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
-    """The rows after the header, which must promise classes and no times."""
+    """The rows after the header, which must promise no times; where it promises no classes, of class ""."""
     said = {}
     for _, line in lines:
         key, *values = line.lower().split()
@@ -58,10 +58,9 @@ def _ts_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator[R
         raise UserError(f"{file}: no line @data: must stand between the header and the series")
     if said.get("@timestamps", ["false"])[:1] != ["false"]:
         raise UserError(f"{file}: @timeStamps true: must be series with even steps, without times")
-    if said.get("@classlabel", [])[:1] != ["true"]:
-        raise UserError(f"{file}: no @classLabel true: must be a set to classify")
+    has_classes = said.get("@classlabel", [])[:1] == ["true"]
     for number, line in lines:
-        *channels, class_name = line.split(":")
+        *channels, class_name = line.split(":") if has_classes else (*line.split(":"), "")
         yield number, [channel.split(",") for channel in channels], class_name
 
 
@@ -92,7 +91,9 @@ def _parsed(file: pathlib.Path, row: Row) -> Series:
     """A row's values as numbers, and its class."""
     (where, values), (*_, class_name) = _numbers(file, row), row
     if class_name.strip().lower() in ("", "?", "nan"):
-        raise UserError(f"{where}: no class: must name the class of the series")
+        raise UserError(
+            f"{where}: no class: must name the class of the series, in a .ts file below @classLabel true"
+        )
     return where, values, class_name.strip()
 
 

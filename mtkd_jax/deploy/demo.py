@@ -45,14 +45,23 @@ class Runtime(NamedTuple):
 def write(directory: Path, runtime: Runtime) -> Path:
     """Write demo.html into the student's folder, which holds model.onnx; returns its path.
 
-    Raises UserError for a student that reads no image files, and naming a file that is not what was written.
+    Raises UserError as `check`, and naming a file that is not what was written.
     """
     card = read_card(directory / "model.json")
-    predict.check_reads_files(card)
+    check(card)
     model = read_form(directory, "onnx", card)
     path = directory / DEMO
     files.write_atomically(path, page(card, model, runtime).encode())
     return path
+
+
+def check(card: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The shape [h,w,c] of the images that the page reads.
+
+    Raises UserError for a student that reads no image files, or says more of one than a class.
+    """
+    predict.check_says_one_class(card, "--demo")
+    return predict.check_reads_files(card)
 
 
 def page(card: Mapping[str, Any], model: bytes, runtime: Runtime) -> str:
@@ -65,7 +74,7 @@ def page(card: Mapping[str, Any], model: bytes, runtime: Runtime) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    height, width, channels = predict.check_reads_files(card)
+    height, width, channels = check(card)
     taken = card["input"]
     return environment.get_template("demo.html.jinja").render(
         card=card,

@@ -3,7 +3,7 @@
 model.stablehlo     the network with its weights as a program that needs no mtkd_jax: see deploy/deployed.py
 model.safetensors   {"params/Dense_0/kernel": array, ...}: no pickle, nothing is executed on loading
 model.json          the card: what `load_student` needs and what a reader asks
-check.safetensors   {"images", "logits"}: a few inputs and what the student said of them when it was saved
+check.safetensors   {"images", "logits"}: a few inputs and what the student said of them, as `Outputs.said`
 README.md           the card in words
 cascade/            with `export.cascade`, the ensemble it hands over to: see deploy/cascade.py
 
@@ -26,6 +26,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 from safetensors import flax as safetensors
 
+from mtkd_jax.data import series_files
+from mtkd_jax.deploy import predict
 from mtkd_jax.deploy.cascade import FOLDER
 from mtkd_jax.deploy.deployed import (
     INT8_ONNX,
@@ -77,7 +79,7 @@ def save_student(
         weights     if there, what `results.bodies.of_weights` says of them
         places      of a dense task {"task", "place", "number" of an image, "beside": {name: d}}
         metrics     {name: {"value", "ci95": [low, high] or None, "over": what the interval is taken over}}
-    `check` is (images [n,h,w,c], logits [n,C]). Raises UserError when the disk refuses.
+    `check` is (images [n,h,w,c], what `logits_of` says of them). Raises UserError when the disk refuses.
     """
     directory = Path(directory).absolute()
     temporary, old = (directory.with_name(f".{directory.name}.{word}") for word in ("writing", "old"))
@@ -178,7 +180,7 @@ def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> fl
 
 
 def program_of(model: Model, variables: PyTree, shape: Sequence[int]) -> bytes:
-    """The network with its weights as StableHLO, float32 images [b,h,w,c] -> logits [b,C] for any b."""
+    """The network with its weights as StableHLO, float32 images [b,h,w,c] -> `Outputs.said` for any b."""
     variables = jax.tree.map(np.asarray, variables)
     return _exported(lambda images: model.apply(variables, images)[0].said, shape)
 
@@ -251,6 +253,8 @@ def readme(card: Mapping[str, Any], folder: str) -> str:
     shape = " x ".join(map(str, card["input"]["shape"]))
     metrics = "\n".join(_metric_row(name, metric) for name, metric in card["metrics"].items())
     told = {name: in_markdown(card[name]) for name in ("name", "training", "data", "source")}
+    num_classes = len(card["class_names"])
+    logits = "[b,L,C], of every place" if "places" in card else "[b,C]"
     return f"""# {told["name"]}
 
 A network that {_what_it_does(card)}, of images of {shape} (height x width x channels). Classes:
@@ -292,7 +296,7 @@ from safetensors.numpy import load_file
 program = export.deserialize(bytearray(Path("{folder}/{PROGRAM}").read_bytes()))
 # [b,h,w,c] {card["input"]["dtype"]}, {card["input"]["range"]}; these are the ones it was checked with
 images = load_file("{folder}/check.safetensors")["images"]
-logits = jax.jit(program.call)(images)  # [b,C]
+logits = jax.jit(program.call)(images)[..., :{num_classes}]  # {logits}
 print(jax.nn.softmax(logits).argmax(axis=-1), jax.nn.softmax(logits).max(axis=-1))
 ```
 
@@ -307,17 +311,18 @@ With `mtkd_jax` installed, from the folder that holds `{folder}/`:
 from pathlib import Path
 
 import jax
+import numpy as np
 from safetensors.flax import load_file
 
 from mtkd_jax.config import build_model
 from mtkd_jax.deploy.export import load_student
 
 model, variables, card = load_student(Path("{folder}"), build_model)
-check = load_file("{folder}/check.safetensors")  # a few inputs, and the logits they gave when it was saved
+check = load_file("{folder}/check.safetensors")  # a few inputs, and what it said of them when it was saved
 outputs, _ = model.apply(variables, check["images"])
-for row in jax.nn.softmax(outputs.logits):
-    print(card["class_names"][int(row.argmax())], float(row.max()))
-print("largest difference from the saved logits:", abs(outputs.logits - check["logits"]).max())
+probabilities = np.asarray(jax.nn.softmax(outputs.logits))  # {logits}
+print(np.array(card["class_names"])[probabilities.argmax(axis=-1)], probabilities.max(axis=-1))
+print("largest difference from what was saved:", abs(outputs.said - check["logits"]).max())
 ```
 
 `model.json` is this page for programs. SHA-256 of the weights: `{card["weights_sha256"]}`;
@@ -397,27 +402,31 @@ def forms_caption(card: Mapping[str, Any]) -> str:
 
 def _of_files(card: Mapping[str, Any], folder: str) -> str:
     """How to ask about files, and what is done to images; nothing for a student of other arrays."""
-    columns = card["input"].get("columns")
-    if columns:
-        return f"""Of a table, with `mtkd_jax` installed:
-
-```
-python -m mtkd_jax.predict --student {folder} new.csv
-```
-
-Its first line names its columns; these are read, in any order, and must be numbers as in training:
-{", ".join(map(in_markdown, columns))}.
-
-"""
-    if card["input"]["range"] != PIXELS:
+    taken = card["input"]
+    if "tokens" in taken:
+        return _asked_of("text files in UTF-8, a source a line", folder, "new.txt")
+    if "columns" in taken:
+        names = ", ".join(map(in_markdown, taken["columns"]))
+        return _asked_of("a table", folder, "new.csv") + (
+            "Its first line names its columns; these are read, in any order, and must be numbers as in "
+            f"training:\n{names}.\n\n"
+        )
+    if predict.reads_lines(card):
+        what = f"files of series ({', '.join(series_files.ENDINGS)}) of {taken['shape'][0]} steps"
+        return _asked_of(what, folder, "new.ts") + (
+            "What stands for the class is not read; below `@classLabel false` a .ts file has none.\n\n"
+        )
+    if taken["range"] != PIXELS:
         return ""
-    return f"""Of image files, or of folders of them, with `mtkd_jax` installed:
+    return _asked_of("image files, or of folders of them", folder, "photos/") + f"{_done_to_files(taken)}\n\n"
+
+
+def _asked_of(what: str, folder: str, example: str) -> str:
+    return f"""Of {what}, with `mtkd_jax` installed:
 
 ```
-python -m mtkd_jax.predict --student {folder} photos/
+python -m mtkd_jax.predict --student {folder} {example}
 ```
-
-{_done_to_files(card["input"])}
 
 """
 

@@ -3,10 +3,12 @@
 Only the student's folder is read; networks and training are not imported. A line for every image, in a table
 or with --json as JSON: {"image", "class", "probability"}, and {"probabilities"} of the most likely classes
 when --top asks for several; {"image", "error"} for one that cannot be read, when the others are still told.
-A student of a table is asked about tables with columns of the same names, in any order, and one of series
-about .tsv, .ts and .arff files of series as long: {"file", "line"} stand in the place of {"image"}. A student
-of pixels, boxes or tokens tells what its task does, such as the area of each class: {"image", "told"}. One of
-sequences reads text files, a source a line: {"source", "told"}.
+A student of a table is asked about tables with columns of the same names, in any order, and one of series or
+their frames about .tsv, .ts and .arff files of series as long, in which what stands for the class is not read
+(a .ts file without @classLabel true has none): {"file", "line"} stand in the place of {"image"}, {"file"}
+alone for a file that cannot be read. A student of pixels, boxes or frames tells what its task does, such as
+the area of each class: {"told"} in the place of {"class"}. One of sequences reads text files, a source a
+line: {"source", "told"}.
 With --form onnx, int8 or onnx_int8 another form of the student is asked, which `mtkd_jax.export --forms`
 has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
@@ -86,15 +88,11 @@ def _main(argv: Sequence[str] | None) -> None:
     found = predictions(program, card, paths, top=asked.top, fit=fit, batch=asked.batch, net=net)
     for note in () if of_lines else unlike_training(card["input"], asked.fit, paths):
         terminal.tell(f"note: {note}")
-    if asked.logits is not None and "places" in card:
-        raise UserError(
-            f"--logits {asked.logits}: {card['name']} says a class of every {card['places']['place']}, and "
-            "the file would hold one of every image; must be without it"
-        )
     if asked.logits is not None:
+        check_says_one_class(card, f"--logits {asked.logits}")
         told = _write_logits(asked.logits, found, card["class_names"])
     else:
-        told = list(_tell_as_json(found) if asked.json else _tell(found))
+        told = list(_tell_as_json(found, of_lines) if asked.json else _tell(found, of_lines))
     if net is not None:
         terminal.tell(f"note: {_handed_over(told, net.terms)}")
     if unread := sum(bool(one.error) for one in told):
@@ -235,6 +233,15 @@ def check_reads_files(card: Mapping[str, Any]) -> tuple[int, int, int]:
     return shape
 
 
+def check_says_one_class(card: Mapping[str, Any], asked: str) -> None:
+    """UserError, which begins with what was `asked` for, where a student says several classes an image."""
+    if "places" in card:
+        raise UserError(
+            f"{asked}: {card['name']} says a class of every {card['places']['place']}; must be a student "
+            "that says one of every image"
+        )
+
+
 def _of_batch(
     program: Callable,
     card: Mapping[str, Any],
@@ -336,16 +343,18 @@ def _write_logits(into: Path, found: Iterable[Prediction], class_names: Sequence
 # --- telling ------------------------------------------------------------------------------------------
 
 
-def _tell_as_json(found: Iterable[Prediction]) -> Iterator[Prediction]:
+def _tell_as_json(found: Iterable[Prediction], of_lines: bool) -> Iterator[Prediction]:
     """Each as a line as soon as it is known."""
     for one in found:
-        line = json.dumps(_as_json(one), ensure_ascii=not terminal.is_utf8())
-        print(line if line == printable(line) else json.dumps(_as_json(one)), flush=True)
+        said = _as_json(one, of_lines)
+        line = json.dumps(said, ensure_ascii=not terminal.is_utf8())
+        print(line if line == printable(line) else json.dumps(said), flush=True)
         yield one
 
 
-def _as_json(one: Prediction) -> dict[str, Any]:
-    of = {"file": str(one.path), "line": one.line} if one.line else {"image": str(one.path)}
+def _as_json(one: Prediction, of_lines: bool) -> dict[str, Any]:
+    of: dict[str, Any] = {"file" if of_lines else "image": str(one.path)}
+    of |= {"line": one.line} if one.line else {}
     of = {"source": one.source} if one.source else of
     if one.error:
         return {**of, "error": one.error}
@@ -357,18 +366,18 @@ def _as_json(one: Prediction) -> dict[str, Any]:
     return said | several
 
 
-def _what(told: Sequence[Prediction]) -> str:
+def _what(told: Sequence[Prediction], of_lines: bool) -> str:
     """The heading of what was asked about."""
     if any(one.source for one in told):
         return "source"
-    return "line" if any(one.line for one in told) else "image"
+    return "line" if of_lines else "image"
 
 
-def _tell(found: Iterable[Prediction]) -> list[Prediction]:
+def _tell(found: Iterable[Prediction], of_lines: bool) -> list[Prediction]:
     """All as a table of the terminal's width; into a pipe or a file 100 columns."""
     told = list(found)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column(_what(told), overflow="fold")
+    table.add_column(_what(told, of_lines), overflow="fold")
     if any(one.lines for one in told):
         table.add_column("what is there", overflow="fold")
     else:

@@ -37,8 +37,9 @@ def say(logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np
 def exactly_right(said: Said) -> np.ndarray:
     """[E] 100 where a sequence is right as a whole, else 0.
 
-    Each token is the most probable one behind the right ones before it: just then the same comes out greedily
-    without these.
+    Each token is the most probable one behind the right ones before it: then the same comes out greedily
+    without these, and only then, but for a target that reaches the last place. There `say` puts the end
+    unasked, while here it must be the most probable.
     """
     wrong = np.bincount(said.example, said.logits.argmax(axis=1) != said.labels, said.num_examples)
     return 100.0 * (wrong == 0)

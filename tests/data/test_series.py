@@ -102,7 +102,7 @@ def test_an_archive_of_folders_is_asked_by_name(tmp_path):
         (".ts", HEADER + "1,2,3:\n", "line 7: no class"),
         (".ts", HEADER.replace("@data", "") + "1:a\n", "no line @data"),
         (".ts", HEADER.replace("Stamps false", "Stamps true") + "(0,1):a\n", "@timeStamps true: must be"),
-        (".ts", HEADER.replace("@classLabel true", "@targetLabel true") + "1:2\n", "no @classLabel true"),
+        (".ts", HEADER.replace("@classLabel true", "@targetLabel true") + "1:2\n", "below @classLabel true"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path, ending, train, said):

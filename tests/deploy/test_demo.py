@@ -435,6 +435,17 @@ def test_a_browser_says_what_predict_says(tmp_path, fit, shape):
     assert next(answers)["message"] == "The image: This browser cannot read it as an image."
 
 
+def test_a_student_of_pixels_is_refused(tmp_path, package, capsys):
+    places = {"task": "masks", "place": "pixel", "number": 24, "beside": {}}
+    student = save(tmp_path / "student")
+    card = {**deployed.read_card(student / "model.json"), "places": places}
+    forms.rewrite_card(student, card, {})
+    before = content(student)
+    said = refused(capsys, student, "--demo", "--ort", package)
+    assert "says a class of every pixel; must be a student that says one of every image" in said
+    assert content(student) == before
+
+
 def test_what_predict_refuses_the_page_is_not_written_for():
     with pytest.raises(UserError, match="not image files"):
         demo.page({"name": "x", "input": {"shape": [20, 1, 2], "range": deployed.PIXELS}}, b"", RUNTIME)

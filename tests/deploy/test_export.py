@@ -26,7 +26,7 @@ from mtkd_jax.deploy import predict
 from mtkd_jax.deploy.cascade import answer, confidence
 from mtkd_jax.deploy.cascade import load as load_cascade
 from mtkd_jax.deploy.deployed import PIXELS, card_digest, load_program
-from mtkd_jax.deploy.export import load_student, program_of, save_student, verify_student
+from mtkd_jax.deploy.export import load_student, program_of, readme, save_student, verify_student
 from mtkd_jax.engine import training
 from mtkd_jax.models import layers
 from mtkd_jax.models.levels import INPUT, LEVELS, rounding
@@ -234,8 +234,61 @@ def test_the_readmes_code_with_us_runs_as_printed(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     lines = run_readme(folder, 1)
     _, logits = student()
-    assert [line.split()[0] for line in lines[:-1]] == [CARD["class_names"][i] for i in logits.argmax(-1)]
+    said = re.findall(r"'(.*?)'", " ".join(lines[:-1]))
+    assert said == [CARD["class_names"][i] for i in logits.argmax(-1)]
     assert float(lines[-1].rsplit(":", 1)[1]) <= 1e-6
+
+
+class Dense(nn.Module):
+    """Boxes of four places: in float32 their corners are larger than all logits."""
+
+    task: Task
+
+    @nn.compact
+    def __call__(self, image, train):
+        rows = image.reshape(image.shape[0], 4, -1)
+        logits = nn.Dense(self.task.num_classes)(rows)
+        return Outputs(logits, logits[None], rows, {}, beside={"boxes": 100 + nn.Dense(4)(rows)})
+
+
+def test_the_readmes_code_of_a_student_of_places_runs_as_printed(tmp_path, monkeypatch):
+    model = Model("dense", Dense(TASK))
+    variables = model.init(jax.random.key(1), IMAGES)
+    outputs, _ = model.apply(variables, IMAGES)
+    places = {"task": "boxes", "place": "place", "number": 4, "beside": {"boxes": 4}}
+    save_student(tmp_path / "student", model, variables, {**CARD, "places": places}, (IMAGES, outputs.said))
+    monkeypatch.setattr(configuration, "build_model", lambda address, task: Model(address, Dense(task)))
+    monkeypatch.chdir(tmp_path)
+    alone, ours = (" ".join(run_readme(tmp_path / "student", number)) for number in (0, 1))
+    best = outputs.logits.argmax(-1).ravel().tolist()
+    assert [int(word) for word in re.findall(r"(?<![\d.])\d+(?![\d.])", alone)] == best
+    assert re.findall(r"'(.*?)'", ours) == [CARD["class_names"][i] for i in best]
+    assert float(ours.rsplit(":", 1)[1]) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "card, words",
+    [
+        (
+            {"input": {"tokens": ["a"]}, "places": {"task": "tokens"}},
+            "Of text files in UTF-8, a source a line,",
+        ),
+        ({"input": {"columns": ["a", "b"]}}, "must be numbers as in training:\na, b.\n"),
+        ({"input": {"shape": [9, 1, 2]}}, "Of files of series (.tsv, .ts, .arff) of 9 steps, with"),
+        (
+            {"input": {"shape": [9, 1, 1]}, "places": {"task": "frames"}},
+            "python -m mtkd_jax.predict --student x",
+        ),
+        ({"input": {"shape": [9, 9, 1]}}, "## How to predict with it\n\nFrom Python without"),
+    ],
+)
+def test_the_readme_says_which_files_it_is_asked_about(card, words):
+    taken = {"shape": [2, 2, 1], "dtype": "float32", "range": "as in the data", **card["input"]}
+    places = (
+        {"places": {"place": "x", "number": 2, "beside": {}, **card["places"]}} if "places" in card else {}
+    )
+    told = {"weights_sha256": "", "program_sha256": "", "jax": "0"}
+    assert words in readme({**CARD, **told, **places, "input": taken}, "x")
 
 
 @pytest.mark.parametrize(

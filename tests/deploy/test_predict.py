@@ -391,7 +391,8 @@ def test_a_table_is_told_line_by_line_by_the_names_of_its_columns(tmp_path, caps
     }
     np.testing.assert_allclose(third["probability"], 1 / (1 + np.exp(-1) + np.exp(-6)), rtol=1e-5)
     assert third["line"] == 4 and third["class"] == "dark"
-    assert none["image"] == str(other) and "has no column 'b'" in none["error"]
+    assert set(none) == {"file", "error"}
+    assert none["file"] == str(other) and "has no column 'b'" in none["error"]
     assert "2 of 4 lines could not be read" in told.err
     assert predict.main(["--student", student, str(table), "--fit=pad"]) == 2
     assert "--fit pad: is for images" in capsys.readouterr().err
@@ -426,5 +427,8 @@ def test_a_file_of_series_is_told_line_by_line(tmp_path, capsys):
     assert none["error"] == f"{file}: holds no line; must hold one at least"
     with pytest.raises(UserError, match="holds no line"):
         api.predict(student, file)
+    file.write_text("@classLabel false\n@data\n0,0:2,2\n", encoding="utf-8")
+    assert predict.main(["--student", student, str(file), "--json"]) == 0
+    assert lines(capsys.readouterr().out) == [{**first, "line": 3}]
     assert predict.main(["--student", student, str(tmp_path / "x.csv"), "--json"]) == 2
     assert "must be a file of series that ends in .tsv, .ts, .arff" in capsys.readouterr().out

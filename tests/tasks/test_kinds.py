@@ -1,5 +1,8 @@
 """Tasks: found by their files, and what their measures are given."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -22,6 +25,16 @@ def test_every_file_is_a_task():
     assert kinds.named("classes") == kinds.Kind()
     with pytest.raises(UserError, match=r"^task 'mask': must be of .*masks.*did you mean 'masks'"):
         kinds.named("mask")
+
+
+def test_the_task_that_the_documentation_writes_is_one():
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    written = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], written)
+    kind, logits = written["KIND"], np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
+    said = Said(logits, np.array([0, 1, 2, 0]), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    assert kind.measures[0].compute(said).tolist() == [1.0, 0.0]
+    assert kind.tell(logits, ("a", "b", "c"), {}) == ["a", "b", "c", "c"]
 
 
 def test_examples_are_taken_whole_and_twice():

@@ -45,12 +45,13 @@ def test_examples_that_are_drawn_again_keep_their_own():
     assert exactly_right(drawn).tolist() == [0.0, 0.0, 100.0]
 
 
-def test_a_whole_that_is_right_is_what_comes_out_greedily():
+@pytest.mark.parametrize("seed, to_the_last_place", [(0, False), (1, True)])
+def test_a_whole_that_is_right_is_what_comes_out_greedily(seed, to_the_last_place):
     """Of random networks that see what stands before a place: right behind the right ones, or said alone."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     table = rng.normal(size=(L, 4, 4))
     labels = tokens.lay_out(
-        [[]] * 300, [rng.integers(1, 4, rng.integers(0, 4)).tolist() for _ in range(300)], L
+        [[]] * 300, [rng.integers(1, 4, rng.integers(0, L)).tolist() for _ in range(300)], L
     )[1]
     images = tokens.with_targets(tokens.as_images(np.zeros((300, L), np.int32)), labels)
 
@@ -63,8 +64,12 @@ def test_a_whole_that_is_right_is_what_comes_out_greedily():
     example, place = np.nonzero(there)
     found = Said(network(images)[there], labels[there], example, place, {SPOKEN: spoken[there]})
     whole = exactly_right(found) == 100.0
-    np.testing.assert_array_equal(whole, edits(found)[:, 0] == 0)
-    assert 0 < whole.sum() < 300
+    alone, long = edits(found)[:, 0] == 0, labels[:, -1] == tokens.END
+    np.testing.assert_array_equal(whole[~long], alone[~long])
+    # At the last place the end comes unasked.
+    np.testing.assert_array_equal(alone[long], (network(images).argmax(-1) == labels)[long, :-1].all(axis=1))
+    assert (alone[~long].any(), alone[long].any()) == (not to_the_last_place, to_the_last_place)
+    assert whole.any() != to_the_last_place and not whole.all()
 
 
 def test_what_is_told_is_what_is_said_alone():
