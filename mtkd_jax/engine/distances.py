@@ -8,6 +8,7 @@ $$d(p, q) = \frac{1}{2} \sum_c |p_c - q_c|$$
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -26,6 +27,7 @@ from mtkd_jax.types import Array, PyTree, TrainState
 TO_PEERS = "val_distance_to_peers"  # of a member to the others of its cohort, the mean over these
 TO_OWN_TEACHER = "val_distance_to_own_teacher"  # to the network that it keeps of itself to learn from
 MOST_IMAGES = 512  # of validation, spread evenly over it: what a round takes hardly grows
+MOST_PLACES = 64 * MOST_IMAGES  # of these, where an image has many: at least one image is looked at
 
 
 def distances(
@@ -33,16 +35,18 @@ def distances(
 ) -> dict[str, Array]:
     """{name: [M]} of the distances that the recipe has; {} without a cohort and without a teacher of its own.
 
-    `seen` is (frozen variables, (images, labels)) of validation; networks are as they are trained, run as in
-    evaluation; of a dense task over all places. Of branches on one stem a member has the mean over all its
+    `seen` is (frozen variables, (images, labels)) of validation; networks compute with the weights that they
+    are trained with, rounded or masked ones too, and run as in evaluation. Of a dense task over all places,
+    of fewer images the more places each has. Of branches on one stem a member has the mean over all its
     pairs. NaN where nobody else has finite numbers. Called inside `mesh.spread`.
     """
     recipe, (frozen, (images, labels)) = program.recipes[0], seen
     alone = recipe.num_in_cohort == 1
     if alone and recipe.own_teacher is None:
         return {}
-    image = scale(images[:: -(-len(images) // MOST_IMAGES)])
-    own = jax.vmap(lambda state, hyper: deploy_params(averaged(program, state), hyper))(states, hyper)
+    most = max(1, min(MOST_IMAGES, MOST_PLACES // math.prod(labels.shape[1:])))
+    image = scale(images[:: -(-len(images) // most)])
+    own = jax.vmap(partial(_computed_with, program))(states, hyper)
     teacher = None if recipe.own_teacher is None else jax.vmap(recipe.own_teacher)(states, hyper)
 
     def say(variables: PyTree, state_frozen: PyTree, shared: tuple[PyTree, Array]) -> Array:
@@ -71,6 +75,12 @@ def distances(
             hyper["mates"], hyper["place"]
         )
     return {TO_PEERS: to_peers, **found}
+
+
+def _computed_with(program: Program, state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
+    """The variables that a member computes with, made from those that are used of it."""
+    variables = deploy_params(averaged(program, state), hyper)
+    return program.recipes[0].view(variables, state, hyper, state.key)
 
 
 def total_variation(p: Array, q: Array) -> Array:

@@ -51,19 +51,25 @@ def merge_teachers(teacher: TeacherOutputs) -> TeacherOutputs:
     )
 
 
+def number(batch: Batch) -> Batch:
+    """The batch with an index of each place, row * L + place [B,L], instead of one of each example [B]."""
+    num_places = batch.label.shape[1]
+    place = jnp.arange(num_places, dtype=batch.index.dtype)
+    return dataclasses.replace(batch, index=batch.index[:, None] * num_places + place[None, :])
+
+
 def merge_batch(batch: Batch) -> Batch:
-    """A batch whose labels are [B,L] as one of B * L places; images stay what they are."""
+    """A batch whose labels and index are [B,L] as one of B * L places; images stay what they are."""
     num_places = batch.label.shape[1]
 
     def of_each(leaf: Array | None) -> Array | None:
         return None if leaf is None else jnp.repeat(leaf, num_places, axis=0)
 
     label = batch.label.reshape(-1)
-    place = jnp.arange(num_places, dtype=batch.index.dtype)
     return dataclasses.replace(
         batch,
         label=jnp.maximum(label, 0),
-        index=(batch.index[:, None] * num_places + place[None, :]).reshape(-1),
+        index=batch.index.reshape(-1),
         labelled=jnp.repeat(batch.labelled, num_places) & (label >= 0),
         weight=None if batch.weight is None else batch.weight.reshape(-1),
         speaks=of_each(batch.speaks),
@@ -90,17 +96,20 @@ def silence(outputs: Any, valid: Array | None) -> Any:
 
 
 def move(batch: Batch, moved: Callable[[Array], Array]) -> Batch:
-    """The batch with images [B,h,w,c] and labels and weights of their pixels [B,h*w] moved together."""
+    """The batch with images [B,h,w,c] and labels, weights, index of their pixels [B,h*w] moved together."""
     image, depth = batch.image, batch.image.shape[-1]
-    of_pixels = [batch.label.astype(jnp.float32)]  # exact up to 2^24 classes
+    place = batch.index % batch.label.shape[1]
+    of_pixels = [batch.label.astype(jnp.float32), place.astype(jnp.float32)]  # exact up to 2^24 of each
     of_pixels += [] if batch.weight is None else [batch.weight]
     layers = (one.reshape(*image.shape[:3], 1) for one in of_pixels)
     together = moved(jnp.concatenate([image, *layers], axis=-1))
-    label, *weight = (together[..., depth + n].reshape(batch.label.shape) for n in range(len(of_pixels)))
+    of_each = (together[..., depth + n].reshape(batch.label.shape) for n in range(len(of_pixels)))
+    label, moved_place, *weight = of_each
     return dataclasses.replace(
         batch,
         image=together[..., :depth],
         label=label.astype(jnp.int32),
+        index=batch.index - place + moved_place.astype(batch.index.dtype),
         weight=weight[0] if weight else None,
     )
 

@@ -403,6 +403,7 @@ def _batch(
     stimulus = program.recipes[0].stimulus
     arguments = _augmentation(program, stage_key, batch.index, step)
     dense = places.are_many(stage_data.examples)
+    batch = places.number(batch) if dense else batch
     if dense and (moving := places.moves(arguments)):
         batch = places.move(batch, lambda both: augment.augment(stimulus_key, both, **moving))
         arguments = {name: value for name, value in arguments.items() if name not in moving}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, check_ramp, hard_loss, ramped_up
+from mtkd_jax.methods.seams import SUPERVISED, check_ramp, hard_loss, mean_of_same, ramped_up
 from mtkd_jax.types import (
     Array,
     Augment,
@@ -205,8 +205,7 @@ def _no_predictions(variables: PyTree, student: Outputs, num_examples: int) -> P
 
 def _remember_predictions(state: TrainState, context: Context) -> TrainState:
     rows, memory, decay = context.batch.index, state.mem, context.hyper["decay"]
-    same = (rows[:, None] == rows[None, :]).astype(jnp.float32)  # where a batch holds an example twice
-    probs = same @ jax.nn.softmax(context.student.logits) / same.sum(axis=1, keepdims=True)
+    probs = mean_of_same(rows, jax.nn.softmax(context.student.logits))
     # Set, not added: then it has been seen once, and whichever is written last is the same.
     total = memory["total"].at[rows].set(decay * memory["total"][rows] + (1.0 - decay) * probs)
     num_seen = memory["num_seen"].at[rows].set(memory["num_seen"][rows] + 1.0)

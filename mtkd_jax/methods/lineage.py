@@ -58,8 +58,9 @@ def select_teachers(
             for of_place, row in zip(places, own)
         )
 
-    logits = teacher.logits[jnp.asarray(starts, jnp.int32) + own]
-    return TeacherOutputs(logits, picked(teacher.embedding), picked(teacher.features))
+    rows = jnp.asarray(starts, jnp.int32) + own
+    beside = {name: of_all[rows] for name, of_all in teacher.beside.items()}
+    return TeacherOutputs(teacher.logits[rows], picked(teacher.embedding), picked(teacher.features), beside)
 
 
 # --- seams of members with teachers of their own --------------------------------------------------------

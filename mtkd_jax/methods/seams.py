@@ -226,6 +226,14 @@ def check_ramp(name: str, ramp: float) -> None:
         raise UserError(f"{name}(ramp={ramp}): it must be a share of the training, in [0, 1]")
 
 
+def mean_of_same(index: Array, values: Array) -> Array:
+    """Values [B,C], rows with the same `index` [B] by their mean: a batch may hold an example twice."""
+    _, of_each = jnp.unique(index, return_inverse=True, size=len(index))
+    total = jnp.zeros_like(values).at[of_each].add(values)
+    number = jnp.zeros(len(index), values.dtype).at[of_each].add(1.0)
+    return total[of_each] / number[of_each][:, None]
+
+
 def nothing_after(state: TrainState, context: Context) -> TrainState:
     """The state as the optimiser left it."""
     return state

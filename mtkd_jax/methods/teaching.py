@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, hard_loss
+from mtkd_jax.methods.seams import SUPERVISED, hard_loss, mean_of_same
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
 EPSILON = 1e-5  # of BatchNorm, beside its variance
@@ -26,7 +26,8 @@ def soteacher(*, lipschitz: float = 1e-5, consistency: float = 1.0) -> Recipe:
     + \sum_\text{dense} \max_i \sum_o |W_{io}|$$
 
     Here m [C] is the mean of the network's own earlier predictions of the image, whatever augmentation it
-    saw, and nothing at the first time; s is the share of the training that is over, $\lambda_l$ is
+    saw, and nothing at the first time; where a batch holds an image twice it has been seen once, and its
+    prediction is the mean of both. Here s is the share of the training that is over, $\lambda_l$ is
     `lipschitz`, $\lambda_c$ is `consistency`, v are running variances, i and o a dense layer's inputs and
     outputs. Every network remembers N (C + 1) numbers. Raises UserError for negative weights.
 
@@ -64,8 +65,8 @@ def _no_predictions(variables: PyTree, student: Outputs, num_examples: int) -> P
 def _remember_mean(state: TrainState, context: Context) -> TrainState:
     rows, memory = context.batch.index, state.mem
     num_seen = memory["num_seen"][rows] + 1.0
-    before, now = memory["mean"][rows], jax.nn.softmax(context.student.logits)
-    # Set, not added: an example that a batch holds twice has been seen once.
+    before, now = memory["mean"][rows], mean_of_same(rows, jax.nn.softmax(context.student.logits))
+    # Set, not added: then it has been seen once, and whichever is written last is the same.
     mean = memory["mean"].at[rows].set(before + (now - before) / num_seen[:, None])
     num_seen = memory["num_seen"].at[rows].set(num_seen)
     return dataclasses.replace(state, mem={"mean": mean, "num_seen": num_seen})

@@ -110,6 +110,37 @@ def test_of_many_images_some_are_looked_at_and_who_learns_alone_has_no_distance(
     assert measured(alone, training.first_progress(alone).train) == {}
 
 
+def test_of_many_places_fewer_images_are_looked_at_and_never_none(monkeypatch):
+    job = small.students_job("peers.dml", **FEW)
+    images, labels = job.validation
+    states, looked_at = training.first_progress(job).train, []
+    scaled_up = distances.scale
+    monkeypatch.setattr(distances, "scale", lambda image: looked_at.append(len(image)) or scaled_up(image))
+    monkeypatch.setattr(distances, "MOST_PLACES", 20)
+    monkeypatch.setattr(distances.places, "merge", lambda logits: logits)  # the network says one of each
+    for num_places in (4, 10, 1000):
+        of_places = np.zeros((len(labels), num_places), np.int32)
+        measured(dataclasses.replace(job, validation=(images, of_places)), states)
+    assert looked_at == [5, 2, 1]
+
+
+def test_of_few_bits_are_the_weights_that_are_computed_with():
+    """An apprentice of two bits is as far from its real peer as its rounded weights are."""
+    mode = "binary.apprentice(bits=2)"
+    job = small.students_job(mode, **{**FEW, "students.model": "mlp(hidden=(6, 6))"})
+    states = training.first_progress(job).train
+    states = dataclasses.replace(states, params=scaled(states.params))
+    recipe, told = job.program.recipes[0], []
+    for m in range(2):
+        state = take(states, m)
+        hyper = {name: jnp.asarray(values[m]) for name, values in job.hyper.items()}
+        told.append(predictions(job, recipe.deploy(state, hyper), {}))
+    found = measured(job, states)[distances.TO_PEERS]
+    np.testing.assert_allclose(found, 2 * [apart(*told)], rtol=1e-4)
+    real = [predictions(job, {"params": take(states.params, m)}, {}) for m in range(2)]
+    assert abs(apart(*told) - apart(*real)) > 1e-3
+
+
 def test_every_validation_tells_them(tmp_path):
     job = small.students_job("online.pcl(num_peers=2)", **FEW)
     with Logbook(tmp_path, quiet=True) as logbook:

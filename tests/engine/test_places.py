@@ -227,8 +227,12 @@ def batch(**fields) -> Batch:
     return Batch(**{**usual, **fields})
 
 
+def merged_batch(of: Batch) -> Batch:
+    return places.merge_batch(places.number(of))
+
+
 def test_a_batch_is_merged_row_by_row():
-    found = places.merge_batch(
+    found = merged_batch(
         batch(
             weight=jnp.array([[1.0, 2.0], [3.0, 4.0]]),
             speaks=jnp.array([[True, False, True], [False, False, True]]),
@@ -245,18 +249,18 @@ def test_a_batch_is_merged_row_by_row():
 
 
 def test_losses_of_examples_and_of_places_meet():
-    merged = places.merge_batch(batch())
+    merged = merged_batch(batch())
     np.testing.assert_array_equal(of_places(jnp.array([1.0, 5.0]), merged), [1, 1, 5, 5])
     np.testing.assert_allclose(mean_of_places(jnp.array([1.0, 5.0]), merged), (1 + 5 + 5) / 3)
     np.testing.assert_allclose(mean_of_places(jnp.array([1.0, np.nan, 2.0, 6.0]), merged), 3.0)
-    nowhere = places.merge_batch(batch(label=-jnp.ones((2, 2), jnp.int32)))
+    nowhere = merged_batch(batch(label=-jnp.ones((2, 2), jnp.int32)))
     assert float(mean_of_places(jnp.ones(4), nowhere)) == 0.0
 
 
 def test_the_hard_loss_by_hand():
     """Of three places that are there one has a label: its loss counts three times, so once in all."""
     logits = jnp.array([[0.0, 1.0, 2.0], [9.0, 0.0, 0.0], [1.0, 1.0, 1.0], [3.0, 2.0, 1.0]])
-    merged = places.merge_batch(batch())
+    merged = merged_batch(batch())
     student = places.silence(Outputs(logits, logits[None], None, {}), merged.valid)
     context = Context(
         merged, None, {}, {"label_smoothing": jnp.float32(0)}, None, jnp.int32(0), jnp.float32(0), student
@@ -266,15 +270,17 @@ def test_the_hard_loss_by_hand():
     np.testing.assert_allclose(mean_of_places(hard_loss(context), merged), expected, rtol=1e-6)
 
 
-def test_what_moves_pixels_moves_their_labels_and_weights():
+def test_what_moves_pixels_moves_their_labels_and_weights_and_index():
     image = jnp.arange(8.0).reshape(1, 2, 4, 1)
     label = jnp.arange(8).reshape(1, 8) - 1
-    weighted = batch(image=image, label=label, weight=10.0 * label.astype(jnp.float32))
-    found = places.move(weighted, lambda both: both[:, :, ::-1])
+    index = jnp.array([2**22], jnp.int32)  # times 8 places: no float32 holds it with its place
+    weighted = batch(image=image, label=label, index=index, weight=10.0 * label.astype(jnp.float32))
+    found = places.move(places.number(weighted), lambda both: both[:, :, ::-1])
     np.testing.assert_array_equal(found.image[..., 0].reshape(1, 8) - 1, found.label)
     np.testing.assert_array_equal(found.weight, 10 * found.label)
     np.testing.assert_array_equal(found.label, [[2, 1, 0, -1, 6, 5, 4, 3]])
-    assert found.label.dtype == jnp.int32
+    np.testing.assert_array_equal(found.index, 2**25 + found.label + 1)
+    assert found.label.dtype == found.index.dtype == jnp.int32
 
 
 def test_embeddings_of_too_many_places_are_not_compared_with_one_another():

@@ -175,6 +175,15 @@ def test_an_example_that_a_batch_holds_twice_has_been_seen_once_with_the_mean_of
         )
 
 
+def test_what_is_remembered_of_many_places_takes_no_room_for_each_pair_of_them():
+    number = 2**17  # whose pairs would take 64 GiB
+    seen = context(np.zeros((number, 2)), np.zeros((1, number, 2)), decay=0.6)
+    recipe = averages.temporal_ensembling()
+    mem = recipe.init_mem({}, seen.student, number)
+    kept = jax.jit(recipe.after).lower(state(jnp.float32(0.0), mem), seen).compile()
+    assert kept.memory_analysis().temp_size_in_bytes < 2**26
+
+
 @pytest.mark.parametrize("method", [averages.pi_model, averages.temporal_ensembling])
 def test_their_numbers_out_of_range_are_refused(method):
     with pytest.raises(UserError, match=f"{method.__name__}.ramp=1.5"):

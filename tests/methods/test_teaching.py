@@ -50,6 +50,17 @@ def test_what_is_remembered_is_the_mean_of_all_that_was_said():
     np.testing.assert_allclose(loss(recipe, again), [-np.log(2 / 3)], rtol=1e-5)
 
 
+def test_of_an_image_that_a_batch_holds_twice_the_mean_of_both_is_remembered_once():
+    """In whatever order the two stand."""
+    first, second, other = (reference.softmax(z) for z in Z[:3])
+    for said in ((first, other, second), (second, other, first)):
+        seen = with_memory(context(np.log(said), [np.log(said)]), np.zeros((2, 3)), [0, 0])
+        seen = dataclasses.replace(seen, batch=dataclasses.replace(seen.batch, index=jnp.array([1, 0, 1])))
+        mem = teaching.soteacher().after(seen.state, seen).mem
+        np.testing.assert_allclose(mem["mean"], [other, (first + second) / 2], rtol=1e-5)
+        np.testing.assert_array_equal(mem["num_seen"], [1.0, 1.0])
+
+
 def test_the_bound_by_hand():
     kernel = jnp.array([[1.0, 3.0], [-2.0, 0.5]])  # from inputs to outputs: 4 and 2.5
     bound = teaching.lipschitz_bound

@@ -326,10 +326,12 @@ def test_every_place_has_one_teacher_of_its_own_whatever_the_architecture():
     logits, widths = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32), (4, 6, 6, 5, 5)
     embedding = tuple(jnp.asarray(rng.normal(size=(2, width)), jnp.float32) for width in widths)
     features = tuple({"stage1": e[:, None, None]} for e in embedding)
+    boxes = jnp.asarray(rng.uniform(size=(5, 2, 4)), jnp.float32)
     own = lineage.select_teachers(
-        TeacherOutputs(logits, embedding, features), jnp.array([0, 1, 0]), (1, 2, 2)
+        TeacherOutputs(logits, embedding, features, {"boxes": boxes}), jnp.array([0, 1, 0]), (1, 2, 2)
     )
     np.testing.assert_array_equal(own.logits, logits[np.array([0, 2, 3])])
+    np.testing.assert_array_equal(own.beside["boxes"], boxes[np.array([0, 2, 3])])
     for found, row in zip(own.embedding, (0, 2, 3)):
         np.testing.assert_array_equal(found, embedding[row])
     np.testing.assert_array_equal(own.features[1]["stage1"], features[2]["stage1"])
