@@ -51,8 +51,8 @@ def quantised(*, bits: int = 8) -> Recipe:
     $$w \rightarrow s \cdot \mathrm{round}(w / s), \qquad s = \max |w| / (2^{b-1} - 1)$$
 
     The maximum is over what leads to one output feature; every parameter of two axes or more but biases is
-    rounded, the first layer and the heads among them, as `python -m mtkd_jax.export --forms int8` rounds. The gradient is
-    that of $w$ (straight through). Real weights are trained; rounded ones are validated, reported and
+    rounded, the first layer and the heads among them, as `python -m mtkd_jax.export --forms int8` rounds. The
+    gradient is that of $w$ (straight through). Real weights are trained; rounded ones are validated, reported and
     exported. Activations stay real. The loss is that of `output_avg`; with alpha = 1 it is a network of few
     bits without teachers. Raises UserError for another number of bits.
 
