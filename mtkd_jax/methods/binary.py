@@ -52,9 +52,9 @@ def quantised(*, bits: int = 8) -> Recipe:
 
     The maximum is over what leads to one output feature; every parameter of two axes or more but biases is
     rounded, the first layer and the heads among them, as `python -m mtkd_jax.export --forms int8` rounds. The
-    gradient is that of $w$ (straight through). Real weights are trained; rounded ones are validated, reported and
-    exported. Activations stay real. The loss is that of `output_avg`; with alpha = 1 it is a network of few
-    bits without teachers. Raises UserError for another number of bits.
+    gradient is that of $w$ (straight through). Real weights are trained; rounded ones are validated,
+    reported and exported. Activations stay real. The loss is that of `output_avg`; with alpha = 1 it is a
+    network of few bits without teachers. Raises UserError for another number of bits.
 
     Source: Hubara et al. 2016, arXiv 1609.07061, for weights and with a scale for each feature; the rounding
     of one scale is that of Jacob et al. 2018, arXiv 1712.05877.

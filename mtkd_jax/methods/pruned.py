@@ -20,11 +20,11 @@ def gradual(*, sparsity: float = 0.9, begin: float = 0.0, end: float = 0.75, eve
 
     Every `every` steps the share $s(\tau)$ of all parameters of two axes or more but biases that is
     nearest to 0 is masked, across all layers; $\tau$ is the share of the training that is done, held to
-    [`begin`, `end`] = $[\tau_0, \tau_1]$, and s is `sparsity`. What is masked counts as 0 and has no gradient, but it keeps its
-    value and may come back. Validated, reported and exported are the weights masked by all of s, also before
-    the end, so that what validation chooses is never less sparse. The loss is that of `output_avg`; with
-    alpha = 1 it is a pruned network without teachers. Students of other sparsities are members of one
-    population. Raises UserError for numbers out of range.
+    [`begin`, `end`] = $[\tau_0, \tau_1]$, and s is `sparsity`. What is masked counts as 0 and has no
+    gradient, but it keeps its value and may come back. Validated, reported and exported are the weights
+    masked by all of s, also before the end, so that what validation chooses is never less sparse. The
+    loss is that of `output_avg`; with alpha = 1 it is a pruned network without teachers. Students of
+    other sparsities are members of one population. Raises UserError for numbers out of range.
 
     Source: Zhu and Gupta 2017, arXiv 1710.01878, from 0 on; there each layer has the same share.
     """

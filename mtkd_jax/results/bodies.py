@@ -3,8 +3,8 @@
 Told of the weights that are evaluated and exported, whatever method trained them. A kernel, a parameter of
 two axes or more but no bias, is one of few bits where its weights lie on an even grid from -1 to 1 of at most
 256 values, as they are, divided by the largest, or each output feature by its own; for that it takes a
-float32 more, or one a feature. Where it makes that smaller, each weight has a bit that says whether it is 0, and those that
-are take no other. All else takes 32 bits a number.
+float32 more, or one a feature. Where it makes that smaller, each weight has a bit that says whether it is 0,
+and those that are take no other. All else takes 32 bits a number.
 """
 
 from __future__ import annotations
