@@ -1,6 +1,6 @@
 """The student with kernels of 8 bits: a quarter of the bytes, computed in float32.
 
-Every parameter of two axes or more is rounded by `qwix.quantize` to whole numbers in -127..127, with one
+Every kernel, see `stages.is_kernel`, is rounded by `qwix.quantize` to whole numbers in -127..127, with one
 scale for each output feature (of heads: for each of each head). The program holds these numbers and
 multiplies them out when it is called, so that it needs neither qwix nor mtkd_jax.
 
@@ -15,8 +15,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
+from mtkd_jax.models.stages import is_kernel
 from mtkd_jax.types import PyTree
 
 SCALE = ".scale"  # behind the name of a parameter: what its whole numbers are multiplied by
@@ -27,9 +28,10 @@ def rounded(variables: PyTree) -> dict[str, np.ndarray]:
     import qwix
 
     found: dict[str, np.ndarray] = {}
-    for path, leaf in flatten_dict(variables, sep="/").items():
-        leaf = jnp.asarray(leaf)
-        if not path.startswith("params/") or leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
+    for place, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        path, leaf = jax.tree_util.keystr(place, simple=True, separator="/"), jnp.asarray(leaf)
+        rounds = path.startswith("params/") and is_kernel(place, leaf)
+        if not rounds or not jnp.issubdtype(leaf.dtype, jnp.floating):
             found[path] = np.asarray(leaf)
             continue
         axes = (0, leaf.ndim - 1) if leaf.ndim == 3 and "heads/" in path else (leaf.ndim - 1,)

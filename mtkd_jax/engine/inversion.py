@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from mtkd_jax.engine import population
@@ -27,7 +29,6 @@ from mtkd_jax.types import Array, Ensemble, Model, PyTree, UserError
 
 BLOCK = 128  # images that are made together, and have their statistics together
 RATE = 0.1  # of Adam
-MOVED = 0.1  # of the way to a batch's statistics the stored ones move: layers.batch_norm
 
 
 def invert(
@@ -120,7 +121,15 @@ def _apart(models: tuple[Model, ...], variables: tuple[PyTree, ...], image: Arra
 def _statistics_apart(model: Model) -> Callable:
     def apart(variables: PyTree, shown: tuple[Array, Array]) -> Array:
         image, key = shown
-        _, state = model.apply(variables, image, train=True, key=key)
+        kept_of: dict[str, float] = {}  # how much of its stored statistics each layer keeps
+
+        def note(call: Callable, args: tuple, kwargs: dict, context: Any):
+            if isinstance(context.module, nn.BatchNorm):
+                kept_of["/".join(context.module.path)] = context.module.momentum
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            _, state = model.apply(variables, image, train=True, key=key)
         kept, moved = (flatten_dict(tree["batch_stats"], sep="/") for tree in (variables, state))
         layers = []
         for place, mean in kept.items():
@@ -128,7 +137,8 @@ def _statistics_apart(model: Model) -> Callable:
                 continue
             of_var = f"{place.removesuffix('mean')}var"
             variance = kept[of_var] + 1e-5
-            to_mean, to_var = (moved[place] - mean) / MOVED, (moved[of_var] - kept[of_var]) / MOVED
+            share = 1.0 - kept_of.get(place.removesuffix("/mean"), 0.9)  # of the way to the batch's they move
+            to_mean, to_var = (moved[place] - mean) / share, (moved[of_var] - kept[of_var]) / share
             layers.append(jnp.mean(to_mean**2 / variance + to_var**2 / variance**2))
         return sum(layers) / len(layers)
 

@@ -110,6 +110,7 @@ def question(job: Job) -> str:
     """What an answer depends on."""
     program, device = job.program, jax.devices()[0]
     num_teachers = sum(len(jax.tree.leaves(variables)[0]) for variables in job.stage_data.teachers)
+    num_checkpoints = len(jax.tree.leaves(job.stage_data.bank)[0]) if job.stage_data.bank else 1
     return " | ".join(
         (
             program.model.name,
@@ -117,6 +118,7 @@ def question(job: Job) -> str:
             f"batch {job.order(0).shape[-1]}",
             f"{len(job.names)} members",
             f"{num_teachers} teachers, said {job.stage_data.cached_logits is not None}",
+            f"{num_checkpoints} checkpoints of each",
             f"{jax.device_count()} {device.platform} {device.device_kind}",
             f"data shards {program.layout.data}",
             f"{len(job.candidates)} candidates",

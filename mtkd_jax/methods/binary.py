@@ -14,6 +14,7 @@ from mtkd_jax.methods.peers import dml
 from mtkd_jax.methods.seams import PLAIN, HardAnd, hard_loss, soft_loss
 from mtkd_jax.models.levels import INPUT, LEVELS
 from mtkd_jax.models.own import NETWORK
+from mtkd_jax.models.stages import is_kernel
 from mtkd_jax.types import (
     Array,
     Context,
@@ -49,11 +50,11 @@ def quantised(*, bits: int = 8) -> Recipe:
 
     $$w \rightarrow s \cdot \mathrm{round}(w / s), \qquad s = \max |w| / (2^{b-1} - 1)$$
 
-    The maximum is over what leads to one output feature; every parameter of two axes or more is rounded, the
-    first layer and the heads among them, as `python -m mtkd_jax.export --forms int8` rounds. The gradient is
-    that of $w$ (straight through). Real weights are trained; rounded ones are validated, reported and
-    exported. Activations stay real. The loss is that of `output_avg`; with alpha = 1 it is a network of few
-    bits without teachers. Raises UserError for another number of bits.
+    The maximum is over what leads to one output feature; every parameter of two axes or more but biases is
+    rounded, the first layer and the heads among them, as `python -m mtkd_jax.export --forms int8` rounds. The
+    gradient is that of $w$ (straight through). Real weights are trained; rounded ones are validated,
+    reported and exported. Activations stay real. The loss is that of `output_avg`; with alpha = 1 it is a
+    network of few bits without teachers. Raises UserError for another number of bits.
 
     Source: Hubara et al. 2016, arXiv 1609.07061, for weights and with a scale for each feature; the rounding
     of one scale is that of Jacob et al. 2018, arXiv 1712.05877.
@@ -178,7 +179,7 @@ class _Deploy:
 
 @dataclasses.dataclass(frozen=True)
 class _Rounded:
-    """Every parameter of two axes or more, rounded. Comparable by value."""
+    """Every kernel, rounded. Comparable by value."""
 
     def __call__(self, variables: PyTree, hyper: Mapping[str, Array]) -> PyTree:
         return {**variables, "params": _rounded(variables["params"], hyper["weight_steps"])}
@@ -246,7 +247,7 @@ def _up_to_one(kernel: Array) -> Array:
 
 def _rounded(params: PyTree, steps: Array) -> PyTree:
     def of_leaf(path: tuple, leaf: Array) -> Array:
-        if leaf.ndim < 2:
+        if not is_kernel(path, leaf):
             return leaf
         of_heads = leaf.ndim == 3 and path[0].key == "heads"  # [H,D,C]: each head is a layer of its own
         axes = (1,) if of_heads else tuple(range(leaf.ndim - 1))

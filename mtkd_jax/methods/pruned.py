@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.seams import PLAIN
+from mtkd_jax.models.stages import is_kernel
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
 
@@ -17,21 +18,23 @@ def gradual(*, sparsity: float = 0.9, begin: float = 0.0, end: float = 0.75, eve
 
     $$s(\tau) = s \left(1 - \left(1 - \frac{\tau - \tau_0}{\tau_1 - \tau_0}\right)^3\right)$$
 
-    Every `every` steps the share $s(\tau)$ of all parameters of two axes or more that is nearest to 0 is
-    masked, across all layers; $\tau$ is the share of the training that is done, held to [`begin`, `end`] =
-    $[\tau_0, \tau_1]$, and s is `sparsity`. What is masked counts as 0 and has no gradient, but it keeps its
-    value and may come back. Validated, reported and exported are the weights masked by all of s, also before
-    the end, so that what validation chooses is never less sparse. The loss is that of `output_avg`; with
-    alpha = 1 it is a pruned network without teachers. Students of other sparsities are members of one
-    population. Raises UserError for numbers out of range.
+    Every `every` steps the share $s(\tau)$ of all parameters of two axes or more but biases that is
+    nearest to 0 is masked, across all layers; $\tau$ is the share of the training that is done, held to
+    [`begin`, `end`] = $[\tau_0, \tau_1]$, and s is `sparsity`. What is masked counts as 0 and has no
+    gradient, but it keeps its value and may come back. Validated, reported and exported are the weights
+    masked by all of s, also before the end, so that what validation chooses is never less sparse. The
+    loss is that of `output_avg`; with alpha = 1 it is a pruned network without teachers. Students of
+    other sparsities are members of one population. Raises UserError for numbers out of range.
 
     Source: Zhu and Gupta 2017, arXiv 1710.01878, from 0 on; there each layer has the same share.
     """
     for name, value in (("sparsity", sparsity), ("begin", begin)):
         if not 0 <= value < 1:
             raise UserError(f"gradual({name}={value}): must be in [0, 1)")
-    if not begin < end <= 1:
-        raise UserError(f"gradual(end={end}): must be above begin, {begin}, and at most 1")
+    if not begin < end < 1:
+        raise UserError(
+            f"gradual(end={end}): must be above begin, {begin}, and below 1, which no step of training is at"
+        )
     if every < 1:
         raise UserError(f"gradual(every={every}): must be at least 1")
     return PLAIN._replace(
@@ -62,11 +65,14 @@ class _Schedule:
 
 
 def mask_of(params: PyTree, sparsity: Array) -> PyTree:
-    """False for the share of all weights of two axes or more that is nearest to 0; of other leaves True."""
-    sizes = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(params) if leaf.ndim >= 2])
+    """False for the share of all weights of kernels that is nearest to 0; of other leaves True."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    sizes = jnp.concatenate([jnp.abs(leaf).ravel() for path, leaf in leaves if is_kernel(path, leaf)])
     number = jnp.round(sparsity * len(sizes)).astype(jnp.int32)
     least = jnp.sort(sizes)[number]  # the smallest that is kept
-    return jax.tree.map(lambda leaf: jnp.abs(leaf) >= least if leaf.ndim >= 2 else jnp.bool_(True), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.abs(leaf) >= least if is_kernel(path, leaf) else jnp.bool_(True), params
+    )
 
 
 def _keep_all(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:

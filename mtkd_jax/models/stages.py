@@ -141,3 +141,11 @@ def tail_after(model: Model, stage: str, image_shape: tuple[int, ...]) -> Tail:
     return tail(
         dataclasses.replace(model, trainable=model.stages[model.stages.index(stage) + 1]), image_shape
     )
+
+
+def is_kernel(path: tuple, parameter: Array) -> bool:
+    """Whether a parameter, at a path of `jax.tree_util`, is weights: of two axes or more, and no bias.
+
+    Heads have biases [H,C], and attention [heads,width].
+    """
+    return parameter.ndim >= 2 and path[-1].key != "bias"

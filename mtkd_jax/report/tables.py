@@ -86,8 +86,9 @@ MANY_CORRUPTIONS = 5  # are counted and not named
 COMPLEXITY_TITLE = "How hard targets are for the student"
 COMPLEXITY_CAPTION = (
     "Supervision complexity (Harutyunyan et al. 2023) of targets p - 1/C of {number} training images, "
-    "unaugmented: sqrt(y' K^-1 y tr K) / n by the tangent kernel K of the logits of {student}, as drawn and "
-    "as trained. Lower: targets lie where this network learns fast. one teacher: the mean over all."
+    "unaugmented: sqrt(y' K^-1 y tr K) / n by the tangent kernel K of the logits of {student}, as trained, "
+    "and of a network of its architecture drawn anew. Lower: targets lie where this network learns fast. one "
+    "teacher: the mean over all."
 )
 CASCADE_CAPTION = (
     "Of test images; accuracy and the share handed over with a 95 % interval over test examples. cost: of an "

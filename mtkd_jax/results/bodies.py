@@ -1,10 +1,10 @@
 """What a network is made of: bits and zeros of its weights, bits of its activations, spikes of its neurons.
 
 Told of the weights that are evaluated and exported, whatever method trained them. A kernel, a parameter of
-two axes or more, is one of few bits where its weights lie on an even grid from -1 to 1 of at most 256 values,
-as they are, divided by the largest, or each output feature by its own; for that it takes a float32 more, or
-one a feature. Where it makes that smaller, each weight has a bit that says whether it is 0, and those that
-are take no other. All else takes 32 bits a number.
+two axes or more but no bias, is one of few bits where its weights lie on an even grid from -1 to 1 of at most
+256 values, as they are, divided by the largest, or each output feature by its own; for that it takes a
+float32 more, or one a feature. Where it makes that smaller, each weight has a bit that says whether it is 0,
+and those that are take no other. All else takes 32 bits a number.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from mtkd_jax.data.loading import scale
 from mtkd_jax.engine import population
 from mtkd_jax.models.levels import LEVELS
+from mtkd_jax.models.stages import is_kernel
 from mtkd_jax.types import Images, Model, Population, PyTree
 
 REAL = 32  # bits of a float
@@ -51,15 +52,17 @@ def of_members(own: Population, images: np.ndarray | Images) -> dict[str, float]
 
 def of_weights(variables: PyTree) -> dict[str, float]:
     """The same, without spikes, of one network's variables."""
-    leaves = [(path[0].key, np.asarray(leaf)) for path, leaf in _leaves(variables["params"])]
-    kernels = [stored(leaf, of_heads=stage == "heads") for stage, leaf in leaves if leaf.ndim >= 2]
+    leaves = [(path, np.asarray(leaf)) for path, leaf in _leaves(variables["params"])]
+    of_kernels = [(path, leaf) for path, leaf in leaves if is_kernel(path, leaf)]
+    real = sum(leaf.size for path, leaf in leaves if not is_kernel(path, leaf))
+    kernels = [stored(leaf, of_heads=path[0].key == "heads") for path, leaf in of_kernels]
     weights, zeros, num_bytes = (sum(column) for column in zip(*kernels))
     steps = [float(leaf) for _, leaf in _leaves(variables.get(LEVELS, {})) if leaf > 0]
     return {
         "weight_bits": 8.0 * num_bytes / weights,
         "activation_bits": float(np.mean(np.log2(np.add(steps, 1.0)))) if steps else float(REAL),
         "zeros": zeros / weights,
-        "num_bytes": num_bytes + sum(REAL / 8 * leaf.size for _, leaf in leaves if leaf.ndim < 2),
+        "num_bytes": num_bytes + REAL / 8 * real,
     }
 
 

@@ -87,8 +87,9 @@ def complexity_of(
     """How hard targets are for the student that validation chooses: {"num_images", "student", "rows"}.
 
     A row {"of", "drawn", "trained"} each: what the labels, one teacher (the mean over all), the teachers by
-    mean_probs and the student itself say of `report.complexity` training images, by the student's kernel as
-    it is drawn and as it is trained. None where that is 0 or there is no student.
+    mean_probs and the student itself say of `report.complexity` training images, by the kernel of
+    a network of the student's architecture that is drawn for this, not of that the student began as, and of
+    the student as it is trained. None where that is 0 or there is no student.
     """
     chosen, number = analysis.chosen_student(predicted), config.report.complexity
     if chosen is None or not number:

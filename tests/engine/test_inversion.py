@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from mtkd_jax import experiment
 from mtkd_jax.engine import inversion, population, training
 from mtkd_jax.plans import plan, teachers
-from mtkd_jax.types import Population, UserError
+from mtkd_jax.types import Model, Population, UserError
 from tests import small
 
 NORMED = "mlp(hidden=(8,), batch_norm=True)"
@@ -98,6 +99,23 @@ def test_what_cannot_be_is_refused_in_a_line(address, said):
     config = small.config(**{"plan": address, "model.name": NORMED})
     with pytest.raises(UserError, match=said):
         plan.build(config, experiment.load_split(config))
+
+
+def test_statistics_are_as_far_apart_however_much_of_them_a_layer_keeps():
+    class Normed(nn.Module):
+        momentum: float
+
+        @nn.compact
+        def __call__(self, image, train):
+            return nn.BatchNorm(use_running_average=not train, momentum=self.momentum, name="norm")(image)
+
+    images = np.random.default_rng(0).normal(size=(8, 2, 2, 1)).astype(np.float32)
+    for momentum in (0.9, 0.6):
+        model = Model("normed", Normed(momentum))
+        apart = inversion._statistics_apart(model)
+        found = apart(model.init(jax.random.key(0), images), (images, jax.random.key(1)))
+        expected = images.mean() ** 2 / (1 + 1e-5) + (images.var() - 1) ** 2 / (1 + 1e-5) ** 2
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_teachers_that_keep_no_statistics_are_refused():

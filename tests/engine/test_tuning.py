@@ -1,5 +1,6 @@
 """`auto` asks the clock once and remembers what it said."""
 
+import dataclasses
 import json
 
 import jax
@@ -57,6 +58,14 @@ def test_a_resumed_stage_keeps_its_layout_whatever_the_cache_says_now(job, clock
     tuning.cache_file().write_text(json.dumps({tuning.question(job): other}))
     assert tuning.choose_layout(job, tmp_path / "stage", print).program.layout == Layout("map", 1)
     assert tuning.choose_layout(job, tmp_path / "new", print).program.layout == job.candidates[0]
+
+
+def test_a_bank_of_teachers_is_another_question(job):
+    questions = {
+        tuning.question(dataclasses.replace(job, stage_data=dataclasses.replace(job.stage_data, bank=bank)))
+        for bank in ((), ({"w": np.zeros((2, 1))},), ({"w": np.zeros((3, 1))},))
+    }
+    assert len(questions) == 3
 
 
 def test_answers_about_other_devices_or_damaged_ones_are_asked_again(job, clock, tmp_path):

@@ -201,15 +201,16 @@ def test_weights_are_rounded_to_few_values_of_each_output(bits):
     rng = np.random.default_rng(0)
     shapes = {"conv1": (3, 3, 2, 4), "heads": (2, 5, 3)}
     params = {
-        name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.ones(3, np.float32)}
-        for name, shape in shapes.items()
+        name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": rng.normal(size=bias)}
+        for (name, shape), bias in zip(shapes.items(), (4, (2, 3)))
     }
+    params = jax.tree.map(np.float32, params)
     recipe = binary.quantised(bits=bits)
     found = jax.tree.map(np.asarray, view(recipe, jax.tree.map(jnp.asarray, params)))
     for name, axes in (("conv1", (0, 1, 2)), ("heads", (1,))):
         expected = rounded(params[name]["kernel"], bits, axes)
         np.testing.assert_allclose(found[name]["kernel"], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found["conv1"]["bias"], params["conv1"]["bias"])
+        np.testing.assert_array_equal(found[name]["bias"], params[name]["bias"])
     assert len(np.unique(found["conv1"]["kernel"][..., 0])) <= 2**bits - 1
     kept = recipe.deploy(state(jax.tree.map(jnp.asarray, params)), numbers(recipe))
     assert kept["batch_stats"] == 7

@@ -18,8 +18,8 @@ def params_of(seed=0):
     rng = np.random.default_rng(seed)
     shapes = {"conv1": (3, 3, 1, 4), "heads": (1, 4, 3)}
     return {
-        name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.full(3, 1e-3, np.float32)}
-        for name, shape in shapes.items()
+        name: {"kernel": rng.normal(size=shape).astype(np.float32), "bias": np.full(bias, 1e-3, np.float32)}
+        for (name, shape), bias in zip(shapes.items(), (4, (1, 3)))
     }
 
 
@@ -98,6 +98,7 @@ def test_a_pruned_student_learns_and_sparsities_are_one_population(tmp_path):
     [
         ({"sparsity": 1.0}, r"gradual.sparsity=1.0.: must be in \[0, 1\)"),
         ({"begin": 0.8}, "gradual.end=0.75.: must be above begin, 0.8"),
+        ({"end": 1.0}, "gradual.end=1.0.: must be above begin, 0.0, and below 1"),
         ({"every": 0}, "gradual.every=0.: must be at least 1"),
     ],
 )
