@@ -422,6 +422,7 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
             **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
             **({"columns": list(dataset.column_names)} if dataset.column_names else {}),
             **({"tokens": list(dataset.token_names)} if dataset.token_names else {}),
+            **({"unit": dataset.token_unit} if dataset.token_unit else {}),
         },
         **({"places": _places(dataset, group)} if dataset.is_dense else {}),
         "training": _training(config, predicted, group, position),

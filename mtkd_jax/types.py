@@ -105,6 +105,7 @@ class DataSet:
     train_goals: Mapping[str, np.ndarray] | None = None  # {name: [N,L,d] float32}, further labels of places
     test_goals: Mapping[str, np.ndarray] | None = None
     token_names: tuple[str, ...] = ()  # what the numbers of sources are, from data.tokens.RESERVED on
+    token_unit: str = ""  # what a token of a source is, of data.tokens.UNITS
 
     @property
     def num_classes(self) -> int:

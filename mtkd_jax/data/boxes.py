@@ -39,8 +39,9 @@ def assign(label: np.ndarray, corners: np.ndarray, grid: tuple[int, int]) -> Pla
     r"""The places of a grid (rows, columns) that answer for boxes of classes [n] with corners [n,4].
 
     Those whose middle lies in the middle part of a box, CENTRE of its width and height; where there are none,
-    the one that the middle of the box lies in. Of several boxes a place answers for the smallest, but for a
-    box that has no other place. A box for which no place is left is among `without`.
+    the one that the middle of the box lies in. Of several boxes a place answers for the smallest. A box
+    that has none left then gets the one that its middle lies in, unless it is another box's only one: then
+    the box is among `without`.
 
     Source: centre sampling of FCOS (Tian et al. 2019, arXiv 1904.01355), whose part is a number of strides.
     """

@@ -7,7 +7,7 @@ classes with END behind them, and NONE beyond. A target token is its class; END 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +108,9 @@ def characters(text: str) -> list[str]:
         ['a', '␣', 'b']
     """
     return [BLANK_NAME if one.isspace() else one for one in text]
+
+
+UNITS: dict[str, Callable[[str], list[str]]] = {"characters": characters, "words": str.split}
 
 
 def spell(tokens: Sequence[str]) -> str:

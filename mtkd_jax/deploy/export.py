@@ -72,7 +72,8 @@ def save_student(
         class_names C strings, by output index
         input       {"shape": [h, w, c], "dtype", "range"}: what the network reads, and how to get there; of
                     one that was trained on image files also "fit" and "files", as in `data.images`; of one
-                    that was trained on a table "columns", their names
+                    that was trained on a table "columns", their names; of one of sequences "tokens",
+                    the source tokens there are, and "unit", which of `data.tokens.UNITS` they are
         training    one line: method, alpha, temperature, or whatever made it
         data        one line: source and sizes
         source      one line: the run it came from

@@ -34,7 +34,7 @@ from mtkd_jax.config import (
     trained_addresses,
     trained_models,
 )
-from mtkd_jax.data import augment, loading
+from mtkd_jax.data import augment, loading, tokens
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import forecast, frozen, population, step, teacher_cache, tuning
 from mtkd_jax.engine.jobs import Job, parts
@@ -274,7 +274,9 @@ def check(config: ConfigDict, split: Split) -> None:
     _check_shows_labels(config, split.dataset)
     image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
     for address in {*teacher_models(config), *student_models(config), *trained_addresses(config)}:
-        _check_says_as_labelled(teachers.network(split, address), image, split.dataset)
+        model = teachers.network(split, address)
+        _check_says_as_labelled(model, image, split.dataset)
+        _check_reads_tokens(model, split.dataset)
     try:
         ours = {**augmentation(config), "own": ()}
         ours["flip"] |= ours.pop("alternating_flip")
@@ -302,6 +304,17 @@ def _check_says_as_labelled(model: Model, image: PyTree, dataset: DataSet) -> No
         raise UserError(
             f"{model.name}: says a class of {told[0]} of an image, and {dataset.name} has labels of "
             f"{told[1]}; must be another network"
+        )
+
+
+def _check_reads_tokens(model: Model, dataset: DataSet) -> None:
+    """Raise UserError for a network that has no place for some of the data's source tokens."""
+    needed = tokens.RESERVED + len(dataset.token_names)
+    known = getattr(model.module, "source_tokens", needed)
+    if known < needed:
+        raise UserError(
+            f"{model.name}: source_tokens = {known}, and sources of {dataset.name} are made of {needed} "
+            f"numbers; must be {needed} at least, or fewer source_tokens of the data"
         )
 
 

@@ -121,7 +121,8 @@ def bootstrap_statistics(
     """Percentile intervals of numbers that are no means, by resampling the examples of every stratum alone.
 
     `statistics` takes how often each example was drawn, [N] int, and returns the numbers; strata: [N], such
-    as the labels. An interval is that of the resamples: it is not corrected for what resampling moves.
+    as the labels. An interval is that of the resamples: it is not corrected for what resampling moves, and
+    leaves out those in which a number is NaN.
     """
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(strata == one) for one in np.unique(strata)]
@@ -129,7 +130,12 @@ def bootstrap_statistics(
     for _ in range(num_resamples):
         drawn = np.concatenate([own[rng.integers(len(own), size=len(own))] for own in rows])
         found.append(statistics(np.bincount(drawn, minlength=len(strata))))
-    return [percentiles(resampled) for resampled in np.transpose(found)]
+    return [_percentiles_of_known(resampled) for resampled in np.transpose(found)]
+
+
+def _percentiles_of_known(resampled: np.ndarray) -> Interval:
+    known = resampled[~np.isnan(resampled)]
+    return percentiles(known) if len(known) else (np.nan, np.nan)
 
 
 def paired_t(a: Values, b: Values) -> dict:

@@ -132,7 +132,7 @@ class MeanPrecision(NamedTuple):
     """mAP over thresholds: a `Measure.compute`, which returns a function of how often each image counts.
 
     The boxes to be found are those that places answer for: without the few that have no place left, and two
-    of one image and class that are the same are one.
+    of one image and class that are the same are one. NaN where no image with a box counts.
     """
 
     thresholds: tuple[float, ...]
@@ -141,7 +141,12 @@ class MeanPrecision(NamedTuple):
         there = known(said.labels, said.goals["boxes"], said.example)
         boxes = found(softmax(said.logits, axis=-1), said.beside["boxes"], said.example)
         prepared = _by_class(match(boxes, there, np.asarray(self.thresholds)))
-        return lambda drawn: float(_areas(*prepared, drawn).mean())
+
+        def precision(drawn: np.ndarray) -> float:
+            areas = _areas(*prepared, drawn)
+            return float(areas.mean()) if areas.size else np.nan
+
+        return precision
 
 
 # --- one image ----------------------------------------------------------------------------------------

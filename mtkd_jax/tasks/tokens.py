@@ -69,18 +69,20 @@ def tell(logits: np.ndarray, class_names: Sequence[str], beside: Mapping[str, np
 def read(file: Path, taken: Mapping[str, Any]) -> list[tuple[str, np.ndarray | str]]:
     """The lines of a text file as sources, but empty ones: a line and its image [2,L,1], or what is wrong.
 
-    `taken` is the card's "input". Tokens are characters where all that the network knows are, else words;
-    others are the unknown token. Raises UserError for a file that is no text in UTF-8.
+    `taken` is the card's "input", whose "unit" says what a token is; of an older card, which does not, they
+    are characters where all that the network knows are. Others are the unknown token. Raises UserError for a
+    file that is no text in UTF-8.
     """
     numbers = {name: number for number, name in enumerate(taken["tokens"], start=tokens.RESERVED)}
-    length, words = taken["shape"][1], any(len(name) > 1 for name in numbers)
+    length, looks = taken["shape"][1], "words" if any(len(name) > 1 for name in numbers) else "characters"
+    split = tokens.UNITS[taken.get("unit", looks)]
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); must be text in UTF-8, a source a line") from None
     found: list[tuple[str, np.ndarray | str]] = []
     for line in filter(str.strip, lines):
-        source = line.split() if words else tokens.characters(line.strip())
+        source = split(line.strip())
         row = np.zeros(length, np.int32)
         if len(source) > length:
             found.append((line, f"{line}: {len(source)} tokens; must be at most {length}"))

@@ -68,7 +68,8 @@ def test_what_is_cut_and_left_out_is_counted(tmp_path):
         "train_boxes_img_cls_xyxy32, image 0.",
         "1 of 7 boxes have no area in their image and are left out; the first: "
         "train_boxes_img_cls_xyxy32, image 0.",
-        "2 of 7 boxes have no place left that answers for them, and are left out; the first: "
+        "2 of 7 boxes have no place, that of their middle being the only one of another box, and are left "
+        "out; the first: "
         "train_boxes_img_cls_xyxy32, image 1.",
     )
 
@@ -77,6 +78,7 @@ def test_what_is_cut_and_left_out_is_counted(tmp_path):
     "changed, said",
     [
         ({"class_names": None}, "no array class_names"),
+        ({"test_boxes_img_cls_xyxy32": np.zeros((0, 6), int)}, "no box in the test set"),
         ({"test_boxes_img_cls_xyxy32": None}, "no array test_boxes_img_cls_xyxyS"),
         ({"train_boxes_img_cls_xyxy32": np.zeros((2, 5), int)}, "must be \\[n,6\\] whole numbers"),
         (

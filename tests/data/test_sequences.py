@@ -106,6 +106,12 @@ def test_rare_source_tokens_share_a_number(tmp_path):
     np.testing.assert_array_equal(found.train_images[:, 0, :, 0], [[2, 2, 3], [2, 3, tokens.UNKNOWN]])
 
 
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_what_a_token_is_is_known(tmp_path, unit):
+    path = write(tmp_path, train=["a b\tu", "b c\tv"], test=["a\tu"])
+    assert pairs(path=path, source=unit).token_unit == unit
+
+
 def test_one_file_is_cut_alike_every_time(tmp_path):
     lines = [f"{number}\t{'uv'[number % 2]}" for number in range(50)]
     (tmp_path / "all.txt").write_text("\n".join(lines), encoding="utf-8")

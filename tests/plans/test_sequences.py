@@ -174,3 +174,10 @@ def test_labels_cannot_be_hidden_and_tokens_not_be_changed(begun, field, value, 
     with pytest.raises(UserError, match=f"config.{field}.*{said}") as caught:
         plan.check(small.config(**{**NUMBERS, field: value}), split)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_without_a_place_for_every_source_token_is_one_line():
+    narrow = {"model.name": "transformer(width=8, depth=1, attention_heads=2, source_tokens=11)"}
+    config = small.config(**{**NUMBERS, **narrow})
+    with pytest.raises(UserError, match="source_tokens = 11, and sources of numbers are made of 12 numbers"):
+        plan.check(config, experiment.load_split(config))

@@ -9,6 +9,7 @@ from PIL import Image
 from mtkd_jax import experiment
 from mtkd_jax.data.boxes import Boxes
 from mtkd_jax.deploy import predict
+from mtkd_jax.results.intervals import bootstrap_statistics
 from mtkd_jax.tasks import boxes
 from mtkd_jax.tasks.kinds import Said
 from tests import small
@@ -148,6 +149,16 @@ def test_the_measure_reads_places():
     measure = boxes.MeanPrecision((0.5,))(said)
     assert measure(np.array([1, 1])) == pytest.approx(0.5)  # class 1 all, class 2 nothing
     assert measure(np.array([2, 0])) == pytest.approx(1.0)  # class 2 is not there
+
+
+def test_resamples_without_a_box_are_left_out_of_the_interval():
+    """Only the first image has a box, and it is found: precision is 1 wherever that image is drawn."""
+    goals = np.stack([UNIT, 0 * UNIT, UNIT, UNIT]).astype(np.float32)
+    label = np.array([1, 0, 0, 0])
+    measure = boxes.MeanPrecision((0.5,))(said_of(label, goals, goals, label))
+    assert np.isnan(measure(np.array([0, 2])))
+    (found,) = bootstrap_statistics(lambda drawn: [measure(drawn)], np.zeros(2), num_resamples=20)
+    assert found == pytest.approx((1.0, 1.0))
 
 
 def test_an_image_is_told_box_by_box():

@@ -90,6 +90,9 @@ def test_lines_become_sources(tmp_path):
     (tmp_path / "words.txt").write_text("one two\n", encoding="utf-8")
     (_, of_words), *_ = read(tmp_path / "words.txt", {"tokens": ["two", "one"], "shape": [2, L, 1]})
     assert of_words[0, :, 0].tolist() == [3, 2, 0, 0, 0]
+    (tmp_path / "words.txt").write_text("a c\n", encoding="utf-8")  # words of a character each
+    (_, of_words), *_ = read(tmp_path / "words.txt", {**taken, "unit": "words"})
+    assert of_words[0, :, 0].tolist() == [2, 3, 0, 0, 0]
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "none.txt", taken)
 

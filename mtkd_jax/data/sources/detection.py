@@ -195,7 +195,7 @@ class _Image(NamedTuple):
 _TOLD = {
     "beyond": "reach beyond their image and are cut at its edge",
     "empty": "have no area in their image and are left out",
-    "without": "have no place left that answers for them, and are left out",
+    "without": "have no place, that of their middle being the only one of another box, and are left out",
 }
 
 
@@ -229,6 +229,8 @@ def _dataset(
         fields[f"{part}_images"] = images[part]
         fields[f"{part}_labels"] = np.stack([of.label for of in places])
         fields[f"{part}_goals"] = {"boxes": np.stack([of.corners for of in places])}
+    if not fields["test_labels"].any():
+        raise UserError(f"{where}: no box in the test set; must hold one at least, to be found")
     total = sum(len(one.names) for marked in parts.values() for one in marked)
     return check(
         DataSet(

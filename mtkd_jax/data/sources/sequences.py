@@ -16,10 +16,6 @@ from mtkd_jax.data import tokens
 from mtkd_jax.data.checks import check, first_line, open_file, shorten
 from mtkd_jax.types import DataSet, UserError
 
-_UNITS: dict[str, Callable[[str], list[str]]] = {
-    "characters": tokens.characters,
-    "words": str.split,
-}
 _PARTS = {"train": True, "val": False, "test": True}  # file of a part -> must it be there?
 
 
@@ -36,6 +32,7 @@ class _Asked(NamedTuple):
     num_pairs: int = 0
     test_fraction: float = 0.1
     seed: int = 0
+    unit: str = "characters"  # of a source
 
 
 def pairs(
@@ -70,7 +67,7 @@ def pairs(
             f"data.path = {path!r}: no such file or folder; must be lines of a source, a tab and a target, "
             "or a folder with train.tsv and test.tsv of these"
         )
-    asked = _checked("pairs", _Asked(longest, source_tokens, num_pairs, test_fraction, seed))
+    asked = _checked("pairs", _Asked(longest, source_tokens, num_pairs, test_fraction, seed, source))
     units = _unit("source", source), _unit("target", target)
     notes: list[str] = []
     if place.is_dir():
@@ -197,9 +194,9 @@ def _in_package() -> pathlib.Path:
 
 
 def _unit(side: str, name: str) -> Callable[[str], list[str]]:
-    if name not in _UNITS:
-        raise UserError(f"pairs({side}={name!r}): must be {' or '.join(_UNITS)}")
-    return _UNITS[name]
+    if name not in tokens.UNITS:
+        raise UserError(f"pairs({side}={name!r}): must be {' or '.join(tokens.UNITS)}")
+    return tokens.UNITS[name]
 
 
 def _checked(name: str, asked: _Asked) -> _Asked:
@@ -292,6 +289,7 @@ def _dataset(
             notes=tuple(notes),
             task="tokens",
             token_names=tuple(numbers),
+            token_unit=asked.unit,
         ),
         where=where,
     )
