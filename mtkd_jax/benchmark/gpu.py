@@ -10,8 +10,8 @@
 In that order, each in processes of its own, so that a part that hangs or breaks the device takes no other
 along. FOLDER/gpu.json is written whenever something is known. What stands there is not measured again: the
 same command goes on. What would not fit into the time that is left is skipped, which is said.
-FOLDER/kept-1.zip and its like hold compiled programs and runs that go on: the folder travels as a handful of
-files of 15 MB.
+FOLDER/kept-1.zip and its like hold compiled programs and runs that go on, as far as they fit: the folder
+travels as a handful of files of 15 MB. A run that does not fit whole begins anew, which is said.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,16 +215,42 @@ def _put_back(archive: zipfile.ZipFile, work: Path) -> None:
 
 
 def pack_kept(work: Path, folder: Path) -> None:
-    """Runs, then programs, the newest first, into as many archives as are kept; what is over is left out."""
-    found = [path for part in ("runs", "cache") for path in (work / part).rglob("*") if path.is_file()]
-    found.sort(key=lambda path: (path.relative_to(work).parts[0] != "runs", -path.stat().st_mtime))
-    entries = (
-        (str(path.relative_to(work)), path.read_bytes()) for path in found if path.stat().st_size < KEPT
-    )
-    for number, held in enumerate(parcels.in_parcels(entries, KEPT), start=1):
-        if number > MOST_KEPT:
-            break
-        files.write_atomically(folder / f"kept-{number}.zip", parcels.as_zip(held))
+    """Runs, then programs, the newest first, into as many archives as are kept, in the place of those there.
+
+    What is over is left out: of runs whole ones, since the rest of one could not go on.
+    """
+    found: list[Path] = []
+    for run in sorted((work / "runs").glob("*"), key=lambda run: -max(map(_changed, _files(run)), default=0)):
+        if _fit(found + _files(run)):
+            found += _files(run)
+        else:
+            terminal.tell(f"gpu: the run {run.name} is too large to be kept: it begins anew another day")
+    programs = [path for path in _files(work / "cache") if path.stat().st_size < KEPT]
+    found += sorted(programs, key=_changed, reverse=True)
+    entries = ((str(path.relative_to(work)), path.read_bytes()) for path in found)
+    written = []
+    for number, held in enumerate(islice(parcels.in_parcels(entries, KEPT), MOST_KEPT), start=1):
+        written.append(folder / f"kept-{number}.zip")
+        files.write_atomically(written[-1], parcels.as_zip(held))
+    for path in {*folder.glob("kept-*.zip")} - {*written}:
+        path.unlink()  # it would be put back over newer files
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _fit(paths: Sequence[Path]) -> bool:
+    """Whether all of these files, one after the other, fit into the archives that are kept."""
+    sizes = [path.stat().st_size for path in paths]
+    if max(sizes, default=0) >= KEPT or sum(sizes) > KEPT * MOST_KEPT:
+        return False
+    entries = ((str(path), path.read_bytes()) for path in paths)
+    return sum(1 for _ in parcels.in_parcels(entries, KEPT)) <= MOST_KEPT
 
 
 def parse_parts(text: str | None) -> tuple[str, ...]:

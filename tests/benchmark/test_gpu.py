@@ -122,6 +122,23 @@ def test_runs_are_kept_before_programs_and_the_newest_first(tmp_path, monkeypatc
     assert held == [["runs/one/state"], ["cache/new"]]
 
 
+def test_a_run_is_kept_whole_or_not_at_all_and_no_archive_of_before_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "KEPT", 100)
+    monkeypatch.setattr(gpu, "MOST_KEPT", 2)
+    sizes = {"runs/large/a": 70, "runs/large/b": 110, "runs/wide/a": 60, "runs/wide/b": 60, "runs/wide/c": 60}
+    for number, (name, size) in enumerate({**sizes, "runs/small/a": 10, "cache/new": 20}.items()):
+        path = tmp_path / "work" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+        os.utime(path, (number, number))
+    (tmp_path / "kept-2.zip").write_bytes(b"of before")
+    gpu.pack_kept(tmp_path / "work", tmp_path)
+    held = {path.name: zipfile.ZipFile(path).namelist() for path in tmp_path.glob("kept-*.zip")}
+    assert held == {"kept-1.zip": ["runs/small/a", "cache/new"]}
+    told = capsys.readouterr().err
+    assert "the run large is too large to be kept" in told and "the run wide is too large" in told
+
+
 def test_a_process_past_its_time_is_ended(monkeypatch):
     monkeypatch.setattr(gpu, "TO_SAVE", 1.0)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
