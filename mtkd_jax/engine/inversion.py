@@ -15,16 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from mtkd_jax.engine import population
+from mtkd_jax.models import layers
 from mtkd_jax.types import Array, Ensemble, Model, PyTree, UserError
 
 BLOCK = 128  # images that are made together, and have their statistics together
@@ -121,17 +120,10 @@ def _apart(models: tuple[Model, ...], variables: tuple[PyTree, ...], image: Arra
 def _statistics_apart(model: Model) -> Callable:
     def apart(variables: PyTree, shown: tuple[Array, Array]) -> Array:
         image, key = shown
-        kept_of: dict[str, float] = {}  # how much of its stored statistics each layer keeps
-
-        def note(call: Callable, args: tuple, kwargs: dict, context: Any):
-            if isinstance(context.module, nn.BatchNorm):
-                kept_of["/".join(context.module.path)] = context.module.momentum
-            return call(*args, **kwargs)
-
-        with nn.intercept_methods(note):
+        with layers.kept_statistics() as kept_of:
             _, state = model.apply(variables, image, train=True, key=key)
         kept, moved = (flatten_dict(tree["batch_stats"], sep="/") for tree in (variables, state))
-        layers = []
+        distances = []
         for place, mean in kept.items():
             if not place.endswith("mean"):
                 continue
@@ -139,7 +131,7 @@ def _statistics_apart(model: Model) -> Callable:
             variance = kept[of_var] + 1e-5
             share = 1.0 - kept_of.get(place.removesuffix("/mean"), 0.9)  # of the way to the batch's they move
             to_mean, to_var = (moved[place] - mean) / share, (moved[of_var] - kept[of_var]) / share
-            layers.append(jnp.mean(to_mean**2 / variance + to_var**2 / variance**2))
-        return sum(layers) / len(layers)
+            distances.append(jnp.mean(to_mean**2 / variance + to_var**2 / variance**2))
+        return sum(distances) / len(distances)
 
     return apart

@@ -551,6 +551,20 @@ def outputs(embedding: Array, heads: Array, features: Mapping[str, Array]) -> Ou
     return Outputs(logits, heads, embedding.astype(jnp.float32), features)
 
 
+@contextlib.contextmanager
+def kept_statistics() -> Iterator[dict[str, float]]:
+    """{path of a BatchNorm: the share of its statistics that it keeps in a step}, of what runs within."""
+    found: dict[str, float] = {}
+
+    def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+        if isinstance(context.module, nn.BatchNorm):
+            found["/".join(context.module.path)] = context.module.momentum
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        yield found
+
+
 def flatten(x: Array) -> Array:
     """[B,h,w,c] -> [B,c*h*w]: channels lead, as in PyTorch, so that its weights fit what follows."""
     return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
