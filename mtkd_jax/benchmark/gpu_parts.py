@@ -5,6 +5,7 @@ Run as a module it measures one part: `python -m mtkd_jax.benchmark.gpu_parts PA
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from mtkd_jax.benchmark.networks import COLOUR, NETWORKS, Network
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import files
 
-REFERENCE = "reference.npz"
 STEPS = 16  # of a call, so that none of the sides waits for the host
 NUM_MEMBERS = (8, 1, 4, 16)  # those that are told of first come first
 NETS = (
@@ -60,13 +60,18 @@ def numbers(reference: Path, toy: bool) -> list[Item]:
 
 
 def write_reference(folder: Path, toy: bool) -> None:
-    """The same numbers, by a CPU; one file, written when all are there."""
+    """The same numbers, by a CPU; a file each, written as they come."""
     networks = agreement.SMALL[:1] if toy else agreement.SMALL
-    found = {net.name: agreement.train(net, agreement.REFERENCE) for net in networks}
-    found["run"] = agreement.run_whole(_modes(toy))
-    arrays = {f"{name}/{what}": array for name, of in found.items() for what, array in of.items()}
-    np.savez(folder / "part.npz", **arrays)
-    files.write_atomically(folder / REFERENCE, (folder / "part.npz").read_bytes())
+    makers = {net.name: partial(agreement.train, net, agreement.REFERENCE) for net in networks}
+    for name, make in {**makers, "run": partial(agreement.run_whole, _modes(toy))}.items():
+        written = io.BytesIO()
+        np.savez(written, **make())
+        files.write_atomically(folder / reference_file(name), written.getbuffer())
+
+
+def reference_file(name: str) -> str:
+    """Of a network, or of the "run", which is the last one."""
+    return f"reference-{name}.npz"
 
 
 def _modes(toy: bool) -> tuple[str, ...]:
@@ -113,25 +118,26 @@ def _resume(until: float) -> dict:
 
 def _expected(reference: Path, name: str, until: float) -> dict[str, np.ndarray]:
     """Waits for the CPU, which is at it meanwhile."""
-    while not (reference / REFERENCE).exists():
+    while not (reference / reference_file(name)).exists():
         if time.time() > until:
             raise Skipped("the CPU was not ready with its numbers")
         time.sleep(0.2)
-    with np.load(reference / REFERENCE, allow_pickle=False) as archive:
-        return {key.partition("/")[2]: archive[key] for key in archive.files if key.partition("/")[0] == name}
+    with np.load(reference / reference_file(name), allow_pickle=False) as archive:
+        return {what: archive[what] for what in archive.files}
 
 
 def members_of(toy: bool) -> list[Item]:
     """The chip's rates, then every network at every K, so that the first minutes tell most."""
-    networks, counts = ((TOY,), (2,)) if toy else (NETS, NUM_MEMBERS)
+    every = [(network, number) for number in NUM_MEMBERS for network in NETS]
+    every.sort(key=lambda case: case != (NETS[0], 1))  # the one case that another is measured by comes first
+    cases = [(TOY, 2)] if toy else every
     rates = Item("rates", 5.0, partial(_rates, (16,), 1e-5) if toy else partial(_rates, (4096, 8192), 2e4))
     least = 1.0 if toy else LEAST
     return [
         rates,
         *(
             Item(f"{network.name}, K = {number}", least, partial(_members, network, number))
-            for number in counts
-            for network in networks
+            for network, number in cases
         ),
     ]
 
