@@ -8,8 +8,11 @@ Data      JapaneseVowels (Kudo et al. 1999; UEA archive, in data/ucr_small.npz):
 Compares  what a small convolutional network over time learns from two VGGs and two LSTMs together (Fukuda
           et al. 2017: teachers of different families), by the divergence from their mean at every frame: four
           modes at two weights of the hard labels, over five seeds, with the baseline and the control.
-Variants  "smoke": the same in small, on teachers and students of a few features.
+Variants  "smoke": the same in small, on teachers and students of a few features; on made-up series where
+          data.path is missing.
 """
+
+import os
 
 from ml_collections import ConfigDict
 
@@ -17,7 +20,7 @@ from mtkd_jax import config as configuration
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "" and "smoke"."""
+    """Variants: "" and "smoke", on made-up series where data.path is missing."""
     config = configuration.default()
     config.data.source = "frames(name='JapaneseVowels_eq')"
     config.data.path = "data/ucr_small.npz"
@@ -40,6 +43,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _smoke(config: ConfigDict) -> None:
+    if not os.path.isfile(config.data.path):
+        config.data.source = "synthetic_series(steps=24, frames=True)"
     config.teachers.models = ("series_vgg(widths=(2,), frames=True)", "lstm(widths=(4,), frames=True)")
     config.train.epochs = 2
     config.train.eval_every = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtkd_jax.data.sources.series import ucr
+from mtkd_jax.data.sources.series import synthetic_series, ucr
 from mtkd_jax.types import UserError
 
 HEADER = """# a comment
@@ -282,3 +282,46 @@ def test_a_file_alone_and_files_of_other_endings_are_told(tmp_path):
         assert refused(file).startswith(
             f"data.path = '{file}': is one file; must be the folder of NAME_TRAIN"
         )
+
+
+def test_made_up_series_are_cylinders_bells_and_funnels():
+    data = synthetic_series(num_train=60, num_test=5, steps=40, noise=0.0, seed=3)
+    assert (data.name, data.class_names) == ("synthetic_series", ("cylinder", "bell", "funnel"))
+    assert data.train_images.shape == (60, 40, 1, 1) and data.test_labels.tolist() == [0, 1, 2, 0, 1]
+    spans = []
+    for series, kind in zip(data.train_images[..., 0, 0], data.train_labels):
+        first, *_, last = np.flatnonzero(series)
+        risen = series[first : last + 1]
+        np.testing.assert_array_equal(np.delete(series, np.s_[first : last + 1]), 0)
+        # The height is 6 and a standard normal number; a bell begins and a funnel ends with a step of 0.
+        assert 1 < risen.max() < 11
+        bends, slope = np.diff(risen, 2), np.diff(risen)
+        np.testing.assert_allclose(bends, 0, atol=1e-5)
+        np.testing.assert_allclose(np.sign(np.round(slope, 5)), [0, 1, -1][kind])
+        if kind:
+            np.testing.assert_allclose(np.abs(slope[0]), risen.max() / len(risen), rtol=1e-5)
+        spans.append((first + (kind != 1), len(risen) - (kind == 0)))  # onset of 1..T, steps to the end
+    onsets, lengths = np.array(spans).T
+    assert {*onsets} == set(range(5, 11))  # [T/8, T/4], all met
+    assert 10 <= lengths.min() <= 12 and 27 <= lengths.max() <= 30  # [T/4, 3T/4]
+
+
+def test_made_up_series_have_the_noise_that_is_asked_for_and_are_drawn_with_a_seed():
+    quiet, loud = (synthetic_series(steps=64, noise=noise, seed=7) for noise in (0.0, 0.5))
+    first, again, other = (synthetic_series(steps=16, seed=seed).train_images for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1
+    before = loud.train_images[:, :7, 0, 0]  # before T/8: noise alone, 630 draws of it
+    assert not quiet.train_images[:, :7].any()
+    np.testing.assert_allclose(before.std(), 0.5, rtol=0.1)
+    with pytest.raises(UserError, match="steps = 7, noise = 1.0: must be >= 8"):
+        synthetic_series(steps=7)
+
+
+def test_frames_of_made_up_series_have_the_class_of_the_series():
+    sizes = {"num_train": 6, "num_test": 3, "steps": 8}
+    whole, frames = (synthetic_series(**sizes, frames=each) for each in (False, True))
+    assert (whole.task, frames.task) == ("classes", "frames")
+    np.testing.assert_array_equal(frames.train_images, whole.train_images)
+    np.testing.assert_array_equal(frames.train_labels, [[kind] * 8 for kind in (0, 1, 2, 0, 1, 2)])
+    np.testing.assert_array_equal(frames.test_labels, [[kind] * 8 for kind in (0, 1, 2)])

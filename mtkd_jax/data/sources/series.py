@@ -1,4 +1,4 @@
-"""Time series of the UCR and UEA archives: T steps of C channels are an image [T,1,C]."""
+"""Time series, of the UCR and UEA archives or made up: T steps of C channels are an image [T,1,C]."""
 
 from __future__ import annotations
 
@@ -71,12 +71,65 @@ def frames(*, path: str, name: str = "") -> DataSet:
     do. Series must be of one length. Source: Kudo, Toyama and Shimbo 1999, of JapaneseVowels: two vowels by
     nine speakers, twelve LPC cepstra a frame.
     """
-    found = ucr(path=path, name=name)
+    return _label_frames(ucr(path=path, name=name))
+
+
+def synthetic_series(
+    *,
+    num_train: int = 90,
+    num_test: int = 90,
+    steps: int = 128,
+    noise: float = 1.0,
+    seed: int = 0,
+    frames: bool = False,
+) -> DataSet:
+    r"""Made-up series of one channel: cylinders, bells and funnels.
+
+    With an onset $a$, an end $b$ and a height $6 + \eta$, $\eta \sim N(0, 1)$, drawn for each series, a
+    cylinder is $6 + \eta$ for $a \le t \le b$, a bell rises there as $(6 + \eta)(t - a)/(b - a)$, and a
+    funnel falls as $(6 + \eta)(b - t)/(b - a)$; all are 0 elsewhere. $a$ is uniform in $[T/8, T/4]$ and
+    $b - a$ in $[T/4, 3T/4]$, whole steps of 1..T. `noise` is the standard deviation of what is added to every
+    step. Classes come in turn. With `frames` every step has the class of its series, as in the source of that
+    name. Source: Saito 1994 (PhD thesis, Yale), whose series have 128 steps and noise 1. Raises `UserError`
+    for fewer than 8 steps and for noise below 0.
+    """
+    if steps < 8 or noise < 0:
+        raise UserError(f"synthetic_series: steps = {steps}, noise = {noise}: must be >= 8, and >= 0")
+    rng = np.random.default_rng(seed)
+    step = np.arange(1, steps + 1)
+
+    def draw(number: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(number) % 3
+        onset = rng.integers(steps // 8, steps // 4, (number, 1), endpoint=True)
+        length = rng.integers(steps // 4, 3 * steps // 4, (number, 1), endpoint=True)
+        height = 6 + rng.standard_normal((number, 1))
+        risen = (step - onset) / length  # 0 at the onset, 1 at the end
+        shapes = np.stack([np.ones_like(risen), risen, 1 - risen])[labels, np.arange(number)]
+        clean = np.where((risen >= 0) & (risen <= 1), height * shapes, 0)
+        return (clean + noise * rng.standard_normal(clean.shape))[:, :, None, None], labels
+
+    (train, train_labels), (test, test_labels) = draw(num_train), draw(num_test)
+    found = check(
+        DataSet(
+            name="synthetic_series",
+            train_images=train,
+            train_labels=train_labels,
+            test_images=test,
+            test_labels=test_labels,
+            class_names=("cylinder", "bell", "funnel"),
+        ),
+        where="synthetic_series",
+    )
+    return _label_frames(found) if frames else found
+
+
+def _label_frames(series: DataSet) -> DataSet:
+    """The same with labels [N,T]: every frame has the class of its series."""
     labels = {
-        f"{part}_labels": np.repeat(getattr(found, f"{part}_labels")[:, None], images.shape[1], axis=1)
-        for part, images in (("train", found.train_images), ("test", found.test_images))
+        f"{part}_labels": np.repeat(getattr(series, f"{part}_labels")[:, None], images.shape[1], axis=1)
+        for part, images in (("train", series.train_images), ("test", series.test_images))
     }
-    return check(dataclasses.replace(found, task="frames", notes=(), **labels), where=f"{path}: {found.name}")
+    return check(dataclasses.replace(series, task="frames", notes=(), **labels), where=series.name)
 
 
 _PADS = "pad='zeros' or pad='last' fills up shorter ones"
