@@ -9,7 +9,7 @@ Data      NEU-DET (Song and Yan 2013), data/neu_steel64.npz: 1 440 training and 
           "folder" takes images/ and masks/ of one's own.
 Compares  the mean of the teachers' predictions for each pixel (output_avg), DIST and channel-wise
           distillation with a baseline of the labels alone, at alpha = 0.25 over three seeds. The student has
-          a quarter of the teachers' width.
+          half the teachers' width.
 Expected  mIoU and pixel accuracy stand in a table of their own; their intervals are over seeds, those of the
           ensemble over images.
 """
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.eval_every = 2
     config.train.learning_rate = 3e-3
     config.train.schedule = "cosine"
-    config.students.model = "unet(width=2)"
+    config.students.model = "unet(width=4)"
     config.students.modes = ("output_avg", "logits.dist", "logits.cwd")
     config.students.alphas = (0.25,)
     config.students.num_seeds = 3
