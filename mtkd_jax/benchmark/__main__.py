@@ -114,7 +114,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--members", help="suite members: which K, such as 1,8")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, networks and K: a first look")
     parser.add_argument("--json", type=terminal.path, metavar="FILE", help="also write the numbers here")
-    parser.add_argument("--minutes", type=float, help="suite gpu: of the device, for all parts together (9)")
+    parser.add_argument("--minutes", type=float, help="suite gpu: of the device (9); 0 tells what is there")
     parser.add_argument("--parts", help=f"suite gpu: which of {', '.join(gpu.SHARES)}")
     parser.add_argument(
         "--data", type=terminal.path, metavar="FOLDER", help="suite gpu: cifar10.npz, cifar100.npz (data)"
@@ -137,8 +137,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if asked.json is None:
             raise UserError("gpu: --json FOLDER is missing, where results are kept and gone on with")
         asked.minutes = 9.0 if asked.minutes is None else asked.minutes
-        if not 0 < asked.minutes < math.inf:
-            raise UserError(f"--minutes {asked.minutes:g}: must be more than 0")
+        if not 0 <= asked.minutes < math.inf:
+            raise UserError(f"--minutes {asked.minutes:g}: must be minutes, or 0 to tell what FOLDER holds")
         asked.parts, asked.data = gpu.parse_parts(asked.parts), asked.data or Path("data")
     names = asked.networks or NETWORKS[asked.suite]
     asked.networks = named(names) if names else []

@@ -9,7 +9,8 @@
 
 In that order, each in processes of its own, so that a part that hangs or breaks the device takes no other
 along. FOLDER/gpu.json is written whenever something is known. What stands there is not measured again: the
-same command goes on. What would not fit into the time that is left is skipped, which is said.
+same command goes on. What would not fit into the time that is left is skipped, which is said. Elsewhere,
+--minutes 0 tells what a FOLDER that was brought back holds, and opens no device.
 FOLDER/kept-1.zip and its like hold compiled programs and runs that go on, as far as they fit: the folder
 travels as a handful of files of 15 MB. A run that does not fit whole begins anew, which is said.
 """
@@ -48,7 +49,9 @@ KEPT, MOST_KEPT = 15_000_000, 4  # bytes of an archive of programs and runs, and
 
 
 def measure(parts: Sequence[str], minutes: float, folder: Path, data: Path, toy: bool) -> dict:
-    """What stands in `folder` when the minutes are over, or all parts are done."""
+    """What stands in `folder` when the minutes are over, or all parts are done; 0 minutes only tell it."""
+    if not minutes:
+        return Store(folder, toy).content
     folder.mkdir(parents=True, exist_ok=True)
     begun, store = time.time(), Store(folder, toy)
     ahead = [part for part in PARTS if part in parts and not store.is_done(part)]

@@ -164,6 +164,7 @@ def _members(network: Network, num_members: int, until: float) -> dict:
         raise Skipped("no side was ready in time")
     return {
         "num_members": num_members,
+        "whole": bool(note),  # what `auto` chooses is found out last
         "dtype": network.dtype,
         "gflop": operations.of_training(network) / 1e9,
         "records": records,

@@ -49,7 +49,8 @@ class Store:
         return self.content["parts"].get(part, {}).get("done", False)
 
     def has(self, part: str, item: str) -> bool:
-        return item in self._of(part)["items"]
+        """Whether it is there and whole: what the time was too short for is measured again."""
+        return self._of(part)["items"].get(item, {"whole": False}).get("whole", True)
 
     def put(self, part: str, item: str, found: dict) -> None:
         """Keep a result, at once."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mtkd_jax.benchmark import members, tell
 from mtkd_jax.benchmark.gpu_store import PARTS
+from mtkd_jax.report import findings as of_reports
 from mtkd_jax.report import tables
 from mtkd_jax.report.tables import MISSING, Sheet
+from mtkd_jax.results import intervals
 
 
 def sheets(content: dict) -> list[tuple[str, Sheet]]:
@@ -43,13 +47,38 @@ def findings(content: dict) -> list[str]:
         told += [
             f"{part}, {name}: {one['note']}" for name, one in of_part["items"].items() if one.get("note")
         ]
+        told += [gain for one in of_part["items"].values() for gain in _gains(one.get("rows", ()))]
         told += tell.left_out([left for one in of_part["items"].values() for left in one.get("left_out", ())])
-        told += [f"{part}: skipped {name}: {why}." for name, why in of_part["skipped"].items()]
+        told += [f"{part}: skipped {'; '.join(names)}: {why}." for why, names in _by_reason(of_part).items()]
         told += [f"{part}: {of_part['ended']}."] if of_part.get("ended") else []
         if of_part.get("machine"):
             machine = {**of_part["machine"], "taken_by_others": of_part.get("taken_by_others")}
             told.append(f"{part}: {tell.on(machine)}")
     return [*told, *(["--toy: these numbers mean nothing."] if content["toy"] else [])]
+
+
+def _by_reason(of_part: dict) -> dict[str, list[str]]:
+    """{why: the items that were skipped for it}."""
+    names: dict[str, list[str]] = {}
+    for name, why in of_part["skipped"].items():
+        names.setdefault(why, []).append(name)
+    return names
+
+
+def _gains(rows: Sequence[dict]) -> list[str]:
+    """What students gained over the baseline of the same seeds, a sentence each."""
+    values = {
+        row["name"]: row["accuracy"]["values"] for row in rows if row["role"] in ("student", "baseline")
+    }
+    told = []
+    for name in values.keys() - {"baseline"}:
+        gain = intervals.paired_t(values[name], values["baseline"])
+        between = of_reports.interval(gain["ci95"], "accuracy")
+        told.append(
+            f"{name} over its baseline, the same {gain['n']} seeds: "
+            f"{of_reports.points(gain['mean_difference'])} {between}."
+        )
+    return sorted(told)
 
 
 def busiest(content: dict) -> float:

@@ -15,6 +15,7 @@ from mtkd_jax.benchmark.clock import Case, LeftOut, Side
 from mtkd_jax.benchmark.networks import Network
 from mtkd_jax.engine import tuning
 from mtkd_jax.mesh import HOW, Layout
+from mtkd_jax.system import terminal
 from mtkd_jax.types import UserError
 
 UNIT = "ms, one step of one member"
@@ -94,7 +95,7 @@ def measure_case(
         how: lambda layout=layout: engine.side(tuning.with_layout(job, layout))
         for layout, how in name_of.items()
     }
-    makers |= {name: partial(make, network, num_members) for name, make in RIVALS.items()}
+    makers |= {name: partial(_make_rival, make, network, num_members) for name, make in RIVALS.items()}
     for name in (*WORTH_THE_WAIT, *(how for how in layouts if how in ON_AN_ACCELERATOR)):
         reason = _why_hopeless(name, network, num_members, quick)
         if reason and makers.pop(name, None):
@@ -109,6 +110,16 @@ def measure_case(
             records.append({**measured[name_of[layout]], "side": name})
     left_out = [{**case._asdict(), **one} for one in left_out]
     return records, left_out + missing, f"{case.of}, {case.case}: {chosen}"
+
+
+def _make_rival(make: Callable[..., Side], network: Network, num_members: int) -> Side:
+    """What others do; where it fails in their code, all that was measured beside it is kept."""
+    try:
+        return make(network, num_members)
+    except LeftOut:
+        raise
+    except Exception as error:  # torch, in bfloat16 on a GPU: RuntimeError of types in a backward pass
+        raise LeftOut(f"it failed: {terminal.one_line(error)[:200]}") from error
 
 
 def _layouts(

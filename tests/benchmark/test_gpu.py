@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.benchmark import __main__, agreement, gpu, gpu_parts, gpu_tables, members, parcels, tell, work
+from mtkd_jax.benchmark.clock import LeftOut
 from mtkd_jax.benchmark.gpu_store import Item, Skipped, Store, run_items
 from mtkd_jax.types import UserError
 
@@ -81,6 +82,9 @@ def test_what_is_there_is_not_measured_again_and_what_failed_or_was_skipped_is(t
     run_items([item("a"), item("b")], Store(tmp_path, True), "members", SOON)
     kept = Store(tmp_path, True).content["parts"]["members"]
     assert calls == ["a", "b", "d", "b"] and kept["done"]
+    Store(tmp_path, True).put("members", "a", {"value": 1, "whole": False})  # as far as the time reached
+    run_items(items[:1], Store(tmp_path, True), "members", SOON)
+    assert calls[4:] == ["a"]
     assert "broke" in capsys.readouterr().err
 
 
@@ -232,12 +236,23 @@ def content():
         "cnn, K = 1": case(1, ("auto", 0.04)),
     }
     rows = [
-        {"role": "ensemble", "name": "mean_probs", "n": 8, "accuracy": {"mean": 0.95, "ci95": [0.94, 0.96]}}
+        {"role": "ensemble", "name": "mean_probs", "n": 8, "accuracy": {"mean": 0.95, "ci95": [0.94, 0.96]}},
+        *(
+            {"role": role, "name": name, "n": 2, "accuracy": {"mean": 0.9, "ci95": None, "values": values}}
+            for role, name, values in (
+                ("student", "output_avg", [0.91, 0.93]),
+                ("baseline", "baseline", [0.9, 0.91]),
+            )
+        ),
     ]
     cell = {"seconds": 61.0, "published": 0.6906, "ours": 0.69, "n": 3}
     parts = {
         "numbers": {"items": numbers, "skipped": {}, "machine": machine, "taken_by_others": 0.01},
-        "members": {"items": measured, "skipped": {"x": "3 s were left"}, "ended": "its time was over"},
+        "members": {
+            "items": measured,
+            "skipped": {"x": "3 s were left", "y": "it failed", "z": "3 s were left"},
+            "ended": "its time was over",
+        },
         "cifar10": {"items": {"whole": {"seconds": 99.6, "rows": rows}}, "skipped": {}},
         "published": {"items": {"crd/x": cell}, "skipped": {}, "taken_by_others": 0.3},
     }
@@ -253,7 +268,9 @@ def test_tables_say_what_was_found_and_what_was_not():
     assert "**CIFAR-10 in 100 s**" in text and "mean_probs" in text
     assert "| crd/x | 69.06 | 69.00 | 3 | 61 |" in text
     assert "Left out: torch loop at cnn, K = 8; cnn, K = 1 (torch is not installed)" in text
-    assert "members: skipped x: 3 s were left." in text
+    assert "members: skipped x; z: 3 s were left." in text and "members: skipped y: it failed." in text
+    # differences of 1 and 2 points: 1.5 and 12.706 (t of one degree, .975) times 0.5 about it
+    assert "output_avg over its baseline, the same 2 seeds: +1.50 points [-4.85, 7.85]." in text
     assert "numbers: On " in text and "Other programs" not in text
 
 
@@ -269,6 +286,22 @@ def test_the_busiest_part_decides_whether_a_page_is_written(tmp_path, monkeypatc
     monkeypatch.setattr(gpu, "measure", lambda *asked: quiet)
     assert __main__.main(command) == 0
     assert "| crd/x | 69.06 |" in page.read_text()
+
+
+def test_no_minutes_tell_what_was_brought_back(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gpu.json").write_text(json.dumps(content()))
+    monkeypatch.setattr(gpu, "_run_part", lambda *asked: pytest.fail("something was measured"))
+    assert __main__.main(["gpu", "--minutes", "0", "--json", str(tmp_path)]) == 0
+    assert "CIFAR-10 in 100 s" in capsys.readouterr().out
+    assert __main__.main(["gpu", "--minutes", "-1", "--json", str(tmp_path)]) == 2
+
+
+def test_a_rival_that_fails_is_left_out_and_costs_nothing_else():
+    def broken(network, num_members):
+        raise RuntimeError("Expected grad_output to have type BFloat16\nbut got Float")
+
+    with pytest.raises(LeftOut, match="it failed: .*Expected grad_output to have type BFloat16"):
+        members._make_rival(broken, gpu_parts.TOY, 2)
 
 
 @pytest.mark.slow(seconds=120)
