@@ -292,7 +292,11 @@ def test_no_minutes_tell_what_was_brought_back(tmp_path, monkeypatch, capsys):
     (tmp_path / "gpu.json").write_text(json.dumps(content()))
     monkeypatch.setattr(gpu, "_run_part", lambda *asked: pytest.fail("something was measured"))
     assert __main__.main(["gpu", "--minutes", "0", "--json", str(tmp_path)]) == 0
-    assert "CIFAR-10 in 100 s" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "CIFAR-10 in 100 s" in told and "a published cell" in told
+    assert __main__.main(["gpu", "--minutes", "0", "--json", str(tmp_path), "--parts", "cifar10"]) == 0
+    told = capsys.readouterr().out
+    assert "CIFAR-10 in 100 s" in told and "a published cell" not in told
     assert __main__.main(["gpu", "--minutes", "-1", "--json", str(tmp_path)]) == 2
 
 
