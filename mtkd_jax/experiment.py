@@ -274,7 +274,9 @@ def planned(
     plan.check_choice(config, stages)
     borrowed, notes = teachers.borrow(config, split, into)
     plan.check_teachers(config, split, borrowed)
-    plan.rehearse(stages, config, borrowed)
+    rehearsed = plan.rehearse(stages, config, borrowed)
+    students = (rehearsed[stage.name].population for stage in stages if stage.family)
+    complexity.check_students(config, split, students)
     return stages, borrowed, (*notes, *plan.notes(config))
 
 
