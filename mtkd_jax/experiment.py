@@ -25,7 +25,7 @@ from mtkd_jax.deploy import cascade as deployed_cascade
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
-from mtkd_jax.plans import plan, teachers
+from mtkd_jax.plans import given, plan, teachers
 from mtkd_jax.report import document, mistakes
 from mtkd_jax.results import (
     analysis,
@@ -140,13 +140,14 @@ def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True)
             'config.students.num_seeds: "auto" compares students on test images, of which '
             f"{split.dataset.name} has none; give a number"
         )
-    stages, borrowed, notes = planned(config, split)
+    stages, borrowed, notes = planned(config, split, into)
     if mesh.is_first():
         plan.check_max_seeds(config, stages, workdir.begun_stages(into))
         added = (plan.seeds_stage(s, seeds) for s in stages for seeds in configuration.further_seeds(config))
-        workdir.check_stages(into, [*(stage.name for stage in stages), *added])
+        workdir.check_stages(into, [*(stage.name for stage in stages), *borrowed, *added])
         if describes:
             workdir.describe(into, config, split)
+        given.keep(into, borrowed)
     mesh.wait_for_all("described")
     return Trained(config, split, stages, borrowed, notes)
 
@@ -258,19 +259,24 @@ def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:
         yield from plan.costs(stages, borrowed, timed)
 
 
-def planned(config: ConfigDict, split: Split) -> tuple[plan.Plan, plan.Done, tuple[str, ...]]:
+def planned(
+    config: ConfigDict, split: Split, into: Path | None = None
+) -> tuple[plan.Plan, plan.Done, tuple[str, ...]]:
     """What is trained, what an earlier run has trained already, and notes on both; all of it fits together.
 
-    Raises UserError where it does not, as far as can be told without computing.
+    Classifiers that the run of the folder `into` has kept are not fitted again. Raises UserError where it
+    does not, as far as can be told without computing.
     """
     plan.check(config, split)
     outside.check(config, split)
     complexity.check(config, split)
     stages = plan.build(config, split)
     plan.check_choice(config, stages)
-    borrowed, notes = teachers.borrow(config, split)
+    borrowed, notes = teachers.borrow(config, split, into)
     plan.check_teachers(config, split, borrowed)
-    plan.rehearse(stages, config, borrowed)
+    rehearsed = plan.rehearse(stages, config, borrowed)
+    students = (rehearsed[stage.name].population for stage in stages if stage.family)
+    complexity.check_students(config, split, students)
     return stages, borrowed, (*notes, *plan.notes(config))
 
 
@@ -292,19 +298,20 @@ def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[s
 def _said_by_teachers(
     config: ConfigDict, into: Path, dataset: DataSet | None
 ) -> tuple[dict[str, np.ndarray], DataSet]:
-    given = config.teachers
-    if not (given.from_run or given.trained or configuration.given_teachers(config)):
-        given.from_run, given.init_from, given.mean, given.std = os.fspath(into), (), (), ()
+    own = config.teachers
+    if not (own.from_run or own.trained or configuration.given_teachers(config)):
+        own.from_run, own.init_from, own.mean, own.std = os.fspath(into), (), (), ()
     split = load_split(config, dataset)
     try:
-        found, _ = teachers.borrow(config, split)
+        teachers.check_data(into, split)
+        found, _ = teachers.borrow(config, split, into)
     except UserError as error:  # nobody has set a field here
         raise UserError(str(error).removeprefix("config.teachers.from_run: ")) from None
     data = split.dataset
     arrays = {}
     for part in ("train", "test"):
         of_part = getattr(data, f"{part}_images")
-        each = [evaluation.logits(own, of_part, part) for own in plan.ensemble_of(found)]
+        each = [evaluation.logits(one, of_part, part) for one in plan.ensemble_of(found)]
         arrays[f"{part}_logits"] = np.concatenate(each)
         if (names := getattr(data, f"{part}_names")) is not None:
             arrays[f"{part}_names"] = np.array(names)

@@ -71,6 +71,7 @@ class Fitted:
     seconds: float
     branched: Population | None = None  # the same with all branches, of members that are several on one stem
     bank: Population | None = None  # of a job with T checkpoints: the best weights until then [M,T,...]
+    notes: tuple[str, ...] = ()  # what a reader of the report must know of teachers from elsewhere
 
     @property
     def finite_members(self) -> Population:

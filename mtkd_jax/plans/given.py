@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +19,42 @@ from mtkd_jax.data.checks import first_line
 from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy import programs
 from mtkd_jax.engine import population
-from mtkd_jax.engine.training import Fitted
+from mtkd_jax.engine.training import Fitted, check_owner
 from mtkd_jax.models.given import Given
 from mtkd_jax.models.programs import Programmed
+from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
 from mtkd_jax.types import DataSet, Population, UserError
 
 LOGITS = Given("logits files", None)
+STAGE_PREFIX = "teachers-"  # of the names of all teachers' stages, and so of their checkpoint folders
+_CLASSIFIER = f"{STAGE_PREFIX}classifier-"
 
 
-def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
-    """The teachers of `teachers.logits`, `programs` and `classifiers`, by name, and notes for the report.
+def borrow(
+    config: ConfigDict, split: Split, into: Path | None = None
+) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+    """The teachers of `teachers.logits`, `programs` and `classifiers`, by stage, and notes for the report.
 
     What ONNX programs and classifiers say is asked for once, of the data's images; classifiers are fitted to
-    the training images before, to those with labels.
+    the training images before, to those with labels, unless the run of the folder `into` has kept them.
     """
     files, asked = tuple(config.teachers.logits), tuple(config.teachers.programs)
-    found, told, seconds = {}, [], {}
+    found: dict[str, Fitted] = {}
     if files:
-        found["logits"], notes = from_logits(files, split.dataset)
-        told += [
-            f"{found['logits'].num_members} teachers are what {', '.join(files)} says of the data's images.",
-            *notes,
-        ]
+        teachers, notes = from_logits(files, split.dataset)
+        what = f"{teachers.num_members} teachers are what {', '.join(files)} says of the data's images."
+        found[f"{STAGE_PREFIX}logits"] = _fitted(teachers, (what, *notes))
     for place, (name, file) in enumerate(zip(short_names(asked), asked)):
-        found[f"program-{place}"], notes = from_program(file, name, split.dataset)
-        told += notes
+        found[f"{STAGE_PREFIX}program-{place}"] = _fitted(*from_program(file, name, split.dataset))
     for place, address in enumerate(config.teachers.classifiers):
-        start, name = time.perf_counter(), f"classifier-{place}"
-        found[name], notes = from_classifier(address, split, (config.seed, place))
-        seconds[name] = time.perf_counter() - start
-        told += notes
-    if any(config.data.augment.values()) and any(isinstance(one.model, Given) for one in found.values()):
+        stage, start = f"{_CLASSIFIER}{place}", time.perf_counter()
+        kept = None if into is None else _restore(into, stage, address, split.dataset)
+        found[stage] = kept or _fitted(*from_classifier(address, split, (config.seed, place)), start)
+    told = [note for fitted in found.values() for note in fitted.notes]
+    if any(config.data.augment.values()) and any(
+        isinstance(fitted.population.model, Given) for fitted in found.values()
+    ):
         told.append(
             "The students' images are augmented, and teachers who are no networks and no compiled programs "
             "speak of each as it is: fixed teachers (Beyer et al. 2022, arXiv 2106.05237)."
@@ -59,12 +64,55 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
             "The teachers were not trained here: whether they have seen what is validation or test here only "
             "their makers know."
         )
+    return found, tuple(told)
 
-    def fitted(name: str, teachers: Population) -> Fitted:
-        unknown = np.full(teachers.num_members, np.nan, np.float32)  # never validated
-        return Fitted(teachers, unknown, (), seconds.get(name, 0.0))
 
-    return {name: fitted(name, teachers) for name, teachers in found.items()}, tuple(told)
+def _fitted(teachers: Population, notes: Sequence[str], start: float | None = None) -> Fitted:
+    """Teachers that were never validated; `start` is when fitting them began, None where nobody did."""
+    seconds = 0.0 if start is None else time.perf_counter() - start
+    unknown = np.full(teachers.num_members, np.nan, np.float32)
+    return Fitted(teachers, unknown, (), seconds, notes=tuple(notes))
+
+
+def keep(into: Path, borrowed: Mapping[str, Fitted]) -> None:
+    """Write what classifiers say to the checkpoints of the run `into`, so that they are fitted once."""
+    run = workdir.read_run(into)
+    for stage, fitted in borrowed.items():
+        folder = _folder(into, stage)
+        if not stage.startswith(_CLASSIFIER) or checkpoint.latest(folder):
+            continue
+        said_of_some = {part: logits for part, logits in fitted.population.variables.items() if logits.size}
+        owner = {"stage": stage, "run": run, "members": list(fitted.population.names)}
+        info = {"seconds": fitted.seconds, "notes": list(fitted.notes), **owner}
+        checkpoint.save(folder, 0, said_of_some, info)
+
+
+def _restore(into: Path, stage: str, address: str, dataset: DataSet) -> Fitted | None:
+    """The classifier that the run `into` has kept; None where it has none. UserError for another run's."""
+    if not (run := workdir.read_run(into)):
+        return None
+    folder = _folder(into, stage)
+
+    def owned(info: dict[str, Any]) -> None:
+        check_owner(info, folder.parent, stage, run)
+
+    stored = checkpoint.restore(folder, owned)
+    if stored is None:
+        return None
+    _, said_of_some, info = stored
+    nothing = np.zeros((1, 0, dataset.num_classes), np.float32)
+    variables = {part: said_of_some.get(part, nothing) for part in ("train", "test")}
+    return dataclasses.replace(
+        _fitted(_classifier(address, variables), info["notes"]), seconds=info["seconds"]
+    )
+
+
+def _folder(into: Path, stage: str) -> Path:
+    return into / "checkpoints" / stage / "finished"
+
+
+def _classifier(address: str, variables: dict[str, np.ndarray]) -> Population:
+    return Population(Given(f"classifier {address}", None), variables, {}, (address,))
 
 
 def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[Population, list[str]]:
@@ -100,7 +148,7 @@ def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[
             raise UserError(f"config.{field}: {address}: says NaN of {bad} {part} images")
     notes = [f"Teacher {address} is no network: it was fitted to the {len(rows)} labelled training images."]
     notes += [f"{address}: {one.category.__name__}: {first_line(one.message)}" for one in warned[:1]]
-    return Population(Given(f"classifier {address}", None), variables, {}, (address,)), notes
+    return _classifier(address, variables), notes
 
 
 def _as_rows(images: np.ndarray) -> np.ndarray:

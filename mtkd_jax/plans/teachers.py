@@ -36,7 +36,7 @@ from mtkd_jax.system import paths
 from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Model, Population, Recipe, Task, UserError
 
-STAGE_PREFIX = "teachers-"
+STAGE_PREFIX = given.STAGE_PREFIX
 SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
 
 
@@ -187,17 +187,19 @@ def beginning(config: ConfigDict, split: Split, address: str) -> str:
     )
 
 
-def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
+def borrow(
+    config: ConfigDict, split: Split, into: Path | None = None
+) -> tuple[dict[str, Fitted], tuple[str, ...]]:
     """Teachers that come trained, by stage, and a note for the report; ({}, ()) where there are none.
 
     Those of the finished run `teachers.from_run`, with `teachers.trained` those of the files
-    `teachers.init_from`, or those of `config.GIVEN`. Raises UserError unless
-    that run had the same data and the same split: a teacher that has seen what is validation here would make
-    every choice of this run worthless. Of files only the user can know that.
+    `teachers.init_from`, or those of `config.GIVEN`, of which the run's own folder `into` may have kept some.
+    Raises UserError unless the run that lends them had the same data and the same split: a teacher that has
+    seen what is validation here would make every choice of this run worthless. Of files only the user can
+    know that.
     """
     if given_teachers(config):
-        found, notes = given.borrow(config, split)
-        return {f"{STAGE_PREFIX}{name}": own for name, own in found.items()}, notes
+        return given.borrow(config, split, into)
     if config.teachers.trained:
         return _from_files(config, split)
     if not config.teachers.from_run:
@@ -233,18 +235,19 @@ def borrow(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[s
     _check_same(source, theirs, ours, f"set teachers.{', teachers.'.join(ours)} as that run has them")
     code = {place: sha for one in ours["models"] for place, sha in code_behind(("model",), one).items()}
     _check_same(source, their.get("own_code", {}), code, "put that code back, or train these teachers anew")
-    _check_same(
-        source,
-        workdir.read_data_identity(source),
-        workdir.data_identity(split),
-        "use the same data, num_train, val_fraction and seed",
-    )
+    check_data(source, split)
     found = {
         stage_name(address): _restore(source, address, split, config.teachers.num_members)
         for address in teacher_models(config)
     }
     count = sum(fitted.population.num_members for fitted in found.values())
     return found, (f"The {count} teachers were trained by an earlier run, {source}.",)
+
+
+def check_data(source: Path, split: Split) -> None:
+    """Raise UserError unless the run in `source` had this data and this split."""
+    mend = "use the same data, num_train, val_fraction and seed"
+    _check_same(source, workdir.read_data_identity(source), workdir.data_identity(split), mend)
 
 
 def _drawing(config: Mapping[str, Any]) -> dict[str, Any]:

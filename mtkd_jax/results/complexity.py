@@ -12,6 +12,8 @@ fast. Source: supervision complexity and its role in knowledge distillation, Har
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,16 +21,27 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import mesh
 from mtkd_jax.data.loading import Split, scale
-from mtkd_jax.types import Array, Model, PyTree, UserError
+from mtkd_jax.engine import forecast
+from mtkd_jax.engine.population import take
+from mtkd_jax.types import Array, Model, Population, PyTree, UserError
 
 RIDGE = 1e-6  # of the mean of the kernel's diagonal, added to that: targets need not lie in its range
 MOST_ROWS = 5120  # of a kernel: 200 MiB, and some seconds to solve
+MOST_AT_ONCE = 32  # images
+SHARE_OF_MEMORY = 0.25  # that derivatives may take, of what is free
 
 
-def kernel(model: Model, variables: PyTree, images: np.ndarray, size: int = 32) -> np.ndarray:
-    """K [nC,nC] of a network in evaluation on images [n,h,w,c] of the data, `size` of them at a time."""
+def kernel(model: Model, variables: PyTree, images: np.ndarray, num_bytes: float | None = None) -> np.ndarray:
+    """K [nC,nC] of a network in evaluation on images [n,h,w,c] of the data.
+
+    Derivatives are of as many images at a time as fit into `num_bytes`, of one at least; None is a share of
+    the memory that is free. The numbers are the same, the time grows with the square of the parts.
+    """
     images = np.asarray(images)
-    size = min(size, len(images))
+    num_bytes = SHARE_OF_MEMORY * forecast.memory_limit() if num_bytes is None else num_bytes
+    num_classes = jax.eval_shape(model.apply, variables, scale(jnp.asarray(images[:1])))[0].logits.shape[-1]
+    of_one = bytes_of_an_image(variables["params"], num_classes)
+    size = min(max(1, int(num_bytes // of_one)), MOST_AT_ONCE, len(images))
     filled = np.concatenate([images, np.repeat(images[:1], -len(images) % size, axis=0)])
     parts = filled.reshape(-1, size, *images.shape[1:])
     rest = {name: value for name, value in variables.items() if name != "params"}
@@ -89,6 +102,27 @@ def check(config: ConfigDict, split: Split) -> None:
             f"config.report.complexity: {number} images of {num_classes} classes; the kernel has at most "
             f"{MOST_ROWS:,} rows, and there are {len(split.train):,} labelled images: must be at most {most}"
         )
+
+
+def check_students(config: ConfigDict, split: Split, students: Iterable[Population]) -> None:
+    """Raise UserError where a student's derivatives of one image do not fit into the memory that is free."""
+    if not config.report.complexity:
+        return
+    for population in students:
+        of_one = jax.eval_shape(lambda tree: take(tree, 0), population.variables["params"])
+        num_classes = split.dataset.num_classes
+        needed, limit = bytes_of_an_image(of_one, num_classes), forecast.memory_limit()
+        if needed > limit:
+            raise UserError(
+                f"config.report.complexity: derivatives of {num_classes} classes by all parameters of "
+                f"{population.model.name} take {needed / 2**20:,.0f} MiB an image, and "
+                f"{limit / 2**20:,.0f} MiB are there for them: must be 0, or the student smaller"
+            )
+
+
+def bytes_of_an_image(params: PyTree, num_classes: int) -> int:
+    """What the derivatives of its logits by the parameters of one network take, as rows and as columns."""
+    return 2 * num_classes * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def rows(split: Split, number: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -18,6 +19,7 @@ from mtkd_jax import experiment
 from mtkd_jax.data.sources.rows import iris
 from mtkd_jax.models.classifiers import scikit_learn
 from mtkd_jax.plans import given
+from mtkd_jax.runs import workdir
 from mtkd_jax.types import Classifier, UserError
 from tests import small
 
@@ -72,6 +74,57 @@ def test_pixels_are_between_0_and_1_and_warnings_become_a_note():
         _, notes = given.from_classifier(address, split, (0, 0))
     assert any("ConvergenceWarning" in note for note in notes)
     np.testing.assert_allclose(given._as_rows(np.full((1, 2, 2, 1), 255, np.uint8)), np.ones((1, 4)))
+
+
+@pytest.fixture
+def described(tmp_path):
+    """A run of one classifier that has kept it: its configuration, its data, and its folder."""
+    config, split = set_up(FOREST)
+    workdir.describe(tmp_path, config, split)
+    found, _ = given.borrow(config, split)
+    given.keep(tmp_path, found)
+    return config, split, tmp_path, found["teachers-classifier-0"]
+
+
+def test_a_run_that_goes_on_has_the_same_and_does_not_fit_them_again(described, monkeypatch):
+    config, split, into, first = described
+    monkeypatch.setattr(given, "from_classifier", None)
+    _, borrowed, notes = experiment.planned(config, split, into)
+    again = borrowed["teachers-classifier-0"]
+    for part in ("train", "test"):
+        np.testing.assert_array_equal(again.population.variables[part], first.population.variables[part])
+    assert (again.notes, again.seconds, again.population.names) == (first.notes, first.seconds, (FOREST,))
+    assert again.population.model == first.population.model and notes[0] == first.notes[0]
+    given.keep(into, borrowed)  # what is there stays
+    saved, dataset = experiment.said_by_teachers(into)
+    np.testing.assert_array_equal(saved["test_logits"], first.population.variables["test"])
+    assert dataset.name == "iris"
+
+
+def test_a_run_whose_data_has_no_test_set_keeps_them_too(tmp_path):
+    config, split = set_up("scikit_learn:GaussianNB")
+    nothing = {name: getattr(split.dataset, name)[:0] for name in ("test_images", "test_labels")}
+    split = dataclasses.replace(split, dataset=dataclasses.replace(split.dataset, **nothing))
+    workdir.describe(tmp_path, config, split)
+    first, _ = given.borrow(config, split, tmp_path)
+    given.keep(tmp_path, first)
+    again, _ = given.borrow(config, split, tmp_path)
+    of_first, of_again = (one["teachers-classifier-0"].population.variables for one in (first, again))
+    np.testing.assert_array_equal(of_again["train"], of_first["train"])
+    assert of_again["test"].shape == of_first["test"].shape == (1, 0, 3)
+
+
+def test_what_another_run_has_kept_is_refused(described, tmp_path_factory):
+    config, split, into, _ = described
+    other = tmp_path_factory.mktemp("other")
+    config.seed = 5
+    workdir.describe(other, config, split)
+    shutil.copytree(into / "checkpoints", other / "checkpoints")
+    with pytest.raises(UserError, match="teachers-classifier-0: these checkpoints are of another run"):
+        given.borrow(config, split, other)
+    changed = dataclasses.replace(iris(), test_images=iris().test_images + 1)
+    with pytest.raises(UserError, match="has another data_sha256"):
+        experiment.said_by_teachers(into, changed)
 
 
 def turned_table(dataset):

@@ -43,13 +43,15 @@ def test_targets_of_several_classes_are_counted_by_the_image():
     np.testing.assert_allclose(found, np.sqrt(2 * (2 + 2 / 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [3, 32])
-def test_the_kernel_of_a_linear_network_by_hand(size):
+@pytest.mark.parametrize("at_once", [0, 3, 32])
+def test_the_kernel_of_a_linear_network_by_hand(at_once):
     """Each output by its own weights: (x_i . x_j + 1) where c = d, of normalised pixels; 0 elsewhere."""
     model = build_model("mlp(hidden=())", Task(4, 1, (0.4,), (0.2,)))
     variables = model.init(jax.random.key(0), jnp.zeros((1, 2, 3, 1)))
     x = (IMAGES.reshape(7, -1) / 255 - 0.4) / 0.2
-    found = complexity.kernel(model, variables, IMAGES, size)
+    of_one = complexity.bytes_of_an_image(variables["params"], 4)
+    assert of_one == 2 * 4 * 4 * (6 * 4 + 4)  # float32 rows and columns, by a kernel [6,4] and a bias
+    found = complexity.kernel(model, variables, IMAGES, at_once * of_one)
     np.testing.assert_allclose(found, np.kron(x @ x.T + 1, np.eye(4)), rtol=1e-4, atol=1e-4)
 
 
@@ -64,7 +66,7 @@ def test_the_kernel_of_a_network_is_that_of_its_jacobian():
         return model.apply(whole, IMAGES.astype(np.float32) / 255)[0].logits.reshape(-1)
 
     jacobian = np.asarray(jax.jit(jax.jacfwd(logits))(flat), np.float64)
-    found = complexity.kernel(model, variables, IMAGES, 4)
+    found = complexity.kernel(model, variables, IMAGES)
     np.testing.assert_allclose(found, jacobian @ jacobian.T, rtol=1e-4, atol=1e-4)
 
 
@@ -119,3 +121,17 @@ def test_too_many_images_are_refused_in_one_line():
     with pytest.raises(UserError, match="config.report.complexity: 61 images .* must be at most") as error:
         complexity.check(config, experiment.load_split(config))
     assert "\n" not in str(error.value)
+
+
+def test_networks_whose_derivatives_do_not_fit_are_refused_in_one_line(monkeypatch):
+    config = small.config(**{"report.complexity": 9, "students.model": "mlp(hidden=(1000,))"})
+    split = experiment.load_split(config)
+    experiment.planned(config, split)
+    # 16 pixels, 1000 hidden units, 4 classes: 21 004 float32 parameters.
+    needed = 2 * 4 * 4 * 21_004
+    monkeypatch.setattr(complexity.forecast, "memory_limit", lambda: needed - 1)
+    with pytest.raises(UserError, match="config.report.complexity: .* 4 classes .* take 1 MiB") as error:
+        experiment.planned(config, split)
+    assert "\n" not in str(error.value)
+    config.report.complexity = 0
+    experiment.planned(config, split)
