@@ -25,7 +25,7 @@ from mtkd_jax.types import Images, Model, Population, PyTree
 
 REAL = 32  # bits of a float
 MOST_STEPS = 255  # between -1 and 1, of a kernel of few bits
-LOOKED_AT = 1024  # weights, which tell most kernels of more bits
+LOOKED_AT = (16, 1024)  # weights before all of them: so many tell most kernels of more bits
 SAME = 1e-4  # of a step
 
 
@@ -46,7 +46,8 @@ def of_members(own: Population, images: np.ndarray | Images) -> dict[str, float]
     num_bytes        that all parameters take
     spikes, active   for an image, and share of the neurons that spike for it; of spiking networks alone
     """
-    told = [of_weights(population.take(own.variables, m)) for m in range(own.num_members)]
+    variables = jax.device_get(own.variables)  # once, and not every array of every member
+    told = [of_weights(population.take(variables, m)) for m in range(own.num_members)]
     return {name: float(np.mean([one[name] for one in told])) for name in told[0]} | activity(own, images)
 
 
@@ -86,15 +87,17 @@ def _bits(values: np.ndarray) -> int:
     """Bits that tell where on a grid from -1 to 1 each value is; 32 where they lie on none."""
     if np.abs(values).max() > 1 + SAME:
         return REAL
-    for steps in range(1, MOST_STEPS + 1):
-        if all(_on_grid(part, steps) for part in (values.ravel()[:LOOKED_AT], values)):
-            return math.ceil(math.log2(steps + 1))
-    return REAL
+    flat, steps = values.ravel(), np.arange(1, MOST_STEPS + 1)
+    for number in LOOKED_AT:
+        steps = steps[_on_grid(flat[:number], steps)]
+    coarsest = next((one for one in steps if _on_grid(flat, one)), None)
+    return REAL if coarsest is None else math.ceil(math.log2(coarsest + 1))
 
 
-def _on_grid(values: np.ndarray, steps: int) -> bool:
-    places = (values + 1.0) / 2.0 * steps
-    return bool(np.abs(places - np.round(places)).max() < SAME * steps)
+def _on_grid(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Whether all values [N] lie on each of the grids of so many steps [...], [...]."""
+    places = (values + 1.0) / 2.0 * steps[..., None]
+    return np.abs(places - np.round(places)).max(axis=-1) < SAME * steps
 
 
 def _leaves(tree: PyTree) -> list[tuple]:
