@@ -9,7 +9,7 @@ import pytest
 
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment, main
-from mtkd_jax.engine import jobs, population, step, training
+from mtkd_jax.engine import forecast, jobs, population, step, training
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import lineage, seams, targets
 from mtkd_jax.methods.peers import Correlated
@@ -640,6 +640,18 @@ def test_snapshots_are_the_ends_of_cycles_and_each_cycle_goes_on_from_the_last(s
     )
     assert job.program == stages[0].make({}).program  # and so compiled once
     assert [teachers.num_members for teachers in plan.ensemble_of(done)] == [2]
+
+
+def test_what_the_training_of_moments_took_is_the_sum_over_its_stages(snapshots):
+    config, stages, done = snapshots
+    assert [done[stage.name].network_steps for stage in stages[:3]] == [2 * 3, 2 * 3, 2 * 3]
+    split = experiment.load_split(config)
+    (group, _) = evaluation.predict(config, split, stages[:3], done).groups
+    forward = forecast.forward_flops(done[stages[0].name].population.model, (1, 4, 4, 1))
+    assert group.train_flops == 18 * 16 * 3 * forward
+    lent = dataclasses.replace(done[stages[2].name], network_steps=None)
+    (group, _) = evaluation.predict(config, split, stages[:3], {**done, stages[2].name: lent}).groups
+    assert group.train_flops is None
 
 
 def test_teachers_that_are_moments_are_the_weights_themselves_where_students_average_theirs():
