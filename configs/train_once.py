@@ -14,12 +14,14 @@ Compares  ways to spend 60 epochs on the teachers of one student, "full" with fi
             horizontal           one of 45 epochs, then five parts of 3 at half the rate
             stochastic_averages  five networks of 12 epochs, each the mean of its last three moments
             dropout              one network of 60 epochs, five draws of its dropout
+            batch_ensemble       five of 12 epochs with the same kernels but for factors of rank one
+            mimo                 one network of 60 epochs that is shown five images at once, its five heads
             single               one network of 60 epochs
             full                 five networks of 60 epochs: what a larger budget buys
           Moments of one training take one epoch more, at a rate of 0, in which batch statistics settle.
           Students, their baseline and the five seeds are the same in all runs. A student is compared with its
           baseline seed by seed, on the same test images.
-Variants  these eight; "" is seeds, "smoke" is seeds in small.
+Variants  these ten; "" is seeds, "smoke" is seeds in small.
 """
 
 import os
@@ -61,6 +63,8 @@ def get_config(variant: str = "") -> ConfigDict:
         "fast_geometric": _of("fast_geometric", BUDGET),
         "horizontal": _of("horizontal", BUDGET),
         "dropout": _of("dropout_draws", BUDGET),
+        "batch_ensemble": _of("batch_ensemble", BUDGET // NUMBER),
+        "mimo": _of("mimo", BUDGET),
         "single": _of("teachers_then_students", BUDGET, number=1),
         "full": _of("teachers_then_students", BUDGET),
     }

@@ -89,7 +89,7 @@ def _cost(job: Job, num_at_once: int, num_bytes: int, seconds: float, timed: boo
 def flops(job: Job) -> float:
     """Of the whole stage: three forward passes of every member and one of every teacher that is asked."""
     program, batch_size, shape = job.program, job.order(0).shape[-1], job.image.shape
-    of_one = len(job.names) * _step_flops(program.model, shape)
+    of_one = len(job.names) * step_flops(program.model, shape)
     if job.stage_data.cached_logits is None:
         asked = zip(program.teachers, job.stage_data.teachers)
         for model, variables in ((m, v) for m, v in asked if m.module is not None):
@@ -109,8 +109,8 @@ def in_pieces(job: Job) -> Job:
     return dataclasses.replace(job, steps_at_once=max(1, int(most)))
 
 
-def _step_flops(model: Model, shape: tuple[int, ...]) -> float:
-    """Of one image in a training step: three forward passes, of frozen stages one."""
+def step_flops(model: Model, shape: tuple[int, ...]) -> float:
+    """Of one image [1,h,w,c] in a training step: three forward passes, of frozen stages one."""
     whole = forward_flops(model, shape)
     if not model.frozen_stages or isinstance(model, stages.Tail):
         return FORWARDS_PER_STEP * whole

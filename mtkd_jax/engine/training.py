@@ -72,6 +72,7 @@ class Fitted:
     branched: Population | None = None  # the same with all branches, of members that are several on one stem
     bank: Population | None = None  # of a job with T checkpoints: the best weights until then [M,T,...]
     notes: tuple[str, ...] = ()  # what a reader of the report must know of teachers from elsewhere
+    network_steps: int | None = None  # steps of training, the sum over members; None: not trained by this run
 
     @property
     def finite_members(self) -> Population:
@@ -95,8 +96,8 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
     progress = first_progress(job)
     done = _restore(job, directory / "finished", _result(job, progress), logbook)
     if done is not None:
-        _, result, info = done
-        return _fitted(job, result, info["seconds"])
+        step, result, info = done
+        return _fitted(job, result, info["seconds"], step)
     step, progress, seconds = _resume(job, progress, directory, logbook)
     logbook.cut_back(job.stage, step // job.steps_per_epoch)
     layout = job.program.layout
@@ -120,7 +121,7 @@ def fit(job: Job, directory: Path, logbook: Logbook, checkpoint_seconds: float =
                 raise interrupts.Interrupted(stop, f"{job.stage} is saved at step {step} of {job.num_steps}")
     result = _result(job, progress)
     seconds += time.perf_counter() - started
-    fitted = _fitted(job, result, seconds)
+    fitted = _fitted(job, result, seconds, step)
     logbook.check()
     info = {"seconds": seconds, "members": list(job.names), **_owner(job), "checkpoints": job.checkpoints}
     checkpoint.save(directory / "finished", step, result, info)
@@ -262,7 +263,7 @@ def _result(job: Job, progress: Progress) -> dict[str, PyTree]:
     return found
 
 
-def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
+def _fitted(job: Job, result: dict[str, PyTree], seconds: float, num_steps: int) -> Fitted:
     finite = np.asarray(result["alive"])
     if not finite.any():
         raise UserError(
@@ -271,6 +272,7 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float) -> Fitted:
         )
     trained = Population(job.model, result["variables"], job.hyper, job.names)
     fitted = as_fitted(trained, result, seconds)
+    fitted = dataclasses.replace(fitted, network_steps=num_steps * len(job.names))
     if "branched" in result:
         branched = Population(job.program.model, _at_rest(result["branched"]), job.hyper, job.names)
         fitted = dataclasses.replace(fitted, branched=branched)
@@ -320,7 +322,7 @@ def _at_rest(variables: PyTree) -> PyTree:
 def untrained(job: Job) -> Fitted:
     """The members as they begin, for whoever only wants to know what training them would cost."""
     result = _result(job, first_progress(job))
-    return _fitted(job, {**result, "val_nll": np.zeros(len(job.names), np.float32)}, 0.0)
+    return _fitted(job, {**result, "val_nll": np.zeros(len(job.names), np.float32)}, 0.0, 0)
 
 
 def concatenate(parts: Sequence[Fitted]) -> Fitted:
@@ -329,6 +331,7 @@ def concatenate(parts: Sequence[Fitted]) -> Fitted:
         [found for part in parts if (found := getattr(part, name)) is not None]
         for name in ("branched", "bank")
     )
+    steps = [part.network_steps for part in parts]
     return Fitted(
         population.concatenate([part.population for part in parts]),
         np.concatenate([part.val_nll for part in parts]),
@@ -336,6 +339,7 @@ def concatenate(parts: Sequence[Fitted]) -> Fitted:
         sum(part.seconds for part in parts),
         population.concatenate(branched) if branched else None,
         population.concatenate(banks) if banks else None,
+        None if None in steps else sum(steps),
     )
 
 

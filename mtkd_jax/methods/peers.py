@@ -84,6 +84,18 @@ def _loss_of_mean(context: Context) -> Array:
 UNIFIED = SUPERVISED._replace(name="unified", term=_loss_of_mean)
 
 
+def _mean_of_heads(context: Context) -> Array:
+    def of_head(logits: Array) -> Array:
+        student = dataclasses.replace(context.student, logits=logits)
+        return hard_loss(dataclasses.replace(context, student=student))
+
+    return jax.vmap(of_head)(context.student.heads).mean(axis=0)
+
+
+# Networks that are the heads of one: each is trained on the labels as if it were alone, 1/H sum_h CE(y, z_h).
+EACH_HEAD = SUPERVISED._replace(name="each_head", term=_mean_of_heads)
+
+
 @dataclasses.dataclass(frozen=True)
 class Correlated:
     r"""A cohort that is trained partly as one network: the loss [B] of a peer, comparable by value.

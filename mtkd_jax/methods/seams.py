@@ -254,6 +254,11 @@ def every_leaf(path: str) -> bool:
     return True
 
 
+def no_leaf(path: str) -> bool:
+    """Nothing is trained."""
+    return False
+
+
 def deploy_params(state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
     """The trained parameters with their batch statistics."""
     return {"params": state.params, **state.model_state}

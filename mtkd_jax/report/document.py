@@ -4,7 +4,8 @@ predictions.npz alone.
     python -m mtkd_jax.report RUN [--into FILE]
     python -m mtkd_jax.report RUN RUN ... [--out DIR] [--into FILE]
 
-One RUN rebuilds its report without training anything; several make one table, a row for what they share.
+One RUN rebuilds its report without training anything; several make one table, a row for what they share, and
+a plot of what their ensembles cost to train.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 
 from mtkd_jax.config import row_of
+from mtkd_jax.engine.jobs import slug
 from mtkd_jax.report import findings, plots, tables
 from mtkd_jax.results import analysis, cascade, kept
 from mtkd_jax.runs import logbook, workdir
@@ -34,6 +36,11 @@ from mtkd_jax.types import UserError, printable
 RESULTS = (  # the columns of results.csv
     *("role", "name", "transfer", "n", "accuracy", "accuracy_low", "accuracy_high", "nll", "ece", "brier"),
     *("params", "flops", "latency_ms", "gap_share", "alpha", "temperature", "verdict", "architecture"),
+)
+TRAINING = "training"  # the plot of several runs
+TRAINING_CAPTION = (
+    "What the ensemble of each run is worth, and how its members differ, against the FLOPs of all their "
+    "training, by formula. Side by side: what costs the same, give or take a tenth."
 )
 IN_A_TEXT = ("cost", "rows", "roc", "kept")  # of a run's plots, those that --into shows
 MARKS = ("<!-- {} -->", "<!-- end -->")  # in a text file, around what --into writes: "report RUN"
@@ -215,8 +222,8 @@ def _main(argv: Sequence[str] | None) -> None:
     parser.add_argument(
         "--into",
         type=terminal.path,
-        help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file; of one "
-        "run also its main plots, into plots/ beside it",
+        help="write table and findings between <!-- report RUN ... --> and <!-- end --> of this file, and "
+        "the main plots, of several runs that of their ensembles, into plots/ beside it",
     )
     parser.add_argument(
         "--brief", action="store_true", help="--into writes ten lines of one run's table and its first plot"
@@ -281,16 +288,41 @@ def _merge(runs: Sequence[Path], out: Path | None) -> Told:
     shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
     more = "" if out is None else f"Every number: {out / 'report.json'}"
     header, sections = tables.merged(reports)
-    text = "\n\n".join([_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)])
+    figure = plots.against_training(ensembles(reports))
+    images = {} if figure is None else {f"plots/{slug(' '.join(reports))}/{TRAINING}.png": plots.png(figure)}
+    links = [f"![{TRAINING_CAPTION}]({path})" for path in images]
+    parts = [_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)]
+    text = "\n\n".join([*parts, *links])
     if out is not None:
-        files = {"report.md": (text + "\n").encode(), "results.csv": as_csv(reports)}
+        files = {"report.md": (text + "\n").encode(), "results.csv": as_csv(reports), **images}
         write_files(out, {**files, "report.json": as_json({"runs": reports})})
 
     def tell() -> None:
         table = tables.merged_terminal(reports, terminal.console().width)
         say(table, "The runs, and what each shows", [*lines, *shown], more)
 
-    return text, {}, tell
+    return text, images, tell
+
+
+def ensembles(reports: Mapping[str, dict]) -> list[dict]:
+    """The ensembles of runs as `plots.against_training` has them, where they can be compared.
+
+    Left out are those of which it is not known what their training took. [] where runs have other test sets.
+    """
+    tests = {(report["dataset"], report["sizes"]["test"]) for report in reports.values()}
+    if len(tests) > 1:
+        return []
+    return [
+        {
+            "name": name,
+            "train_flops": row["train_flops"],
+            "accuracy": row["accuracy"],
+            "disagreement": report["diversity"]["disagreement"]["mean"],
+        }
+        for name, report in reports.items()
+        for row in report["rows"]
+        if row["rule"] == "mean_probs" and row["train_flops"] is not None
+    ]
 
 
 def _names(runs: Sequence[Path]) -> dict[str, Path]:

@@ -24,6 +24,7 @@ COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline
 COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B", "cohort": "#56B4E9"}
 MOST_PANELS = 4  # of curves, side by side
 CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
+LOOKS, MARKERS = (BLACK, *CYCLE, RED, ORANGE), "osD^vP*X<>p"  # of what is alike, and many
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -287,6 +288,45 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
         legend = figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=2)
         for one in legend.get_texts():
             one.set_parse_math(False)
+    return figure
+
+
+def against_training(ensembles: Sequence[Mapping]) -> Figure | None:
+    """Accuracy of ensembles, and below how their members differ, against the FLOPs of all their training.
+
+    ensembles: {"name", "train_flops", "accuracy": {"mean", "ci95"}, "disagreement": share of test images that
+    two members decide otherwise, mean over pairs; None of one member}. Those that cost the same, give or take
+    a tenth, stand side by side. None where fewer than two are given.
+    """
+    if len(ensembles) < 2:
+        return None
+    cost = np.log10([one["train_flops"] for one in ensembles])
+    span = max(np.ptp(cost), 0.3)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(6.4, 5.6, 2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
+        above, below = axes[:, 0]
+        for number, one in enumerate(ensembles):
+            beside = np.flatnonzero(np.abs(cost - cost[number]) < np.log10(1.1)).tolist()
+            at = 10 ** (cost[number] + 0.03 * span * (beside.index(number) - (len(beside) - 1) / 2))
+            look = dict(color=LOOKS[number % len(LOOKS)], linewidth=1.6, markersize=6)
+            marker, accuracy = MARKERS[number % len(MARKERS)], one["accuracy"]
+            if accuracy["ci95"] is not None:
+                above.plot([at, at], 100 * np.array(accuracy["ci95"]), **look)
+            above.plot(at, 100 * accuracy["mean"], marker, label=one["name"], **look)
+            if one["disagreement"] is not None:
+                below.plot(at, 100 * one["disagreement"], marker, **look)
+        above.set_ylabel("test accuracy of mean_probs, %")
+        above.set_title("Ensembles: accuracy, 95 % interval, and diversity against training")
+        below.set_ylabel("two members differ, % of test")
+        below.set_ylim(bottom=0)
+        below.set_xscale("log")
+        below.set_xlim(10 ** (cost.min() - 0.15 * span), 10 ** (cost.max() + 0.15 * span))
+        below.set_xlabel("FLOPs of the training of all members")
+        handles, labels = above.get_legend_handles_labels()
+        columns = _legend_columns(figure, labels)
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 
@@ -650,7 +690,7 @@ def accuracy_by_rule(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping]
         for number, (rule, points) in enumerate(lines.items()):
             # Side by side at each size, so that intervals can be told apart.
             at = places + 0.06 * (number - (len(lines) - 1) / 2)
-            colour = (BLACK, *CYCLE, RED, ORANGE)[number % 7]
+            colour = LOOKS[number % len(LOOKS)]
             axes.plot(at, [100 * one["mean"] for one in points], "o-", color=colour, markersize=4, label=rule)
             for x, one in zip(at, points):
                 if one["ci95"] is not None:

@@ -275,6 +275,7 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
         "flops": group.flops,
         "latency_ms": {size: group.latency_ms.get(size) for size in ("1", "256")},
         "train_seconds": group.train_seconds,
+        "train_flops": group.train_flops,
         "body": dict(group.body),
     }
 
@@ -380,6 +381,7 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
             for size in ("1", "256")
         },
         "train_seconds": _total((group.train_seconds, 1) for group in groups),
+        "train_flops": _total((group.train_flops, 1) for group in groups),
         "body": {},
     }
 

@@ -48,7 +48,7 @@ def predict(
     begun_by = {stage.name: stage.begun_by for stage in stages}
     groups = [
         *(
-            _teacher_group(name, fitted, split, sum(done[one].seconds for one in begun_by.get(name, ())))
+            _teacher_group(config, name, split, [*(done[one] for one in begun_by.get(name, ())), fitted])
             for name, fitted in done.items()
             if name.startswith(teachers.STAGE_PREFIX)
         ),
@@ -322,8 +322,9 @@ def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:
     return log_probs
 
 
-def _teacher_group(stage: str, fitted: Fitted, split: Split, seconds_before: float) -> Group:
-    own = fitted.finite_members
+def _teacher_group(config: ConfigDict, stage: str, split: Split, trained: Sequence[Fitted]) -> Group:
+    """The row of the teachers that the last of several stages ended with; the others came before it."""
+    own = trained[-1].finite_members
     return Group(
         key=stage.replace("-", "/", 1),
         name=own.model.name,
@@ -333,9 +334,21 @@ def _teacher_group(stage: str, fitted: Fitted, split: Split, seconds_before: flo
         alpha=None,
         temperature=None,
         members=own.names,
-        train_seconds=None if own.model.module is None else seconds_before + fitted.seconds,
+        train_seconds=None if own.model.module is None else sum(fitted.seconds for fitted in trained),
+        train_flops=_train_flops(config, split, trained),
         **_outputs(own, split),
     )
+
+
+def _train_flops(config: ConfigDict, split: Split, trained: Sequence[Fitted]) -> float | None:
+    """FLOPs of all training steps of stages, by `forecast.step_flops`; None of any not trained here."""
+    image, found = jax.eval_shape(scale, split.dataset.train_images[:1]), 0.0
+    for fitted in trained:
+        if fitted.network_steps is None:
+            return None
+        of_image = forecast.step_flops(fitted.population.model, image.shape)
+        found += fitted.network_steps * config.train.batch_size * of_image
+    return found
 
 
 def _linear_group(split: Split) -> Group:

@@ -46,6 +46,7 @@ class Group:
     flops: float | None = None  # of one member and one example, forward
     latency_ms: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {"1": .., "256": ..}
     train_seconds: float | None = None  # of the whole group
+    train_flops: float | None = None  # of the training of teachers; None: of others, or not by this run
     body: Mapping[str, float] = dataclasses.field(default_factory=dict)  # {name of results.bodies: mean}
     num_in_cohort: int = 1  # networks, or branches of one, that a member learned together with, itself too
     peers_apart: np.ndarray | None = None  # [S] of a cohort: mean total variation of two peers, test images

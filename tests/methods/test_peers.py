@@ -252,6 +252,19 @@ def test_correlated_peers_by_hand():
         np.testing.assert_allclose(found, [0.75 * own + 0.25 * of_mean], rtol=1e-6)
 
 
+def test_networks_that_are_heads_of_one_are_trained_as_if_each_were_alone():
+    """By hand (ln 2 and ln 4), and at random in float64; not the loss of their mean prediction."""
+    seen = context_of([P1], [[P1]])
+    heads = dataclasses.replace(seen.student, heads=jnp.asarray([[P1], [Q]], jnp.float32))
+    found = loss(peers.EACH_HEAD, dataclasses.replace(seen, student=heads))
+    np.testing.assert_allclose(found, [1.5 * np.log(2)], rtol=1e-6)
+    each, labels = np.random.default_rng(5).normal(size=(3, 4, 5)), np.array([0, 4, 2, 1])
+    seen = context_of(each[0], each[:1], labels)
+    heads = dataclasses.replace(seen.student, heads=jnp.asarray(each, jnp.float32))
+    found = loss(peers.EACH_HEAD, dataclasses.replace(seen, student=heads))
+    np.testing.assert_allclose(found.sum(), reference.correlated(each, labels, 0.0), rtol=1e-6)
+
+
 def test_a_correlated_peer_has_its_part_of_the_gradient_of_all():
     """Of P times the loss in float64, by differences."""
     cohort = np.random.default_rng(3).normal(size=(3, 4, 5))

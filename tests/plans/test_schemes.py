@@ -9,10 +9,10 @@ import pytest
 
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment, main
-from mtkd_jax.engine import jobs, population, step, training
+from mtkd_jax.engine import forecast, jobs, population, step, training
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import lineage, seams, targets
-from mtkd_jax.methods.peers import Correlated
+from mtkd_jax.methods.peers import EACH_HEAD, Correlated
 from mtkd_jax.plans import plan, students, teachers
 from mtkd_jax.plans.schemes import further_data
 from mtkd_jax.report import document
@@ -642,6 +642,18 @@ def test_snapshots_are_the_ends_of_cycles_and_each_cycle_goes_on_from_the_last(s
     assert [teachers.num_members for teachers in plan.ensemble_of(done)] == [2]
 
 
+def test_what_the_training_of_moments_took_is_the_sum_over_its_stages(snapshots):
+    config, stages, done = snapshots
+    assert [done[stage.name].network_steps for stage in stages[:3]] == [2 * 3, 2 * 3, 2 * 3]
+    split = experiment.load_split(config)
+    (group, _) = evaluation.predict(config, split, stages[:3], done).groups
+    forward = forecast.forward_flops(done[stages[0].name].population.model, (1, 4, 4, 1))
+    assert group.train_flops == 18 * 16 * 3 * forward
+    lent = dataclasses.replace(done[stages[2].name], network_steps=None)
+    (group, _) = evaluation.predict(config, split, stages[:3], {**done, stages[2].name: lent}).groups
+    assert group.train_flops is None
+
+
 def test_teachers_that_are_moments_are_the_weights_themselves_where_students_average_theirs():
     config = small.config(**{**MOMENTS, "train.ema_decay": 0.9})
     stages = plan.build(config, experiment.load_split(config))
@@ -692,6 +704,56 @@ def test_draws_have_one_networks_weights_and_masks_of_their_own(tmp_path):
 def test_draws_of_a_network_without_dropout_are_refused():
     config = small.config(**{**MOMENTS, "plan": "dropout_draws"})
     with pytest.raises(UserError, match="leaves out none; teachers.models must have dropout"):
+        plan.build(config, experiment.load_split(config))
+
+
+# --- several networks in one --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["batch_ensemble", "mimo(alike=0.25)"])
+def in_one(request, tmp_path_factory):
+    """(configuration, stages, what those of the teachers trained): two networks in one, four epochs."""
+    config = small.config(**{**MOMENTS, "plan": request.param})
+    return config, *stages_and_done(config, tmp_path_factory.mktemp("in_one"), count=2)
+
+
+def test_networks_in_one_are_written_out_as_ordinary_teachers(in_one):
+    config, stages, done = in_one
+    split = experiment.load_split(config)
+    whole, (teachers_of,) = done[stages[0].name], plan.ensemble_of(done)
+    assert stages[1].name == teachers.stage_name(config.model.name) and stages[1].begun_by == (
+        stages[0].name,
+    )
+    assert teachers_of.model == teachers.network(split, config.model.name) and teachers_of.num_members == 2
+    assert [done[stage.name].network_steps for stage in stages[:2]] == [4 * 3, 2 * 3]  # one of them, two
+    images = jnp.asarray(split.dataset.test_images, jnp.float32) / 255
+    said = whole.population.model.apply(population.take(whole.population.variables, 0), images)[0].heads
+    assert np.abs(said[0] - said[1]).max() > 0.1
+    for member in range(2):
+        own = population.take(teachers_of.variables, member)
+        if "mimo" not in config.plan:  # batch statistics have settled
+            statistics = population.take(whole.population.variables["batch_stats"], 0)
+            own = {**own, "batch_stats": population.take(statistics, member)}
+        np.testing.assert_allclose(teachers_of.model.apply(own, images)[0].logits, said[member], atol=1e-4)
+
+
+def test_networks_in_one_learn_each_by_the_labels_until_the_last_step(in_one):
+    config, stages, _ = in_one
+    job = stages[0].make({})
+    assert job.program.recipes == (EACH_HEAD,) and job.names == ("teacher 0",)
+    assert job.eval_every == job.epochs == config.train.epochs
+
+
+@pytest.mark.parametrize(
+    "overrides, told",
+    [
+        ({"plan": "mimo(alike=1.5)"}, "mimo\\(alike=1.5\\): must be a share of a batch"),
+        ({"plan": "batch_ensemble", "teachers.patience": 1}, "teachers.patience: 1 does not go with plan"),
+    ],
+)
+def test_what_several_networks_in_one_cannot_be_is_refused(overrides, told):
+    config = small.config(**{**MOMENTS, **overrides})
+    with pytest.raises(UserError, match=told):
         plan.build(config, experiment.load_split(config))
 
 

@@ -74,6 +74,7 @@ def make(
             flops=18_000.0,
             latency_ms={"1": 0.11, "256": 0.9},
             train_seconds=5.5,
+            train_flops=num_teachers * 5.4e9,
             **logits(num_teachers, 1.8),
         )
     ]

@@ -31,6 +31,7 @@ ROW_KEYS = {
         "apart",
         "num_in_cohort",
         "train_seconds",
+        "train_flops",
         "verdict",
         "balanced_accuracy",
         "auroc",
@@ -818,10 +819,38 @@ def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
         f"# before\n<!-- report {run} {other} -->\n\n{written.strip()}\n\n<!-- end -->\nafter"
     )
     assert written.count("\n|---|") == 1  # one table
+    (link,) = re.findall(r"!\[.+\]\((.+)\)", written)
+    assert link.endswith("/training.png")
+    assert (out / link).read_bytes() == (text.parent / link).read_bytes()
     for name, sizes in ((run.name, "100 labelled, 1,100 unlabelled"), (other.name, "100 labelled")):
         (conditions,) = re.findall(rf"- {name}: digits, (.*)", written)
         assert conditions.startswith(sizes) and "teachers: 5 mlp" in conditions
         assert "alpha 0, 0.25" in conditions and ("4 seeds" in conditions) == (name == other.name)
+
+
+def test_ensembles_are_drawn_against_what_their_training_took(built):
+    def another(train_flops, **differs):
+        rows = [{**row, "train_flops": train_flops} for row in built["rows"]]
+        return {**built, "rows": rows, **differs}
+
+    alone = {"disagreement": {"matrix": [[0.0]], "mean": None}}
+    reports = {"a": built, "b": another(1e12), "lone": another(1e12, diversity=alone), "lent": another(None)}
+    points = document.ensembles(reports)
+    costs = {one["name"]: one["train_flops"] for one in points}
+    assert costs == {"a": 5 * 5.4e9, "b": 1e12, "lone": 1e12}
+    above, below = plots.against_training(points).axes
+    dots = {line.get_label(): line for line in above.get_lines() if not line.get_label().startswith("_")}
+    assert list(dots) == ["a", "b", "lone"]
+    for one in points:
+        (at,), (accuracy,) = dots[one["name"]].get_data()
+        assert accuracy == 100 * one["accuracy"]["mean"] and abs(np.log10(at / one["train_flops"])) < 0.1
+    assert dots["b"].get_xdata()[0] < dots["lone"].get_xdata()[0]  # side by side
+    pairs = np.array(built["diversity"]["disagreement"]["matrix"])[np.triu_indices(5, k=1)]
+    differ = [line.get_ydata()[0] for line in below.get_lines()]
+    np.testing.assert_allclose(differ, 2 * [100 * pairs.mean()], rtol=1e-9)  # one teacher differs from nobody
+    assert plots.against_training(points[:1]) is None
+    other_test = another(1e12, sizes={**built["sizes"], "test": 1})
+    assert document.ensembles({**reports, "other": other_test}) == []
 
 
 def test_the_merged_table_has_a_row_for_what_runs_share_and_columns_for_each(built):

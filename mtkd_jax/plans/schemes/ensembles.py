@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax.config import GIVEN, build_model, teacher_models
-from mtkd_jax.data.loading import Split, scale
+from mtkd_jax.data.loading import Split, channel_statistics, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job, slug
+from mtkd_jax.methods.peers import EACH_HEAD
+from mtkd_jax.methods.seams import SUPERVISED, no_leaf
+from mtkd_jax.models.several import ManyInputs, RankOne, many_inputs, rank_one
 from mtkd_jax.models.thinned import THINNED, Thinned, drops
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
@@ -22,7 +26,7 @@ from mtkd_jax.types import Model, PyTree, Task, UserError
 # Plans that cannot take teachers of another run.
 WITH_OWN_TEACHERS = (
     *("specialists", "snapshots", "fast_geometric", "stochastic_averages"),
-    *("horizontal", "dropout_draws", "negative_correlation"),
+    *("horizontal", "dropout_draws", "batch_ensemble", "mimo", "negative_correlation"),
     "checkpoint_bank",  # or only those of one that had this plan
 )
 
@@ -183,6 +187,58 @@ def dropout_draws(config: ConfigDict, split: Split) -> Plan:
     return (*stages, *train_students(config, split))
 
 
+def batch_ensemble(config: ConfigDict, split: Split) -> Plan:
+    r"""Teachers with the same kernels but for a factor of rank one each, trained as one network; students.
+
+    $$W_m = W \circ (r_m s_m^\top), \qquad \ell = \frac{1}{K} \sum_m \mathrm{CE}(y, z_m)$$
+
+    `teachers.num_members` of each architecture share W [...,in,out] of every kernel; r and s, which begin
+    with random signs, biases and normalisation are a teacher's own. All see the same batches and keep the
+    weights of the last step, after `train.epochs`; then each is written out as an ordinary network, whose
+    batch statistics settle as in `snapshots`. What is spared is memory: a step costs what K networks do.
+    Weight decay and learning rate are the same for all weights. Raises UserError for networks that do not
+    begin as they are drawn, for images with several labels, and for fields of teachers that are trained
+    apart.
+
+    Source: BatchEnsemble, Wen, Tran and Ba 2020, arXiv 2002.06715.
+    """
+    number = config.teachers.num_members
+    note = f"The {number} teachers of each architecture share their kernels but for factors of rank one."
+
+    def within(address: str) -> RankOne:
+        return rank_one(teachers.network(split, address), number)
+
+    return _several_in_one("batch_ensemble", config, split, within, _of_rank_one, note)
+
+
+def mimo(config: ConfigDict, split: Split, *, alike: float = 0.0) -> Plan:
+    r"""Teachers that are the heads of one network, each of which answers for an image of its own; students.
+
+    $$\ell = \frac{1}{K} \sum_m \mathrm{CE}(y_{\pi_m(b)}, z_m([x_{\pi_1(b)}, \dots, x_{\pi_K(b)}]))$$
+
+    One network of each architecture, with `teachers.num_members` times the channels and as many heads, is
+    trained for `train.epochs` on batches that stand K times side by side, in orders $\pi_m$ of their own; of
+    the share `alike` of a batch all heads have the same image. Later it is shown K times the same image, and
+    then head m is an ordinary network, whose kernel that reads images is the sum of the K parts: so the
+    teachers are kept. Batch statistics are those of training. The paper's repetition of every image within
+    a batch is left out. Raises UserError for a share that is none, for networks that read images by more than
+    one kernel, and otherwise as `batch_ensemble` does.
+
+    Source: Havasi et al. 2021, arXiv 2010.06610, MIMO.
+    """
+    if not 0 <= alike <= 1:
+        raise UserError(f"config.plan: mimo(alike={alike}): must be a share of a batch, in [0, 1]")
+    number, (mean, std) = config.teachers.num_members, channel_statistics(split)
+    task = Task(split.dataset.num_classes, number, number * tuple(mean), number * tuple(std))
+    note = f"The {number} teachers of each architecture are heads of one network."
+
+    def within(address: str) -> ManyInputs:
+        wide = build_model(address, task, "teachers.models")
+        return many_inputs(teachers.network(split, address), wide, number, alike)
+
+    return _several_in_one("mimo", config, split, within, _of_heads, note)
+
+
 def negative_correlation(config: ConfigDict, split: Split, *, strength: float = 0.5) -> Plan:
     r"""Teachers that are trained together, each rewarded for differing from the others; students.
 
@@ -213,6 +269,53 @@ def negative_correlation(config: ConfigDict, split: Split, *, strength: float = 
         for address in teacher_models(config)
     ]
     return (*stages, *train_students(config, split))
+
+
+def _several_in_one(
+    plan: str,
+    config: ConfigDict,
+    split: Split,
+    within: Callable[[str], Model],
+    write_out: Callable[[Job, Any, PyTree], Job],
+    note: str,
+) -> Plan:
+    """A stage of one network for each architecture that is K of them, and a stage of these, written out."""
+    _check_moments(plan, config, True, "")
+    if split.dataset.is_dense:
+        raise UserError(
+            f"config.plan: {plan} is of networks that say one class of an image, and places of an image of "
+            f"{split.dataset.name} have labels; use another plan"
+        )
+    stages = []
+    for address in teacher_models(config):
+        try:
+            model = within(address)
+        except UserError as error:
+            raise UserError(f"config.plan: {plan}: {error}") from None
+        whole = f"whole-{slug(address)}"
+
+        def learn(done: Done, address=address, model=model, whole=whole) -> Job:
+            job = _next_cycle(config, split, address, 1, config.train.epochs, config.train.schedule, 0, None)
+            program = job.program._replace(model=model, recipes=(EACH_HEAD,))
+            return dataclasses.replace(job, stage=whole, program=program)
+
+        def part(done: Done, address=address, model=model, whole=whole) -> Job:
+            end = population.take(_end_of(done, whole), 0)
+            return write_out(_settled(config, split, address, None), model, end)
+
+        stages.append(Stage(whole, learn, note=note))
+        stages.append(Stage(teachers.stage_name(address), part, begun_by=(whole,)))
+    return (*stages, *train_students(config, split))
+
+
+def _of_rank_one(job: Job, model: RankOne, end: PyTree) -> Job:
+    return dataclasses.replace(job, start=model.members(end))
+
+
+def _of_heads(job: Job, model: ManyInputs, end: PyTree) -> Job:
+    """Networks that stay as they are, batch statistics too: nothing of them is trained."""
+    program = job.program._replace(recipes=(SUPERVISED._replace(trainable=no_leaf),))
+    return dataclasses.replace(job, program=program, start=model.members(end, job.image))
 
 
 def _moments(
