@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from mtkd_jax.methods.averages import deploy_average, start_average, update_average
 from mtkd_jax.methods.cohorts import ViewForEach, cohort, of_cohort, once, others, with_own
-from mtkd_jax.methods.maps import stage_names, taps_of_student
+from mtkd_jax.methods.maps import draw_linear, linear, square, stage_names, taps_of_student
 from mtkd_jax.methods.seams import PLAIN, SUPERVISED, check_ramp, hard_loss, ramped_up, soft_loss, targets_of
 from mtkd_jax.methods.weights import project_on_capped_simplex
 from mtkd_jax.models.layers import ENTERING, conv
@@ -316,6 +316,42 @@ def ffl(*, num_peers: int = 2, weight: float = 1.0, shared: str = "") -> Recipe:
     )
 
 
+def ekd(*, num_peers: int = 2, weight: float = 1.0, guided_weight: float = 1.0) -> Recipe:
+    r"""Match teachers that grow beside the student, in what they say at the end and after every stage.
+
+    $$\ell_0 = \mathrm{CE}(z_0) + \frac{1}{P - 1} \sum_{t > 0} (\lambda\, \mathrm{KD}(z_t, z_0)
+    + \mu \sum_s (\mathrm{KD}(c_{ts}, c_{0s}) + \mathrm{mean}_{h,w,d}\, (g_{ts} - g_{0s})^2))
+    + \mu \sum_s \mathrm{CE}(c_{0s})$$
+    $$\ell_t = \mathrm{CE}(z_t) + \mu \sum_s \mathrm{CE}(c_{ts}), \qquad
+    g_{is} = \mathrm{ReLU}(\mathrm{BN}(\mathrm{conv}_{1 \times 1}(v_{is})))$$
+
+    Peer 0 is the student and all others are teachers, who hear nobody. Here $v_{is}$ [B,h,w,d] is what peer i
+    has after its stage s, $g_{is}$, as large, and $c_{is}$ [B,C], a linear classifier of its mean over the
+    image, are the peer's guided module there, $\lambda$ is `weight` and $\mu$ is `guided_weight`. Each peer
+    trains guided modules of its own, which begin alike, take the statistics of the batch and are not
+    deployed. Where both weights are 0 every peer is trained by itself. Peers are whole networks of the
+    student's architecture; the plan `checkpoint_bank` has teachers of another one, as they were at the same
+    share of their training. Raises UserError for one peer, and for networks without stages.
+
+    Source: evolutionary knowledge distillation, Zhang et al. 2021, arXiv 2103.13811, of whose paper the
+    abstract was at hand: a teacher that is trained online and guided modules between blocks are its; the form
+    of the modules, their losses and the weights are ours.
+    """
+    return cohort(
+        ONLINE,
+        "ekd",
+        num_peers=num_peers,
+        shared="",
+        tell=_tell_guided,
+        aim=_aim_at_teachers,
+        term=_hard_soft_and_guided,
+        init_aux=_draw_guided,
+        reads_student=("aim",),
+        needs=("features",),
+        hyper=(("weight", weight), ("guided_weight", guided_weight)),
+    )
+
+
 def _check_shared(name: str, shared: str) -> None:
     if not shared:
         raise UserError(
@@ -352,6 +388,13 @@ def _strength(context: Context, ramp: float) -> Array:
 def _hard_loss_of(context: Context, logits: Array) -> Array:
     student = dataclasses.replace(context.student, logits=logits)
     return hard_loss(dataclasses.replace(context, student=student))
+
+
+def _distance_to(context: Context, target: Array, logits: Array) -> Array:
+    """KD(target, logits) [...,B] of targets [...,B,C], with a gradient by both."""
+    temperature = context.hyper["temperature"]
+    log_target, log_own = (jax.nn.log_softmax(z / temperature) for z in (target, logits))
+    return temperature**2 * jnp.sum(jnp.exp(log_target) * (log_target - log_own), axis=-1)
 
 
 def _softened(context: Context, logits: Array, mass: Array | None = None) -> Targets:
@@ -562,13 +605,11 @@ class _HardSoftAndAttention:
 
     def _distilled(self, context: Context) -> Array:
         """What the auxiliary peers' distillation is to the projections [B]."""
-        temperature, peers = context.hyper["temperature"], context.peers
-        log_target = jax.nn.log_softmax(_attended(context, self.leader) / temperature)
-        log_own = jax.nn.log_softmax(peers.logits / temperature)
-        divergence = jnp.sum(jnp.exp(log_target) * (log_target - log_own), axis=-1)
+        peers = context.peers
+        distance = _distance_to(context, _attended(context, self.leader), peers.logits)
         learns = peers.finite & (jnp.arange(len(peers.finite)) != self.leader)
-        total = jnp.where(learns[:, None], divergence, 0.0).sum(axis=0)
-        return _strength(context, self.ramp) * temperature**2 * total
+        total = jnp.where(learns[:, None], distance, 0.0).sum(axis=0)
+        return _strength(context, self.ramp) * total
 
 
 # --- PCL and DKEL -------------------------------------------------------------------------------------
@@ -585,15 +626,14 @@ class _Classifier:
 
     def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
         width, num_classes = self.num_peers * student.embedding.shape[-1], student.logits.shape[-1]
-        kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes), jnp.float32)
-        return {"kernel": kernel, "bias": jnp.zeros(num_classes, jnp.float32)}
+        return draw_linear(key, width, num_classes)
 
 
 def _classified_together(context: Context) -> Array:
     """z_t [B,C], with gradients by the classifier and by the reader's own embedding."""
     embeddings = with_own(context, context.peers.told["embedding"], context.student.embedding)
     together = jnp.concatenate(tuple(embeddings), axis=-1)
-    return together @ context.aux["kernel"] + context.aux["bias"][None, :]
+    return linear(context.aux, together)
 
 
 def _aim_at_ensemble_and_averages(context: Context, w: Array) -> Targets:
@@ -629,13 +669,18 @@ def _follow(state: TrainState, context: Context) -> TrainState:
 # --- FFL ----------------------------------------------------------------------------------------------
 
 
-def _last_map(outputs: Outputs) -> Array:
+def _maps(name: str, outputs: Outputs) -> dict[str, Array]:
+    """The maps of all stages, from the image on, for a method that classifies what they show of an image."""
     names = stage_names(taps_of_student(outputs))
     if not names:
-        raise UserError("online.ffl fuses maps of the last stage, and the student names no stages")
+        raise UserError(f"online.{name} reads maps of stages, and the student names no stages")
     if outputs.logits.shape[-2] != outputs.features[names[-1]].shape[-4]:
-        raise UserError("online.ffl says one class of an image, and here places of an image have labels")
-    return outputs.features[names[-1]]
+        raise UserError(f"online.{name} says one class of an image, and here places of an image have labels")
+    return {stage: outputs.features[stage] for stage in names}
+
+
+def _last_map(outputs: Outputs) -> Array:
+    return list(_maps("ffl", outputs).values())[-1]
 
 
 def _tell_map(context: Context, networks: Networks) -> Mapping[str, Array]:
@@ -653,10 +698,7 @@ class _Fusion:
         return {
             "depthwise": draw(of_maps, (3, 3, 1, width), jnp.float32),
             "pointwise": _dense_and_norm(of_layer, width, depth),
-            "classifier": {
-                "kernel": draw(of_classes, (depth, num_classes), jnp.float32),
-                "bias": jnp.zeros(num_classes, jnp.float32),
-            },
+            "classifier": draw_linear(of_classes, depth, num_classes),
         }
 
 
@@ -666,7 +708,7 @@ def _fused(context: Context) -> Array:
     together, fusion = jnp.concatenate(tuple(maps), axis=-1), context.aux
     x = conv(together, fusion["depthwise"], groups=together.shape[-1]) @ fusion["pointwise"]["kernel"]
     pooled = jax.nn.relu(_normalised(x, fusion["pointwise"])).mean(axis=(1, 2))
-    return pooled @ fusion["classifier"]["kernel"] + fusion["classifier"]["bias"][None, :]
+    return linear(fusion["classifier"], pooled)
 
 
 def _aim_at_fused(context: Context, w: Array) -> Targets:
@@ -676,9 +718,61 @@ def _aim_at_fused(context: Context, w: Array) -> Targets:
 @dataclasses.dataclass(frozen=True)
 class _FusedToo:
     def __call__(self, context: Context) -> Array:
-        temperature, peers, fused = context.hyper["temperature"], context.peers, _fused(context)
+        peers, fused = context.peers, _fused(context)
         mean = _mean_of(peers.finite.astype(jnp.float32), peers.logits)
-        log_target, log_fused = (jax.nn.log_softmax(z / temperature) for z in (mean, fused))
-        divergence = jnp.sum(jnp.exp(log_target) * (log_target - log_fused), axis=-1)
-        of_fused = _hard_loss_of(context, fused) + context.hyper["weight"] * temperature**2 * divergence
+        distance = _distance_to(context, mean, fused)
+        of_fused = _hard_loss_of(context, fused) + context.hyper["weight"] * distance
         return _HardAndSoft(0.0)(context) + of_cohort(context, of_fused)
+
+
+# --- EKD ----------------------------------------------------------------------------------------------
+
+
+def _draw_guided(key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
+    stages, num_classes = _maps("ekd", student), student.logits.shape[-1]
+
+    def of_stage(key: Array, depth: int) -> PyTree:
+        of_layer, of_classes = jax.random.split(key)
+        return {
+            "layer": _dense_and_norm(of_layer, depth, depth),
+            "classifier": draw_linear(of_classes, depth, num_classes),
+        }
+
+    keys = jax.random.split(key, len(stages))
+    return {name: of_stage(own, x.shape[-1]) for own, (name, x) in zip(keys, stages.items())}
+
+
+def _guided(context: Context) -> dict[str, tuple[Array, Array]]:
+    """The map g [B,h,w,d] and the logits c [B,C] of the reader's guided module after every stage."""
+    found = {}
+    for name, x in _maps("ekd", context.student).items():
+        layer, classifier = context.aux[name]["layer"], context.aux[name]["classifier"]
+        guided = jax.nn.relu(_normalised(x @ layer["kernel"], layer))
+        found[name] = guided, linear(classifier, guided.mean(axis=(1, 2)))
+    return found
+
+
+def _tell_guided(context: Context, networks: Networks) -> Mapping[str, Array]:
+    told: dict[str, Array] = {}
+    for name, (guided, logits) in _guided(context).items():
+        told |= {f"{name} map": guided, f"{name} logits": logits}
+    return told
+
+
+def _teachers_of(context: Context) -> Array:
+    """Weights [P] of the student's teachers, alike; 0 for all of a teacher."""
+    return jnp.where(context.peers.place == 0, others(context), 0.0)
+
+
+def _aim_at_teachers(context: Context, w: Array) -> Targets:
+    return _softened(context, context.peers.logits, _teachers_of(context))
+
+
+def _hard_soft_and_guided(context: Context) -> Array:
+    told, teachers = context.peers.told, _teachers_of(context)
+    of_modules = jnp.zeros(len(context.batch.label), jnp.float32)
+    for name, (guided, logits) in _guided(context).items():
+        apart = square(told[f"{name} map"] - guided[None]).mean(axis=(2, 3, 4))
+        distance = apart + _distance_to(context, told[f"{name} logits"], logits[None])
+        of_modules += _hard_loss_of(context, logits) + teachers @ distance
+    return _HardAndSoft(0.0)(context) + context.hyper["guided_weight"] * of_modules

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.seams import SUPERVISED, hard_loss, mean_of_same
+from mtkd_jax.models.intermediate import is_of_heads
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
 EPSILON = 1e-5  # of BatchNorm, beside its variance
@@ -45,6 +46,18 @@ def soteacher(*, lipschitz: float = 1e-5, consistency: float = 1.0) -> Recipe:
         hyper=(("lipschitz", lipschitz), ("consistency", consistency)),
         alpha=1.0,
     )
+
+
+def _hard_loss_of_heads(context: Context) -> Array:
+    def of_one(head: Array) -> Array:
+        student = dataclasses.replace(context.student, logits=head)
+        return hard_loss(dataclasses.replace(context, student=student))
+
+    return sum(map(of_one, context.student.heads[1:]), of_one(context.student.heads[0]))
+
+
+# Every head for itself learns from labels: the sum of their hard losses, where the body is not trained.
+HEADS = SUPERVISED._replace(name="heads", term=_hard_loss_of_heads, trainable=is_of_heads, alpha=1.0)
 
 
 def _hard_and_consistent(context: Context) -> Array:

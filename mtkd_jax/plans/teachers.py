@@ -29,6 +29,8 @@ from mtkd_jax.engine.jobs import Job, per_member
 from mtkd_jax.engine.training import Fitted, as_fitted, check_owner, concatenate
 from mtkd_jax.methods.peers import UNIFIED, Correlated
 from mtkd_jax.methods.seams import SUPERVISED
+from mtkd_jax.methods.teaching import HEADS
+from mtkd_jax.models.intermediate import NETWORK, with_heads
 from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
@@ -48,8 +50,28 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     weight decay and label smoothing. Smaller subsets are wrapped to the steps of the largest one. With
     `teachers.init_from` it begins with the weights of a file.
     """
-    train, num_members, stage = config.train, config.teachers.num_members, stage_name(address)
-    recipe = teaching_recipe(config) or SUPERVISED
+    model, recipe = network(split, address, _statistics(config)), teaching_recipe(config) or SUPERVISED
+    job = _apart(config, split, address, stage_name(address), model, recipe)
+    return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
+
+
+def heads_job(config: ConfigDict, split: Split, address: str, trained: Fitted, after: tuple[str, ...]) -> Job:
+    """Training a classifier after each of some stages of every teacher, on the examples which that has seen.
+
+    The teachers are those `trained`, and stay as they are.
+    """
+    taught = trained.population
+    model = with_heads(taught.model, split.dataset.num_classes, after)
+    job = _apart(config, split, address, heads_stage(address), model, HEADS)
+    drawn = population.init(model, job.init_keys, job.image.shape[1:])
+    start = {kind: {**drawn.get(kind, {}), NETWORK: of} for kind, of in taught.variables.items()}
+    left = [k for k, name in enumerate(taught.names) if name not in trained.diverged]
+    return jobs.part(dataclasses.replace(job, start=start), left)
+
+
+def _apart(config: ConfigDict, split: Split, address: str, stage: str, model: Model, recipe: Recipe) -> Job:
+    """K networks, each on the examples of the teacher of its number and in an order of its own."""
+    train, num_members = config.train, config.teachers.num_members
     seen = [examples_of(config, split, address, k) for k in range(num_members)]
     num_steps = max(1, max(map(len, seen)) // train.batch_size)
 
@@ -66,10 +88,10 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         ]
         return np.stack(orders, axis=1)
 
-    job = jobs.make(
+    return jobs.make(
         config,
         stage=stage,
-        model=network(split, address, _statistics(config)),
+        model=model,
         recipes=(recipe,),
         members=range(num_members),
         names=tuple(f"teacher {k}" for k in range(num_members)),
@@ -85,7 +107,6 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         seeded_by=stage,
         beside_loss=kinds.named(split.dataset.task).beside_loss,
     )
-    return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
 
 def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
@@ -387,6 +408,11 @@ def specialists_stage(address: str) -> str:
 def thinned_stage(address: str) -> str:
     """The same for draws of one network's dropout."""
     return f"{STAGE_PREFIX}thinned-{jobs.slug(address)}"
+
+
+def heads_stage(address: str) -> str:
+    """The same for the classifiers after their stages."""
+    return f"heads-{jobs.slug(address)}"
 
 
 def examples_of(config: ConfigDict, split: Split, address: str, k: int) -> np.ndarray:

@@ -189,6 +189,66 @@ def test_ffl():
     )
 
 
+def seen_with_guides(place):
+    """What a peer of `ekd` sees, with guided modules of its own, and what all of these say."""
+    draw = np.random.default_rng(11).normal
+    modules = [
+        {
+            name: {
+                "layer": {"kernel": draw(size=(2, 2)), "scale": np.ones(2), "bias": np.zeros(2)},
+                "classifier": {"kernel": draw(size=(2, C)), "bias": draw(size=C)},
+            }
+            for name in ("stage1", "stage2")
+        }
+        for _ in range(P)
+    ]
+    features = {"stage1": MAPS, "stage2": MAPS[..., :1, :] ** 2}
+    said = {
+        name: [np.stack(x) for x in zip(*map(reference.guided, maps, (own[name] for own in modules)))]
+        for name, maps in features.items()
+    }
+    told = {f"{name} {what}": x for name, of in said.items() for what, x in zip(("map", "logits"), of)}
+    seen = seen_by(place, modules[place])
+    student = dataclasses.replace(
+        seen.student, features=in_float32({name: maps[place] for name, maps in features.items()})
+    )
+    cohort = dataclasses.replace(seen.peers, told=in_float32(told))
+    return dataclasses.replace(seen, student=student, peers=cohort), said
+
+
+def test_ekd():
+    recipe = online.ekd(num_peers=P, weight=0.7, guided_weight=0.4)
+    for i in range(P):
+        seen, said = seen_with_guides(i)
+        for what, x in recipe.tell(seen, None).items():
+            np.testing.assert_allclose(x, seen.peers.told[what][i], rtol=1e-4, atol=1e-5)
+        found = loss(recipe, with_own(recipe, seen))
+        of_example = [[(g[:, b], c[:, b]) for g, c in said.values()] for b in range(B)]
+        expected = [reference.ekd(i, LOGITS[:, b], LABELS[b], T, of_example[b], 0.7, 0.4) for b in range(B)]
+        np.testing.assert_allclose(found, expected, rtol=2e-4)
+
+
+def test_teachers_of_ekd_hear_nobody():
+    """Whatever the others say: and without teachers that are finite, neither does the student."""
+    recipe = online.ekd(num_peers=P)
+    for place, finite in ((1, [True] * P), (0, [True] + [False] * (P - 1))):
+        seen, _ = seen_with_guides(place)
+        heard = dataclasses.replace(seen.peers, finite=jnp.array(finite))
+        told = jax.tree.map(jnp.zeros_like, dict(heard.told))
+        silent = dataclasses.replace(heard, logits=jnp.zeros_like(heard.logits), told=told)
+        found, alone = (
+            loss(recipe, with_own(recipe, dataclasses.replace(seen, peers=cohort)))
+            for cohort in (heard, silent)
+        )
+        np.testing.assert_allclose(found, alone, rtol=1e-6)
+
+
+def test_guided_modules_need_stages():
+    with pytest.raises(UserError, match="online.ekd reads maps of stages, and the student names no") as error:
+        plan.trace(small.students_job("online.ekd", **{"students.model": "mlp(hidden=())"}))
+    assert "\n" not in str(error.value)
+
+
 def test_the_ramp_up_is_the_stated_one():
     """Not that of public code, which divides by another number and is 0 for most of the first 80 epochs."""
     stated = {0: 0.0067, 10: 0.0217, 20: 0.0601, 40: 0.2865, 60: 0.7316, 80: 1.0, 200: 1.0}
@@ -334,7 +394,7 @@ def seen_of_first_step():
 # --- what cannot be -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["kdcl", "one", "cl_ilr", "okddip", "pcl", "dkel", "ffl"])
+@pytest.mark.parametrize("method", ["kdcl", "one", "cl_ilr", "okddip", "pcl", "dkel", "ffl", "ekd"])
 def test_nobody_is_a_cohort_alone(method):
     with pytest.raises(UserError, match=rf"{method}\(num_peers=1\): a cohort has at least 2"):
         getattr(online, method)(num_peers=1)

@@ -35,6 +35,7 @@ PLANS = {
     ],
     "hints_then_distil": ["hints_then_distil"],
     "fine_tuned(mode='binary.quantised(bits=4)', begin='logit_avg')": ["fine_tuned"],
+    "intermediate_heads": ["intermediate_heads"],
     "specialists": [],
 }
 BORN_AGAIN, *_ = PLANS
@@ -492,6 +493,46 @@ def test_every_head_of_a_hydra_begins_as_the_one_there_was(generations):
         np.testing.assert_allclose(head, before.logits, rtol=1e-4, atol=1e-5)
 
 
+# --- classifiers after stages of teachers ---------------------------------------------------------------
+
+
+def test_classifiers_are_trained_beside_their_teachers_and_teach_with_them(generations, tmp_path):
+    _, _, done = generations
+    config = config_of("intermediate_heads(mode='weights.ebkd')", **{"train.epochs": 1})
+    works, done = made(config, {**done, "students-labelled-logit-avg": None})
+    job, of_students = list(works.values())
+    taught = done[teachers.stage_name(config.model.name)].population
+    for kind, of in taught.variables.items():
+        equal(job.start[kind]["network"], of)
+    after = trained(job, tmp_path)
+    equal(after.variables["params"]["network"], taught.variables["params"])
+    moved = (
+        after.variables["params"]["stage1_classifier"]["kernel"]
+        - job.start["params"]["stage1_classifier"]["kernel"]
+    )
+    assert float(jnp.abs(moved).max(axis=(1, 2)).min()) > 1e-3
+    assert of_students.program.recipes[0].name == "weights.ebkd"
+    said = population.apply_ensemble(
+        of_students.program.teachers, of_students.stage_data.teachers, jnp.ones((2, 8, 8, 1))
+    )
+    assert said.logits.shape == (10, 2, 10)
+    for k in range(5):
+        own = population.take(taught.variables, k)
+        plain, _ = taught.model.apply(own, jnp.ones((2, 8, 8, 1)))
+        np.testing.assert_allclose(said.logits[k], plain.logits, atol=1e-5)
+
+
+def test_a_teacher_that_broke_down_has_no_classifier(generations):
+    _, _, done = generations
+    config = config_of("intermediate_heads")
+    name = teachers.stage_name(config.model.name)
+    broken = dataclasses.replace(done[name], diverged=("teacher 1",))
+    job = teachers.heads_job(config, experiment.load_split(config), config.model.name, broken, ("stage1",))
+    assert job.names == ("teacher 0", "teacher 2", "teacher 3", "teacher 4")
+    left = population.take(broken.population.variables, [0, 2, 3, 4])
+    equal(job.start["params"]["network"], left["params"])
+
+
 # --- from real weights to few bits --------------------------------------------------------------------
 
 
@@ -842,6 +883,18 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
             "densely_guided(models=('mlp',))",
             {"teachers.out_of_bag": True, "teachers.folds": True},
             "densely_guided hears all teachers of every image, and by teachers.out_of_bag some",
+        ),
+        ("intermediate_heads(after=('stage2',))", {}, "has no stage 'stage2'; did you mean 'stage1'?"),
+        (
+            "intermediate_heads",
+            {"model.name": "mlp(hidden=())"},
+            "stages of the teachers, and mlp(hidden=()) has",
+        ),
+        ("intermediate_heads(mode='mimic_all')", {}, "one head"),
+        (
+            "intermediate_heads",
+            {"teachers.out_of_bag": True, "teachers.folds": True},
+            "hears all teachers of",
         ),
         ("hydra(mode='output_avg')", {}, "hydra cannot end with 'output_avg'"),
         ("hydra(first='mimic_all')", {}, "one head"),

@@ -122,3 +122,24 @@ def ffl(i, z, label, temperature, fusion):
     """`fusion` is z_f [C] of the example."""
     of_cohort = cross_entropy(fusion, label) + kd(z.mean(axis=0), fusion, temperature) if i == 0 else 0.0
     return cross_entropy(z[i], label) + kd(fusion, z[i], temperature) + of_cohort
+
+
+def guided(maps, module):
+    """g [B,h,w,d] and c [B,C] of a guided module on maps [B,h,w,d]."""
+    y = maps @ module["layer"]["kernel"]
+    y = np.maximum(normalised(y.reshape(-1, y.shape[-1])).reshape(y.shape), 0)
+    return y, y.mean(axis=(1, 2)) @ module["classifier"]["kernel"] + module["classifier"]["bias"]
+
+
+def ekd(i, z, label, temperature, stages, weight, guided_weight):
+    """`stages` are (g [P,h,w,d], c [P,C]) of the example, one after the other."""
+    of_modules = sum(cross_entropy(c[i], label) for _, c in stages)
+    soft = 0.0
+    if i == 0:
+        teachers = range(1, len(z))
+        soft = np.mean([kd(z[t], z[0], temperature) for t in teachers])
+        for g, c in stages:
+            of_modules += np.mean(
+                [kd(c[t], c[0], temperature) + ((g[t] - g[0]) ** 2).mean() for t in teachers]
+            )
+    return cross_entropy(z[i], label) + weight * soft + guided_weight * of_modules

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, build_recipe
+from mtkd_jax.config import GIVEN, build_model, build_recipe, number_of_teachers
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
@@ -97,6 +97,28 @@ def check_networks(plan: str, models: Sequence[str], split: Split) -> None:
         )
     for address in models:
         build_model(address, Task(split.dataset.num_classes, 1, (0.0,), (1.0,)), "plan")
+
+
+def check_hears_all(plan: str, config: ConfigDict, split: Split) -> None:
+    """Raise UserError where not every teacher teaches every image."""
+    cause = "teachers.out_of_bag" if config.teachers.out_of_bag else "train_teachers of the data"
+    if config.teachers.out_of_bag or split.dataset.train_teachers is not None:
+        raise UserError(
+            f"config.plan: {plan} hears all teachers of every image, and by {cause} some teach some images "
+            "only; must be without it"
+        )
+
+
+def check_networks_teach(plan: str, config: ConfigDict) -> int:
+    """How many teachers there are; UserError for those of whom logits alone are known."""
+    number = number_of_teachers(config)
+    if number is None:
+        raise UserError(
+            f"config.plan: {plan} begins with features of the teachers, and of those of {', '.join(GIVEN)} "
+            "logits alone are known; it needs networks, such as those of teachers.from_run or "
+            "teachers.init_from"
+        )
+    return number
 
 
 def check_shares(plan: str, **shares: float) -> None:

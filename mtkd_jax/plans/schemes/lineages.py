@@ -20,6 +20,7 @@ from mtkd_jax.methods.seams import equal_weights
 from mtkd_jax.plans import students
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
 from mtkd_jax.plans.schemes.direct import (
+    check_hears_all,
     check_networks,
     chosen_students,
     recipe_for,
@@ -122,7 +123,7 @@ def densely_guided(
     """
     if num_dropped < 0:
         raise UserError(f"config.plan: densely_guided(num_dropped={num_dropped}): must be at least 0")
-    _check_hears_all("densely_guided", config, split)
+    check_hears_all("densely_guided", config, split)
     check_networks("densely_guided", models, split)
     recipe = recipe_for("densely_guided", mode, number_of_teachers(config) or 1)
     _check_weighs_alike("densely_guided", recipe, mode)
@@ -189,16 +190,6 @@ def _check_weighs_alike(plan: str, recipe: Recipe, mode: str) -> None:
         raise UserError(
             f"config.plan: {plan} weighs those who teach, and so does {mode!r}; it needs a mode that weighs "
             "all alike, such as 'output_avg'"
-        )
-
-
-def _check_hears_all(plan: str, config: ConfigDict, split: Split) -> None:
-    """Raise UserError where not every teacher teaches every image."""
-    cause = "teachers.out_of_bag" if config.teachers.out_of_bag else "train_teachers of the data"
-    if config.teachers.out_of_bag or split.dataset.train_teachers is not None:
-        raise UserError(
-            f"config.plan: {plan} hears all teachers of every image, and by {cause} some teach some images "
-            "only; must be without it"
         )
 
 

@@ -20,6 +20,7 @@ from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
 from mtkd_jax.plans.schemes.direct import (
     broke_down,
+    check_networks_teach,
     check_shares,
     chosen_students,
     recipe_for,
@@ -42,13 +43,7 @@ def hints_then_distil(
 
     Source: Romero et al. 2015, arXiv 1412.6550; one teacher, and lambda decays in its second stage.
     """
-    num_teachers = number_of_teachers(config)
-    if num_teachers is None:
-        raise UserError(
-            "config.plan: hints_then_distil begins with features of the teachers, and of those of "
-            f"{', '.join(GIVEN)} logits alone are known; it needs networks, such as those "
-            "of teachers.from_run or teachers.init_from"
-        )
+    num_teachers = check_networks_teach("hints_then_distil", config)
     first, second = (recipe_for("hints_then_distil", address, num_teachers) for address in (hints, mode))
     direct = with_baseline("hints_then_distil", config, split)
     stages = []
