@@ -386,7 +386,7 @@ def own_caption(report: dict) -> str:
         f"{one['name']} ({one['address']}): {'higher' if one['higher_is_better'] else 'lower'} is better"
         for one in report["metrics"]
     )
-    return f"{'; '.join(said)}. 95 % intervals over members, seeds, or test examples (bootstrap)."
+    return f"{'; '.join(said)}. 95 % intervals over members, seeds, or test examples (resampled)."
 
 
 def _own_cell(metric: dict | None, digits: int) -> str:

@@ -464,15 +464,17 @@ def _value(one: Measure, told: Said) -> float:
 
 
 def _measured_of_one(one: Measure, told: Said) -> dict | None:
-    """The same of one network or fused decision, over test examples; None where it lacks what is measured."""
+    """The same of one network or fused decision, over test examples; None where it lacks what is measured.
+
+    A function of how often examples count has the interval of a jackknife: resamples move a mean precision.
+    """
     if not set(one.beside) <= told.beside.keys():
         return None
     found = one.compute(told)
     if callable(found):
-        (interval,) = intervals.bootstrap_statistics(
-            lambda drawn: [found(drawn)], np.zeros(told.num_examples), num_resamples=OWN_RESAMPLES
-        )
-        return _of_ensemble(float(found(np.ones(told.num_examples))), interval)
+        interval = intervals.jackknife_interval(found, told.num_examples, num_groups=OWN_RESAMPLES)
+        value, ends = float(found(np.ones(told.num_examples))), np.clip(interval, *one.ends)
+        return _of_ensemble(value, (float(ends[0]), float(ends[1])))
     found = np.asarray(found, np.float64)
     if found.ndim == 0:  # one number for all: every resample computes it anew
         rng, num = np.random.default_rng(0), told.num_examples

@@ -133,6 +133,38 @@ def bootstrap_statistics(
     return [_percentiles_of_known(resampled) for resampled in np.transpose(found)]
 
 
+def jackknife_interval(
+    statistic: Callable[[np.ndarray], float], num_examples: int, seed: int = 0, num_groups: int = 200
+) -> Interval:
+    r"""Student's interval of a number that is no mean, by leaving out one group of examples after the other.
+
+    $$\theta \pm t_{0.975,\, G-1}\, s, \qquad
+    s^2 = \frac{G-1}{G} \sum_g \left(\theta_{-g} - \bar\theta\right)^2$$
+
+    `statistic` takes how often each example counts, [E] of 0 and 1, and gives $\theta$. The groups are drawn
+    and differ by one example at most; of up to `num_groups` examples each is one. It is for numbers that
+    change smoothly with the examples, and no median is. The interval has $\theta$ in its middle: that of
+    resamples may leave it out where examples that are there twice raise the number, as they do a mean
+    precision. (nan, nan) where there are fewer than two examples, or where the number hangs on one group.
+
+    Sources: Tukey 1958; in groups Kott 2001 (J. Official Statistics 17).
+
+    Examples:
+        >>> values = np.array([1.0, 2.0, 3.0])
+        >>> low, high = jackknife_interval(lambda counts: counts @ values / counts.sum(), 3)
+        >>> round(low, 3), round(high, 3)
+        (-0.484, 4.484)
+    """
+    if num_examples < 2:
+        return np.nan, np.nan
+    num_groups = min(num_groups, num_examples)
+    group = np.random.default_rng(seed).permutation(num_examples) % num_groups
+    without = np.array([statistic((group != g).astype(np.float64)) for g in range(num_groups)])
+    spread = np.sqrt((num_groups - 1) / num_groups * np.sum((without - without.mean()) ** 2))
+    value, half = statistic(np.ones(num_examples)), _t_quantile(LEVEL, num_groups) * spread
+    return float(value - half), float(value + half)
+
+
 def _percentiles_of_known(resampled: np.ndarray) -> Interval:
     known = resampled[~np.isnan(resampled)]
     return percentiles(known) if len(known) else (np.nan, np.nan)

@@ -55,8 +55,9 @@ class Measure:
 
     `compute` is a pure function of a `Said`. It returns a value an example [E], whose mean is told; or
     statistics of each example [E,S], of whose sum [S] over examples `value` makes the number (a resample is
-    then a sum, and cheap); or a function of how often each example is drawn [E] -> number; or one number []
-    for all of them, which every resample computes anew. Of an ensemble, `beside` is the teachers' mean.
+    then a sum, and cheap); or a function of how often each example counts [E] -> number, whose interval is
+    that of a jackknife (`intervals.jackknife_interval`) and which must change smoothly; or one number [] for
+    all of them, which every resample computes anew. Of an ensemble, `beside` is the teachers' mean.
     """
 
     name: str  # the heading of its column

@@ -181,3 +181,22 @@ def test_bootstrap_of_statistics_keeps_the_size_of_every_stratum():
     assert len({tuple(times) for times in seen}) > 20
     sums = [np.dot(times, np.arange(5)) for times in seen]
     assert found[0] == pytest.approx(tuple(np.quantile(sums, [0.025, 0.975]))) and found[1] == (7, 7)
+
+
+def test_a_jackknife_of_a_mean_is_students_interval():
+    values = np.random.default_rng(4).normal(size=12)
+
+    def mean(counts):
+        return counts @ values / counts.sum()
+
+    np.testing.assert_allclose(intervals.jackknife_interval(mean, 12), intervals.t_interval(values))
+    counted = []
+    found = intervals.jackknife_interval(
+        lambda counts: counted.append(counts) or mean(counts), 12, num_groups=4
+    )
+    left_out = [np.flatnonzero(counts == 0) for counts in counted if not counts.all()]
+    assert sorted(np.concatenate(left_out)) == list(range(12)) and {len(group) for group in left_out} == {3}
+    # Of groups of one size it is the interval of their means.
+    expected = intervals.t_interval([values[group].mean() for group in left_out])
+    np.testing.assert_allclose(found, expected)
+    assert np.isnan(intervals.jackknife_interval(mean, 1)).all()

@@ -9,7 +9,7 @@ from PIL import Image
 from mtkd_jax import experiment
 from mtkd_jax.data.boxes import Boxes
 from mtkd_jax.deploy import predict
-from mtkd_jax.results.intervals import bootstrap_statistics
+from mtkd_jax.results.intervals import bootstrap_statistics, jackknife_interval, t_interval
 from mtkd_jax.tasks import boxes
 from mtkd_jax.tasks.kinds import Said
 from tests import small
@@ -151,14 +151,34 @@ def test_the_measure_reads_places():
     assert measure(np.array([2, 0])) == pytest.approx(1.0)  # class 2 is not there
 
 
-def test_resamples_without_a_box_are_left_out_of_the_interval():
-    """Only the first image has a box, and it is found: precision is 1 wherever that image is drawn."""
+def test_a_number_that_hangs_on_one_image_has_no_interval():
+    """Only the first image has a box: without it there is no precision."""
     goals = np.stack([UNIT, 0 * UNIT, UNIT, UNIT]).astype(np.float32)
     label = np.array([1, 0, 0, 0])
     measure = boxes.MeanPrecision((0.5,))(said_of(label, goals, goals, label))
     assert np.isnan(measure(np.array([0, 2])))
-    (found,) = bootstrap_statistics(lambda drawn: [measure(drawn)], np.zeros(2), num_resamples=20)
-    assert found == pytest.approx((1.0, 1.0))
+    assert np.isnan(jackknife_interval(measure, 2)).all()
+
+
+def test_the_interval_holds_the_precision_that_resamples_raise():
+    """Few images and many classes: nearly all resamples have a higher precision than the images have."""
+    said, there = random_boxes(2, num_images=12, num_classes=40)
+    prepared = boxes._by_class(boxes.match(said, there, np.array([0.5])))
+
+    def mean_precision(counts):
+        return float(boxes._areas(*prepared, counts).mean())
+
+    value = mean_precision(np.ones(12))
+    of_resamples = bootstrap_statistics(
+        lambda counts: [mean_precision(counts)], np.zeros(12), num_resamples=200
+    )
+    low, high = jackknife_interval(mean_precision, 12)
+    assert low < value < of_resamples[0][0] < high
+    # Of twelve images each is left out alone: Tukey's pseudo-values have a mean with Student's interval.
+    pseudo = [12 * value - 11 * mean_precision(1.0 - np.eye(12)[e]) for e in range(12)]
+    expected = np.diff(t_interval(pseudo))
+    np.testing.assert_allclose(high - low, expected, rtol=1e-9)
+    np.testing.assert_allclose((high + low) / 2, value, rtol=1e-9)
 
 
 def test_an_image_is_told_box_by_box():
