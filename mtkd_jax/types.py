@@ -451,7 +451,9 @@ class Recipe(NamedTuple):
     hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
     min_teachers: int = 1
-    prepare: str = ""  # what the plan fits first: a network on "logits" or "embedding", or a rule by its name
+    # what the plan fits first: a network on "logits" or "embedding", or a rule by its name; "classifiers" are
+    # there already, the linear layers that read the teachers' embeddings
+    prepare: str = ""
     hears_all: bool = False  # reads what all teachers say, whatever they weigh: none of them may be silent
     # (state, hyper) -> variables of a network that it keeps of itself to learn from
     own_teacher: Callable[[TrainState, Mapping[str, Array]], PyTree] | None = None

@@ -21,7 +21,9 @@ import numpy as np
 
 from mtkd_jax.methods import maps
 from mtkd_jax.methods.maps import Pair, Taps, alone, beside_logits, unit
-from mtkd_jax.types import Array, PyTree, Recipe, UserError
+from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
+
+CLASSIFIERS = "classifiers"  # what a recipe has prepared that asks the teachers' own: embeddings -> logits
 
 
 def hints(*, student: str = "stage1", teacher: str = "stage1", weight: float = 200.0) -> Recipe:
@@ -269,6 +271,60 @@ def semckd(*, weight: float = 400.0, width: int = 32) -> Recipe:
 
 
 # --- hints --------------------------------------------------------------------------------------------
+
+
+def simkd() -> Recipe:
+    r"""Predict the teachers' embeddings by linear maps, and say what their own classifiers say of these.
+
+    $$f_k = \mathrm{mean}_d\, (P_k e + p_k - t_k)^2, \qquad
+    z = \frac{1}{K} \sum_k (W_k (P_k e + p_k) + b_k)$$
+
+    Here $e$ [B,D] is the embedding of the student, $t_k$ [B,D_k] that of teacher k, which reads it by $W_k$
+    and $b_k$; the student's heads are never trained. Since all of it is linear, what is evaluated and
+    deployed is an ordinary network of the student's architecture, with heads $\frac{1}{K} \sum_k W_k P_k$.
+    The paper has one teacher and projects the last map by three convolutions, which stay in its student. No
+    label and no logit is used, and alpha is 0. Raises UserError unless all networks read their embedding by
+    linear heads.
+
+    Source: knowledge distillation with the reused teacher classifier, Chen et al. 2022, arXiv 2203.14001.
+    """
+    compared = beside_logits("simkd", _embedding_apart, 1.0, draw=_draw_projector, needs=("embedding",))
+    reuses = {"init_mem": _own_heads, "after": _reuse_classifiers, "deploy": _deploy_reused}
+    return alone(compared, prepare=CLASSIFIERS, **reuses)
+
+
+def _draw_projector(key: Array, own: Taps, other: Taps) -> PyTree:
+    return maps.draw_linear(key, own.embedding.shape[-1], other.embedding.shape[-1])
+
+
+def _embedding_apart(pair: Pair) -> Array:
+    return maps.square(maps.linear(pair.parameters, pair.own.embedding) - pair.other.embedding).mean(axis=-1)
+
+
+def _own_heads(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+    """The heads that the student is drawn with: those of the teachers are known when it has been trained."""
+    heads = variables["params"].get("heads", {})
+    if {name: leaf.ndim for name, leaf in heads.items()} != {"kernel": 3, "bias": 2}:
+        raise UserError("features.simkd: the student must read its embedding by linear heads, and does not")
+    return heads
+
+
+def _reuse_classifiers(state: TrainState, context: Context) -> TrainState:
+    """The state with heads that say what the teachers' classifiers say of the projected embedding."""
+    classify = context.prepared[CLASSIFIERS]
+    at_rows, at_bias, at_zero = (
+        classify(points).mean(axis=0)
+        for points in (
+            tuple(own["kernel"] for own in state.aux),
+            tuple(own["bias"][None] for own in state.aux),
+            tuple(jnp.zeros_like(own["bias"][None]) for own in state.aux),
+        )
+    )
+    return dataclasses.replace(state, mem={"kernel": (at_rows - at_zero)[None], "bias": at_bias})
+
+
+def _deploy_reused(state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
+    return {"params": {**state.params, "heads": state.mem}, **state.model_state}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,21 +4,34 @@ $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft} + \lambda \
 
 Here $\ell_\text{soft}$ is that of `loss_avg`, $\lambda$ is `weight`, $f_k$ [B] compares the student with
 teacher k, and $w_k = 1/K$. All read embeddings: $e$ [B,D] of the student and $t$ [B,D_k] of a teacher, whose
-widths may differ. None needs a label; each needs teachers whose features are known, and a batch of one
-teaches nothing. `features.pkt` is of the same kind. Unless a method says otherwise its weight is that of
+widths may differ. None needs a label, though `crd_memory` uses those that there are; each needs teachers
+whose features are known, and all but that one a batch of more than one. `features.pkt` is of the same kind. Unless a method says otherwise its weight is that of
 RepDistiller's scripts (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods import maps
 from mtkd_jax.methods.maps import Pair, Taps, beside_logits, unit
-from mtkd_jax.types import Array, PyTree, Recipe, UserError
+from mtkd_jax.methods.modes import each_teacher
+from mtkd_jax.methods.seams import PLAIN, mean_of_same
+from mtkd_jax.types import (
+    Array,
+    Context,
+    Outputs,
+    PyTree,
+    Recipe,
+    TeacherOutputs,
+    TrainState,
+    UserError,
+)
 
 ANGLES_AT_ONCE = 2**22  # how many of the B^3 angles of a batch are held at a time: 16 MiB of them
 
@@ -79,7 +92,7 @@ def crd(*, weight: float = 0.8, tau: float = 0.07, width: int = 128) -> Recipe:
 
     Here $A_k$ and $B_k$ are linear maps to `width` numbers that are trained along. The contrast is with the
     other examples of the batch: the paper contrasts with 16384 drawn from a memory of all, and learns to tell
-    each from noise. Raises UserError for a width below 1.
+    each from noise, as `crd_memory` does. Raises UserError for a width below 1.
 
     Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699; the loss in a batch
     is that of van den Oord et al. 2018, arXiv 1807.03748.
@@ -88,6 +101,53 @@ def crd(*, weight: float = 0.8, tau: float = 0.07, width: int = 128) -> Recipe:
         raise UserError(f"crd(width={width}): it must be at least 1")
     own = (("tau", tau),)
     return beside_logits("crd", _contrast, weight, draw=_Projections(width), needs=("embedding",), hyper=own)
+
+
+def crd_memory(
+    *,
+    weight: float = 0.8,
+    tau: float = 0.07,
+    width: int = 128,
+    num_negatives: int = 16384,
+    momentum: float = 0.5,
+) -> Recipe:
+    r"""Tell an example from others of other classes, which a memory of all examples holds, across networks.
+
+    $$f = \ln(1 + e^{-a(u, \bar{v}_b)}) + \sum_{j} \ln(1 + e^{a(u, \bar{v}_j)})
+    + \ln(1 + e^{-a(v, \bar{u}_b)}) + \sum_{j} \ln(1 + e^{a(v, \bar{u}_j)}), \qquad
+    a(x, y) = \frac{x \cdot y}{\tau} - \ln Z - \ln \frac{m}{N}$$
+
+    Here $u$ is the unit vector of $A e_b$ and $v$ that of $B t_b$, $t$ [B,D_1+...+D_K] being all teachers'
+    embeddings side by side; $A$ and $B$ are linear maps to `width` numbers that are trained along. $\bar{u}$
+    and $\bar{v}$ [N,`width`] are memories of both, random unit vectors at first: when an example has been
+    seen, its row becomes the unit vector of $\mu \bar{u} + (1 - \mu) u$, $\mu$ being `momentum`. The batch
+    shares $m$ rows $j$, `num_negatives` or N if that is fewer, drawn with replacement; of these, those of the
+    example's own class and itself do not count, and the rest count for $m$. Classes are those of labelled
+    examples. $Z$ is the mean of $N e^{x \cdot y / \tau}$ over the first batch, for each side its own. Every
+    student remembers 2 N `width` numbers. The paper has one teacher and draws $m$ others for each example.
+    Raises UserError for a number out of range.
+
+    Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699.
+    """
+    for name, value, fits in (
+        ("width", width, width >= 1),
+        ("num_negatives", num_negatives, num_negatives >= 1),
+        ("momentum", momentum, 0 <= momentum < 1),
+    ):
+        if not fits:
+            right = "in [0, 1)" if name == "momentum" else "at least 1"
+            raise UserError(f"crd_memory({name}={value}): it must be {right}")
+    return PLAIN._replace(
+        name="crd_memory",
+        aim=each_teacher,
+        term=maps.HardSoftAnd(_ContrastWithMemory(num_negatives)),
+        after=_RememberBoth(num_negatives),
+        init_mem=_RandomMemory(width),
+        init_aux=_JointProjections(width),
+        needs=("embedding",),
+        hyper=(("weight", weight), ("tau", tau), ("momentum", momentum)),
+        hears_all=True,
+    )
 
 
 # --- distances and angles -----------------------------------------------------------------------------
@@ -183,3 +243,113 @@ def _contrast(pair: Pair) -> Array:
     scores = own @ other.T / pair.hyper["tau"]
     among_teachers, among_own = (jnp.diagonal(jax.nn.log_softmax(scores, axis=axis)) for axis in (1, 0))
     return -0.5 * (among_teachers + among_own)
+
+
+# --- contrast with a memory ---------------------------------------------------------------------------
+
+SIDES = ("own", "other")  # the student's and the teachers', of parameters and of the memory
+
+
+@dataclasses.dataclass(frozen=True)
+class _JointProjections:
+    """Parameters of `crd_memory`: those of `crd`, of one teacher with all the embeddings."""
+
+    width: int
+
+    def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
+        widths = student.embedding.shape[-1], sum(one.shape[-1] for one in teacher.embedding)
+        keys = jax.random.split(key)
+        return {side: maps.draw_linear(own, size, self.width) for side, own, size in zip(SIDES, keys, widths)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _RandomMemory:
+    """Before anything is seen: random unit vectors, and no labels."""
+
+    width: int
+
+    def __call__(self, variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+        keys = jax.random.split(jax.random.key(0))
+        return {
+            **{
+                side: unit(jax.random.normal(key, (num_examples, self.width)))
+                for side, key in zip(SIDES, keys)
+            },
+            "label": jnp.full(num_examples, -1, jnp.int32),
+            "log_z": jnp.zeros(len(SIDES), jnp.float32),
+        }
+
+
+class _Seen(NamedTuple):
+    """What both networks make of a batch, and how that scores against the memory of the other."""
+
+    projected: Mapping[str, Array]  # {side: [B,width]}
+    right: Array  # [2,B] x.y / tau with the example's own row
+    others: Array  # [2,B,m] with the rows that were drawn
+    counts: Array  # [B,m] bool, which of these are of other classes
+
+
+def _see(context: Context, num_negatives: int) -> _Seen:
+    batch, memory, tau = context.batch, context.state.mem, context.hyper["tau"]
+    embeddings = context.student.embedding, jnp.concatenate(context.teacher.embedding, axis=-1)
+    if len(embeddings[0]) != len(batch.index):
+        raise UserError("crd_memory: remembers an embedding of each place, and here whole images have one")
+    own, other = (unit(maps.linear(context.aux[side], x)) for side, x in zip(SIDES, embeddings))
+    num_examples = len(memory["label"])
+    drawn = jax.random.randint(context.key, (min(num_negatives, num_examples),), 0, num_examples)
+    label = jnp.where(batch.labelled, batch.label, -1)
+    known = memory["label"][drawn]
+    same = (label[:, None] == known[None]) & (label[:, None] >= 0)
+    same |= batch.index[:, None] == drawn[None]
+    of_memory = ((own, memory["other"]), (other, memory["own"]))
+    right = jnp.stack([jnp.sum(x * rows[batch.index], axis=-1) for x, rows in of_memory]) / tau
+    others = jnp.stack([x @ rows[drawn].T for x, rows in of_memory]) / tau
+    return _Seen({"own": own, "other": other}, right, others, ~same)
+
+
+def _log_z(context: Context, seen: _Seen) -> Array:
+    """ln Z [2] of the two sides: of this batch where it is the first one, later as it is remembered."""
+    num_examples = jnp.float32(len(context.state.mem["label"]))
+    scores = jnp.concatenate(
+        [seen.right[:, :, None], jnp.where(seen.counts[None], seen.others, -jnp.inf)], axis=2
+    )
+    num = seen.counts.sum().astype(jnp.float32) + len(seen.counts)
+    of_batch = jax.nn.logsumexp(scores, axis=(1, 2)) - jnp.log(num) + jnp.log(num_examples)
+    return jax.lax.stop_gradient(jnp.where(context.step == 0, of_batch, context.state.mem["log_z"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ContrastWithMemory:
+    num_negatives: int
+
+    def __call__(self, context: Context) -> Array:
+        seen = _see(context, self.num_negatives)
+        num_drawn, num_examples = jnp.float32(seen.others.shape[-1]), len(context.state.mem["label"])
+        noise = _log_z(context, seen)[:, None] + jnp.log(num_drawn / num_examples)
+        right = jax.nn.softplus(noise - seen.right)
+        wrong = jax.nn.softplus(seen.others - noise[:, :, None])
+        wrong = jnp.where(seen.counts[None], wrong, 0.0).sum(axis=-1)
+        num = seen.counts.sum(axis=-1).astype(jnp.float32)
+        return jnp.sum(right + wrong * (num_drawn / jnp.maximum(num, 1.0))[None], axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RememberBoth:
+    num_negatives: int
+
+    def __call__(self, state: TrainState, context: Context) -> TrainState:
+        seen = _see(context, self.num_negatives)
+        batch, memory, momentum = context.batch, state.mem, context.hyper["momentum"]
+
+        def moved(side: str) -> Array:
+            mean = mean_of_same(batch.index, seen.projected[side])
+            rows = unit(momentum * memory[side][batch.index] + (1.0 - momentum) * mean)
+            return memory[side].at[batch.index].set(rows)
+
+        label = jnp.where(batch.labelled, batch.label, -1)
+        mem = {
+            **{side: moved(side) for side in SIDES},
+            "label": memory["label"].at[batch.index].set(label),
+            "log_z": _log_z(context, seen),
+        }
+        return dataclasses.replace(state, mem=mem)

@@ -36,6 +36,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
+from mtkd_jax.methods.features import CLASSIFIERS
 from mtkd_jax.methods.seams import SUPERVISED, identity_view
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
@@ -430,7 +431,7 @@ def _check_are_asked(ensemble: Ensemble) -> None:
             )
 
 
-# --- what some modes need before they start: rules and networks that fuse the teachers --------------------
+# --- what some modes need before they start: what fuses the teachers, or is theirs ----------------------
 
 
 def fitted_rules(family: Sequence[Member]) -> tuple[str, ...]:
@@ -463,7 +464,27 @@ class Fuser:
 def fused_networks(family: Sequence[Member]) -> tuple[str, ...]:
     """The taps whose fused network a family's recipes read."""
     asked = (member.recipe.prepare for member in family)
-    return tuple(dict.fromkeys(name for name in asked if name and name not in rules.FITTED_RULES))
+    others = ("", CLASSIFIERS, *rules.FITTED_RULES)
+    return tuple(dict.fromkeys(name for name in asked if name not in others))
+
+
+def classifiers(ensemble: Ensemble) -> Callable[[tuple[Array, ...]], Array]:
+    """K embeddings [B,D_k] -> logits [K,B,C], by the linear layer with which each teacher reads its own.
+
+    Raises UserError for a teacher without such a layer.
+    """
+    kernels, biases = [], []
+    for own in ensemble:
+        heads = own.variables.get("params", {}).get("heads", {})
+        if {name: leaf.ndim for name, leaf in heads.items()} != {"kernel": 4, "bias": 3}:
+            raise UserError(f"{own.model.name}: as a teacher it has no linear layer that reads its embedding")
+        kernels += list(heads["kernel"][:, 0])
+        biases += list(heads["bias"])
+    return jax.tree_util.Partial(_classify, tuple(kernels), tuple(biases))
+
+
+def _classify(kernels: tuple[Array, ...], biases: tuple[Array, ...], embeddings: tuple[Array, ...]) -> Array:
+    return jnp.stack([x @ kernel + bias for x, kernel, bias in zip(embeddings, kernels, biases)])
 
 
 def fuser_stage(tap: str) -> str:

@@ -1,5 +1,6 @@
 """Methods of methods/features.py against float64 NumPy, hand-made values and what their papers promise."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,7 @@ from mtkd_jax.engine import population, training
 from mtkd_jax.methods import features, modes
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.runs.logbook import Logbook
-from mtkd_jax.types import Population, UserError
+from mtkd_jax.types import Model, Population, UserError
 from tests import small
 from tests.contexts import loss as eager_loss
 from tests.features import by_features, drawn, seen, with_parameters
@@ -33,7 +34,7 @@ WEIGHTED = (
     features.ofd(weight=2.0),
     features.semckd(weight=2.0, width=4),
 )
-EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only())
+EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only(), features.simkd())
 TRAINED = (*WEIGHTED[:3], features.hints_only())
 
 
@@ -58,6 +59,8 @@ def expected(name, of, seen_of, b, k):
         return of_maps[name](student, teacher)
     if name == "pkt":
         return reference.pkt(of["embedding"], of["embeddings"][k], b)
+    if name == "simkd":
+        return reference.simkd(of["embedding"][b], of["embeddings"][k][b], parameters)
     if name == "vid":
         return reference.vid(student, teacher, parameters)
     if name == "ab_only":
@@ -111,7 +114,9 @@ def test_the_student_is_moved_by_several_teachers(recipe):
     """Public multi-teacher code wraps the list of hint losses anew, which cuts their gradient off."""
     by_maps, embedding, aux = by_features(recipe, everything(recipe))
     reads_last_stage = recipe.name in ("mgd", "factor_transfer")
-    read = embedding if recipe.name == "pkt" else by_maps["stage2" if reads_last_stage else "stage1"]
+    read = (
+        embedding if recipe.name in ("pkt", "simkd") else by_maps["stage2" if reads_last_stage else "stage1"]
+    )
     assert np.abs(read).max() > 1e-4
     if recipe.name == "semckd":  # there is nothing to choose from in a teacher of one stage
         aux = (*aux[:2], aux[2]["map"])
@@ -131,6 +136,52 @@ def test_dead_features_keep_value_and_gradient_finite(recipe, of_student, of_tea
     seen_of = everything(recipe, of)
     for leaf in jax.tree.leaves((loss(recipe, seen_of), by_features(recipe, seen_of))):
         assert np.isfinite(leaf).all()
+
+
+# --- the teachers' classifiers --------------------------------------------------------------------------
+
+
+def test_what_is_deployed_says_what_the_teachers_classifiers_say_of_the_projected_embedding():
+    recipe, rng = features.simkd(), np.random.default_rng(8)
+    of = everything(recipe)
+    widths, num_classes = (5, 4, 9), 2
+    heads = [(rng.normal(size=(w, num_classes)), rng.normal(size=(1, num_classes))) for w in widths]
+    as_teacher = [  # two of one architecture would share an axis; here they are three
+        Population(
+            teachers_model(),
+            {"params": {"heads": {"kernel": jnp.float32(w)[None, None], "bias": jnp.float32(b)[None]}}},
+            {},
+            ("a",),
+        )
+        for w, b in heads
+    ]
+    prepared = {features.CLASSIFIERS: students.classifiers(tuple(as_teacher))}
+    own = {"kernel": jnp.zeros((1, 4, num_classes)), "bias": jnp.zeros((1, num_classes))}
+    state = dataclasses.replace(of.state, params={"heads": own, "body": jnp.ones(3)}, mem=own)
+    state = recipe.after(state, dataclasses.replace(of, prepared=prepared))
+    found = recipe.deploy(state, {})["params"]
+    embedding = np.asarray(of.student.embedding, np.float64)
+    said = embedding @ np.asarray(found["heads"]["kernel"], float)[0] + found["heads"]["bias"]
+    each = []
+    for (w, b), parameters in zip(heads, of.aux):
+        p, q = (np.asarray(parameters[name], float) for name in ("kernel", "bias"))
+        each.append((embedding @ p + q) @ w + b)
+    np.testing.assert_allclose(said, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found["body"], np.ones(3))
+
+
+def teachers_model():
+    return Model("by hand", None)
+
+
+def test_networks_without_linear_heads_cannot_reuse_or_be_reused():
+    with pytest.raises(
+        UserError, match="features.simkd: the student must read its embedding by linear heads"
+    ):
+        features.simkd().init_mem({"params": {"body": jnp.ones(3)}}, None, 1)
+    other = Population(teachers_model(), {"params": {"network": {}}}, {}, ("a",))
+    with pytest.raises(UserError, match="by hand: as a teacher it has no linear layer"):
+        students.classifiers((other,))
 
 
 # --- hints --------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """Methods of methods/relations.py against float64 NumPy, hand-made values and what their papers promise."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -124,3 +127,99 @@ def test_contrast_of_equals_is_the_logarithm_of_their_number():
     np.testing.assert_allclose(loss(alone(relations.crd(width=4)), of), np.log(4), rtol=1e-5)
     with pytest.raises(UserError, match="crd.width=0.: it must be at least 1"):
         relations.crd(width=0)
+
+
+# --- a memory of all examples -------------------------------------------------------------------------
+
+N = 7
+LABELS, INDEX = [0, 1, 0], [5, 2, 6]
+
+
+def remembering(recipe, step=0, labelled=(True, True, True), **of):
+    """A context of three of seven examples, its method's parameters drawn and a memory of unit vectors."""
+    of = of or drawn()
+    seen_of = with_parameters(recipe, seen(**of, step=step, **dict(recipe.hyper)))
+    mem = recipe.init_mem({}, seen_of.student, N)
+    mem = {**mem, "label": jnp.asarray([0, 0, 1, -1, 1, -1, -1], jnp.int32)}
+    batch = dataclasses.replace(
+        seen_of.batch,
+        label=jnp.asarray(LABELS, jnp.int32),
+        index=jnp.asarray(INDEX, jnp.int32),
+        labelled=jnp.asarray(labelled),
+    )
+    return dataclasses.replace(seen_of, batch=batch, state=dataclasses.replace(seen_of.state, mem=mem))
+
+
+def sides(recipe, seen_of):
+    """In float64: {side: (unit vectors [B,D], the other's memory [N,D])}, drawn rows, which do not count."""
+    embeddings = np.asarray(seen_of.student.embedding), np.concatenate(seen_of.teacher.embedding, axis=-1)
+    found = {}
+    for side, other, x in zip(("own", "other"), ("other", "own"), embeddings):
+        kernel, bias = (np.asarray(seen_of.aux[side][name], float) for name in ("kernel", "bias"))
+        projected = x @ kernel + bias
+        projected /= np.linalg.norm(projected, axis=1, keepdims=True)
+        found[side] = projected, np.asarray(seen_of.state.mem[other], float)
+    rows = np.asarray(jax.random.randint(seen_of.key, (recipe.term.feature_loss.num_negatives,), 0, N))
+    known, labelled = np.asarray(seen_of.state.mem["label"]), np.asarray(seen_of.batch.labelled)
+    same = [
+        [j == i or (bool(seen) and known[j] == y) for j in rows]
+        for i, y, seen in zip(INDEX, LABELS, labelled)
+    ]
+    return found, rows, np.array(same)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("labelled", [(True, True, True), (True, False, False)])
+def test_contrast_with_a_memory_is_the_reference(step, labelled):
+    recipe = relations.crd_memory(width=4, num_negatives=6)
+    seen_of = remembering(recipe, step, labelled)
+    remembered = np.array([2.5, 1.5])
+    seen_of.state.mem["log_z"] = jnp.asarray(remembered, jnp.float32)
+    of_sides, rows, same = sides(recipe, seen_of)
+    assert same.any() and not same.all()
+    found, log_z = loss(alone(recipe), seen_of), recipe.after(seen_of.state, seen_of).mem["log_z"]
+    for b in range(B):
+        each = [
+            reference.crd_memory(x, memory, b, INDEX, rows, same, 0.07, remembered[number] if step else None)
+            for number, (x, memory) in enumerate(of_sides.values())
+        ]
+        np.testing.assert_allclose(found[b], sum(one for one, _ in each), rtol=1e-4)
+        np.testing.assert_allclose(log_z, [own for _, own in each], rtol=1e-4)
+
+
+def test_where_every_score_is_that_of_noise_each_side_is_a_guess():
+    """P = m / N everywhere: (1 + m) ln 2 a side, as of the paper's equation."""
+    recipe = relations.crd_memory(width=4, num_negatives=3)
+    seen_of = remembering(recipe, step=1)
+    zero = jax.tree.map(jnp.zeros_like, seen_of.state.aux)
+    mem = {**seen_of.state.mem, "log_z": jnp.full(2, np.log(N / 3), jnp.float32)}
+    seen_of = dataclasses.replace(seen_of, state=dataclasses.replace(seen_of.state, aux=zero, mem=mem))
+    np.testing.assert_allclose(loss(alone(recipe), seen_of), B * [2 * 4 * np.log(2)], rtol=1e-5)
+
+
+def test_what_has_been_seen_is_remembered_and_nothing_else():
+    recipe = relations.crd_memory(width=4, num_negatives=3)
+    seen_of = remembering(recipe, labelled=(True, True, False))
+    before, after = seen_of.state.mem, recipe.after(seen_of.state, seen_of).mem
+    of_sides, _, _ = sides(recipe, seen_of)
+    for side, (projected, _) in of_sides.items():
+        expected = np.asarray(before[side], float)
+        moved = (expected[INDEX] + projected) / 2
+        expected[INDEX] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
+        np.testing.assert_allclose(after[side], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(after["label"], [0, 0, 1, -1, 1, 0, -1])  # of the third none may be known
+    twice = dataclasses.replace(seen_of.batch, index=jnp.asarray([5, 5, 6], jnp.int32))
+    after = recipe.after(seen_of.state, dataclasses.replace(seen_of, batch=twice)).mem
+    np.testing.assert_allclose(np.linalg.norm(after["own"], axis=1), np.ones(N), rtol=1e-5)
+
+
+def test_it_moves_the_student_and_both_projections():
+    recipe = relations.crd_memory(width=4, num_negatives=6)
+    _, embedding, aux = by_features(recipe, remembering(recipe))
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in (embedding, *jax.tree.leaves(aux)))
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"num_negatives": 0}, {"momentum": 1.0}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(UserError, match="crd_memory.*it must be"):
+        relations.crd_memory(**wrong)

@@ -61,6 +61,12 @@ def pkt(student, teacher, b):
     return sum(a * (np.log(a) - np.log(c)) for a, c in zip(q, p) if a > 0)
 
 
+def simkd(student, teacher, parameters):
+    """Mean square of the projected embedding [D] less the teacher's [D']."""
+    projected = np.asarray(student) @ np.asarray(parameters["kernel"], float) + parameters["bias"]
+    return np.mean((projected - teacher) ** 2)
+
+
 def stages(student, teacher, least_pixels=1):
     """[(name, own, other)] of the stages that both have, at the smaller size."""
     names = [name for name in sorted(student) if name.startswith("stage") and name in teacher]

@@ -57,3 +57,23 @@ def crd(student, teacher, b, parameters, tau):
         np.exp(scores[b, b]) / np.exp(scores[:, b]).sum(),
     )
     return -np.log(there) / 2 - np.log(back) / 2
+
+
+def crd_memory(projected, memory, b, row, drawn, same, tau, log_z=None):
+    """One side's loss of example b, and ln Z: of unit vectors [B,D] with rows of a memory [N,D].
+
+    row: [B] the examples' own; drawn: [m] of all; same: [B,m], which of these do not count. Where no `log_z`
+    is given it is of this batch.
+    """
+    right = np.array([x @ memory[own] / tau for x, own in zip(projected, row)])
+    others = [[x @ memory[j] / tau for j in drawn] for x in projected]
+    if log_z is None:
+        counting = [
+            s for of, is_same in zip(others, same) for s, left_out in zip(of, is_same) if not left_out
+        ]
+        log_z = np.log(np.mean(np.exp([*right, *counting])) * len(memory))
+    share = len(drawn) / len(memory)
+    p_right, p = np.exp(right[b] - log_z), np.exp(np.array(others[b])[~same[b]] - log_z)
+    wrong = np.log(share / (p + share))
+    loss = -np.log(p_right / (p_right + share)) - len(drawn) * (wrong.mean() if len(wrong) else 0.0)
+    return loss, log_z
