@@ -31,7 +31,7 @@ from mtkd_jax.methods.peers import UNIFIED, Correlated
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.methods.teaching import HEADS
 from mtkd_jax.models.friendly import StudentFriendly
-from mtkd_jax.models.intermediate import NETWORK, with_heads
+from mtkd_jax.models.intermediate import NETWORK, Intermediate
 from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
@@ -68,6 +68,12 @@ def heads_job(config: ConfigDict, split: Split, address: str, trained: Fitted, a
     start = {kind: {**drawn.get(kind, {}), NETWORK: of} for kind, of in taught.variables.items()}
     left = [k for k, name in enumerate(taught.names) if name not in trained.diverged]
     return jobs.part(dataclasses.replace(job, start=start), left)
+
+
+def with_heads(network: Model, num_classes: int, after: tuple[str, ...]) -> Model:
+    """A network, trained, with a classifier after each of these stages."""
+    module = Intermediate(network.module, num_classes, after)
+    return Model(f"{network.name} after {', '.join(after)}", module, network.convolutional)
 
 
 def friendly_job(

@@ -14,7 +14,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.maps import Taps, stage_names
 from mtkd_jax.methods.teaching import FOLLOWED
 from mtkd_jax.models.friendly import StudentFriendly, with_branches
-from mtkd_jax.models.intermediate import alone, with_heads
+from mtkd_jax.models.intermediate import alone
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students
 from mtkd_jax.plans.schemes.direct import (
@@ -177,6 +177,6 @@ def _heads_of(done: Done, tapped: dict[str, tuple[str, ...]]) -> Ensemble:
         num_classes = heads.model.module.num_classes
         for stage in stages:
             names = tuple(f"{name} after {stage}" for name in heads.names)
-            model = with_heads(network, num_classes, (stage,))
+            model = teachers.with_heads(network, num_classes, (stage,))
             found.append(Population(model, alone(heads.variables, stage), {}, names))
     return tuple(found)
