@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, hard_loss, mean_of_same
+from mtkd_jax.methods.seams import SUPERVISED, deploy_params, hard_loss, mean_of_same
+from mtkd_jax.models.friendly import own_variables
 from mtkd_jax.models.intermediate import is_of_heads
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
@@ -48,16 +49,42 @@ def soteacher(*, lipschitz: float = 1e-5, consistency: float = 1.0) -> Recipe:
     )
 
 
-def _hard_loss_of_heads(context: Context) -> Array:
-    def of_one(head: Array) -> Array:
-        student = dataclasses.replace(context.student, logits=head)
-        return hard_loss(dataclasses.replace(context, student=student))
+def _hard_loss_of(context: Context, logits: Array) -> Array:
+    student = dataclasses.replace(context.student, logits=logits)
+    return hard_loss(dataclasses.replace(context, student=student))
 
-    return sum(map(of_one, context.student.heads[1:]), of_one(context.student.heads[0]))
+
+def _hard_loss_of_heads(context: Context) -> Array:
+    first, *others = (_hard_loss_of(context, head) for head in context.student.heads)
+    return sum(others, first)
 
 
 # Every head for itself learns from labels: the sum of their hard losses, where the body is not trained.
 HEADS = SUPERVISED._replace(name="heads", term=_hard_loss_of_heads, trainable=is_of_heads, alpha=1.0)
+
+
+def _hard_and_followed(context: Context) -> Array:
+    hyper, loss = context.hyper, hard_loss(context)
+    log_own = jax.nn.log_softmax(context.student.logits)
+    for branch in context.student.heads[1:]:
+        # With a gradient by both: a teacher that can be followed says what its branches can say.
+        divergence = jnp.sum(jnp.exp(log_own) * (log_own - jax.nn.log_softmax(branch)), axis=-1)
+        loss += hyper["hard_weight"] * _hard_loss_of(context, branch) + hyper["soft_weight"] * divergence
+    return loss
+
+
+def _deploy_teacher(state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
+    return own_variables(deploy_params(state, hyper))
+
+
+# A network with branches (models.friendly), of which it alone is kept; see the plan `student_friendly`.
+FOLLOWED = SUPERVISED._replace(
+    name="student_friendly",
+    term=_hard_and_followed,
+    deploy=_deploy_teacher,
+    hyper=(("hard_weight", 1.0), ("soft_weight", 3.0)),
+    alpha=1.0,
+)
 
 
 def _hard_and_consistent(context: Context) -> Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtkd_jax.models import layers
-from mtkd_jax.types import Array, Model, Outputs
+from mtkd_jax.types import Array, Outputs
 
 NETWORK = "network"  # whose variables are those of the frozen network
 
@@ -16,7 +16,8 @@ class Intermediate(nn.Module):
     """Any of this package's modules, as in evaluation, with a head on the flattened map after each stage.
 
     Heads are those classifiers alone, in the order of `after`, names of features; no gradient goes into the
-    network, whose variables stand in "network".
+    network, whose variables stand in "network". Those of a classifier are called the same whatever others
+    there are.
     """
 
     network: nn.Module
@@ -32,15 +33,6 @@ class Intermediate(nn.Module):
             return nn.Dense(self.num_classes, name=f"{stage}_classifier")(flat)
 
         return layers.outputs(known.embedding, jnp.stack([classified(s) for s in self.after]), known.features)
-
-
-def with_heads(network: Model, num_classes: int, after: tuple[str, ...]) -> Model:
-    """A network, trained, with a classifier after each of these stages.
-
-    Its variables are called the same whatever else it has heads after.
-    """
-    module = Intermediate(network.module, num_classes, after)
-    return Model(f"{network.name} after {', '.join(after)}", module, network.convolutional)
 
 
 def is_of_heads(path: str) -> bool:

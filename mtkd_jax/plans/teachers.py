@@ -30,7 +30,8 @@ from mtkd_jax.engine.training import Fitted, as_fitted, check_owner, concatenate
 from mtkd_jax.methods.peers import UNIFIED, Correlated
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.methods.teaching import HEADS
-from mtkd_jax.models.intermediate import NETWORK, with_heads
+from mtkd_jax.models.friendly import StudentFriendly
+from mtkd_jax.models.intermediate import NETWORK, Intermediate
 from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
@@ -50,7 +51,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     weight decay and label smoothing. Smaller subsets are wrapped to the steps of the largest one. With
     `teachers.init_from` it begins with the weights of a file.
     """
-    model, recipe = network(split, address, _statistics(config)), teaching_recipe(config) or SUPERVISED
+    model, recipe = own_network(config, split, address), teaching_recipe(config) or SUPERVISED
     job = _apart(config, split, address, stage_name(address), model, recipe)
     return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
@@ -67,6 +68,26 @@ def heads_job(config: ConfigDict, split: Split, address: str, trained: Fitted, a
     start = {kind: {**drawn.get(kind, {}), NETWORK: of} for kind, of in taught.variables.items()}
     left = [k for k, name in enumerate(taught.names) if name not in trained.diverged]
     return jobs.part(dataclasses.replace(job, start=start), left)
+
+
+def with_heads(network: Model, num_classes: int, after: tuple[str, ...]) -> Model:
+    """A network, trained, with a classifier after each of these stages."""
+    module = Intermediate(network.module, num_classes, after)
+    return Model(f"{network.name} after {', '.join(after)}", module, network.convolutional)
+
+
+def friendly_job(
+    config: ConfigDict, split: Split, address: str, model: StudentFriendly, recipe: Recipe
+) -> Job:
+    """Training teachers with branches; they begin as those of `job`, and are all that comes out of it."""
+    plain = job(config, split, address)
+    made = _apart(config, split, address, stage_name(address), model, recipe)
+    if plain.start is None:
+        return made
+    start = dict(population.init(model, made.init_keys, made.image.shape[1:]))
+    for kind, of in plain.start.items():
+        start[kind] = {**start.get(kind, {}), **of}
+    return dataclasses.replace(made, start=start)
 
 
 def _apart(config: ConfigDict, split: Split, address: str, stage: str, model: Model, recipe: Recipe) -> Job:
@@ -199,7 +220,7 @@ def beginning(config: ConfigDict, split: Split, address: str) -> str:
     files = config.teachers.init_from
     if not files:
         return ""
-    model = network(split, address, _statistics(config))
+    model = own_network(config, split, address)
     read = pretrained.variables(files, model, "teachers.init_from", any_classes=True)
     num_classes = split.dataset.num_classes
     anew = any(own["params"]["heads"]["bias"].shape[-1] != num_classes for own in read)
@@ -280,7 +301,7 @@ def _drawing(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_files(config: ConfigDict, split: Split) -> tuple[dict[str, Fitted], tuple[str, ...]]:
     files, (address,) = config.teachers.init_from, teacher_models(config)
-    model = network(split, address, _statistics(config))
+    model = own_network(config, split, address)
     read = population.stack(pretrained.variables(files, model, "teachers.init_from"))
     names = tuple(f"teacher {k}" for k in range(len(files)))
     unknown = np.full(len(files), np.nan, np.float32)  # no validation has chosen these weights
@@ -393,6 +414,11 @@ def network(split: Split, address: str, statistics: Statistics | None = None) ->
                 )
     mean, std = statistics or own
     return build_model(address, Task(split.dataset.num_classes, 1, mean, std), "teachers.models")
+
+
+def own_network(config: ConfigDict, split: Split, address: str) -> Model:
+    """`network`, which normalises by `teachers.mean` and `teachers.std` where these are set."""
+    return network(split, address, _statistics(config))
 
 
 def stage_name(address: str) -> str:

@@ -84,6 +84,29 @@ def test_every_classifier_learns_from_labels_for_itself():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_teacher_is_followed_by_its_branches_and_turns_to_them():
+    """The loss by a reference, and its gradient by the teacher's logits by differences of the reference."""
+    branches = np.random.default_rng(9).normal(size=(2, 4, 3))
+    seen = context(Z, [Z], LABELS, hard_weight=0.5, soft_weight=3.0)
+
+    def total(z):
+        heads = jnp.concatenate([z[None], jnp.asarray(branches, jnp.float32)])
+        student = dataclasses.replace(seen.student, logits=z, heads=heads)
+        loss = teaching.FOLLOWED.term(dataclasses.replace(seen, student=student))
+        return loss.sum(), loss
+
+    (_, found), slope = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.asarray(Z, jnp.float32))
+
+    def expected(z, b):
+        return reference.sftn(z, LABELS[b], branches[:, b], 0.5, 3.0)
+
+    np.testing.assert_allclose(found, [expected(Z[b], b) for b in range(4)], rtol=1e-5)
+    for b, c in np.ndindex(4, 3):
+        step = 1e-5 * np.eye(3)[c]
+        by_hand = (expected(Z[b] + step, b) - expected(Z[b] - step, b)) / 2e-5
+        np.testing.assert_allclose(slope[b, c], by_hand, rtol=1e-3, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def first_step():
     """Parameters before a step, and after it by two weights of the bound: the losses too."""

@@ -5,10 +5,14 @@ import numpy as np
 
 from mtkd_jax.config import build_model
 from mtkd_jax.models import intermediate
-from mtkd_jax.types import Task
+from mtkd_jax.types import Model, Task
 
 NETWORK = build_model("cnn(widths=(2, 3), dense=4, batch_norm=True)", Task(5, 1, (0.5,), (0.5,)))
 IMAGE = jax.random.uniform(jax.random.key(1), (4, 4, 4, 1))
+
+
+def with_heads(after):
+    return Model("", intermediate.Intermediate(NETWORK.module, 5, after), True)
 
 
 def in_one_program(function, *arguments):
@@ -18,15 +22,12 @@ def in_one_program(function, *arguments):
 
 def test_every_classifier_reads_the_flattened_map_of_its_stage_and_nothing_else_learns():
     stages = ("stage1", "stage2")
-    model = intermediate.with_heads(NETWORK, 5, stages)
+    model = with_heads(stages)
 
     def all_of_it(key):
         variables = model.init(key, IMAGE)
         plain, _ = NETWORK.apply({kind: of["network"] for kind, of in variables.items()}, IMAGE)
-        ended = [
-            intermediate.with_heads(NETWORK, 5, (stage,)).apply(intermediate.alone(variables, stage), IMAGE)
-            for stage in stages
-        ]
+        ended = [with_heads((stage,)).apply(intermediate.alone(variables, stage), IMAGE) for stage in stages]
 
         def total(params):
             outputs, state = model.apply({**variables, "params": params}, IMAGE, train=True)

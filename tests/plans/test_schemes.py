@@ -533,6 +533,44 @@ def test_a_teacher_that_broke_down_has_no_classifier(generations):
     equal(job.start["params"]["network"], left["params"])
 
 
+# --- teachers with branches of their student ------------------------------------------------------------
+
+FRIENDLY = {"model.name": "cnn(widths=(2, 3), dense=4, batch_norm=True)", "teachers.num_members": 2}
+FRIENDLY |= {
+    "train.epochs": 1,
+    "train.optimizer": "sgd",
+}  # Adam divides by gradients that may be all rounding
+
+
+def friendly_job(plan_name, **overrides):
+    config = small.config(**{**FRIENDLY, **overrides}, plan=plan_name)
+    first, *_ = plan.build(config, experiment.load_split(config))
+    return first.make({})
+
+
+def test_teachers_with_branches_that_weigh_nothing_are_plain_ones(tmp_path):
+    """They begin alike and take the same steps, and else take others; what is left of them is the teacher."""
+    with_branches, plain = friendly_job("student_friendly"), friendly_job("teachers_then_students")
+    nothing = {name: np.zeros(2, np.float32) for name in ("hard_weight", "soft_weight")}
+    without = dataclasses.replace(with_branches, hyper={**with_branches.hyper, **nothing})
+    jobs_done = plain, without, with_branches
+    plain, alike, friendly = (trained(job, tmp_path / str(n)) for n, job in enumerate(jobs_done))
+    assert plain.model == alike.model == friendly.model and plain.names == friendly.names
+    close(plain.variables, alike.variables, 1e-5)
+    kernels = (own.variables["params"]["conv1"]["kernel"] for own in (plain, friendly))
+    assert float(jnp.abs(jnp.subtract(*kernels)).max()) > 1e-3
+
+
+def test_teachers_with_branches_begin_with_what_they_ever_begin_with():
+    """Such as what a network computes from the images."""
+    network = {"model.name": "speedy(width=4, blocks=1, trainable='')"}
+    job = friendly_job("student_friendly(student='cnn(widths=(2, 3), dense=4)')", **network)
+    begun = friendly_job("teachers_then_students", **network).start
+    for kind, of in begun.items():
+        equal({name: job.start[kind][name] for name in of}, of)
+    plan.trace(job)
+
+
 # --- from real weights to few bits --------------------------------------------------------------------
 
 
@@ -896,6 +934,14 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
             {"teachers.out_of_bag": True, "teachers.folds": True},
             "hears all teachers of",
         ),
+        ("student_friendly(soft_weight=-1.0)", {}, "student_friendly(soft_weight=-1.0): must be at least 0"),
+        ("student_friendly", {}, "student_friendly: mlp(hidden=(8,)) cannot branch from"),
+        (
+            "student_friendly",
+            {"teachers.method": "teaching.soteacher"},
+            "does not go with plan student_friendly",
+        ),
+        ("student_friendly", {"students.models": ("mlp", "cnn")}, "there are several; name student"),
         ("hydra(mode='output_avg')", {}, "hydra cannot end with 'output_avg'"),
         ("hydra(first='mimic_all')", {}, "one head"),
         ("noisy_student", {}, "without a label; it must have 'unlabelled' or 'other' in it"),

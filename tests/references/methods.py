@@ -282,3 +282,11 @@ def soteacher(z, label, mean, weight):
     p = softmax(z)
     distance = 0.0 if mean is None else ((p - mean) ** 2).sum()
     return -np.log(p[label]) + weight * distance
+
+
+def sftn(z, label, branches, hard_weight, soft_weight):
+    """Of a teacher's logits z [C] and those of its branches, each [C]."""
+    loss = -np.log(softmax(z)[label])
+    for branch in branches:
+        loss += -hard_weight * np.log(softmax(branch)[label]) + soft_weight * kl(softmax(z), softmax(branch))
+    return loss

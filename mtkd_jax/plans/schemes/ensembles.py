@@ -27,6 +27,7 @@ from mtkd_jax.types import Model, PyTree, Task, UserError
 WITH_OWN_TEACHERS = (
     *("specialists", "snapshots", "fast_geometric", "stochastic_averages"),
     *("horizontal", "dropout_draws", "batch_ensemble", "mimo", "negative_correlation"),
+    "student_friendly",
     "checkpoint_bank",  # or only those of one that had this plan
 )
 

@@ -1,4 +1,4 @@
-"""Plans in which trained teachers are made ready to teach, before their students learn from them."""
+"""Plans in which teachers are made ready to teach, before their students learn from them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import itertools
 import jax
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import teacher_models
+from mtkd_jax.config import GIVEN, build_model, student_models, teacher_models
+from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.maps import Taps, stage_names
-from mtkd_jax.models.intermediate import alone, with_heads
+from mtkd_jax.methods.teaching import FOLLOWED
+from mtkd_jax.models.friendly import StudentFriendly, with_branches
+from mtkd_jax.models.intermediate import alone
 from mtkd_jax.plans import students, teachers
-from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
+from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students
 from mtkd_jax.plans.schemes.direct import (
     check_hears_all,
     check_networks_teach,
@@ -21,7 +24,7 @@ from mtkd_jax.plans.schemes.direct import (
     with_baseline,
 )
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import Ensemble, Population, UserError
+from mtkd_jax.types import Ensemble, Population, Task, UserError
 
 
 def intermediate_heads(
@@ -71,6 +74,77 @@ def intermediate_heads(
     return (*direct, *stages)
 
 
+def student_friendly(
+    config: ConfigDict,
+    split: Split,
+    *,
+    student: str = "",
+    after: tuple[str, ...] = (),
+    hard_weight: float = 1.0,
+    soft_weight: float = 3.0,
+) -> Plan:
+    r"""Teachers that are trained with branches of their student, so that it can follow them; students (SFTN).
+
+    $$\ell = \mathrm{CE}(z) + \sum_b (\lambda_1\, \mathrm{CE}(z_b) + \lambda_2\,
+    \mathrm{KL}(\mathrm{softmax}(z) \parallel \mathrm{softmax}(z_b)))$$
+
+    Here $z$ are a teacher's logits and $z_b$ those of branch b, which takes the teacher's map after one of
+    the stages `after` through a 1x1 convolution, BatchNorm and ReLU to the size of the student's, and from
+    there on has the student's later stages and head. The gradient of the divergence goes into both;
+    $\lambda_1$ is `hard_weight` and $\lambda_2$ is `soft_weight`. Branches begin anew and are dropped after
+    the training: teachers are what they ever are, and all of `students.modes` learn from them, with initial
+    weights of their own. `student` is the architecture of the branches, that of the students unless it is
+    named, and `after` all stages of blocks that both have and the student has blocks behind. Teachers may
+    begin with the weights of `teachers.init_from`. Raises UserError for students of several architectures
+    where none is named, networks that cannot be cut, negative weights, and teachers that come trained or have
+    a method of their own.
+
+    Source: learning student-friendly teacher networks, Park et al. 2021, arXiv 2102.07650, of which a summary
+    was at hand: its parts are the paper's; the form of the first layers of a branch is ours, and weights of 1
+    and 3 at T = 1 are as we remember them.
+    """
+    name = "student_friendly"
+    for argument, weight in (("hard_weight", hard_weight), ("soft_weight", soft_weight)):
+        if weight < 0:
+            raise UserError(f"config.plan: {name}({argument}={weight}): must be at least 0")
+    elsewhere = ("from_run", *(field.removeprefix("teachers.") for field in GIVEN), "trained", "method")
+    for field in elsewhere:
+        if config.teachers[field]:
+            raise UserError(
+                f"config.teachers.{field}: {config.teachers[field]!r} does not go with plan {name}, which "
+                "trains teachers in a way of its own; leave it at its default"
+            )
+    if not student and len(student_models(config)) > 1:
+        raise UserError(
+            f"config.plan: {name} has branches of one student, and there are several; name student"
+        )
+    address = student or student_models(config)[0]
+    branch = build_model(address, _task_of(split), "plan" if student else "students.model")
+    recipe = FOLLOWED._replace(hyper=(("hard_weight", hard_weight), ("soft_weight", soft_weight)))
+    image = jax.eval_shape(scale, split.dataset.train_images[:1])
+
+    def friendly(own: str) -> StudentFriendly:
+        try:
+            return with_branches(teachers.own_network(config, split, own), branch, image, after)
+        except UserError as error:
+            raise UserError(f"config.plan: {name}: {error}") from None
+
+    models = {own: friendly(own) for own in teacher_models(config)}
+    stages = [
+        Stage(
+            teachers.stage_name(own),
+            lambda done, own=own, model=model: teachers.friendly_job(config, split, own, model, recipe),
+            note=f"Teachers were trained with {len(model.branches)} branches of {branch.name} each.",
+        )
+        for own, model in models.items()
+    ]
+    return (*stages, *train_students(config, split))
+
+
+def _task_of(split: Split) -> Task:
+    return Task(split.dataset.num_classes, 1, *loading.channel_statistics(split))
+
+
 def _stages_of(config: ConfigDict, split: Split, address: str, after: tuple[str, ...]) -> tuple[str, ...]:
     """The stages of an architecture that get a classifier, from the image on; UserError where one is none."""
     model = teachers.network(split, address)
@@ -103,6 +177,6 @@ def _heads_of(done: Done, tapped: dict[str, tuple[str, ...]]) -> Ensemble:
         num_classes = heads.model.module.num_classes
         for stage in stages:
             names = tuple(f"{name} after {stage}" for name in heads.names)
-            model = with_heads(network, num_classes, (stage,))
+            model = teachers.with_heads(network, num_classes, (stage,))
             found.append(Population(model, alone(heads.variables, stage), {}, names))
     return tuple(found)
