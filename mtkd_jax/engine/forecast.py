@@ -236,7 +236,7 @@ def members_at_once(job: Job) -> int:
     num_members = len(job.names)
     if job.at_once:
         return min(job.at_once, num_members)
-    state = _state_bytes(part(job, range(job.num_peers))) / job.num_peers
+    state = _state_bytes(job) / num_members
     if 8 * state * num_members + _num_bytes((job.stage_data, job.validation)) < memory_limit() / 4:
         return num_members
     return _as_many_as_fit(job, *bytes_of_members(job))

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ class Job:
     @property
     def image(self) -> jax.ShapeDtypeStruct:
         """One image [1,h,w,c] as the networks see it."""
-        return jax.eval_shape(loading.scale, self.validation[0][:1])
+        return jax.eval_shape(lambda images: loading.scale(images[:1]), self.validation[0])
 
 
 def make(
@@ -143,7 +144,7 @@ def make(
             "trainable must be '' with it"
         )
     key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
-    members = jnp.asarray(tuple(members), jnp.uint32)
+    members = np.asarray(tuple(members), np.uint32)
     examples, ensemble = told(examples, ensemble)
     if any(isinstance(teachers.model, Given) for teachers in ensemble):
         _check_hears_alone(recipes)
@@ -191,7 +192,7 @@ def make(
         stage_data=stage_data,
         names=names,
         hyper={**_common_hyper(config, len(names)), **hyper},
-        init_keys=jax.vmap(lambda m: jax.random.fold_in(key, m))(members),
+        init_keys=_keys_of_members(key, members),
         order=order,
         validation=validation,
         epochs=epochs,
@@ -204,6 +205,11 @@ def make(
         images=images,
         stream_bytes=stream_bytes,
     )
+
+
+@jax.jit  # a program instead of one for every operation
+def _keys_of_members(key: Array, members: np.ndarray) -> Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(members)
 
 
 def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:

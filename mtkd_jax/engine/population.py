@@ -6,7 +6,7 @@ The loop over members is a choice, not a rewrite: `over_members` gives the same 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache, partial
 
 import jax
@@ -55,19 +55,25 @@ def natural_member_loop(model: Model) -> str:
 
 
 def init(model: Model, keys: Array, image_shape: Sequence[int]) -> PyTree:
-    """Variables [M,...], member m from keys[m] alone, so that it is the same whoever stands beside it.
+    """Variables [M,...], member m from keys[m] alone, so that it is the same whoever stands beside it."""
+    return jax.device_put(init_on_host(model, keys, image_shape))
+
+
+def init_on_host(model: Model, keys: Array, image_shape: Sequence[int]) -> PyTree:
+    """`init` as NumPy arrays, for who spreads them over devices.
 
     One small program called M times: batched over keys it took twice as long to compile (2.2 s of CPU for
     five members of a small MLP, 4.7 s for a hundred) and had to be compiled again for every M.
     """
-    of_one = _init(model, tuple(image_shape))
+    of_one = _init(model, tuple(image_shape), jax.random.key_impl(keys))
+    words = np.asarray(jax.random.key_data(keys))  # a key taken out of all is a program for every M
     stacked = jax.tree.map(
-        lambda leaf: np.empty((len(keys), *leaf.shape), leaf.dtype), jax.eval_shape(of_one, keys[0])
+        lambda leaf: np.empty((len(keys), *leaf.shape), leaf.dtype), jax.eval_shape(of_one, words[0])
     )
-    for m, key in enumerate(keys):  # each at its place at once: a list of all of them would be a second copy
-        for all_of_them, own in zip(jax.tree.leaves(stacked), jax.tree.leaves(of_one(key))):
+    for m, own_words in enumerate(words):  # each at its place at once: a list of all would be a second copy
+        for all_of_them, own in zip(jax.tree.leaves(stacked), jax.tree.leaves(of_one(own_words))):
             all_of_them[m] = own
-    return jax.tree.map(jnp.asarray, stacked)
+    return stacked
 
 
 def take(tree: PyTree, members: int | Sequence[int] | np.ndarray) -> PyTree:
@@ -231,8 +237,9 @@ def _evaluate(model: Model, needs: tuple[str, ...] = ()) -> Callable:
 
 
 @lru_cache
-def _init(model: Model, image_shape: tuple[int, ...]) -> Callable:
-    def draw(key):
+def _init(model: Model, image_shape: tuple[int, ...], key_impl: Hashable) -> Callable:
+    def draw(words: np.ndarray) -> PyTree:
+        key = jax.random.wrap_key_data(words, impl=key_impl)
         return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
     # Run a few times and never hot: compiled without optimising, in a fifth of the time.

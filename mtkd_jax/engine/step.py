@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mtkd_jax import mesh, optimizers
@@ -161,11 +162,17 @@ def draw_first(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         return places.merge_outputs(student), None if teacher is None else places.merge_teachers(teacher)
 
     student, teacher = jax.eval_shape(outputs_of, variables, stage_data)
-    # What belongs to a cohort begins alike in all its peers, who stand side by side.
-    of_cohort = keys[jnp.arange(len(keys)) // recipe.num_peers * recipe.num_peers]
-    aux = jax.vmap(lambda key: recipe.init_aux(jax.random.fold_in(key, 0), student, teacher))(of_cohort)
+    of_cohort = _keys_of_cohorts(keys, recipe.num_peers)
+    aux = jax.vmap(lambda key: recipe.init_aux(key, student, teacher))(of_cohort)
     anew = _drawn_anew(program, keys, stage_data) if recipe.decoupled else None
     return Drawn(stage_data.examples.label.size, student, aux, anew)
+
+
+@partial(jax.jit, static_argnums=1)  # a program instead of one for every operation
+def _keys_of_cohorts(keys: Array, num_peers: int) -> Array:
+    """What belongs to a cohort is drawn from these [M]: alike in all its peers, who stand side by side."""
+    first = np.arange(len(keys)) // num_peers * num_peers
+    return jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys[first])
 
 
 def first_state(

@@ -165,7 +165,7 @@ def first_progress(job: Job) -> Progress:
     """What every member starts from, where it is trained."""
     layout = job.program.layout
     if job.start is None:
-        variables = population.init(job.program.model, job.init_keys, job.image.shape[1:])
+        variables = population.init_on_host(job.program.model, job.init_keys, job.image.shape[1:])
     else:
         variables = job.start
     trained, frozen = stages.split(job.program.model, variables)
@@ -181,6 +181,7 @@ def first_progress(job: Job) -> Progress:
     return mesh.spread_out(first(variables, dict(job.hyper), keys, drawn.aux, drawn.anew), layout)
 
 
+@jax.jit  # a program instead of one for every operation
 def _own_keys(init_keys: Array) -> Array:
     """What members draw from while they are trained."""
     return jax.vmap(lambda key: jax.random.fold_in(key, 1))(init_keys)

@@ -440,7 +440,8 @@ def _zeros(job: Job) -> Fitted:
 
 
 def _zero_variables(job: Job, model: Model) -> PyTree:
-    num_members, of_one = len(job.names), jax.eval_shape(model.init, job.init_keys[0], job.image)
+    num_members = len(job.names)
+    of_one = jax.eval_shape(lambda keys, image: model.init(keys[0], image), job.init_keys, job.image)
     return jax.tree.map(lambda leaf: np.zeros((num_members, *leaf.shape), leaf.dtype), of_one)
 
 

@@ -817,14 +817,14 @@ def gradient_difference(predictions: Predictions, transfer: str, architecture: s
     KL, written out with one target a teacher. On paper the two are one; what is left is rounding.
     """
     student = analysis.find(predictions, transfer, name="output_avg", architecture=architecture)
-    teachers = TeacherOutputs(jnp.asarray(analysis.teacher_logits(predictions, "val"), jnp.float32), (), ())
+    teachers = TeacherOutputs(np.asarray(analysis.teacher_logits(predictions, "val"), np.float32), (), ())
     hyper = {"alpha": 0.0, "temperature": student.temperature, "label_smoothing": 0.0}
     num_examples = len(predictions.val_labels)
     batch = Batch(
-        image=jnp.zeros((num_examples, 1, 1, 1)),
-        label=jnp.asarray(predictions.val_labels),
-        index=jnp.arange(num_examples),
-        labelled=jnp.ones(num_examples, bool),
+        image=np.zeros((num_examples, 1, 1, 1), np.float32),
+        label=np.asarray(predictions.val_labels),
+        index=np.arange(num_examples, dtype=np.int32),
+        labelled=np.ones(num_examples, bool),
     )
 
     def loss(logits: Array, recipe: Recipe) -> Array:
@@ -837,10 +837,10 @@ def gradient_difference(predictions: Predictions, transfer: str, architecture: s
     gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)), static_argnums=1)
     written_out = modes.output_avg()._replace(aim=modes.each_teacher)
     of_output_avg, of_loss_avg = (
-        gradient(jnp.asarray(student.val, jnp.float32), recipe)
+        np.asarray(gradient(np.asarray(student.val, np.float32), recipe))
         for recipe in (modes.output_avg(), written_out)
     )
-    return float(jnp.abs(of_output_avg - of_loss_avg).max())
+    return float(np.abs(of_output_avg - of_loss_avg).max())
 
 
 def _rules_left_out(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:

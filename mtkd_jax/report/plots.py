@@ -11,6 +11,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -51,7 +52,8 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # a name in a script that the font lacks is boxes, and no news
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(buffer, format="png", dpi=144)
+        figure.set_dpi(144)
+        FigureCanvasAgg(figure).print_png(buffer)  # drawn once: `savefig` lays out in a drawing of its own
     return buffer.getvalue()
 
 

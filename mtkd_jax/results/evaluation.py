@@ -250,7 +250,7 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     """
     image = np.zeros((1, *image_shape), dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(scale, image))
-    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    variables = jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes))
     forward = jax.jit(partial(_answers, model))
     traced = forward.trace(variables, image)
     analysis = traced.lower().compile().cost_analysis() or {}
@@ -657,7 +657,7 @@ def logits(
 
 
 def _latency(forward, variables: PyTree, image: np.ndarray, batch_size: int, num_calls: int = 50) -> float:
-    batch = jnp.repeat(image, batch_size, axis=0)
+    batch = jax.device_put(np.repeat(image, batch_size, axis=0))
     forward(variables, batch).block_until_ready()
     seconds = []
     for _ in range(num_calls):
