@@ -816,6 +816,15 @@ def test_networks_in_one_are_written_out_as_ordinary_teachers(in_one):
         np.testing.assert_allclose(teachers_of.model.apply(own, images)[0].logits, said[member], atol=1e-4)
 
 
+def test_what_networks_in_one_took_is_the_training_of_the_one(in_one):
+    config, stages, done = in_one
+    (group, _) = evaluation.predict(config, experiment.load_split(config), stages[:2], done).groups
+    whole, one = (
+        forecast.forward_flops(done[stage.name].population.model, (1, 4, 4, 1)) for stage in stages[:2]
+    )
+    assert group.train_flops == 3 * 16 * (12 * whole + 6 * one) and group.flops < whole
+
+
 def test_networks_in_one_learn_each_by_the_labels_until_the_last_step(in_one):
     config, stages, _ = in_one
     job = stages[0].make({})
