@@ -93,7 +93,8 @@ class StageData:
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
-    frozen: PyTree = dataclasses.field(default_factory=dict)  # variables of frozen stages, of all members
+    frozen: PyTree = dataclasses.field(default_factory=dict)
+    # variables of frozen stages, of all members; or what else the network is only trained with
     bank: tuple[PyTree, ...] = ()  # of `teachers` at T shares of their training [T,K_i,...]; see _asker
 
 

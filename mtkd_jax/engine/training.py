@@ -246,7 +246,9 @@ def _repeated(variables: PyTree, number: int) -> PyTree:
 
 def _result(job: Job, progress: Progress) -> dict[str, PyTree]:
     """What a stage trained, on the host: whole networks, whatever of them was frozen."""
-    frozen, num_members = job.stage_data.frozen, len(job.names)
+    # What is no stage of its own a network was trained with, and is not made of.
+    frozen = job.stage_data.frozen if job.program.model.frozen_stages else {}
+    num_members = len(job.names)
     of_all = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (num_members, *leaf.shape)), frozen)
     # "alive", not "finite": finished stages that were saved before it was called so are still read.
     found = {

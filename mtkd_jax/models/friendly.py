@@ -93,8 +93,8 @@ def with_branches(
     """
     if teacher.trainable:
         raise UserError(f"{teacher.name} is frozen in part; a teacher with branches must be trained whole")
-    features = _shapes(teacher, image)[1].features
-    entering = _shapes(student, image)[0] if student.stages else {}
+    features = stages.shapes(teacher, image)[1].features
+    entering = stages.shapes(student, image)[0] if student.stages else {}
     possible = {
         stage: entering[behind].shape[1:]
         for stage, behind in zip(student.stages, student.stages[1:])
@@ -121,13 +121,6 @@ def own_variables(variables: PyTree) -> PyTree:
     """Those of the teacher alone."""
     own = {kind: {n: leaf for n, leaf in of.items() if n != BRANCHES} for kind, of in variables.items()}
     return {kind: of for kind, of in own.items() if of}
-
-
-def _shapes(model: Model, image: jax.ShapeDtypeStruct) -> tuple[PyTree, Outputs]:
-    """What enters every stage of a network, and its outputs."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    told, outputs, _ = jax.eval_shape(lambda *of: stages.entering_all(model, *of), variables, image)
-    return told, outputs
 
 
 def _with_branch(variables: PyTree, stage: str, parts: PyTree) -> PyTree:

@@ -11,10 +11,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtkd_jax.models.layers import ENTERED, ENTERING
+from mtkd_jax.models.layers import ENTERED, ENTERING, cut_after
 from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
 
 
@@ -101,6 +102,35 @@ def entering_all(
     outputs, told = model.module.apply(variables, image, train=train, mutable=[ENTERING, *state], rngs=rngs)
     entering = told.pop(ENTERING, {})
     return entering, outputs, told if train else {n: v for n, v in variables.items() if n != "params"}
+
+
+def shapes(model: Model, image: jax.ShapeDtypeStruct) -> tuple[PyTree, Outputs]:
+    """({stage: what enters it}, outputs) as shapes, of images [B,h,w,c]; see `entering_all`."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    told, outputs, _ = jax.eval_shape(lambda *of: entering_all(model, *of), variables, image)
+    return told, outputs
+
+
+def run_one(
+    model: Model,
+    variables: PyTree,
+    stage: str,
+    x: Array,
+    image_shape: tuple[int, ...],
+    *,
+    train: bool = False,
+    key: Array | None = None,
+) -> tuple[PyTree, PyTree]:
+    """What leaves one stage, of what enters it [B,...], and the whole network's state; images are [h,w,c].
+
+    Of a network whose stages all go through `layers.through`; of its last one `Outputs` come out.
+    """
+    is_first = stage == model.stages[0]
+    blank = jnp.zeros((1, *image_shape), jnp.float32)
+    given = variables if is_first else {**variables, ENTERED: {stage: x}}
+    with cut_after(stage):
+        left, state = model.apply(given, x if is_first else blank, train=train, key=key)
+    return left, {kind: of for kind, of in state.items() if kind != ENTERED}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from mtkd_jax.engine import forecast, jobs, population, step, training
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import lineage, seams, targets
 from mtkd_jax.methods.peers import EACH_HEAD, Correlated
+from mtkd_jax.models.interactive import TEACHERS
 from mtkd_jax.plans import plan, students, teachers
 from mtkd_jax.plans.schemes import further_data
 from mtkd_jax.report import document
@@ -533,6 +534,29 @@ def test_a_teacher_that_broke_down_has_no_classifier(generations):
     equal(job.start["params"]["network"], left["params"])
 
 
+# --- stages that give way to a teacher's ----------------------------------------------------------------
+
+
+def test_students_go_on_from_what_they_learnt_among_stages_of_a_teacher():
+    """After a first stage of labels alone; of that the student is left, and not the teachers."""
+    few = {"model.name": "cnn(widths=(2, 3), dense=4, batch_norm=True)", "teachers.num_members": 2}
+    config = small.config(plan="interactive", **few, **{"students.modes": ("output_avg",)})
+    first, direct, swapped, last = plan.build(config, experiment.load_split(config))
+    done = {first.name: training.untrained(first.make({})), direct.name: None}
+    job = swapped.make(done)
+    assert set(job.hyper["alpha"]) == {1.0} and job.program.teachers == ()
+    assert job.program.model.blocks == ("stage1", "stage2") and job.eval_every == job.epochs
+    equal(job.stage_data.frozen[TEACHERS], done[first.name].population.variables)
+    plan.trace(job)
+    done[swapped.name] = training.untrained(job)
+    learnt = done[swapped.name].population
+    assert learnt.model == teachers.network(experiment.load_split(config), config.model.name)
+    assert set(learnt.variables) == {"params", "batch_stats"}
+    then = last.make(done)
+    for row, member in enumerate(last.family):
+        equal(population.take(then.start, row), population.take(learnt.variables, member.seed))
+
+
 # --- teachers with branches of their student ------------------------------------------------------------
 
 FRIENDLY = {"model.name": "cnn(widths=(2, 3), dense=4, batch_norm=True)", "teachers.num_members": 2}
@@ -951,6 +975,10 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
             "does not go with plan student_friendly",
         ),
         ("student_friendly", {"students.models": ("mlp", "cnn")}, "there are several; name student"),
+        ("interactive(swapped=1.0)", {}, "interactive(swapped=1.0): must be a share"),
+        ("interactive", {}, "interactive: mlp(hidden=(8,)) has no stages of blocks"),
+        ("interactive", {"teachers.models": ("mlp", "cnn")}, "teachers.models must name one"),
+        ("interactive(mode='mimic_all')", {}, "one head"),
         ("hydra(mode='output_avg')", {}, "hydra cannot end with 'output_avg'"),
         ("hydra(first='mimic_all')", {}, "one head"),
         ("noisy_student", {}, "without a label; it must have 'unlabelled' or 'other' in it"),

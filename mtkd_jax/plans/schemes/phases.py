@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import GIVEN, build_recipe, number_of_teachers
-from mtkd_jax.data.loading import Split
+from mtkd_jax.config import GIVEN, build_recipe, number_of_teachers, teacher_models
+from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.maps import is_no_head
-from mtkd_jax.methods.seams import frozen_teachers, identity_view
+from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers, identity_view
+from mtkd_jax.models.interactive import TEACHERS, swapping
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
 from mtkd_jax.plans.schemes.direct import (
@@ -28,6 +29,7 @@ from mtkd_jax.plans.schemes.direct import (
     taught,
     with_baseline,
 )
+from mtkd_jax.plans.students import Family
 from mtkd_jax.types import PyTree, UserError
 
 
@@ -60,14 +62,72 @@ def hints_then_distil(
 
         def distil(done: Done, transfer=transfer, family=family, hinted=hinted) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
-            if done[hinted].diverged:
-                raise UserError(f"{hinted}: {broke_down(done[hinted].diverged)}")
-            begun = done[hinted].population.variables
-            return dataclasses.replace(job, start=population.take(begun, [member.seed for member in family]))
+            return dataclasses.replace(job, start=_of_seeds(done, hinted, family))
 
         stages.append(Stage(hinted, learn_hints))
         stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer))
     return (*direct, *stages)
+
+
+def interactive(config: ConfigDict, split: Split, *, swapped: float = 0.5, mode: str = "output_avg") -> Plan:
+    """Students first learn with a teacher's stages in the place of some of theirs, then alone (IAKD).
+
+    In the first stage labels alone are learnt from, and in every step each stage of blocks of a student gives
+    way to that of a teacher with probability `swapped`: what is left of the student has to do with what the
+    teacher makes of an image. One of the K teachers is drawn for every step. Every seed keeps the weights of
+    the last step, and begins with them, for as many epochs again, at every alpha and temperature of `mode`:
+    the row "interactive". Raises UserError for a mode with more than one head, teachers of several
+    architectures or that are no networks, and stages of students that do not take and give what the teachers'
+    do.
+
+    Source: interactive knowledge distillation, Fu et al. 2020, arXiv 2007.01476, of whose paper the abstract
+    was at hand: it swaps blocks; the probability, which stays through the first stage, and the two stages are
+    ours. Its students learn from labels to the end, as here with students.alphas = (1.0,).
+    """
+    name = "interactive"
+    check_shares(name, swapped=swapped)
+    second = recipe_for(name, mode, check_networks_teach(name, config))
+    if len(teacher_models(config)) > 1:
+        raise UserError(
+            f"config.plan: {name} has stages of one architecture of teachers; teachers.models must name one"
+        )
+    direct = with_baseline(name, config, split)
+    image, (taught_by,) = jax.eval_shape(scale, split.dataset.train_images[:1]), teacher_models(config)
+    teacher, stages = teachers.own_network(config, split, taught_by), []
+    note = f"{name} was trained with stages of the teachers before, for as many epochs: twice the epochs."
+    for transfer, model in itertools.product(config.students.transfer, students.models(config)):
+        seeds = students.of_model(students.grid(config, f"{name} swapped", SUPERVISED, (1.0,), (1.0,)), model)
+        family = students.of_model(students.grid(config, name, second), model)
+        before = students.stage_name(transfer, seeds)
+
+        def swap(done: Done, transfer=transfer, seeds=seeds) -> Job:
+            job = students.job(config, split, transfer, seeds, (), {}, routed=False)
+            try:
+                network = swapping(job.program.model, teacher, image, swapped)
+            except UserError as error:
+                raise UserError(f"config.plan: {name}: {error}") from None
+            known = {TEACHERS: ensemble_of(done)[0].variables}
+            return dataclasses.replace(
+                job,
+                program=job.program._replace(model=network),
+                stage_data=dataclasses.replace(job.stage_data, frozen=known),
+                eval_every=job.epochs,  # the only weights to choose: the last
+            )
+
+        def distil(done: Done, transfer=transfer, family=family, before=before) -> Job:
+            job = students.job(config, split, transfer, family, ensemble_of(done), {})
+            return dataclasses.replace(job, start=_of_seeds(done, before, family))
+
+        stages.append(Stage(before, swap))
+        stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer, note=note))
+    return (*direct, *stages)
+
+
+def _of_seeds(done: Done, stage: str, family: Family) -> PyTree:
+    """Variables [M,...] for a family, each its seed's of an earlier stage; UserError where one broke down."""
+    if done[stage].diverged:
+        raise UserError(f"{stage}: {broke_down(done[stage].diverged)}")
+    return population.take(done[stage].population.variables, [member.seed for member in family])
 
 
 def checkpoint_bank(
