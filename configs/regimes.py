@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.path = "data/emnist47_balanced_sub.npz"
     config.data.num_train = 2350
     config.data.augment.shift = 1
-    config.model.name = "cnn(widths=(8, 16), dense=64, batch_norm=True)"
+    config.model.name = "mlp(hidden=(256,), batch_norm=True, dropout=0.3)"
 
     config.teachers.num_members = 5
 
