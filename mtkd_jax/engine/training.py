@@ -174,7 +174,8 @@ def first_progress(job: Job) -> Progress:
     if not job.stage_data.frozen:  # else these are the same for all, and only their shapes are looked at
         frozen = mesh.spread_out(frozen, layout) if frozen else frozen
     variables = stages.join(trained, frozen)
-    drawn = draw_first(job.program, variables, _own_keys(keys), job.stage_data)
+    keys = _own_keys(keys)
+    drawn = draw_first(job.program, variables, keys, job.stage_data)
     shapes, structure = jax.tree.flatten(drawn.student)
     told = (len(job.names), job.start is not None, not job.stage_data.frozen, drawn.num_examples)
     first = _first(job.program, *told, job.checkpoints, tuple(shapes), structure)
@@ -205,9 +206,9 @@ def _first(
     """
     student = jax.tree.unflatten(structure, shapes)
 
-    def first(variables: PyTree, hyper, init_keys: Array, aux: PyTree, anew: PyTree | None) -> Progress:
+    def first(variables: PyTree, hyper, keys: Array, aux: PyTree, anew: PyTree | None) -> Progress:
         drawn = Drawn(num_examples, student, aux, anew)
-        train = first_state(program, owns_frozen, variables, _own_keys(init_keys), drawn)
+        train = first_state(program, owns_frozen, variables, keys, drawn)
         train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
         if is_given:
             train = jax.tree.map(jnp.copy, train)
