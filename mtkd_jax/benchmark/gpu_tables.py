@@ -20,7 +20,7 @@ def sheets(content: dict) -> list[tuple[str, Sheet]]:
     if "numbers" in found:
         told.append(("numbers: relative difference from float32 on a CPU", _numbers(found["numbers"])))
     if "members" in found:
-        told += tell.sheets(merged(found["members"]))
+        told += tell.sheets(merge_cases(found["members"]))
         told += _rates(found["members"])
     for one in found.get("cifar10", {}).values():
         rows = [
@@ -101,7 +101,7 @@ def _agreement(one: dict | None) -> str:
     return f"{one['value']:.1e}" + ("" if one["value"] <= one["bound"] else f", above {one['bound']:g}")
 
 
-def merged(items: dict) -> dict:
+def merge_cases(items: dict) -> dict:
     """The cases of `members` as one result of that suite."""
     records = [record for one in _cases(items) for record in one["records"]]
     return {"unit": members.UNIT, "scale": 1e3, "records": records, "ratios": members.ratios(records)}

@@ -23,8 +23,8 @@ RIVALS = {
     "jit loop": plain.loop,
     "vmap in scan": plain.vmap_in_scan,
     "torch loop": pytorch.loop,
-    "torch vmap": pytorch.vmapped,
-    "torch graphs": pytorch.graphed,
+    "torch vmap": pytorch.vmap,
+    "torch graphs": pytorch.replay_graphs,
 }
 # Known to be hopeless for convolutions on a CPU: vmapped over its kernels one is a grouped convolution (3
 # times slower; in a scan 30 times), `unroll` compiles a copy of the network for every member, and `loop` is

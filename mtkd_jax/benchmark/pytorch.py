@@ -61,7 +61,7 @@ def _autocast(network: Network, device: str) -> Any:
     return torch.autocast(device, torch.bfloat16, enabled=network.dtype == "bfloat16")
 
 
-def graphed(network: Network, num_members: int) -> Side:
+def replay_graphs(network: Network, num_members: int) -> Side:
     """One member after the other, the whole step of each captured as a CUDA graph."""
     torch, device = _torch()
     if device != "cuda":
@@ -98,7 +98,7 @@ def graphed(network: Network, num_members: int) -> Side:
     return Side(run, len(images) * num_members)
 
 
-def vmapped(network: Network, num_members: int) -> Side:
+def vmap(network: Network, num_members: int) -> Side:
     """All members at once by `torch.func`; without running statistics, which it cannot keep for them."""
     torch, device = _torch()
     members = [_member(network, device) for _ in range(num_members)]

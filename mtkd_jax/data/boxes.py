@@ -69,7 +69,7 @@ def assign(label: np.ndarray, corners: np.ndarray, grid: tuple[int, int]) -> Pla
     )
 
 
-def known(label: np.ndarray, corners: np.ndarray, image: np.ndarray) -> Boxes:
+def collect(label: np.ndarray, corners: np.ndarray, image: np.ndarray) -> Boxes:
     """The boxes that places answer for: of their labels [P], corners [P,4] and images [P]."""
     rows = np.flatnonzero(label > 0)
     of_each = np.column_stack([image[rows], label[rows], corners[rows]])
@@ -78,7 +78,7 @@ def known(label: np.ndarray, corners: np.ndarray, image: np.ndarray) -> Boxes:
     return Boxes(image[rows], label[rows], corners[rows].astype(np.float64), np.ones(len(rows)))
 
 
-def found(
+def detect(
     probs: np.ndarray,
     corners: np.ndarray,
     image: np.ndarray,

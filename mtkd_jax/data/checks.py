@@ -51,7 +51,7 @@ def check(dataset: DataSet, where: str) -> DataSet:
         if dense and (labels.ndim != 2 or 0 in labels.shape[1:]):
             raise wrong(f"{part}_labels", f"shape {labels.shape}: must be [N,L], a class number a place")
         if not dense and labels.ndim != 1:
-            raise wrong(f"{part}_labels", _explain_labels_shape(labels))
+            raise wrong(f"{part}_labels", _explain_labels_shape(labels, images.shape))
         if len(images) == 0:
             raise wrong(f"{part}_images", "is empty: must hold at least one image")
         if len(images) != len(labels):
@@ -131,9 +131,13 @@ def as_vector(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1) if array.ndim > 1 and sum(side != 1 for side in array.shape) <= 1 else array
 
 
-def _explain_labels_shape(labels: np.ndarray) -> str:
-    """What is wrong with labels that are not [N]."""
+def _explain_labels_shape(labels: np.ndarray, images: tuple[int, ...]) -> str:
+    """What is wrong with labels that are not [N] of images [N,h,w,c]."""
     said = f"shape {labels.shape}: must be [N], one class number an image"
+    if labels.shape == images[:3]:
+        return f"{said}; data.source='masks' reads labels of pixels, from arrays train_masks and test_masks"
+    if labels.shape == images[:2] and images[2] == 1:
+        return f"{said}; labels of frames are a data set with task='frames', from a source of your own"
     if labels.ndim != 2 or labels.dtype.kind not in "biuf":
         return said
     one_hot = np.isin(labels, (0, 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()

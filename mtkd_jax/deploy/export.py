@@ -42,7 +42,7 @@ from mtkd_jax.deploy.deployed import (
     sha256,
 )
 from mtkd_jax.models import layers
-from mtkd_jax.models.levels import LEVELS, rounding
+from mtkd_jax.models.levels import LEVELS, round_inputs
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
@@ -136,7 +136,7 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
     wanted = jax.eval_shape(model.init, jax.random.key(0), image)
     if _shapes(wanted) != _shapes({kind: of for kind, of in variables.items() if kind != LEVELS}):
         raise UserError(f"{path}: not the weights of {card['model']} as this version of mtkd_jax builds it")
-    return (rounding(model) if LEVELS in variables else model), variables, card
+    return (round_inputs(model) if LEVELS in variables else model), variables, card
 
 
 def logits_of(model: Model, variables: PyTree, images: Array) -> Array:

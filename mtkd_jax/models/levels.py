@@ -50,7 +50,7 @@ class Rounding(Model):
             return super().apply(variables, image, train=train, key=key)
 
 
-def rounding(model: Model) -> Rounding:
+def round_inputs(model: Model) -> Rounding:
     """The same network, which rounds where its variables say so."""
     return Rounding(**{field.name: getattr(model, field.name) for field in dataclasses.fields(Model)})
 

@@ -40,7 +40,7 @@ from mtkd_jax.methods.features import CLASSIFIERS
 from mtkd_jax.methods.seams import SUPERVISED, identity_view
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
-from mtkd_jax.models.levels import rounding
+from mtkd_jax.models.levels import round_inputs
 from mtkd_jax.plans import controls, pretrained, teachers
 from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs, UserError
@@ -303,7 +303,7 @@ def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Mod
             "computes from the images; must be another mode, or that layer frozen"
         )
     if first.recipe.sharing is None:
-        return model if first.recipe.view is identity_view else rounding(model)
+        return model if first.recipe.view is identity_view else round_inputs(model)
     _check_optimizer(config, first)
     if config.students.init_from:
         raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.special import softmax
 
-from mtkd_jax.data.boxes import Boxes, found, intersection_over_union, known, runs
+from mtkd_jax.data.boxes import Boxes, collect, detect, intersection_over_union, runs
 from mtkd_jax.tasks.kinds import Kind, Measure, Said
 from mtkd_jax.types import Array, Context
 
@@ -138,8 +138,8 @@ class MeanPrecision(NamedTuple):
     thresholds: tuple[float, ...]
 
     def __call__(self, said: Said) -> Callable[[np.ndarray], float]:
-        there = known(said.labels, said.goals["boxes"], said.example)
-        boxes = found(softmax(said.logits, axis=-1), said.beside["boxes"], said.example)
+        there = collect(said.labels, said.goals["boxes"], said.example)
+        boxes = detect(softmax(said.logits, axis=-1), said.beside["boxes"], said.example)
         prepared = _by_class(match(boxes, there, np.asarray(self.thresholds)))
 
         def precision(drawn: np.ndarray) -> float:
@@ -155,7 +155,7 @@ class MeanPrecision(NamedTuple):
 def of_image(logits: np.ndarray, corners: np.ndarray, least: float = SHOWN) -> Boxes:
     """The boxes that a network says of one image, of logits [L,C] and corners [L,4], the surest first."""
     image = np.zeros(len(logits), int)
-    return found(softmax(logits, axis=-1), corners, image, least=least)
+    return detect(softmax(logits, axis=-1), corners, image, least=least)
 
 
 def tell(logits: np.ndarray, class_names: Sequence[str], beside: Mapping[str, np.ndarray]) -> list[str]:
@@ -176,7 +176,7 @@ def draw(
     Of boxes of one class that overlap by more than a half that of the first place is drawn.
     """
     certain = np.eye(len(class_names))[np.maximum(classes, 0)]
-    boxes = found(certain, beside["boxes"], np.zeros(len(classes), int))
+    boxes = detect(certain, beside["boxes"], np.zeros(len(classes), int))
     scale = max(1, WIDTH // max(image.shape[:2]))
     picture = Image.fromarray(image.repeat(scale, axis=0).repeat(scale, axis=1))
     pen = ImageDraw.Draw(picture)

@@ -75,7 +75,7 @@ def test_an_image_without_boxes_is_background():
 def test_what_is_assigned_is_known_again():
     own = corners((0.05, 0.1, 0.6, 0.7), (0.5, 0.5, 0.95, 0.9), (0.7, 0.02, 0.74, 0.4))
     places = boxes.assign(np.array([1, 3, 1]), own, (8, 8))
-    again = boxes.known(places.label, places.corners, np.zeros(64, int))
+    again = boxes.collect(places.label, places.corners, np.zeros(64, int))
     order = np.lexsort(own.T)
     np.testing.assert_allclose(again.corners[np.lexsort(again.corners.T)], own[order], rtol=1e-6)
     assert sorted(again.label.tolist()) == [1, 1, 3]
@@ -84,7 +84,7 @@ def test_what_is_assigned_is_known_again():
 def test_known_boxes_are_counted_once_in_each_image():
     label, image = np.array([1, 1, 0, 1, 2]), np.array([0, 0, 0, 1, 1])
     same = np.tile(corners((0.1, 0.1, 0.5, 0.5)), (5, 1))
-    there = boxes.known(label, same, image)
+    there = boxes.collect(label, same, image)
     assert list(zip(there.image, there.label)) == [(0, 1), (1, 1), (1, 2)]
 
 
@@ -92,23 +92,23 @@ def test_of_boxes_that_overlap_the_surest_stays():
     """Two of class 1 overlap by 0.81: the less sure one goes; one of class 2 on the same spot stays."""
     probs = np.array([[0.1, 0.9, 0.0], [0.2, 0.8, 0.0], [0.3, 0.0, 0.7], [0.4, 0.6, 0.0]])
     own = corners((0.0, 0.0, 0.5, 0.5), (0.05, 0.0, 0.55, 0.5), (0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0))
-    said = boxes.found(probs, own, np.zeros(4, int))
+    said = boxes.detect(probs, own, np.zeros(4, int))
     np.testing.assert_array_equal(said.label, [1, 2, 1])
     np.testing.assert_allclose(said.score, [0.9, 0.7, 0.6])
-    assert len(boxes.found(probs, own, np.zeros(4, int), overlap=0.9).label) == 4
+    assert len(boxes.detect(probs, own, np.zeros(4, int), overlap=0.9).label) == 4
 
 
 def test_only_what_is_likely_enough_and_has_an_area_is_found():
     probs = np.array([[0.9, 0.04, 0.06], [0.2, 0.8, 0.0], [0.2, 0.8, 0.0]])
     own = corners((0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 0.4, 0.9), (1.2, 0.0, 1.5, 0.5))
-    said = boxes.found(probs, own, np.array([0, 0, 1]))  # inverted; outside the image
+    said = boxes.detect(probs, own, np.array([0, 0, 1]))  # inverted; outside the image
     assert said.label.tolist() == [2]
-    assert boxes.found(probs[:1], own[:1], np.zeros(1, int), least=0.1).label.size == 0
+    assert boxes.detect(probs[:1], own[:1], np.zeros(1, int), least=0.1).label.size == 0
 
 
 def test_boxes_are_cut_at_the_edge_and_of_an_image_the_surest_are_kept():
     probs = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]])
     own = corners((-0.5, -0.5, 0.2, 0.2), (0.3, 0.3, 0.4, 0.4), (0.6, 0.6, 1.7, 0.9))
-    said = boxes.found(probs, own, np.array([1, 0, 1]), most=1)
+    said = boxes.detect(probs, own, np.array([1, 0, 1]), most=1)
     assert said.image.tolist() == [0, 1]
     np.testing.assert_allclose(said.corners, [(0.3, 0.3, 0.4, 0.4), (0.0, 0.0, 0.2, 0.2)])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from mtkd_jax.data.checks import check
 from mtkd_jax.data.sources.series import synthetic_series, ucr
 from mtkd_jax.types import UserError
 
@@ -316,6 +319,19 @@ def test_made_up_series_have_the_noise_that_is_asked_for_and_are_drawn_with_a_se
     np.testing.assert_allclose(before.std(), 0.5, rtol=0.1)
     with pytest.raises(UserError, match="steps = 7, noise = 1.0: must be >= 8"):
         synthetic_series(steps=7)
+
+
+def test_frames_with_classes_of_their_own_are_told_where_they_belong():
+    whole = synthetic_series(num_train=6, num_test=3, steps=8)
+    labels = np.zeros((6, 8), int)
+    with pytest.raises(UserError, match="train_labels: shape .6, 8.: .* a data set with task='frames'"):
+        check(dataclasses.replace(whole, train_labels=labels), "here")
+    check(
+        dataclasses.replace(
+            whole, train_labels=np.arange(48).reshape(6, 8) % 3, test_labels=labels[:3], task="frames"
+        ),
+        "here",
+    )
 
 
 def test_frames_of_made_up_series_have_the_class_of_the_series():

@@ -167,6 +167,11 @@ BAD = {
         lambda a: np.eye(3)[a] + np.eye(3)[::-1][a],
         ", and not several labels",
     ),
+    "labels of pixels": (
+        "train_labels",
+        lambda a: np.repeat(a, 20).reshape(12, 5, 4),
+        "data.source='masks' reads labels of pixels, from arrays train_masks and test_masks",
+    ),
     "names but for blanks": (
         "class_names",
         lambda a: np.array(["cat", " cat", "dog"]),

@@ -29,7 +29,7 @@ from mtkd_jax.deploy.deployed import PIXELS, card_digest, load_program
 from mtkd_jax.deploy.export import load_student, program_of, readme, save_student, verify_student
 from mtkd_jax.engine import training
 from mtkd_jax.models import layers
-from mtkd_jax.models.levels import INPUT, LEVELS, rounding
+from mtkd_jax.models.levels import INPUT, LEVELS, round_inputs
 from mtkd_jax.plans import plan
 from mtkd_jax.results import analysis, cascade, evaluation
 from mtkd_jax.types import Model, Outputs, Task, UserError
@@ -104,7 +104,7 @@ def test_a_student_that_reads_few_bits_reads_them_when_it_is_loaded(tmp_path):
     """As weights and as program, which holds the rounding; the card in words says how many."""
     variables, real = student()
     variables[LEVELS] = {"Dense_1": {INPUT: jnp.float32(3)}}
-    model = rounding(MODEL)
+    model = round_inputs(MODEL)
     logits = model.apply(variables, IMAGES)[0].logits
     assert np.abs(logits - real).max() > 1e-3
     told = {"weight_bits": 17.5, "activation_bits": 2.0, "zeros": 0.25, "num_bytes": 1234.0}

@@ -11,7 +11,7 @@ from mtkd_jax.config import build_model
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.methods import binary
 from mtkd_jax.models import levels
-from mtkd_jax.models.levels import LEVELS, round_off, rounding
+from mtkd_jax.models.levels import LEVELS, round_inputs, round_off
 from mtkd_jax.types import (
     Batch,
     Context,
@@ -332,7 +332,7 @@ NETWORKS = (
 @pytest.mark.parametrize("address", NETWORKS)
 def test_every_layer_with_an_inner_kernel_reads_few_values(address, monkeypatch):
     """Of any family: found by their kernels, not written into the networks."""
-    model = rounding(build_model(address, Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,))))
+    model = round_inputs(build_model(address, Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,))))
     image = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     variables = model.init(jax.random.key(1), image)
     recipe, read = binary.dorefa(bits=2, activations=2), []
