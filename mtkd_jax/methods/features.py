@@ -13,11 +13,12 @@ teachers whose features are known. What compares examples with one another is in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from mtkd_jax.methods import maps
 from mtkd_jax.methods.maps import Pair, Taps, alone, beside_logits, unit
@@ -585,6 +586,60 @@ def _calibrated_distance(pair: Pair) -> Array | None:
             a, b = maps.same_size(own[s], other[t])
             losses.append(_mean_square(b - maps.linear(pair.parameters["map"][s][t], a)))
     return jnp.sum(attention.reshape(len(losses), -1) * jnp.stack(losses), axis=0)
+
+
+# --- matched channels ---------------------------------------------------------------------------------
+
+
+def matching(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    r"""For each channel of `own` another one of `other`, [d] int32, so that pairs are as near as can be.
+
+    $$\arg\min_\pi \sum_j \mathrm{mean}_b\, (\text{other}_{b \pi(j)} - \text{own}_{bj})^2$$
+
+    Over all permutations, of activations [B,d].
+    """
+    apart = ((other[:, None, :].astype(np.float64) - own[:, :, None]) ** 2).mean(axis=0)
+    return linear_sum_assignment(apart)[1].astype(np.int32)
+
+
+def channels_of(stage: str) -> str:
+    """The name in hyper of the order [K,d] in which a member reads the teachers' channels of a stage."""
+    return f"{stage} channels"
+
+
+def _distance_by_channel(pair: Pair) -> Array | None:
+    pairs = [(own, other) for own, other in pair.stages().values() if own.shape == other.shape]
+    return _sum_over([_mean_square(other - own) for own, other in pairs])
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfMatched:
+    """A term whose teachers have their channels in the order that the student reads them in."""
+
+    term: Callable[[Context], Array]
+
+    def __call__(self, context: Context) -> Array:
+        def in_order(k: int, name: str, x: Array) -> Array:
+            order = context.hyper.get(channels_of(name))
+            if order is None or order.shape[-1] != x.shape[-1]:
+                return x
+            return jnp.take(x, order[k], axis=-1)
+
+        features = tuple(
+            {name: in_order(k, name, x) for name, x in of_one.items()}
+            for k, of_one in enumerate(context.teacher.features)
+        )
+        return self.term(dataclasses.replace(context, teacher=context.teacher._replace(features=features)))
+
+
+# Feature by feature, without a regressor, of channels that the plan `matched_channels` has matched.
+_BY_CHANNEL = beside_logits(
+    "matched_channels",
+    _distance_by_channel,
+    100.0,
+    lacking="student and teachers share no stage of the same number of channels",
+)
+MATCHED = _BY_CHANNEL._replace(term=_OfMatched(_BY_CHANNEL.term))
 
 
 # --- review -------------------------------------------------------------------------------------------

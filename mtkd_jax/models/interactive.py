@@ -18,9 +18,10 @@ class Interactive(Model):
     """A student whose stages of blocks give way to a teacher's in training; made by `swapping`.
 
     Each of `blocks` does for a whole batch with probability `swapped`, drawn apart from the others, and all
-    to one of the K teachers, drawn anew. A stage that gives way has no gradient, and those before it have
-    theirs through the teacher's, which is as in evaluation. Variables are the student's, and `TEACHERS`
-    beside them; without that, and in evaluation, it is the student.
+    to one of the K teachers, drawn anew; parts of a batch on several devices draw apart. A stage that gives
+    way has no gradient, and those before it have theirs through the teacher's, which is as in evaluation.
+    Variables are the student's, and `TEACHERS` beside them; without that, and in evaluation, it is the
+    student.
     """
 
     student: Model = None  # type: ignore[assignment]

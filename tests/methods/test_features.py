@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import permutations
 
 import jax
 import jax.numpy as jnp
@@ -443,3 +444,38 @@ def test_hints_only_trains_no_head():
     trainable = features.hints_only().trainable
     assert not trainable("params/heads/kernel") and not trainable("params/heads/bias")
     assert trainable("params/conv1/kernel") and trainable("batch_stats/norm1/mean")
+
+
+# --- matched channels ---------------------------------------------------------------------------------
+
+
+def test_channels_are_matched_by_the_permutation_of_the_least_distance():
+    """By hand for two, and as no other of all permutations of five; a permuted copy is put back in order."""
+    root = np.sqrt(2.0)
+    np.testing.assert_array_equal(features.matching(np.array([[0.0, root]]), np.array([[root, 0.0]])), [1, 0])
+    rng = np.random.default_rng(3)
+    own, other = rng.normal(size=(2, 7, 5))
+    found = features.matching(own, other)
+    distances = {order: ((other[:, order] - own) ** 2).sum() for order in permutations(range(5))}
+    assert min(distances, key=distances.get) == tuple(found)
+    shuffled = rng.permutation(5)
+    np.testing.assert_array_equal(own[:, shuffled][:, features.matching(own, own[:, shuffled])], own)
+
+
+def test_matched_channels():
+    """Teacher 0 has both stages as wide as the student, in another order; the others have none."""
+    of, orders = drawn(), {"stage1": np.array([1, 0]), "stage2": np.array([4, 2, 0, 1, 3])}
+    seen_of = seen(**of)
+    hyper = {features.channels_of(s): jnp.tile(jnp.asarray(o, jnp.int32), (3, 1)) for s, o in orders.items()}
+    plain = loss(features.MATCHED._replace(hyper=(("weight", 0.0),)), with_hyper(seen_of, hyper))
+    found = loss(features.MATCHED._replace(hyper=(("weight", 6.0),)), with_hyper(seen_of, hyper))
+    for b in range(B):
+        wanted = [
+            reference.matched_channels(of["student"][s][b], of["teachers"][0][s][b], order)
+            for s, order in orders.items()
+        ]
+        np.testing.assert_allclose(found[b] - plain[b], 6.0 / 3 * sum(wanted), rtol=1e-4)
+
+
+def with_hyper(seen_of, hyper):
+    return dataclasses.replace(seen_of, hyper={**seen_of.hyper, **hyper})

@@ -557,6 +557,38 @@ def test_students_go_on_from_what_they_learnt_among_stages_of_a_teacher():
         equal(population.take(then.start, row), population.take(learnt.variables, member.seed))
 
 
+# --- channels that are matched --------------------------------------------------------------------------
+
+
+def test_every_seed_reads_the_channels_of_teachers_in_the_order_of_its_own():
+    """Teacher k is seed k as it begins, with its channels shuffled: matched, that seed has its features."""
+    config = small.config(
+        plan="matched_channels", **{"teachers.num_members": 2, "students.modes": ("output_avg",)}
+    )
+    first, direct, last = plan.build(config, experiment.load_split(config))
+    done = {first.name: training.untrained(first.make({})), direct.name: None}
+    plan.trace(last.outline(done))
+    job = last.outline(done)
+    begun = population.init(job.program.model, job.init_keys, (4, 4, 1))
+    rows = [next(m for m, one in enumerate(last.family) if one.seed == seed) for seed in (0, 1)]
+    shuffled, rng = [], np.random.default_rng(2)
+    for row in rows:
+        own, order = population.take(begun, row)["params"], rng.permutation(8)
+        dense = jax.tree.map(lambda leaf, order=order: leaf[..., order], own["dense1"])
+        heads = {**own["heads"], "kernel": own["heads"]["kernel"][:, order]}
+        shuffled.append({"params": {"dense1": dense, "heads": heads}})
+    copies = dataclasses.replace(done[first.name].population, variables=population.stack(shuffled))
+    job = last.make({**done, first.name: dataclasses.replace(done[first.name], population=copies)})
+    image = jnp.asarray(np.random.default_rng(1).random((5, 4, 4, 1)), jnp.float32)
+    orders = job.hyper["stage1 channels"]
+    assert orders.shape == (len(last.family), 2, 8)
+    for row, member in enumerate(last.family):
+        own = job.program.model.apply(population.take(begun, row), image)[0].features["stage1"]
+        teacher = population.take(copies.variables, member.seed)
+        told = job.program.model.apply(teacher, image)[0].features["stage1"]
+        np.testing.assert_allclose(told[..., orders[row, member.seed]], own, atol=1e-5)
+
+
 # --- teachers with branches of their student ------------------------------------------------------------
 
 FRIENDLY = {"model.name": "cnn(widths=(2, 3), dense=4, batch_norm=True)", "teachers.num_members": 2}
@@ -979,6 +1011,8 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("interactive", {}, "interactive: mlp(hidden=(8,)) has no stages of blocks"),
         ("interactive", {"teachers.models": ("mlp", "cnn")}, "teachers.models must name one"),
         ("interactive(mode='mimic_all')", {}, "one head"),
+        ("matched_channels(weight=-1.0)", {}, "matched_channels(weight=-1.0): must be at least 0"),
+        ("matched_channels", {"students.model": "mlp(hidden=(9,))"}, "share no stage of the same number of"),
         ("hydra(mode='output_avg')", {}, "hydra cannot end with 'output_avg'"),
         ("hydra(first='mimic_all')", {}, "one head"),
         ("noisy_student", {}, "without a label; it must have 'unlabelled' or 'other' in it"),

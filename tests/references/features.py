@@ -216,3 +216,8 @@ def review(student, teacher, parameters):
                 shares.append(shares[-1] / 2)
         total += np.dot(shares, distances) / sum(shares)
     return total
+
+
+def matched_channels(v, u, order):
+    """Of maps [h,w,d] of one example, after one stage, channel j of v with channel order[j] of u."""
+    return np.mean([(u[..., i] - v[..., j]) ** 2 for j, i in enumerate(order)])

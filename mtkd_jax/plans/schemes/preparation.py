@@ -1,16 +1,23 @@
-"""Plans in which teachers are made ready to teach, before their students learn from them."""
+"""Plans in which teachers are made ready for their students, before these learn from them."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from mtkd_jax import mesh
 from mtkd_jax.config import GIVEN, build_model, student_models, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split, scale
+from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
+from mtkd_jax.methods.features import MATCHED, channels_of, matching
 from mtkd_jax.methods.maps import Taps, stage_names
 from mtkd_jax.methods.teaching import FOLLOWED
 from mtkd_jax.models.friendly import StudentFriendly, with_branches
@@ -23,8 +30,11 @@ from mtkd_jax.plans.schemes.direct import (
     recipe_for,
     with_baseline,
 )
+from mtkd_jax.plans.students import Family
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import Ensemble, Population, Task, UserError
+from mtkd_jax.types import Array, Ensemble, Population, PyTree, Task, UserError
+
+MATCHED_BY = 256  # training images that channels are matched by
 
 
 def intermediate_heads(
@@ -141,6 +151,42 @@ def student_friendly(
     return (*stages, *train_students(config, split))
 
 
+def matched_channels(config: ConfigDict, split: Split, *, weight: float = 100.0) -> Plan:
+    r"""Students learn the teachers' features channel by channel, of channels that are matched first (KCD).
+
+    $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft} + \lambda \frac{1}{K} \sum_k
+    \sum_s \mathrm{mean}_{h,w,d}\, (u_k^{(s)}[\pi_{ks}] - v^{(s)})^2$$
+
+    Here $\ell_\text{soft}$ is that of `loss_avg`, $u_k$ and $v$ are maps of teacher k and of the student
+    after the stages s that are as wide in both, and $\lambda$ is `weight`. Before the training $\pi_{ks}$
+    gives each channel of the student another one of the teacher: the permutation of the least squared
+    distance between their means over the image, of up to 256 training images and with the weights that the
+    student begins with, by the Hungarian method. Networks that were drawn apart have their channels in an
+    order of their own; matched, they need no regressor between them. Row: "matched_channels". Raises
+    UserError for a negative weight, where no stage is as wide, and for teachers that are no networks.
+
+    Source: fixing the teacher-student knowledge discrepancy in distillation, Han et al. 2021, arXiv
+    2103.16844, of whose paper the abstract was at hand: to match the teachers' channels to those of each
+    student is its; by what, when and for which loss is ours.
+    """
+    name = "matched_channels"
+    if weight < 0:
+        raise UserError(f"config.plan: {name}(weight={weight}): must be at least 0")
+    check_networks_teach(name, config)
+    direct, stages = with_baseline(name, config, split), []
+    recipe = MATCHED._replace(hyper=(("weight", weight),))
+    for transfer, model in itertools.product(config.students.transfer, students.models(config)):
+        family = students.of_model(students.grid(config, name, recipe), model)
+
+        def distil(done: Done, computes: bool = True, transfer=transfer, family=family) -> Job:
+            job = students.job(config, split, transfer, family, ensemble_of(done), {})
+            return _matched(job, split, family, computes)
+
+        outline = functools.partial(distil, computes=False)
+        stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer, outline=outline))
+    return (*direct, *stages)
+
+
 def _task_of(split: Split) -> Task:
     return Task(split.dataset.num_classes, 1, *loading.channel_statistics(split))
 
@@ -180,3 +226,43 @@ def _heads_of(done: Done, tapped: dict[str, tuple[str, ...]]) -> Ensemble:
             model = teachers.with_heads(network, num_classes, (stage,))
             found.append(Population(model, alone(heads.variables, stage), {}, names))
     return tuple(found)
+
+
+def _matched(job: Job, split: Split, family: Family, computes: bool) -> Job:
+    """The job with the order in which every student reads the teachers' channels, or any order of them."""
+    model, program = job.program.model, job.program
+    rows = split.train[:: -(-len(split.train) // MATCHED_BY)]
+    image = jnp.asarray(scale(split.dataset.train_images[rows]))
+    start = population.init(model, job.init_keys, image.shape[1:]) if job.start is None else job.start
+
+    def pooled(start: PyTree, teachers: tuple[PyTree, ...], image: Array) -> tuple[PyTree, tuple]:
+        def of_one(variables: PyTree, image: Array) -> PyTree:
+            # By the statistics of these images: it has no others yet.
+            outputs, _ = model.apply(variables, image, train=True, key=jax.random.key(0))
+            return outputs.features
+
+        own = population.over_members(of_one, "map")(start, image)
+        others = population.apply_ensemble(program.teachers, teachers, image, ("features",)).features
+        return jax.tree.map(lambda x: x.mean(axis=(-3, -2)), (own, others))
+
+    first_of = {member.seed: row for row, member in reversed(list(enumerate(family)))}
+    seeds = population.take(start, list(first_of.values()))
+    run = mesh.jit(pooled) if computes else functools.partial(jax.eval_shape, pooled)
+    own, others = run(seeds, job.stage_data.teachers, image)
+    places = [list(first_of).index(member.seed) for member in family]
+    orders = {}
+    for stage in stage_names(Taps(image, own)):
+        each = [
+            [_order_of(seed, stage, own, other, computes) for other in others]
+            for seed in range(len(first_of))
+        ]
+        orders[channels_of(stage)] = np.asarray(each, np.int32)[places]
+    return dataclasses.replace(job, hyper={**job.hyper, **orders})
+
+
+def _order_of(seed: int, stage: str, own: PyTree, other: PyTree, computes: bool) -> np.ndarray:
+    """[d] for one seed and teacher; channels as they are where the two are not as wide."""
+    width = own[stage].shape[-1]
+    if not computes or stage not in other or other[stage].shape[-1] != width:
+        return np.arange(width)
+    return matching(np.asarray(own[stage][seed]), np.asarray(other[stage]))
