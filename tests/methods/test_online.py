@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.config import build_model
-from mtkd_jax.engine import step
+from mtkd_jax.engine import jobs, step, training
 from mtkd_jax.engine.population import init, take
 from mtkd_jax.methods import cohorts, online, peers, seams
 from mtkd_jax.models.branched import branched
@@ -241,6 +241,21 @@ def test_teachers_of_ekd_hear_nobody():
             for cohort in (heard, silent)
         )
         np.testing.assert_allclose(found, alone, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_peers_of_ekd_that_match_nothing_are_trained_by_themselves():
+    """Both take the steps of networks that learn from labels alone, from the same beginning."""
+    few = {"students.alphas": (1.0,), "students.num_seeds": 1, "train.optimizer": "sgd"}
+    cohort = small.students_job("online.ekd(weight=0.0, guided_weight=0.0)", **few)
+    alone = small.students_job("output_avg", **few)
+    alone = dataclasses.replace(jobs.part(alone, [0, 0]), init_keys=cohort.init_keys)
+    ended = []
+    for job in (cohort, alone):
+        steps = training.compiled_part(job.program)
+        begun = training.first_progress(job)
+        ended.append(steps(begun, job.hyper, job.order(0)[:2], np.int32(0), job.stage_data).train.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *ended)
 
 
 def test_guided_modules_need_stages():
