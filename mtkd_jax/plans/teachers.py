@@ -33,7 +33,6 @@ from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
-from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Model, Population, Recipe, Task, UserError
 
 STAGE_PREFIX = given.STAGE_PREFIX
@@ -83,7 +82,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
         eval_every=train.eval_every,
         patience=config.teachers.patience,
         seeded_by=stage,
-        beside_loss=kinds.named(split.dataset.task).beside_loss,
+        task=split.dataset.task,
     )
     return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
@@ -139,7 +138,7 @@ def _together(config: ConfigDict, split: Split, stage: str, model: Model, recipe
         eval_every=train.epochs,
         patience=0,
         seeded_by=stage,
-        beside_loss=kinds.named(split.dataset.task).beside_loss,
+        task=split.dataset.task,
     )
 
 
