@@ -30,9 +30,9 @@ from mtkd_jax.methods.seams import (
     nothing_after,
 )
 from mtkd_jax.models.given import Given
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import (
     Array,
-    Context,
     Ensemble,
     Examples,
     Images,
@@ -119,9 +119,12 @@ def make(
     prepared: Mapping[str, Callable] | None = None,
     augment: bool = True,
     images: Images | None = None,
-    beside_loss: Callable[[Context], Array] | None = None,
+    task: str = "classes",
 ) -> Job:
-    """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it."""
+    """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it.
+
+    `task` is that of the data set.
+    """
     train, num_steps = config.train, epochs * len(order(0))
     if train.batch_size % config.runtime.data_shards:
         raise UserError(
@@ -136,7 +139,8 @@ def make(
     _check_averages(config, recipes[0])
     arguments = augmentation(config) if augment else {}
     mixes = augment and bool(train.mixup or train.cutmix)
-    places.check(examples, (images if images is not None else examples.image).shape, arguments, mixes)
+    shape, kind = (images if images is not None else examples.image).shape, kinds.named(task)
+    places.check(examples, shape, arguments, mixes, mirrors=kind.mirror is not None)
     places.check_embeddings(examples, model, recipes, train.batch_size)
     if model.frozen_stages and recipes[0].view is not identity_view:
         raise UserError(
@@ -176,7 +180,8 @@ def make(
         ),
         depth_decay=train.depth_decay if model.stages else 1.0,
         epochs=epochs,
-        beside_loss=beside_loss,
+        beside_loss=kind.beside_loss,
+        mirror=kind.mirror,
     )
     stage_data = StageData(
         examples=examples,

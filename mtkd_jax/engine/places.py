@@ -7,6 +7,7 @@ knows that there are several: networks say [B,L,C] and labels are [N,L], and fro
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,41 @@ def move(batch: Batch, moved: Callable[[Array], Array]) -> Batch:
     )
 
 
+def mirror(
+    batch: Batch, mirrored: Array, of_goals: Callable[[Mapping[str, Array]], Mapping[str, Array]]
+) -> Batch:
+    """The batch whose images `mirrored` [B] bool are so, left for right, with the grid [B,L] of their places.
+
+    `of_goals` says what goals {name: [B,L,d]} are then.
+    """
+    num_places = batch.label.shape[1]
+    columns = _columns(num_places, batch.image.shape)
+    place = jnp.arange(num_places).reshape(-1, columns)
+    seen = jnp.where(mirrored[:, None], place[:, ::-1].reshape(1, -1), place.reshape(1, -1))  # [B,L]
+
+    def moved(leaf: Array) -> Array:
+        return jnp.take_along_axis(leaf, seen.reshape(*seen.shape, *(1,) * (leaf.ndim - 2)), axis=1)
+
+    goals = jax.tree.map(
+        lambda new, old: jnp.where(mirrored[:, None, None], new, old), of_goals(batch.goals), batch.goals
+    )
+    return dataclasses.replace(
+        batch,
+        image=jnp.where(mirrored[:, None, None, None], batch.image[:, :, ::-1], batch.image),
+        label=moved(batch.label),
+        index=moved(batch.index),
+        weight=None if batch.weight is None else moved(batch.weight),
+        goals=jax.tree.map(moved, goals),
+    )
+
+
+def _columns(num_places: int, images: tuple[int, ...]) -> int:
+    """How many of L places of images [N,h,w,c] stand side by side in a grid of equal squares; 0: in none."""
+    _, height, width, _ = images
+    columns = math.isqrt(num_places * width // height)
+    return columns if columns * columns * height == num_places * width else 0
+
+
 def moves(augmentation: Mapping[str, Any]) -> dict[str, Any]:
     """What of an augmentation's arguments moves pixels, and is switched on."""
     known = {name: value for name, value in augmentation.items() if name in MOVES}
@@ -135,8 +171,17 @@ def check_embeddings(examples: Examples, model: Model, recipes: Sequence[Recipe]
         )
 
 
-def check(examples: Examples, images: tuple[int, ...], augmentation: Mapping[str, Any], mixing: bool) -> None:
-    """Raise UserError for what cannot be done to images [N,h,w,c] whose places have labels."""
+def check(
+    examples: Examples,
+    images: tuple[int, ...],
+    augmentation: Mapping[str, Any],
+    mixing: bool,
+    mirrors: bool = False,
+) -> None:
+    """Raise UserError for what cannot be done to images [N,h,w,c] whose places have labels.
+
+    `mirrors` says whether the task knows how a mirrored image's goals are.
+    """
     if not are_many(examples):
         return
     if mixing:
@@ -145,7 +190,10 @@ def check(examples: Examples, images: tuple[int, ...], augmentation: Mapping[str
         )
     num_places, (_, height, width, _) = examples.label.shape[1], images
     of_pixels = num_places == height * width and not examples.goals
-    if (names := list(moves(augmentation))) and not of_pixels:
+    names = list(moves(augmentation))
+    if mirrors and _columns(num_places, images):
+        names = [name for name in names if name == "shift"]
+    if names and not of_pixels:
         raise UserError(
             f"config.data.augment.{names[0]}: moves pixels, and labels here are of {num_places} places of an "
             f"image of {height}x{width}; must be off"

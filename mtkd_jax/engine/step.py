@@ -44,6 +44,7 @@ from mtkd_jax.types import (
 )
 
 MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
+MIRRORING = MIXING + 1
 ANEW = 2**31  # folded into a member's key; no step's number is as large
 
 
@@ -70,6 +71,9 @@ class Program(NamedTuple):
     depth_decay: float = 1.0  # factor on the learning rate for each stage nearer to the image
     epochs: int = 1  # of the whole stage
     beside_loss: Callable[[Context], Array] | None = None  # of a task, of what places have beside logits
+    mirror: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = (
+        None  # of its goals, see tasks.kinds
+    )
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -403,7 +407,8 @@ def _batch(
 ) -> tuple[Batch, Array]:
     """The batch after the stimulus, and the key for the other seams; of the stage's key and the step's.
 
-    Pixels that have labels are moved with these before the stimulus, alike for all that are shown them.
+    Pixels that have labels are moved with these before the stimulus, alike for all that are shown them, and
+    images are mirrored with the grid of their places.
     """
     stage_key, step_key = keys
     stimulus_key, key = jax.random.split(step_key)
@@ -413,7 +418,12 @@ def _batch(
     dense = places.are_many(stage_data.examples)
     batch = places.number(batch) if dense else batch
     if dense and (moving := places.moves(arguments)):
-        batch = places.move(batch, lambda both: augment.augment(stimulus_key, both, **moving))
+        if program.mirror is None:
+            batch = places.move(batch, lambda both: augment.augment(stimulus_key, both, **moving))
+        else:
+            by_lot = jax.random.bernoulli(jax.random.fold_in(stimulus_key, MIRRORING), shape=indices.shape)
+            mirrored = moving["flip"] if isinstance(moving["flip"], Array) else by_lot
+            batch = places.mirror(batch, mirrored, program.mirror)
         arguments = {name: value for name, value in arguments.items() if name not in moving}
     augment_images = partial(_augmented, arguments)
     if program.mixup or program.cutmix:

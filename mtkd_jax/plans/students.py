@@ -42,7 +42,6 @@ from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
 from mtkd_jax.models.levels import round_inputs
 from mtkd_jax.plans import controls, pretrained, teachers
-from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
@@ -284,7 +283,7 @@ def job(
         seeded_by="students",
         ensemble=ensemble,
         prepared=prepared,
-        beside_loss=kinds.named(split.dataset.task).beside_loss,
+        task=split.dataset.task,
     )
     if born_anew:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(job.init_keys)

@@ -36,7 +36,6 @@ from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
-from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Model, Population, Recipe, Task, UserError
 
 STAGE_PREFIX = given.STAGE_PREFIX
@@ -126,7 +125,7 @@ def _apart(config: ConfigDict, split: Split, address: str, stage: str, model: Mo
         eval_every=train.eval_every,
         patience=config.teachers.patience,
         seeded_by=stage,
-        beside_loss=kinds.named(split.dataset.task).beside_loss,
+        task=split.dataset.task,
     )
 
 
@@ -181,7 +180,7 @@ def _together(config: ConfigDict, split: Split, stage: str, model: Model, recipe
         eval_every=train.epochs,
         patience=0,
         seeded_by=stage,
-        beside_loss=kinds.named(split.dataset.task).beside_loss,
+        task=split.dataset.task,
     )
 
 

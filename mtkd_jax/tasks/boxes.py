@@ -195,6 +195,13 @@ def beside_loss(context: Context) -> Array:
     return detection.box_loss(context)
 
 
+def mirror(goals: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Corners [B,L,4] as a mirrored image has them: what was left is as far from the right side."""
+    sides = goals["boxes"][:, :, np.array([2, 1, 0, 3])]
+    across = np.array([[[1, 0, 1, 0]]], np.float32)
+    return {**goals, "boxes": across + (1 - 2 * across) * sides}
+
+
 KIND = Kind(
     place="place",
     measures=(
@@ -204,4 +211,5 @@ KIND = Kind(
     draw=draw,
     tell=tell,
     beside_loss=beside_loss,
+    mirror=mirror,
 )

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from mtkd_jax import config as configuration
-from mtkd_jax import mesh
-from mtkd_jax.engine import jobs, places, population, teacher_cache, training
+from mtkd_jax import experiment, mesh
+from mtkd_jax.data import boxes
+from mtkd_jax.engine import jobs, places, population, step, teacher_cache, training
 from mtkd_jax.engine.step import compiled_teacher_logits, make_step
 from mtkd_jax.methods.seams import hard_loss, mean_of_places, of_places
+from mtkd_jax.plans import teachers
+from mtkd_jax.tasks import kinds
 from mtkd_jax.types import Batch, Context, Examples, Model, Outputs, UserError
 from tests import small
 
@@ -292,6 +295,67 @@ def test_embeddings_of_too_many_places_are_not_compared_with_one_another():
     places.check_embeddings(examples, model, pair("output_avg")[1].program.recipes, 2049)
 
 
+def grid_of_boxes(seed):
+    """Places of a 6x8 image in a grid of 3x4, and those of it mirrored, of the same boxes."""
+    rng = np.random.default_rng(seed)
+    low, label = 0.6 * rng.random((3, 2)), np.array([1, 2, 3])
+    corners = np.concatenate([low, low + 0.1 + 0.3 * rng.random((3, 2))], axis=1)
+    mirrored = np.stack([1 - corners[:, 2], corners[:, 1], 1 - corners[:, 0], corners[:, 3]], axis=1)
+    return boxes.assign(label, corners, (3, 4)), boxes.assign(label, mirrored, (3, 4))
+
+
+def test_a_mirrored_image_has_the_places_of_its_mirrored_boxes():
+    each = [grid_of_boxes(seed) for seed in range(4)]
+    images = np.random.default_rng(9).random((4, 6, 8, 1)).astype(np.float32)
+    of = Batch(
+        image=jnp.asarray(images),
+        label=jnp.asarray(np.stack([plain.label for plain, _ in each])),
+        index=jnp.arange(48).reshape(4, 12),
+        labelled=jnp.ones(4, bool),
+        goals={"boxes": jnp.asarray(np.stack([plain.corners for plain, _ in each]))},
+    )
+    flags = np.array([True, False, True, True])
+    found = places.mirror(of, jnp.asarray(flags), kinds.named("boxes").mirror)
+    for b, (flag, pair_of_places) in enumerate(zip(flags, each)):
+        expected = pair_of_places[int(flag)]
+        there = expected.label > 0
+        np.testing.assert_array_equal(found.label[b], expected.label)
+        np.testing.assert_allclose(found.goals["boxes"][b][there], expected.corners[there], atol=1e-6)
+        np.testing.assert_array_equal(found.image[b], images[b, :, ::-1] if flag else images[b])
+    np.testing.assert_array_equal(found.index[0], [3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8])
+    again = places.mirror(found, jnp.asarray(flags), kinds.named("boxes").mirror)
+    np.testing.assert_array_equal(again.label, of.label)
+    np.testing.assert_array_equal(again.index, of.index)
+    np.testing.assert_allclose(again.goals["boxes"], of.goals["boxes"], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["flip", "alternating_flip"])
+def test_a_batch_of_boxes_is_mirrored_image_by_image(name):
+    config = small.config(
+        **{
+            "data.source": "synthetic_boxes(num_train=60, num_test=8, size=16, stride=4)",
+            "data.num_train": 40,
+            "model.name": "detector(network='cnn(widths=(4, 4))', channels=8)",
+            f"data.augment.{name}": True,
+        }
+    )
+    job = teachers.job(config, experiment.load_split(config), config.model.name)
+    indices = job.order(0)[0][0]  # of the first teacher
+    keys = jax.random.key(1), jax.random.key(2)
+    found, _ = step._batch(job.program, keys, indices, jnp.int32(0), job.stage_data)
+    examples, flags = job.stage_data.examples, []
+    for b, row in enumerate(np.asarray(indices)):
+        image = np.asarray(examples.image[row], np.float32) / 255
+        label = np.asarray(examples.label[row]).reshape(4, 4)
+        flags.append(not np.allclose(found.image[b], image, atol=1e-6))
+        if flags[-1]:
+            np.testing.assert_allclose(found.image[b], image[:, ::-1], atol=1e-6)
+        np.testing.assert_array_equal(
+            found.label.reshape(-1, 4, 4)[b], label[:, ::-1] if flags[-1] else label
+        )
+    assert 0 < sum(flags) < len(flags)
+
+
 def test_what_cannot_be_is_refused_in_one_line():
     def examples(num_places, **fields):
         return Examples(
@@ -308,5 +372,11 @@ def test_what_cannot_be_is_refused_in_one_line():
         places.check(examples(3), shape, {"flip": True}, False)
     with pytest.raises(UserError, match=r"^config.data.augment.shift"):
         places.check(examples(4, goals={"boxes": jnp.zeros((1, 4, 4))}), shape, {"shift": 1}, False)
+    of_grid = examples(4, goals={"boxes": jnp.zeros((1, 4, 4))})
+    places.check(of_grid, shape, {"flip": True}, False, mirrors=True)
+    with pytest.raises(UserError, match="^config.data.augment.shift: moves pixels"):
+        places.check(of_grid, shape, {"flip": True, "shift": 1}, False, mirrors=True)
+    with pytest.raises(UserError, match="^config.data.augment.flip: .* 3 places"):
+        places.check(examples(3), shape, {"flip": True}, False, mirrors=True)
     with pytest.raises(UserError, match=r"^config.data.augment.rand_augment"):
         places.check(examples(4), shape, {"rand_augment": (1, 2)}, False)
