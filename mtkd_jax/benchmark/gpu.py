@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mtkd_jax.benchmark import parcels, tell
-from mtkd_jax.benchmark.gpu_store import PARTS, Item, Skipped, Store, run_items
+from mtkd_jax.benchmark.gpu_store import FILE, PARTS, Item, Skipped, Store, run_items
 from mtkd_jax.system import files, terminal
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError
@@ -51,8 +51,7 @@ KEPT, MOST_KEPT = 15_000_000, 4  # bytes of an archive of programs and runs, and
 def measure(parts: Sequence[str], minutes: float, folder: Path, data: Path, toy: bool) -> dict:
     """What stands in `folder` when the minutes are over, or all parts are done; 0 minutes only tell it."""
     if not minutes:
-        there = Store(folder, toy).content
-        return {**there, "parts": {name: there["parts"][name] for name in parts if name in there["parts"]}}
+        return _brought_back(parts, Store(folder, toy))
     folder.mkdir(parents=True, exist_ok=True)
     begun, store = time.time(), Store(folder, toy)
     ahead = [part for part in PARTS if part in parts and not store.is_done(part)]
@@ -68,6 +67,16 @@ def measure(parts: Sequence[str], minutes: float, folder: Path, data: Path, toy:
             Store(folder, toy).describe(part, taken_by_others=tell.share_of_others(*others))
             pack_kept(Path(work), folder)
     return Store(folder, toy).content
+
+
+def _brought_back(parts: Sequence[str], store: Store) -> dict:
+    """What the store has of these parts; UserError for nothing."""
+    found = {name: of_part for name, of_part in store.content["parts"].items() if name in parts}
+    if not found:
+        raise UserError(
+            f"{store.folder / FILE}: holds nothing of {', '.join(parts)}; --minutes 0 tells what is there"
+        )
+    return {**store.content, "parts": found}
 
 
 def _run_part(part: str, store: Store, until: float, work: Path, data: Path) -> None:
@@ -158,8 +167,11 @@ def _cifar10(work: Path, data: Path, toy: bool) -> Item:
         )
         seconds = _whole_run([*command, *source], until, work)
         report = json.loads((work / "runs" / "cifar10" / "report.json").read_text(encoding="utf-8"))
-        names = ("role", "name", "n", "accuracy")
-        return {"seconds": seconds, "rows": [{name: row[name] for name in names} for row in report["rows"]]}
+        names = ("role", "name", "transfer", "architecture", "n", "accuracy")
+        return {
+            "seconds": seconds,
+            "rows": [{name: row.get(name, "") for name in names} for row in report["rows"]],
+        }
 
     return Item("eight teachers, their ensemble and students", 1.0 if toy else 60.0, run)
 

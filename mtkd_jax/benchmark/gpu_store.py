@@ -53,9 +53,11 @@ class Store:
         return self._of(part)["items"].get(item, {"whole": False}).get("whole", True)
 
     def put(self, part: str, item: str, found: dict) -> None:
-        """Keep a result, at once."""
+        """Keep a result, at once; one that is cut short does not replace one that says more."""
         self._of(part)["skipped"].pop(item, None)
-        self._of(part)["items"][item] = found
+        before = self._of(part)["items"].get(item, {})
+        if found.get("whole", True) or len(found["records"]) >= len(before.get("records", ())):
+            self._of(part)["items"][item] = found
         self._write()
 
     def skip(self, part: str, item: str, why: str) -> None:

@@ -66,19 +66,21 @@ def _by_reason(of_part: dict) -> dict[str, list[str]]:
 
 
 def _gains(rows: Sequence[dict]) -> list[str]:
-    """What students gained over the baseline of the same seeds, a sentence each."""
-    values = {
-        row["name"]: row["accuracy"]["values"] for row in rows if row["role"] in ("student", "baseline")
-    }
+    """What students gained over the baseline of the same network, images and seeds, a sentence each."""
+
+    def where(row: dict) -> tuple:
+        return row.get("transfer"), row.get("architecture")
+
+    baselines = {where(row): row["accuracy"]["values"] for row in rows if row["role"] == "baseline"}
     told = []
-    for name in values.keys() - {"baseline"}:
-        gain = intervals.paired_t(values[name], values["baseline"])
-        between = of_reports.interval(gain["ci95"], "accuracy")
-        told.append(
-            f"{name} over its baseline, the same {gain['n']} seeds: "
-            f"{of_reports.points(gain['mean_difference'])} {between}."
-        )
-    return sorted(told)
+    for row in rows:
+        if row["role"] == "student" and where(row) in baselines:
+            gain = intervals.paired_t(row["accuracy"]["values"], baselines[where(row)])
+            between = f" {of_reports.interval(gain['ci95'], 'accuracy')}" if gain["ci95"] else ""
+            name = " of ".join(filter(None, (row["name"], row.get("architecture"))))
+            points = of_reports.points(gain["mean_difference"])
+            told.append(f"{name} over its baseline, the same {gain['n']} seeds: {points}{between}.")
+    return told
 
 
 def busiest(content: dict) -> float:

@@ -512,7 +512,7 @@ def test_numbers_of_a_busy_machine_are_told_and_kept_and_come_into_no_page(
             ["gpu", "--json", "x", "--parts", "numbers,member"],
             "no part 'member'; known are numbers, members,",
         ),
-        (["gpu", "--json", "x", "--minutes", "0"], "--minutes 0: must be more than 0"),
+        (["gpu", "--json", "x", "--minutes", "-1"], "--minutes -1: must be minutes, or 0 to tell"),
         (["limit", "--toy"], "--toy: for the suite gpu alone"),
         (["speed"], "speed"),
         (["members", "--networks", "cnn,alexnet"], "no network 'alexnet'; known are mlp, cnn"),

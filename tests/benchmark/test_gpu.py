@@ -82,9 +82,14 @@ def test_what_is_there_is_not_measured_again_and_what_failed_or_was_skipped_is(t
     run_items([item("a"), item("b")], Store(tmp_path, True), "members", SOON)
     kept = Store(tmp_path, True).content["parts"]["members"]
     assert calls == ["a", "b", "d", "b"] and kept["done"]
-    Store(tmp_path, True).put("members", "a", {"value": 1, "whole": False})  # as far as the time reached
-    run_items(items[:1], Store(tmp_path, True), "members", SOON)
-    assert calls[4:] == ["a"]
+    for records in ([1, 2], [3]):  # as far as the time reached
+        Store(tmp_path, True).put("members", "e", {"records": records, "whole": False})
+    kept = Store(tmp_path, True)
+    assert kept.content["parts"]["members"]["items"]["e"]["records"] == [1, 2] and not kept.has(
+        "members", "e"
+    )
+    run_items([item("e")], kept, "members", SOON)
+    assert calls[4:] == ["e"] and kept.has("members", "e")
     assert "broke" in capsys.readouterr().err
 
 
@@ -297,7 +302,17 @@ def test_no_minutes_tell_what_was_brought_back(tmp_path, monkeypatch, capsys):
     assert __main__.main(["gpu", "--minutes", "0", "--json", str(tmp_path), "--parts", "cifar10"]) == 0
     told = capsys.readouterr().out
     assert "CIFAR-10 in 100 s" in told and "a published cell" not in told
+    assert __main__.main(["gpu", "--minutes", "0", "--json", str(tmp_path / "elsewhere")]) == 2
+    assert "holds nothing of numbers, members, cifar10, published" in capsys.readouterr().err
     assert __main__.main(["gpu", "--minutes", "-1", "--json", str(tmp_path)]) == 2
+
+
+def test_a_gain_without_noise_or_without_a_baseline_is_told_as_far_as_it_goes():
+    def row(role, values, architecture):
+        return {"role": role, "name": role, "architecture": architecture, "accuracy": {"values": values}}
+
+    rows = [row("student", [0.92, 0.93], "a"), row("baseline", [0.91, 0.92], "a"), row("student", [0.5], "b")]
+    assert gpu_tables._gains(rows) == ["student of a over its baseline, the same 2 seeds: +1.00 points."]
 
 
 def test_a_rival_that_fails_is_left_out_and_costs_nothing_else():
