@@ -627,6 +627,17 @@ def test_teachers_with_branches_begin_with_what_they_ever_begin_with():
     plan.trace(job)
 
 
+def test_what_the_training_of_teachers_with_branches_took_is_that_of_the_branches_too():
+    config = small.config(**{**FRIENDLY, "plan": "student_friendly"})
+    split = experiment.load_split(config)
+    (stage,) = (one for one in plan.build(config, split) if not one.family)
+    job = stage.make({})
+    done = {stage.name: dataclasses.replace(training.untrained(job), network_steps=6)}
+    (group, _) = evaluation.predict(config, split, (stage,), done).groups
+    of_teacher, whole = (forecast.forward_flops(one, (1, 4, 4, 1)) for one in (job.model, job.network))
+    assert group.train_flops == 6 * 16 * 3 * whole and whole > 1.2 * of_teacher
+
+
 # --- from real weights to few bits --------------------------------------------------------------------
 
 
