@@ -24,6 +24,7 @@ from mtkd_jax.engine.training import compiled_chunk, compiled_part, first_progre
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import stages
 from mtkd_jax.models.branched import Branched
+from mtkd_jax.models.friendly import StudentFriendly
 from mtkd_jax.types import Array, Model, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
@@ -128,7 +129,8 @@ def _entering(model: Model, image: Array) -> PyTree:
 def forward_flops(model: Model, shape: tuple[int, ...]) -> float:
     """Of one image [1,h,w,c], as the compiler counts it; 0 where it does not say.
 
-    Branches are a loop, whose body the compiler counts once: P of them are a network and P - 1 more tails.
+    All that is trained counts, be it deployed or not: of a `StudentFriendly` the branches too. Those of
+    `Branched` are a loop, whose body the compiler counts once: P of them are a network and P - 1 more tails.
     """
     if not isinstance(model, Branched):
         return _loop_free_flops(model, shape)
@@ -144,9 +146,14 @@ def forward_flops(model: Model, shape: tuple[int, ...]) -> float:
 def _loop_free_flops(model: Model, shape: tuple[int, ...]) -> float:
     image = jax.ShapeDtypeStruct(shape, np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    forward = jax.jit(lambda variables, image: model.apply(variables, image)[0].logits)
-    traced = forward.trace(variables, image)
+    traced = jax.jit(partial(_said, model)).trace(variables, image)
     return _counted(traced.lower()) + further_rounds(traced.jaxpr.jaxpr)
+
+
+def _said(model: Model, variables: PyTree, image: Array) -> Array:
+    if isinstance(model, StudentFriendly):
+        return model.apply_whole(variables, image)[0].heads
+    return model.apply(variables, image)[0].logits
 
 
 def _counted(lowered: jax.stages.Lowered) -> float:

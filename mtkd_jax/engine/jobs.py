@@ -84,9 +84,14 @@ class Job:
         return self.steps_per_epoch * self.eval_every
 
     @property
+    def network(self) -> Model:
+        """The whole network that is trained, with what is not deployed of it."""
+        return self.whole or self.program.model
+
+    @property
     def model(self) -> Model:
         """The whole network that comes out of it."""
-        return (self.whole or self.program.model).deployed
+        return self.network.deployed
 
     @property
     def num_peers(self) -> int:

@@ -43,7 +43,7 @@ from mtkd_jax.models import layers, stages
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Array, Population, PyTree, TrainState, UserError
+from mtkd_jax.types import Array, Model, Population, PyTree, TrainState, UserError
 
 
 @jax.tree_util.register_dataclass
@@ -73,6 +73,7 @@ class Fitted:
     bank: Population | None = None  # of a job with T checkpoints: the best weights until then [M,T,...]
     notes: tuple[str, ...] = ()  # what a reader of the report must know of teachers from elsewhere
     network_steps: int | None = None  # steps of training, the sum over members; None: not trained by this run
+    network: Model | None = None  # that took them, with what is not deployed of it
 
     @property
     def finite_members(self) -> Population:
@@ -276,7 +277,7 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float, num_steps: int)
         )
     trained = Population(job.model, result["variables"], job.hyper, job.names)
     fitted = as_fitted(trained, result, seconds)
-    fitted = dataclasses.replace(fitted, network_steps=num_steps * len(job.names))
+    fitted = dataclasses.replace(fitted, network_steps=num_steps * len(job.names), network=job.network)
     if "branched" in result:
         branched = Population(job.program.model, _at_rest(result["branched"]), job.hyper, job.names)
         fitted = dataclasses.replace(fitted, branched=branched)
@@ -344,6 +345,7 @@ def concatenate(parts: Sequence[Fitted]) -> Fitted:
         population.concatenate(branched) if branched else None,
         population.concatenate(banks) if banks else None,
         None if None in steps else sum(steps),
+        network=parts[0].network,
     )
 
 

@@ -26,7 +26,16 @@ import jax.numpy as jnp
 from mtkd_jax.methods.averages import deploy_average, start_average, update_average
 from mtkd_jax.methods.cohorts import ViewForEach, cohort, of_cohort, once, others, with_own
 from mtkd_jax.methods.maps import draw_linear, linear, square, stage_names, taps_of_student
-from mtkd_jax.methods.seams import PLAIN, SUPERVISED, check_ramp, hard_loss, ramped_up, soft_loss, targets_of
+from mtkd_jax.methods.seams import (
+    PLAIN,
+    SUPERVISED,
+    check_ramp,
+    hard_loss,
+    hard_loss_of,
+    ramped_up,
+    soft_loss,
+    targets_of,
+)
 from mtkd_jax.methods.weights import project_on_capped_simplex
 from mtkd_jax.models.layers import ENTERING, conv
 from mtkd_jax.system.spelling import hint
@@ -378,16 +387,11 @@ class _HardAndSoft:
         loss = hard_loss(context) + _strength(context, self.ramp) * soft_loss(context)
         if self.ensemble is None:
             return loss
-        return loss + of_cohort(context, _hard_loss_of(context, self.ensemble(context)))
+        return loss + of_cohort(context, hard_loss_of(context, self.ensemble(context)))
 
 
 def _strength(context: Context, ramp: float) -> Array:
     return context.hyper["weight"] * ramped_up(context.progress, ramp)
-
-
-def _hard_loss_of(context: Context, logits: Array) -> Array:
-    student = dataclasses.replace(context.student, logits=logits)
-    return hard_loss(dataclasses.replace(context, student=student))
 
 
 def _distance_to(context: Context, target: Array, logits: Array) -> Array:
@@ -721,7 +725,7 @@ class _FusedToo:
         peers, fused = context.peers, _fused(context)
         mean = _mean_of(peers.finite.astype(jnp.float32), peers.logits)
         distance = _distance_to(context, mean, fused)
-        of_fused = _hard_loss_of(context, fused) + context.hyper["weight"] * distance
+        of_fused = hard_loss_of(context, fused) + context.hyper["weight"] * distance
         return _HardAndSoft(0.0)(context) + of_cohort(context, of_fused)
 
 
@@ -774,5 +778,5 @@ def _hard_soft_and_guided(context: Context) -> Array:
     for name, (guided, logits) in _guided(context).items():
         apart = square(told[f"{name} map"] - guided[None]).mean(axis=(2, 3, 4))
         distance = apart + _distance_to(context, told[f"{name} logits"], logits[None])
-        of_modules += _hard_loss_of(context, logits) + teachers @ distance
+        of_modules += hard_loss_of(context, logits) + teachers @ distance
     return _HardAndSoft(0.0)(context) + context.hyper["guided_weight"] * of_modules

@@ -11,13 +11,14 @@ teacher k; all [B,C]. The loss is $\ell_i = \alpha\, \ell_\text{hard} + (1 - \al
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods.cohorts import cohort, others
 from mtkd_jax.methods.modes import each_teacher
-from mtkd_jax.methods.seams import PLAIN, SUPERVISED, equal_weights, hard_loss
+from mtkd_jax.methods.seams import PLAIN, SUPERVISED, equal_weights, hard_loss, hard_loss_of
 from mtkd_jax.types import Array, Context, Networks, Recipe, Targets, TeacherOutputs
 
 
@@ -74,9 +75,7 @@ def _loss_of_mean(context: Context) -> Array:
     cohort = peers.logits.at[peers.place].set(context.student.logits)
     # Together they are one network: where one peer breaks down, so does the whole.
     logits = jnp.where(peers.finite.all(), cohort, jnp.nan).mean(axis=0)
-    return hard_loss(
-        dataclasses.replace(context, student=dataclasses.replace(context.student, logits=logits))
-    )
+    return hard_loss_of(context, logits)
 
 
 # A cohort trained as one network, whose logits are the mean over the peers: every peer has the whole loss,
@@ -85,11 +84,7 @@ UNIFIED = SUPERVISED._replace(name="unified", term=_loss_of_mean)
 
 
 def _mean_of_heads(context: Context) -> Array:
-    def of_head(logits: Array) -> Array:
-        student = dataclasses.replace(context.student, logits=logits)
-        return hard_loss(dataclasses.replace(context, student=student))
-
-    return jax.vmap(of_head)(context.student.heads).mean(axis=0)
+    return jax.vmap(partial(hard_loss_of, context))(context.student.heads).mean(axis=0)
 
 
 # Networks that are the heads of one: each is trained on the labels as if it were alone, 1/H sum_h CE(y, z_h).

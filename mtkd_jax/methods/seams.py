@@ -153,6 +153,12 @@ def hard_loss(context: Context) -> Array:
     return loss * (num_valid(batch) / jnp.where(num > 0, num, 1.0))
 
 
+def hard_loss_of(context: Context, logits: Array) -> Array:
+    """`hard_loss` [B] of other predictions [B,C] in the place of the student's."""
+    student = dataclasses.replace(context.student, logits=logits)
+    return hard_loss(dataclasses.replace(context, student=student))
+
+
 def label_counts(batch: Batch) -> Array:
     """How much of a label each example of a batch has, [B] in [0,1]: 1 or 0; of mixed images the shares."""
     counts = batch.labelled.astype(jnp.float32)

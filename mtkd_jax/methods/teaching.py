@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, deploy_params, hard_loss, mean_of_same
+from mtkd_jax.methods.seams import SUPERVISED, deploy_params, hard_loss, hard_loss_of, mean_of_same
 from mtkd_jax.models.friendly import own_variables
-from mtkd_jax.models.intermediate import is_of_heads
+from mtkd_jax.models.intermediate import is_of_classifier
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
 EPSILON = 1e-5  # of BatchNorm, beside its variance
@@ -49,18 +49,8 @@ def soteacher(*, lipschitz: float = 1e-5, consistency: float = 1.0) -> Recipe:
     )
 
 
-def _hard_loss_of(context: Context, logits: Array) -> Array:
-    student = dataclasses.replace(context.student, logits=logits)
-    return hard_loss(dataclasses.replace(context, student=student))
-
-
-def _hard_loss_of_heads(context: Context) -> Array:
-    first, *others = (_hard_loss_of(context, head) for head in context.student.heads)
-    return sum(others, first)
-
-
-# Every head for itself learns from labels: the sum of their hard losses, where the body is not trained.
-HEADS = SUPERVISED._replace(name="heads", term=_hard_loss_of_heads, trainable=is_of_heads, alpha=1.0)
+# A classifier of a frozen network (models.intermediate) learns from labels; see the plan of that name.
+CLASSIFIER = SUPERVISED._replace(name="intermediate_heads", trainable=is_of_classifier, alpha=1.0)
 
 
 def _hard_and_followed(context: Context) -> Array:
@@ -69,7 +59,7 @@ def _hard_and_followed(context: Context) -> Array:
     for branch in context.student.heads[1:]:
         # With a gradient by both: a teacher that can be followed says what its branches can say.
         divergence = jnp.sum(jnp.exp(log_own) * (log_own - jax.nn.log_softmax(branch)), axis=-1)
-        loss += hyper["hard_weight"] * _hard_loss_of(context, branch) + hyper["soft_weight"] * divergence
+        loss += hyper["hard_weight"] * hard_loss_of(context, branch) + hyper["soft_weight"] * divergence
     return loss
 
 

@@ -68,16 +68,22 @@ class StudentFriendly(Model):
         if not train:
             outputs, _ = self.teacher.apply(own_variables(variables), image)
             return outputs, {kind: of for kind, of in variables.items() if kind != "params"}
-        outputs, state = self.teacher.apply(own_variables(variables), image, train=True, key=key)
+        return self.apply_whole(variables, image, train=True, key=key)
+
+    def apply_whole(
+        self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
+    ) -> tuple[Outputs, PyTree]:
+        """With what the branches say as further heads, be it in training or as in evaluation."""
+        outputs, state = self.teacher.apply(own_variables(variables), image, train=train, key=key)
         said = [outputs.logits]
         for number, (stage, shape) in enumerate(self.branches, start=1):
             own_key = None if key is None else jax.random.fold_in(key, number)
             own = {part: _of_branch(variables, stage, part) for part in ("transform", "tail")}
             x, of_transform = Transform(shape).apply(
-                own["transform"], outputs.features[stage], True, mutable=["batch_stats"]
+                own["transform"], outputs.features[stage], train, mutable=["batch_stats"]
             )
             tail = stages.tail_after(self.student, stage, image.shape[1:])
-            branch, of_tail = tail.apply(own["tail"], x, train=True, key=own_key)
+            branch, of_tail = tail.apply(own["tail"], x, train=train, key=own_key)
             said.append(branch.logits)
             state = _with_branch(state, stage, {"transform": of_transform, "tail": of_tail})
         return dataclasses.replace(outputs, heads=jnp.stack(said)), state

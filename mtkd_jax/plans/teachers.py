@@ -29,7 +29,7 @@ from mtkd_jax.engine.jobs import Job, per_member
 from mtkd_jax.engine.training import Fitted, as_fitted, check_owner, concatenate
 from mtkd_jax.methods.peers import UNIFIED, Correlated
 from mtkd_jax.methods.seams import SUPERVISED
-from mtkd_jax.methods.teaching import HEADS
+from mtkd_jax.methods.teaching import CLASSIFIER
 from mtkd_jax.models.friendly import StudentFriendly
 from mtkd_jax.models.intermediate import NETWORK, Intermediate
 from mtkd_jax.models.specialists import Specialist
@@ -55,24 +55,19 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
 
-def heads_job(config: ConfigDict, split: Split, address: str, trained: Fitted, after: tuple[str, ...]) -> Job:
-    """Training a classifier after each of some stages of every teacher, on the examples which that has seen.
+def classifiers_job(config: ConfigDict, split: Split, address: str, trained: Fitted, after: str) -> Job:
+    """Training a classifier after a stage of every teacher, each on the examples which that has seen.
 
     The teachers are those `trained`, and stay as they are.
     """
     taught = trained.population
-    model = with_heads(taught.model, split.dataset.num_classes, after)
-    job = _apart(config, split, address, heads_stage(address), model, HEADS)
+    module = Intermediate(taught.model.module, split.dataset.num_classes, after)
+    model = Model(f"{taught.model.name} after {after}", module, taught.model.convolutional)
+    job = _apart(config, split, address, classifiers_stage(address, after), model, CLASSIFIER)
     drawn = population.init(model, job.init_keys, job.image.shape[1:])
     start = {kind: {**drawn.get(kind, {}), NETWORK: of} for kind, of in taught.variables.items()}
     left = [k for k, name in enumerate(taught.names) if name not in trained.diverged]
     return jobs.part(dataclasses.replace(job, start=start), left)
-
-
-def with_heads(network: Model, num_classes: int, after: tuple[str, ...]) -> Model:
-    """A network, trained, with a classifier after each of these stages."""
-    module = Intermediate(network.module, num_classes, after)
-    return Model(f"{network.name} after {', '.join(after)}", module, network.convolutional)
 
 
 def friendly_job(
@@ -435,9 +430,9 @@ def thinned_stage(address: str) -> str:
     return f"{STAGE_PREFIX}thinned-{jobs.slug(address)}"
 
 
-def heads_stage(address: str) -> str:
-    """The same for the classifiers after their stages."""
-    return f"heads-{jobs.slug(address)}"
+def classifiers_stage(address: str, after: str) -> str:
+    """The same for the classifiers after one of their stages."""
+    return f"classifiers-{jobs.slug(address)}-{after}"
 
 
 def examples_of(config: ConfigDict, split: Split, address: str, k: int) -> np.ndarray:

@@ -10,8 +10,10 @@ from mtkd_jax import experiment
 from mtkd_jax.engine import forecast, jobs
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
+from mtkd_jax.models import stages
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.cnn import cnn
+from mtkd_jax.models.friendly import with_branches
 from mtkd_jax.models.series import lstm
 from mtkd_jax.plans import teachers
 from mtkd_jax.runs import workdir
@@ -44,6 +46,20 @@ def test_flops_of_branches_are_a_stem_and_all_tails():
         2 * whole - two
     )  # 2 products at 10 x 10 places of windows 3x3 in an image 4x4, 2 channels; ReLU, ...
     assert 400 <= stem < 800
+
+
+def test_flops_of_a_teacher_with_branches_are_its_own_and_those_of_transforms_and_tails():
+    task, image = Task(4, 1, (0.5,), (0.5,)), jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    teacher, student = (cnn(task, widths=widths, dense=4) for widths in ((4, 4), (2, 3)))
+    model = with_branches(teacher, student, image)
+    tails = [stages.tail_after(student, stage, (8, 8, 1)) for stage, _ in model.branches]
+    whole, own = (forecast.forward_flops(one, image.shape) for one in (model, teacher))
+    entering = [(1, *shape) for _, shape in model.branches]
+    transforms = whole - own - sum(map(forecast.forward_flops, tails, entering))
+    places = [shape[1] * shape[2] * shape[3] for shape in entering]
+    products = sum(2 * 4 * number for number in places)  # 1x1, of 4 channels
+    assert products < transforms < products + 8 * sum(places)  # BatchNorm and ReLU
+    assert forecast.step_flops(model, image.shape) == 3 * whole
 
 
 @pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 2)])

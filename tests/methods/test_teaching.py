@@ -74,16 +74,6 @@ def test_the_bound_by_hand():
     assert float(bound(norm, {})) == 0.0  # of no BatchNorm
 
 
-def test_every_classifier_learns_from_labels_for_itself():
-    heads = np.random.default_rng(8).normal(size=(2, 4, 3))
-    seen = context(Z, [Z], LABELS, labelled=[True, True, False, True])
-    student = dataclasses.replace(seen.student, heads=jnp.asarray(heads, jnp.float32))
-    each = [[-np.log(reference.softmax(z))[y] for z, y in zip(head, LABELS)] for head in heads]
-    expected = np.where([True, True, False, True], 4 / 3 * np.sum(each, axis=0), 0.0)
-    found = teaching.HEADS.term(dataclasses.replace(seen, student=student))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
 def test_a_teacher_is_followed_by_its_branches_and_turns_to_them():
     """The loss by a reference, and its gradient by the teacher's logits by differences of the reference."""
     branches = np.random.default_rng(9).normal(size=(2, 4, 3))

@@ -90,6 +90,13 @@ def test_heads_for_other_classes_begin_anew_and_the_report_says_so(files):
     assert stage.note == f"The teachers began with the weights of {files['a']}."
 
 
+def test_teachers_with_branches_say_what_they_began_with(files):
+    config = config_of(**{"teachers.init_from": (files["a"], files["b"]), "plan": "student_friendly"})
+    stage, *_ = plan.build(config, experiment.load_split(config))
+    begun = f"The teachers began with the weights of {files['a']}, {files['b']}."
+    assert stage.note.startswith(f"{begun} Teachers were trained with ")
+
+
 def test_trained_teachers_teach_as_they_are(files):
     """Nobody trains them: what they say of the test images is what the reference says."""
     weights = (files["a"], files["b"])

@@ -507,10 +507,7 @@ def test_classifiers_are_trained_beside_their_teachers_and_teach_with_them(gener
         equal(job.start[kind]["network"], of)
     after = trained(job, tmp_path)
     equal(after.variables["params"]["network"], taught.variables["params"])
-    moved = (
-        after.variables["params"]["stage1_classifier"]["kernel"]
-        - job.start["params"]["stage1_classifier"]["kernel"]
-    )
+    moved = after.variables["params"]["classifier"]["kernel"] - job.start["params"]["classifier"]["kernel"]
     assert float(jnp.abs(moved).max(axis=(1, 2)).min()) > 1e-3
     assert of_students.program.recipes[0].name == "weights.ebkd"
     said = population.apply_ensemble(
@@ -528,10 +525,21 @@ def test_a_teacher_that_broke_down_has_no_classifier(generations):
     config = config_of("intermediate_heads")
     name = teachers.stage_name(config.model.name)
     broken = dataclasses.replace(done[name], diverged=("teacher 1",))
-    job = teachers.heads_job(config, experiment.load_split(config), config.model.name, broken, ("stage1",))
+    job = teachers.classifiers_job(config, experiment.load_split(config), config.model.name, broken, "stage1")
     assert job.names == ("teacher 0", "teacher 2", "teacher 3", "teacher 4")
     left = population.take(broken.population.variables, [0, 2, 3, 4])
     equal(job.start["params"]["network"], left["params"])
+
+
+def test_a_classifier_that_broke_down_leaves_those_after_other_stages():
+    config = small.config(**{"plan": "intermediate_heads", "model.name": "mlp(hidden=(8, 6))"})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    first, second = (stage.name for stage in stages if stage.name.startswith("classifiers-"))
+    done[first] = dataclasses.replace(done[first], diverged=("teacher 1",))
+    taught_by = stages[-1].make(done).stage_data.teachers
+    assert [len(jax.tree.leaves(own)[0]) for own in taught_by] == [3, 2, 3]
+    assert done[second].population.variables["params"]["classifier"]["kernel"].shape == (3, 6, 4)
 
 
 # --- stages that give way to a teacher's ----------------------------------------------------------------
@@ -625,6 +633,17 @@ def test_teachers_with_branches_begin_with_what_they_ever_begin_with():
     for kind, of in begun.items():
         equal({name: job.start[kind][name] for name in of}, of)
     plan.trace(job)
+
+
+def test_what_the_training_of_teachers_with_branches_took_is_that_of_the_branches_too():
+    config = small.config(**{**FRIENDLY, "plan": "student_friendly"})
+    split = experiment.load_split(config)
+    (stage,) = (one for one in plan.build(config, split) if not one.family)
+    job = stage.make({})
+    done = {stage.name: dataclasses.replace(training.untrained(job), network_steps=6)}
+    (group, _) = evaluation.predict(config, split, (stage,), done).groups
+    of_teacher, whole = (forecast.forward_flops(one, (1, 4, 4, 1)) for one in (job.model, job.network))
+    assert group.train_flops == 6 * 16 * 3 * whole and whole > 1.2 * of_teacher
 
 
 # --- from real weights to few bits --------------------------------------------------------------------
@@ -994,6 +1013,11 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
             "stages of the teachers, and mlp(hidden=()) has",
         ),
         ("intermediate_heads(mode='mimic_all')", {}, "one head"),
+        (
+            "intermediate_heads",
+            {"train.optimizer": "schedule_free"},
+            "and intermediate_heads does something of its own after every update or freezes some",
+        ),
         (
             "intermediate_heads",
             {"teachers.out_of_bag": True, "teachers.folds": True},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,6 @@ from mtkd_jax.methods.features import MATCHED, channels_of, matching
 from mtkd_jax.methods.maps import Taps, stage_names
 from mtkd_jax.methods.teaching import FOLLOWED
 from mtkd_jax.models.friendly import StudentFriendly, with_branches
-from mtkd_jax.models.intermediate import alone
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students
 from mtkd_jax.plans.schemes.direct import (
@@ -32,7 +32,7 @@ from mtkd_jax.plans.schemes.direct import (
 )
 from mtkd_jax.plans.students import Family
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import Array, Ensemble, Population, PyTree, Task, UserError
+from mtkd_jax.types import Array, Ensemble, PyTree, Task, UserError
 
 MATCHED_BY = 256  # training images that channels are matched by
 
@@ -44,9 +44,9 @@ def intermediate_heads(
 
     Beside each frozen teacher a linear classifier of the flattened map after each of the stages `after`, all
     features "stage..." unless they are named, is trained for `train.epochs` by labels, on the examples that
-    the teacher was trained on. K teachers with k classifiers each are then K (1 + k) teachers, from whom the
-    students of the row "intermediate_heads" learn by `mode`, such as "weights.ebkd", which weighs each by how
-    sure it is.
+    the teacher was trained on; each for itself, and has its own best epoch. K teachers with k classifiers
+    each are then K (1 + k) teachers, from whom the students of the row "intermediate_heads" learn by `mode`,
+    such as "weights.ebkd", which weighs each by how sure it is.
     Raises UserError for a mode with more than one head, stages that a teacher lacks, teachers that are no
     networks or teach some images only, and labels of places.
 
@@ -59,25 +59,31 @@ def intermediate_heads(
     check_hears_all(name, config, split)
     if split.dataset.is_dense:
         raise UserError(f"config.plan: {name} says one class of an image, and here places of one have labels")
-    tapped = {address: _stages_of(config, split, address, after) for address in teacher_models(config)}
-    num_teachers = config.teachers.num_members * sum(1 + len(stages) for stages in tapped.values())
+    addresses, num_members = teacher_models(config), config.teachers.num_members
+    tapped = [(own, stage) for own in addresses for stage in _stages_of(config, split, own, after)]
+    num_teachers = num_members * (len(addresses) + len(tapped))
     recipe = recipe_for(name, mode, num_teachers)
     direct = with_baseline(name, config, split)
 
-    def learn_heads(done: Done, address: str) -> Job:
-        return teachers.heads_job(config, split, address, done[teachers.stage_name(address)], tapped[address])
+    def classify(done: Done, address: str, stage: str) -> Job:
+        return teachers.classifiers_job(config, split, address, done[teachers.stage_name(address)], stage)
 
     stages = [
-        Stage(teachers.heads_stage(address), lambda done, address=address: learn_heads(done, address))
-        for address in tapped
+        Stage(
+            teachers.classifiers_stage(address, stage),
+            functools.partial(classify, address=address, stage=stage),
+        )
+        for address, stage in tapped
     ]
-    num_heads = config.teachers.num_members * sum(map(len, tapped.values()))
-    note = f"{num_heads} of the {num_teachers} teachers of {name} are classifiers after stages of the others."
+    note = (
+        f"{num_members * len(tapped)} of the {num_teachers} teachers of {name} are classifiers after stages "
+        "of the others."
+    )
     for transfer, model in itertools.product(config.students.transfer, students.models(config)):
         family = students.of_model(students.grid(config, name, recipe), model)
 
         def distil(done: Done, transfer=transfer, family=family) -> Job:
-            ensemble = (*ensemble_of(done), *_heads_of(done, tapped))
+            ensemble = (*ensemble_of(done), *_classifiers_of(done, tapped))
             return students.job(config, split, transfer, family, ensemble, {})
 
         stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer, note=note))
@@ -139,12 +145,16 @@ def student_friendly(
         except UserError as error:
             raise UserError(f"config.plan: {name}: {error}") from None
 
+    def note(own: str, model: StudentFriendly) -> str:
+        branches = f"Teachers were trained with {len(model.branches)} branches of {branch.name} each."
+        return " ".join(filter(None, (teachers.beginning(config, split, own), branches)))
+
     models = {own: friendly(own) for own in teacher_models(config)}
     stages = [
         Stage(
             teachers.stage_name(own),
             lambda done, own=own, model=model: teachers.friendly_job(config, split, own, model, recipe),
-            note=f"Teachers were trained with {len(model.branches)} branches of {branch.name} each.",
+            note=note(own, model),
         )
         for own, model in models.items()
     ]
@@ -212,19 +222,13 @@ def _stages_of(config: ConfigDict, split: Split, address: str, after: tuple[str,
     return tuple(stage for stage in known if stage in (after or known))
 
 
-def _heads_of(done: Done, tapped: dict[str, tuple[str, ...]]) -> Ensemble:
+def _classifiers_of(done: Done, tapped: Sequence[tuple[str, str]]) -> Ensemble:
     """A population for each architecture and stage: of its teachers, as if they ended there."""
     found = []
-    for address, stages in tapped.items():
-        trained, whole = (
-            done[name] for name in (teachers.heads_stage(address), teachers.stage_name(address))
-        )
-        heads, network = trained.finite_members, whole.population.model
-        num_classes = heads.model.module.num_classes
-        for stage in stages:
-            names = tuple(f"{name} after {stage}" for name in heads.names)
-            model = teachers.with_heads(network, num_classes, (stage,))
-            found.append(Population(model, alone(heads.variables, stage), {}, names))
+    for address, stage in tapped:
+        own = done[teachers.classifiers_stage(address, stage)].finite_members
+        names = tuple(f"{name} after {stage}" for name in own.names)
+        found.append(dataclasses.replace(own, names=names))
     return tuple(found)
 
 
