@@ -93,13 +93,16 @@ def crd(*, weight: float = 0.8, tau: float = 0.07, width: int = 128) -> Recipe:
 
     Here $A_k$ and $B_k$ are linear maps to `width` numbers that are trained along. The contrast is with the
     other examples of the batch: the paper contrasts with 16384 drawn from a memory of all, and learns to tell
-    each from noise, as `crd_memory` does. Raises UserError for a width below 1.
+    each from noise, as `crd_memory` does. Raises UserError for a width below 1
+    and a tau that is not above 0.
 
     Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699; the loss in a batch
     is that of van den Oord et al. 2018, arXiv 1807.03748.
     """
     if width < 1:
         raise UserError(f"crd(width={width}): it must be at least 1")
+    if not tau > 0:
+        raise UserError(f"crd(tau={tau}): it must be above 0")
     own = (("tau", tau),)
     return beside_logits("crd", _contrast, weight, draw=_Projections(width), needs=("embedding",), hyper=own)
 
@@ -131,12 +134,13 @@ def crd_memory(
     Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699.
     """
     for name, value, fits in (
+        ("tau", tau, tau > 0),
         ("width", width, width >= 1),
         ("num_negatives", num_negatives, num_negatives >= 1),
         ("momentum", momentum, 0 <= momentum < 1),
     ):
         if not fits:
-            right = "in [0, 1)" if name == "momentum" else "at least 1"
+            right = {"tau": "above 0", "momentum": "in [0, 1)"}.get(name, "at least 1")
             raise UserError(f"crd_memory({name}={value}): it must be {right}")
     return PLAIN._replace(
         name="crd_memory",

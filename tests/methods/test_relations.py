@@ -219,7 +219,12 @@ def test_it_moves_the_student_and_both_projections():
     assert all(np.abs(leaf).max() > 1e-3 for leaf in (embedding, *jax.tree.leaves(aux)))
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"num_negatives": 0}, {"momentum": 1.0}])
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"num_negatives": 0}, {"momentum": 1.0}, {"tau": 0}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="crd_memory.*it must be"):
         relations.crd_memory(**wrong)
+
+
+def test_a_temperature_that_divides_by_nothing_is_refused():
+    with pytest.raises(UserError, match="crd.tau=0.0.: it must be above 0"):
+        relations.crd(tau=0.0)
