@@ -234,7 +234,8 @@ class Model:
     depth, the last one "heads"; the first part of the path of each of its variables is a stage's name, or
     begins with it and "_", as "stage3_block2" does; else the module's own `stage_of(name)` says which it is.
     And it may have a method `calibrate`: training images [n,h,w,c] as the network is given them -> {path of a
-    variable: value}, what is computed and not drawn.
+    variable: value}, what is computed and not drawn. And `head_scale`, where its logits are that factor
+    times what its linear heads say.
     """
 
     name: str
@@ -257,6 +258,11 @@ class Model:
     def frozen_stages(self) -> tuple[str, ...]:
         """Those before `trainable`."""
         return self.stages[: self.stages.index(self.trainable)] if self.trainable else ()
+
+    @property
+    def head_scale(self) -> float:
+        """Factor between what its linear heads say and its logits; 1 where the module says none."""
+        return getattr(self.module, "head_scale", 1.0)
 
     def stage_of(self, name: str) -> str:
         """The stage of what has this name in the variables; "" where it is none's."""

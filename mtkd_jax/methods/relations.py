@@ -93,13 +93,16 @@ def crd(*, weight: float = 0.8, tau: float = 0.07, width: int = 128) -> Recipe:
 
     Here $A_k$ and $B_k$ are linear maps to `width` numbers that are trained along. The contrast is with the
     other examples of the batch: the paper contrasts with 16384 drawn from a memory of all, and learns to tell
-    each from noise, as `crd_memory` does. Raises UserError for a width below 1.
+    each from noise, as `crd_memory` does. Raises UserError for a width below 1
+    and a tau that is not above 0.
 
     Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699; the loss in a batch
     is that of van den Oord et al. 2018, arXiv 1807.03748.
     """
     if width < 1:
         raise UserError(f"crd(width={width}): it must be at least 1")
+    if not tau > 0:
+        raise UserError(f"crd(tau={tau}): it must be above 0")
     own = (("tau", tau),)
     return beside_logits("crd", _contrast, weight, draw=_Projections(width), needs=("embedding",), hyper=own)
 
@@ -131,12 +134,13 @@ def crd_memory(
     Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699.
     """
     for name, value, fits in (
+        ("tau", tau, tau > 0),
         ("width", width, width >= 1),
         ("num_negatives", num_negatives, num_negatives >= 1),
         ("momentum", momentum, 0 <= momentum < 1),
     ):
         if not fits:
-            right = "in [0, 1)" if name == "momentum" else "at least 1"
+            right = {"tau": "above 0", "momentum": "in [0, 1)"}.get(name, "at least 1")
             raise UserError(f"crd_memory({name}={value}): it must be {right}")
     return PLAIN._replace(
         name="crd_memory",
@@ -277,6 +281,7 @@ class _RandomMemory:
                 for side, key in zip(SIDES, keys)
             },
             "label": jnp.full(num_examples, -1, jnp.int32),
+            "seen": jnp.zeros(num_examples, bool),
             "log_z": jnp.zeros(len(SIDES), jnp.float32),
         }
 
@@ -288,6 +293,7 @@ class _Seen(NamedTuple):
     right: Array  # [2,B] x.y / tau with the example's own row
     others: Array  # [2,B,m] with the rows that were drawn
     counts: Array  # [B,m] bool, which of these are of other classes
+    there: Array  # [B] bool, False where a place is none
 
 
 def _see(context: Context, num_negatives: int) -> _Seen:
@@ -302,19 +308,21 @@ def _see(context: Context, num_negatives: int) -> _Seen:
     known = memory["label"][drawn]
     same = (label[:, None] == known[None]) & (label[:, None] >= 0)
     same |= batch.index[:, None] == drawn[None]
+    there = jnp.ones_like(batch.labelled) if batch.valid is None else batch.valid
+    counts = ~same & there[:, None] & (memory["seen"][drawn] | (context.step == 0))[None]
     of_memory = ((own, memory["other"]), (other, memory["own"]))
     right = jnp.stack([jnp.sum(x * rows[batch.index], axis=-1) for x, rows in of_memory]) / tau
     others = jnp.stack([x @ rows[drawn].T for x, rows in of_memory]) / tau
-    return _Seen({"own": own, "other": other}, right, others, ~same)
+    return _Seen({"own": own, "other": other}, right, others, counts, there)
 
 
 def _log_z(context: Context, seen: _Seen) -> Array:
     """ln Z [2] of the two sides: of this batch where it is the first one, later as it is remembered."""
     num_examples = jnp.float32(len(context.state.mem["label"]))
-    scores = jnp.concatenate(
-        [seen.right[:, :, None], jnp.where(seen.counts[None], seen.others, -jnp.inf)], axis=2
-    )
-    num = seen.counts.sum().astype(jnp.float32) + len(seen.counts)
+    count = jnp.concatenate([seen.there[:, None], seen.counts], axis=1)
+    scores = jnp.concatenate([seen.right[:, :, None], seen.others], axis=2)
+    scores = jnp.where(count[None], scores, -jnp.inf)
+    num = count.sum().astype(jnp.float32)
     of_batch = jax.nn.logsumexp(scores, axis=(1, 2)) - jnp.log(num) + jnp.log(num_examples)
     return jax.lax.stop_gradient(jnp.where(context.step == 0, of_batch, context.state.mem["log_z"]))
 
@@ -341,16 +349,18 @@ class _RememberBoth:
     def __call__(self, state: TrainState, context: Context) -> TrainState:
         seen = _see(context, self.num_negatives)
         batch, memory, momentum = context.batch, state.mem, context.hyper["momentum"]
+        written = jnp.where(seen.there, batch.index, len(memory["label"]))  # past the end: nowhere
 
         def moved(side: str) -> Array:
             mean = mean_of_same(batch.index, seen.projected[side])
             rows = unit(momentum * memory[side][batch.index] + (1.0 - momentum) * mean)
-            return memory[side].at[batch.index].set(rows)
+            return memory[side].at[written].set(rows, mode="drop")
 
         label = jnp.where(batch.labelled, batch.label, -1)
         mem = {
             **{side: moved(side) for side in SIDES},
-            "label": memory["label"].at[batch.index].set(label),
+            "label": memory["label"].at[written].set(label, mode="drop"),
+            "seen": memory["seen"].at[written].set(True, mode="drop"),
             "log_z": _log_z(context, seen),
         }
         return dataclasses.replace(state, mem=mem)

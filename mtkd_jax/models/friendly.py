@@ -46,6 +46,10 @@ class StudentFriendly(Model):
         """The teacher, whose variables `own_variables` are."""
         return self.teacher
 
+    def stage_of(self, name: str) -> str:
+        """The teacher's; of branches "", so that they learn as fast as heads do."""
+        return "" if name == BRANCHES else super().stage_of(name)
+
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
         """Variables for images [B,h,w,c]: the teacher's as it begins with this key, and the branches'."""
         variables = self.teacher.init(key, image)

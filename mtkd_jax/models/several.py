@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtkd_jax.models import layers
+from mtkd_jax.models.stages import is_kernel
 from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
 
 KERNEL, HEADS = "kernel", "heads"  # the last name of the path of a kernel, the first of what heads have
@@ -26,7 +27,9 @@ class RankOne(Model):
 
     Variables: "params" has "shared" {path: W [...,in,out]}, "inward" {path: r [K,in]}, "outward" {path: s
     [K,out]}, and "own", all that is no kernel, [K,...]; so has every other collection. r and s begin with
-    random signs, W and all else as in the first network alone.
+    random signs, W and all else as in the first network alone. Kernels are those of `stages.is_kernel`; the
+    last two axes of each are taken for in and out. Of kernels that have them elsewhere, such as [in,heads,d]
+    of attention, the factor is of rank one in those two axes, and the equation as a product holds no more.
     """
 
     one: Model = None  # type: ignore[assignment]  # the network of each member
@@ -35,8 +38,8 @@ class RankOne(Model):
     def init(self, key: Array, image: Array) -> dict[str, PyTree]:
         """Variables for images [B,h,w,c]."""
         drawn = self.one.init(key, image)
-        leaves = flatten_dict(drawn["params"], sep="/")
-        shared = {path: leaf for path, leaf in leaves.items() if path.split("/")[-1] == KERNEL}
+        leaves, kernels = flatten_dict(drawn["params"], sep="/"), self._kernels(drawn["params"])
+        shared = {path: leaf for path, leaf in leaves.items() if path in kernels}
         own = {path: self._of_all(leaf) for path, leaf in leaves.items() if path not in shared}
         signs = {
             path: [
@@ -76,6 +79,17 @@ class RankOne(Model):
 
         leaves = {**params["own"], **{path: kernel(path) for path in params["shared"]}}
         return {**variables, "params": unflatten_dict(leaves, sep="/")}
+
+    def _kernels(self, params: PyTree) -> set[str]:
+        """The paths of what is shared; UserError where nothing is, for all members would be copies."""
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        paths = [path for path, leaf in leaves if is_kernel(path, leaf)]
+        if not paths:
+            raise UserError(
+                f"{self.one.name} has no kernel, a parameter of two axes or more that is no bias, so that "
+                "its members by rank one would all be the same; must have one"
+            )
+        return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
 
     def _of_all(self, leaf: Array) -> Array:
         return jnp.repeat(jnp.asarray(leaf)[None], self.num_members, axis=0)

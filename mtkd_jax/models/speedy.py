@@ -29,6 +29,8 @@ class Speedy(nn.Module):
     bias_rate: float
     dtype: str
 
+    head_scale = SCALE
+
     @property
     def stages(self) -> tuple[str, ...]:
         """The whitening layer, the blocks, the heads."""
@@ -62,7 +64,7 @@ class Speedy(nn.Module):
         def heads(x: Array) -> Outputs:
             embedding = x.max(axis=(1, 2)).astype(jnp.float32)
             logits = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
-            return layers.outputs(embedding, SCALE * logits, features)
+            return layers.outputs(embedding, self.head_scale * logits, features)
 
         x = layers.through(self, "whiten", image, whiten)
         for number in range(1, self.blocks + 1):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mtkd_jax.config import build_recipes
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population, teacher_cache
+from mtkd_jax.methods.features import CLASSIFIERS
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
 from mtkd_jax.models.given import Given
 from mtkd_jax.types import Ensemble, Population, UserError
@@ -57,7 +58,8 @@ def check(config: ConfigDict) -> None:
                 raise UserError(
                     f"config.students.controls: {address} {why}; name other modes in students.controlled"
                 )
-            if "random_teacher" in config.students.controls and recipe.prepare:
+            is_fitted = recipe.prepare not in ("", CLASSIFIERS)  # those are the control's own teachers'
+            if "random_teacher" in config.students.controls and is_fitted:
                 raise UserError(
                     f"config.students.controls: {address} fits a network or a rule on its teachers first, "
                     "which random_teacher knows nothing of; name other modes in students.controlled"

@@ -41,7 +41,6 @@ from mtkd_jax.engine.jobs import Job, parts
 from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
 from mtkd_jax.mesh import Layout
-from mtkd_jax.methods.features import CLASSIFIERS
 from mtkd_jax.plans import controls, students, teachers
 from mtkd_jax.plans.students import Cell, Family, Member
 from mtkd_jax.runs import checkpoint
@@ -205,8 +204,6 @@ def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note
     def make(done: Done, computes: bool = True) -> Job:
         taught_by = controls.teachers(control, config, split, ensemble_of(done), computes)
         prepared = {**_fused_networks(done, family), **_fitted_rules(split, done, family, computes)}
-        if any(member.recipe.prepare == CLASSIFIERS for member in family):
-            prepared[CLASSIFIERS] = students.classifiers(taught_by)
         return students.job(config, split, transfer, family, taught_by, prepared)
 
     return Stage(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -42,7 +43,7 @@ from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
 from mtkd_jax.models.levels import round_inputs
 from mtkd_jax.plans import controls, pretrained, teachers
-from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs, UserError
+from mtkd_jax.types import Array, Ensemble, Examples, Model, PyTree, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
 PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
@@ -243,6 +244,10 @@ def job(
     epochs, eval_every = students_schedule(config)
     own = family[0].model or student_models(config)[0]
     address = network or own
+    model = _network(config, address, task, family[0])
+    if any(recipe.prepare == CLASSIFIERS for recipe in recipes):
+        _check_heads((model, *(own.model for own in ensemble)), split)
+        prepared = {**prepared, CLASSIFIERS: classifiers(ensemble, model.head_scale)}
 
     def column(values, dtype=np.float32) -> np.ndarray:
         return np.asarray(list(values), dtype)
@@ -250,7 +255,7 @@ def job(
     job = jobs.make(
         config,
         stage=stage_name(transfer, family),
-        model=_network(config, address, task, family[0]),
+        model=model,
         recipes=recipes,
         members=[member.seed + member.peer * PEERS_APART for member in family],
         names=tuple(member_name(member) for member in family),
@@ -467,23 +472,68 @@ def fused_networks(family: Sequence[Member]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in asked if name not in others))
 
 
-def classifiers(ensemble: Ensemble) -> Callable[[tuple[Array, ...]], Array]:
+def classifiers(ensemble: Ensemble, scale: float = 1.0) -> Callable[[tuple[Array, ...]], Array]:
     """K embeddings [B,D_k] -> logits [K,B,C], by the linear layer with which each teacher reads its own.
 
-    Raises UserError for a teacher without such a layer.
+    Over `scale`: what the heads must say of a student that multiplies this by its own `head_scale`. Raises
+    UserError for a teacher without such a layer.
     """
-    kernels, biases = [], []
+    kernels, biases, scales = [], [], []
     for own in ensemble:
         heads = own.variables.get("params", {}).get("heads", {})
         if {name: leaf.ndim for name, leaf in heads.items()} != {"kernel": 4, "bias": 3}:
             raise UserError(f"{own.model.name}: as a teacher it has no linear layer that reads its embedding")
         kernels += list(heads["kernel"][:, 0])
         biases += list(heads["bias"])
-    return jax.tree_util.Partial(_classify, tuple(kernels), tuple(biases))
+        scales += [np.float32(own.model.head_scale / scale)] * len(heads["bias"])
+    return jax.tree_util.Partial(_classify, tuple(kernels), tuple(biases), tuple(scales))
 
 
-def _classify(kernels: tuple[Array, ...], biases: tuple[Array, ...], embeddings: tuple[Array, ...]) -> Array:
-    return jnp.stack([x @ kernel + bias for x, kernel, bias in zip(embeddings, kernels, biases)])
+def _classify(
+    kernels: tuple[Array, ...],
+    biases: tuple[Array, ...],
+    scales: tuple[np.float32, ...],
+    embeddings: tuple[Array, ...],
+) -> Array:
+    each = zip(embeddings, kernels, biases, scales)
+    return jnp.stack([scale * (x @ kernel + bias) for x, kernel, bias, scale in each])
+
+
+def _check_heads(models: Sequence[Model], split: Split) -> None:
+    """Raise UserError for a network that says something else than its linear heads do, of drawn weights.
+
+    Networks without such heads are refused where these are read.
+    """
+    image = loading.scale(split.dataset.train_images[:1])
+    for model in dict.fromkeys(models):
+        if model.module is None or not _has_heads(jax.eval_shape(model.init, jax.random.key(0), image)):
+            continue
+        said, expected = map(np.asarray, _by_heads(model, image))
+        if not np.allclose(said, expected, rtol=0.0, atol=1e-2 * np.abs(expected).max()):
+            raise UserError(
+                f"config.students.modes: the logits of {model.name} are not what its heads say of its "
+                "embedding; to reuse classifiers they must be, but for a factor `head_scale` of its module"
+            )
+
+
+def _has_heads(variables: PyTree) -> bool:
+    heads = variables.get("params", {}).get("heads", {})
+    return {name: leaf.ndim for name, leaf in heads.items()} == {"kernel": 3, "bias": 2}
+
+
+@partial(jax.jit, static_argnums=0)
+def _by_heads(model: Model, image: Array) -> tuple[Array, Array]:
+    """What a network says of images by its first head, drawn anew, and what that says of the embedding."""
+    variables, keys = model.init(jax.random.key(0), image), jax.random.split(jax.random.key(1))
+    params = variables["params"]
+    heads = {
+        name: jax.random.normal(key, params["heads"][name].shape)
+        for name, key in zip(("kernel", "bias"), keys)
+    }
+    outputs, _ = model.apply({**variables, "params": {**params, "heads": heads}}, image)
+    bias = heads["bias"][0].reshape((1,) * (outputs.embedding.ndim - 1) + (-1,))
+    read = jnp.tensordot(outputs.embedding, heads["kernel"][0], axes=1) + bias
+    return outputs.heads[0], model.head_scale * read
 
 
 def fuser_stage(tap: str) -> str:

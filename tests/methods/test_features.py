@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from mtkd_jax import config as configuration
 from mtkd_jax import experiment
 from mtkd_jax.engine import population, training
-from mtkd_jax.methods import features, modes
+from mtkd_jax.methods import features, maps, modes
+from mtkd_jax.models import layers
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.runs.logbook import Logbook
-from mtkd_jax.types import Model, Population, UserError
+from mtkd_jax.types import Model, Population, Task, UserError
 from tests import small
 from tests.contexts import loss as eager_loss
 from tests.features import by_features, drawn, seen, with_parameters
@@ -169,6 +172,44 @@ def test_what_is_deployed_says_what_the_teachers_classifiers_say_of_the_projecte
         each.append((embedding @ p + q) @ w + b)
     np.testing.assert_allclose(said, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found["body"], np.ones(3))
+
+
+def test_a_factor_on_the_logits_is_of_those_who_are_reused_and_of_those_who_reuse():
+    """As measured on networks: what classifiers say of the teacher's embedding is what the teacher says."""
+    images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    task = Task(3, 1, (0.4,), (0.2,))
+    model = configuration.build_model("speedy(width=2, blocks=1)", task)
+    apply = jax.jit(model.apply)
+    variables = [jax.jit(model.init)(jax.random.key(seed), images[:1]) for seed in (1, 2)]
+    variables[0]["params"]["heads"]["bias"] = jnp.arange(3.0)[None]
+    theirs, own = (apply(of_one, images)[0] for of_one in variables)
+    teacher = Population(model, jax.tree.map(lambda leaf: leaf[None], variables[0]), {}, ("a",))
+    classify = students.classifiers((teacher,))
+    np.testing.assert_allclose(classify((theirs.embedding,))[0], theirs.logits, rtol=1e-4, atol=1e-5)
+
+    recipe, width = features.simkd(), own.embedding.shape[-1]
+    projector = maps.draw_linear(jax.random.key(3), width, width)
+    of = everything(recipe)
+    state = dataclasses.replace(of.state, params=variables[1]["params"], aux=(projector,), model_state={})
+    prepared = {features.CLASSIFIERS: students.classifiers((teacher,), model.head_scale)}
+    state = recipe.after(state, dataclasses.replace(of, state=state, prepared=prepared))
+    found = apply({**variables[1], **recipe.deploy(state, {})}, images)[0].logits
+    expected = classify((maps.linear(projector, own.embedding),))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_whose_logits_are_not_what_their_heads_say_are_refused():
+    class Halved(nn.Module):
+        @nn.compact
+        def __call__(self, image, train):
+            embedding = image.reshape(len(image), -1)
+            return layers.outputs(embedding, layers.Heads(1, 2, name="heads")(embedding) / 2, {})
+
+    split = experiment.load_split(small.config())
+    with pytest.raises(UserError, match="logits of halved are not what its heads say") as error:
+        students._check_heads((Model("halved", Halved()),), split)
+    assert "\n" not in str(error.value)
+    students._check_heads((teachers.network(split, "speedy(width=2, blocks=1)"),), split)
 
 
 def teachers_model():

@@ -133,6 +133,7 @@ def test_contrast_of_equals_is_the_logarithm_of_their_number():
 
 N = 7
 LABELS, INDEX = [0, 1, 0], [5, 2, 6]
+SEEN = [True, True, True, False, True, True, False]
 
 
 def remembering(recipe, step=0, labelled=(True, True, True), **of):
@@ -140,7 +141,7 @@ def remembering(recipe, step=0, labelled=(True, True, True), **of):
     of = of or drawn()
     seen_of = with_parameters(recipe, seen(**of, step=step, **dict(recipe.hyper)))
     mem = recipe.init_mem({}, seen_of.student, N)
-    mem = {**mem, "label": jnp.asarray([0, 0, 1, -1, 1, -1, -1], jnp.int32)}
+    mem = {**mem, "label": jnp.asarray([0, 0, 1, -1, 1, -1, -1], jnp.int32), "seen": jnp.asarray(SEEN)}
     batch = dataclasses.replace(
         seen_of.batch,
         label=jnp.asarray(LABELS, jnp.int32),
@@ -161,8 +162,9 @@ def sides(recipe, seen_of):
         found[side] = projected, np.asarray(seen_of.state.mem[other], float)
     rows = np.asarray(jax.random.randint(seen_of.key, (recipe.term.feature_loss.num_negatives,), 0, N))
     known, labelled = np.asarray(seen_of.state.mem["label"]), np.asarray(seen_of.batch.labelled)
+    step = int(seen_of.step)
     same = [
-        [j == i or (bool(seen) and known[j] == y) for j in rows]
+        [j == i or (bool(seen) and known[j] == y) or (step > 0 and not SEEN[j]) for j in rows]
         for i, y, seen in zip(INDEX, LABELS, labelled)
     ]
     return found, rows, np.array(same)
@@ -192,7 +194,7 @@ def test_where_every_score_is_that_of_noise_each_side_is_a_guess():
     recipe = relations.crd_memory(width=4, num_negatives=3)
     seen_of = remembering(recipe, step=1)
     zero = jax.tree.map(jnp.zeros_like, seen_of.state.aux)
-    mem = {**seen_of.state.mem, "log_z": jnp.full(2, np.log(N / 3), jnp.float32)}
+    mem = {**seen_of.state.mem, "log_z": jnp.full(2, np.log(N / 3), jnp.float32), "seen": jnp.ones(N, bool)}
     seen_of = dataclasses.replace(seen_of, state=dataclasses.replace(seen_of.state, aux=zero, mem=mem))
     np.testing.assert_allclose(loss(alone(recipe), seen_of), B * [2 * 4 * np.log(2)], rtol=1e-5)
 
@@ -213,13 +215,39 @@ def test_what_has_been_seen_is_remembered_and_nothing_else():
     np.testing.assert_allclose(np.linalg.norm(after["own"], axis=1), np.ones(N), rtol=1e-5)
 
 
+def test_a_place_that_is_none_leaves_the_memory_and_all_others_as_they_are():
+    recipe = relations.crd_memory(width=4, num_negatives=6)
+    seen_of = remembering(recipe)
+
+    def of(there, moved):
+        embedding = seen_of.student.embedding.at[2].add(moved)
+        batch = dataclasses.replace(seen_of.batch, valid=jnp.asarray([True, True, there]))
+        changed = dataclasses.replace(
+            seen_of, batch=batch, student=dataclasses.replace(seen_of.student, embedding=embedding)
+        )
+        return loss(alone(recipe), changed)[:2], recipe.after(seen_of.state, changed).mem
+
+    losses, mem = of(False, 0.0)
+    others, same = of(False, 3.0)
+    np.testing.assert_array_equal(losses, others)
+    jax.tree.map(np.testing.assert_array_equal, mem, same)
+    assert not mem["seen"][INDEX[2]] and mem["seen"][INDEX[0]]
+    np.testing.assert_array_equal(mem["own"][INDEX[2]], seen_of.state.mem["own"][INDEX[2]])
+    assert np.abs(losses - of(True, 3.0)[0]).max() > 1e-3  # its scores are in Z where it is a place
+
+
 def test_it_moves_the_student_and_both_projections():
     recipe = relations.crd_memory(width=4, num_negatives=6)
     _, embedding, aux = by_features(recipe, remembering(recipe))
     assert all(np.abs(leaf).max() > 1e-3 for leaf in (embedding, *jax.tree.leaves(aux)))
 
 
-@pytest.mark.parametrize("wrong", [{"width": 0}, {"num_negatives": 0}, {"momentum": 1.0}])
+@pytest.mark.parametrize("wrong", [{"width": 0}, {"num_negatives": 0}, {"momentum": 1.0}, {"tau": 0}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="crd_memory.*it must be"):
         relations.crd_memory(**wrong)
+
+
+def test_a_temperature_that_divides_by_nothing_is_refused():
+    with pytest.raises(UserError, match="crd.tau=0.0.: it must be above 0"):
+        relations.crd(tau=0.0)

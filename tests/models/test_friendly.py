@@ -72,3 +72,8 @@ def test_what_cannot_branch_is_one_line(teacher, student, after, expected):
     with pytest.raises(UserError) as error:
         friendly.with_branches(teacher, build_model(student, TASK), IMAGE[:1], after)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_branches_are_of_no_stage_and_all_else_of_the_teachers():
+    model = friendly.with_branches(TEACHER, STUDENT, IMAGE[:1])
+    assert [stages.depth_of(model, name) for name in (friendly.BRANCHES, "heads", "conv1")] == [0, 0, 3]

@@ -9,6 +9,7 @@ import pytest
 
 from mtkd_jax import config as configuration
 from mtkd_jax.engine import population
+from mtkd_jax.models import own
 from mtkd_jax.models.several import many_inputs, rank_one
 from mtkd_jax.types import Task, UserError
 
@@ -75,6 +76,19 @@ def test_factors_begin_with_signs_and_the_first_network_with_what_it_is_alone():
         signs = np.asarray(params[side]["dense1/kernel"])
         assert signs.shape == (K, size) and set(np.unique(signs)) == {-1.0, 1.0}
         assert (signs[0] != signs[1]).any()
+
+
+def test_kernels_of_other_names_are_shared_and_a_network_without_any_is_refused():
+    def network(shape):
+        return own.functions(lambda key, images: {"w": jax.random.normal(key, shape)}, with_weights, ONE)
+
+    def with_weights(params, images):
+        return images.reshape(len(images), -1)[:, :4] * params["w"].reshape(-1, 4).sum(axis=0)[None]
+
+    params = rank_one(network((5, 4)), K).init(jax.random.key(0), IMAGES[:1])["params"]
+    assert list(params["shared"]) == ["network/w"] and params["inward"]["network/w"].shape == (K, 5)
+    with pytest.raises(UserError, match="own has no kernel, .*; must have one"):
+        rank_one(network((4,)), K).init(jax.random.key(0), IMAGES[:1])
 
 
 @pytest.mark.parametrize("address", ARCHITECTURES)

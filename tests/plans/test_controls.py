@@ -177,6 +177,12 @@ def test_what_a_control_cannot_do_is_refused_and_not_left_out_in_silence(fields,
     assert "\n" not in str(error.value)
 
 
+def test_who_reuses_classifiers_can_have_an_untrained_teacher_whose_own_they_are():
+    controls.check(
+        small.config(**{"students.modes": ("features.simkd",), "students.controls": ("random_teacher",)})
+    )
+
+
 def test_unknown_controls_and_modes_are_refused():
     with pytest.raises(UserError, match="'shuffled' is not possible; .*; did you mean 'shuffled_teacher'?"):
         small.config(**{"students.controls": ("shuffled",)})

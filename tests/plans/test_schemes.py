@@ -911,7 +911,21 @@ def test_networks_in_one_learn_each_by_the_labels_until_the_last_step(in_one):
     "overrides, told",
     [
         ({"plan": "mimo(alike=1.5)"}, "mimo\\(alike=1.5\\): must be a share of a batch"),
-        ({"plan": "batch_ensemble", "teachers.patience": 1}, "teachers.patience: 1 does not go with plan"),
+        (
+            {"plan": "batch_ensemble", "teachers.patience": 1},
+            "teachers.patience: 1 does not go with .* whose teachers are parts of one network",
+        ),
+        ({"plan": "batch_ensemble", "train.optimizer": "muon"}, "train.optimizer: muon goes by whole layers"),
+        ({"plan": "batch_ensemble", "train.optimizer": "lamb"}, "train.optimizer: lamb goes by whole layers"),
+        (
+            {
+                "plan": "batch_ensemble",
+                "train.depth_decay": 0.5,
+                "model.name": "cnn(widths=(4,), dense=8)",
+            },
+            "depth_decay: plan batch_ensemble has one",
+        ),
+        ({"plan": "mimo", "teachers.num_members": 1}, "num_members: 1, and .*; must be at least 2"),
     ],
 )
 def test_what_several_networks_in_one_cannot_be_is_refused(overrides, told):

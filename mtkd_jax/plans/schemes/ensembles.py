@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import GIVEN, build_model, teacher_models
+from mtkd_jax.config import GIVEN, build_model, canonical, teacher_models
 from mtkd_jax.data.loading import Split, channel_statistics, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job, slug
@@ -198,12 +198,22 @@ def batch_ensemble(config: ConfigDict, split: Split) -> Plan:
     weights of the last step, after `train.epochs`; then each is written out as an ordinary network, whose
     batch statistics settle as in `snapshots`. What is spared is memory: a step costs what K networks do.
     Weight decay and learning rate are the same for all weights. Raises UserError for networks that do not
-    begin as they are drawn, for images with several labels, and for fields of teachers that are trained
-    apart.
+    begin as they are drawn or have no kernel, for optimisers that go by whole layers, for images with several
+    labels, and for fields of teachers that are trained apart.
 
     Source: BatchEnsemble, Wen, Tran and Ba 2020, arXiv 2002.06715.
     """
     number = config.teachers.num_members
+    optimizer = canonical("optimizer", config.train.optimizer, "train.optimizer").partition("(")[0]
+    if optimizer in ("lamb", "muon"):
+        raise UserError(
+            f"config.train.optimizer: {optimizer} goes by whole layers, and teachers of batch_ensemble have "
+            "theirs stacked; take another, or another plan"
+        )
+    if config.train.depth_decay != 1:
+        raise UserError(
+            "config.train.depth_decay: plan batch_ensemble has one learning rate; must be 1 with it"
+        )
     note = f"The {number} teachers of each architecture share their kernels but for factors of rank one."
 
     def within(address: str) -> RankOne:
@@ -221,14 +231,19 @@ def mimo(config: ConfigDict, split: Split, *, alike: float = 0.0) -> Plan:
     trained for `train.epochs` on batches that stand K times side by side, in orders $\pi_m$ of their own; of
     the share `alike` of a batch all heads have the same image. Later it is shown K times the same image, and
     then head m is an ordinary network, whose kernel that reads images is the sum of the K parts: so the
-    teachers are kept. Batch statistics are those of training. The paper's repetition of every image within
-    a batch is left out. Raises UserError for a share that is none, for networks that read images by more than
-    one kernel, and otherwise as `batch_ensemble` does.
+    teachers are kept. Batch statistics are those of training. The paper's repetition of every image within a
+    batch is left out. Raises UserError for a share that is none, for fewer than two teachers, for networks
+    that read images by more than one kernel, and otherwise as `batch_ensemble` does.
 
     Source: Havasi et al. 2021, arXiv 2010.06610, MIMO.
     """
     if not 0 <= alike <= 1:
         raise UserError(f"config.plan: mimo(alike={alike}): must be a share of a batch, in [0, 1]")
+    if config.teachers.num_members < 2:
+        raise UserError(
+            f"config.teachers.num_members: {config.teachers.num_members}, and plan mimo has several heads in "
+            "one network; must be at least 2"
+        )
     number, (mean, std) = config.teachers.num_members, channel_statistics(split)
     task = Task(split.dataset.num_classes, number, number * tuple(mean), number * tuple(std))
     note = f"The {number} teachers of each architecture are heads of one network."
@@ -281,7 +296,7 @@ def _several_in_one(
     note: str,
 ) -> Plan:
     """A stage of one network for each architecture that is K of them, and a stage of these, written out."""
-    _check_moments(plan, config, True, "")
+    _check_moments(plan, config, True, "", "parts of one network")
     if split.dataset.is_dense:
         raise UserError(
             f"config.plan: {plan} is of networks that say one class of an image, and places of an image of "
@@ -430,7 +445,9 @@ def _of_ordinary_teachers(options: ConfigDict) -> dict[str, bool]:
     }
 
 
-def _check_moments(plan: str, config: ConfigDict, is_long_enough: bool, right: str) -> None:
+def _check_moments(
+    plan: str, config: ConfigDict, is_long_enough: bool, right: str, are: str = "moments of one training"
+) -> None:
     """Raise UserError for fields that are of teachers who are trained apart, and for too few epochs."""
     options = config.teachers
     of_each = ("learning_rates", "weight_decays", "label_smoothings")
@@ -439,7 +456,7 @@ def _check_moments(plan: str, config: ConfigDict, is_long_enough: bool, right: s
         if is_set:
             raise UserError(
                 f"config.teachers.{name}: {options[name]!r} does not go with plan {plan}, whose teachers are "
-                "moments of one training; leave it at its default"
+                f"{are}; leave it at its default"
             )
     if not is_long_enough:
         raise UserError(
