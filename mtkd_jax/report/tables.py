@@ -390,7 +390,7 @@ def own_caption(report: dict) -> str:
 
 
 def _own_cell(metric: dict | None, digits: int) -> str:
-    if metric is None:
+    if metric is None or metric["mean"] is None:
         return MISSING
     mean = f"{metric['mean']:.{digits}f}"
     ends = (
