@@ -9,6 +9,7 @@ the test ROC) and "operating_point" (the threshold is validation's), a dict of s
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -481,7 +482,8 @@ def _measured_of_one(one: Measure, told: Said) -> dict | None:
     found = one.compute(told)
     if callable(found):
         interval = intervals.jackknife_interval(found, told.num_examples, num_groups=OWN_RESAMPLES)
-        return _of_ensemble(float(found(np.ones(told.num_examples))), _within(interval, one.ends))
+        value = float(found(np.ones(told.num_examples)))
+        return {**_of_ensemble(value, _within(interval, one.ends)), "ci_by": "jackknife"}
     found = np.asarray(found, np.float64)
     if found.ndim == 0:  # one number for all: every resample computes it anew
         rng, num = np.random.default_rng(0), told.num_examples
@@ -988,6 +990,7 @@ def numbers(predictions: Predictions) -> dict:
             "num_classes": len(predictions.class_names),
             "class_names": predictions.class_names,
             "sizes": dict(predictions.sizes),
+            "test_labels_sha256": hashlib.sha256(np.asarray(labels, "<i4").tobytes()).hexdigest(),
             "class_counts": class_counts,
             "imbalanced": max(class_counts["test"]) > IMBALANCED * min(class_counts["test"]),
             "detection": _detection(predictions, class_counts["test"]),

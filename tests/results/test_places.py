@@ -7,7 +7,7 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.deploy import predict
-from mtkd_jax.plans import plan
+from mtkd_jax.plans import given, plan
 from mtkd_jax.report import document, mistakes, tables
 from mtkd_jax.results import analysis, evaluation, intervals
 from mtkd_jax.runs import predictions
@@ -114,6 +114,13 @@ def test_precision_that_hangs_on_one_image_is_told_without_an_interval():
     _, sections = tables.own_metrics(report)
     shown = {cells[0]: cells[1] for _, rows in sections for cells in rows}
     assert shown["mean_probs"] == f"{fused['mean']:.3f}"
+    assert "test examples (by a jackknife)" in tables.own_caption(report)
+
+
+def test_files_of_what_teachers_say_of_images_are_refused_where_places_have_labels(tmp_path):
+    dataset = experiment.load_split(small.config(**OWN)).dataset
+    with pytest.raises(UserError, match="^config.teachers.logits: are of whole images"):
+        given.from_logits((str(tmp_path / "some.npz"),), dataset)
 
 
 def test_predictions_of_places_are_read_as_they_were_written(tmp_path):
