@@ -1,5 +1,6 @@
 """What a stage will cost, against what is known of it."""
 
+import os
 import shutil
 
 import jax
@@ -44,6 +45,15 @@ def test_flops_of_branches_are_a_stem_and_all_tails():
         2 * whole - two
     )  # 2 products at 10 x 10 places of windows 3x3 in an image 4x4, 2 channels; ReLU, ...
     assert 400 <= stem < 800
+
+
+def test_memory_that_is_free_counts_what_the_kernel_would_give_up(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable:    7000 kB\n")
+    monkeypatch.setattr(forecast, "MEMINFO", meminfo)
+    assert forecast.memory_limit() == 7000 * 1024
+    monkeypatch.setattr(forecast, "MEMINFO", tmp_path / "none")
+    assert 0 < forecast.memory_limit() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 2)])
