@@ -275,7 +275,9 @@ def planned(
     borrowed, notes = teachers.borrow(config, split, into)
     plan.check_teachers(config, split, borrowed)
     rehearsed = plan.rehearse(stages, config, borrowed)
-    students = (rehearsed[stage.name].population for stage in stages if stage.family)
+    students = (
+        rehearsed[stage.name].population for stage in stages if stage.family and stage.role == "student"
+    )
     complexity.check_students(config, split, students)
     return stages, borrowed, (*notes, *plan.notes(config))
 

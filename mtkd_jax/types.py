@@ -104,6 +104,7 @@ class DataSet:
     task: str = "classes"  # the record in mtkd_jax/tasks/ that tells what a place is, and its metrics
     train_goals: Mapping[str, np.ndarray] | None = None  # {name: [N,L,d] float32}, further labels of places
     test_goals: Mapping[str, np.ndarray] | None = None
+    grid: tuple[int, int] | None = None  # (rows, columns) of L places that stand row by row over an image
     token_names: tuple[str, ...] = ()  # what the numbers of sources are, from data.tokens.RESERVED on
     token_unit: str = ""  # what a token of a source is, of data.tokens.UNITS
 

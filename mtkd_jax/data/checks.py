@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
 import stat
 import unicodedata
@@ -360,6 +361,9 @@ def _check_places(dataset: DataSet, wrong: Callable) -> dict[str, dict[str, np.n
         raise wrong(
             "test_labels", f"shape {test.shape}: must have as many places as train_labels {train.shape}"
         )
+    if dataset.grid is not None and math.prod(dataset.grid) != train.shape[1]:
+        rows, columns = dataset.grid
+        raise wrong("grid", f"{rows} rows of {columns} places: must be {train.shape[1]} in all, as in labels")
     goals = {"train": dataset.train_goals or {}, "test": dataset.test_goals or {}}
     for part, labels in (("train", train), ("test", test)):
         if goals[part].keys() != goals["train"].keys():

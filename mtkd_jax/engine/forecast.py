@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -25,12 +27,14 @@ from mtkd_jax.mesh import Layout
 from mtkd_jax.models import stages
 from mtkd_jax.models.branched import Branched
 from mtkd_jax.models.friendly import StudentFriendly
+from mtkd_jax.models.several import RankOne
 from mtkd_jax.types import Array, Model, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
 FORWARDS_PER_STEP = 3
 # A run that is asked to stop does so between two pieces of training: some seconds even on a busy machine.
 SECONDS_OF_A_PIECE = 4
+MEMINFO = Path("/proc/meminfo")  # where Linux says what memory is there
 BUSY = {"cpu": 2e10, "gpu": 1e12, "tpu": 1e12}  # FLOPs a second
 
 
@@ -131,7 +135,11 @@ def forward_flops(model: Model, shape: tuple[int, ...]) -> float:
 
     All that is trained counts, be it deployed or not: of a `StudentFriendly` the branches too. Those of
     `Branched` are a loop, whose body the compiler counts once: P of them are a network and P - 1 more tails.
+    Networks that share kernels by rank one are K networks: their kernels are formed once a batch, not once an
+    image.
     """
+    if isinstance(model, RankOne):
+        return model.num_members * forward_flops(model.one, shape)
     if not isinstance(model, Branched):
         return _loop_free_flops(model, shape)
     tail = stages.tail_after(model.one, model.after, shape[1:])
@@ -346,6 +354,16 @@ def memory_limit() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return _available_bytes(MEMINFO)
+
+
+def _available_bytes(meminfo: Path) -> int:
+    """Of the machine: with what the kernel would give up of files it keeps, where it says so."""
+    with contextlib.suppress(OSError):
+        for line in meminfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return 1024 * int(value.split()[0])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 

@@ -125,10 +125,11 @@ def make(
     augment: bool = True,
     images: Images | None = None,
     task: str = "classes",
+    grid: tuple[int, int] | None = None,
 ) -> Job:
     """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it.
 
-    `task` is that of the data set.
+    `task` and `grid` are those of the data set.
     """
     train, num_steps = config.train, epochs * len(order(0))
     if train.batch_size % config.runtime.data_shards:
@@ -145,7 +146,7 @@ def make(
     arguments = augmentation(config) if augment else {}
     mixes = augment and bool(train.mixup or train.cutmix)
     shape, kind = (images if images is not None else examples.image).shape, kinds.named(task)
-    places.check(examples, shape, arguments, mixes, mirrors=kind.mirror is not None)
+    places.check(examples, shape, arguments, mixes, grid=None if kind.mirror is None else grid)
     places.check_embeddings(examples, model, recipes, train.batch_size)
     if model.frozen_stages and recipes[0].view is not identity_view:
         raise UserError(
@@ -187,6 +188,7 @@ def make(
         epochs=epochs,
         beside_loss=kind.beside_loss,
         mirror=kind.mirror,
+        grid=grid,
     )
     stage_data = StageData(
         examples=examples,

@@ -7,7 +7,6 @@ knows that there are several: networks say [B,L,C] and labels are [N,L], and fro
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -116,15 +115,16 @@ def move(batch: Batch, moved: Callable[[Array], Array]) -> Batch:
 
 
 def mirror(
-    batch: Batch, mirrored: Array, of_goals: Callable[[Mapping[str, Array]], Mapping[str, Array]]
+    batch: Batch,
+    mirrored: Array,
+    of_goals: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    grid: tuple[int, int],
 ) -> Batch:
-    """The batch whose images `mirrored` [B] bool are so, left for right, with the grid [B,L] of their places.
+    """The batch whose images `mirrored` [B] bool are so, left for right, with the places [B,L] of their grid.
 
-    `of_goals` says what goals {name: [B,L,d]} are then.
+    `of_goals` says what goals {name: [B,L,d]} are then; `grid` is (rows, columns), L in all.
     """
-    num_places = batch.label.shape[1]
-    columns = _columns(num_places, batch.image.shape)
-    place = jnp.arange(num_places).reshape(-1, columns)
+    place = jnp.arange(batch.label.shape[1]).reshape(grid)
     seen = jnp.where(mirrored[:, None], place[:, ::-1].reshape(1, -1), place.reshape(1, -1))  # [B,L]
 
     def moved(leaf: Array) -> Array:
@@ -141,13 +141,6 @@ def mirror(
         weight=None if batch.weight is None else moved(batch.weight),
         goals=jax.tree.map(moved, goals),
     )
-
-
-def _columns(num_places: int, images: tuple[int, ...]) -> int:
-    """How many of L places of images [N,h,w,c] stand side by side in a grid of equal squares; 0: in none."""
-    _, height, width, _ = images
-    columns = math.isqrt(num_places * width // height)
-    return columns if columns * columns * height == num_places * width else 0
 
 
 def moves(augmentation: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,11 +169,11 @@ def check(
     images: tuple[int, ...],
     augmentation: Mapping[str, Any],
     mixing: bool,
-    mirrors: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> None:
     """Raise UserError for what cannot be done to images [N,h,w,c] whose places have labels.
 
-    `mirrors` says whether the task knows how a mirrored image's goals are.
+    `grid` is that of the places where the task knows how a mirrored image's goals are; None: it is not known.
     """
     if not are_many(examples):
         return
@@ -191,7 +184,7 @@ def check(
     num_places, (_, height, width, _) = examples.label.shape[1], images
     of_pixels = num_places == height * width and not examples.goals
     names = list(moves(augmentation))
-    if mirrors and _columns(num_places, images):
+    if grid is not None:
         names = [name for name in names if name == "shift"]
     if names and not of_pixels:
         raise UserError(

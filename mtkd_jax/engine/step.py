@@ -74,6 +74,7 @@ class Program(NamedTuple):
     mirror: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = (
         None  # of its goals, see tasks.kinds
     )
+    grid: tuple[int, int] | None = None  # of the places that are mirrored, see DataSet
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -97,8 +98,8 @@ class StageData:
     prepared: Mapping[str, Callable]  # fused networks fitted before, as jax.tree_util.Partial
     temperatures: Array  # [T] the distinct ones; hyper["target"] = recipe * T + temperature
     key: Array  # of the stage
-    frozen: PyTree = dataclasses.field(default_factory=dict)
     # variables of frozen stages, of all members; or what else the network is only trained with
+    frozen: PyTree = dataclasses.field(default_factory=dict)
     bank: tuple[PyTree, ...] = ()  # of `teachers` at T shares of their training [T,K_i,...]; see _asker
 
 
@@ -418,12 +419,12 @@ def _batch(
     dense = places.are_many(stage_data.examples)
     batch = places.number(batch) if dense else batch
     if dense and (moving := places.moves(arguments)):
-        if program.mirror is None:
+        if program.mirror is None or program.grid is None:
             batch = places.move(batch, lambda both: augment.augment(stimulus_key, both, **moving))
         else:
             by_lot = jax.random.bernoulli(jax.random.fold_in(stimulus_key, MIRRORING), shape=indices.shape)
             mirrored = moving["flip"] if isinstance(moving["flip"], Array) else by_lot
-            batch = places.mirror(batch, mirrored, program.mirror)
+            batch = places.mirror(batch, mirrored, program.mirror, program.grid)
         arguments = {name: value for name, value in arguments.items() if name not in moving}
     augment_images = partial(_augmented, arguments)
     if program.mixup or program.cutmix:

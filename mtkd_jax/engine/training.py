@@ -277,7 +277,8 @@ def _fitted(job: Job, result: dict[str, PyTree], seconds: float, num_steps: int)
         )
     trained = Population(job.model, result["variables"], job.hyper, job.names)
     fitted = as_fitted(trained, result, seconds)
-    fitted = dataclasses.replace(fitted, network_steps=num_steps * len(job.names), network=job.network)
+    steps = num_steps * len(job.names) if _trains(job) else 0
+    fitted = dataclasses.replace(fitted, network_steps=steps, network=job.network)
     if "branched" in result:
         branched = Population(job.program.model, _at_rest(result["branched"]), job.hyper, job.names)
         fitted = dataclasses.replace(fitted, branched=branched)
@@ -322,6 +323,14 @@ def as_fitted(trained: Population, result: dict[str, PyTree], seconds: float) ->
 
 def _at_rest(variables: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, mesh.on_host(variables))
+
+
+def _trains(job: Job) -> bool:
+    """Whether a step changes anything, be it statistics alone, of a network."""
+    variables = jax.eval_shape(job.program.model.init, job.init_keys[0], job.image)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return any(recipe.trainable(path) for recipe in job.program.recipes for path in paths)
 
 
 def untrained(job: Job) -> Fitted:

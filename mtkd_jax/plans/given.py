@@ -204,7 +204,15 @@ def from_program(file: str, name: str, dataset: DataSet) -> tuple[Population, li
 
 
 def from_logits(files: Sequence[str], dataset: DataSet) -> tuple[Population, tuple[str, ...]]:
-    """The teachers of all files as one population, and notes on what was done to what they say."""
+    """The teachers of all files as one population, and notes on what was done to what they say.
+
+    Raises UserError where places of an image have labels: the files know whole images, not places.
+    """
+    if dataset.is_dense:
+        raise UserError(
+            f"config.teachers.logits: are of whole images, and {dataset.name} has a label for every place; "
+            "must be empty"
+        )
     try:
         each = [said.read(paths.parse(file, "the path"), dataset) for file in files]
     except UserError as error:

@@ -289,6 +289,7 @@ def job(
         ensemble=ensemble,
         prepared=prepared,
         task=split.dataset.task,
+        grid=split.dataset.grid,
     )
     if born_anew:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(job.init_keys)

@@ -121,6 +121,7 @@ def _apart(config: ConfigDict, split: Split, address: str, stage: str, model: Mo
         patience=config.teachers.patience,
         seeded_by=stage,
         task=split.dataset.task,
+        grid=split.dataset.grid,
     )
 
 
@@ -176,6 +177,7 @@ def _together(config: ConfigDict, split: Split, stage: str, model: Model, recipe
         patience=0,
         seeded_by=stage,
         task=split.dataset.task,
+        grid=split.dataset.grid,
     )
 
 

@@ -309,7 +309,10 @@ def ensembles(reports: Mapping[str, dict]) -> list[dict]:
 
     Left out are those of which it is not known what their training took. [] where runs have other test sets.
     """
-    tests = {(report["dataset"], report["sizes"]["test"]) for report in reports.values()}
+    tests = {
+        (report["dataset"], report["sizes"]["test"], report["test_labels_sha256"])
+        for report in reports.values()
+    }
     if len(tests) > 1:
         return []
     return [
@@ -321,7 +324,7 @@ def ensembles(reports: Mapping[str, dict]) -> list[dict]:
         }
         for name, report in reports.items()
         for row in report["rows"]
-        if row["rule"] == "mean_probs" and row["train_flops"] is not None
+        if row["rule"] == "mean_probs" and row["train_flops"]
     ]
 
 

@@ -589,8 +589,9 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         *_transfer_sets(predictions),
         *_unequal_classes(report),
         "Intervals (95 %) and tests are conditional on this set of teachers, this data order and this split. "
-        "Over seeds and members they are Student's t, of ensembles a bootstrap over test examples: their "
-        "widths do not compare. Neither says what other teachers would have brought.",
+        "Over seeds and members they are Student's t, of ensembles a bootstrap over test examples, or a "
+        "jackknife where resamples would move the number: their widths do not compare. Neither says what "
+        "other teachers would have brought.",
         _selection(predictions),
         _comparisons(report),
         *_verdicts(report),

@@ -386,11 +386,13 @@ def own_caption(report: dict) -> str:
         f"{one['name']} ({one['address']}): {'higher' if one['higher_is_better'] else 'lower'} is better"
         for one in report["metrics"]
     )
-    return f"{'; '.join(said)}. 95 % intervals over members, seeds, or test examples (resampled)."
+    measured = [metric for row in report["rows"] for metric in row["own"].values() if metric]
+    by = "by a jackknife" if any(metric.get("ci_by") == "jackknife" for metric in measured) else "resampled"
+    return f"{'; '.join(said)}. 95 % intervals over members, seeds, or test examples ({by})."
 
 
 def _own_cell(metric: dict | None, digits: int) -> str:
-    if metric is None:
+    if metric is None or metric["mean"] is None:
         return MISSING
     mean = f"{metric['mean']:.{digits}f}"
     ends = (

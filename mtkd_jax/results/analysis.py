@@ -9,6 +9,7 @@ the test ROC) and "operating_point" (the threshold is validation's), a dict of s
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -449,10 +450,18 @@ def _measured_of_members(one: Measure, group: Group, predictions: Predictions, o
     return {
         "mean": float(np.mean(values)),
         "std": float(np.std(values, ddof=1)),
-        "ci95": tuple(float(x) for x in np.clip(intervals.t_interval(values), *one.ends)),
+        "ci95": _within(intervals.t_interval(values), one.ends),
         "ci_over": over,
         "values": values,
     }
+
+
+def _within(interval: intervals.Interval | None, ends: intervals.Interval) -> intervals.Interval | None:
+    """The interval cut at the ends of all values; None where an end of it is no number."""
+    if interval is None or not np.isfinite(interval).all():
+        return None
+    low, high = np.clip(interval, *ends)
+    return float(low), float(high)
 
 
 def _value(one: Measure, told: Said) -> float:
@@ -473,18 +482,19 @@ def _measured_of_one(one: Measure, told: Said) -> dict | None:
     found = one.compute(told)
     if callable(found):
         interval = intervals.jackknife_interval(found, told.num_examples, num_groups=OWN_RESAMPLES)
-        value, ends = float(found(np.ones(told.num_examples))), np.clip(interval, *one.ends)
-        return _of_ensemble(value, (float(ends[0]), float(ends[1])))
+        value = float(found(np.ones(told.num_examples)))
+        return {**_of_ensemble(value, _within(interval, one.ends)), "ci_by": "jackknife"}
     found = np.asarray(found, np.float64)
     if found.ndim == 0:  # one number for all: every resample computes it anew
         rng, num = np.random.default_rng(0), told.num_examples
         drawn = (rng.integers(num, size=num) for _ in range(OWN_RESAMPLES))
         resampled = np.array([float(one.compute(told.take(examples))) for examples in drawn])
-        return _of_ensemble(float(found), intervals.percentiles(resampled))
+        return _of_ensemble(float(found), _within(intervals.percentiles(resampled), one.ends))
     interval = (
         intervals.bootstrap_sums(found, one.value) if one.value else intervals.bootstrap_interval(found)
     )
-    return _of_ensemble(float(one.value(found.sum(axis=0)) if one.value else found.mean()), interval)
+    value = float(one.value(found.sum(axis=0)) if one.value else found.mean())
+    return _of_ensemble(value, _within(interval, one.ends))
 
 
 def own(predictions: Predictions) -> dict[str, Metric]:
@@ -980,6 +990,7 @@ def numbers(predictions: Predictions) -> dict:
             "num_classes": len(predictions.class_names),
             "class_names": predictions.class_names,
             "sizes": dict(predictions.sizes),
+            "test_labels_sha256": hashlib.sha256(np.asarray(labels, "<i4").tobytes()).hexdigest(),
             "class_counts": class_counts,
             "imbalanced": max(class_counts["test"]) > IMBALANCED * min(class_counts["test"]),
             "detection": _detection(predictions, class_counts["test"]),

@@ -28,6 +28,7 @@ from mtkd_jax.types import Array, Model, Population, PyTree, UserError
 RIDGE = 1e-6  # of the mean of the kernel's diagonal, added to that: targets need not lie in its range
 MOST_ROWS = 5120  # of a kernel: 200 MiB, and some seconds to solve
 MOST_AT_ONCE = 32  # images
+MOST_CONVERTED = 2**14  # parameters at a time whose derivatives are float64
 SHARE_OF_MEMORY = 0.25  # that derivatives may take, of what is free
 
 
@@ -35,7 +36,8 @@ def kernel(model: Model, variables: PyTree, images: np.ndarray, num_bytes: float
     """K [nC,nC] of a network in evaluation on images [n,h,w,c] of the data.
 
     Derivatives are of as many images at a time as fit into `num_bytes`, of one at least; None is a share of
-    the memory that is free. The numbers are the same, the time grows with the square of the parts.
+    the memory that is free. The time grows with the square of the parts. The numbers do not change: products
+    are summed in float64, for the order of sums in float32 would come through a ridge of RIDGE enlarged.
     """
     images = np.asarray(images)
     num_bytes = SHARE_OF_MEMORY * forecast.memory_limit() if num_bytes is None else num_bytes
@@ -55,20 +57,26 @@ def kernel(model: Model, variables: PyTree, images: np.ndarray, num_bytes: float
         of_each = jax.vmap(jax.jacrev(logits), in_axes=(None, 0))(params, scale(part))
         return [leaf.reshape(leaf.shape[0] * leaf.shape[1], -1) for leaf in jax.tree.leaves(of_each)]
 
-    def products(params: PyTree, rows: list[Array], part: Array) -> Array:
-        columns = jacobian(params, part)
-        return sum((a @ b.T for a, b in zip(rows, columns)), start=jnp.zeros((), jnp.float32))
-
-    jacobian_of, products_of = mesh.jit(jacobian), mesh.jit(products)
+    jacobian_of = mesh.jit(jacobian)
     blocks: dict[tuple[int, int], np.ndarray] = {}
     for i, of_rows in enumerate(parts):
         rows = jacobian_of(variables["params"], of_rows)
         for j, of_columns in enumerate(parts[i:], start=i):
-            blocks[i, j] = np.asarray(products_of(variables["params"], rows, of_columns), np.float64)
+            columns = rows if i == j else jacobian_of(variables["params"], of_columns)
+            blocks[i, j] = sum(_products(np.asarray(a), np.asarray(b)) for a, b in zip(rows, columns))
             blocks[j, i] = blocks[i, j].T
     whole = np.block([[blocks[i, j] for j in range(len(parts))] for i in range(len(parts))])
     used = len(whole) // len(filled) * len(images)
     return whole[:used, :used]
+
+
+def _products(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """[n,m] float64 of all rows [n,P] and [m,P] float32, some at a time: they take twice the memory."""
+    found = np.zeros((len(rows), len(columns)))
+    for first in range(0, rows.shape[1], MOST_CONVERTED):
+        own = slice(first, first + MOST_CONVERTED)
+        found += rows[:, own].astype(np.float64) @ columns[:, own].astype(np.float64).T
+    return found
 
 
 def supervision_complexity(kernel: np.ndarray, targets: np.ndarray) -> float:

@@ -341,14 +341,17 @@ def _teacher_group(config: ConfigDict, stage: str, split: Split, trained: Sequen
 
 
 def _train_flops(config: ConfigDict, split: Split, trained: Sequence[Fitted]) -> float | None:
-    """FLOPs of all training steps of stages, with what is not deployed; None of any not trained here."""
+    """FLOPs of all training steps of stages, with what is not deployed; None of any not trained here.
+
+    None as well where the compiler counts none.
+    """
     image, found = jax.eval_shape(scale, split.dataset.train_images[:1]), 0.0
     for fitted in trained:
         if fitted.network_steps is None or fitted.network is None:
             return None
         of_image = forecast.step_flops(fitted.network, image.shape)
         found += fitted.network_steps * config.train.batch_size * of_image
-    return found
+    return found or None
 
 
 def _linear_group(split: Split) -> Group:

@@ -135,7 +135,7 @@ def bootstrap_statistics(
 
 def jackknife_interval(
     statistic: Callable[[np.ndarray], float], num_examples: int, seed: int = 0, num_groups: int = 200
-) -> Interval:
+) -> Interval | None:
     r"""Student's interval of a number that is no mean, by leaving out one group of examples after the other.
 
     $$\theta \pm t_{0.975,\, G-1}\, s, \qquad
@@ -145,7 +145,7 @@ def jackknife_interval(
     and differ by one example at most; of up to `num_groups` examples each is one. It is for numbers that
     change smoothly with the examples, and no median is. The interval has $\theta$ in its middle: that of
     resamples may leave it out where examples that are there twice raise the number, as they do a mean
-    precision. (nan, nan) where there are fewer than two examples, or where the number hangs on one group.
+    precision. None where there are fewer than two examples, or where the number is NaN without one group.
 
     Sources: Tukey 1958; in groups Kott 2001 (J. Official Statistics 17).
 
@@ -156,10 +156,12 @@ def jackknife_interval(
         (-0.484, 4.484)
     """
     if num_examples < 2:
-        return np.nan, np.nan
+        return None
     num_groups = min(num_groups, num_examples)
     group = np.random.default_rng(seed).permutation(num_examples) % num_groups
     without = np.array([statistic((group != g).astype(np.float64)) for g in range(num_groups)])
+    if not np.isfinite(without).all():
+        return None
     spread = np.sqrt((num_groups - 1) / num_groups * np.sum((without - without.mean()) ** 2))
     value, half = statistic(np.ones(num_examples)), _t_quantile(LEVEL, num_groups) * spread
     return float(value - half), float(value + half)

@@ -81,7 +81,8 @@ def average_precision(matched: Matched, drawn: np.ndarray | None = None) -> np.n
     P_i = \frac{t_i}{i}, \qquad R_i = \frac{t_i}{G}$$
 
     Here $t_i$ of the i surest boxes are right, $G$ are to be found, and the maximum of nothing is 0. `drawn`
-    [E] is how often each image counts, as in a resample; without it each counts once.
+    [E] is how often each image counts, as in a resample; without it each counts once. A class of which no
+    image counts has NaN.
 
     Source: COCO's evaluation (Lin et al. 2014, arXiv 1405.0312), without its sizes of boxes and its crowds;
     as many boxes of an image count as are given. Its own program gave the numbers that the tests compare
@@ -113,18 +114,20 @@ def _by_class(matched: Matched) -> tuple[list[tuple[np.ndarray, np.ndarray]], li
 def _areas(
     found: Sequence[tuple[np.ndarray, np.ndarray]], there: Sequence[np.ndarray], times: np.ndarray
 ) -> np.ndarray:
-    """`average_precision` [T,C] where images count so many times [E], of classes that are then there."""
+    """`average_precision` [T,C] where images count so many times [E]."""
     areas = []
     for (image, right), known_image in zip(found, there):
         number = times[known_image].sum()
-        if number:
-            counts = times[image]
-            hits = np.cumsum(right * counts, axis=1)
-            precision = hits / np.maximum(np.cumsum(counts), 1e-9)
-            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            padded = np.pad(best, ((0, 0), (0, 1)))  # a recall that is never reached has the precision 0
-            at = [np.searchsorted(one, RECALLS) for one in hits / number]
-            areas.append([row[where].mean() for row, where in zip(padded, at)])
+        if not number:
+            areas.append([np.nan] * len(right))
+            continue
+        counts = times[image]
+        hits = np.cumsum(right * counts, axis=1)
+        precision = hits / np.maximum(np.cumsum(counts), 1e-9)
+        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        padded = np.pad(best, ((0, 0), (0, 1)))  # a recall that is never reached has the precision 0
+        at = [np.searchsorted(one, RECALLS) for one in hits / number]
+        areas.append([row[where].mean() for row, where in zip(padded, at)])
     return np.transpose(areas)
 
 
@@ -132,7 +135,8 @@ class MeanPrecision(NamedTuple):
     """mAP over thresholds: a `Measure.compute`, which returns a function of how often each image counts.
 
     The boxes to be found are those that places answer for: without the few that have no place left, and two
-    of one image and class that are the same are one. NaN where no image with a box counts.
+    of one image and class that are the same are one. The mean is always over the classes that are there when
+    all images count: NaN where no image of one of them does, for without it another mean would be told.
     """
 
     thresholds: tuple[float, ...]

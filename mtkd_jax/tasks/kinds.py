@@ -84,8 +84,8 @@ class Kind:
     # What `predict` prints of one example: logits [L,C], class names, beside -> lines:
     tell: Callable[[np.ndarray, Sequence[str], Mapping[str, np.ndarray]], list[str]] | None = None
     beside_loss: Callable[[Context], Array] | None = None  # [B*L], of `Outputs.beside` and `Batch.goals`
-    # Of places that stand row by row in a grid over the image: goals {name: [B,L,d]} as a mirrored image has
-    # them, left for right. None: flips are refused where places are no pixels.
+    # Of places that stand row by row in a grid over the image (`DataSet.grid`): goals {name: [B,L,d]} as a
+    # mirrored image has them, left for right. None: flips are refused where places are no pixels.
     mirror: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
     # What a trained network says when it is asked in another way, by name: stands among what it predicts
     # beside. Of a function images [n,h,w,c] -> logits [n,L,C], and images -> [n,L,d]:

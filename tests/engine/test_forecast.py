@@ -1,5 +1,6 @@
 """What a stage will cost, against what is known of it."""
 
+import os
 import shutil
 
 import jax
@@ -60,6 +61,15 @@ def test_flops_of_a_teacher_with_branches_are_its_own_and_those_of_transforms_an
     products = sum(2 * 4 * number for number in places)  # 1x1, of 4 channels
     assert products < transforms < products + 8 * sum(places)  # BatchNorm and ReLU
     assert forecast.step_flops(model, image.shape) == 3 * whole
+
+
+def test_memory_that_is_free_counts_what_the_kernel_would_give_up(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemFree: 1000 kB\nMemAvailable:    7000 kB\n")
+    monkeypatch.setattr(forecast, "MEMINFO", meminfo)
+    assert forecast.memory_limit() == 7000 * 1024
+    monkeypatch.setattr(forecast, "MEMINFO", tmp_path / "none")
+    assert 0 < forecast.memory_limit() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @pytest.mark.parametrize("layout", [Layout("vmap"), Layout("vmap", 2)])

@@ -315,7 +315,7 @@ def test_a_mirrored_image_has_the_places_of_its_mirrored_boxes():
         goals={"boxes": jnp.asarray(np.stack([plain.corners for plain, _ in each]))},
     )
     flags = np.array([True, False, True, True])
-    found = places.mirror(of, jnp.asarray(flags), kinds.named("boxes").mirror)
+    found = places.mirror(of, jnp.asarray(flags), kinds.named("boxes").mirror, (3, 4))
     for b, (flag, pair_of_places) in enumerate(zip(flags, each)):
         expected = pair_of_places[int(flag)]
         there = expected.label > 0
@@ -323,10 +323,23 @@ def test_a_mirrored_image_has_the_places_of_its_mirrored_boxes():
         np.testing.assert_allclose(found.goals["boxes"][b][there], expected.corners[there], atol=1e-6)
         np.testing.assert_array_equal(found.image[b], images[b, :, ::-1] if flag else images[b])
     np.testing.assert_array_equal(found.index[0], [3, 2, 1, 0, 7, 6, 5, 4, 11, 10, 9, 8])
-    again = places.mirror(found, jnp.asarray(flags), kinds.named("boxes").mirror)
+    again = places.mirror(found, jnp.asarray(flags), kinds.named("boxes").mirror, (3, 4))
     np.testing.assert_array_equal(again.label, of.label)
     np.testing.assert_array_equal(again.index, of.index)
     np.testing.assert_allclose(again.goals["boxes"], of.goals["boxes"], atol=1e-6)
+
+
+def test_places_are_mirrored_in_the_grid_that_is_theirs():
+    """An image of 16x64 with 8x8 places: cells of 2x8 pixels, and no squares of 4x4."""
+    of = Batch(
+        image=jnp.zeros((1, 16, 64, 1)),
+        label=jnp.arange(64).reshape(1, 64),
+        index=jnp.arange(64).reshape(1, 64),
+        labelled=jnp.ones(1, bool),
+        goals={"boxes": jnp.zeros((1, 64, 4))},
+    )
+    found = places.mirror(of, jnp.array([True]), kinds.named("boxes").mirror, (8, 8))
+    np.testing.assert_array_equal(found.label.reshape(8, 8), np.arange(64).reshape(8, 8)[:, ::-1])
 
 
 @pytest.mark.parametrize("name", ["flip", "alternating_flip"])
@@ -373,10 +386,10 @@ def test_what_cannot_be_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"^config.data.augment.shift"):
         places.check(examples(4, goals={"boxes": jnp.zeros((1, 4, 4))}), shape, {"shift": 1}, False)
     of_grid = examples(4, goals={"boxes": jnp.zeros((1, 4, 4))})
-    places.check(of_grid, shape, {"flip": True}, False, mirrors=True)
+    places.check(of_grid, shape, {"flip": True}, False, grid=(2, 2))
+    with pytest.raises(UserError, match="^config.data.augment.flip: moves pixels"):
+        places.check(of_grid, shape, {"flip": True}, False)  # or 4x1, or 1x4
     with pytest.raises(UserError, match="^config.data.augment.shift: moves pixels"):
-        places.check(of_grid, shape, {"flip": True, "shift": 1}, False, mirrors=True)
-    with pytest.raises(UserError, match="^config.data.augment.flip: .* 3 places"):
-        places.check(examples(3), shape, {"flip": True}, False, mirrors=True)
+        places.check(of_grid, shape, {"flip": True, "shift": 1}, False, grid=(2, 2))
     with pytest.raises(UserError, match=r"^config.data.augment.rand_augment"):
         places.check(examples(4), shape, {"rand_augment": (1, 2)}, False)

@@ -834,7 +834,8 @@ def test_ensembles_are_drawn_against_what_their_training_took(built):
         return {**built, "rows": rows, **differs}
 
     alone = {"disagreement": {"matrix": [[0.0]], "mean": None}}
-    reports = {"a": built, "b": another(1e12), "lone": another(1e12, diversity=alone), "lent": another(None)}
+    reports = {"a": built, "b": another(1e12), "lone": another(1e12, diversity=alone)}
+    reports |= {"lent": another(None), "uncounted": another(0.0)}
     points = document.ensembles(reports)
     costs = {one["name"]: one["train_flops"] for one in points}
     assert costs == {"a": 5 * 5.4e9, "b": 1e12, "lone": 1e12}
@@ -851,6 +852,8 @@ def test_ensembles_are_drawn_against_what_their_training_took(built):
     assert plots.against_training(points[:1]) is None
     other_test = another(1e12, sizes={**built["sizes"], "test": 1})
     assert document.ensembles({**reports, "other": other_test}) == []
+    other_labels = another(1e12, test_labels_sha256="of as many images")
+    assert document.ensembles({**reports, "other": other_labels}) == []
 
 
 def test_the_merged_table_has_a_row_for_what_runs_share_and_columns_for_each(built):

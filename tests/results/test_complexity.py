@@ -70,6 +70,22 @@ def test_the_kernel_of_a_network_is_that_of_its_jacobian():
     np.testing.assert_allclose(found, jacobian @ jacobian.T, rtol=1e-4, atol=1e-4)
 
 
+def test_complexity_does_not_depend_on_how_many_images_fit():
+    """A kernel of few parameters has no full rank: what lies outside is divided by the ridge alone."""
+    model = build_model("cnn(widths=(8,))", Task(4, 1, (0.4,), (0.2,)))
+    images = np.random.default_rng(5).integers(0, 256, size=(64, 6, 6, 1), dtype=np.uint8)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))
+    of_one = complexity.bytes_of_an_image(variables["params"], 4)
+    targets = np.eye(4)[np.random.default_rng(6).integers(0, 4, size=64)] - 0.25
+    found = [
+        complexity.supervision_complexity(
+            complexity.kernel(model, variables, images, at_once * of_one), targets
+        )
+        for at_once in (4, 16, 32)
+    ]
+    np.testing.assert_allclose(found, found[0], rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def evaluated():
     few = {"students.modes": ("output_avg",), "students.alphas": (0.5,), "report.complexity": 9}
@@ -134,4 +150,13 @@ def test_networks_whose_derivatives_do_not_fit_are_refused_in_one_line(monkeypat
         experiment.planned(config, split)
     assert "\n" not in str(error.value)
     config.report.complexity = 0
+    experiment.planned(config, split)
+
+
+def test_networks_that_are_no_students_need_not_fit(monkeypatch):
+    """The assistants between teachers and students are large, and no kernel is theirs."""
+    asked = {"report.complexity": 9, "plan": "assistants(models=('mlp(hidden=(1000,))',))"}
+    config = small.config(**asked)
+    split = experiment.load_split(config)
+    monkeypatch.setattr(complexity.forecast, "memory_limit", lambda: 2 * 4 * 4 * 21_004 - 1)
     experiment.planned(config, split)

@@ -7,8 +7,8 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.deploy import predict
-from mtkd_jax.plans import plan
-from mtkd_jax.report import document, mistakes
+from mtkd_jax.plans import given, plan
+from mtkd_jax.report import document, mistakes, tables
 from mtkd_jax.results import analysis, evaluation, intervals
 from mtkd_jax.runs import predictions
 from mtkd_jax.types import UserError
@@ -91,6 +91,36 @@ def test_a_report_of_places_has_the_metrics_of_its_task():
     np.testing.assert_allclose(fused["mean"], right.mean())
     expected = intervals.bootstrap_interval(right.reshape(NUM, L).mean(axis=1).astype(float))
     np.testing.assert_allclose(fused["ci95"], expected)
+
+
+def test_precision_that_hangs_on_one_image_is_told_without_an_interval():
+    example = np.arange(300) // L
+    corners = np.tile(np.float32([0.1, 0.1, 0.6, 0.6]), (300, 1))
+    found = dense(test_goals={"boxes": corners}, class_names=("background", "a", "b"))
+    groups = tuple(
+        dataclasses.replace(one, beside={"boxes": np.tile(corners, (len(one.test), 1, 1))})
+        for one in found.groups
+    )
+    found = dataclasses.replace(
+        found,
+        task="boxes",
+        groups=groups,
+        ensemble_beside={"boxes": corners},
+        test_labels=np.where(example == 0, found.test_labels, 0),
+    )
+    report = document.build(found)
+    (fused,) = (row["own"]["mAP@.5"] for row in report["rows"] if row["name"] == "mean_probs")
+    assert 0 < fused["mean"] <= 1 and fused["ci95"] is None
+    _, sections = tables.own_metrics(report)
+    shown = {cells[0]: cells[1] for _, rows in sections for cells in rows}
+    assert shown["mean_probs"] == f"{fused['mean']:.3f}"
+    assert "test examples (by a jackknife)" in tables.own_caption(report)
+
+
+def test_files_of_what_teachers_say_of_images_are_refused_where_places_have_labels(tmp_path):
+    dataset = experiment.load_split(small.config(**OWN)).dataset
+    with pytest.raises(UserError, match="^config.teachers.logits: are of whole images"):
+        given.from_logits((str(tmp_path / "some.npz"),), dataset)
 
 
 def test_predictions_of_places_are_read_as_they_were_written(tmp_path):

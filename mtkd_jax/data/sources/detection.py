@@ -237,6 +237,7 @@ def _dataset(
             name=name,
             class_names=(BACKGROUND, *class_names),
             task="boxes",
+            grid=grid,
             notes=(*notes, *_notes(changes, total)),
             **fields,
             **further,
