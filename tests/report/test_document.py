@@ -798,7 +798,7 @@ def test_command_line_with_one_run(run, tmp_path_factory, capsys):
 
 def test_command_line_with_several_runs(run, made, tmp_path_factory, capsys):
     other = tmp_path_factory.mktemp("other")
-    predictions.save(other / "predictions.npz", make(seed=5, num_seeds=4, transfers=("labelled",)))
+    predictions.save(other / "predictions.npz", make(num_seeds=4, transfers=("labelled",)))
     out, text = tmp_path_factory.mktemp("out") / "merged", tmp_path_factory.mktemp("text") / "README.md"
     text.write_text(f"# before\n<!-- report {run} {other} -->\nold\n<!-- end -->\nafter")
     assert document.main([str(run), str(other), "--out", str(out), "--into", str(text)]) == 0
