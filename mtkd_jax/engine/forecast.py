@@ -34,7 +34,7 @@ from mtkd_jax.types import Array, Model, PyTree
 FORWARDS_PER_STEP = 3
 # A run that is asked to stop does so between two pieces of training: some seconds even on a busy machine.
 SECONDS_OF_A_PIECE = 4
-MEMINFO = Path("/proc/meminfo")  # where Linux says what memory is there
+MEMINFO = Path("/proc") / "meminfo"  # where Linux says what memory is there
 BUSY = {"cpu": 2e10, "gpu": 1e12, "tpu": 1e12}  # FLOPs a second
 
 
