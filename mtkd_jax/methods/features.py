@@ -304,10 +304,17 @@ def _embedding_apart(pair: Pair) -> Array:
 
 def _own_heads(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
     """The heads that the student is drawn with: those of the teachers are known when it has been trained."""
-    heads = variables["params"].get("heads", {})
-    if {name: leaf.ndim for name, leaf in heads.items()} != {"kernel": 3, "bias": 2}:
+    heads = linear_heads(variables)
+    if heads is None:
         raise UserError("features.simkd: the student must read its embedding by linear heads, and does not")
     return heads
+
+
+def linear_heads(variables: PyTree, stacked: int = 0) -> PyTree | None:
+    """{"kernel": [H,D,C], "bias": [H,C]} of a network, behind so many `stacked` axes; None: it has none."""
+    heads = variables.get("params", {}).get("heads", {})
+    axes = {name: leaf.ndim - stacked for name, leaf in heads.items()}
+    return heads if axes == {"kernel": 3, "bias": 2} else None
 
 
 def _reuse_classifiers(state: TrainState, context: Context) -> TrainState:

@@ -37,13 +37,13 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
-from mtkd_jax.methods.features import CLASSIFIERS
+from mtkd_jax.methods.features import CLASSIFIERS, linear_heads
 from mtkd_jax.methods.seams import SUPERVISED, identity_view
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
 from mtkd_jax.models.levels import round_inputs
 from mtkd_jax.plans import controls, pretrained, teachers
-from mtkd_jax.types import Array, Ensemble, Examples, Model, PyTree, Recipe, Task, TeacherOutputs, UserError
+from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
 PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
@@ -309,7 +309,7 @@ def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Mod
         )
     if first.recipe.sharing is None:
         return model if first.recipe.view is identity_view else round_inputs(model)
-    _check_optimizer(config, first)
+    check_stacked(config, f"peers of {first.mode} that share a stem", "shared=''")
     if config.students.init_from:
         raise UserError(
             f"config.students.init_from: peers of {first.mode} share a stem, which begins anew; must be ''"
@@ -320,13 +320,13 @@ def _network(config: ConfigDict, address: str, task: Task, first: Member) -> Mod
         raise UserError(f"config.students.modes: {first.mode}: {error}") from None
 
 
-def _check_optimizer(config: ConfigDict, first: Member) -> None:
-    """Raise UserError for an optimiser that takes the branches, stacked [P,...], for one layer."""
+def check_stacked(config: ConfigDict, who: str, otherwise: str) -> None:
+    """Raise UserError for an optimiser that takes layers of several networks, stacked [K,...], for one."""
     name = canonical("optimizer", config.train.optimizer, "train.optimizer").partition("(")[0]
     if name in ("lamb", "muon"):
         raise UserError(
-            f"config.train.optimizer: {name} goes by whole layers, and peers of {first.mode} that share a "
-            "stem have theirs stacked; take another, or shared=''"
+            f"config.train.optimizer: {name} goes by whole layers, and {who} have theirs stacked; take "
+            f"another, or {otherwise}"
         )
 
 
@@ -481,8 +481,8 @@ def classifiers(ensemble: Ensemble, scale: float = 1.0) -> Callable[[tuple[Array
     """
     kernels, biases, scales = [], [], []
     for own in ensemble:
-        heads = own.variables.get("params", {}).get("heads", {})
-        if {name: leaf.ndim for name, leaf in heads.items()} != {"kernel": 4, "bias": 3}:
+        heads = linear_heads(own.variables, stacked=1)
+        if heads is None:
             raise UserError(f"{own.model.name}: as a teacher it has no linear layer that reads its embedding")
         kernels += list(heads["kernel"][:, 0])
         biases += list(heads["bias"])
@@ -507,7 +507,9 @@ def _check_heads(models: Sequence[Model], split: Split) -> None:
     """
     image = loading.scale(split.dataset.train_images[:1])
     for model in dict.fromkeys(models):
-        if model.module is None or not _has_heads(jax.eval_shape(model.init, jax.random.key(0), image)):
+        if model.module is None:
+            continue
+        if linear_heads(jax.eval_shape(model.init, jax.random.key(0), image)) is None:
             continue
         said, expected = map(np.asarray, _by_heads(model, image))
         if not np.allclose(said, expected, rtol=0.0, atol=1e-2 * np.abs(expected).max()):
@@ -515,11 +517,6 @@ def _check_heads(models: Sequence[Model], split: Split) -> None:
                 f"config.students.modes: the logits of {model.name} are not what its heads say of its "
                 "embedding; to reuse classifiers they must be, but for a factor `head_scale` of its module"
             )
-
-
-def _has_heads(variables: PyTree) -> bool:
-    heads = variables.get("params", {}).get("heads", {})
-    return {name: leaf.ndim for name, leaf in heads.items()} == {"kernel": 3, "bias": 2}
 
 
 @partial(jax.jit, static_argnums=0)

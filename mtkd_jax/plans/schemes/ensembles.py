@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import GIVEN, build_model, canonical, teacher_models
+from mtkd_jax.config import GIVEN, build_model, teacher_models
 from mtkd_jax.data.loading import Split, channel_statistics, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job, slug
@@ -18,7 +18,7 @@ from mtkd_jax.methods.peers import EACH_HEAD
 from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.models.several import ManyInputs, RankOne, many_inputs, rank_one
 from mtkd_jax.models.thinned import THINNED, Thinned, drops
-from mtkd_jax.plans import teachers
+from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import broke_down, check_shares
 from mtkd_jax.types import Model, PyTree, Task, UserError
@@ -204,12 +204,7 @@ def batch_ensemble(config: ConfigDict, split: Split) -> Plan:
     Source: BatchEnsemble, Wen, Tran and Ba 2020, arXiv 2002.06715.
     """
     number = config.teachers.num_members
-    optimizer = canonical("optimizer", config.train.optimizer, "train.optimizer").partition("(")[0]
-    if optimizer in ("lamb", "muon"):
-        raise UserError(
-            f"config.train.optimizer: {optimizer} goes by whole layers, and teachers of batch_ensemble have "
-            "theirs stacked; take another, or another plan"
-        )
+    students.check_stacked(config, "teachers of batch_ensemble", "another plan")
     if config.train.depth_decay != 1:
         raise UserError(
             "config.train.depth_decay: plan batch_ensemble has one learning rate; must be 1 with it"
