@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mtkd_jax.engine import distances
 from mtkd_jax.results import metrics
@@ -323,6 +323,10 @@ def against_training(ensembles: Sequence[Mapping]) -> Figure | None:
         below.set_ylim(bottom=0)
         below.set_xscale("log")
         below.set_xlim(10 ** (cost.min() - 0.15 * span), 10 ** (cost.max() + 0.15 * span))
+        within_a_decade = np.ptp(below.get_xlim()) < 9 * below.get_xlim()[0]
+        below.xaxis.set_major_locator(MaxNLocator(5) if within_a_decade else LogLocator(numticks=8))
+        below.xaxis.set_minor_locator(NullLocator())
+        below.xaxis.set_major_formatter(EngFormatter(sep=""))
         below.set_xlabel("FLOPs of the training of all members")
         handles, labels = above.get_legend_handles_labels()
         columns = _legend_columns(figure, labels)

@@ -850,6 +850,15 @@ def test_ensembles_are_drawn_against_what_their_training_took(built):
     differ = [line.get_ydata()[0] for line in below.get_lines()]
     np.testing.assert_allclose(differ, 2 * [100 * pairs.mean()], rtol=1e-9)  # one teacher differs from nobody
     assert plots.against_training(points[:1]) is None
+    for costs in ((2.3e8, 3.2e8, 3.5e8), (1e8, 1e8, 1e8), (3e9, 4e9, 5e13)):
+        figure = plots.against_training(
+            [{**one, "train_flops": cost} for one, cost in zip(points, costs, strict=True)]
+        )
+        figure.draw_without_rendering()
+        axis, (low, high) = figure.axes[1].xaxis, figure.axes[1].get_xlim()
+        ticks = [label for label in axis.get_ticklabels() if low <= label.get_position()[0] <= high]
+        boxes = [label.get_window_extent() for label in ticks if label.get_text()]
+        assert len(boxes) >= 2 and not any(a.x1 > b.x0 for a, b in zip(boxes, boxes[1:]))
     other_test = another(1e12, sizes={**built["sizes"], "test": 1})
     assert document.ensembles({**reports, "other": other_test}) == []
     other_labels = another(1e12, test_labels_sha256="of as many images")
