@@ -47,16 +47,17 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def forget_programs():
+def forget_programs(request):
     """Forget what was compiled, now and then.
 
     A program on a CPU holds about five memory maps, of which Linux gives a process 65 530 (vm.max_map_count).
     A worker that kept all of its programs ended with 60 000 and 5.6 GB. Where the maps run out LLVM ends in a
-    segmentation fault. Until then the next test has what this one compiled. Looked at after every tenth test,
-    for to count the maps takes some milliseconds; one module may hold them all.
+    segmentation fault. Until then the next test has what this one compiled. To count the maps takes some
+    milliseconds: looked at after every tenth test, and after each slow one, which may add ten thousand.
     """
     yield
-    if next(_ENDED) % 10 == 9 and _num_maps() > MOST_MAPS:
+    is_slow = request.node.get_closest_marker("slow") is not None
+    if (is_slow or next(_ENDED) % 10 == 9) and _num_maps() > MOST_MAPS:
         _forget_programs()
 
 

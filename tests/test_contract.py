@@ -56,8 +56,13 @@ class Trained(NamedTuple):
     num_compilations: int
 
 
-def trained(methods: bool) -> Trained:
-    """Modes, or further methods, on digits: teachers of two architectures, a BatchNorm student."""
+def of_family(family: str) -> tuple[str, ...]:
+    """The modes of one file of methods/; of "" those that have names of their own."""
+    return tuple(m for m in MODES if m.rpartition(".")[0] == family and m not in OF_BOXES)
+
+
+def trained(modes: tuple[str, ...]) -> Trained:
+    """Modes on digits: teachers of two architectures, a BatchNorm student."""
     config = small.config(
         **{
             "data.source": "digits",
@@ -67,17 +72,14 @@ def trained(methods: bool) -> Trained:
             "model.name": ARCHITECTURES[0],
             "train.batch_size": 50,
             "train.epochs": 10,
-            "students.modes": tuple(
-                mode for mode in MODES if ("." in mode) == methods and mode not in OF_BOXES
-            ),
+            "students.modes": modes,
             "students.temperatures": (1.0, 4.0),
             "runtime.how": "map",
         }
     )
     # Small teachers are never as sure as is asked for, and nine tenths of a small student are all of it.
-    if methods:
-        arguments = {"targets.pseudo_labels": {"threshold": 0.2}, "pruned.gradual": {"sparsity": 0.3}}
-        config.students.arguments = arguments
+    arguments = {"targets.pseudo_labels": {"threshold": 0.2}, "pruned.gradual": {"sparsity": 0.3}}
+    config.students.arguments = {mode: of for mode, of in arguments.items() if mode in modes}
     split = experiment.load_split(config)
     jax.clear_caches()
     with tempfile.TemporaryDirectory() as folder, small.compilations() as said:
@@ -91,10 +93,15 @@ def trained(methods: bool) -> Trained:
     return Trained(config, done, losses, len([line for line in said if "training_chunk" in line]))
 
 
-# One test for all of them, which are trained together: two workers that shared a list would train them twice.
-@pytest.mark.parametrize("methods", [False, pytest.param(True, marks=pytest.mark.slow(seconds=150))])
-def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_compiled_once(methods):
-    run = trained(methods)
+FAMILIES = tuple(sorted({mode.rpartition(".")[0] for mode in MODES if mode not in OF_BOXES}))
+
+
+# A family at a time: the programs of all methods together are 56 000 memory maps, see conftest.py.
+@pytest.mark.parametrize(
+    "family", [f and pytest.param(f, marks=pytest.mark.slow(seconds=6 * len(of_family(f)))) for f in FAMILIES]
+)
+def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_compiled_once(family):
+    run = trained(of_family(family))
     members = [member for family in students.families(run.config) for member in family]
     val_nll = {
         name: nll
@@ -206,9 +213,10 @@ def test_every_mode_is_hashable_and_equal_to_itself(mode):
     assert first == second and hash(first) == hash(second)
 
 
-# Beside "vmap", the reference: what differs in how members or batches meet. "unroll" and "loop" repeat the
-# program of one member, and 32 modes of each took three minutes more; for peers, who do meet, they are below.
-LAYOUTS = (Layout("map", 2), Layout("vmap", 2, 2))
+# A plain "map", the reference, and what differs most from it: members stacked, and spread, and batches cut.
+# "unroll" and "loop" repeat the program of one member, and were three minutes more; for peers, who do meet,
+# they are below. So were members that are mapped on two devices: `tests/test_mesh.py` has them.
+LAYOUTS = (Layout("vmap", 2, 2),)
 PEERS = tuple(mode for mode in MODES if configuration.build_recipe(mode).num_peers > 1)
 
 
