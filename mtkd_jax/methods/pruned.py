@@ -47,6 +47,96 @@ def gradual(*, sparsity: float = 0.9, begin: float = 0.0, end: float = 0.75, eve
     )
 
 
+def shrinking(*, width: float = 0.5, num_widths: int = 3) -> Recipe:
+    r"""Distil into several widths of one network by turns, more and more of them; the narrowest is kept.
+
+    $$w_j = 1 - (1 - w) \frac{j}{n - 1}, \qquad j = 0, \dots, n - 1$$
+
+    At width $w_j$ the first $\max(1, \mathrm{round}(w_j c))$ of the c channels of every layer but the heads
+    are there; the others count as 0 and have no gradient. Training has n = `num_widths` phases of one length.
+    In phase p, from 0 on, the widths $w_0, \dots, w_p$ take turns of a step, so that a narrow network begins
+    within the weights of wider ones and goes on sharing them. Validated, reported and exported is the
+    narrowest, w = `width`, with batch statistics of its own turns: `train.patience` has to be longer than
+    the phases before it. Cut to its channels, a network whose layers have no other statistics than those of
+    batches is the same network of fewer channels. The loss is that of `output_avg`, of the same teachers for
+    every width; students of other widths are members of one population. Raises UserError for numbers out of
+    range, and for networks that have no heads to be told by.
+
+    Source: Cai et al. 2020 (progressive shrinking), arXiv 1908.09791, of its dimensions the width alone;
+    there the widest is trained first, teaches the others, and has its channels sorted by their size.
+    """
+    if not 0 < width < 1:
+        raise UserError(f"shrinking(width={width}): must be in (0, 1)")
+    if num_widths < 2:
+        raise UserError(f"shrinking(num_widths={num_widths}): must be at least 2")
+    return PLAIN._replace(
+        name="shrinking",
+        view=_Turn(num_widths),
+        after=_NextTurn(num_widths),
+        init_mem=_first_turn,
+        deploy=_narrowest,
+        hyper=(("width", width),),
+    )
+
+
+def _first_turn(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+    if "heads" not in variables["params"]:
+        raise UserError("shrinking: its network has no parameters called heads; must be another network")
+    statistics = {name: value for name, value in variables.items() if name != "params"}
+    return {"turn": jnp.int32(0), "statistics": statistics}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+    """The variables at the width whose turn it is; the narrowest has its own statistics."""
+
+    num_widths: int
+
+    def __call__(
+        self, variables: PyTree, state: TrainState, hyper: Mapping[str, Array], key: Array
+    ) -> PyTree:
+        turn, last = state.mem["turn"], self.num_widths - 1
+        width = 1.0 - (1.0 - hyper["width"]) * turn.astype(jnp.float32) / last
+        own = {name: variables[name] for name in state.mem["statistics"]}
+        statistics = _where(turn == last, state.mem["statistics"], own)
+        return {**variables, "params": at_width(variables["params"], width), **statistics}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NextTurn:
+    """Whose turn is next, and the statistics that the narrowest keeps. Comparable by value."""
+
+    num_widths: int
+
+    def __call__(self, state: TrainState, context: Context) -> TrainState:
+        turn, kept = state.mem["turn"], state.mem["statistics"]
+        kept = _where(turn == self.num_widths - 1, state.model_state, kept)
+        phase = jnp.floor(context.progress * self.num_widths).astype(jnp.int32)
+        turn = (context.step.astype(jnp.int32) + 1) % (phase + 1)
+        return dataclasses.replace(state, mem={"turn": turn, "statistics": kept})
+
+
+def _where(condition: Array, these: PyTree, those: PyTree) -> PyTree:
+    return jax.tree.map(lambda this, that: jnp.where(condition, this, that), these, those)
+
+
+def _narrowest(state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
+    return {"params": at_width(state.params, hyper["width"]), **state.mem["statistics"]}
+
+
+def at_width(params: PyTree, width: Array) -> PyTree:
+    """Parameters whose last channels, the last axis of all but the heads, are 0 beyond the share `width`."""
+
+    def narrowed(path: tuple, leaf: Array) -> Array:
+        if path[0].key == "heads" or leaf.ndim == 0:
+            return leaf
+        number = jnp.maximum(1.0, jnp.round(width * leaf.shape[-1]))
+        channel = jnp.arange(leaf.shape[-1], dtype=jnp.float32)
+        return jnp.where((channel < number).reshape(*(1,) * (leaf.ndim - 1), -1), leaf, 0.0)
+
+    return jax.tree_util.tree_map_with_path(narrowed, params)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Schedule:
     """Masks made anew every so many steps. Comparable by value."""

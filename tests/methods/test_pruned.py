@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtkd_jax import config as configuration
 from mtkd_jax.methods import pruned
 from mtkd_jax.results import bodies
-from mtkd_jax.types import Context, TrainState, UserError
+from mtkd_jax.types import Context, Task, TrainState, UserError
 from tests import small
 from tests.references import methods as reference
 
@@ -23,13 +24,13 @@ def params_of(seed=0):
     }
 
 
-def context(step, num_steps, sparsity):
-    hyper = {"sparsity": jnp.float32(sparsity)}
+def context(step, num_steps, sparsity=None):
+    hyper = {} if sparsity is None else {"sparsity": jnp.float32(sparsity)}
     return Context(None, None, {}, hyper, None, jnp.int32(step), jnp.float32(step / num_steps))
 
 
 def begin(recipe, params):
-    mem = recipe.init_mem({"params": params}, None, 3)
+    mem = recipe.init_mem({"params": params, "batch_stats": 7}, None, 3)
     return TrainState(params, aux={}, model_state={"batch_stats": 7}, opt_state={}, mem=mem, key=None)
 
 
@@ -105,3 +106,86 @@ def test_a_pruned_student_learns_and_sparsities_are_one_population(tmp_path):
 def test_numbers_out_of_range_are_refused(arguments, words):
     with pytest.raises(UserError, match=words):
         pruned.gradual(**arguments)
+
+
+# --- shrinking ----------------------------------------------------------------------------------------
+
+TASK = Task(3, 1, (0.4,), (0.2,))
+
+
+def test_every_step_has_the_width_of_the_reference():
+    recipe, params = pruned.shrinking(width=0.5, num_widths=3), params_of()
+    state, turns = begin(recipe, params), []
+    for step, expected in enumerate(reference.turns_of_widths(12, 3)):
+        turns.append(int(state.mem["turn"]))
+        seen = recipe.view({"params": params, "batch_stats": 7}, state, {"width": jnp.float32(0.5)}, None)
+        wanted = reference.shrinking(params, expected, 0.5, 3)
+        for module, of in wanted.items():
+            for name, leaf in of.items():
+                np.testing.assert_allclose(seen["params"][module][name], leaf, rtol=1e-6)
+        assert seen["batch_stats"] == 7
+        state = recipe.after(state, context(step, 12))
+    assert turns == reference.turns_of_widths(12, 3) == [0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 1, 2]
+
+
+def test_the_narrowest_has_statistics_of_its_own_turns():
+    """A digit a step, of whose turn it is: what others add is nothing to it."""
+    recipe, hyper, told = pruned.shrinking(num_widths=2), {"width": jnp.float32(0.5)}, []
+    params = params_of()
+    state = begin(recipe, params)
+    for step in range(8):
+        turn = state.mem["turn"]
+        seen = recipe.view({"params": params, **state.model_state}, state, hyper, None)
+        state = dataclasses.replace(state, model_state={"batch_stats": 10 * seen["batch_stats"] + turn})
+        state = recipe.after(state, context(step, 8))
+        told.append((int(turn), int(recipe.deploy(state, hyper)["batch_stats"])))
+    assert told == [(0, 7), (0, 7), (0, 7), (0, 7), (0, 7), (1, 71), (0, 71), (1, 711)]
+    bias = recipe.deploy(state, hyper)["params"]["conv1"]["bias"]
+    np.testing.assert_array_equal(bias != 0, [True, True, False, False])
+
+
+def test_cut_to_its_channels_it_is_the_network_of_half_the_width():
+    image, address = jax.random.normal(jax.random.key(0), (5, 3, 3, 1)), "mlp(hidden={}, batch_norm=True)"
+    wide, narrow = (configuration.build_model(address.format(of), TASK) for of in ((6, 8), (3, 4)))
+    variables, shapes = (jax.jit(model.init)(jax.random.key(1), image) for model in (wide, narrow))
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # no statistic and no bias is 0
+    at_half = {**variables, "params": pruned.at_width(variables["params"], jnp.float32(0.5))}
+    cut = jax.tree.map(lambda leaf, like: leaf[tuple(map(slice, like.shape))], variables, shapes)
+    found, expected = wide.apply(at_half, image)[0].logits, narrow.apply(cut, image)[0].logits
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_student_that_shrinks_learns_and_widths_are_one_population(tmp_path):
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(8,))",),
+            "students.model": "mlp(hidden=(16, 16), batch_norm=True)",
+            "students.modes": ("pruned.shrinking(width=0.5)", "pruned.shrinking(width=0.25)"),
+            "students.alphas": (0.5,),
+            "students.epochs": 40,
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "shrinking" in stage)
+    assert fitted.val_nll.min() < 0.8 * np.log(4), fitted.val_nll
+    for name, m in zip(fitted.population.names, range(4)):
+        kernel = fitted.population.variables["params"]["dense1"]["kernel"][m]
+        there = 8 if "=0.5)" in name else 4
+        np.testing.assert_array_equal((np.asarray(kernel) != 0).any(axis=0), np.arange(16) < there)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"width": 1.0}, r"shrinking.width=1.0.: must be in \(0, 1\)"),
+        ({"num_widths": 1}, "shrinking.num_widths=1.: must be at least 2"),
+    ],
+)
+def test_widths_that_are_none_are_refused(arguments, words):
+    with pytest.raises(UserError, match=words):
+        pruned.shrinking(**arguments)
+
+
+def test_a_network_without_heads_is_refused():
+    with pytest.raises(UserError, match="no parameters called heads"):
+        begin(pruned.shrinking(), {"conv1": {"kernel": np.ones((3, 3))}})

@@ -263,6 +263,25 @@ def gradual(kernels, progress, sparsity, begin, end):
     return kept
 
 
+def shrinking(params, turn, width, num_widths):
+    """The parameters {module: {name: array}} at one of the widths, channel by channel."""
+    share = 1 - (1 - width) * turn / (num_widths - 1)
+    found = {}
+    for module, of in params.items():
+        found[module] = {name: leaf.astype(np.float64) for name, leaf in of.items()}
+        for leaf in found[module].values() if module != "heads" else ():
+            for c in range(leaf.shape[-1]):
+                if c >= max(1, round(share * leaf.shape[-1])):
+                    leaf[..., c] = 0.0
+    return found
+
+
+def turns_of_widths(num_steps, num_widths):
+    """Whose turn every step is: in phase p the widths 0 to p, by the number of the step."""
+    phases = [min(step * num_widths // num_steps, num_widths - 1) for step in range(num_steps)]
+    return [0] + [step % (phases[step - 1] + 1) for step in range(1, num_steps)]
+
+
 def correlated(cohort, labels, strength):
     """The sum over a batch of the mean loss of the peers [P,B,C], less their diversity."""
 
