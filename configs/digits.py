@@ -9,7 +9,7 @@ Data      scikit-learn's 8x8 digits, embedded: 100 labelled training images, abo
 Compares  every mode at alpha 0 and 0.25 over the seeds, on the labelled images alone and with the others as
           transfer set, each with its baseline and its capacity control.
 Expected  with the unlabelled images mimic_all, output_avg and logit_avg beat the baseline by more than a
-          point of accuracy; on the labelled images alone no gain is larger than noise.
+          point of accuracy; on the labelled images alone mimic_all does, by 1.4 points, and no other mode.
 Variants  "sizes": how small may the student be? Two modes for each of three networks, from 310 parameters to
           the 8 970 of a teacher: the smallest learns most from its teachers and stays far behind them.
           "kept": what is kept of the ensemble beyond accuracy, also under fifteen corruptions of the test

@@ -13,10 +13,11 @@ Expected  mean_probs of 5, 25, 55 voters: 61, 73, 75 or 76 % of the 10 000 test 
 The paper (Zuchniak 2023, arXiv 2302.07215) gives the network, two hidden layers of 50, and "a small
 fraction", no more. Fraction, batch size, epochs, learning rate and optimiser were chosen among 30 settings,
 on validation only: those whose mean_probs of five voters is within a point of the paper's 62.7 %, and of
-these the one whose mean_probs of fifty is nearest to its 71.1 %. Not blind: Borda and plurality were printed
-beside mean_probs, and which settings to try next, and this rule of choice, were made up while looking at all
-three. Borda was ahead with fifty voters in 5 of the 30, by 0.03 to 0.35 points over two groups; README also
-shows the one where it was furthest ahead. Validation, mean_probs, 100 or 110 voters in groups of N, per cent:
+these the one whose mean_probs of fifty is nearest to its 71.1 %. Not blind: Borda and plurality were
+printed beside mean_probs, and which settings to try next, and this rule of choice, were made up while
+looking at all three. Borda was ahead with fifty voters in 5 of the 30, by 0.03 to 0.35 points over two
+groups; docs/evidence/voting.md also shows the one where it was furthest ahead. Validation, mean_probs, 100
+or 110 voters in groups of N, per cent:
 
     fraction  epochs  batch  learning rate    N = 5   N = 50
     0.0003    20      10     1e-2             63.3    79.2

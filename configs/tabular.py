@@ -1,4 +1,4 @@
-"""Tables: seven classifiers of scikit-learn, no networks, into one small network that can be exported.
+"""Tables: seven classifiers of scikit-learn into one small network that can be exported.
 
     python -m mtkd_jax.leaderboard --config=tabular --workdir=runs/tabular
     python -m mtkd_jax.main --config=configs/tabular.py:wine --workdir=runs/wine

@@ -1,4 +1,4 @@
-"""The public face: a dozen names that `mtkd_jax` offers, for arrays as well as for configurations.
+"""The public face: the names that `mtkd_jax` offers, for arrays as well as for configurations.
 
 They call what the command line calls. Images are [N,h,w,c] or, when grey, [N,h,w]: uint8 (0..255), or
 floats that are used as they are; labels [N] are whole numbers 0..C-1; logits are unnormalised. There are K

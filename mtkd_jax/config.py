@@ -107,8 +107,12 @@ def default() -> ConfigDict:
         ""  # a source whose images have no label, for students.transfer "other"; with its path
     )
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
-    config.data.augment = ConfigDict({"shift": 0, "flip": False, "cutout": 0, "noise": 0.0})
-    config.data.augment.alternating_flip = False  # of every image in every other epoch; not with flip
+    config.data.augment = ConfigDict()
+    config.data.augment.shift = 0  # images move by up to so many pixels in each direction
+    config.data.augment.flip = False  # mirrors half of the images, left to right
+    config.data.augment.cutout = 0  # side of the square that is painted over, in pixels
+    config.data.augment.noise = 0.0  # standard deviation of the normal noise that is added
+    config.data.augment.alternating_flip = False  # mirrors every image in every other epoch; not with flip
     config.data.augment.rand_augment = ()  # or (operations an image, their magnitude 0 .. 10)
     config.data.augment.own = ()  # addresses of your own, such as mine.py:blur(share=0.5); after all others
 
@@ -118,8 +122,8 @@ def default() -> ConfigDict:
     config.teachers.num_members = 5  # of each architecture
     config.teachers.models = ()  # architectures; () = (model.name,)
     config.teachers.subset_fraction = 1.0  # each teacher sees a Bernoulli(p) subset of the training set
-    config.teachers.bootstrap = False  # or n draws with replacement
-    config.teachers.folds = False  # or all but one of num_members parts; groups stay whole
+    config.teachers.bootstrap = False  # each teacher draws n training examples with replacement
+    config.teachers.folds = False  # teacher k leaves out the k-th of num_members parts; groups stay whole
     config.teachers.out_of_bag = False  # a labelled image is taught by those alone who have not trained on it
     config.teachers.learning_rates = ()  # per member; () = train.learning_rate, length 1 is for all
     config.teachers.weight_decays = ()
@@ -140,7 +144,7 @@ def default() -> ConfigDict:
     config.train.eval_every = 1  # epochs between validations; best weights are chosen among these
     config.train.batch_size = 64  # full batches only
     config.train.optimizer = "adam"  # an address; --list names all
-    config.train.learning_rate = 1e-3
+    config.train.learning_rate = 1e-3  # its largest value, where there is a schedule or warmup
     config.train.schedule = "constant"  # of the learning rate; an address
     config.train.warmup = 0.0  # share of the training over which the learning rate rises, before the schedule
     config.train.clip_norm = 0.0  # longer gradients are cut to this length, per member; 0 = off
@@ -151,8 +155,8 @@ def default() -> ConfigDict:
         0.0  # pairs of images and labels are mixed by shares from Beta(mixup, mixup); 0 = off
     )
     config.train.cutmix = 0.0  # or a box of one is cut into the other, by shares from Beta(cutmix, cutmix)
-    config.train.weight_decay = 0.0
-    config.train.label_smoothing = 0.0
+    config.train.weight_decay = 0.0  # as the optimiser has it: decoupled from the gradient, but for sgd
+    config.train.label_smoothing = 0.0  # share of a hard label that is spread over all classes
     config.train.class_weights = "none"  # or "balanced": the hard labels of rare classes count more
 
     config.fusion = ConfigDict({"rules": ("mean_probs", "mean_logits", "plurality", "borda")})  # compared
@@ -161,12 +165,12 @@ def default() -> ConfigDict:
     config.students.model = ""  # "" = model.name
     config.students.models = ()  # several architectures, each with the whole grid; () = (students.model,)
     config.students.init_from = ""  # a file of PyTorch weights to begin with
-    config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")
+    config.students.modes = ("mimic_all", "output_avg", "logit_avg", "vote")  # the methods to compare
     config.students.arguments = {}  # {mode: {argument: value, or a tuple of values to choose from}}
     config.students.controls = ()  # the same taught by a "random_teacher" (untrained), a "shuffled_teacher"
     config.students.controlled = ()  # the modes that have these controls; () = all of students.modes
     config.students.alphas = (0.0, 0.25, 0.5)  # weight of the HARD labels
-    config.students.temperatures = (1.0,)
+    config.students.temperatures = (1.0,)  # of the soft targets
     config.students.alpha_schedule = "constant"  # of the teachers' weight 1 - alpha; "linear": they fade out
     config.students.temperature_schedule = "constant"  # of temperature - 1; "linear": down to 1
     config.students.num_seeds = FieldReference(5, field_type=object)  # or "auto": until all is decided
