@@ -19,7 +19,7 @@ def test_networks_have_their_published_numbers_of_parameters():
     task = test_mobile_nets.CIFAR100
     for model in (mobilenet.mobilenet_v2(task, width=0.5), shufflenet.shufflenet_v2(task, width=1.0)):
         counted[model.name] = test_mobile_nets.count(model)
-    for network in published.NETWORKS.values():
+    for network in (*published.NETWORKS.values(), *published.NETWORKS_OF_RECIPE["PCL"].values()):
         name = configuration.canonical("model", network.address, "model.name")
         assert counted[name] == network.params, name
 
@@ -28,9 +28,10 @@ def test_all_cells_that_can_be_repeated_have_a_configuration_that_can_be():
     can = [cell for cell in published.cells().values() if not published.lacking(cell)]
     assert len(can) > 50
     for cell in can:
-        config = published.build(cell, 3)
-        configuration.validate(config)
+        configuration.validate(published.build(cell, 3))
         assert 0.4 < published.accuracy(cell) < 1
+    for cell in {(cell.recipe, cell.method): cell for cell in can}.values():
+        config = published.build(cell, 3)
         published.shrink(config)
         configuration.validate(config)
 
@@ -47,6 +48,13 @@ def test_a_cell_is_trained_by_its_recipe():
     assert small.train.learning_rate == 0.01 and small.teachers.learning_rates == (0.05,)
     hinted = published.build(published.find("crd/cifar-100/vgg13-mobilenetv2/fitnet"), 1)
     assert hinted.students.modes == ("features.hints(student='stage2', teacher='stage3')",)
+    cohort = published.build(published.find("pcl/cifar-100/wrn-20-8/pcl"), 3)
+    assert cohort.model.name == "resnet(depth=20, width=8, bottleneck=True)"
+    assert cohort.students.modes == ("online.pcl(shared='most')",) and cohort.students.num_seeds == 3
+    train = cohort.train
+    assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (300, 128, 0.1, 5e-4)
+    assert (train.optimizer, train.schedule) == ("sgd", "steps(at=(0.5, 0.75))")
+    assert cohort.students.temperatures == (3.0,) and cohort.teachers.num_members == 1
     alone = published.build(published.find("crd/cifar-100/resnet20/student-alone"), 4)
     assert alone.teachers.num_members == 4 and alone.students.modes == ()
     assert published.build(published.find(CELL), 1, "my/cifar100.npz").data.source == "npz"
@@ -59,7 +67,8 @@ def test_a_cell_is_trained_by_its_recipe():
         ("crd/cifar-100/resnet50-vgg8/kd", "no network ResNet50"),
         ("crd/cifar-100/resnet56-resnet20/crd", "no method CRD"),
         ("crd/cifar-100/vgg13-mobilenetv2/at", "AT begins with stage 2 of vgg13 there"),
-        ("pcl/cifar-100/resnet-32/pcl", "is not known whole"),
+        ("kd-zoo/cifar-100/resnet-20/baseline", "is not known whole"),
+        ("pcl/cifar-100/resnet-32/okddip", "no method OKDDip with its published numbers"),
         ("mimicry/cifar-10/k5-p1.0/mimic-all", "no network ResNet50V2"),
         ("torchdistill/imagenet/resnet-34-resnet-18/kd", "no source for ImageNet"),
     ],
@@ -152,6 +161,16 @@ def test_a_smoke_run_shrinks_everything_but_the_method(tmp_path):
     published.shrink(config)
     assert config.students.modes == ("features.attention_transfer(weight=1000.0)",)
     assert config.data.source.startswith("synthetic") and config.train.epochs == 1
+
+
+def test_cells_of_pcl_are_those_of_its_networks():
+    can = [
+        cell for cell in published.cells().values() if cell.recipe == "PCL" and not published.lacking(cell)
+    ]
+    assert len(can) == 2 * 5 * 2  # data sets, networks, methods
+    of_vgg = published.method(published.find("pcl/cifar-10/vgg-16/one"))
+    assert of_vgg.note.startswith("three branches") and of_vgg.note.endswith("not before them")
+    assert published.method(published.find("pcl/cifar-10/resnet-32/pcl")).note == ""
 
 
 def test_a_cell_of_an_unknown_network_has_no_configuration():

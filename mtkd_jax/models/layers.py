@@ -574,14 +574,21 @@ def flatten(x: Array) -> Array:
 
 
 def published(
-    build: Callable, network: Callable, task: Task, *, statistics: Statistics = IMAGENET, **arguments: Any
+    build: Callable,
+    network: Callable,
+    task: Task,
+    *,
+    statistics: Statistics = IMAGENET,
+    stems: Sequence[str] = STEMS,
+    **arguments: Any,
 ) -> Model:
     """The Model of a family that is published with weights, of the arguments that `build` was given.
 
     A pretrained network normalises by the `statistics` that its weights were trained with, not by the task's.
 
     `network(task, **arguments)` is its Linen module, made without `pretrained` and `trainable`. These and
-    `image_size`, `stem` and `dtype`, which all such families take, are checked here: raises UserError.
+    `image_size`, `stem` (one of `stems`) and `dtype`, which all such families take, are checked here: raises
+    UserError.
     """
     family = build.__name__
     own = {name: value for name, value in arguments.items() if name not in ("pretrained", "trainable")}
@@ -591,7 +598,7 @@ def published(
     module = network(task, **own)
     is_size = isinstance(size, int) and size >= 0
     check_argument(f"{family}.image_size", size, is_size, "a number of pixels, or 0 for images as they are")
-    check_argument(f"{family}.stem", own["stem"], own["stem"] in STEMS, " or ".join(STEMS))
+    check_argument(f"{family}.stem", own["stem"], own["stem"] in stems, " or ".join(stems))
     is_text = isinstance(pretrained, str)
     check_argument(f"{family}.pretrained", pretrained, is_text, "the name or the file of weights")
     check_trainable(f"{family}.trainable", trainable, module.stages)

@@ -56,6 +56,7 @@ class ResNet(nn.Module):
     task: Task
     depth: int
     width: int
+    bottleneck: bool
     stem_stride: int
     dtype: str
 
@@ -67,15 +68,16 @@ class ResNet(nn.Module):
 
         def stem(x: Array) -> Array:
             x = layers.normalise(x, self.task.mean, self.task.std)
-            x = Conv(max(16, 8 * self.width), 3, self.stem_stride, self.dtype, name="stem_conv")(x)
+            width = 16 if self.bottleneck else max(16, 8 * self.width)
+            x = Conv(width, 3, self.stem_stride, self.dtype, name="stem_conv")(x)
             features["stem"] = nn.relu(layers.batch_norm(x, train, name="stem_norm"))
             return features["stem"]
 
         def blocks(stage: int, channels: int, x: Array) -> Array:
-            for block in range(1, (self.depth - 2) // 6 + 1):
+            for block in range(1, (self.depth - 2) // (9 if self.bottleneck else 6) + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
-                x = Block(channels * self.width, stride, self.dtype, name=name)(x, train)
+                x = _block(self.bottleneck, channels, self.width, stride, self.dtype, name)(x, train)
             features[f"stage{stage}"] = x
             return x
 
@@ -125,10 +127,7 @@ class ImageNetResNet(nn.Module):
             for block in range(1, IMAGENET_BLOCKS[self.depth][stage - 1] + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 name = f"stage{stage}_block{block}"
-                if self.depth < 50:
-                    x = Block(channels, stride, self.dtype, name=name)(x, train)
-                else:
-                    x = Bottleneck(channels, self.width, stride, self.dtype, name=name)(x, train)
+                x = _block(self.depth >= 50, channels, self.width, stride, self.dtype, name)(x, train)
             features[f"stage{stage}"] = x
             return x if stage < len(IMAGENET_WIDTHS) else x.mean(axis=(1, 2), dtype=jnp.float32)
 
@@ -186,8 +185,21 @@ class Bottleneck(nn.Module):
         return nn.relu(x + y)
 
 
+def _block(bottleneck: bool, channels: int, width: int, stride: int, dtype: str, name: str) -> nn.Module:
+    """A bottleneck, whose inner channels `width` multiplies, or a block, of which it multiplies all."""
+    if bottleneck:
+        return Bottleneck(channels, width, stride, dtype, name=name)
+    return Block(channels * width, stride, dtype, name=name)
+
+
 def resnet(
-    task: Task, *, depth: int = 20, width: int = 1, stem_stride: int = 1, dtype: str = "float32"
+    task: Task,
+    *,
+    depth: int = 20,
+    width: int = 1,
+    bottleneck: bool = False,
+    stem_stride: int = 1,
+    dtype: str = "float32",
 ) -> Model:
     """Residual network of 6n + 2 layers for small images; width 4 makes the resnet8x4 and resnet32x4 of KD.
 
@@ -197,17 +209,27 @@ def resnet(
     ReLU: "stem" and "stage1" are [B,h,w,d], "stage2" [B,h/2,w/2,d], "stage3" [B,h/4,w/4,d], rounded up. The
     embedding is the mean of the last over the image. A `stem_stride` of 2 halves larger images at once, and
     with them all these sizes: a quarter of the work. For 100 classes of colour images resnet(depth=8,
-    width=4) has 1 233 540 parameters and resnet(depth=110) 1 736 564. Raises UserError for another depth.
+    width=4) has 1 233 540 parameters and resnet(depth=110) 1 736 564.
+
+    With `bottleneck` the network has 9n + 2 layers: blocks are those of `imagenet_resnet` from depth 50 on,
+    of which `width` multiplies the inner channels alone, features have four times the channels, and the stem
+    has 16. resnet(depth=110, bottleneck=True) and resnet(depth=20, width=8, bottleneck=True) are what papers
+    on online distillation (Chen et al. 2020, arXiv 1912.00350; Wu and Gong 2021, arXiv 2006.04147) call
+    ResNet-110 and WRN-20-8, of 1 170 868 and 6 871 220 parameters. Raises UserError for another depth.
 
     >>> resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=32, width=4).name
     'resnet(depth=32, width=4)'
     """
-    valid = isinstance(depth, int) and depth >= 8 and depth % 6 == 2
-    layers.check_argument("resnet.depth", depth, valid, "6n + 2, such as 8, 14, 20, 32, 44, 56 or 110")
+    convolutions = 9 if bottleneck else 6  # n blocks of three or two in each of three stages
+    valid = isinstance(depth, int) and depth > 2 and depth % convolutions == 2
+    expected = "6n + 2, such as 8, 14, 20, 32, 44, 56 or 110"
+    if bottleneck:
+        expected = "9n + 2 with bottlenecks, such as 11, 20, 29, 56, 110 or 164"
+    layers.check_argument("resnet.depth", depth, valid, expected)
     layers.check_count("resnet.width", width)
     layers.check_count("resnet.stem_stride", stem_stride)
     layers.check_dtype("resnet.dtype", dtype)
-    arguments = dict(depth=depth, width=width, stem_stride=stem_stride, dtype=dtype)
+    arguments = dict(depth=depth, width=width, bottleneck=bottleneck, stem_stride=stem_stride, dtype=dtype)
     return Model(layers.address_of(resnet, **arguments), ResNet(task, **arguments), convolutional=True)
 
 

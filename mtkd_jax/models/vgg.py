@@ -30,40 +30,53 @@ class Vgg(nn.Module):
 
     task: Task
     depth: int
+    dense: int
+    dropout: float
     dtype: str
 
     pytorch_biases = True
-    stages = ("stage1", "stage2", "stage3", "stage4", "stage5", "heads")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The parts of the network in order of depth."""
+        last = ("last",) if self.dense else ()
+        return ("stage1", "stage2", "stage3", "stage4", "stage5", *last, "heads")
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
         features = {}
 
+        def halve(x: Array) -> Array:
+            return layers.max_pool(x, 2) if min(x.shape[1:3]) > (1 if self.dense else SMALL_ENOUGH) else x
+
         def convolutions(stage: int, channels: int, x: Array) -> Array:
-            if stage == 1:
-                x = layers.normalise(x, self.task.mean, self.task.std)
-            elif min(x.shape[1:3]) > SMALL_ENOUGH:
-                x = layers.max_pool(x, 2)
+            x = layers.normalise(x, self.task.mean, self.task.std) if stage == 1 else halve(x)
             for number in range(1, CONVOLUTIONS[self.depth][stage - 1] + 1):
                 x = Conv(channels, 3, 1, self.dtype, name=f"stage{stage}_conv{number}")(x)
                 x = nn.relu(layers.batch_norm(x, train, name=f"stage{stage}_norm{number}"))
             features[f"stage{stage}"] = x
             return x
 
+        def last(x: Array) -> Array:
+            x = halve(x).mean(axis=(1, 2), dtype=jnp.float32)
+            return _dense_layers(x, self.dense, self.dropout, self.dtype, train)
+
         def heads(x: Array) -> Outputs:
-            embedding = x.mean(axis=(1, 2), dtype=jnp.float32)
+            embedding = x if self.dense else x.mean(axis=(1, 2), dtype=jnp.float32)
             logits = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
             return layers.outputs(embedding, logits, features)
 
         x = image
         for stage, channels in enumerate(WIDTHS, start=1):
             x = layers.through(self, f"stage{stage}", x, functools.partial(convolutions, stage, channels))
+        if self.dense:
+            x = layers.through(self, "last", x, last)
         return layers.through(self, "heads", x, heads)
 
     def pytorch_module(self, path: str) -> str:
-        """The name of a layer in RepDistiller."""
-        if path == "heads":
-            return "classifier"
+        """The name of a layer in RepDistiller; dense layers are numbered as in torchvision."""
+        if path in DENSE_LAYERS:
+            return f"classifier.{(0, 3, 6)[DENSE_LAYERS.index(path)]}" if self.dense else "classifier"
         stage, number = numbers_in(path)
         # Convolution, BatchNorm and ReLU take turns in one numbered sequence.
         return f"block{stage - 1}.{3 * (number - 1) + ('norm' in path)}"
@@ -112,10 +125,7 @@ class ImageNetVgg(nn.Module):
 
         def last(x: Array) -> Array:
             x = layers.flatten(layers.adaptive_average_pool(x, 7))
-            for number in (1, 2):
-                x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))
-                x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
-            return x
+            return _dense_layers(x, self.dense, self.dropout, self.dtype, train)
 
         def heads(embedding: Array) -> Outputs:
             heads = layers.Heads(self.task.num_heads, self.task.num_classes, name="heads")(embedding)
@@ -192,7 +202,15 @@ class AlexNet(nn.Module):
         return f"features.{(0, 3, 6, 8, 10)[self.stages.index(path.removesuffix('_conv'))]}"
 
 
-def vgg(task: Task, *, depth: int = 8, dtype: str = "float32") -> Model:
+def _dense_layers(x: Array, width: int, dropout: float, dtype: str, train: bool) -> Array:
+    """Two dense layers [B,width], with a ReLU and dropout after each; parts of the network that calls it."""
+    for number in (1, 2):
+        x = nn.relu(layers.dense(width, layers.HE, dtype, f"last_dense{number}")(x))
+        x = nn.Dropout(dropout, deterministic=not train, name=f"last_dropout{number}")(x)
+    return x
+
+
+def vgg(task: Task, *, depth: int = 8, dense: int = 0, dropout: float = 0.0, dtype: str = "float32") -> Model:
     """VGG with BatchNorm for small images: the vgg8, vgg11, vgg13, vgg16 and vgg19 of KD, one linear layer.
 
     Five stages of 3x3 convolutions with 64, 128, 256, 512 and 512 channels (Simonyan and Zisserman 2015,
@@ -201,7 +219,12 @@ def vgg(task: Task, *, depth: int = 8, dtype: str = "float32") -> Model:
     after their ReLU, are 32, 16, 8, 4 and 4 wide, those of 8x8 images 8, 4, 4, 4 and 4. The embedding [B,512]
     is the mean of the last over the image. For 100 classes of colour images vgg(depth=8) has 3 963 556
     parameters and vgg(depth=13) 9 459 236. Published counts are higher by 1 472 and 2 944: those networks
-    hold a bias before each BatchNorm, which takes it out again. Raises UserError for another depth.
+    hold a bias before each BatchNorm, which takes it out again.
+
+    With `dense` the image is halved after each stage down to one pixel, and two layers of `dense` units, each
+    with `dropout` in [0,1) after it, come before the heads: their output [B,dense] is the embedding.
+    vgg(depth=16, dense=512) is the VGG-16 of papers on online distillation (Chen et al. 2020, arXiv
+    1912.00350; Wu and Gong 2021, arXiv 2006.04147). Raises UserError for values out of range.
 
     >>> vgg(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=13).name
     'vgg(depth=13)'
@@ -209,8 +232,13 @@ def vgg(task: Task, *, depth: int = 8, dtype: str = "float32") -> Model:
     layers.check_argument(
         "vgg.depth", depth, depth in CONVOLUTIONS, f"one of {', '.join(map(str, CONVOLUTIONS))}"
     )
+    valid = isinstance(dense, int) and dense >= 0
+    layers.check_argument("vgg.dense", dense, valid, "a number of units, or 0 for no dense layers")
+    layers.check_dropout("vgg.dropout", dropout)
+    valid = dense > 0 or dropout == 0
+    layers.check_argument("vgg.dropout", dropout, valid, "0 without dense layers, which it follows")
     layers.check_dtype("vgg.dtype", dtype)
-    arguments = dict(depth=depth, dtype=dtype)
+    arguments = dict(depth=depth, dense=dense, dropout=dropout, dtype=dtype)
     return Model(layers.address_of(vgg, **arguments), Vgg(task, **arguments), convolutional=True)
 
 

@@ -45,6 +45,7 @@ class Network(NamedTuple):
     params: int  # for 100 classes of colour images, as published
     slow: bool = False  # trained at a fifth of the learning rate, by RepDistiller's recipe
     skipped: int = 0  # first stages that methods of features leave out there
+    note: str = ""  # where ours is not the published code to the letter
 
 
 class Method(NamedTuple):
@@ -54,6 +55,7 @@ class Method(NamedTuple):
     alpha: float
     temperature: float = 4.0
     note: str = ""  # where ours is not the published code to the letter
+    num_teachers: int = 1  # 0: peers that learn together
 
 
 NETWORKS = {  # as a table writes them, in lower case and without signs
@@ -70,6 +72,22 @@ NETWORKS = {  # as a table writes them, in lower case and without signs
     "vgg13": Network("vgg(depth=13)", 9_462_180, skipped=1),
     "mobilenetv2": Network("mobilenet_v2(width=0.5)", 812_836, slow=True),
     "shufflenetv2": Network("shufflenet_v2(width=1.0)", 1_355_528, slow=True),
+}
+NETWORKS_OF_RECIPE = {  # recipe -> those that are others under the same name, or that no other has
+    "PCL": {  # as in the public code of OKDDip, which the reproduction that is quoted takes over
+        "resnet110": Network("resnet(depth=110, bottleneck=True)", 1_170_868),
+        "vgg16": Network(
+            "vgg(depth=16, dense=512)",
+            15_299_748,
+            note="embeddings are read behind the dense layers of VGG-16, not before them",
+        ),
+        "densenet4012": Network(
+            "densenet(blocks=(6, 6, 6), growth=12, stem='plain')",
+            188_092,
+            note="each branch has the last transition of DenseNet-40-12 as its own",
+        ),
+        "wrn208": Network("resnet(depth=20, width=8, bottleneck=True)", 6_871_220),
+    }
 }
 BY_STAGE = ("AT", "NST", "VID")  # stages are paired by position there, and by name here
 _ONE_STAGE = "one stage; the regressor is a 1x1 convolution without BatchNorm"
@@ -92,6 +110,10 @@ METHODS = {  # (recipe, method) -> in our words; alpha is the weight of the hard
         "features.vid(weight=1.0)",
         1.0,
         note="each regressor is one 1x1 convolution, not three with ReLU between",
+    ),
+    ("PCL", "PCL"): Method("online.pcl(shared='most')", 1.0, 3.0, num_teachers=0),
+    ("PCL", "ONE"): Method(
+        "online.one", 1.0, 3.0, note="three branches, as ONE itself was published", num_teachers=0
     ),
 }
 # hard + soft is written 0.99 (hard + soft / 99 * 99): alpha = 0.99, and both weights 99 times as large.
@@ -120,40 +142,45 @@ def find(name: str) -> Cell:
     return known[name]
 
 
-def network(name: str) -> Network | None:
-    """The network that a table calls so; None where we lack it.
+def network(name: str, recipe: str = "") -> Network | None:
+    """The network that a table of a recipe calls so; None where we lack it.
 
     >>> network("WRN-40-2").address, network("ResNet50")
     ('wide_resnet(depth=40, width=2)', None)
+    >>> network("ResNet-110").address, network("ResNet-110", "PCL").address
+    ('resnet(depth=110)', 'resnet(depth=110, bottleneck=True)')
     """
-    return NETWORKS.get("".join(letter for letter in name.lower() if letter.isalnum()))
+    known = NETWORKS | NETWORKS_OF_RECIPE.get(recipe, {})
+    return known.get("".join(letter for letter in name.lower() if letter.isalnum()))
 
 
 def method(cell: Cell) -> Method | None:
     """A cell's method in our words; None where we lack it, or do not know its numbers."""
     if cell.method == "DKD" and cell.recipe == "R1":
         return DKD.get((cell.teacher.lower(), cell.student.lower()))
-    found = METHODS.get((cell.recipe, cell.method))
-    student, teacher = network(cell.student), network(cell.teacher)
-    if found is None or student is None or teacher is None:
+    found, own = METHODS.get((cell.recipe, cell.method)), _networks(cell)
+    if found is None or None in own.values():
         return None
-    hinted = {"student": 2 + student.skipped, "teacher": 2 + teacher.skipped}
-    return found._replace(mode=found.mode.format(**hinted))
+    hinted = {role: 2 + one.skipped for role, one in own.items()}
+    notes = (found.note, *(one.note for one in own.values()))
+    return found._replace(mode=found.mode.format(**hinted), note="; ".join(filter(None, notes)))
 
 
 def lacking(cell: Cell) -> str:
     """Why a cell cannot be repeated here; "" where it can."""
     if cell.data not in SOURCES:
         return f"no source for {cell.data}"
-    names = dict.fromkeys(name for name in (cell.teacher, cell.student) if name)
-    unknown = [name for name in names if network(name) is None]
+    own = _networks(cell)
+    names = {getattr(cell, role): one for role, one in own.items()}
+    unknown = [name for name, one in names.items() if one is None]
     if unknown or not names:
         return f"no network {' and no '.join(unknown) or 'is named'}"
     if cell.recipe not in RECIPES:
         return f"its recipe ({cell.table}) is not known whole"
-    if cell.method not in ALONE and (cell.num_teachers != "1" or method(cell) is None):
+    ours = method(cell)
+    if cell.method not in ALONE and (ours is None or cell.num_teachers != str(ours.num_teachers)):
         return f"no method {cell.method} with its published numbers"
-    begun = [name for name in names if network(name).skipped]
+    begun = [name for name, one in names.items() if one.skipped]
     if cell.method in BY_STAGE and begun:
         return f"{cell.method} begins with stage 2 of {' and '.join(begun)} there, and with stage 1 here"
     return ""
@@ -169,7 +196,8 @@ def build(cell: Cell, num_seeds: int, path: str = "") -> ConfigDict:
     """The configuration that repeats a cell with so many seeds, on the archive (or .npz) at `path`.
 
     The last weights count, as in most published tables: there is one validation, at the end, on 1000 images
-    that training lacks, where the published runs have none. Raises UserError where a cell cannot be repeated.
+    that training lacks, where the published runs have none. Beside a cohort, which has no teacher, one such
+    network is trained alone. Raises UserError where a cell cannot be repeated.
     """
     why = lacking(cell)
     if why:
@@ -180,22 +208,27 @@ def build(cell: Cell, num_seeds: int, path: str = "") -> ConfigDict:
     if path.endswith(".npz"):
         config.data.source = "npz"
     config.data.val_fraction = 0.02
+    config.data.augment.shift = 4
+    config.data.augment.flip = True
+    config.train.weight_decay = 5e-4
     config.fusion.rules = ("mean_probs",)
     RECIPES[cell.recipe](config)
     config.train.eval_every = config.train.epochs
+    own = _networks(cell)
     if cell.method in ALONE:
-        config.model.name = _of(cell.teacher or cell.student)
-        config.train.learning_rate /= 5 if network(cell.teacher or cell.student).slow else 1
+        (alone,) = own.values()
+        config.model.name = alone.address
+        config.train.learning_rate /= 5 if alone.slow else 1
         config.teachers.num_members = num_seeds
         config.students.modes = ()
         return config
-    ours = method(cell)
-    config.teachers.models = (_of(cell.teacher),)
+    ours, student = method(cell), own["student"]
+    config.teachers.models = (own.get("teacher", student).address,)
     config.teachers.num_members = 1
     config.teachers.learning_rates = (config.train.learning_rate,)
-    if network(cell.student).slow:
+    if student.slow:
         config.train.learning_rate /= 5
-    config.model.name = _of(cell.student)
+    config.model.name = student.address
     config.students.modes = (ours.mode,)
     config.students.alphas = (ours.alpha,)
     config.students.temperatures = (ours.temperature,)
@@ -214,22 +247,31 @@ def shrink(config: ConfigDict) -> None:
     config.teachers.models = ("resnet(depth=8)",) if config.teachers.models else ()
 
 
-def _of(name: str) -> str:
-    found = network(name)
-    assert found is not None, name  # `lacking` has looked
-    return found.address
+def _networks(cell: Cell) -> dict[str, Network | None]:
+    """{"teacher", "student": network} of those that a cell names."""
+    named = {"teacher": cell.teacher, "student": cell.student}
+    return {role: network(name, cell.recipe) for role, name in named.items() if name}
 
 
 def _representation_distillation(config: ConfigDict) -> None:
     """R1 of RepDistiller, mdistiller and their kin: 240 epochs of SGD, a tenth at 150, 180 and 210."""
-    config.data.augment.shift = 4
-    config.data.augment.flip = True
     config.train.optimizer = "sgd(nesterov=False)"
     config.train.batch_size = 64
     config.train.epochs = 240
     config.train.learning_rate = 0.05
-    config.train.weight_decay = 5e-4
     config.train.schedule = "steps"
 
 
-RECIPES: dict[str, Callable[[ConfigDict], None]] = {"R1": _representation_distillation}
+def _peer_collaborative_learning(config: ConfigDict) -> None:
+    """That of PCL: 300 epochs of SGD with Nesterov's momentum, a tenth of the rate at 150 and 225."""
+    config.train.optimizer = "sgd"
+    config.train.batch_size = 128
+    config.train.epochs = 300
+    config.train.learning_rate = 0.1
+    config.train.schedule = "steps(at=(0.5, 0.75))"
+
+
+RECIPES: dict[str, Callable[[ConfigDict], None]] = {
+    "R1": _representation_distillation,
+    "PCL": _peer_collaborative_learning,
+}

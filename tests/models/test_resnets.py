@@ -1,9 +1,10 @@
-"""ResNets, Wide ResNets and VGGs: published sizes, features, an independent forward pass, learning."""
+"""ResNets, Wide ResNets, VGGs and small DenseNets: sizes, features, an independent forward pass, learning."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mtkd_jax.engine import population
+from mtkd_jax.models.densenet import densenet
 from mtkd_jax.models.pytorch import from_state_dict
 from mtkd_jax.models.resnet import resnet
 from mtkd_jax.models.vgg import vgg
@@ -20,6 +22,7 @@ from mtkd_jax.types import Task, UserError
 from tests.references import resnets as reference
 
 CIFAR100 = Task(num_classes=100, num_heads=1, mean=(0.5, 0.5, 0.4), std=(0.3, 0.2, 0.3))
+CIFAR10 = CIFAR100._replace(num_classes=10)
 GREY = Task(num_classes=10, num_heads=1, mean=(0.4,), std=(0.3,))
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)  # the lists of widths of RepDistiller, the stem first
 
@@ -44,6 +47,26 @@ PUBLISHED = [
     (vgg(CIFAR100, depth=13), reference.vgg_shapes(13), 9_462_180),
     (vgg(CIFAR100, depth=16), reference.vgg_shapes(16), 14_774_436),
     (vgg(CIFAR100, depth=19), reference.vgg_shapes(19), 20_086_692),
+    # The networks of PCL's table (Wu and Gong 2021), but ResNet-32.
+    (resnet(CIFAR100, depth=110, bottleneck=True), reference.bottleneck_shapes(110, 1), 1_170_868),
+    (resnet(CIFAR100, depth=20, width=8, bottleneck=True), reference.bottleneck_shapes(20, 8), 6_871_220),
+    (vgg(CIFAR100, depth=16, dense=512), reference.vgg_shapes(16, dense=512), 15_299_748),
+    (
+        densenet(CIFAR100, blocks=(6, 6, 6), growth=12, stem="plain"),
+        reference.densenet_shapes((6, 6, 6), 12, True, 0.5),
+        188_092,
+    ),
+    # Two of Huang et al. 2017, table 2: 1.0 and 0.8 million parameters, for CIFAR-10.
+    (
+        densenet(CIFAR10, blocks=(12, 12, 12), growth=12, bottleneck=False, compression=1.0, stem="plain"),
+        reference.densenet_shapes((12, 12, 12), 12, False, 1.0, classes=10),
+        1_019_722,
+    ),
+    (
+        densenet(CIFAR10, blocks=(16, 16, 16), growth=12, stem="plain"),
+        reference.densenet_shapes((16, 16, 16), 12, True, 0.5, classes=10),
+        769_162,
+    ),
 ]
 SMALL = [resnet(GREY, depth=8), wide_resnet(GREY, depth=10, width=1, dropout=0.3), vgg(GREY)]
 
@@ -121,6 +144,25 @@ def test_features_of_every_size_of_image(build, size, channels):
         (wide_resnet(GREY), reference.wide_resnet_shapes(16, 2, 1, 10), reference.wide_resnet, 9),
         (wide_resnet(GREY, width=1), reference.wide_resnet_shapes(16, 1, 1, 10), reference.wide_resnet, 8),
         (vgg(GREY, depth=11), reference.vgg_shapes(11, 1, 10), reference.vgg, 9),
+        (vgg(GREY, dense=20), reference.vgg_shapes(8, 1, 10, dense=20), reference.vgg, 32),
+        (
+            resnet(GREY, depth=20, width=2, bottleneck=True),
+            reference.bottleneck_shapes(20, 2, 1, 10),
+            reference.bottleneck_resnet,
+            9,
+        ),
+        (
+            densenet(GREY, blocks=(2, 2), growth=4, stem="plain"),
+            reference.densenet_shapes((2, 2), 4, True, 0.5, 1, 10),
+            reference.densenet,
+            9,
+        ),
+        (
+            densenet(GREY, blocks=(1, 2), growth=5, bottleneck=False, compression=0.7, stem="plain"),
+            reference.densenet_shapes((1, 2), 5, False, 0.7, 1, 10),
+            reference.densenet,
+            8,
+        ),
     ],
     ids=name_of,
 )
@@ -129,7 +171,8 @@ def test_equal_to_numpy_with_the_weights_of_pytorch(model, shapes, forward, size
     tensors, x = reference.drawn(shapes), images(batch=3, size=size)
     got = jax.jit(lambda v: model.apply(v, x)[0])(from_state_dict(tensors, model))
     normalised = (np.asarray(x, np.float64) - 0.4) / 0.3
-    logits, embedding, features = forward(tensors, normalised.transpose(0, 3, 1, 2), model.module.depth)
+    length = getattr(model.module, "depth", None) or model.module.blocks
+    logits, embedding, features = forward(tensors, normalised.transpose(0, 3, 1, 2), length)
     np.testing.assert_allclose(got.logits, logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(got.embedding, embedding, rtol=1e-4, atol=1e-5)
     names = sorted(got.features, key=lambda name: (name != "stem", name))
@@ -162,8 +205,11 @@ def test_kernels_start_he_normal_over_what_leaves_them():
         assert abs(kernel.mean()) < 0.02 * kernel.std() + 4 * kernel.std() / np.sqrt(kernel.size)
 
 
-def test_dropout_of_a_wide_resnet_only_acts_in_training():
-    model, without = (wide_resnet(GREY, depth=10, width=1, dropout=rate) for rate in (0.5, 0.0))
+@pytest.mark.parametrize(
+    "build", [partial(wide_resnet, depth=10, width=1), partial(vgg, dense=16)], ids=["wide_resnet", "vgg"]
+)
+def test_dropout_only_acts_in_training(build):
+    model, without = (build(GREY, dropout=rate) for rate in (0.5, 0.0))
     variables, x = drawn(model), images()
     apply = jax.jit(lambda key: model.apply(variables, x, train=True, key=key)[0].logits)
     one, two, again = (apply(jax.random.key(k)) for k in (1, 2, 1))
@@ -205,6 +251,7 @@ def test_all_of_a_residual_network_learns_the_digits(model):
     [
         (resnet, {"depth": 18}, r"resnet.depth = 18: expected 6n \+ 2, such as 8"),
         (resnet, {"depth": 2}, "resnet.depth = 2: expected 6n"),
+        (resnet, {"depth": 32, "bottleneck": True}, r"resnet.depth = 32: expected 9n \+ 2 with bottlenecks"),
         (resnet, {"width": 0}, "resnet.width = 0: expected a whole number >= 1"),
         (resnet, {"dtype": "float16"}, "resnet.dtype = 'float16': expected float32 or bfloat16"),
         (wide_resnet, {"depth": 20}, r"wide_resnet.depth = 20: expected 6n \+ 4, such as 10"),
@@ -212,6 +259,11 @@ def test_all_of_a_residual_network_learns_the_digits(model):
         (wide_resnet, {"dropout": 1.0}, r"wide_resnet.dropout = 1.0: expected a number in \[0, 1\)"),
         (vgg, {"depth": 9}, "vgg.depth = 9: expected one of 8, 11, 13, 16, 19"),
         (vgg, {"dtype": None}, "vgg.dtype = None"),
+        (vgg, {"dense": -1}, "vgg.dense = -1: expected a number of units, or 0 for no dense layers"),
+        (vgg, {"dense": 8, "dropout": 1.0}, r"vgg.dropout = 1.0: expected a number in \[0, 1\)"),
+        (vgg, {"dropout": 0.5}, "vgg.dropout = 0.5: expected 0 without dense layers"),
+        (densenet, {"compression": 0.0}, r"densenet.compression = 0.0: expected a share in \(0, 1\]"),
+        (densenet, {"stem": "bare"}, "densenet.stem = 'bare': expected imagenet or cifar or plain"),
     ],
 )
 def test_arguments_out_of_range_are_one_line(build, arguments, message):

@@ -1,7 +1,8 @@
-"""CIFAR ResNets, Wide ResNets and VGGs in float64 NumPy, from PyTorch's names and axes.
+"""CIFAR ResNets, Wide ResNets, VGGs and DenseNets in float64 NumPy, from PyTorch's names and axes.
 
-Written from the papers and from the layout of RepDistiller: {name: shape} of a state dict, and the forward
-pass at test time of images [B,c,h,w], which returns (logits, embedding, features after each stage).
+Written from the papers and from the layouts of RepDistiller and, of DenseNets, of torchvision: {name: shape}
+of a state dict, and the forward pass at test time of images [B,c,h,w], which returns (logits, embedding,
+features after each stage).
 """
 
 import numpy as np
@@ -41,6 +42,23 @@ def resnet_shapes(depth, stem, widths, channels=3, classes=100):
     return shapes | linear_shapes("fc", before, classes)
 
 
+def bottleneck_shapes(depth, width, channels=3, classes=100):
+    """Three stages of bottlenecks, whose 3x3 convolutions have `width` times 16, 32 and 64 channels."""
+    shapes, before = {"conv1.weight": (16, channels, 3, 3), **norm_shapes("bn1", 16)}, 16
+    for stage, base in enumerate((16, 32, 64), start=1):
+        for block in range((depth - 2) // 9):
+            name, inner, outer = f"layer{stage}.{block}", width * base, 4 * base
+            rows = ((inner, before, 1), (inner, inner, 3), (outer, inner, 1))
+            for number, (outputs, inputs, size) in enumerate(rows, start=1):
+                shapes[f"{name}.conv{number}.weight"] = (outputs, inputs, size, size)
+                shapes |= norm_shapes(f"{name}.bn{number}", outputs)
+            if block == 0:
+                shapes[f"{name}.downsample.0.weight"] = (outer, before, 1, 1)
+                shapes |= norm_shapes(f"{name}.downsample.1", outer)
+            before = outer
+    return shapes | linear_shapes("fc", before, classes)
+
+
 def wide_resnet_shapes(depth, width, channels=3, classes=100):
     shapes = {"conv1.weight": (16, channels, 3, 3)}
     before = 16
@@ -56,7 +74,7 @@ def wide_resnet_shapes(depth, width, channels=3, classes=100):
     return shapes | norm_shapes("bn1", before) | linear_shapes("fc", before, classes)
 
 
-def vgg_shapes(depth, channels=3, classes=100):
+def vgg_shapes(depth, channels=3, classes=100, dense=0):
     shapes, before = {}, channels
     for stage, widths in enumerate(VGG[depth]):
         for number, width in enumerate(widths):
@@ -64,6 +82,32 @@ def vgg_shapes(depth, channels=3, classes=100):
             shapes[f"block{stage}.{3 * number}.bias"] = (width,)
             shapes |= norm_shapes(f"block{stage}.{3 * number + 1}", width)
             before = width
+    if not dense:
+        return shapes | linear_shapes("classifier", before, classes)
+    shapes |= linear_shapes("classifier.0", before, dense) | linear_shapes("classifier.3", dense, dense)
+    return shapes | linear_shapes("classifier.6", dense, classes)
+
+
+def densenet_shapes(blocks, growth, bottleneck, compression, channels=3, classes=100):
+    """As published for CIFAR: the stem is a convolution to 2 * growth channels, or 16 without bottlenecks."""
+    before = 2 * growth if bottleneck else 16
+    shapes = {"features.conv0.weight": (before, channels, 3, 3)}
+    for stage, layers in enumerate(blocks, start=1):
+        if stage > 1:
+            name, after = f"features.transition{stage - 1}", int(before * compression)
+            shapes |= {f"{name}.conv.weight": (after, before, 1, 1), **norm_shapes(f"{name}.norm", before)}
+            before = after
+        for number in range(1, layers + 1):
+            name = f"features.denseblock{stage}.denselayer{number}"
+            shapes |= norm_shapes(f"{name}.norm1", before)
+            if bottleneck:
+                shapes[f"{name}.conv1.weight"] = (4 * growth, before, 1, 1)
+                shapes |= norm_shapes(f"{name}.norm2", 4 * growth)
+                shapes[f"{name}.conv2.weight"] = (growth, 4 * growth, 3, 3)
+            else:
+                shapes[f"{name}.conv1.weight"] = (growth, before, 3, 3)
+            before += growth
+    shapes |= norm_shapes(f"features.norm{len(blocks) + 1}", before)
     return shapes | linear_shapes("classifier", before, classes)
 
 
@@ -104,8 +148,14 @@ def relu(x):
     return np.maximum(x, 0)
 
 
+def halve(x):
+    """The maximum over 2x2; a last odd row or column is left out."""
+    rows, columns = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    return np.max([x[:, :, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)], axis=0)
+
+
 def read(x, features, tensors, name):
-    embedding = x.mean(axis=(2, 3))
+    embedding = x.mean(axis=(2, 3)) if x.ndim == 4 else x
     return embedding @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"], embedding, features
 
 
@@ -118,6 +168,23 @@ def resnet(tensors, x, depth):
             y = relu(norm(conv(x, tensors[f"{name}.conv1.weight"], stride), tensors, f"{name}.bn1"))
             y = norm(conv(y, tensors[f"{name}.conv2.weight"]), tensors, f"{name}.bn2")
             if f"{name}.downsample.0.weight" in tensors:
+                x = conv(x, tensors[f"{name}.downsample.0.weight"], stride)
+                x = norm(x, tensors, f"{name}.downsample.1")
+            x = relu(x + y)
+        features.append(x)
+    return read(x, features, tensors, "fc")
+
+
+def bottleneck_resnet(tensors, x, depth):
+    x = relu(norm(conv(x, tensors["conv1.weight"]), tensors, "bn1"))
+    features = [x]
+    for stage in (1, 2, 3):
+        for block in range((depth - 2) // 9):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            y = relu(norm(conv(x, tensors[f"{name}.conv1.weight"]), tensors, f"{name}.bn1"))
+            y = relu(norm(conv(y, tensors[f"{name}.conv2.weight"], stride), tensors, f"{name}.bn2"))
+            y = norm(conv(y, tensors[f"{name}.conv3.weight"]), tensors, f"{name}.bn3")
+            if block == 0:
                 x = conv(x, tensors[f"{name}.downsample.0.weight"], stride)
                 x = norm(x, tensors, f"{name}.downsample.1")
             x = relu(x + y)
@@ -142,15 +209,38 @@ def wide_resnet(tensors, x, depth):
 
 
 def vgg(tensors, x, depth):
-    features = []
+    dense, features = "classifier.0.weight" in tensors, []
     for stage, widths in enumerate(VGG[depth]):
-        if stage > 0 and min(x.shape[2:]) > 4:
-            rows, columns = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
-            corners = [x[:, :, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)]
-            x = np.max(corners, axis=0)
+        if stage > 0 and min(x.shape[2:]) > (1 if dense else 4):
+            x = halve(x)
         for number in range(len(widths)):
             name = f"block{stage}.{3 * number}"
             x = conv(x, tensors[f"{name}.weight"]) + tensors[f"{name}.bias"][:, None, None]
             x = relu(norm(x, tensors, f"block{stage}.{3 * number + 1}"))
         features.append(x)
-    return read(x, features, tensors, "classifier")
+    if not dense:
+        return read(x, features, tensors, "classifier")
+    x = (halve(x) if min(x.shape[2:]) > 1 else x).mean(axis=(2, 3))
+    for name in ("classifier.0", "classifier.3"):
+        x = relu(x @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"])
+    return read(x, features, tensors, "classifier.6")
+
+
+def densenet(tensors, x, blocks):
+    x = conv(x, tensors["features.conv0.weight"])
+    features = [x]
+    for stage, layers in enumerate(blocks, start=1):
+        if stage > 1:
+            name = f"features.transition{stage - 1}"
+            x = conv(relu(norm(x, tensors, f"{name}.norm")), tensors[f"{name}.conv.weight"])
+            rows, columns = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+            x = np.mean([x[:, :, i:rows:2, j:columns:2] for i in (0, 1) for j in (0, 1)], axis=0)
+        for number in range(1, layers + 1):
+            name = f"features.denseblock{stage}.denselayer{number}"
+            new = conv(relu(norm(x, tensors, f"{name}.norm1")), tensors[f"{name}.conv1.weight"])
+            if f"{name}.conv2.weight" in tensors:
+                new = conv(relu(norm(new, tensors, f"{name}.norm2")), tensors[f"{name}.conv2.weight"])
+            x = np.concatenate([x, new], axis=1)
+        features.append(x)
+    last = relu(norm(x, tensors, f"features.norm{len(blocks) + 1}"))
+    return read(last, features, tensors, "classifier")
