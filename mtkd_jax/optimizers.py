@@ -216,6 +216,13 @@ def triangular(*, peak: float = 0.23, start: float = 0.2, end: float = 0.02) -> 
     return Schedule(_triangular, (("peak", peak), *shares))
 
 
+def sawtooth(*, teeth: int = 2) -> Schedule:
+    """From 1 to 0 along a line, and from the beginning again, `teeth` times in all."""
+    if teeth < 1:
+        raise UserError(f"sawtooth(teeth={teeth}): must be at least 1")
+    return Schedule(_sawtooth, (("teeth", teeth),))
+
+
 def warmed_up(schedule: Schedule, warmup: float, step: Array, num_steps: int) -> Array:
     """The factor [] at a step: a line up to 1 over the first `warmup` of training, then the schedule.
 
@@ -261,3 +268,7 @@ def _triangular(progress: Array, *, peak: float, start: float, end: float) -> Ar
     rising = start + (1.0 - start) * progress / peak
     falling = end + (1.0 - end) * (1.0 - progress) / (1.0 - peak)
     return jnp.where(progress < peak, rising, falling)
+
+
+def _sawtooth(progress: Array, *, teeth: int) -> Array:
+    return 1.0 - (teeth * progress) % 1.0

@@ -1,6 +1,7 @@
 """The smallest run that still has everything: K = 3 teachers, two seeds, made-up images."""
 
 import contextlib
+import dataclasses
 import logging
 import re
 from collections.abc import Iterator
@@ -8,14 +9,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
-from mtkd_jax.engine import population
+from mtkd_jax.engine import population, training
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.plans import plan, students, teachers
+from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
+from mtkd_jax.system import interrupts
 from mtkd_jax.types import Population
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -62,6 +66,35 @@ def students_job(*modes: str, **overrides) -> Job:
     ensemble = (Population(model, variables, {}, ("a", "b", "c")),)
     (family, *_) = students.families(small)
     return students.job(small, split, "labelled", family, ensemble, {})
+
+
+def check_that_it_resumes(job: Job, workdir: Path) -> None:
+    """Trained at one go, and stopped within its first round, saved and resumed: to the same bits.
+
+    Of all that is kept of it, and of all that is logged at every validation.
+    """
+    job = dataclasses.replace(job, steps_at_once=job.steps_per_round - 1)
+
+    def fit(at: str) -> training.Fitted:
+        with Logbook(workdir / at, quiet=True) as logbook:
+            return training.fit(job, workdir / at / "checkpoints", logbook)
+
+    whole = fit("whole")
+    with pytest.MonkeyPatch.context() as patch, interrupts.handle_signals():
+        patch.setattr(Logbook, "progress", lambda *of: interrupts.request_stop())
+        with pytest.raises(interrupts.Interrupted):
+            fit("cut")
+    assert 0 < checkpoint.latest(workdir / "cut" / "checkpoints")[0] < job.steps_per_round
+    resumed = fit("cut")
+    for kept in ("population", "branched", "bank"):
+        a, b = (getattr(one, kept) and getattr(one, kept).variables for one in (whole, resumed))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    np.testing.assert_array_equal(resumed.val_nll, whole.val_nll)
+    logged = (
+        [line.partition('"wall"')[0] for line in (workdir / at / "metrics.jsonl").read_text().splitlines()]
+        for at in ("whole", "cut")
+    )
+    assert next(logged) == next(logged)
 
 
 def numbers(workdir: Path) -> tuple[str, dict[str, bytes]]:

@@ -82,10 +82,13 @@ def kdcl(
     `train.cutmix`) y is the label that counts most, and the target knows nothing of the other one. Raises
     UserError for one peer, for another target and for a decay out of range.
 
-    In the paper C is taken after every epoch, over images drawn from the training set. Here it is the running
-    average over the batches before this one, $C \leftarrow d\, C + (1 - d)\, C_\text{batch}$ with d =
-    `decay`, which nothing else reads; 0.001 of the mean of its diagonal is added to that, so that peers that
-    have become the same weigh alike.
+    In the paper C is taken after every epoch, over a validation set of images drawn from the training set.
+    Here it is the running average over the training batches before this one, $C \leftarrow d\, C + (1 - d)\,
+    C_\text{batch}$ with d = `decay`, which nothing else reads; 0.001 of the mean of its diagonal is added to
+    that, so that peers that have become the same weigh alike. That is not the paper's C: no seam sees
+    validation, which is there to choose by, and what peers have said of a batch costs nothing more. Peers err
+    less on images that they learn from than on others, each by its own measure: a peer that fits its batches
+    best weighs most, whether or not it generalises best.
 
     Source: KDCL, Guo et al., CVPR 2020.
     """

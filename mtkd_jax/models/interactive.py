@@ -10,24 +10,25 @@ import jax.numpy as jnp
 from mtkd_jax.models import stages
 from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
 
-TEACHERS = "teachers"  # the collection in which variables [K,...] of the teachers stand in training
+# Collections in which, in training, variables [K,...] of the teachers stand, and {"share": []}, with which
+# probability a stage gives way.
+TEACHERS, SWAPPED = "teachers", "swapped"
 
 
 @dataclasses.dataclass(frozen=True)
 class Interactive(Model):
     """A student whose stages of blocks give way to a teacher's in training; made by `swapping`.
 
-    Each of `blocks` does for a whole batch with probability `swapped`, drawn apart from the others, and all
-    to one of the K teachers, drawn anew; parts of a batch on several devices draw apart. A stage that gives
-    way has no gradient, and those before it have theirs through the teacher's, which is as in evaluation.
-    Variables are the student's, and `TEACHERS` beside them; without that, and in evaluation, it is the
-    student.
+    Each of `blocks` does for a whole batch with the probability that stands in `SWAPPED`, drawn apart from
+    the others, and all to one of the K teachers, drawn anew; parts of a batch on several devices draw apart.
+    A stage that gives way has no gradient, and those before it have theirs through the teacher's, which is as
+    in evaluation. Variables are the student's, and `TEACHERS` and `SWAPPED` beside them; without these, and
+    in evaluation, it is the student.
     """
 
     student: Model = None  # type: ignore[assignment]
     teacher: Model = None  # type: ignore[assignment]
     blocks: tuple[str, ...] = ()
-    swapped: float = 0.5
 
     @property
     def deployed(self) -> Model:
@@ -42,14 +43,15 @@ class Interactive(Model):
         self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
     ) -> tuple[Outputs, PyTree]:
         """As of the student; in training a `key` is needed where there are teachers."""
-        own = {kind: of for kind, of in variables.items() if kind != TEACHERS}
+        own = {kind: of for kind, of in variables.items() if kind not in (TEACHERS, SWAPPED)}
         if not train or TEACHERS not in variables:
             return self.student.apply(own, image, train=train, key=key)
         who_key, which_key, *keys = jax.random.split(key, 2 + len(self.stages))
         number = len(jax.tree.leaves(variables[TEACHERS])[0])
         who = jax.random.randint(who_key, (), 0, number)
         teacher = jax.tree.map(lambda leaf: leaf[who], variables[TEACHERS])
-        gives_way = dict(zip(self.blocks, jax.random.uniform(which_key, (len(self.blocks),)) < self.swapped))
+        drawn = jax.random.uniform(which_key, (len(self.blocks),)) < variables[SWAPPED]["share"]
+        gives_way = dict(zip(self.blocks, drawn))
         x, shape, features = image, image.shape[1:], {}
         for stage, own_key in zip(self.stages, keys):
             left, state = stages.run_one(self.student, own, stage, x, shape, train=True, key=own_key)
@@ -63,7 +65,7 @@ class Interactive(Model):
         return outputs, {kind: of for kind, of in own.items() if kind != "params"}
 
 
-def swapping(student: Model, teacher: Model, image: jax.ShapeDtypeStruct, swapped: float) -> Interactive:
+def swapping(student: Model, teacher: Model, image: jax.ShapeDtypeStruct) -> Interactive:
     """A student whose stages of blocks give way to those of a teacher, for images like [1,h,w,c].
 
     Raises UserError for networks whose stages cannot be run one by one, where one of them takes and gives
@@ -83,7 +85,7 @@ def swapping(student: Model, teacher: Model, image: jax.ShapeDtypeStruct, swappe
             )
     own = {field.name: getattr(student, field.name) for field in dataclasses.fields(Model)}
     own["name"] = f"{student.name} with stages of {teacher.name}"
-    return Interactive(**own, student=student, teacher=teacher, blocks=blocks, swapped=swapped)
+    return Interactive(**own, student=student, teacher=teacher, blocks=blocks)
 
 
 Sizes = tuple[tuple[int, ...], tuple[int, ...]]

@@ -255,6 +255,7 @@ def _one(run: Path, brief: bool = False) -> Told:
     else:
         parts = [_main_markdown(report), *_by_size_markdown(report)]
         parts += [_kept_markdown(report)] if _asked_more(report) else []
+        parts += _with_peers_markdown(report)
         parts += [bullets(report["findings"])]
         text = "\n\n".join([*parts, *links])
     return text, images, lambda: show(report, run)
@@ -431,10 +432,11 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         *_by_size_markdown(report),
         *(f"![{PLOTS[name]}](plots/{name}.png)" for name in plot_names),
     ]
-    if report["comparisons"]:
-        sections = tables.comparison_sections(report)
+    sections = tables.comparison_sections(report)
+    if sections:
         text = _sectioned(tables.COMPARISON_HEADER, sections)
         parts.append(f"## Comparisons\n\n{text}\n\n{tables.comparison_caption(report)}")
+    parts += _with_peers_markdown(report)
     if report["negative_transfer"]:
         text = f"{tables.markdown(*tables.negative_transfer(report))}\n\n"
         parts.append(f"## The teachers' mistakes\n\n{text}{tables.negative_transfer_caption(report)}")
@@ -483,6 +485,15 @@ def _by_size_markdown(report: dict) -> list[str]:
         return []
     table = tables.markdown(*tables.by_size(report))
     return [f"## How small a student may be\n\n{table}\n\n{tables.by_size_caption(report)}"]
+
+
+def _with_peers_markdown(report: dict) -> list[str]:
+    """Heading, tables and caption of students with peers against one another, where there are two."""
+    triangles = tables.with_peers(report)
+    if not triangles:
+        return []
+    text = "\n\n".join(_sectioned(header, [(title, cells)]) for title, header, cells in triangles)
+    return [f"## {tables.WITH_PEERS_TITLE}\n\n{text}\n\n{tables.with_peers_caption(report)}"]
 
 
 def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:

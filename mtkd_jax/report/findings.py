@@ -45,12 +45,14 @@ def summarise(report: dict) -> list[str]:
     found += _seeds_added(report)
     rivals: dict[tuple[str, str, str], list[dict]] = {}
     for one in report["comparisons"]:
-        rival = control_and_mode(one["b"])[0] or one["b"]
-        rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
+        if one["family"] != analysis.WITH_PEERS:
+            rival = control_and_mode(one["b"])[0] or one["b"]
+            rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
     for tested in rivals.values():
         on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
         found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
-    found += [*_undertrained(report), *_cohorts(report), *_kept(report), *_cascade(report)]
+    found += [*_with_peers(report), *_undertrained(report)]
+    found += [*_cohorts(report), *_kept(report), *_cascade(report)]
     return [*found, *_apart(report), *_deploy(report)]
 
 
@@ -368,6 +370,48 @@ def _apart(report: dict) -> list[str]:
     return [text.format("; ".join(told[kind])) for kind, text in paragraphs.items() if kind in told]
 
 
+def with_peers(report: dict) -> list[list[dict]]:
+    """The comparisons of accuracies of students with peers, a list a transfer set and architecture."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for one in report["comparisons"]:
+        if (one["family"], one["metric"]) == (analysis.WITH_PEERS, "accuracy"):
+            found.setdefault((one["a_transfer"], one["architecture"]), []).append(one)
+    return list(found.values())
+
+
+def _with_peers(report: dict) -> list[str]:
+    """Students with peers against one another: those that are told apart, and how many pairs are not."""
+    paragraphs = []
+    for tested in with_peers(report):
+        listed = ", ".join(
+            f"{one['a']} beats {one['b']}, {points(one['mean_difference'])} "
+            f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}"
+            for one in (turned(one) if one["verdict"] == "worse" else one for one in tested)
+            if one["verdict"] == "better"
+        )
+        equivalent = sum(one["verdict"] == "equivalent" for one in tested)
+        unclear = [one for one in tested if one["verdict"] == "undecided"]
+        rest = [f"{equivalent} are equivalent, {_within(report['margin'])}"] if equivalent else []
+        rest += [f"{len(unclear)} are undecided{_could_have_been_seen(unclear)}"] if unclear else []
+        where = _listed(tested[0]["a_transfer"], model_of(tested[0], report))
+        parts = [f"{listed}." if listed else "None is told apart from another."]
+        parts += [f"Of {count(len(tested))} pairs {', '.join(rest)}."] if rest else []
+        paragraphs.append(f"Students with peers, against one another ({where}): {' '.join(parts)}")
+    return paragraphs
+
+
+def turned(one: dict) -> dict:
+    """A comparison of two rows of one transfer set with its sides in the other order."""
+    return {
+        **one,
+        "a": one["b"],
+        "b": one["a"],
+        "mean_difference": -one["mean_difference"],
+        "ci95": one["ci95"] and [-end for end in reversed(one["ci95"])],
+        "verdict": {"better": "worse", "worse": "better"}.get(one["verdict"], one["verdict"]),
+    }
+
+
 def _cohorts(report: dict) -> list[str]:
     """What students lose, or gain, against the cohorts that they learned in."""
     listed = []
@@ -661,6 +705,9 @@ def _selection(predictions: Predictions) -> str:
 
 
 def _comparisons(report: dict) -> str:
+    alone = " Students with peers, against one another, are corrected by themselves." * bool(
+        with_peers(report)
+    )
     if bears_looking(report):
         return (
             "Seeds were added until all accuracies compared were decided, or students.max_seeds were trained "
@@ -669,13 +716,13 @@ def _comparisons(report: dict) -> str:
             "at all numbers of seeds at once where differences are normal; p is Holm-corrected within each "
             "metric and transfer set. Every other interval, of a row, of the ensemble, of students by size, "
             "is for a number of seeds that was settled beforehand."
-        )
+        ) + alone
     over = ", over all sizes of student" if len(report["student_models"]) > 1 else ""
     return (
         "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set"
         f"{over}, the intervals beside it are not corrected. A difference that 'would have been seen' is one "
         "that such a test finds four times in five."
-    )
+    ) + alone
 
 
 def bears_looking(report: dict) -> bool:

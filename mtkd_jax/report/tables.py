@@ -13,7 +13,7 @@ from mtkd_jax.config import name_and_model
 from mtkd_jax.deploy.export import NEARLY_REAL
 from mtkd_jax.engine import jobs
 from mtkd_jax.report import findings
-from mtkd_jax.results import power
+from mtkd_jax.results import analysis, power
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import printable
 
@@ -51,6 +51,12 @@ BALANCED_CAPTION = " balanced: accuracy if every class were as large, the mean r
 COMPARISON_CAPTION = (
     "Mean difference [95 % interval, not corrected] over paired seeds. better, worse: Holm p below 0.05. "
     "equivalent: {tests} at 5 % show a difference of accuracy closer than {margin:g} points."
+)
+WITH_PEERS_TITLE = "Students with peers, against one another"
+WITH_PEERS_CAPTION = (
+    "Accuracy of the row's method minus that of the column's, points, over paired seeds. +, -: better, "
+    "worse, Holm p below 0.05 over all {number} pairs. =: equivalent, closer than {margin:g} points. "
+    "Intervals, and the same of NLL, are in report.json."
 )
 NEGATIVE_TRANSFER_CAPTION = (
     "repeats: of the {num_wrong} test images that all teachers fused by mean_probs get wrong, the share of "
@@ -433,12 +439,14 @@ def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cell
 
 
 def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
-    """(title, cells under COMPARISON_HEADER) of each Holm family: accuracy and NLL of a pair on one row."""
+    """(title, cells under COMPARISON_HEADER) of each Holm family: accuracy and NLL of a pair on one row.
+
+    Without students with peers against one another, which have a table of their own.
+    """
     sections = []
-    for family, model in dict.fromkeys((one["family"], one["architecture"]) for one in report["comparisons"]):
-        own = [
-            one for one in report["comparisons"] if (one["family"], one["architecture"]) == (family, model)
-        ]
+    compared = [one for one in report["comparisons"] if one["family"] != analysis.WITH_PEERS]
+    for family, model in dict.fromkeys((one["family"], one["architecture"]) for one in compared):
+        own = [one for one in compared if (one["family"], one["architecture"]) == (family, model)]
         on_accuracy, on_nll = ([one for one in own if one["metric"] == name] for name in ("accuracy", "nll"))
         cells = [
             [
@@ -451,6 +459,36 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
         title = " ".join(word for word in ("Students", findings.model_of(own[0], report)) if word)
         sections.append((f"{title}, {family}", cells))
     return sections
+
+
+def with_peers(report: dict) -> list[tuple[str, list[str], Cells]]:
+    """(title, header, cells) of students with peers against one another, a triangle each.
+
+    One for each transfer set and architecture that has two of them; columns are the numbers of rows.
+    """
+    return [_triangle(tested, report) for tested in findings.with_peers(report)]
+
+
+def with_peers_caption(report: dict) -> str:
+    """What has to be known to read them."""
+    number = sum(map(len, findings.with_peers(report)))
+    return WITH_PEERS_CAPTION.format(number=number, margin=100 * report["margin"])
+
+
+def _triangle(tested: Sequence[dict], report: dict) -> tuple[str, list[str], Cells]:
+    names = list(dict.fromkeys(one[side] for side in "ab" for one in tested))
+    below = {(one["a"], one["b"]): one for one in map(findings.turned, tested)}
+
+    def cell(row: str, column: str) -> str:
+        one = below.get((row, column))
+        return f"{100 * one['mean_difference']:+.2f}{SIGN[one['verdict']]}" if one else ""
+
+    cells = [
+        [f"{number} {name}", *(cell(name, column) for column in names[:-1])]
+        for number, name in enumerate(names, start=1)
+    ]
+    title = " ".join(word for word in ("Students", findings.model_of(tested[0], report)) if word)
+    return f"{title}, {tested[0]['a_transfer']}", ["", *map(str, range(1, len(names)))], cells
 
 
 def negative_transfer(report: dict) -> Sheet:

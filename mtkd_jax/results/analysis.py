@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -35,6 +36,7 @@ OWN_RESAMPLES = 200  # of a number of the user's own, whose cost nobody knows
 OF_NO_ADDRESS = ("specialist ", THINNED)  # networks that nothing could be exported of
 BLOCK = 2048  # examples fused at a time, so that memory does not grow with their number
 CROSS_FAMILY = "unlabelled against labelled"
+WITH_PEERS = "students with peers"  # the family of these against one another
 IMBALANCED = 1.5  # times the examples of the smallest class in the largest one, and accuracy misleads
 
 
@@ -706,10 +708,11 @@ def comparisons(predictions: Predictions) -> list[dict]:
 
     Every mode against its baseline, one with more heads against its control, every mode against output_avg
     and against its own controls (`students.controls`), these against the baseline, too; and, where both
-    transfer sets were used, every mode with the unlabelled images against the labelled-only baseline; always
-    of one architecture. Holm's correction within each family (a transfer set with all its architectures, or
-    the last list) and metric. Accuracies are also tested for equivalence, at 5 % each;
-    "verdict" is the word for both, see `intervals.verdict`.
+    transfer sets were used, every mode with the unlabelled images against the labelled-only baseline; and
+    every two modes that learned with peers against one another; always of one architecture. Holm's correction
+    within each family (a transfer set with all its architectures, or one of the last two lists) and metric.
+    Accuracies are also tested for equivalence, at 5 % each; "verdict" is the word for both, see
+    `intervals.verdict`.
 
     Where seeds were added until it was decided, all of that by `sequential`, and "decided_at" is the number
     of pairs from which on every look had the verdict there is now; None of what is undecided.
@@ -771,6 +774,7 @@ def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
         (mode, baseline_of(predictions, mode, "labelled")) for mode in _modes(predictions, "unlabelled")
     ]
     families[CROSS_FAMILY] = [(mode, baseline) for mode, baseline in across if baseline is not None]
+    families[WITH_PEERS] = _pairs_with_peers(predictions)
     return families
 
 
@@ -792,6 +796,16 @@ def _pairs(predictions: Predictions, transfer: str) -> list[tuple[Group, Group]]
         found += [(a, b) for group, b in rivals if b is not None for a in group if a is not b]
         found += by_control
     return found
+
+
+def _pairs_with_peers(predictions: Predictions) -> list[tuple[Group, Group]]:
+    """Every two rows of students that learned with peers, of one transfer set and architecture."""
+    learned = [group for group in predictions.groups if group.role == "student" and group.num_in_cohort > 1]
+    return [
+        (a, b)
+        for a, b in itertools.combinations(learned, 2)
+        if (a.transfer, a.architecture) == (b.transfer, b.architecture)
+    ]
 
 
 def _modes(predictions: Predictions, transfer: str) -> list[Group]:

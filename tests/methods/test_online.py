@@ -406,6 +406,24 @@ def seen_of_first_step():
     return dataclasses.replace(seen, hyper={**seen.hyper, "decay": jnp.float32(0.999)})
 
 
+# --- stopped and resumed ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "online.pcl(num_peers=2, decay=0.5)",
+        "online.dkel(num_peers=2, decay=0.5, shared='most')",
+        "online.kdcl(target='general', decay=0.5)",
+        "online.kdcl(target='general', decay=0.5, shared='most')",
+    ],
+)
+def test_what_a_cohort_remembers_is_resumed_to_the_same_bits(mode, tmp_path):
+    """Averages of peers, the classifier on all of them, the running covariance; augmented views."""
+    few = {"students.model": NETWORK, "students.num_seeds": 1, "train.epochs": 2, "data.augment.shift": 1}
+    small.check_that_it_resumes(small.students_job(mode, **few), tmp_path)
+
+
 # --- what cannot be -----------------------------------------------------------------------------------
 
 

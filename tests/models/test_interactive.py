@@ -7,7 +7,7 @@ import pytest
 
 from mtkd_jax.config import build_model
 from mtkd_jax.models import stages
-from mtkd_jax.models.interactive import TEACHERS, swapping
+from mtkd_jax.models.interactive import SWAPPED, TEACHERS, swapping
 from mtkd_jax.types import Task, UserError
 
 TASK = Task(5, 1, (0.5,), (0.5,))
@@ -25,10 +25,10 @@ def both():
         theirs = jax.vmap(TEACHER.init, (0, None))(jax.random.split(key), IMAGE)
 
         def run(swapped, key):
-            model = swapping(STUDENT, TEACHER, IMAGE[:1], swapped)
+            model = swapping(STUDENT, TEACHER, IMAGE[:1])
 
             def total(params):
-                known = {**own, "params": params, TEACHERS: theirs}
+                known = {**own, "params": params, TEACHERS: theirs, SWAPPED: {"share": swapped}}
                 outputs, state = model.apply(known, IMAGE, train=True, key=key)
                 return (outputs.logits**2).sum(), (outputs, state)
 
@@ -65,7 +65,7 @@ def test_where_all_give_way_the_student_reads_what_a_teacher_makes_of_the_image(
 
 
 def test_without_teachers_and_in_evaluation_it_is_the_student():
-    model = swapping(STUDENT, TEACHER, IMAGE[:1], 1.0)
+    model = swapping(STUDENT, TEACHER, IMAGE[:1])
     own = jax.eval_shape(STUDENT.init, jax.random.key(0), IMAGE)
     for train in (True, False):
         found, expected = (
@@ -94,5 +94,5 @@ def test_without_teachers_and_in_evaluation_it_is_the_student():
 )
 def test_who_cannot_stand_in_is_told_in_one_line(student, teacher, expected):
     with pytest.raises(UserError) as error:
-        swapping(build_model(student, TASK), build_model(teacher, TASK), IMAGE[:1], 0.5)
+        swapping(build_model(student, TASK), build_model(teacher, TASK), IMAGE[:1])
     assert expected in str(error.value) and "\n" not in str(error.value)

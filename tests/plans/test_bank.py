@@ -129,6 +129,10 @@ def test_what_they_say_is_kept_by_the_step_and_not_by_the_example(run):
     )
 
 
+def test_students_of_a_bank_are_resumed_to_the_same_bits(run, tmp_path):
+    small.check_that_it_resumes(bank_of(run), tmp_path)
+
+
 def test_teachers_of_another_run_bring_their_bank(run):
     config, split, stages, done, workdir = run
     found = teachers._restore(workdir, config.model.name, split, 3)

@@ -548,14 +548,20 @@ def test_a_classifier_that_broke_down_leaves_those_after_other_stages():
 def test_students_go_on_from_what_they_learnt_among_stages_of_a_teacher():
     """After a first stage of labels alone; of that the student is left, and not the teachers."""
     few = {"model.name": "cnn(widths=(2, 3), dense=4, batch_norm=True)", "teachers.num_members": 2}
-    config = small.config(plan="interactive", **few, **{"students.modes": ("output_avg",)})
+    address = "interactive(swapped=0.8, schedule='linear')"
+    config = small.config(plan=address, **few, **{"students.modes": ("output_avg",)})
     first, direct, swapped, last = plan.build(config, experiment.load_split(config))
     done = {first.name: training.untrained(first.make({})), direct.name: None}
     job = swapped.make(done)
     assert set(job.hyper["alpha"]) == {1.0} and job.program.teachers == ()
     assert job.program.model.blocks == ("stage1", "stage2") and job.eval_every == job.epochs
     equal(job.stage_data.frozen[TEACHERS], done[first.name].population.variables)
-    plan.trace(job)
+    begun, steps = training.first_progress(job), training.compiled_part(job.program)
+    np.testing.assert_allclose(begun.train.mem, 0.8)
+    after = steps(begun, job.hyper, job.order(0), np.int32(0), job.stage_data).train
+    # As many as an epoch has; the last one began at this share of the stage, and its factor is for the next.
+    share = (job.steps_per_epoch - 1) / job.num_steps
+    np.testing.assert_allclose(after.mem, 0.8 * (1 - share), rtol=1e-6)
     done[swapped.name] = training.untrained(job)
     learnt = done[swapped.name].population
     assert learnt.model == teachers.network(experiment.load_split(config), config.model.name)
@@ -1051,6 +1057,7 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ),
         ("student_friendly", {"students.models": ("mlp", "cnn")}, "there are several; name student"),
         ("interactive(swapped=1.0)", {}, "interactive(swapped=1.0): must be a share"),
+        ("interactive(schedule='growing')", {}, "config.plan: there is no schedule"),
         ("interactive", {}, "interactive: mlp(hidden=(8,)) has no stages of blocks"),
         ("interactive", {"teachers.models": ("mlp", "cnn")}, "teachers.models must name one"),
         ("interactive(mode='mimic_all')", {}, "one head"),

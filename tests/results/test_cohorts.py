@@ -5,15 +5,18 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from mtkd_jax import experiment
 from mtkd_jax.engine import training
 from mtkd_jax.engine.population import members, take
 from mtkd_jax.plans import plan
-from mtkd_jax.report import document, tables
+from mtkd_jax.report import document, findings, tables
 from mtkd_jax.results import analysis, evaluation
 from mtkd_jax.runs.logbook import Logbook
 from tests import small
+from tests.references import metrics as reference
+from tests.references.predictions import make
 
 DML, PCL = "peers.dml(num_peers=3)", "online.pcl(num_peers=2, shared='most')"
 
@@ -111,3 +114,116 @@ def test_the_report_says_what_a_student_loses_and_compares_no_cohort(evaluated):
     assert not any("cohort" in name for name in named | {report["deploy"]["name"]})
     (students,) = [cells for title, cells in tables.main_sections(report) if title.startswith("Students on")]
     assert {f"{DML} cohort", f"{PCL} cohort"} < {cells[0] for cells in students}
+
+
+# --- against one another ------------------------------------------------------------------------------
+
+SPREADS = {"pcl": 0.5, "one": 0.9, "dml": 1.6, "output_avg": 1.1}
+
+
+def run_of(*with_peers, models={"mlp": 1.0}, transfers=("labelled", "unlabelled")):  # noqa: B006
+    """A made-up run in which these rows learned with peers."""
+    students = {name: ("student", spread) for name, spread in SPREADS.items()}
+    students["baseline"] = ("baseline", 1.5)
+    made = make(students=students, models=models, transfers=transfers, rules=("mean_probs",))
+    groups = [
+        dataclasses.replace(group, num_in_cohort=3 if group.name in with_peers else 1)
+        for group in made.groups
+    ]
+    return dataclasses.replace(made, groups=tuple(groups))
+
+
+def between(report, metric):
+    return [
+        one
+        for one in report["comparisons"]
+        if (one["family"], one["metric"]) == (analysis.WITH_PEERS, metric)
+    ]
+
+
+def scores(made, transfer, name, metric, model="mlp"):
+    group = analysis.find(made, transfer, name=name, architecture=model)
+    return [getattr(reference, metric)(logits.tolist(), made.test_labels) for logits in group.test]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_students_with_peers_are_tested_against_one_another_by_themselves(metric):
+    models = {"mlp": 1.0, "small": 0.5}
+    made = run_of("pcl", "one", "dml", models=models)
+    report = analysis.numbers(made)
+    own = between(report, metric)
+    expected = []
+    for model in models:
+        for transfer in ("labelled", "unlabelled"):
+            for pair in (("pcl", "one"), ("pcl", "dml"), ("one", "dml")):
+                expected.append((*pair, transfer, transfer, model))
+    places = [(c["a"], c["b"], c["a_transfer"], c["b_transfer"], c["architecture"]) for c in own]
+    assert sorted(places) == sorted(expected)
+    by_scipy = []
+    for a, b, transfer, _, model in places:
+        of_a, of_b = (scores(made, transfer, name, metric, model) for name in (a, b))
+        by_scipy.append(stats.ttest_rel(of_a, of_b).pvalue)
+    np.testing.assert_allclose([c["p_value"] for c in own], by_scipy, rtol=1e-6)
+    np.testing.assert_allclose([c["p_holm"] for c in own], reference.holm(by_scipy), rtol=1e-6)
+
+
+def test_all_else_is_as_it_would_be_without_peers():
+    with_peers, alone = (document.build(run_of(*names)) for names in (("pcl", "one", "dml"), ()))
+    rest = [one for one in with_peers["comparisons"] if one["family"] != analysis.WITH_PEERS]
+    assert rest == alone["comparisons"]
+    assert [row["verdict"] for row in with_peers["rows"]] == [row["verdict"] for row in alone["rows"]]
+    assert tables.comparison_sections(with_peers) == tables.comparison_sections(alone)
+    told = [text for text in with_peers["findings"] if not text.startswith("Students with peers")]
+    assert told == alone["findings"]
+
+
+@pytest.mark.parametrize("names", [(), ("pcl",)])
+def test_a_single_row_with_peers_has_none_to_be_compared_with(names):
+    report = document.build(run_of(*names))
+    assert not between(report, "accuracy") and not tables.with_peers(report)
+    assert not any("with peers" in text for text in report["findings"] + report["notes"])
+    assert tables.WITH_PEERS_TITLE not in document._markdown(report, [])
+    assert tables.WITH_PEERS_TITLE not in document._html("run", report, {}, None)
+
+
+def test_the_triangle_has_every_pair_once_with_the_sign_of_its_row():
+    made = run_of("pcl", "one", "dml", transfers=("labelled",))
+    report = document.build(made)
+    ((title, header, cells),) = tables.with_peers(report)
+    assert (title, header) == ("Students, labelled", ["", "1", "2"])
+    names = [row[0] for row in cells]
+    assert names == ["1 pcl", "2 one", "3 dml"]
+    mean = {name: 100 * np.mean(scores(made, "labelled", name, "accuracy")) for name in SPREADS}
+    mark = {"better": " -", "worse": " +", "equivalent": " =", "undecided": ""}  # of the column, over the row
+    verdict = {(one["a"], one["b"]): one["verdict"] for one in between(report, "accuracy")}
+    for row, column, cell in [
+        ("one", "pcl", cells[1][1]),
+        ("dml", "pcl", cells[2][1]),
+        ("dml", "one", cells[2][2]),
+    ]:
+        assert cell == f"{mean[row] - mean[column]:+.2f}{mark[verdict[column, row]]}"
+    assert verdict["pcl", "dml"] == "better" and cells[0][1:] == ["", ""] and cells[1][2] == ""
+    for text in (document._markdown(report, []), document._html("run", report, {}, None)):
+        assert tables.WITH_PEERS_TITLE in text and "over all 3 pairs" in text and cells[2][1] in text
+
+
+def test_a_sentence_names_who_is_ahead_and_counts_the_rest():
+    made = run_of("pcl", "one", "dml", transfers=("labelled",))
+    worst_first = dataclasses.replace(made, groups=(made.groups[0], *made.groups[:0:-1]))
+    report = document.build(worst_first)
+    (told,) = [text for text in report["findings"] if text.startswith("Students with peers, against one")]
+    own = between(report, "accuracy")
+    behind = [one for one in own if one["verdict"] == "worse"]
+    assert any((one["a"], one["b"]) == ("dml", "pcl") for one in behind)
+    for one in behind:
+        low, high = (100 * end for end in one["ci95"])
+        difference = f"{-100 * one['mean_difference']:+.2f} points [{-high:.2f}, {-low:.2f}]"
+        assert f"{one['b']} beats {one['a']}, {difference}, Holm p " in told
+    undecided = sum(one["verdict"] == "undecided" for one in own)
+    equivalent = sum(one["verdict"] == "equivalent" for one in own)
+    assert undecided + equivalent + len(behind) == 3
+    assert (f"{undecided} are undecided" in told) == bool(undecided)
+    assert (f"{equivalent} are equivalent" in told) == bool(equivalent)
+    assert "Students with peers, against one another, are corrected by themselves." in findings._comparisons(
+        report
+    )

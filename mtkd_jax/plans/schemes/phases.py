@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import GIVEN, build_recipe, number_of_teachers, teacher_models
+from mtkd_jax.config import GIVEN, build, build_recipe, number_of_teachers, teacher_models
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.maps import is_no_head
 from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers, identity_view
-from mtkd_jax.models.interactive import TEACHERS, swapping
+from mtkd_jax.models.interactive import SWAPPED, TEACHERS, swapping
+from mtkd_jax.optimizers import Schedule
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
 from mtkd_jax.plans.schemes.direct import (
@@ -30,7 +32,7 @@ from mtkd_jax.plans.schemes.direct import (
     with_baseline,
 )
 from mtkd_jax.plans.students import Family
-from mtkd_jax.types import PyTree, UserError
+from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
 
 def hints_then_distil(
@@ -69,24 +71,35 @@ def hints_then_distil(
     return (*direct, *stages)
 
 
-def interactive(config: ConfigDict, split: Split, *, swapped: float = 0.5, mode: str = "output_avg") -> Plan:
+def interactive(
+    config: ConfigDict,
+    split: Split,
+    *,
+    swapped: float = 0.5,
+    schedule: str = "constant",
+    mode: str = "output_avg",
+) -> Plan:
     """Students first learn with a teacher's stages in the place of some of theirs, then alone (IAKD).
 
     In the first stage labels alone are learnt from, and in every step each stage of blocks of a student gives
-    way to that of a teacher with probability `swapped`: what is left of the student has to do with what the
-    teacher makes of an image. One of the K teachers is drawn for every step. Every seed keeps the weights of
-    the last step, and begins with them, for as many epochs again, at every alpha and temperature of `mode`:
-    the row "interactive". Raises UserError for a mode with more than one head, teachers of several
-    architectures or that are no networks, and stages of students that do not take and give what the teachers'
-    do.
+    way to that of a teacher with probability `swapped`, times the factor of `schedule`, one of those of
+    `train.schedule`, at this share of the stage: what is left of the student has to do with what the teacher
+    makes of an image. With "constant" that is uniform, with "linear" the student's own share grows along a
+    line to all of it, with "sawtooth" it goes back half-way, for review, and grows again. One of the K
+    teachers is drawn for every step. Every seed keeps the weights of the last step, and begins with them, for
+    as many epochs again, at every alpha and temperature of `mode`: the row "interactive". Raises UserError
+    for a mode with more than one head, teachers of several architectures or that are no networks, and stages
+    of students that do not take and give what the teachers' do.
 
     Source: interactive knowledge distillation, Fu et al. 2020, arXiv 2007.01476, of whose paper the abstract
-    was at hand: it swaps blocks; the probability, which stays through the first stage, and the two stages are
-    ours. Its students learn from labels to the end, as here with students.alphas = (1.0,).
+    was at hand: it swaps blocks; the probability, the form of its three schedules (uniform, linear growth,
+    review), and the two stages are ours. Its students learn from labels to the end, as here with
+    students.alphas = (1.0,).
     """
     name = "interactive"
     check_shares(name, swapped=swapped)
     second = recipe_for(name, mode, check_networks_teach(name, config))
+    share = _Share(swapped, build("schedule", schedule, "plan"))
     if len(teacher_models(config)) > 1:
         raise UserError(
             f"config.plan: {name} has stages of one architecture of teachers; teachers.models must name one"
@@ -103,13 +116,15 @@ def interactive(config: ConfigDict, split: Split, *, swapped: float = 0.5, mode:
         def swap(done: Done, transfer=transfer, seeds=seeds) -> Job:
             job = students.job(config, split, transfer, seeds, (), {}, routed=False)
             try:
-                network = swapping(job.program.model, teacher, image, swapped)
+                network = swapping(job.program.model, teacher, image)
             except UserError as error:
                 raise UserError(f"config.plan: {name}: {error}") from None
             known = {TEACHERS: ensemble_of(done)[0].variables}
             return dataclasses.replace(
                 job,
-                program=job.program._replace(model=network),
+                program=job.program._replace(
+                    model=network, recipes=tuple(map(share.followed_by, job.program.recipes))
+                ),
                 stage_data=dataclasses.replace(job.stage_data, frozen=known),
                 eval_every=job.epochs,  # the only weights to choose: the last
             )
@@ -121,6 +136,41 @@ def interactive(config: ConfigDict, split: Split, *, swapped: float = 0.5, mode:
         stages.append(Stage(before, swap))
         stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer, note=note))
     return (*direct, *stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """The probability with which stages give way, at a share of the training. Comparable by value."""
+
+    swapped: float
+    schedule: Schedule
+
+    def __call__(self, progress: Array) -> Array:
+        return self.swapped * self.schedule(progress)
+
+    def followed_by(self, recipe: Recipe) -> Recipe:
+        """A recipe whose `mem` is this probability: its network computes with it."""
+        return recipe._replace(init_mem=_FirstShare(self), view=_with_share, after=_NextShare(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class _FirstShare:
+    share: _Share
+
+    def __call__(self, variables: PyTree, student: Outputs, num_examples: int) -> Array:
+        return self.share(jnp.float32(0.0))
+
+
+def _with_share(variables: PyTree, state: TrainState, hyper: Mapping[str, Array], key: Array) -> PyTree:
+    return {**variables, SWAPPED: {"share": state.mem}}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NextShare:
+    share: _Share
+
+    def __call__(self, state: TrainState, context: Context) -> TrainState:
+        return dataclasses.replace(state, mem=self.share(context.progress))  # a step late: it is of this one
 
 
 def _of_seeds(done: Done, stage: str, family: Family) -> PyTree:
