@@ -176,7 +176,6 @@ REFERENCE_OF = {
     "ods": "test_ods_moves_every_image_by_its_length_along_the_gradient",
     "conf_ods": "test_conf_ods_moves_by_confidence",
     "gaussian": "test_gaussian_noise_has_its_deviation_and_no_direction",
-    "privileged": "test_teachers_see_what_the_student_sees_degraded",
     "lot": "test_lot_draws_a_teacher_for_every_example_and_everyone_as_often",
     "dkpp": "test_dkpp_moves_all_but_the_top",
     "random_drop": "test_weights_by_hand",

@@ -239,6 +239,7 @@ def job(
     speaks = teachers.speakers(config, split, num_teachers) if routed else None
     if transfer == OTHER:
         _check_are_asked(ensemble)
+    _check_images(recipes, split, transfer)
     mean, std = loading.channel_statistics(split)
     task = Task(split.dataset.num_classes, num_heads, mean, std)
     epochs, eval_every = students_schedule(config)
@@ -424,6 +425,15 @@ def _examples(config: ConfigDict, split: Split, transfer: str, speaks: np.ndarra
     """What the students of a transfer set see; `speaks` [N,K] says which teachers teach them what."""
     examples = dataclasses.replace(jobs.examples(config, split), speaks=speaks)
     return loading.with_other_images(examples, split.other) if transfer == OTHER else examples
+
+
+def _check_images(recipes: Sequence[Recipe], split: Split, transfer: str) -> None:
+    """Raise UserError for images of the transfer set that a recipe cannot be given."""
+    for recipe in recipes:
+        if recipe.check_images is not None:
+            recipe.check_images(split.dataset.train_images)
+            if transfer == OTHER and split.other is not None:
+                recipe.check_images(split.other)
 
 
 def _check_are_asked(ensemble: Ensemble) -> None:

@@ -203,6 +203,15 @@ def least_common_gradient(gradients, cap):
     return found.x
 
 
+# --- stimuli ---------------------------------------------------------------------------------------------
+
+
+def privileged(series, reach):
+    """Of a series [T,D], step by step: the mean of the steps that are not further away than `reach`."""
+    near = [range(max(0, t - reach), min(len(series), t + reach + 1)) for t in range(len(series))]
+    return np.array([np.mean([series[s] for s in steps], axis=0) for steps in near])
+
+
 # --- few labels ------------------------------------------------------------------------------------------
 
 
