@@ -37,7 +37,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
-from mtkd_jax.methods.features import CLASSIFIERS, linear_heads
+from mtkd_jax.methods.features import CLASSIFIERS, RESCALED, linear_heads
 from mtkd_jax.methods.seams import SUPERVISED, identity_view
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
@@ -248,7 +248,8 @@ def job(
     model = _network(config, address, task, family[0])
     if any(recipe.prepare == CLASSIFIERS for recipe in recipes):
         _check_heads((model, *(own.model for own in ensemble)), split)
-        prepared = {**prepared, CLASSIFIERS: classifiers(ensemble, model.head_scale)}
+        rescaled = classifiers(ensemble, model.head_scale)
+        prepared = {**prepared, CLASSIFIERS: classifiers(ensemble), RESCALED: rescaled}
 
     def column(values, dtype=np.float32) -> np.ndarray:
         return np.asarray(list(values), dtype)
