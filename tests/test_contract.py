@@ -164,6 +164,7 @@ REFERENCE_OF = {
     "hints": "hint",
     "hints_only": "hint",
     "fsp_only": "fsp",
+    "ofd_only": "ofd",
     "label_smoothing": "smoothed_cross_entropy",
     "dml": "kl",
     "kd_ml": "test_kd_ml_is_teachers_and_peers_added",

@@ -256,6 +256,20 @@ def ofd(*, weight: float = 1.0) -> Recipe:
     return beside_logits("ofd", _partial_distance, weight, draw=_draw_connectors, lacking=_no_stage("ofd"))
 
 
+def ofd_only() -> Recipe:
+    r"""Learn what `ofd` adds and nothing else: a first stage, before the student learns its task.
+
+    $$\ell = \sum_k w_k f_k$$
+
+    The $f_k$ are those of `ofd`; no label is used and alpha is 0. For the plan
+    hints_then_distil(hints='features.ofd_only'). The paper has one stage, in which both count at once, as
+    `ofd` does; its forerunner of activation boundaries, `ab_only`, has two.
+
+    Source: a comprehensive overhaul of feature distillation, Heo et al. 2019, arXiv 1904.01866.
+    """
+    return alone(ofd(), name="ofd_only")
+
+
 def semckd(*, weight: float = 400.0, width: int = 32) -> Recipe:
     r"""Match each stage of the student with all of a teacher's, as much as attention finds them alike.
 

@@ -39,7 +39,7 @@ WEIGHTED = (
     features.ofd(weight=2.0),
     features.semckd(weight=2.0, width=4),
 )
-EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only(), features.simkd())
+EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only(), features.ofd_only(), features.simkd())
 TRAINED = (*WEIGHTED[:3], features.hints_only())
 
 
@@ -76,7 +76,7 @@ def expected(name, of, seen_of, b, k):
         return reference.mgd(student, teacher, parameters, is_seen[b, :, :, 0])
     if name == "review":
         return reference.review(student, teacher, parameters)
-    if name == "ofd":
+    if name in ("ofd", "ofd_only"):
         return reference.ofd(student, of["teachers"][k], parameters, b)
     if name == "semckd":
         return reference.semckd(student, teacher, parameters)
