@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from mtkd_jax.config import build_model
+from mtkd_jax.engine import population
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.methods import binary
 from mtkd_jax.models import levels
 from mtkd_jax.models.levels import LEVELS, round_inputs, round_off
+from mtkd_jax.results import bodies
 from mtkd_jax.types import (
     Batch,
     Context,
@@ -378,10 +380,69 @@ def test_bit_widths_are_members_of_one_population(tmp_path):
 
 def test_a_network_of_ones_own_cannot_have_few_bits_of_activations():
     params = {"network": {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}}
-    with pytest.raises(UserError, match="activations must be 0 with it"):
+    with pytest.raises(UserError, match="must be real ones, with activations=0 or binary.xnor"):
         view(binary.wrpn(activations=4), params)
     with pytest.raises(UserError, match="wrpn.activations=9.: must be from 1 to 8 bits, or 0"):
         binary.wrpn(activations=9)
+
+
+# --- signs of both ------------------------------------------------------------------------------------
+
+
+def test_signs_of_activations_by_hand():
+    """The card's fixture at 0.3 and 1.5, and the ends of where the gradient passes."""
+    x = jnp.array([0.3, 1.5, -0.3, -1.5, 1.0, -1.0, 0.0])
+    found, backward = jax.vjp(lambda x: round_off(x, jnp.float32(levels.SIGNS)), x)
+    np.testing.assert_array_equal(found, [1, 1, -1, -1, 1, -1, -1])
+    np.testing.assert_array_equal(backward(jnp.ones(7))[0], [1, 0, 1, 0, 1, 1, 1])
+
+
+def test_a_network_of_signs_is_the_reference():
+    model = round_inputs(build_model("mlp(hidden=(5, 4))", Task(3, 1, (0.5,), (0.2,))))
+    image = jax.random.uniform(jax.random.key(0), (6, 4, 4, 1))
+    variables, recipe = model.init(jax.random.key(1), image), binary.qnn()
+    said, _ = model.apply(recipe.view(variables, None, numbers(recipe), None), image)
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+    x = (np.asarray(image, np.float64).reshape(6, -1) - 0.5) / 0.2
+    x = np.maximum(x @ layers["dense1"]["kernel"] + layers["dense1"]["bias"], 0)
+    assert (x == 0).any()
+    x = np.maximum(reference.qnn(x, layers["dense2"]["kernel"]) + layers["dense2"]["bias"], 0)
+    expected = x @ layers["heads"]["kernel"][0] + layers["heads"]["bias"]
+    np.testing.assert_allclose(said.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_signs_pass_the_gradient_up_to_1_and_are_clipped():
+    recipe, kernel = binary.qnn(), jnp.array([[0.3, -1.5], [-1.0, 0.0]])
+    found, backward = jax.vjp(lambda k: view(recipe, between_others(k))["dense2"]["kernel"], kernel)
+    np.testing.assert_array_equal(found, [[1, -1], [-1, 1]])
+    np.testing.assert_array_equal(backward(jnp.full((2, 2), 3.0))[0], [[3, 0], [3, 3]])
+    after = recipe.after(state(between_others(kernel)), None).params
+    np.testing.assert_array_equal(after["dense2"]["kernel"], kernel.clip(-1, 1))
+    kept = recipe.deploy(state(between_others(kernel)), numbers(recipe))
+    np.testing.assert_array_equal(kept["params"]["dense2"]["kernel"], found)
+    with pytest.raises(UserError, match="binary.qnn: the network has no layer between"):
+        view(recipe, {"dense1": {"kernel": kernel}, "heads": {"kernel": kernel}})
+
+
+def test_a_student_of_signs_learns_and_has_one_bit_of_both(tmp_path):
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(8,))",),
+            "students.model": "mlp(hidden=(16, 16), batch_norm=True)",
+            "students.modes": ("binary.qnn",),
+            "students.alphas": (0.5,),
+            "students.epochs": 30,
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "qnn" in stage)
+    assert fitted.val_nll.min() < 0.8 * np.log(4), fitted.val_nll
+    trained = fitted.population
+    np.testing.assert_array_equal(np.abs(trained.variables["params"]["dense2"]["kernel"]), 1)
+    told = bodies.of_weights(population.take(trained.variables, 0))
+    assert told["activation_bits"] == 1
+    inner = bodies.stored(np.asarray(trained.variables["params"]["dense2"]["kernel"][0]))
+    assert inner.num_bytes == inner.weights / 8
 
 
 # --- apprentices --------------------------------------------------------------------------------------

@@ -39,7 +39,14 @@ WEIGHTED = (
     features.ofd(weight=2.0),
     features.semckd(weight=2.0, width=4),
 )
-EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only(), features.ofd_only(), features.simkd())
+EVERY = (
+    *WEIGHTED,
+    features.hints_only(),
+    features.fsp_only(),
+    features.ab_only(),
+    features.ofd_only(),
+    features.simkd(),
+)
 TRAINED = (*WEIGHTED[:3], features.hints_only())
 
 

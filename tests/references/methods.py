@@ -243,6 +243,14 @@ def wrpn(kernel, bits):
     return np.round(steps * np.clip(kernel, -1, 1)) / steps
 
 
+def qnn(x, kernel):
+    """What a layer of signs says of activations [B,d]; of 0 the sign is -1, of a weight of 0 it is 1."""
+    found = np.zeros((len(x), kernel.shape[1]))
+    for b, j, i in np.ndindex(len(x), *kernel.shape[::-1]):
+        found[b, j] += (1 if x[b, i] > 0 else -1) * (1 if kernel[i, j] >= 0 else -1)
+    return found
+
+
 def few_bit_activations(x, bits):
     """Each number by itself to the nearest of the 2**bits that are allowed."""
     allowed = np.linspace(0, 1, 2**bits)
