@@ -226,7 +226,11 @@ def adaptive() -> Recipe:
 
     Here $e$ [B,D] is the student's embedding, and $\theta$ [K,D] and $v$ [D], 0 at first so that all count
     alike, are trained along by the same loss, whose gradient goes through the mixture. The paper adds hints
-    of several levels and distances between examples: `features.hints` and `relations.rkd` have these.
+    of several levels and distances between examples: `features.hints` and `relations.rkd` have these, each
+    for itself. Two kin judge weights by the student they make, and are not here: MMKD (Zhang et al. 2023)
+    learns a network of weights through an update of the student, by a loss on examples held back, and the
+    agent of MTKD-RL (Yang et al. 2025) is rewarded for the student after one. For either an updated network
+    would have to be asked within the step, about validation, which no seam sees.
 
     Source: adaptive multi-teacher multi-level distillation, Liu et al. 2020, arXiv 2103.04062.
     """

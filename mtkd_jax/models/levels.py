@@ -26,8 +26,8 @@ def round_off(x: Array, steps: Array) -> Array:
     $$x \rightarrow \frac{\mathrm{round}(n\, \mathrm{clip}(x, 0, 1))}{n}, \qquad n = 2^b - 1$$
 
     The gradient is 1 where $0 \le x \le 1$, else 0 (straight through). Below 0 steps, as with SIGNS, it is
-    the sign, 1 above 0 and else -1, whose gradient is 1 where $|x| \le 1$: of what a ReLU gives it is the sign
-    of what that is given. Computed in float32, returned in the dtype of x.
+    the sign, 1 above 0 and else -1, whose gradient is 1 where $|x| \le 1$: of what a ReLU gives it is the
+    sign of what that is given. Computed in float32, returned in the dtype of x.
     """
     wide = x.astype(jnp.float32)
     rounded = jnp.round(steps * wide.clip(0.0, 1.0)) / jnp.maximum(steps, 1.0)
