@@ -364,7 +364,7 @@ def test_streams_have_the_gradient_of_the_mean(alpha, temperature):
                 aimed(recipe, context(x @ kernel, said, y, alpha=alpha, temperature=temperature))
             ).mean()
 
-        return jax.grad(mean_loss)(jnp.asarray(kernel, jnp.float32))
+        return jax.jit(jax.grad(mean_loss))(jnp.asarray(kernel, jnp.float32))
 
     once = gradient(modes.output_avg(), 1)
     assert np.abs(once).max() > 1e-3
