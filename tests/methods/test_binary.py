@@ -60,12 +60,8 @@ def test_signs_times_mean_size_by_hand():
 def test_one_number_for_every_output_channel(shape):
     """Flax kernels have the output last; taken from PyTorch unturned, the first axis would be it."""
     kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    expected = np.empty(shape)
-    for channel in range(shape[-1]):
-        of_channel = kernel[..., channel].astype(np.float64)
-        expected[..., channel] = np.sign(of_channel) * np.abs(of_channel).mean()
     found = viewed(jnp.asarray(kernel))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, reference.xnor(kernel.astype(np.float64)), rtol=1e-6)
     np.testing.assert_allclose(viewed(4.0 * jnp.asarray(kernel)), 4.0 * found, rtol=1e-6)
 
 
@@ -191,13 +187,6 @@ def test_of_parallel_first_layers_all_stay_real(num_channels):
 # --- few bits -----------------------------------------------------------------------------------------
 
 
-def rounded(leaf, bits, axes):
-    """In float64, one output at a time."""
-    leaf = np.asarray(leaf, np.float64)
-    step = np.abs(leaf).max(axis=axes, keepdims=True) / (2 ** (bits - 1) - 1)
-    return step * np.rint(leaf / step)
-
-
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_weights_are_rounded_to_few_values_of_each_output(bits):
     rng = np.random.default_rng(0)
@@ -209,9 +198,14 @@ def test_weights_are_rounded_to_few_values_of_each_output(bits):
     params = jax.tree.map(np.float32, params)
     recipe = binary.quantised(bits=bits)
     found = jax.tree.map(np.asarray, view(recipe, jax.tree.map(jnp.asarray, params)))
-    for name, axes in (("conv1", (0, 1, 2)), ("heads", (1,))):
-        expected = rounded(params[name]["kernel"], bits, axes)
-        np.testing.assert_allclose(found[name]["kernel"], expected, rtol=1e-5, atol=1e-6)
+    kernels = {name: params[name]["kernel"].astype(np.float64) for name in params}
+    of_conv = reference.quantised(kernels["conv1"].reshape(-1, 4), bits)
+    expected = {
+        "conv1": of_conv.reshape(shapes["conv1"]),
+        "heads": np.array([reference.quantised(head, bits) for head in kernels["heads"]]),
+    }
+    for name, kernel in expected.items():
+        np.testing.assert_allclose(found[name]["kernel"], kernel, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(found[name]["bias"], params[name]["bias"])
     assert len(np.unique(found["conv1"]["kernel"][..., 0])) <= 2**bits - 1
     kept = recipe.deploy(state(jax.tree.map(jnp.asarray, params)), numbers(recipe))
@@ -470,10 +464,20 @@ def test_an_apprentice_learns_from_its_peer_and_the_peer_from_labels_alone():
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
-def context_of(recipe, logits, place):
-    hyper = {"alpha": 0.25, "temperature": 1.0, "label_smoothing": 0.0}
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_losses_of_an_apprentice_and_its_peer_are_the_reference(place):
+    recipe, cohort = binary.apprentice(), np.random.default_rng(6).normal(size=(2, 4, 5))
+    seen = context_of(recipe, jnp.asarray(cohort, jnp.float32), place, temperature=3.0)
+    expected = [reference.apprentice(place, cohort[:, b], 0, 0.25, 3.0) for b in range(4)]
+    np.testing.assert_allclose(recipe.term(seen), expected, rtol=1e-5)
+
+
+def context_of(recipe, logits, place, temperature=1.0):
+    hyper = {"alpha": 0.25, "temperature": temperature, "label_smoothing": 0.0}
     hyper = {name: jnp.float32(value) for name, value in hyper.items()}
-    batch = Batch(jnp.zeros((1, 2, 2, 1)), jnp.array([0]), jnp.array([0]), jnp.array([True]))
+    size = logits.shape[1]
+    label, labelled = jnp.zeros(size, jnp.int32), jnp.ones(size, bool)
+    batch = Batch(jnp.zeros((size, 2, 2, 1)), label, jnp.arange(size), labelled)
     student = Outputs(logits[place], logits[place][None], None, {})
     peers = Peers(logits, jnp.int32(place), jnp.array([True, True]))
     one = Context(batch, None, {}, hyper, None, jnp.int32(0), jnp.float32(0), student, peers)

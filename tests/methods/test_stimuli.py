@@ -135,6 +135,15 @@ def plain_targets(seen):
 # --- gaussian, privileged -------------------------------------------------------------------------------
 
 
+def test_gaussian_noise_is_the_reference():
+    image = np.random.default_rng(11).uniform(size=(B, SIDE, SIDE, 1))
+    found = perturbed(stimuli.gaussian(step_size=0.5), image, None, seed=3).image
+    noise = np.asarray(jax.random.normal(jax.random.split(jax.random.key(3))[1], image.shape), np.float64)
+    expected = reference.gaussian(image, noise, 0.5)
+    assert {0.0, 1.0} < set(expected.ravel())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_gaussian_noise_has_its_deviation_and_no_direction():
     found = moves(stimuli.gaussian(step_size=0.02), None, grey(400))
     assert abs(found.std() - 0.02) < 4 * 0.02 / np.sqrt(2 * found.size)

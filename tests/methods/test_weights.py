@@ -373,6 +373,15 @@ def test_streams_have_the_gradient_of_the_mean(alpha, temperature):
     assert np.abs(gradient(apart, K) - once).max() > 1e-3
 
 
+def test_lot_matches_the_teacher_that_was_drawn():
+    student, teachers, label = drawn(25)
+    seen = context(student, teachers, label, temperature=3.0, seed=4)
+    kappa = np.asarray(jax.random.randint(seen.key, (B,), 0, K))
+    assert len(set(kappa)) > 1
+    expected = [reference.lot(student[b], teachers[:, b], kappa[b], 3.0) for b in range(B)]
+    np.testing.assert_allclose(loss(weights.lot(), seen), expected, rtol=1e-4)
+
+
 def test_switch_matches_the_teacher_whose_turn_it_is():
     student, teachers, label = drawn(22)
     found = loss(weights.switch(), context(student, teachers, label, step=K + 2))

@@ -203,6 +203,33 @@ def least_common_gradient(gradients, cap):
     return found.x
 
 
+def lot(student, teachers, drawn, temperature):
+    """The loss of one example, of which teacher `drawn` alone is heard; teachers [K,C]."""
+    return temperature**2 * kl(softmax(teachers[drawn], temperature), softmax(student, temperature))
+
+
+# --- peers -----------------------------------------------------------------------------------------------
+
+
+def kd_ml(place, cohort, teachers, label, alpha, temperature, teacher_weight, peer_weight):
+    """The loss of one example and the peer at `place`; cohort [P,C], teachers [K,C]."""
+    p = softmax(cohort[place], temperature)
+    of_teachers = np.mean([kl(softmax(z, temperature), p) for z in teachers])
+    others = [z for j, z in enumerate(cohort) if j != place]
+    of_peers = np.mean([kl(softmax(z, temperature), p) for z in others])
+    soft = temperature**2 * (teacher_weight * of_teachers + peer_weight * of_peers)
+    return -alpha * np.log(softmax(cohort[place])[label]) + (1 - alpha) * soft
+
+
+def apprentice(place, cohort, label, alpha, temperature):
+    """Of the low-precision peer 0, or of peer 1, whom it learns from."""
+    hard = -np.log(softmax(cohort[place])[label])
+    if place == 1:
+        return hard
+    q, p = (softmax(z, temperature) for z in (cohort[1], cohort[0]))
+    return alpha * hard + (1 - alpha) * temperature**2 * kl(q, p)
+
+
 # --- stimuli ---------------------------------------------------------------------------------------------
 
 
@@ -212,7 +239,18 @@ def privileged(series, reach):
     return np.array([np.mean([series[s] for s in steps], axis=0) for steps in near])
 
 
+def gaussian(image, noise, step_size):
+    return np.clip(image + step_size * noise, 0, 1)
+
+
 # --- few labels ------------------------------------------------------------------------------------------
+
+
+def mean_teacher(student, other, label, weight, share):
+    """Of one example, at a share of the ramp-up; `other` is what the teacher says, the label may be None."""
+    distance = np.mean([(a - b) ** 2 for a, b in zip(softmax(student), softmax(other))])
+    hard = 0.0 if label is None else -np.log(softmax(student)[label])
+    return hard + weight * math.exp(-5 * (1 - min(share, 1)) ** 2) * distance
 
 
 def temporal_ensembling(predictions, decay):
@@ -230,6 +268,24 @@ def pseudo_labels(student, teachers, threshold):
 
 
 # --- weights of few bits, a kernel ------------------------------------------------------------------------
+
+
+def xnor(kernel):
+    """Kernel [...,d]: of each output its signs times the mean size of its weights."""
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    sizes = [sum(abs(w) for w in of_output) / len(rows) for of_output in rows.T]
+    signed = [[size if w >= 0 else -size for w, size in zip(row, sizes)] for row in rows]
+    return np.array(signed).reshape(kernel.shape)
+
+
+def quantised(rows, bits):
+    """Rows [n,d], each output feature d by itself, each number to the nearest of its grid."""
+    found = np.zeros(rows.shape)
+    for d in range(rows.shape[1]):
+        largest, steps = np.abs(rows[:, d]).max(), 2 ** (bits - 1) - 1
+        grid = largest * np.arange(-steps, steps + 1) / steps
+        found[:, d] = [grid[np.abs(grid - w).argmin()] for w in rows[:, d]]
+    return found
 
 
 def dorefa(kernel, bits):
