@@ -8,7 +8,10 @@ Data      JapaneseVowels (Kudo et al. 1999; UEA archive, in data/ucr_small.npz):
 Compares  what a small convolutional network over time learns from two VGGs and two LSTMs together (Fukuda
           et al. 2017: teachers of different families), by the divergence from their mean at every frame: four
           modes at two weights of the hard labels, over five seeds, with the baseline and the control.
-Variants  "smoke": the same in small, on teachers and students of a few features; on made-up series where
+Variants  "narrow_band": the student is given a moving average over five frames, its teachers the frames as
+          they are (Fukuda et al. 2017: privileged wide-band input), beside students who hear all of them.
+          All are judged on the frames as they are. Not measured.
+          "smoke": the same in small, on teachers and students of a few features; on made-up series where
           data.path is missing.
 """
 
@@ -20,7 +23,7 @@ from mtkd_jax import config as configuration
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "" and "smoke", on made-up series where data.path is missing."""
+    """Variants: "", "narrow_band" and "smoke", on made-up series where data.path is missing."""
     config = configuration.default()
     config.data.source = "frames(name='JapaneseVowels_eq')"
     config.data.path = "data/ucr_small.npz"
@@ -39,7 +42,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.students.alphas = (0.0, 0.5)
     config.students.temperatures = (2.0,)
     config.students.num_seeds = 5
-    return configuration.variant(config, variant, smoke=_smoke)
+    return configuration.variant(config, variant, narrow_band=_narrow_band, smoke=_smoke)
+
+
+def _narrow_band(config: ConfigDict) -> None:
+    config.students.modes = ("output_avg", "stimuli.privileged(corruption='low_pass', strength=2)")
 
 
 def _smoke(config: ConfigDict) -> None:

@@ -465,6 +465,8 @@ class Recipe(NamedTuple):
     # (state, hyper) -> variables of a network that it keeps of itself to learn from
     own_teacher: Callable[[TrainState, Mapping[str, Array]], PyTree] | None = None
     penalty: Callable[[TrainState, Mapping[str, Array]], Array] | None = None  # [] of weights and hyper
+    # raises UserError for images [N,h,w,c] on the host that it cannot be given; None: any will do
+    check_images: Callable[[np.ndarray | Images], None] | None = None
 
     @property
     def num_in_cohort(self) -> int:

@@ -84,7 +84,7 @@ def check(images: np.ndarray | Images) -> None:
     """Raise `UserError` unless images [N,h,w,c] can be corrupted: pictures, uint8 or within [0,1]."""
     _, height, width, _ = images.shape
     if min(height, width) < 2:
-        raise UserError(f"corruptions are of images, and these are {height}x{width}: must be () for them")
+        raise UserError(f"corruptions are of pictures, 2x2 pixels at least, and images are {height}x{width}")
     if images.dtype != np.uint8:
         part = images[: min(len(images), BLOCK)]
         if part.min() < 0 or part.max() > 1:

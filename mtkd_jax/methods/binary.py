@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 
 from mtkd_jax.methods.peers import dml
 from mtkd_jax.methods.seams import PLAIN, HardAnd, hard_loss, soft_loss
-from mtkd_jax.models.levels import INPUT, LEVELS
+from mtkd_jax.models.levels import INPUT, LEVELS, SIGNS
 from mtkd_jax.models.own import NETWORK
 from mtkd_jax.models.stages import is_kernel
 from mtkd_jax.types import (
@@ -37,12 +37,32 @@ def xnor() -> Recipe:
     "stem" or, where there is none, the first kernel by name ("conv1", "dense1", "stage1_conv1"). In the
     gradient $\partial\, \mathrm{sign}(w) / \partial w$ is 1 where $|w| \le 1$, else 0. Real weights are
     trained, and clipped to [-1,1] after every step; binary ones are validated, reported and exported.
-    Activations stay real: the paper's BWN. The loss is that of `output_avg`; with alpha = 1 it is a binary
-    network without teachers. Raises UserError for a network that has no kernel in between.
+    Activations stay real: the paper's BWN; those of `qnn` are signs, too. The loss is that of `output_avg`;
+    with alpha = 1 it is a binary network without teachers. Raises UserError for a network that has no kernel
+    in between.
 
     Source: XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279.
     """
-    return _of_few_bits("xnor", _InnerKernels("xnor", _binarise), after=_clip_kernels)
+    return _of_few_bits("xnor", _InnerKernels("xnor", _binarise), after=_ClipKernels("xnor"))
+
+
+def qnn() -> Recipe:
+    r"""Distil into signs alone: of the weights, and of the activations that are read by them.
+
+    $$w \rightarrow \mathrm{sign}(w), \qquad x \rightarrow \mathrm{sign}(x)$$
+
+    In the gradient $\partial\, \mathrm{sign}(x) / \partial x$ is 1 where $|x| \le 1$, else 0. Which kernels
+    it is are those of `xnor`, and so are what is clipped, kept and matched, and $\mathrm{sign}(0) = 1$ of a
+    weight. That of an activation is -1: layers here read a ReLU, whose sign is then that of what the ReLU is
+    given, as in the paper, but for the gradient, which ends at 0 there and in the paper at -1. It needs
+    normalisation: no kernel keeps its scale. Raises UserError for a network that has no kernel in between,
+    and for one that is not of this package.
+
+    Source: quantised neural networks, Hubara et al. 2016, arXiv 1609.07061; there the weights of the first
+    and the last layer are binary, too.
+    """
+    change = _InnerKernels("qnn", _sign_of_kernel, rounds_inputs=True)
+    return _of_few_bits("qnn", change, after=_ClipKernels("qnn"), hyper=(("input_steps", SIGNS),))
 
 
 def quantised(*, bits: int = 8) -> Recipe:
@@ -130,7 +150,7 @@ def apprentice(*, bits: int = 4, activations: int = 0) -> Recipe:
 
 def _check_bits(method: str, bits: int, activations: int = 0) -> None:
     if not 2 <= bits <= 8:
-        raise UserError(f"{method}(bits={bits}): must be from 2 to 8; one bit is binary.xnor")
+        raise UserError(f"{method}(bits={bits}): must be from 2 to 8; one bit is binary.xnor or qnn")
     if not 0 <= activations <= 8:
         raise UserError(f"{method}(activations={activations}): must be from 1 to 8 bits, or 0 for real ones")
 
@@ -258,15 +278,24 @@ def _rounded(params: PyTree, steps: Array) -> PyTree:
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-def _clip_kernels(state: TrainState, context: Context) -> TrainState:
-    params = _map_inner_kernels("xnor", lambda kernel: kernel.clip(-1.0, 1.0), state.params)
-    return dataclasses.replace(state, params=params)
+@dataclasses.dataclass(frozen=True)
+class _ClipKernels:
+    """An `after` that keeps the inner kernels within [-1,1]. Comparable by value."""
+
+    method: str
+
+    def __call__(self, state: TrainState, context: Context) -> TrainState:
+        params = _map_inner_kernels(self.method, lambda kernel: kernel.clip(-1.0, 1.0), state.params)
+        return dataclasses.replace(state, params=params)
 
 
 def _binarise(kernel: Array, hyper: Mapping[str, Array]) -> Array:
     size = jnp.abs(kernel)
-    sign = _passing(jnp.where(kernel >= 0.0, 1.0, -1.0), _up_to_one(kernel))
-    return sign * size.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
+    return _sign_of_kernel(kernel, hyper) * size.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
+
+
+def _sign_of_kernel(kernel: Array, hyper: Mapping[str, Array]) -> Array:
+    return _passing(jnp.where(kernel >= 0.0, 1.0, -1.0), _up_to_one(kernel))
 
 
 def _map_inner_kernels(method: str, function: Callable[[Array], Array], params: PyTree) -> PyTree:
@@ -285,7 +314,7 @@ def _levels(method: str, params: PyTree, steps: Array) -> PyTree:
     if any(layer[0] == NETWORK for layer in layers):
         raise UserError(
             f"binary.{method}: the layers of a network of one's own cannot be given activations of few bits; "
-            "activations must be 0 with it"
+            "must be real ones, with activations=0 or binary.xnor"
         )
     return unflatten_dict({(*layer, INPUT): jnp.asarray(steps, jnp.float32) for layer in layers})
 

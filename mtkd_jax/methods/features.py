@@ -6,8 +6,9 @@ Here $\ell_\text{soft}$ is that of `loss_avg`, $\lambda$ is `weight`, $f_k$ [B] 
 teacher k, and $w_k = 1/K$. Teachers may differ in architecture. Maps of different sizes meet at the
 smaller height and width, the larger one averaged over windows. Stages are the features named "stage...";
 those of one name are compared. Unless a method says otherwise its weight is that of RepDistiller's scripts
-(Tian et al. 2020, arXiv 1910.10699), which have alpha = 1. No method here needs a label, and each needs
-teachers whose features are known. What compares examples with one another is in relations.
+(Tian et al. 2020, arXiv 1910.10699), which have alpha = 1. No method here needs a label (`ca_mkd` uses
+those there are), and each needs teachers whose features are known. What compares examples with one another is
+in relations.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from mtkd_jax.methods import maps
-from mtkd_jax.methods.maps import Pair, Taps, alone, beside_logits, unit
+from mtkd_jax.methods.maps import HardSoftAnd, OfEachTeacher, Pair, Taps, alone, beside_logits, unit
+from mtkd_jax.methods.weights import weigh_by_correctness, weights_by_correctness
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
-CLASSIFIERS = "classifiers"  # what a recipe has prepared that asks the teachers' own: embeddings -> logits
+# What a recipe has prepared that asks the teachers' own: embeddings -> logits. RESCALED are over the factor
+# by which the student multiplies what its heads say.
+CLASSIFIERS = "classifiers"
+RESCALED = "classifiers, rescaled"
 
 
 def hints(*, student: str = "stage1", teacher: str = "stage1", weight: float = 200.0) -> Recipe:
@@ -251,6 +256,20 @@ def ofd(*, weight: float = 1.0) -> Recipe:
     return beside_logits("ofd", _partial_distance, weight, draw=_draw_connectors, lacking=_no_stage("ofd"))
 
 
+def ofd_only() -> Recipe:
+    r"""Learn what `ofd` adds and nothing else: a first stage, before the student learns its task.
+
+    $$\ell = \sum_k w_k f_k$$
+
+    The $f_k$ are those of `ofd`; no label is used and alpha is 0. For the plan
+    hints_then_distil(hints='features.ofd_only'). The paper has one stage, in which both count at once, as
+    `ofd` does; its forerunner of activation boundaries, `ab_only`, has two.
+
+    Source: a comprehensive overhaul of feature distillation, Heo et al. 2019, arXiv 1904.01866.
+    """
+    return alone(ofd(), name="ofd_only")
+
+
 def semckd(*, weight: float = 400.0, width: int = 32) -> Recipe:
     r"""Match each stage of the student with all of a teacher's, as much as attention finds them alike.
 
@@ -271,7 +290,36 @@ def semckd(*, weight: float = 400.0, width: int = 32) -> Recipe:
     return beside_logits("semckd", _calibrated_distance, weight, draw=_Calibration(width), lacking=lacking)
 
 
-# --- hints --------------------------------------------------------------------------------------------
+def ca_mkd(*, weight: float = 50.0) -> Recipe:
+    r"""Predict the embeddings of those teachers whose own classifier finds the label in what is predicted.
+
+    $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, T^2 \sum_k w_k\, \mathrm{KL}(q_k \parallel p)
+    + \lambda \sum_k v_k\, \mathrm{mean}_d\, (t_k - r_k(e))^2$$
+
+    $$w_k = \frac{1 - \mathrm{softmax}_k(\mathrm{CE}(y, z_k))}{K - 1}, \qquad
+    v_k = \frac{1 - \mathrm{softmax}_k(\mathrm{CE}(y, W_k r_k(e) + b_k))}{K - 1}$$
+
+    Here $e$ [B,D] is the student's embedding, $t_k$ [B,D_k] that of teacher k, who reads it by $W_k$ and
+    $b_k$, and $r_k$ a linear map that is trained along. The $w$ are those of `weights.ca_mkd`; neither they
+    nor the $v$ pass a gradient on, and both are equal where there is no label. The paper predicts the last
+    map by a convolution with BatchNorm and ReLU, and its code leaves the features out of the first epoch.
+    Raises UserError unless all teachers read their embedding by linear heads.
+
+    Source: confidence-aware multi-teacher distillation, Zhang et al. 2022, arXiv 2201.00007; the weight is
+    that of its scripts.
+    """
+    return beside_logits(
+        "ca_mkd",
+        _embedding_apart,
+        weight,
+        draw=_draw_projector,
+        needs=("embedding",),
+        term=HardSoftAnd(_OfConfident(OfEachTeacher(_embedding_apart))),
+        weigh=weigh_by_correctness,
+        prepare=CLASSIFIERS,
+        min_teachers=2,
+        hears_all=True,
+    )
 
 
 def simkd() -> Recipe:
@@ -292,6 +340,23 @@ def simkd() -> Recipe:
     compared = beside_logits("simkd", _embedding_apart, 1.0, draw=_draw_projector, needs=("embedding",))
     reuses = {"init_mem": _own_heads, "after": _reuse_classifiers, "deploy": _deploy_reused}
     return alone(compared, prepare=CLASSIFIERS, **reuses)
+
+
+# --- the teachers' own classifiers --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfConfident:
+    """A loss of features in which teachers weigh what their classifiers make of the student's."""
+
+    term: Callable[[Context], Array]
+
+    def __call__(self, context: Context) -> Array:
+        embedding = context.student.embedding
+        predicted = tuple(maps.linear(parameters, embedding) for parameters in context.aux)
+        said = context.prepared[CLASSIFIERS](predicted)
+        v = jax.lax.stop_gradient(weights_by_correctness(said, context.batch))
+        return self.term(dataclasses.replace(context, targets=dataclasses.replace(context.targets, mass=v)))
 
 
 def _draw_projector(key: Array, own: Taps, other: Taps) -> PyTree:
@@ -319,7 +384,7 @@ def linear_heads(variables: PyTree, stacked: int = 0) -> PyTree | None:
 
 def _reuse_classifiers(state: TrainState, context: Context) -> TrainState:
     """The state with heads that say what the teachers' classifiers say of the projected embedding."""
-    classify = context.prepared[CLASSIFIERS]
+    classify = context.prepared[RESCALED]
     at_rows, at_bias, at_zero = (
         classify(points).mean(axis=0)
         for points in (
@@ -333,6 +398,9 @@ def _reuse_classifiers(state: TrainState, context: Context) -> TrainState:
 
 def _deploy_reused(state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
     return {"params": {**state.params, "heads": state.mem}, **state.model_state}
+
+
+# --- hints --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

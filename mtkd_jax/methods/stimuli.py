@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtkd_jax.data import corruptions
 from mtkd_jax.data.augment import resized_crop
 from mtkd_jax.methods.seams import PLAIN, soft_loss, teachers_of_own_view
-from mtkd_jax.types import Array, Augment, Batch, Corruption, Networks, Recipe, UserError
+from mtkd_jax.types import Array, Augment, Batch, Corruption, Images, Networks, Recipe, UserError
 
 CROPS = 2**30  # folded into a stimulus's key
+LOW_PASS = "low_pass"  # of series, beside data.corruptions for pictures
 
 
 def funmatch(*, least_area: float = 1.0) -> Recipe:
@@ -88,30 +91,71 @@ def privileged(*, corruption: str = "gaussian_noise", strength: int = 3) -> Reci
     $$\ell_\text{soft} = T^2\, \mathrm{KL}(\frac{1}{K} \sum_k \mathrm{softmax}(z_k(x) / T) \parallel
     \mathrm{softmax}(z(c(x)) / T))$$
 
-    Here $c$ is one of `data.corruptions` by its name, at a `strength` of 1 to 5, drawn anew for every image
-    and step, after the configured augmentation. Images must have values in [0,1], where a corruption leaves
-    them. How good the student is on such images `report.corruptions` tells. Raises UserError for a corruption
-    there is not or another strength.
+    Of pictures, whose values must be in [0,1], $c$ is one of `data.corruptions` by its name, drawn anew for
+    every image and step, after the configured augmentation. Of series [T,1,D], such as the frames of a
+    recording, it is "low_pass": the student is given the narrow band of what teachers hear in full,
+
+    $$c(x)_t = \frac{1}{\lvert N_t \rvert} \sum_{s \in N_t} x_s, \qquad
+    N_t = \{s : \lvert s - t \rvert \le r,\ 1 \le s \le T\},$$
+
+    in whatever units it is. The `strength` is from 1 to 5, and $r$. Students are validated and reported on
+    the data as they are: how good one is on corrupted images `report.corruptions` tells. Raises UserError for
+    a corruption there is not, another strength, and images that are no pictures, or no series.
 
     Source: generalised distillation, Lopez-Paz et al. 2016, arXiv 1511.03643; Fukuda et al., Interspeech
     2017, for wide-band teachers of a narrow-band student.
     """
     if strength not in corruptions.STRENGTHS:
         raise UserError(f"privileged(strength={strength}): it must be one of {corruptions.STRENGTHS}")
-    degraded = _Degraded(corruptions.named(corruption), strength)
-    return PLAIN._replace(name="privileged", stimulus=degraded, teach=teachers_of_own_view)
+    of_series = corruption == LOW_PASS
+    degraded = _Averaged(strength) if of_series else _Corrupted(corruptions.named(corruption), strength)
+    return PLAIN._replace(
+        name="privileged",
+        stimulus=_Degraded(degraded),
+        teach=teachers_of_own_view,
+        check_images=_check_series if of_series else corruptions.check,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Degraded:
-    corruption: Corruption
-    strength: int
+    degrade: Callable[[Array, Array], Array]  # (key, images) -> images
 
     def __call__(self, key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
         augment_key, corruption_key = jax.random.split(key)
         image = augment(augment_key, batch.image)
-        seen = corruptions.corrupt(self.corruption, corruption_key, image, self.strength)
+        seen = self.degrade(corruption_key, image)
         return dataclasses.replace(batch, image=seen, views={"teacher": image})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Corrupted:
+    corruption: Corruption
+    strength: int
+
+    def __call__(self, key: Array, images: Array) -> Array:
+        return corruptions.corrupt(self.corruption, key, images, self.strength)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Averaged:
+    """A moving average along time, over the steps that there are. By sums of the shifted series."""
+
+    reach: int
+
+    def __call__(self, key: Array, images: Array) -> Array:
+        num_steps, width = images.shape[1], 2 * self.reach + 1
+        padded = jnp.pad(images, ((0, 0), (self.reach, self.reach), (0, 0), (0, 0)))
+        total = jnp.stack([padded[:, i : i + num_steps] for i in range(width)]).sum(axis=0)
+        step = np.arange(num_steps)
+        num_near = np.minimum(step, self.reach) + np.minimum(step[::-1], self.reach) + 1
+        return total / num_near.astype(np.float32)[None, :, None, None]
+
+
+def _check_series(images: np.ndarray | Images) -> None:
+    _, height, width, _ = images.shape
+    if width != 1:
+        raise UserError(f"{LOW_PASS} is of series, images of width 1, and these are {height}x{width}")
 
 
 def ods(*, step_size: float = 1 / 255, teacher_temperature: float = 1.0) -> Recipe:

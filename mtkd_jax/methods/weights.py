@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mtkd_jax.methods.maps import unit
 from mtkd_jax.methods.seams import PLAIN, HardAnd
-from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TeacherOutputs, UserError
+from mtkd_jax.types import Array, Batch, Context, Outputs, PyTree, Recipe, TeacherOutputs, UserError
 
 
 def ebkd(*, normalise: bool = True) -> Recipe:
@@ -54,19 +54,25 @@ def ca_mkd() -> Recipe:
     $$w_k = \frac{1}{K - 1} (1 - \mathrm{softmax}_k(\mathrm{CE}_k)), \qquad
     \mathrm{CE}_k = -\ln\, \mathrm{softmax}(z_k)_y$$
 
-    Weights are equal where there is no label. This is the half of the method that compares logits; the other
-    compares features.
+    Weights are equal where there is no label. This is the half of the method that compares logits;
+    `features.ca_mkd` has both.
 
     Source: confidence-aware multi-teacher distillation, Zhang et al. 2022, arXiv 2201.00007.
     """
-    return PLAIN._replace(name="ca_mkd", weigh=_weigh_by_correctness, min_teachers=2, hears_all=True)
+    return PLAIN._replace(name="ca_mkd", weigh=weigh_by_correctness, min_teachers=2, hears_all=True)
 
 
-def _weigh_by_correctness(context: Context) -> Array:
-    log_probs, num_teachers = jax.nn.log_softmax(context.teacher.logits), len(context.teacher.logits)
-    cross_entropy = -jnp.take_along_axis(log_probs, context.batch.label[None, :, None], axis=-1)[:, :, 0]
-    w = (1.0 - jax.nn.softmax(cross_entropy, axis=0)) / (num_teachers - 1)
-    return jnp.where(context.batch.labelled[None, :], w, 1.0 / num_teachers)
+def weigh_by_correctness(context: Context) -> Array:
+    """Weights [K,B] of the teachers, see `ca_mkd`."""
+    return weights_by_correctness(context.teacher.logits, context.batch)
+
+
+def weights_by_correctness(logits: Array, batch: Batch) -> Array:
+    """Weights [K,B] of logits [K,B,C], the higher the better they know the label; equal without one."""
+    log_probs, num = jax.nn.log_softmax(logits), len(logits)
+    cross_entropy = -jnp.take_along_axis(log_probs, batch.label[None, :, None], axis=-1)[:, :, 0]
+    w = (1.0 - jax.nn.softmax(cross_entropy, axis=0)) / (num - 1)
+    return jnp.where(batch.labelled[None, :], w, 1.0 / num)
 
 
 def aekd(*, cap: float = 0.6) -> Recipe:
@@ -220,7 +226,11 @@ def adaptive() -> Recipe:
 
     Here $e$ [B,D] is the student's embedding, and $\theta$ [K,D] and $v$ [D], 0 at first so that all count
     alike, are trained along by the same loss, whose gradient goes through the mixture. The paper adds hints
-    of several levels and distances between examples: `features.hints` and `relations.rkd` have these.
+    of several levels and distances between examples: `features.hints` and `relations.rkd` have these, each
+    for itself. Two kin judge weights by the student they make, and are not here: MMKD (Zhang et al. 2023)
+    learns a network of weights through an update of the student, by a loss on examples held back, and the
+    agent of MTKD-RL (Yang et al. 2025) is rewarded for the student after one. For either an updated network
+    would have to be asked within the step, about validation, which no seam sees.
 
     Source: adaptive multi-teacher multi-level distillation, Liu et al. 2020, arXiv 2103.04062.
     """

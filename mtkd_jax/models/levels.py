@@ -14,8 +14,9 @@ from flax import linen as nn
 from mtkd_jax.types import Array, Model, Outputs, PyTree
 
 # A collection of variables that tells to how many steps from 0 to 1 the input of a layer is rounded,
-# {path of the layer: {INPUT: steps []}}. It is a method's, not the architecture's.
+# {path of the layer: {INPUT: steps []}}; SIGNS: to -1 and 1. It is a method's, not the architecture's.
 LEVELS, INPUT = "levels", "input"
+SIGNS = -1.0
 
 
 @jax.custom_jvp
@@ -24,18 +25,21 @@ def round_off(x: Array, steps: Array) -> Array:
 
     $$x \rightarrow \frac{\mathrm{round}(n\, \mathrm{clip}(x, 0, 1))}{n}, \qquad n = 2^b - 1$$
 
-    The gradient is 1 where $0 \le x \le 1$, else 0 (straight through). Computed in float32, returned in the
-    dtype of x.
+    The gradient is 1 where $0 \le x \le 1$, else 0 (straight through). Below 0 steps, as with SIGNS, it is
+    the sign, 1 above 0 and else -1, whose gradient is 1 where $|x| \le 1$: of what a ReLU gives it is the
+    sign of what that is given. Computed in float32, returned in the dtype of x.
     """
     wide = x.astype(jnp.float32)
     rounded = jnp.round(steps * wide.clip(0.0, 1.0)) / jnp.maximum(steps, 1.0)
-    return jnp.where(steps > 0, rounded, wide).astype(x.dtype)
+    signs = jnp.where(wide > 0, 1.0, -1.0)
+    return jnp.where(steps > 0, rounded, jnp.where(steps < 0, signs, wide)).astype(x.dtype)
 
 
 @round_off.defjvp
 def _straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     (x, steps), (tangent, _) = primals, tangents
-    return round_off(x, steps), jnp.where((steps > 0) & ((x < 0) | (x > 1)), 0, tangent)
+    least = jnp.where(steps < 0, -1.0, 0.0)
+    return round_off(x, steps), jnp.where((steps != 0) & ((x < least) | (x > 1)), 0, tangent)
 
 
 @dataclasses.dataclass(frozen=True)

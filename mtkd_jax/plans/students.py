@@ -37,7 +37,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
-from mtkd_jax.methods.features import CLASSIFIERS, linear_heads
+from mtkd_jax.methods.features import CLASSIFIERS, RESCALED, linear_heads
 from mtkd_jax.methods.seams import SUPERVISED, identity_view
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
@@ -239,6 +239,7 @@ def job(
     speaks = teachers.speakers(config, split, num_teachers) if routed else None
     if transfer == OTHER:
         _check_are_asked(ensemble)
+    _check_images(recipes, split, transfer)
     mean, std = loading.channel_statistics(split)
     task = Task(split.dataset.num_classes, num_heads, mean, std)
     epochs, eval_every = students_schedule(config)
@@ -247,7 +248,8 @@ def job(
     model = _network(config, address, task, family[0])
     if any(recipe.prepare == CLASSIFIERS for recipe in recipes):
         _check_heads((model, *(own.model for own in ensemble)), split)
-        prepared = {**prepared, CLASSIFIERS: classifiers(ensemble, model.head_scale)}
+        rescaled = classifiers(ensemble, model.head_scale)
+        prepared = {**prepared, CLASSIFIERS: classifiers(ensemble), RESCALED: rescaled}
 
     def column(values, dtype=np.float32) -> np.ndarray:
         return np.asarray(list(values), dtype)
@@ -424,6 +426,15 @@ def _examples(config: ConfigDict, split: Split, transfer: str, speaks: np.ndarra
     """What the students of a transfer set see; `speaks` [N,K] says which teachers teach them what."""
     examples = dataclasses.replace(jobs.examples(config, split), speaks=speaks)
     return loading.with_other_images(examples, split.other) if transfer == OTHER else examples
+
+
+def _check_images(recipes: Sequence[Recipe], split: Split, transfer: str) -> None:
+    """Raise UserError for images of the transfer set that a recipe cannot be given."""
+    for recipe in recipes:
+        if recipe.check_images is not None:
+            recipe.check_images(split.dataset.train_images)
+            if transfer == OTHER and split.other is not None:
+                recipe.check_images(split.other)
 
 
 def _check_are_asked(ensemble: Ensemble) -> None:

@@ -58,7 +58,7 @@ def of_weights(variables: PyTree) -> dict[str, float]:
     real = sum(leaf.size for path, leaf in leaves if not is_kernel(path, leaf))
     kernels = [stored(leaf, of_heads=path[0].key == "heads") for path, leaf in of_kernels]
     weights, zeros, num_bytes = (sum(column) for column in zip(*kernels))
-    steps = [float(leaf) for _, leaf in _leaves(variables.get(LEVELS, {})) if leaf > 0]
+    steps = [abs(float(leaf)) for _, leaf in _leaves(variables.get(LEVELS, {})) if leaf != 0]
     return {
         "weight_bits": 8.0 * num_bytes / weights,
         "activation_bits": float(np.mean(np.log2(np.add(steps, 1.0)))) if steps else float(REAL),

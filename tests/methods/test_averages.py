@@ -58,6 +58,22 @@ def test_the_loss_by_hand(ramp, progress, factor):
     np.testing.assert_allclose(found, [np.log(4) + 12.0 * factor * 0.125 / 3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", [averages.mean_teacher, averages.pi_model])
+def test_the_loss_is_the_reference(method):
+    student, other = 2 * np.random.default_rng(7).normal(size=(2, 4, 5))
+    label, recipe = np.array([3, 0, 1, 4]), method(ramp=0.5)
+    for progress in (0.1, 0.4, 0.9):
+        seen = context(student, [other], label, progress=progress, weight=12.0)
+        expected = [
+            reference.mean_teacher(*of, weight=12.0, share=progress / 0.5)
+            for of in zip(student, other, label)
+        ]
+        np.testing.assert_allclose(recipe.term(seen), expected, rtol=1e-5)
+    hidden = context(student, [other], label, labelled=np.zeros(4, bool), weight=12.0)
+    expected = [reference.mean_teacher(z, z_other, None, 12.0, 1.0) for z, z_other in zip(student, other)]
+    np.testing.assert_allclose(recipe.term(hidden), expected, rtol=1e-5)
+
+
 def test_without_labels_there_is_consistency_alone():
     labelled = [False, True, False]
     seen = context([Q, Q, P1], [[P1, P1, P1]], labelled=labelled, weight=3.0)

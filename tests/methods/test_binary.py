@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from mtkd_jax.config import build_model
+from mtkd_jax.engine import population
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.methods import binary
 from mtkd_jax.models import levels
 from mtkd_jax.models.levels import LEVELS, round_inputs, round_off
+from mtkd_jax.results import bodies
 from mtkd_jax.types import (
     Batch,
     Context,
@@ -58,12 +60,8 @@ def test_signs_times_mean_size_by_hand():
 def test_one_number_for_every_output_channel(shape):
     """Flax kernels have the output last; taken from PyTorch unturned, the first axis would be it."""
     kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    expected = np.empty(shape)
-    for channel in range(shape[-1]):
-        of_channel = kernel[..., channel].astype(np.float64)
-        expected[..., channel] = np.sign(of_channel) * np.abs(of_channel).mean()
     found = viewed(jnp.asarray(kernel))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, reference.xnor(kernel.astype(np.float64)), rtol=1e-6)
     np.testing.assert_allclose(viewed(4.0 * jnp.asarray(kernel)), 4.0 * found, rtol=1e-6)
 
 
@@ -189,13 +187,6 @@ def test_of_parallel_first_layers_all_stay_real(num_channels):
 # --- few bits -----------------------------------------------------------------------------------------
 
 
-def rounded(leaf, bits, axes):
-    """In float64, one output at a time."""
-    leaf = np.asarray(leaf, np.float64)
-    step = np.abs(leaf).max(axis=axes, keepdims=True) / (2 ** (bits - 1) - 1)
-    return step * np.rint(leaf / step)
-
-
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_weights_are_rounded_to_few_values_of_each_output(bits):
     rng = np.random.default_rng(0)
@@ -207,9 +198,14 @@ def test_weights_are_rounded_to_few_values_of_each_output(bits):
     params = jax.tree.map(np.float32, params)
     recipe = binary.quantised(bits=bits)
     found = jax.tree.map(np.asarray, view(recipe, jax.tree.map(jnp.asarray, params)))
-    for name, axes in (("conv1", (0, 1, 2)), ("heads", (1,))):
-        expected = rounded(params[name]["kernel"], bits, axes)
-        np.testing.assert_allclose(found[name]["kernel"], expected, rtol=1e-5, atol=1e-6)
+    kernels = {name: params[name]["kernel"].astype(np.float64) for name in params}
+    of_conv = reference.quantised(kernels["conv1"].reshape(-1, 4), bits)
+    expected = {
+        "conv1": of_conv.reshape(shapes["conv1"]),
+        "heads": np.array([reference.quantised(head, bits) for head in kernels["heads"]]),
+    }
+    for name, kernel in expected.items():
+        np.testing.assert_allclose(found[name]["kernel"], kernel, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(found[name]["bias"], params[name]["bias"])
     assert len(np.unique(found["conv1"]["kernel"][..., 0])) <= 2**bits - 1
     kept = recipe.deploy(state(jax.tree.map(jnp.asarray, params)), numbers(recipe))
@@ -378,10 +374,69 @@ def test_bit_widths_are_members_of_one_population(tmp_path):
 
 def test_a_network_of_ones_own_cannot_have_few_bits_of_activations():
     params = {"network": {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}}
-    with pytest.raises(UserError, match="activations must be 0 with it"):
+    with pytest.raises(UserError, match="must be real ones, with activations=0 or binary.xnor"):
         view(binary.wrpn(activations=4), params)
     with pytest.raises(UserError, match="wrpn.activations=9.: must be from 1 to 8 bits, or 0"):
         binary.wrpn(activations=9)
+
+
+# --- signs of both ------------------------------------------------------------------------------------
+
+
+def test_signs_of_activations_by_hand():
+    """The card's fixture at 0.3 and 1.5, and the ends of where the gradient passes."""
+    x = jnp.array([0.3, 1.5, -0.3, -1.5, 1.0, -1.0, 0.0])
+    found, backward = jax.vjp(lambda x: round_off(x, jnp.float32(levels.SIGNS)), x)
+    np.testing.assert_array_equal(found, [1, 1, -1, -1, 1, -1, -1])
+    np.testing.assert_array_equal(backward(jnp.ones(7))[0], [1, 0, 1, 0, 1, 1, 1])
+
+
+def test_a_network_of_signs_is_the_reference():
+    model = round_inputs(build_model("mlp(hidden=(5, 4))", Task(3, 1, (0.5,), (0.2,))))
+    image = jax.random.uniform(jax.random.key(0), (6, 4, 4, 1))
+    variables, recipe = model.init(jax.random.key(1), image), binary.qnn()
+    said, _ = model.apply(recipe.view(variables, None, numbers(recipe), None), image)
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+    x = (np.asarray(image, np.float64).reshape(6, -1) - 0.5) / 0.2
+    x = np.maximum(x @ layers["dense1"]["kernel"] + layers["dense1"]["bias"], 0)
+    assert (x == 0).any()
+    x = np.maximum(reference.qnn(x, layers["dense2"]["kernel"]) + layers["dense2"]["bias"], 0)
+    expected = x @ layers["heads"]["kernel"][0] + layers["heads"]["bias"]
+    np.testing.assert_allclose(said.logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_signs_pass_the_gradient_up_to_1_and_are_clipped():
+    recipe, kernel = binary.qnn(), jnp.array([[0.3, -1.5], [-1.0, 0.0]])
+    found, backward = jax.vjp(lambda k: view(recipe, between_others(k))["dense2"]["kernel"], kernel)
+    np.testing.assert_array_equal(found, [[1, -1], [-1, 1]])
+    np.testing.assert_array_equal(backward(jnp.full((2, 2), 3.0))[0], [[3, 0], [3, 3]])
+    after = recipe.after(state(between_others(kernel)), None).params
+    np.testing.assert_array_equal(after["dense2"]["kernel"], kernel.clip(-1, 1))
+    kept = recipe.deploy(state(between_others(kernel)), numbers(recipe))
+    np.testing.assert_array_equal(kept["params"]["dense2"]["kernel"], found)
+    with pytest.raises(UserError, match="binary.qnn: the network has no layer between"):
+        view(recipe, {"dense1": {"kernel": kernel}, "heads": {"kernel": kernel}})
+
+
+def test_a_student_of_signs_learns_and_has_one_bit_of_both(tmp_path):
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(8,))",),
+            "students.model": "mlp(hidden=(16, 16), batch_norm=True)",
+            "students.modes": ("binary.qnn",),
+            "students.alphas": (0.5,),
+            "students.epochs": 30,
+        }
+    )
+    done = small.train(config, tmp_path)
+    (fitted,) = (f for stage, f in done.items() if "qnn" in stage)
+    assert fitted.val_nll.min() < 0.8 * np.log(4), fitted.val_nll
+    trained = fitted.population
+    np.testing.assert_array_equal(np.abs(trained.variables["params"]["dense2"]["kernel"]), 1)
+    told = bodies.of_weights(population.take(trained.variables, 0))
+    assert told["activation_bits"] == 1
+    inner = bodies.stored(np.asarray(trained.variables["params"]["dense2"]["kernel"][0]))
+    assert inner.num_bytes == inner.weights / 8
 
 
 # --- apprentices --------------------------------------------------------------------------------------
@@ -409,10 +464,20 @@ def test_an_apprentice_learns_from_its_peer_and_the_peer_from_labels_alone():
     np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
-def context_of(recipe, logits, place):
-    hyper = {"alpha": 0.25, "temperature": 1.0, "label_smoothing": 0.0}
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_losses_of_an_apprentice_and_its_peer_are_the_reference(place):
+    recipe, cohort = binary.apprentice(), np.random.default_rng(6).normal(size=(2, 4, 5))
+    seen = context_of(recipe, jnp.asarray(cohort, jnp.float32), place, temperature=3.0)
+    expected = [reference.apprentice(place, cohort[:, b], 0, 0.25, 3.0) for b in range(4)]
+    np.testing.assert_allclose(recipe.term(seen), expected, rtol=1e-5)
+
+
+def context_of(recipe, logits, place, temperature=1.0):
+    hyper = {"alpha": 0.25, "temperature": temperature, "label_smoothing": 0.0}
     hyper = {name: jnp.float32(value) for name, value in hyper.items()}
-    batch = Batch(jnp.zeros((1, 2, 2, 1)), jnp.array([0]), jnp.array([0]), jnp.array([True]))
+    size = logits.shape[1]
+    label, labelled = jnp.zeros(size, jnp.int32), jnp.ones(size, bool)
+    batch = Batch(jnp.zeros((size, 2, 2, 1)), label, jnp.arange(size), labelled)
     student = Outputs(logits[place], logits[place][None], None, {})
     peers = Peers(logits, jnp.int32(place), jnp.array([True, True]))
     one = Context(batch, None, {}, hyper, None, jnp.int32(0), jnp.float32(0), student, peers)

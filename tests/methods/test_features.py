@@ -13,12 +13,13 @@ from flax import linen as nn
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment
 from mtkd_jax.engine import population, training
-from mtkd_jax.methods import features, maps, modes
+from mtkd_jax.methods import features, maps, modes, weights
 from mtkd_jax.models import layers
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import Model, Population, Task, UserError
 from tests import small
+from tests.contexts import P1, P2, P3, Q
 from tests.contexts import loss as eager_loss
 from tests.features import by_features, drawn, seen, with_parameters
 from tests.references import features as reference
@@ -38,7 +39,14 @@ WEIGHTED = (
     features.ofd(weight=2.0),
     features.semckd(weight=2.0, width=4),
 )
-EVERY = (*WEIGHTED, features.hints_only(), features.fsp_only(), features.ab_only(), features.simkd())
+EVERY = (
+    *WEIGHTED,
+    features.hints_only(),
+    features.fsp_only(),
+    features.ab_only(),
+    features.ofd_only(),
+    features.simkd(),
+)
 TRAINED = (*WEIGHTED[:3], features.hints_only())
 
 
@@ -75,7 +83,7 @@ def expected(name, of, seen_of, b, k):
         return reference.mgd(student, teacher, parameters, is_seen[b, :, :, 0])
     if name == "review":
         return reference.review(student, teacher, parameters)
-    if name == "ofd":
+    if name in ("ofd", "ofd_only"):
         return reference.ofd(student, of["teachers"][k], parameters, b)
     if name == "semckd":
         return reference.semckd(student, teacher, parameters)
@@ -146,20 +154,10 @@ def test_dead_features_keep_value_and_gradient_finite(recipe, of_student, of_tea
 
 
 def test_what_is_deployed_says_what_the_teachers_classifiers_say_of_the_projected_embedding():
-    recipe, rng = features.simkd(), np.random.default_rng(8)
+    recipe, num_classes = features.simkd(), 2
     of = everything(recipe)
-    widths, num_classes = (5, 4, 9), 2
-    heads = [(rng.normal(size=(w, num_classes)), rng.normal(size=(1, num_classes))) for w in widths]
-    as_teacher = [  # two of one architecture would share an axis; here they are three
-        Population(
-            teachers_model(),
-            {"params": {"heads": {"kernel": jnp.float32(w)[None, None], "bias": jnp.float32(b)[None]}}},
-            {},
-            ("a",),
-        )
-        for w, b in heads
-    ]
-    prepared = {features.CLASSIFIERS: students.classifiers(tuple(as_teacher))}
+    heads = drawn_heads(num_classes)
+    prepared = {features.RESCALED: students.classifiers(by_heads(heads))}
     own = {"kernel": jnp.zeros((1, 4, num_classes)), "bias": jnp.zeros((1, num_classes))}
     state = dataclasses.replace(of.state, params={"heads": own, "body": jnp.ones(3)}, mem=own)
     state = recipe.after(state, dataclasses.replace(of, prepared=prepared))
@@ -172,6 +170,66 @@ def test_what_is_deployed_says_what_the_teachers_classifiers_say_of_the_projecte
         each.append((embedding @ p + q) @ w + b)
     np.testing.assert_allclose(said, np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found["body"], np.ones(3))
+
+
+def judged(label, labelled, heads=None):
+    """The recipe, its context on `drawn`, and what that is made from."""
+    recipe, of, heads = features.ca_mkd(weight=2.0), drawn(), heads or drawn_heads()
+    seen_of = everything(recipe, of, label=label, labelled=labelled, alpha=0.25, temperature=3.0)
+    prepared = {features.CLASSIFIERS: students.classifiers(by_heads(heads))}
+    return recipe, dataclasses.replace(seen_of, prepared=prepared), of, heads
+
+
+def test_teachers_count_whose_classifiers_find_the_label_in_what_the_student_makes_of_them():
+    label = np.array([1, 0, 1])
+    recipe, seen_of, of, heads = judged(label, np.array([True, True, False]))
+    parameters = jax.tree.map(lambda leaf: np.asarray(leaf, float), seen_of.aux)
+    added = feature_loss(recipe, seen_of)
+    for b in range(B):
+        theirs = [e[b] for e in of["embeddings"]]
+        classifiers = [(kernel, bias[0]) for kernel, bias in heads]
+        expected_loss, w = reference.ca_mkd(of["embedding"][b], theirs, parameters, classifiers, label[b])
+        assert np.ptp(w) > 0.05
+        if b == 2:  # without a label all count alike
+            alike = [reference.simkd(of["embedding"][b], t, own) for t, own in zip(theirs, parameters)]
+            expected_loss = np.mean(alike)
+        np.testing.assert_allclose(added[b], expected_loss, rtol=1e-4)
+    rest = loss(weights.ca_mkd(), seen_of)
+    np.testing.assert_allclose(loss(recipe, seen_of) - 2.0 * added, rest, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "logits, expected_v",
+    [((P1, P2), np.array([2, 1]) / 3), ((P1, P2, P3), np.array([0.362069, 0.224138, 0.413793]))],
+)
+def test_classifiers_by_hand(logits, expected_v):
+    """The card's fixture, as what classifiers say of what the student predicts, which is Q; label 0."""
+    apart = np.arange(1.0, 1.0 + len(logits))
+    unchanged = [{"kernel": np.eye(3), "bias": np.zeros(3)}] * len(logits)
+    of = seen({}, [], unchanged, Q[None], [(Q + one)[None] for one in apart])
+    heads = [(np.outer(Q, z) / (Q @ Q), np.zeros((1, 3))) for z in logits]
+    of = dataclasses.replace(of, prepared={features.CLASSIFIERS: students.classifiers(by_heads(heads))})
+    np.testing.assert_allclose(feature_loss(features.ca_mkd(), of), [expected_v @ apart**2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 80.0])
+def test_what_teachers_count_for_passes_no_gradient_on(factor):
+    """It is that of the distances at fixed weights; with sure classifiers it is finite, too."""
+    label, labelled = np.array([1, 0, 1]), np.ones(B, bool)
+    heads = [(factor * kernel, factor * bias) for kernel, bias in drawn_heads()]
+    recipe, seen_of, of, _ = judged(label, labelled, heads)
+    _, found, aux = by_features(recipe, seen_of)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss(recipe, seen_of), aux)))
+    parameters = jax.tree.map(lambda leaf: np.asarray(leaf, float), seen_of.aux)
+    for b, own in enumerate(of["embedding"]):
+        theirs = [e[b] for e in of["embeddings"]]
+        classifiers = [(kernel, bias[0]) for kernel, bias in heads]
+        _, v = reference.ca_mkd(own, theirs, parameters, classifiers, label[b])
+        each = [
+            2 * one["kernel"] @ (reference.linear(one, own) - t) / len(t)
+            for one, t in zip(parameters, theirs)
+        ]
+        np.testing.assert_allclose(found[b], 2.0 * v @ np.array(each), rtol=1e-3, atol=1e-5)
 
 
 def test_a_factor_on_the_logits_is_of_those_who_are_reused_and_of_those_who_reuse():
@@ -191,7 +249,7 @@ def test_a_factor_on_the_logits_is_of_those_who_are_reused_and_of_those_who_reus
     projector = maps.draw_linear(jax.random.key(3), width, width)
     of = everything(recipe)
     state = dataclasses.replace(of.state, params=variables[1]["params"], aux=(projector,), model_state={})
-    prepared = {features.CLASSIFIERS: students.classifiers((teacher,), model.head_scale)}
+    prepared = {features.RESCALED: students.classifiers((teacher,), model.head_scale)}
     state = recipe.after(state, dataclasses.replace(of, state=state, prepared=prepared))
     found = apply({**variables[1], **recipe.deploy(state, {})}, images)[0].logits
     expected = classify((maps.linear(projector, own.embedding),))[0]
@@ -210,6 +268,25 @@ def test_networks_whose_logits_are_not_what_their_heads_say_are_refused():
         students._check_heads((Model("halved", Halved()),), split)
     assert "\n" not in str(error.value)
     students._check_heads((teachers.network(split, "speedy(width=2, blocks=1)"),), split)
+
+
+def drawn_heads(num_classes=2):
+    """What the teachers of `drawn` read their embeddings by."""
+    rng = np.random.default_rng(8)
+    return [(rng.normal(size=(w, num_classes)), rng.normal(size=(1, num_classes))) for w in (5, 4, 9)]
+
+
+def by_heads(heads):
+    """Teachers that have nothing but heads; two of one architecture would share an axis, here they do not."""
+    return tuple(
+        Population(
+            teachers_model(),
+            {"params": {"heads": {"kernel": jnp.float32(w)[None, None], "bias": jnp.float32(b)[None]}}},
+            {},
+            ("a",),
+        )
+        for w, b in heads
+    )
 
 
 def teachers_model():

@@ -100,6 +100,17 @@ def test_kd_ml_is_teachers_and_peers_added():
     np.testing.assert_allclose(weighed, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_kd_ml_is_the_reference(place):
+    rng = np.random.default_rng(1)
+    cohort, both = 2 * rng.normal(size=(3, 4, 5)), 2 * rng.normal(size=(2, 4, 5))
+    numbers = {"alpha": 0.3, "temperature": 3.0, "teacher_weight": 0.5, "peer_weight": 2.0}
+    recipe = peers.kd_ml(num_peers=3, teacher_weight=0.5, peer_weight=2.0)
+    found = loss_of(recipe, context(cohort, place, teachers=both, **numbers))
+    expected = [reference.kd_ml(place, cohort[:, b], both[:, b], 0, *numbers.values()) for b in range(4)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_trained_teachers_are_asked_once_a_batch_not_once_a_peer():
     recipe = peers.kd_ml()
     assert recipe.teach is seams.frozen_teachers and "teach" not in recipe.reads_student

@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtkd_jax import experiment
 from mtkd_jax.methods import seams, stimuli
+from mtkd_jax.plans import plan
 from mtkd_jax.types import Batch, Networks, TeacherOutputs, UserError
+from tests import small
 from tests.contexts import context, loss
+from tests.references import methods as reference
 from tests.references.methods import softmax
 
 B, SIDE = 6, 3
@@ -131,6 +135,15 @@ def plain_targets(seen):
 # --- gaussian, privileged -------------------------------------------------------------------------------
 
 
+def test_gaussian_noise_is_the_reference():
+    image = np.random.default_rng(11).uniform(size=(B, SIDE, SIDE, 1))
+    found = perturbed(stimuli.gaussian(step_size=0.5), image, None, seed=3).image
+    noise = np.asarray(jax.random.normal(jax.random.split(jax.random.key(3))[1], image.shape), np.float64)
+    expected = reference.gaussian(image, noise, 0.5)
+    assert {0.0, 1.0} < set(expected.ravel())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_gaussian_noise_has_its_deviation_and_no_direction():
     found = moves(stimuli.gaussian(step_size=0.02), None, grey(400))
     assert abs(found.std() - 0.02) < 4 * 0.02 / np.sqrt(2 * found.size)
@@ -155,6 +168,53 @@ def test_teachers_see_what_the_student_sees_degraded():
         stimuli.privileged(corruption="contrasts")
     with pytest.raises(UserError, match=r"strength=6.*\(1, 2, 3, 4, 5\)"):
         stimuli.privileged(strength=6)
+
+
+@pytest.mark.parametrize("strength", [1, 3])
+@pytest.mark.parametrize("num_steps", [2, 9])
+def test_a_narrow_band_is_the_reference_in_units_of_its_own(strength, num_steps):
+    recipe = stimuli.privileged(corruption="low_pass", strength=strength)
+    series = 40 * np.random.default_rng(10).normal(size=(B, num_steps, 1, 2)) - 7
+    batch = perturbed(recipe, series, None, augment=lambda key, images: images[:, ::-1])
+    np.testing.assert_allclose(batch.views["teacher"], series[:, ::-1], rtol=1e-6)
+    expected = [reference.privileged(one[:, 0], strength) for one in series[:, ::-1]]
+    np.testing.assert_allclose(batch.image[:, :, 0], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_narrow_band_keeps_what_is_constant_and_loses_what_changes_at_every_step():
+    recipe = stimuli.privileged(corruption="low_pass", strength=1)
+    series = np.stack([np.full(9, 300.0), 3.0 * (-1.0) ** np.arange(9)])[:, :, None, None]
+    constant, changing = np.asarray(perturbed(recipe, series, None).image)[:, :, 0, 0]
+    np.testing.assert_allclose(constant, 300, rtol=1e-6)
+    np.testing.assert_allclose(np.abs(changing[1:-1]), 1, rtol=1e-5)  # the mean of -3, 3, -3
+    np.testing.assert_allclose(changing[[0, -1]], 0, atol=1e-6)  # of 3, -3
+
+
+@pytest.mark.parametrize(
+    "source, corruption, words",
+    [
+        ("synthetic_series(steps=24)", "contrast", "privileged.*: corruptions are of pictures, .* 24x1"),
+        ("own", "contrast", r"privileged.*pixels go from -?\d.*must be uint8, or floats in \[0, 1\]"),
+        ("own", "low_pass", "privileged.*: low_pass is of series, images of width 1, and these are 4x4"),
+    ],
+)
+def test_what_cannot_be_degraded_is_refused_before_anything_is_trained(source, corruption, words):
+    """Pictures in units of their own would be cut off at 0 and 1 without a word."""
+    config = small.config(
+        **{
+            "teachers.models": ("mlp(hidden=(4,))",),
+            "students.modes": (f"stimuli.privileged(corruption={corruption!r})",),
+        }
+    )
+    config.data.source = source if source != "own" else config.data.source
+    split = experiment.load_split(config)
+    if source == "own":
+        moved = 5 * np.float32(split.dataset.train_images) - 2
+        dataset = dataclasses.replace(split.dataset, train_images=moved)
+        split = dataclasses.replace(split, dataset=dataset)
+    with pytest.raises(UserError, match=words) as raised:
+        plan.rehearse(plan.build(config, split), config, {})
+    assert str(raised.value).startswith("config.students.modes: ") and "\n" not in str(raised.value)
 
 
 # --- ods and conf_ods -----------------------------------------------------------------------------------

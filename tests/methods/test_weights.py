@@ -10,7 +10,7 @@ import pytest
 
 from mtkd_jax.methods import modes, seams, weights
 from mtkd_jax.types import TrainState, UserError
-from tests.contexts import P1, P2, P3, Q, by_student, context, loss
+from tests.contexts import P1, P2, P3, Q, aimed, by_student, context, loss
 from tests.references import methods as reference
 
 K, B, C = 4, 6, 5
@@ -345,6 +345,41 @@ def test_lot_draws_a_teacher_for_every_example_and_everyone_as_often():
     assert any((w != w[:, :1]).any() for w in drawn_by)
     mean = np.mean(drawn_by, axis=(0, 2))
     np.testing.assert_allclose(mean, 1 / K, atol=4 * np.sqrt((K - 1) / K**2 / (100 * B)))
+
+
+@pytest.mark.parametrize("alpha, temperature", [(0.0, 1.0), (0.3, 4.0)])
+def test_streams_have_the_gradient_of_the_mean(alpha, temperature):
+    """Each batch once for every teacher: of a student's parameters the averaged gradient is output_avg's."""
+    rng = np.random.default_rng(24)
+    _, teachers, label = drawn(24)
+    images, kernel = jnp.asarray(rng.normal(size=(B, 3)), jnp.float32), rng.normal(size=(3, C))
+    of_copy = jnp.repeat(jnp.eye(K), B, axis=1)  # [K,K*B]: teacher k speaks of copy k
+    streams = seams.PLAIN._replace(weigh=lambda _: of_copy)
+
+    def gradient(recipe, copies):
+        def mean_loss(kernel):
+            x = jnp.tile(images, (copies, 1))
+            said, y = np.tile(teachers, (1, copies, 1)), np.tile(label, copies)
+            return recipe.term(
+                aimed(recipe, context(x @ kernel, said, y, alpha=alpha, temperature=temperature))
+            ).mean()
+
+        return jax.jit(jax.grad(mean_loss))(jnp.asarray(kernel, jnp.float32))
+
+    once = gradient(modes.output_avg(), 1)
+    assert np.abs(once).max() > 1e-3
+    np.testing.assert_allclose(gradient(streams, K), once, rtol=1e-4, atol=1e-6)
+    apart = seams.PLAIN._replace(weigh=lambda _: of_copy.at[0].set(0.0))  # a stream without its teacher
+    assert np.abs(gradient(apart, K) - once).max() > 1e-3
+
+
+def test_lot_matches_the_teacher_that_was_drawn():
+    student, teachers, label = drawn(25)
+    seen = context(student, teachers, label, temperature=3.0, seed=4)
+    kappa = np.asarray(jax.random.randint(seen.key, (B,), 0, K))
+    assert len(set(kappa)) > 1
+    expected = [reference.lot(student[b], teachers[:, b], kappa[b], 3.0) for b in range(B)]
+    np.testing.assert_allclose(loss(weights.lot(), seen), expected, rtol=1e-4)
 
 
 def test_switch_matches_the_teacher_whose_turn_it_is():

@@ -15,7 +15,7 @@ from mtkd_jax.methods import lineage, seams, targets
 from mtkd_jax.methods.peers import EACH_HEAD, Correlated
 from mtkd_jax.models.interactive import TEACHERS
 from mtkd_jax.plans import plan, students, teachers
-from mtkd_jax.plans.schemes import further_data
+from mtkd_jax.plans.schemes import ensembles, further_data
 from mtkd_jax.report import document
 from mtkd_jax.results import evaluation
 from mtkd_jax.runs import predictions
@@ -23,6 +23,7 @@ from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import Recipe, TeacherOutputs, UserError
 from tests import small
 from tests.contexts import by_student, context, loss
+from tests.references import ensembles as reference_of_ensembles
 from tests.references import methods as reference
 
 PLANS = {
@@ -995,6 +996,57 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         assert leaf.dtype == np.float32
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_draws_of_swag_have_the_mean_and_the_covariance_of_the_reference(scale):
+    """Those between layers, too: what is of low rank is shared by all weights of a draw."""
+    rng = np.random.default_rng(0)
+    sizes = {"dense1": (2, 2), "heads": (3,)}
+    ends = [
+        {
+            "params": {
+                name: rng.normal(2.0, 1.0, (1, *size)).astype(np.float32) for name, size in sizes.items()
+            },
+            "batch_stats": rng.uniform(1.0, 2.0, (1, 3)).astype(np.float32),
+        }
+        for _ in range(3)
+    ]
+    number = 40_000
+    found = ensembles.draw_about_mean(ends, number, scale, np.random.default_rng(1))
+    flat = lambda tree, rows: np.concatenate(  # noqa: E731
+        [np.asarray(leaf, np.float64).reshape(rows, -1) for leaf in jax.tree.leaves(tree["params"])], axis=1
+    )
+    mean, covariance = reference_of_ensembles.swag(np.concatenate([flat(end, 1) for end in ends]), scale)
+    draws = flat(found, number)
+    deviation = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose((draws.mean(axis=0) - mean) / deviation, 0, atol=4 / np.sqrt(number))
+    apart = (np.cov(draws, rowvar=False) - covariance) / np.outer(deviation, deviation)
+    np.testing.assert_allclose(apart, 0, atol=5 * np.sqrt(2 / number))
+    assert np.abs(covariance[:4, 4:]).max() > 0.1 * scale
+    of_mean = np.mean([end["batch_stats"][0] for end in ends], axis=0)
+    np.testing.assert_allclose(found["batch_stats"], np.tile(of_mean, (number, 1)), rtol=1e-6)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+
+
+def test_teachers_of_swag_are_draws_about_the_moments_of_one_training():
+    config = small.config(**{**MOMENTS, "plan": "swag(burn_in=0.5, moments=2)"})
+    stages = plan.build(config, experiment.load_split(config))
+    done = plan.rehearse(stages, config, {})
+    for number, stage in enumerate(stages[:3]):
+        zeros = done[stage.name]
+        filled = jax.tree.map(lambda leaf, number=number: leaf + number, zeros.population.variables)
+        done[stage.name] = dataclasses.replace(
+            zeros, population=dataclasses.replace(zeros.population, variables=filled)
+        )
+    jobs_of = [stage.make(done) for stage in stages[:4]]
+    assert [len(job.names) for job in jobs_of] == [1, 1, 1, 2]
+    np.testing.assert_allclose([jobs_of[1].program.schedule(jnp.float32(at)) for at in (0.0, 1.0)], 0.5)
+    equal(jobs_of[3].start, stages[3].make(done).start)  # and so the same when a run is gone on with
+    kernel = jobs_of[3].start["params"]["dense1"]["kernel"]  # about 1.5, of moments 1 and 2
+    assert (kernel[0] != kernel[1]).all() and abs(kernel.mean() - 1.5) < 1.5
+    for leaf in jax.tree.leaves(jobs_of[3].start["batch_stats"]):
+        np.testing.assert_array_equal(leaf, 1.5)
+
+
 # --- what cannot be -----------------------------------------------------------------------------------
 
 
@@ -1089,6 +1141,13 @@ def test_stochastic_averages_are_the_means_of_moments_of_each_teacher():
         ("negative_correlation", {"teachers.bootstrap": True}, "config.teachers.bootstrap: True does not go"),
         ("fast_geometric(burn_in=0.9)", {}, "burn_in leaves 0 for 3"),
         ("stochastic_averages(moments=0)", {}, "moments=0"),
+        ("swag(moments=1)", {}, "swag(moments=1): must be at least 2"),
+        ("swag(scale=-1.0)", {}, "swag(scale=-1.0): must be at least 0"),
+        (
+            "swag(burn_in=0.5, moments=3)",
+            {},
+            "are too few for plan swag; must be more: burn_in leaves 2 for 3",
+        ),
         ("stochastic_averages(rate=1.5)", {}, "stochastic_averages(rate=1.5): must be a share"),
         (
             "specialists",

@@ -67,6 +67,19 @@ def simkd(student, teacher, parameters):
     return np.mean((projected - teacher) ** 2)
 
 
+def ca_mkd(student, teachers, parameters, classifiers, label):
+    """The loss of one example and the weights; teachers K x [D_k], classifiers K x (kernel, bias)."""
+    losses, distances = [], []
+    for teacher, own, (kernel, bias) in zip(teachers, parameters, classifiers):
+        predicted = linear(own, np.asarray(student, float))
+        exps = np.exp(predicted @ kernel + bias)
+        losses.append(-np.log(exps[label] / exps.sum()))
+        distances.append(np.mean((teacher - predicted) ** 2))
+    shares = np.exp(losses) / sum(np.exp(losses))
+    w = (1 - shares) / (len(teachers) - 1)
+    return w @ distances, w
+
+
 def stages(student, teacher, least_pixels=1):
     """[(name, own, other)] of the stages that both have, at the smaller size."""
     names = [name for name in sorted(student) if name.startswith("stage") and name in teacher]

@@ -203,7 +203,54 @@ def least_common_gradient(gradients, cap):
     return found.x
 
 
+def lot(student, teachers, drawn, temperature):
+    """The loss of one example, of which teacher `drawn` alone is heard; teachers [K,C]."""
+    return temperature**2 * kl(softmax(teachers[drawn], temperature), softmax(student, temperature))
+
+
+# --- peers -----------------------------------------------------------------------------------------------
+
+
+def kd_ml(place, cohort, teachers, label, alpha, temperature, teacher_weight, peer_weight):
+    """The loss of one example and the peer at `place`; cohort [P,C], teachers [K,C]."""
+    p = softmax(cohort[place], temperature)
+    of_teachers = np.mean([kl(softmax(z, temperature), p) for z in teachers])
+    others = [z for j, z in enumerate(cohort) if j != place]
+    of_peers = np.mean([kl(softmax(z, temperature), p) for z in others])
+    soft = temperature**2 * (teacher_weight * of_teachers + peer_weight * of_peers)
+    return -alpha * np.log(softmax(cohort[place])[label]) + (1 - alpha) * soft
+
+
+def apprentice(place, cohort, label, alpha, temperature):
+    """Of the low-precision peer 0, or of peer 1, whom it learns from."""
+    hard = -np.log(softmax(cohort[place])[label])
+    if place == 1:
+        return hard
+    q, p = (softmax(z, temperature) for z in (cohort[1], cohort[0]))
+    return alpha * hard + (1 - alpha) * temperature**2 * kl(q, p)
+
+
+# --- stimuli ---------------------------------------------------------------------------------------------
+
+
+def privileged(series, reach):
+    """Of a series [T,D], step by step: the mean of the steps that are not further away than `reach`."""
+    near = [range(max(0, t - reach), min(len(series), t + reach + 1)) for t in range(len(series))]
+    return np.array([np.mean([series[s] for s in steps], axis=0) for steps in near])
+
+
+def gaussian(image, noise, step_size):
+    return np.clip(image + step_size * noise, 0, 1)
+
+
 # --- few labels ------------------------------------------------------------------------------------------
+
+
+def mean_teacher(student, other, label, weight, share):
+    """Of one example, at a share of the ramp-up; `other` is what the teacher says, the label may be None."""
+    distance = np.mean([(a - b) ** 2 for a, b in zip(softmax(student), softmax(other))])
+    hard = 0.0 if label is None else -np.log(softmax(student)[label])
+    return hard + weight * math.exp(-5 * (1 - min(share, 1)) ** 2) * distance
 
 
 def temporal_ensembling(predictions, decay):
@@ -223,6 +270,24 @@ def pseudo_labels(student, teachers, threshold):
 # --- weights of few bits, a kernel ------------------------------------------------------------------------
 
 
+def xnor(kernel):
+    """Kernel [...,d]: of each output its signs times the mean size of its weights."""
+    rows = kernel.reshape(-1, kernel.shape[-1])
+    sizes = [sum(abs(w) for w in of_output) / len(rows) for of_output in rows.T]
+    signed = [[size if w >= 0 else -size for w, size in zip(row, sizes)] for row in rows]
+    return np.array(signed).reshape(kernel.shape)
+
+
+def quantised(rows, bits):
+    """Rows [n,d], each output feature d by itself, each number to the nearest of its grid."""
+    found = np.zeros(rows.shape)
+    for d in range(rows.shape[1]):
+        largest, steps = np.abs(rows[:, d]).max(), 2 ** (bits - 1) - 1
+        grid = largest * np.arange(-steps, steps + 1) / steps
+        found[:, d] = [grid[np.abs(grid - w).argmin()] for w in rows[:, d]]
+    return found
+
+
 def dorefa(kernel, bits):
     bent = np.tanh(kernel)
     steps = 2**bits - 1
@@ -232,6 +297,14 @@ def dorefa(kernel, bits):
 def wrpn(kernel, bits):
     steps = 2 ** (bits - 1) - 1
     return np.round(steps * np.clip(kernel, -1, 1)) / steps
+
+
+def qnn(x, kernel):
+    """What a layer of signs says of activations [B,d]; of 0 the sign is -1, of a weight of 0 it is 1."""
+    found = np.zeros((len(x), kernel.shape[1]))
+    for b, j, i in np.ndindex(len(x), *kernel.shape[::-1]):
+        found[b, j] += (1 if x[b, i] > 0 else -1) * (1 if kernel[i, j] >= 0 else -1)
+    return found
 
 
 def few_bit_activations(x, bits):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mtkd_jax.config import GIVEN, build_model, teacher_models
 from mtkd_jax.data.loading import Split, channel_statistics, scale
 from mtkd_jax.engine import population
-from mtkd_jax.engine.jobs import Job, slug
+from mtkd_jax.engine.jobs import Job, slug, word
 from mtkd_jax.methods.peers import EACH_HEAD
 from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.models.several import ManyInputs, RankOne, many_inputs, rank_one
@@ -25,7 +25,7 @@ from mtkd_jax.types import Model, PyTree, Task, UserError
 
 # Plans that cannot take teachers of another run.
 WITH_OWN_TEACHERS = (
-    *("specialists", "snapshots", "fast_geometric", "stochastic_averages"),
+    *("specialists", "snapshots", "fast_geometric", "stochastic_averages", "swag"),
     *("horizontal", "dropout_draws", "batch_ensemble", "mimo", "negative_correlation"),
     "student_friendly",
     "checkpoint_bank",  # or only those of one that had this plan
@@ -115,18 +115,62 @@ def stochastic_averages(
 
     Source: averaging weights leads to wider optima (SWA), Izmailov et al. 2018, arXiv 1803.05407.
     """
-    check_shares("stochastic_averages", burn_in=burn_in, rate=rate)
-    if moments < 1:
-        raise UserError(f"config.plan: stochastic_averages(moments={moments}): must be at least 1")
+    cycles = _steady_end("stochastic_averages", config, burn_in, rate, moments, least=1)
+    note = f"The weights of each teacher are the mean of {moments} moments of its training."
+    number = config.teachers.num_members
+    return (*_moments(config, split, cycles, 1, note, number, _mean), *train_students(config, split))
+
+
+def swag(
+    config: ConfigDict,
+    split: Split,
+    *,
+    burn_in: float = 0.75,
+    rate: float = 0.5,
+    moments: int = 10,
+    scale: float = 1.0,
+) -> Plan:
+    r"""Teachers that are draws from a normal distribution of weights about the end of one training; students.
+
+    $$W_k = \overline{W} + \sqrt{\frac{c}{2}}\, \left(s \odot u_k
+    + \frac{1}{\sqrt{R - 1}} \sum_r v_{kr}\, (W_r - \overline{W})\right), \qquad
+    s^2 = \frac{1}{R} \sum_r (W_r - \overline{W})^2$$
+
+    One network of each architecture is trained as in `stochastic_averages`; $W_r$ are its weights at the R =
+    `moments`, $\overline{W}$ is their mean, $u_k$, a number a weight, and $v_{kr}$ are normal, drawn for each
+    of the `teachers.num_members`, and c is `scale`: half of the covariance is that of each weight by itself,
+    half that of the moments, of rank R - 1. Batch statistics begin at their mean and settle as in
+    `snapshots`. Raises UserError for fewer than two moments, a negative scale, and otherwise as
+    `fast_geometric` does.
+
+    Source: SWAG, Maddox et al. 2019, arXiv 1902.02476, which takes the distance of a moment from the mean of
+    those until then.
+    """
+    if scale < 0:
+        raise UserError(f"config.plan: swag(scale={scale}): must be at least 0")
+    cycles = _steady_end("swag", config, burn_in, rate, moments, least=2)
+    number = config.teachers.num_members
+    note = f"The teachers of each architecture are {number} draws about the mean of {moments} moments."
+
+    def draw(address: str, ends: Sequence[PyTree]) -> PyTree:
+        rng = np.random.default_rng((config.seed, word(f"swag {address}")))
+        return draw_about_mean(ends, number, scale, rng)
+
+    return (*_moments(config, split, cycles, 1, note, 1, draw), *train_students(config, split))
+
+
+def _steady_end(
+    plan: str, config: ConfigDict, burn_in: float, rate: float, moments: int, least: int
+) -> list[tuple[int, str]]:
+    """(epochs, schedule) of a beginning and of so many parts at one rate; UserError where it cannot be."""
+    check_shares(plan, burn_in=burn_in, rate=rate)
+    if moments < least:
+        raise UserError(f"config.plan: {plan}(moments={moments}): must be at least {least}")
     first = max(1, round(burn_in * config.train.epochs))
     left = config.train.epochs - first
-    _check_moments(
-        "stochastic_averages", config, left >= moments, f"more: burn_in leaves {left} for {moments}"
-    )
-    cycles = [(left // moments, f"linear(start={rate}, end={rate})")] * moments
-    note = f"The weights of each teacher are the mean of {moments} moments of its training."
-    cycles, number = [(first, config.train.schedule), *cycles], config.teachers.num_members
-    return (*_moments(config, split, cycles, 1, note, number, _mean), *train_students(config, split))
+    _check_moments(plan, config, left >= moments, f"more: burn_in leaves {left} for {moments}")
+    parts = [(left // moments, f"linear(start={rate}, end={rate})")] * moments
+    return [(first, config.train.schedule), *parts]
 
 
 def horizontal(config: ConfigDict, split: Split, *, burn_in: float = 0.75, rate: float = 0.5) -> Plan:
@@ -140,17 +184,10 @@ def horizontal(config: ConfigDict, split: Split, *, burn_in: float = 0.75, rate:
 
     Source: horizontal voting, Xie, Xu and Chuang 2013, arXiv 1306.2759: every epoch from some on.
     """
-    check_shares("horizontal", burn_in=burn_in, rate=rate)
-    number, epochs = config.teachers.num_members, config.train.epochs
-    first = max(1, round(burn_in * epochs))
-    each = (epochs - first) // number
-    _check_moments("horizontal", config, each > 0, f"more: burn_in leaves {epochs - first} for {number}")
-    parts = [(each, f"linear(start={rate}, end={rate})")] * number
+    number = config.teachers.num_members
+    cycles = _steady_end("horizontal", config, burn_in, rate, number, least=1)
     note = f"The teachers of each architecture are {number} moments of the end of one training."
-    return (
-        *_moments(config, split, [(first, config.train.schedule), *parts], 1, note),
-        *train_students(config, split),
-    )
+    return (*_moments(config, split, cycles, 1, note), *train_students(config, split))
 
 
 def dropout_draws(config: ConfigDict, split: Split) -> Plan:
@@ -336,11 +373,12 @@ def _moments(
     skipped: int,
     note: str,
     num_networks: int = 1,
-    join: Callable[[Sequence[np.ndarray]], np.ndarray] = np.concatenate,
+    join: Callable[[str, Sequence[PyTree]], PyTree] | None = None,
 ) -> Plan:
     """A stage for each (epochs, schedule), each beginning where the last one ended, and one of all teachers.
 
-    Those have the weights [num_networks,...] at the end of every stage but the `skipped` first, joined.
+    Those have the weights [num_networks,...] at the end of every stage but the `skipped` first, one behind
+    the other, or what `join` makes of an address and these.
     """
     stages = []
     for address in teacher_models(config):
@@ -357,7 +395,7 @@ def _moments(
 
         def gather(done: Done, address=address, names=names[skipped:]) -> Job:
             ends = [_end_of(done, name) for name in names]
-            return _settled(config, split, address, jax.tree.map(lambda *one: join(one), *ends))
+            return _settled(config, split, address, (join or _one_behind_the_other)(address, ends))
 
         stages.append(Stage(teachers.stage_name(address), gather, begun_by=tuple(names)))
     return tuple(stages)
@@ -411,8 +449,28 @@ def _thinned(job: Job, address: str) -> Job:
     return dataclasses.replace(job, stage=stage, program=program, start={**whole, "masks": drawn["masks"]})
 
 
-def _mean(ends: Sequence[np.ndarray]) -> np.ndarray:
-    return np.mean(np.stack(ends), axis=0)
+def _one_behind_the_other(address: str, ends: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *one: np.concatenate(one), *ends)
+
+
+def _mean(address: str, ends: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *one: np.mean(np.stack(one), axis=0), *ends)
+
+
+def draw_about_mean(ends: Sequence[PyTree], number: int, scale: float, rng: np.random.Generator) -> PyTree:
+    """So many variables [number,...], whose parameters are drawn as `swag` says, of moments [1,...]."""
+    shared = rng.standard_normal((number, len(ends))) / np.sqrt(len(ends) - 1)  # by all parameters
+
+    def drawn(*moments: np.ndarray) -> np.ndarray:
+        each = np.concatenate(moments).astype(np.float64)
+        mean = each.mean(axis=0)
+        apart = each - mean
+        own = np.sqrt(np.mean(apart**2, axis=0)) * rng.standard_normal((number, *mean.shape))
+        found = mean + np.sqrt(scale / 2) * (own + np.tensordot(shared, apart, axes=1))
+        return found.astype(moments[0].dtype)
+
+    mean = jax.tree.map(lambda leaf: np.repeat(leaf, number, axis=0), dict(_mean("", ends)))
+    return {**mean, "params": jax.tree.map(drawn, *(end["params"] for end in ends))}
 
 
 def _end_of(done: Done, name: str) -> PyTree:
