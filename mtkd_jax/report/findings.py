@@ -383,19 +383,20 @@ def _with_peers(report: dict) -> list[str]:
     """Students with peers against one another: those that are told apart, and how many pairs are not."""
     paragraphs = []
     for tested in with_peers(report):
-        listed = ", ".join(
+        parts = [
             f"{one['a']} beats {one['b']}, {points(one['mean_difference'])} "
-            f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}"
+            f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}."
             for one in (turned(one) if one["verdict"] == "worse" else one for one in tested)
             if one["verdict"] == "better"
-        )
+        ] or ["None is ahead of another."]
+        number = count(len(tested))
         equivalent = sum(one["verdict"] == "equivalent" for one in tested)
         unclear = [one for one in tested if one["verdict"] == "undecided"]
-        rest = [f"{equivalent} are equivalent, {_within(report['margin'])}"] if equivalent else []
-        rest += [f"{len(unclear)} are undecided{_could_have_been_seen(unclear)}"] if unclear else []
         where = _listed(tested[0]["a_transfer"], model_of(tested[0], report))
-        parts = [f"{listed}." if listed else "None is told apart from another."]
-        parts += [f"Of {count(len(tested))} pairs {', '.join(rest)}."] if rest else []
+        if equivalent:
+            parts.append(f"Equivalent, {_within(report['margin'])}: {equivalent} of {number} pairs.")
+        if unclear:
+            parts.append(f"Undecided: {len(unclear)} of {number} pairs{_could_have_been_seen(unclear)}.")
         paragraphs.append(f"Students with peers, against one another ({where}): {' '.join(parts)}")
     return paragraphs
 

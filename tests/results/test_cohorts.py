@@ -222,8 +222,8 @@ def test_a_sentence_names_who_is_ahead_and_counts_the_rest():
     undecided = sum(one["verdict"] == "undecided" for one in own)
     equivalent = sum(one["verdict"] == "equivalent" for one in own)
     assert undecided + equivalent + len(behind) == 3
-    assert (f"{undecided} are undecided" in told) == bool(undecided)
-    assert (f"{equivalent} are equivalent" in told) == bool(equivalent)
+    assert (f"Undecided: {undecided} of 3 pairs" in told) == bool(undecided)
+    assert (f": {equivalent} of 3 pairs." in told) == bool(equivalent)
     assert "Students with peers, against one another, are corrected by themselves." in findings._comparisons(
         report
     )
