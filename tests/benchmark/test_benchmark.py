@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mtkd_jax import config as configuration
 from mtkd_jax.benchmark import (
     __main__,
     children,
@@ -408,13 +409,15 @@ def test_limit(monkeypatch):
 
 
 def answered_here(monkeypatch):
-    """Children whose work is done in this process: (module, environment) of each."""
-    asked = []
+    """Children whose work is done in this process, equal ones once: (module, arguments, environment)."""
+    asked, answers = [], {}
 
     def ask(module, arguments, environment):
         asked.append((module, tuple(arguments), dict(environment)))
-        work_of = {"start": start.first_steps, "scale": scale.on_devices}[module]
-        return json.loads(json.dumps(work_of(*arguments)))
+        if asked[-1][:2] not in answers:
+            work_of = {"start": start.answer, "scale": scale.on_devices}[module]
+            answers[asked[-1][:2]] = json.loads(json.dumps(work_of(*arguments)))
+        return answers[asked[-1][:2]]
 
     monkeypatch.setitem(networks.NETWORKS, "tiny", TINY)
     monkeypatch.setattr(children, "ask", ask)
@@ -423,14 +426,52 @@ def answered_here(monkeypatch):
 
 
 def test_start(monkeypatch):
-    asked = answered_here(monkeypatch)
+    """With two families in the place of ten, on one device."""
+    asked, reports, whole_run = answered_here(monkeypatch), [], start.experiment.run
+
+    def run_on_one(config, folder, quiet):
+        config.runtime.how = "vmap"
+        reports.append(whole_run(config, folder, quiet))
+
+    monkeypatch.setattr(start, "FAMILIES", ("output_avg", "relations.rkd"))
+    monkeypatch.setattr(start.experiment, "run", run_on_one)
     result = start.measure([TINY], quick=True)
     check_schema(result)
-    folders = [environment["XDG_CACHE_HOME"] for _, arguments, environment in asked if arguments[0]]
-    warm = folders[0]
-    assert folders.count(warm) == 1 + 3
-    assert len(set(folders) - {warm}) == 3
-    assert ratio_of(result, "cold / warm") == median_of(result, "cold") / median_of(result, "warm")
+    for what, rounds in ((start.STEPS, 3), (start.RUN, 2)):
+        folders = [where["XDG_CACHE_HOME"] for _, arguments, where in asked if arguments == ("tiny", what)]
+        warm = folders[0]
+        assert folders.count(warm) == 1 + rounds
+        assert len(set(folders) - {warm}) == rounds
+    for case in ("K = 8", "2 families"):
+        cold, warm = (median_of(result, side, case) for side in ("cold", "warm"))
+        assert ratio_of(result, "cold / warm", case) == cold / warm
+        said = children.ask("start", ["tiny", start.RUN if "families" in case else start.STEPS], {})
+        assert median_of(result, "cold, compiling", case) == said["seconds"] > 0
+        assert said["programs"] > 2  # a train step, initial weights, the first progress
+        assert any(f"{case}: {said['programs']} programs" in note for note in result["notes"])
+    (report,) = reports
+    assert {"output_avg", "relations.rkd"} <= {row["name"] for row in report["rows"]}
+
+
+def test_what_is_compiled_is_counted_and_what_was_compiled_before_is_not():
+    double = jax.jit(lambda x: 2.0 * x)
+    with start._programs() as found:
+        for x in (np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros(4, np.float32)):
+            double(x)
+    assert found["programs"] == 2 and found["seconds"] > 0
+    with start._programs() as again:
+        double(np.zeros(3, np.float32))
+    assert again == {"programs": 0, "read": 0, "seconds": 0.0}
+    assert found["programs"] == 2  # nobody listens any more
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS.values(), ids=lambda network: network.name)
+def test_the_run_of_the_start_has_ten_families(network):
+    config = start.config_of_run(network)
+    configuration.validate(config)
+    assert (
+        len({mode.rpartition(".")[0] for mode in config.students.modes}) == len(config.students.modes) == 10
+    )
 
 
 def test_scale(monkeypatch):
@@ -461,11 +502,13 @@ def test_members_that_would_exchange_something_are_an_error(monkeypatch):
 
 @pytest.mark.slow
 def test_children_are_processes_of_their_own(tmp_path):
-    said = children.ask("start", ["mlp", 2], {"XDG_CACHE_HOME": str(tmp_path), "JAX_NUM_CPU_DEVICES": "3"})
+    said = children.ask(
+        "start", ["mlp", "steps"], {"XDG_CACHE_HOME": str(tmp_path), "JAX_NUM_CPU_DEVICES": "3"}
+    )
     assert len(said["devices"]) == 3
     assert list(tmp_path.rglob("*-cache")), "nothing was compiled into the folder"
     with pytest.raises(RuntimeError, match="KeyError"):
-        children.ask("start", ["no network", 2], {})
+        children.ask("start", ["no network", "steps"], {})
 
 
 # --- command line -----------------------------------------------------------------------------------------
