@@ -211,15 +211,15 @@ def test_every_mode_is_hashable_and_equal_to_itself(mode):
 # they are below. So were members that are mapped on two devices: `tests/test_mesh.py` has them.
 LAYOUTS = (Layout("vmap", 2, 2),)
 PEERS = tuple(mode for mode in MODES if configuration.build_recipe(mode).num_peers > 1)
-# Sums of signs are whole numbers: where one is just their mean, rounding tells the sign of what is left.
-OF_SIGNS = ("binary.qnn",)
+# Sums of signs are whole numbers, many of them equal within a window of max pooling: which of these has the
+# gradient is for rounding to say. So their steps are compared without pooling.
+WITHOUT_POOLING = {"binary.qnn": {"students.model": "mlp(hidden=(16, 16), batch_norm=True)"}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "mode, layouts",
-    [(mode, LAYOUTS) for mode in MODES if mode not in OF_SIGNS]
-    + [(mode, (Layout("unroll"), Layout("loop"))) for mode in PEERS],
+    [(mode, LAYOUTS) for mode in MODES] + [(mode, (Layout("unroll"), Layout("loop"))) for mode in PEERS],
 )
 def test_every_mode_takes_the_same_steps_in_every_layout(mode, layouts):
     """Three steps of all its students and their peers, with batch statistics, taught by two architectures."""
@@ -231,6 +231,7 @@ def test_every_mode_takes_the_same_steps_in_every_layout(mode, layouts):
             "students.alphas": (0.5,),
             "train.optimizer": "sgd",  # Adam divides by gradients that may be all rounding
             "train.learning_rate": 1e-3,
+            **WITHOUT_POOLING.get(mode, {}),
         }
     )
     done, compared = {}, 0
