@@ -56,11 +56,11 @@ def shrinking(*, width: float = 0.5, num_widths: int = 3) -> Recipe:
     are there; the others count as 0 and have no gradient. Training has n = `num_widths` phases of one length.
     In phase p, from 0 on, the widths $w_0, \dots, w_p$ take turns of a step, so that a narrow network begins
     within the weights of wider ones and goes on sharing them. Validated, reported and exported is the
-    narrowest, w = `width`, with batch statistics of its own turns: before the last phase, when it has had
-    none, it is not chosen. Cut to its channels, a network whose layers have no other statistics than
-    those of batches is the same network of fewer channels. The loss is that of `output_avg`, of the same
-    teachers for every width; students of other widths are members of one population. Raises UserError for
-    numbers out of range, and for networks that have no heads to be told by.
+    narrowest, w = `width`, with batch statistics of its own turns, all of which are in the last phase.
+    Cut to its channels, a network whose layers have no other statistics than those of batches is the same
+    network of fewer channels. The loss is that of `output_avg`, of the same teachers for every width;
+    students of other widths are members of one population. Raises UserError for numbers out of range, and
+    for networks that have no heads to be told by.
 
     Source: Cai et al. 2020 (progressive shrinking), arXiv 1908.09791, of its dimensions the width alone;
     there the widest is trained first, teaches the others, and has its channels sorted by their size.
