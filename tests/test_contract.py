@@ -239,7 +239,7 @@ def test_every_mode_takes_the_same_steps_in_every_layout(mode, layouts):
         job = stage.make(done)
         done[stage.name] = training.untrained(job)
         if mode in {member.mode for member in stage.family}:
-            expected = after_three_steps(with_layout(job, Layout("vmap")))
+            expected = after_three_steps(with_layout(job, Layout("map")))
             for layout in layouts:
                 found = after_three_steps(with_layout(job, layout))
                 jax.tree.map(same_but_for_rounding, found, expected)

@@ -314,7 +314,7 @@ def _levels(method: str, params: PyTree, steps: Array) -> PyTree:
     if any(layer[0] == NETWORK for layer in layers):
         raise UserError(
             f"binary.{method}: the layers of a network of one's own cannot be given activations of few bits; "
-            "must be real ones, with activations=0 or binary.xnor"
+            "must be a network of the package, or a method of real activations, such as binary.xnor"
         )
     return unflatten_dict({(*layer, INPUT): jnp.asarray(steps, jnp.float32) for layer in layers})
 

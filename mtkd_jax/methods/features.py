@@ -291,7 +291,7 @@ def semckd(*, weight: float = 400.0, width: int = 32) -> Recipe:
 
 
 def ca_mkd(*, weight: float = 50.0) -> Recipe:
-    r"""Predict the embeddings of those teachers whose own classifier finds the label in what is predicted.
+    r"""Match embeddings, each teacher weighed by how well its classifier reads what the student predicts.
 
     $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, T^2 \sum_k w_k\, \mathrm{KL}(q_k \parallel p)
     + \lambda \sum_k v_k\, \mathrm{mean}_d\, (t_k - r_k(e))^2$$
@@ -339,7 +339,7 @@ def simkd() -> Recipe:
     """
     compared = beside_logits("simkd", _embedding_apart, 1.0, draw=_draw_projector, needs=("embedding",))
     reuses = {"init_mem": _own_heads, "after": _reuse_classifiers, "deploy": _deploy_reused}
-    return alone(compared, prepare=CLASSIFIERS, **reuses)
+    return alone(compared, prepare=RESCALED, **reuses)
 
 
 # --- the teachers' own classifiers --------------------------------------------------------------------

@@ -12,6 +12,8 @@ from mtkd_jax.methods.seams import PLAIN
 from mtkd_jax.models.stages import is_kernel
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
+DIVIDED = ("qkv", "short_depthwise_conv")  # layers of vit, shufflenet_v2: what they say is cut into parts
+
 
 def gradual(*, sparsity: float = 0.9, begin: float = 0.0, end: float = 0.75, every: int = 10) -> Recipe:
     r"""Distil while the weights that are smallest in all of the network become 0, more and more of them.
@@ -58,9 +60,10 @@ def shrinking(*, width: float = 0.5, num_widths: int = 3) -> Recipe:
     within the weights of wider ones and goes on sharing them. Validated, reported and exported is the
     narrowest, w = `width`, with batch statistics of its own turns, all of which are in the last phase.
     Cut to its channels, a network whose layers have no other statistics than those of batches is the same
-    network of fewer channels. The loss is that of `output_avg`, of the same teachers for every width;
-    students of other widths are members of one population. Raises UserError for numbers out of range, and
-    for networks that have no heads to be told by.
+    network of fewer channels; frozen stages keep theirs. The loss is that of `output_avg`, of the same
+    teachers for every width; students of other widths are members of one population. Raises UserError for
+    numbers out of range, and for networks without parameters called "heads" or that divide their channels
+    into parts, as `vit` and `shufflenet_v2` do.
 
     Source: Cai et al. 2020 (progressive shrinking), arXiv 1908.09791, of its dimensions the width alone;
     there the widest is trained first, teaches the others, and has its channels sorted by their size.
@@ -82,6 +85,12 @@ def shrinking(*, width: float = 0.5, num_widths: int = 3) -> Recipe:
 def _first_turn(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
     if "heads" not in variables["params"]:
         raise UserError("shrinking: its network has no parameters called heads; must be another network")
+    paths = jax.tree_util.tree_leaves_with_path(variables["params"])
+    if any(key.key in DIVIDED for path, _ in paths for key in path):
+        raise UserError(
+            "shrinking: its network divides channels into parts, and the last parts would go whole; must be "
+            "another network"
+        )
     statistics = {name: value for name, value in variables.items() if name != "params"}
     return {"turn": jnp.int32(0), "statistics": statistics}
 

@@ -109,7 +109,7 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = nn.relu(layers.batch_norm(x, train, name="norm"))
-        channels = int(self.compression * x.shape[-1])
+        channels = max(1, int(self.compression * x.shape[-1]))
         return layers.average_pool(Conv(channels, 1, 1, self.dtype, name="conv")(x), 2)
 
 

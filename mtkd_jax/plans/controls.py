@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mtkd_jax.config import build_recipes
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population, teacher_cache
-from mtkd_jax.methods.features import CLASSIFIERS
+from mtkd_jax.methods.features import CLASSIFIERS, RESCALED
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
 from mtkd_jax.models.given import Given
 from mtkd_jax.types import Ensemble, Population, UserError
@@ -58,7 +58,11 @@ def check(config: ConfigDict) -> None:
                 raise UserError(
                     f"config.students.controls: {address} {why}; name other modes in students.controlled"
                 )
-            is_fitted = recipe.prepare not in ("", CLASSIFIERS)  # those are the control's own teachers'
+            is_fitted = recipe.prepare not in (
+                "",
+                CLASSIFIERS,
+                RESCALED,
+            )  # those are the control's own teachers'
             if "random_teacher" in config.students.controls and is_fitted:
                 raise UserError(
                     f"config.students.controls: {address} fits a network or a rule on its teachers first, "

@@ -246,10 +246,14 @@ def job(
     own = family[0].model or student_models(config)[0]
     address = network or own
     model = _network(config, address, task, family[0])
-    if any(recipe.prepare == CLASSIFIERS for recipe in recipes):
-        _check_heads((model, *(own.model for own in ensemble)), split)
-        rescaled = classifiers(ensemble, model.head_scale)
-        prepared = {**prepared, CLASSIFIERS: classifiers(ensemble), RESCALED: rescaled}
+    asked = {recipe.prepare for recipe in recipes}
+    if asked & {CLASSIFIERS, RESCALED}:
+        _check_heads([own.model for own in ensemble], split)
+    if CLASSIFIERS in asked:
+        prepared = {**prepared, CLASSIFIERS: classifiers(ensemble)}
+    if RESCALED in asked:
+        _check_heads([model], split)
+        prepared = {**prepared, RESCALED: classifiers(ensemble, model.head_scale)}
 
     def column(values, dtype=np.float32) -> np.ndarray:
         return np.asarray(list(values), dtype)
@@ -480,7 +484,7 @@ class Fuser:
 def fused_networks(family: Sequence[Member]) -> tuple[str, ...]:
     """The taps whose fused network a family's recipes read."""
     asked = (member.recipe.prepare for member in family)
-    others = ("", CLASSIFIERS, *rules.FITTED_RULES)
+    others = ("", CLASSIFIERS, RESCALED, *rules.FITTED_RULES)
     return tuple(dict.fromkeys(name for name in asked if name not in others))
 
 

@@ -45,7 +45,7 @@ def summarise(report: dict) -> list[str]:
     found += _seeds_added(report)
     rivals: dict[tuple[str, str, str], list[dict]] = {}
     for one in report["comparisons"]:
-        if one["family"] != analysis.WITH_PEERS:
+        if one["family"] != power.WITH_PEERS:
             rival = control_and_mode(one["b"])[0] or one["b"]
             rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
     for tested in rivals.values():
@@ -374,7 +374,7 @@ def with_peers(report: dict) -> list[list[dict]]:
     """The comparisons of accuracies of students with peers, a list a transfer set and architecture."""
     found: dict[tuple[str, str], list[dict]] = {}
     for one in report["comparisons"]:
-        if (one["family"], one["metric"]) == (analysis.WITH_PEERS, "accuracy"):
+        if (one["family"], one["metric"]) == (power.WITH_PEERS, "accuracy"):
             found.setdefault((one["a_transfer"], one["architecture"]), []).append(one)
     return list(found.values())
 
@@ -407,7 +407,7 @@ def turned(one: dict) -> dict:
         **one,
         "a": one["b"],
         "b": one["a"],
-        "mean_difference": -one["mean_difference"],
+        "mean_difference": 0.0 - one["mean_difference"],  # not -0.0
         "ci95": one["ci95"] and [-end for end in reversed(one["ci95"])],
         "verdict": {"better": "worse", "worse": "better"}.get(one["verdict"], one["verdict"]),
     }
@@ -782,7 +782,7 @@ def _seeds_added(report: dict) -> list[str]:
     """Which comparisons of accuracies were decided, at how many seeds, and which were not."""
     if not bears_looking(report):
         return []
-    tested = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
+    tested = power.to_decide(report["comparisons"])
     decided: dict[int | None, list[str]] = {}
     for one in tested:
         pair = f"{one['a']} - {one['b']} ({_listed(one['family'], model_of(one, report))})"

@@ -13,7 +13,7 @@ from mtkd_jax.config import name_and_model
 from mtkd_jax.deploy.export import NEARLY_REAL
 from mtkd_jax.engine import jobs
 from mtkd_jax.report import findings
-from mtkd_jax.results import analysis, power
+from mtkd_jax.results import power
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import printable
 
@@ -444,7 +444,7 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
     Without students with peers against one another, which have a table of their own.
     """
     sections = []
-    compared = [one for one in report["comparisons"] if one["family"] != analysis.WITH_PEERS]
+    compared = [one for one in report["comparisons"] if one["family"] != power.WITH_PEERS]
     for family, model in dict.fromkeys((one["family"], one["architecture"]) for one in compared):
         own = [one for one in compared if (one["family"], one["architecture"]) == (family, model)]
         on_accuracy, on_nll = ([one for one in own if one["metric"] == name] for name in ("accuracy", "nll"))

@@ -21,7 +21,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax.config import CONTROLS, control_and_mode, name_and_model, row_of, row_of_control
 from mtkd_jax.fusion import rules
 from mtkd_jax.models.thinned import THINNED
-from mtkd_jax.results import intervals, metrics, sequential
+from mtkd_jax.results import intervals, metrics, power, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import own_metrics
 from mtkd_jax.tasks import kinds
@@ -36,7 +36,6 @@ OWN_RESAMPLES = 200  # of a number of the user's own, whose cost nobody knows
 OF_NO_ADDRESS = ("specialist ", THINNED)  # networks that nothing could be exported of
 BLOCK = 2048  # examples fused at a time, so that memory does not grow with their number
 CROSS_FAMILY = "unlabelled against labelled"
-WITH_PEERS = "students with peers"  # the family of these against one another
 IMBALANCED = 1.5  # times the examples of the smallest class in the largest one, and accuracy misleads
 
 
@@ -743,9 +742,8 @@ def _decided_at(looks: Sequence[int], verdicts: Sequence[str]) -> int | None:
 
 
 def undecided(predictions: Predictions) -> list[dict]:
-    """The comparisons of accuracies whose verdict is that; NLLs have no margin and are never equal."""
-    compared = comparisons(predictions)
-    return [one for one in compared if one["metric"] == "accuracy" and one["verdict"] == "undecided"]
+    """The comparisons to decide whose verdict is that; NLLs have no margin and are never equal."""
+    return [one for one in power.to_decide(comparisons(predictions)) if one["verdict"] == "undecided"]
 
 
 def _tested(predictions: Predictions, values: dict, most: int | None = None) -> list[dict]:
@@ -774,7 +772,7 @@ def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
         (mode, baseline_of(predictions, mode, "labelled")) for mode in _modes(predictions, "unlabelled")
     ]
     families[CROSS_FAMILY] = [(mode, baseline) for mode, baseline in across if baseline is not None]
-    families[WITH_PEERS] = _pairs_with_peers(predictions)
+    families[power.WITH_PEERS] = _pairs_with_peers(predictions)
     return families
 
 

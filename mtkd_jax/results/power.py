@@ -18,6 +18,7 @@ from mtkd_jax.results import intervals
 CONFIDENCE = 0.8  # that the standard deviation is at most what is planned for
 FEW_SEEDS = 5  # below that the comparisons of a pilot are taken to be equally noisy
 SHARED = 0.5  # correlation of two differences from one baseline, where all networks are equally noisy
+WITH_PEERS = "students with peers"  # the family of comparisons of these with one another
 MOST_SEEDS = 10_000  # that are looked for
 NO_NOISE = 1e-12  # in accuracy: what only rounding made
 
@@ -104,8 +105,13 @@ def seeds_needed(power: Callable[[int], float], wanted: float = intervals.POWER)
     return high
 
 
+def to_decide(compared: Sequence[dict]) -> list[dict]:
+    """The comparisons that seeds are for: of accuracies, but for peers against one another, who are many."""
+    return [one for one in compared if one["metric"] == "accuracy" and one["family"] != WITH_PEERS]
+
+
 def plan(report: dict) -> list[dict]:
-    """What every comparison of accuracies in the report of a pilot needs; those without noise are left out.
+    """What every comparison `to_decide` in the report of a pilot needs; those without noise are left out.
 
     [{"a", "a_transfer", "b", "b_transfer", "architecture", "n", "std" (seen), "planned_std" (the bound),
     "to_differ", "to_be_equivalent", "to_decide" (the larger one; numbers of seeds, None: more than
@@ -114,7 +120,7 @@ def plan(report: dict) -> list[dict]:
     margin; the level is that of Holm's first test. Networks that say the same are decided already: their
     noise, which is none, is not pooled with that of others.
     """
-    tested = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
+    tested = to_decide(report["comparisons"])
     sizes = Counter(one["family"] for one in tested)
     differing = [one for one in tested if one["std"] is not None and one["p_equivalence"] != 0.0]
     planned = [(one, _planned_std(one, differing)) for one in differing]

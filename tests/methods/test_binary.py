@@ -374,7 +374,7 @@ def test_bit_widths_are_members_of_one_population(tmp_path):
 
 def test_a_network_of_ones_own_cannot_have_few_bits_of_activations():
     params = {"network": {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}}
-    with pytest.raises(UserError, match="must be real ones, with activations=0 or binary.xnor"):
+    with pytest.raises(UserError, match="must be a network of the package, or a method of real activations"):
         view(binary.wrpn(activations=4), params)
     with pytest.raises(UserError, match="wrpn.activations=9.: must be from 1 to 8 bits, or 0"):
         binary.wrpn(activations=9)

@@ -189,3 +189,14 @@ def test_widths_that_are_none_are_refused(arguments, words):
 def test_a_network_without_heads_is_refused():
     with pytest.raises(UserError, match="no parameters called heads"):
         begin(pruned.shrinking(), {"conv1": {"kernel": np.ones((3, 3))}})
+
+
+@pytest.mark.parametrize(
+    "address, shape",
+    [("vit(width=8, depth=4, attention_heads=2)", (32, 32, 3)), ("shufflenet_v2(width=0.5)", (8, 8, 3))],
+)
+def test_networks_that_divide_their_channels_are_refused(address, shape):
+    model = configuration.build_model(address, Task(3, 1, (0.4,) * 3, (0.2,) * 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    with pytest.raises(UserError, match="divides channels into parts"):
+        begin(pruned.shrinking(), variables["params"])

@@ -12,7 +12,7 @@ from mtkd_jax.engine import training
 from mtkd_jax.engine.population import members, take
 from mtkd_jax.plans import plan
 from mtkd_jax.report import document, findings, tables
-from mtkd_jax.results import analysis, evaluation
+from mtkd_jax.results import analysis, evaluation, power
 from mtkd_jax.runs.logbook import Logbook
 from tests import small
 from tests.references import metrics as reference
@@ -135,9 +135,7 @@ def run_of(*with_peers, models={"mlp": 1.0}, transfers=("labelled", "unlabelled"
 
 def between(report, metric):
     return [
-        one
-        for one in report["comparisons"]
-        if (one["family"], one["metric"]) == (analysis.WITH_PEERS, metric)
+        one for one in report["comparisons"] if (one["family"], one["metric"]) == (power.WITH_PEERS, metric)
     ]
 
 
@@ -169,12 +167,18 @@ def test_students_with_peers_are_tested_against_one_another_by_themselves(metric
 
 def test_all_else_is_as_it_would_be_without_peers():
     with_peers, alone = (document.build(run_of(*names)) for names in (("pcl", "one", "dml"), ()))
-    rest = [one for one in with_peers["comparisons"] if one["family"] != analysis.WITH_PEERS]
+    rest = [one for one in with_peers["comparisons"] if one["family"] != power.WITH_PEERS]
     assert rest == alone["comparisons"]
     assert [row["verdict"] for row in with_peers["rows"]] == [row["verdict"] for row in alone["rows"]]
     assert tables.comparison_sections(with_peers) == tables.comparison_sections(alone)
     told = [text for text in with_peers["findings"] if not text.startswith("Students with peers")]
     assert told == alone["findings"]
+
+
+def test_no_seeds_are_asked_for_to_decide_these():
+    with_peers, alone = (run_of(*names) for names in (("pcl", "one", "dml"), ()))
+    assert power.plan(document.build(with_peers)) == power.plan(document.build(alone)) != []
+    assert analysis.undecided(with_peers) == analysis.undecided(alone) != []
 
 
 @pytest.mark.parametrize("names", [(), ("pcl",)])

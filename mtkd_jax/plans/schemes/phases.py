@@ -85,7 +85,7 @@ def interactive(
     way to that of a teacher with probability `swapped`, times the factor of `schedule`, one of those of
     `train.schedule`, at this share of the stage: what is left of the student has to do with what the teacher
     makes of an image. With "constant" that is uniform, with "linear" the student's own share grows along a
-    line to all of it, with "sawtooth" it goes back half-way, for review, and grows again. One of the K
+    line to all of it, with "sawtooth" it starts again in the middle, for review. One of the K
     teachers is drawn for every step. Every seed keeps the weights of the last step, and begins with them, for
     as many epochs again, at every alpha and temperature of `mode`: the row "interactive". Raises UserError
     for a mode with more than one head, teachers of several architectures or that are no networks, and stages
