@@ -274,7 +274,7 @@ def test_help_has_every_field_with_its_default_and_comment():
     comments = {field.name: field.comment for field in described}
     assert comments["students.alphas"] == "weight of the HARD labels"
     assert comments["data.val_fraction"].startswith("cut from the training set first")  # inside brackets
-    assert comments["train.label_smoothing"] == "in [0, 1)"  # no comment: what is allowed
+    assert comments["teachers.label_smoothings"] == "in [0, 1)"  # no comment: what is allowed
     text = settings.help_text(width=80)
     assert "  students.alphas=0.0,0.25,0.5\n      weight of the HARD labels\n" in text
     assert f"  digits           {settings.shipped()['digits']}" in text
