@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
@@ -47,17 +48,18 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def forget_programs(request):
+def forget_programs():
     """Forget what was compiled, now and then.
 
     A program on a CPU holds about five memory maps, of which Linux gives a process 65 530 (vm.max_map_count).
     A worker that kept all of its programs ended with 60 000 and 5.6 GB. Where the maps run out LLVM ends in a
     segmentation fault. Until then the next test has what this one compiled. To count the maps takes some
-    milliseconds: looked at after every tenth test, and after each slow one, which may add ten thousand.
+    milliseconds: looked at after every tenth test, and after each of some seconds, which may add thousands.
     """
+    begun = time.monotonic()
     yield
-    is_slow = request.node.get_closest_marker("slow") is not None
-    if (is_slow or next(_ENDED) % 10 == 9) and _num_maps() > MOST_MAPS:
+    is_long = time.monotonic() - begun > 2.0
+    if (is_long or next(_ENDED) % 10 == 9) and _num_maps() > MOST_MAPS:
         _forget_programs()
 
 

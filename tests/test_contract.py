@@ -124,8 +124,8 @@ def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_c
 
 @pytest.mark.parametrize(
     "modes, setting",
-    [(tuple(mode for mode in MODES if "." in mode and mode not in OF_BOXES), PLAIN), (OF_BOXES, BOXES)],
-    ids=("classes", "boxes"),
+    [*((of_family(family), PLAIN) for family in FAMILIES if family), (OF_BOXES, BOXES)],
+    ids=[*filter(None, FAMILIES), "boxes"],
 )
 def test_every_method_takes_two_steps_that_move_the_student(modes, setting):
     """What the slow run above trains to the end, in one program a family: a new method is met here first."""
