@@ -12,8 +12,8 @@ Data      EMNIST, 47 letters and digits in equal numbers, data/emnist47_balanced
 Compares  a student of the ensemble's mean with its baseline, on the labelled images alone and with the
           others, five seeds each. The plot of a sweep has the points over the baseline, paired, beside those
           of the ensemble.
-Expected  on all images students are ahead by 1.3 to 3.3 points; on the labelled ones alone hardly, unless they
-          are trained for long. 14 runs of some two minutes on two cores.
+Expected  on all images students are ahead by 1.3 to 3.3 points; on the labelled ones alone hardly, unless
+          they are trained for long. 14 runs of some two minutes each on two cores.
 """
 
 import os
