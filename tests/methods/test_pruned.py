@@ -75,21 +75,29 @@ def test_what_is_kept_is_as_sparse_as_asked_from_the_first_step_on():
     assert sum(int((kept["params"][name]["kernel"] == 0).sum()) for name in params) == 36
 
 
-def test_a_pruned_student_learns_and_sparsities_are_one_population(tmp_path):
+def learnt(tmp_path, student, *modes):
+    """The population of two modes, after a training that has brought them somewhere."""
     config = small.config(
         **{
             "teachers.models": ("mlp(hidden=(8,))",),
-            "students.model": "mlp(hidden=(16, 16))",
-            "students.modes": ("pruned.gradual(sparsity=0.5)", "pruned.gradual(sparsity=0.75)"),
+            "students.model": student,
+            "students.modes": modes,
             "students.alphas": (0.5,),
             "students.epochs": 40,
         }
     )
     done = small.train(config, tmp_path)
-    (fitted,) = (f for stage, f in done.items() if "gradual" in stage)
+    (fitted,) = (f for stage, f in done.items() if modes[0].partition("(")[0].partition(".")[2] in stage)
     assert fitted.val_nll.min() < 0.8 * np.log(4), fitted.val_nll
-    for name, m in zip(fitted.population.names, range(4)):
-        own = jax.tree.map(lambda leaf, m=m: leaf[m], fitted.population.variables)
+    assert len(fitted.population.names) == 4
+    return fitted.population
+
+
+def test_a_pruned_student_learns_and_sparsities_are_one_population(tmp_path):
+    modes = ("pruned.gradual(sparsity=0.5)", "pruned.gradual(sparsity=0.75)")
+    found = learnt(tmp_path, "mlp(hidden=(16, 16))", *modes)
+    for m, name in enumerate(found.names):
+        own = jax.tree.map(lambda leaf, m=m: leaf[m], found.variables)
         asked = 0.5 if "=0.5)" in name else 0.75
         assert abs(bodies.of_weights(own)["zeros"] - asked) < 0.005
 
@@ -156,22 +164,11 @@ def test_cut_to_its_channels_it_is_the_network_of_half_the_width():
 
 
 def test_a_student_that_shrinks_learns_and_widths_are_one_population(tmp_path):
-    config = small.config(
-        **{
-            "teachers.models": ("mlp(hidden=(8,))",),
-            "students.model": "mlp(hidden=(16, 16), batch_norm=True)",
-            "students.modes": ("pruned.shrinking(width=0.5)", "pruned.shrinking(width=0.25)"),
-            "students.alphas": (0.5,),
-            "students.epochs": 40,
-        }
-    )
-    done = small.train(config, tmp_path)
-    (fitted,) = (f for stage, f in done.items() if "shrinking" in stage)
-    assert fitted.val_nll.min() < 0.8 * np.log(4), fitted.val_nll
-    for name, m in zip(fitted.population.names, range(4)):
-        kernel = fitted.population.variables["params"]["dense1"]["kernel"][m]
+    modes = ("pruned.shrinking(width=0.5)", "pruned.shrinking(width=0.25)")
+    found = learnt(tmp_path, "mlp(hidden=(16, 16), batch_norm=True)", *modes)
+    for name, kernel in zip(found.names, np.asarray(found.variables["params"]["dense1"]["kernel"])):
         there = 8 if "=0.5)" in name else 4
-        np.testing.assert_array_equal((np.asarray(kernel) != 0).any(axis=0), np.arange(16) < there)
+        np.testing.assert_array_equal((kernel != 0).any(axis=0), np.arange(16) < there)
 
 
 @pytest.mark.parametrize(

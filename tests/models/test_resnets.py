@@ -148,7 +148,7 @@ def test_features_of_every_size_of_image(build, size, channels):
         (
             resnet(GREY, depth=20, width=2, bottleneck=True),
             reference.bottleneck_shapes(20, 2, 1, 10),
-            reference.bottleneck_resnet,
+            partial(reference.resnet, bottleneck=True),
             9,
         ),
         (

@@ -159,32 +159,18 @@ def read(x, features, tensors, name):
     return embedding @ tensors[f"{name}.weight"].T + tensors[f"{name}.bias"], embedding, features
 
 
-def resnet(tensors, x, depth):
+def resnet(tensors, x, depth, bottleneck=False):
+    num_layers, strided = (3, 2) if bottleneck else (2, 1)  # of a block, and which of them has its stride
     x = relu(norm(conv(x, tensors["conv1.weight"]), tensors, "bn1"))
     features = [x]
     for stage in (1, 2, 3):
-        for block in range((depth - 2) // 6):
-            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-            y = relu(norm(conv(x, tensors[f"{name}.conv1.weight"], stride), tensors, f"{name}.bn1"))
-            y = norm(conv(y, tensors[f"{name}.conv2.weight"]), tensors, f"{name}.bn2")
+        for block in range((depth - 2) // (3 * num_layers)):
+            name, stride, y = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1, x
+            for layer in range(1, num_layers + 1):
+                y = conv(y, tensors[f"{name}.conv{layer}.weight"], stride if layer == strided else 1)
+                y = norm(y, tensors, f"{name}.bn{layer}")
+                y = relu(y) if layer < num_layers else y
             if f"{name}.downsample.0.weight" in tensors:
-                x = conv(x, tensors[f"{name}.downsample.0.weight"], stride)
-                x = norm(x, tensors, f"{name}.downsample.1")
-            x = relu(x + y)
-        features.append(x)
-    return read(x, features, tensors, "fc")
-
-
-def bottleneck_resnet(tensors, x, depth):
-    x = relu(norm(conv(x, tensors["conv1.weight"]), tensors, "bn1"))
-    features = [x]
-    for stage in (1, 2, 3):
-        for block in range((depth - 2) // 9):
-            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
-            y = relu(norm(conv(x, tensors[f"{name}.conv1.weight"]), tensors, f"{name}.bn1"))
-            y = relu(norm(conv(y, tensors[f"{name}.conv2.weight"], stride), tensors, f"{name}.bn2"))
-            y = norm(conv(y, tensors[f"{name}.conv3.weight"]), tensors, f"{name}.bn3")
-            if block == 0:
                 x = conv(x, tensors[f"{name}.downsample.0.weight"], stride)
                 x = norm(x, tensors, f"{name}.downsample.1")
             x = relu(x + y)
