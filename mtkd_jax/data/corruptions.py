@@ -13,7 +13,7 @@ image grows with the strength, of each of them.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 
 import jax
@@ -68,15 +68,18 @@ def _corrupt(corruption: Corruption) -> Callable:
     return jax.jit(partial(corrupt, corruption))
 
 
-def named(name: str) -> Callable[[Array, Array, Array], Array]:
-    """The corruption of that name with its usual constants; `UserError` where there is none."""
+def named(name: str, others: Sequence[str] = ()) -> Callable[[Array, Array, Array], Array]:
+    """The corruption of that name with its usual constants; `UserError` where there is none.
+
+    `others` are names that the caller knows what to do with: suggested like those there are here.
+    """
     known = {
         n: one
         for n, one in globals().items()
-        if getattr(one, "__annotations__", {}).get("return") == "Corruption"
+        if n[0] != "_" and getattr(one, "__annotations__", {}).get("return") == "Corruption"
     }
     if name not in known:
-        raise UserError(f"there is no corruption {name!r}{hint(name, known)}")
+        raise UserError(f"there is no corruption {name!r}{hint(name, [*known, *others])}")
     return known[name]()
 
 

@@ -108,7 +108,9 @@ def privileged(*, corruption: str = "gaussian_noise", strength: int = 3) -> Reci
     if strength not in corruptions.STRENGTHS:
         raise UserError(f"privileged(strength={strength}): it must be one of {corruptions.STRENGTHS}")
     of_series = corruption == LOW_PASS
-    degraded = _Averaged(strength) if of_series else _Corrupted(corruptions.named(corruption), strength)
+    degraded = (
+        _Averaged(strength) if of_series else _Corrupted(corruptions.named(corruption, (LOW_PASS,)), strength)
+    )
     return PLAIN._replace(
         name="privileged",
         stimulus=_Degraded(degraded),

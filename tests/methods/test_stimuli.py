@@ -166,6 +166,10 @@ def test_teachers_see_what_the_student_sees_degraded():
         np.testing.assert_allclose(student, 0.15 * (teacher - teacher.mean()) + teacher.mean(), atol=1e-5)
     with pytest.raises(UserError, match="did you mean 'contrast'"):
         stimuli.privileged(corruption="contrasts")
+    with pytest.raises(UserError, match="did you mean 'low_pass'"):
+        stimuli.privileged(corruption="low_pas")
+    with pytest.raises(UserError, match="no corruption '_made'; known are brightness, contrast"):
+        stimuli.privileged(corruption="_made")  # part of how these are made
     with pytest.raises(UserError, match=r"strength=6.*\(1, 2, 3, 4, 5\)"):
         stimuli.privileged(strength=6)
 
