@@ -1,6 +1,7 @@
-"""Train once, teach many: can the moments of one training teach as well as networks that share its budget?
+r"""Train once, teach many: can the moments of one training teach as well as networks that share its budget?
 
-    for way in seeds snapshots fast_geometric horizontal stochastic_averages dropout single full; do
+    for way in seeds snapshots fast_geometric horizontal stochastic_averages swag dropout \
+        batch_ensemble mimo boosted hyper_deep single full; do
       python -m mtkd_jax.main --config=configs/train_once.py:$way --workdir=runs/once/$way
     done
     python -m mtkd_jax.report runs/once/seeds runs/once/snapshots ... --into docs/evidence/train-once.md
@@ -13,15 +14,19 @@ Compares  ways to spend 60 epochs on the teachers of one student, "full" with fi
             fast_geometric       one of 45 epochs, then five short cycles of 3
             horizontal           one of 45 epochs, then five parts of 3 at half the rate
             stochastic_averages  five networks of 12 epochs, each the mean of its last three moments
+            swag                 one of 45 epochs, then 15 of 1 at half the rate: draws about the mean of these
             dropout              one network of 60 epochs, five draws of its dropout
             batch_ensemble       five of 12 epochs with the same kernels but for factors of rank one
             mimo                 one network of 60 epochs that is shown five images at once, its five heads
+            boosted              five networks of 12 epochs, one after the other, each on what is hard until then
+            hyper_deep           ten networks of 4 epochs with settings of their own, then five with the best of
+                                 these: more settings, and less time for each
             single               one network of 60 epochs
             full                 five networks of 60 epochs: what a larger budget buys
           Moments of one training take one epoch more, at a rate of 0, in which batch statistics settle.
           Students, their baseline and the five seeds are the same in all runs. A student is compared with its
           baseline seed by seed, on the same test images.
-Variants  these ten; "" is seeds, "smoke" is seeds in small.
+Variants  these thirteen; "" is seeds, "smoke" is seeds in small.
 """
 
 import os
@@ -62,20 +67,24 @@ def get_config(variant: str = "") -> ConfigDict:
         "snapshots": _of("snapshots", BUDGET),
         "fast_geometric": _of("fast_geometric", BUDGET),
         "horizontal": _of("horizontal", BUDGET),
+        "swag": _of("swag(moments=15)", BUDGET),
         "dropout": _of("dropout_draws", BUDGET),
         "batch_ensemble": _of("batch_ensemble", BUDGET // NUMBER),
         "mimo": _of("mimo", BUDGET),
+        "boosted": _of("boosted", BUDGET // NUMBER),
+        "hyper_deep": _of("hyper_deep(searched=10, inits=1)", BUDGET // 15, eval_every=2),
         "single": _of("teachers_then_students", BUDGET, number=1),
         "full": _of("teachers_then_students", BUDGET),
     }
     return configuration.variant(config, variant, smoke=_smoke, **ways)
 
 
-def _of(plan: str, epochs: int, number: int = NUMBER):
+def _of(plan: str, epochs: int, number: int = NUMBER, eval_every: int = 3):
     """The variant of a plan with so many epochs a training."""
 
     def change(config: ConfigDict) -> None:
-        config.plan, config.train.epochs, config.teachers.num_members = plan, epochs, number
+        config.plan, config.teachers.num_members = plan, number
+        config.train.epochs, config.train.eval_every = epochs, eval_every
 
     return change
 

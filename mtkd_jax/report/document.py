@@ -285,7 +285,7 @@ def around(file: Path, what: str) -> tuple[str, str]:
 def _merge(runs: Sequence[Path], out: Path | None) -> Told:
     """One table of several runs, written where `out` is given."""
     reports = {name: build(workdir.read_predictions(run)) for name, run in _names(runs).items()}
-    lines = [f"{name}: {findings.conditions(report)}." for name, report in reports.items()]
+    lines = _by_what_is_said({name: findings.conditions(report) for name, report in reports.items()})
     shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
     more = "" if out is None else f"Every number: {out / 'report.json'}"
     header, sections = tables.merged(reports)
@@ -303,6 +303,18 @@ def _merge(runs: Sequence[Path], out: Path | None) -> Told:
         say(table, "The runs, and what each shows", [*lines, *shown], more)
 
     return text, images, tell
+
+
+def _by_what_is_said(sentences: Mapping[str, str]) -> list[str]:
+    """A line for each sentence, behind the names of all of whom it is said.
+
+    >>> _by_what_is_said({"a": "one network", "b": "two", "c": "one network"})
+    ['a, c: one network.', 'b: two.']
+    """
+    names: dict[str, list[str]] = {}
+    for name, sentence in sentences.items():
+        names.setdefault(sentence, []).append(name)
+    return [f"{', '.join(own)}: {sentence}." for sentence, own in names.items()]
 
 
 def ensembles(reports: Mapping[str, dict]) -> list[dict]:

@@ -127,6 +127,7 @@ MERGED_TITLES = {
     "unlabelled": "Students on labelled and unlabelled images",
     "other": "Students on labelled images and those of another source",
 }
+MOST_BESIDE = 4  # runs that stand beside one another in a table
 MERGED_CAPTION = (
     "%: accuracy [95 % interval], over seeds and members, of ensembles over test examples. +, -: better, "
     "worse than the baseline of that run on the same images, Holm p below 0.05. =: equivalent to it, within "
@@ -408,21 +409,18 @@ def _own_cell(metric: dict | None, digits: int) -> str:
 
 
 def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
-    """(header, sections) of several runs by name: a row for all that share a name, columns for each run."""
-    with_gap = {
-        run for run, report in reports.items() if any(row["gap_share"] is not None for row in report["rows"])
-    }
+    """(header, sections) of several runs by name: columns for each run, or lines where there are many."""
+    return _beside(reports) if len(reports) <= MOST_BESIDE else _below(reports)
+
+
+def _beside(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """A row for all that share a name, columns for each run."""
+    with_gap = {run for run, report in reports.items() if _has_gap(report)}
     header = [""]
     for run in reports:
         header += [f"{run}, %", "NLL", *(["gap"] if run in with_gap else [])]
     sections = []
     for place, title in MERGED_TITLES.items():
-        names = dict.fromkeys(
-            findings.title_of(row, report)
-            for report in reports.values()
-            for row in report["rows"]
-            if _place(row) == place
-        )
         rows = [
             [
                 name,
@@ -432,10 +430,39 @@ def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cell
                     for cell in _merged_cells(reports[run], place, name, run in with_gap)
                 ),
             ]
-            for name in sorted(names, key=_is_reference)  # below the modes
+            for name in _names_at(place, reports)
         ]
         sections += [(title, rows)] if rows else []
     return header, sections
+
+
+def _below(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
+    """A section for all that share a name, a line for each run; one for all where they say the same."""
+    with_gap = any(map(_has_gap, reports.values()))
+    header, sections = ["", "%", "NLL", *(["gap"] if with_gap else [])], []
+    for place, title in MERGED_TITLES.items():
+        for name in _names_at(place, reports):
+            rows = [[run, *_merged_cells(own, place, name, with_gap)] for run, own in reports.items()]
+            if all(row[1:] == rows[0][1:] for row in rows):
+                rows = [["every run", *rows[0][1:]]]
+            there = [row for row in rows if row[1] != MISSING]
+            sections.append((f"{title}: {name}", there))
+    return header, sections
+
+
+def _has_gap(report: dict) -> bool:
+    return any(row["gap_share"] is not None for row in report["rows"])
+
+
+def _names_at(place: str, reports: Mapping[str, dict]) -> list[str]:
+    """The names of all rows of a section, those that others are compared with below the others."""
+    names = dict.fromkeys(
+        findings.title_of(row, report)
+        for report in reports.values()
+        for row in report["rows"]
+        if _place(row) == place
+    )
+    return sorted(names, key=_is_reference)
 
 
 def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
@@ -662,10 +689,11 @@ def seeds_needed(planned: Sequence[Mapping]) -> Sheet:
 
 
 def render(header: Sequence[str], cells: Cells) -> Table:
-    """One table for the terminal."""
+    """One table for the terminal; where it is too wide the names of its rows are folded, and no number."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for number, name in enumerate(header):
-        table.add_column(_as_text(name), justify="right" if number else "left", no_wrap=True)
+    table.add_column(_as_text(header[0]), overflow="fold")
+    for name in header[1:]:
+        table.add_column(_as_text(name), justify="right", no_wrap=True)
     for row in cells:
         table.add_row(*map(_as_text, row))
     return table

@@ -15,7 +15,7 @@ from mtkd_jax.methods import lineage, seams, targets
 from mtkd_jax.methods.peers import EACH_HEAD, Correlated
 from mtkd_jax.models.interactive import TEACHERS
 from mtkd_jax.plans import plan, students, teachers
-from mtkd_jax.plans.schemes import ensembles, further_data
+from mtkd_jax.plans.schemes import adaptive, further_data, moments
 from mtkd_jax.report import document
 from mtkd_jax.results import evaluation
 from mtkd_jax.runs import predictions
@@ -39,6 +39,8 @@ PLANS = {
     "fine_tuned(mode='binary.quantised(bits=4)', begin='logit_avg')": ["fine_tuned"],
     "intermediate_heads": ["intermediate_heads"],
     "specialists": [],
+    "boosted": [],
+    "hyper_deep(searched=5, inits=1)": [],
 }
 BORN_AGAIN, *_ = PLANS
 
@@ -1011,7 +1013,7 @@ def test_draws_of_swag_have_the_mean_and_the_covariance_of_the_reference(scale):
         for _ in range(3)
     ]
     number = 40_000
-    found = ensembles.draw_about_mean(ends, number, scale, np.random.default_rng(1))
+    found = moments.draw_about_mean(ends, number, scale, np.random.default_rng(1))
     flat = lambda tree, rows: np.concatenate(  # noqa: E731
         [np.asarray(leaf, np.float64).reshape(rows, -1) for leaf in jax.tree.leaves(tree["params"])], axis=1
     )
@@ -1045,6 +1047,90 @@ def test_teachers_of_swag_are_draws_about_the_moments_of_one_training():
     assert (kernel[0] != kernel[1]).all() and abs(kernel.mean() - 1.5) < 1.5
     for leaf in jax.tree.leaves(jobs_of[3].start["batch_stats"]):
         np.testing.assert_array_equal(leaf, 1.5)
+
+
+# --- teachers that depend on those before them --------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_weights_of_boosting_are_those_of_the_reference(rate):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(0.0, 2.0, (3, 20, 4)).astype(np.float32), rng.integers(0, 4, 20)
+    expected = reference_of_ensembles.samme_r(logits, labels, rate)
+    np.testing.assert_allclose(adaptive.boosting_weights(logits, labels, rate), expected, rtol=1e-9)
+    far = adaptive.boosting_weights(80 * np.eye(4, dtype=np.float32)[None, labels], labels, rate)
+    np.testing.assert_allclose(far, 1 / 20)
+
+
+def test_who_is_boosted_draws_by_what_those_before_say(tmp_path):
+    config = small.config(**{**MOMENTS, "plan": "boosted(rate=0.5)", "teachers.num_members": 3})
+    split = experiment.load_split(config)
+    stages, done = stages_and_done(config, tmp_path, count=4)
+    steps = len(split.train) // config.train.batch_size
+    first, second, third = (stage.make(done) for stage in stages[:3])
+    plain = teachers.job(config, split, config.model.name)
+    np.testing.assert_array_equal(first.order(1), plain.order(1)[:, :1])
+    equal(jax.random.key_data(second.init_keys), jax.random.key_data(plain.init_keys[1:2]))
+
+    before = [done[stage.name].population for stage in stages[:2]]
+    said = np.concatenate([population.logits(own, split.dataset.train_images[split.train]) for own in before])
+    chances = reference_of_ensembles.samme_r(said, split.dataset.train_labels[split.train], 0.5)
+    assert chances.max() > 3 * chances.min()  # some are harder than others
+    epochs = np.stack([third.order(epoch) for epoch in range(400)])
+    assert epochs.shape == (400, steps, 1, config.train.batch_size)
+    drawn = (epochs.reshape(-1, 1) == split.train).mean(axis=0)
+    deviation = np.sqrt(chances * (1 - chances) / epochs.size)
+    assert (np.abs(drawn - chances) < 5 * deviation + 1e-6).all()
+    np.testing.assert_array_equal(third.order(7), stages[2].make(done).order(7))  # when it is gone on with
+
+    (gathered,) = plan.ensemble_of(done)
+    assert gathered.names == ("teacher 0", "teacher 1", "teacher 2")
+    for member, stage in enumerate(stages[:3]):
+        own = done[stage.name].population.variables
+        equal(population.take(gathered.variables, member), population.take(own, 0))
+
+
+def test_selection_is_that_of_the_reference():
+    chances = np.random.default_rng(1).uniform(0.01, 0.99, (7, 30))
+    assert adaptive.select(np.log(chances), 4) == reference_of_ensembles.greedy(chances, 4)
+    assert adaptive.select(np.full((2, 3), -2000.0), 2) == [0, 1]  # chances that no float holds
+
+
+def test_hyper_deep_teachers_are_the_best_of_the_best_settings(tmp_path):
+    own = {"plan": "hyper_deep(searched=5, inits=2, spread=3.0)", "train.weight_decay": 1e-3}
+    config = small.config(**{**MOMENTS, **own})
+    split = experiment.load_split(config)
+    stages, done = stages_and_done(config, tmp_path, count=3)
+    searched, again = (done[stage.name].population for stage in stages[:2])
+    labels = split.dataset.train_labels[split.val]
+
+    def chosen_of(these):
+        said = population.logits(these, split.dataset.train_images[split.val]).astype(np.float64)
+        chances = np.exp(said) / np.exp(said).sum(axis=-1, keepdims=True)
+        return reference_of_ensembles.greedy(chances[:, np.arange(len(labels)), labels], 2)
+
+    for name, middle in (("learning_rate", config.train.learning_rate), ("weight_decay", 1e-3)):
+        assert len(set(searched.hyper[name].tolist())) == 5
+        assert (searched.hyper[name] > middle / 3).all() and (searched.hyper[name] < middle * 3).all()
+    assert (searched.hyper["label_smoothing"] < 0.2).all()
+    for name in ("learning_rate", "weight_decay", "label_smoothing"):
+        expected = np.repeat(searched.hyper[name][chosen_of(searched)], 2)
+        np.testing.assert_array_equal(again.hyper[name], expected)
+    kernels = [np.asarray(one.variables["params"]["heads"]["kernel"]) for one in (searched, again)]
+    assert len(np.unique(np.concatenate(kernels), axis=0)) == 5 + 4  # nobody began as another did
+    (gathered,) = plan.ensemble_of(done)
+    equal(gathered.variables, population.take(again.variables, chosen_of(again)))
+    assert stages[2].begun_by == (stages[0].name, stages[1].name)
+
+
+def test_a_network_that_broke_down_is_not_chosen(generations):
+    config, stages, done = generations
+    split, trained = experiment.load_split(config), done[stages[0].name]
+    best = adaptive.choose(trained, split, 1)[0]
+    broken = dataclasses.replace(trained, diverged=(trained.population.names[best],))
+    assert best not in adaptive.choose(broken, split, trained.population.num_members - 1)
+    with pytest.raises(UserError, match=f"{trained.population.names[best]} stopped being finite"):
+        adaptive.choose(broken, split, trained.population.num_members)
 
 
 # --- what cannot be -----------------------------------------------------------------------------------
@@ -1149,6 +1235,14 @@ def test_teachers_of_swag_are_draws_about_the_moments_of_one_training():
             "are too few for plan swag; must be more: burn_in leaves 2 for 3",
         ),
         ("stochastic_averages(rate=1.5)", {}, "stochastic_averages(rate=1.5): must be a share"),
+        ("boosted(rate=0.0)", {}, "boosted(rate=0.0): must be in (0, 1]"),
+        ("boosted", {"teachers.patience": 2}, "config.teachers.patience: 2 does not go with plan boosted"),
+        ("boosted", {"data.sampling": "balanced"}, "config.data.sampling: 'balanced', and plan boosted"),
+        ("hyper_deep(searched=1)", {}, "searched=1): must be at least the"),
+        ("hyper_deep(inits=0)", {}, "hyper_deep(inits=0): must be at least 1"),
+        ("hyper_deep(spread=0.5)", {}, "hyper_deep(spread=0.5): must be at least 1"),
+        ("hyper_deep(smoothing=1.0)", {}, "hyper_deep(smoothing=1.0): must be in [0, 1)"),
+        ("hyper_deep", {"teachers.learning_rates": (1e-3, 2e-3, 3e-3)}, "does not go with plan hyper_deep"),
         (
             "specialists",
             {"model.name": "tests.staged:staged(trainable='heads')"},

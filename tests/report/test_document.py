@@ -898,6 +898,24 @@ def test_the_merged_table_has_a_row_for_what_runs_share_and_columns_for_each(bui
     assert names[-2:] == ["baseline", "control"]
 
 
+def test_many_runs_have_a_line_each_below_what_they_share(built):
+    second = document.build(make(seed=5, transfers=("labelled",), students=NOTHING_GAINED))
+    reports = {"a": built, "b": built, "c": built, "d": built, "e": second}
+    header, sections = tables.merged(reports)
+    assert header == ["", "%", "NLL", "gap"]
+    beside = {title: rows for title, rows in tables.merged({"a": built, "e": second})[1]}
+    of_both = {f"{title}: {row[0]}": row[1:] for title, rows in beside.items() for row in rows}
+    assert [title for title, _ in sections] == list(of_both)
+    for title, rows in sections:
+        first, last = of_both[title][:3], of_both[title][3:]
+        if first == last:
+            assert rows == [["every run", *first]]
+        else:
+            last = [["e", *last]] if last[0] != "–" else []
+            assert rows == [*[[name, *first] for name in "abcd"], *last]
+    assert sum(len(rows) == 1 for _, rows in sections) < len(sections) / 2
+
+
 def test_runs_that_do_not_fit_a_terminal_stand_below_one_another(built):
     console = Console(width=100, file=io.StringIO())
     console.print(tables.merged_terminal({name: built for name in ("a", "b", "c")}, 100))

@@ -126,3 +126,29 @@ def check_shares(plan: str, **shares: float) -> None:
     for name, share in shares.items():
         if not 0 < share < 1:
             raise UserError(f"config.plan: {plan}({name}={share}): must be a share, between 0 and 1")
+
+
+def fields_of_teachers_apart(options: ConfigDict) -> dict[str, bool]:
+    """{field of `config.teachers` that is of teachers trained apart and whole: is it set?}."""
+    elsewhere = ("from_run", "init_from", *(field.removeprefix("teachers.") for field in GIVEN))
+    return {
+        **{name: bool(options[name]) for name in elsewhere},
+        "patience": bool(options.patience),
+        "bootstrap": options.bootstrap,
+        "subset_fraction": options.subset_fraction < 1,
+        "folds": options.folds,
+        "method": bool(options.method),
+    }
+
+
+def check_made_otherwise(plan: str, config: ConfigDict, are: str) -> None:
+    """Raise UserError for fields of teachers trained apart; those of this plan are what `are` says."""
+    options = config.teachers
+    of_each = ("learning_rates", "weight_decays", "label_smoothings")
+    unfit = fields_of_teachers_apart(options) | {name: len(options[name]) > 1 for name in of_each}
+    for name, is_set in unfit.items():
+        if is_set:
+            raise UserError(
+                f"config.teachers.{name}: {options[name]!r} does not go with plan {plan}, whose teachers are "
+                f"{are}; leave it at its default"
+            )
