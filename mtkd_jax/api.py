@@ -36,7 +36,7 @@ from mtkd_jax.deploy import predict as predicting
 from mtkd_jax.engine import population
 from mtkd_jax.fusion import rules
 from mtkd_jax.laboratory import rule_study
-from mtkd_jax.plans import plan
+from mtkd_jax.plans import lending, plan
 from mtkd_jax.report import document
 from mtkd_jax.results import analysis, evaluation, intervals, metrics
 from mtkd_jax.runs import workdir as run_folders
@@ -228,7 +228,16 @@ class Teachers:
         return split.dataset.train_images[split.val], split.dataset.train_labels[split.val]
 
     def logits(self, images: Any) -> np.ndarray:
-        """Logits [K,N,C] float32 of images like those of training; UserError for others."""
+        """Logits [K,N,C] float32 of images like those of training; UserError for others.
+
+        Of teachers who are known by their logits alone nobody knows what they say of other images: UserError.
+        """
+        for own in self.ensemble:
+            if own.model.module is None:
+                raise UserError(
+                    f"{own.model.name}: these teachers are known by their logits of the data's own images, "
+                    "and cannot be asked about others"
+                )
         like = self._trained.split.dataset.train_images
         images = _images(images, like.shape[1:], like.dtype, "the teachers")
         return np.concatenate([population.logits(own, images) for own in self.ensemble])
@@ -328,7 +337,11 @@ def train_teachers(
     if num_members is not None:
         settings.put(config, "teachers.num_members", num_members)
     _set_fields(config, fields, OF_TEACHERS)
-    config.students.modes, config.export.choose = (), "best"
+    config.students.modes = config.students.controls = config.students.controlled = ()
+    settings.put(config, "students.arguments", {})  # of modes; other fields are for `distil`
+    if config.students.num_seeds == configuration.AUTO:
+        settings.put(config, "students.num_seeds", 1)
+    config.export.choose = "best"
     with contextlib.ExitStack() as stack:
         into = stack.enter_context(_folder(workdir))
         teachers = Teachers(experiment.train(config, into, quiet, data), data, into)
@@ -365,10 +378,8 @@ def distil(
     (20, 3)
     """
     config = teachers._trained.config.copy_and_resolve_references()
-    if not (config.teachers.trained or config.teachers.from_run or configuration.given_teachers(config)):
-        lent = {"from_run": os.fspath(teachers.workdir), "init_from": (), "mean": (), "std": ()}
-        for name, value in lent.items():
-            settings.put(config, f"teachers.{name}", value)
+    if configuration.trains_teachers(config):
+        lending.borrow(config, teachers.workdir)
     asked = {"modes": (mode,), "alphas": alphas, "temperatures": temperatures, "num_seeds": num_seeds}
     of_teachers = configuration.teacher_models(config) or (config.model.name,)
     model = of_teachers[0] if model is None else model
@@ -379,6 +390,12 @@ def distil(
     with _folder(workdir) as into:
         trained = experiment.train(config, into, quiet, teachers._data)
         predicted = evaluation.predict(*trained)
+    chosen = analysis.network_to_deploy(predicted)
+    if chosen is None or chosen[0].name != trained.config.students.modes[0]:
+        raise UserError(
+            f"distil: no student of {mode} is left, the loss of all was not finite; look at temperatures and "
+            "train.learning_rate"
+        )
     model, variables, card = experiment.choose_student(trained, predicted)
     images = teachers.validation[0][: experiment.NUM_CHECKED]
     return Student(model, variables, card, np.asarray(loading.scale(jnp.asarray(images))))

@@ -416,12 +416,14 @@ def _check_given(config: ConfigDict) -> None:
     for field in ("teachers.init_from", "teachers.from_run", "teachers.models"):
         if of_files and flat[field]:
             raise UserError(f"config.{of_files[0]} and {field}: teachers come from one or the other")
-    of_logits = config.teachers.logits or config.teachers.classifiers
-    if of_logits or any(name.endswith(".onnx") for name in config.teachers.programs):
+    # Programs of StableHLO can be asked about any image; those of ONNX are run before the training.
+    of_data = [field for field in of_files if field != "teachers.programs"]
+    of_data += ["teachers.programs"] * any(name.endswith(".onnx") for name in config.teachers.programs)
+    if of_data:
         for field in ("train.mixup", "train.cutmix"):
             if flat[field]:
                 raise UserError(
-                    f"config.{field}: {flat[field]:g}, but {of_files[0]} says nothing of mixed images; "
+                    f"config.{field}: {flat[field]:g}, but {of_data[0]} says nothing of mixed images; "
                     "it must be 0 with them"
                 )
     if of_files and config.export.cascade:
@@ -503,6 +505,11 @@ def _check_addresses(config: ConfigDict) -> None:
 def given_teachers(config: ConfigDict) -> tuple[str, ...]:
     """Those that are no networks of ours, of logits, programs and classifiers; () where they all are."""
     return (*config.teachers.logits, *config.teachers.programs, *config.teachers.classifiers)
+
+
+def trains_teachers(config: ConfigDict) -> bool:
+    """Whether teachers are trained by this run, and do not come trained."""
+    return not (config.teachers.from_run or config.teachers.trained or given_teachers(config))
 
 
 def _check_stages(config: ConfigDict) -> None:
@@ -987,6 +994,8 @@ def _named(address: str, field: str, kind: str) -> tuple[str, dict[str, Any]]:
     short = re.fullmatch(r"([\w.]+):([\w.]+)", address)
     if short is None:
         return _parse(address, field)
+    if short[1] not in catalogue(kind):
+        return short[1], {}  # to be told with what it could mean
     known = _arguments(catalogue(kind)[short[1]])
     if not known:
         raise UserError(

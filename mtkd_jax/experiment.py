@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from mtkd_jax.deploy import cascade as deployed_cascade
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
-from mtkd_jax.plans import given, plan, teachers
+from mtkd_jax.plans import given, lending, plan, teachers
 from mtkd_jax.report import document, mistakes
 from mtkd_jax.results import (
     analysis,
@@ -300,9 +299,8 @@ def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[s
 def _said_by_teachers(
     config: ConfigDict, into: Path, dataset: DataSet | None
 ) -> tuple[dict[str, np.ndarray], DataSet]:
-    own = config.teachers
-    if not (own.from_run or own.trained or configuration.given_teachers(config)):
-        own.from_run, own.init_from, own.mean, own.std = os.fspath(into), (), (), ()
+    if configuration.trains_teachers(config):
+        lending.borrow(config, into)
     split = load_split(config, dataset)
     try:
         teachers.check_data(into, split)

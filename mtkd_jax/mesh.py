@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mtkd_jax.system import interrupts
 from mtkd_jax.types import Array, Outputs, PyTree, TeacherOutputs, UserError
 
 MEMBER, DATA = AXES = ("member", "data")
@@ -321,6 +322,12 @@ def any_asked(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(np.max(multihost_utils.process_allgather(np.asarray(value, np.int32))))
+
+
+def check_interrupts(saved: str) -> None:
+    """Raise Interrupted where a process alone has been asked to stop; several agree by `any_asked`."""
+    if jax.process_count() == 1:
+        interrupts.check(saved)
 
 
 def wait_for_all(what: str) -> None:

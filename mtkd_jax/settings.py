@@ -139,6 +139,8 @@ def split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             others.append(argument)
             continue
         no, field, given, text = match.groups()
+        if no and given:
+            raise UserError(f"--noconfig.{field} takes no value; write --config.{field}={text}")
         found.pop(field, None)
         if given:
             found[field] = text
@@ -163,10 +165,11 @@ def put(config: ConfigDict, field: str, new: Any) -> None:
     """Set a field that there is to a value, whose type `config.validate` checks."""
     *groups, name = field.split(".")
     group = config
-    for part in groups:
+    for depth, part in enumerate(groups, start=1):
         group = group.get(part)
         if not isinstance(group, ConfigDict):
-            raise UserError(f"config.{part} is no group of fields; start from mtkd_jax.config.default()")
+            where = ".".join(groups[:depth])
+            raise UserError(f"config.{where} is no group of fields; start from mtkd_jax.config.default()")
     with group.unlocked(), group.ignore_type():
         group[name] = new
 

@@ -201,6 +201,34 @@ def test_without_a_test_set_students_are_trained_all_the_same_and_no_report_is_m
         mtkd_jax.run(small.config(**{"data.num_train": 0}), tmp_path, mtkd_jax.data_from_arrays(*val))
 
 
+def test_what_is_of_students_alone_does_not_stand_in_the_way_of_teachers(arrays):
+    """Nor is it forgotten: `distil` has it of them, but for what names modes."""
+    own = {
+        "students.modes": ("logits.dkd",),
+        "students.arguments": {"logits.dkd": {"warmup": 0.5}},
+        "students.controls": ("random_teacher",),
+        "students.controlled": ("logits.dkd",),
+        "students.num_seeds": "auto",
+        "students.epochs": 1,
+    }
+    config = small.config(**own)
+    teachers = mtkd_jax.train_teachers(arrays, config=config, num_members=2, **SMALL)
+    student = mtkd_jax.distil(teachers, alphas=(0.5,), quiet=True)
+    assert student.card["name"] == "arrays: student output_avg" and teachers._trained.config.students.epochs == 1
+
+
+def test_teachers_that_a_plan_made_teach_as_others_do(arrays, tmp_path):
+    teachers = mtkd_jax.train_teachers(arrays, model=NETWORK, num_members=2, plan="snapshots", **SMALL)
+    student = mtkd_jax.distil(teachers, alphas=(0.0,), workdir=tmp_path, **SMALL)
+    assert student.card["name"] == "arrays: student output_avg"
+    assert workdir.read_config(tmp_path)["plan"] == "teachers_then_students"
+
+
+def test_nobody_is_returned_for_students_that_broke_down(teachers):
+    with pytest.raises(mtkd_jax.UserError, match="^distil: no student of output_avg is left"):
+        mtkd_jax.distil(teachers, alphas=(0.0,), temperatures=(1e30,), **SMALL)
+
+
 # --- folders ------------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,8 @@ def test_the_default_is_valid():
         ("students.modes", ("mimic_all(",), "not an address"),
         ("students.modes", ("fused:borda",), "no rule that gives probabilities"),
         ("students.modes", ("logits.regression:borda",), "takes no argument"),
+        ("students.modes", ("fusd:2",), "did you mean 'fused'"),
+        ("model.name", "mlpp:2", "'mlp'"),
         ("fusion.rules", ("stacking(l2=1.0)",), "without arguments"),
         ("students.modes", ("vote(temprature=2)",), "no argument 'temprature'"),
         ("model.name", "mpl", "'mlp'"),

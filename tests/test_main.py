@@ -191,10 +191,10 @@ def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
     other = {**ALL, "teachers.from_run": str(workdir), "teachers.num_members": 3}
     with pytest.raises(UserError, match="another num_members: 2 there, 3 here"):
         experiment.run(small.config(**other), tmp_path / "z", True)
-    with pytest.raises(UserError, match="holds no run"):
-        experiment.run(
-            small.config(**{**ALL, "teachers.from_run": str(tmp_path / "none")}), tmp_path / "y", True
-        )
+    for folder, why in (("none", "holds no run"), ("again", "by teachers.from_run; name the run")):
+        lent = small.config(**{**ALL, "teachers.from_run": str(tmp_path / folder)})
+        with pytest.raises(UserError, match=why):
+            experiment.run(lent, tmp_path / "y", True)
 
 
 def teachers_of(result):

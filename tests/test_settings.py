@@ -119,6 +119,8 @@ def test_of_a_field_given_twice_the_last_one_counts():
     assert config.teachers.bootstrap is True and config.data.augment.flip is False
     with pytest.raises(UserError, match=r"config.seed has no value, such as --config.seed=0"):
         settings.split(["--config.seed", "--workdir=x"])
+    with pytest.raises(UserError, match="--noconfig.data.augment.flip takes no value; write --config.data"):
+        settings.split(["--noconfig.data.augment.flip=true"])
 
 
 def test_arguments_of_a_mode_can_be_typed():

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from mtkd_jax import config as configuration
 from mtkd_jax import experiment, sweep
 from mtkd_jax.plans import cells
 from mtkd_jax.report import document, sweep_plots, sweeps
@@ -162,6 +163,14 @@ def test_cells_share_teachers_where_what_they_differ_in_does_not_reach_them():
         assert len(hashes) == 1
         assert all(cell.config.teachers.from_run == str(cell.lender.folder) for cell in shared)
     assert [cell.lender for cell in build({"train.epochs": (2, 4)})] == [None, None]
+
+
+def test_images_of_another_source_are_of_students_alone():
+    other = {"data.other": "synthetic(num_classes=4, size=4)", "students.transfer": ("labelled", "other")}
+    for over in ({"students.num_seeds": (1, 2)}, {"data.other": ("synthetic(size=4)", "synthetic(size=5)")}):
+        for cell in build(over, **other):
+            assert cell.lender.folder.name == "teachers" and cell.lender.config.data.other == ""
+            configuration.validate(cell.lender.config)
 
 
 def test_the_network_of_both_reaches_teachers_unless_they_have_their_own():

@@ -15,7 +15,6 @@ import numpy as np
 
 from mtkd_jax import mesh
 from mtkd_jax.data.loading import scale
-from mtkd_jax.system import interrupts
 from mtkd_jax.types import (
     Array,
     Ensemble,
@@ -214,8 +213,7 @@ def map_blocks(
 
     parts = []
     for start in range(0, len(images), size):
-        if jax.process_count() == 1:
-            interrupts.check("all that was trained before is saved")
+        mesh.check_interrupts("all that was trained before is saved")
         filled = (block(array, start) for array in (images, *more))
         parts.append(np.asarray(function(*filled))[: len(images) - start])
     return np.concatenate(parts)

@@ -7,7 +7,6 @@ their values, so that a cell stays the run that it was when values are added.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import re
@@ -20,7 +19,7 @@ from ml_collections import ConfigDict
 from mtkd_jax import config as configuration
 from mtkd_jax import settings
 from mtkd_jax.engine import jobs
-from mtkd_jax.plans.schemes.ensembles import WITH_OWN_TEACHERS
+from mtkd_jax.plans import lending
 from mtkd_jax.runs.workdir import TRAINS_NOTHING
 from mtkd_jax.types import UserError
 
@@ -109,10 +108,7 @@ def cell(base: ConfigDict, over: Mapping[str, Any], folder: Path) -> Cell:
         settings.put(config, field, value)
     lender = _lender(config, over, folder)
     if lender is not None:
-        # What the lender began with is the lender's; with from_run these fields are refused.
-        lent = {"from_run": str(lender.folder), "init_from": (), "mean": (), "std": ()}
-        for field, value in lent.items():
-            settings.put(config, f"teachers.{field}", value)
+        lending.borrow(config, lender.folder)
     return Cell(name(over), dict(over), config, lender)
 
 
@@ -158,29 +154,14 @@ def spelled(value: Any) -> str:
 def reaches_teachers(field: str, config: ConfigDict) -> bool:
     """Whether teachers depend on a field, of a configuration in which all others stand as they are."""
     group = field.partition(".")[0]
-    if group == "students" or group in TRAINS_NOTHING or field == "plan":
+    if group == "students" or group in TRAINS_NOTHING or field in ("plan", "data.other"):
         return False
     return field != "model.name" or not config.teachers.models
 
 
 def _lender(config: ConfigDict, over: Mapping[str, Any], folder: Path) -> Lender | None:
-    borrows = config.teachers.from_run or config.teachers.trained or configuration.given_teachers(config)
-    with_own = str(config.plan).partition("(")[0].strip() in WITH_OWN_TEACHERS
     reaching = {field: value for field, value in over.items() if reaches_teachers(field, config)}
-    if borrows or with_own or len(reaching) == len(over):
+    if not lending.lends(config) or len(reaching) == len(over):
         return None
-    lending = config.copy_and_resolve_references()
-    # Whatever teachers do not depend on stands at its default: it must not make another run of this one.
-    defaults = configuration.default()
-    if config.teachers.models:
-        lending.model.name = config.teachers.models[0]
-    for group in ("students", "export"):
-        with lending.unlocked():
-            lending[group] = defaults[group]
-    lending.plan, lending.students.modes = defaults.plan, ()
-    if config.train.depth_decay != 1:
-        with contextlib.suppress(UserError), configuration.own_files(lending):  # a wrong cell is told later
-            if not any(model.stages for model in configuration.trained_models(lending).values()):
-                lending.train.depth_decay = 1.0  # it reaches students alone
     named = f"{TEACHERS},{name(reaching)}" if reaching else TEACHERS
-    return Lender(folder / named, lending)
+    return Lender(folder / named, lending.teachers_alone(config))

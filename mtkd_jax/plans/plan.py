@@ -24,7 +24,6 @@ from mtkd_jax.config import (
     canonical,
     check_metrics,
     check_number_of_teachers,
-    given_teachers,
     number_of_teachers,
     positive_class,
     resolve,
@@ -33,6 +32,7 @@ from mtkd_jax.config import (
     teacher_models,
     trained_addresses,
     trained_models,
+    trains_teachers,
 )
 from mtkd_jax.data import augment, loading, tokens
 from mtkd_jax.data.loading import Split
@@ -100,11 +100,6 @@ def train_teachers(config: ConfigDict, split: Split) -> Plan:
         )
         for address in teacher_models(config)
     )
-
-
-def trains_teachers(config: ConfigDict) -> bool:
-    """Whether teachers are trained by this run, and do not come trained."""
-    return not (config.teachers.from_run or config.teachers.trained or given_teachers(config))
 
 
 def train_students(config: ConfigDict, split: Split) -> Plan:

@@ -257,6 +257,11 @@ def borrow(
             f"config.teachers.from_run: {source} has trained no teachers; name those that it had, in "
             f"{' and '.join(elsewhere)}"
         )
+    if other := next((name for name in ("from_run", "trained") if their["teachers"][name]), None):
+        raise UserError(
+            f"config.teachers.from_run: {source} has trained no teachers, its own came from elsewhere by "
+            f"teachers.{other}; name the run or the files that they came from"
+        )
     plan = their["plan"].partition("(")[0]
     if plan in ("specialists", "dropout_draws"):
         raise UserError(

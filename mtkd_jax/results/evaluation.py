@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import log_softmax
 
+from mtkd_jax import mesh
 from mtkd_jax.config import AUTO, COHORT, control_and_mode, positive_class, row_of
 from mtkd_jax.data.loading import Split, flat, flat_logits, scale
 from mtkd_jax.engine import forecast, population
@@ -596,7 +597,7 @@ def _outputs(own: Population, split: Split) -> dict:
 
     Of teachers who are known by what they say it is that, and nobody knows what they cost.
     """
-    interrupts.check(SAVED)
+    mesh.check_interrupts(SAVED)
     images = split.dataset.test_images
     known = own.model.module is not None
     return {

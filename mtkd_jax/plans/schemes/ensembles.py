@@ -21,14 +21,6 @@ from mtkd_jax.plans.schemes.direct import check_made_otherwise, check_shares, fi
 from mtkd_jax.plans.schemes.moments import ended, next_cycle, settled
 from mtkd_jax.types import Model, PyTree, Task, UserError
 
-# Plans that cannot take teachers of another run.
-WITH_OWN_TEACHERS = (
-    *("specialists", "snapshots", "fast_geometric", "stochastic_averages", "swag"),
-    *("horizontal", "dropout_draws", "batch_ensemble", "mimo", "negative_correlation"),
-    *("boosted", "hyper_deep", "student_friendly"),
-    "checkpoint_bank",  # or only those of one that had this plan
-)
-
 
 def specialists(config: ConfigDict, split: Split) -> Plan:
     """Teachers that cover some classes each, trained jointly as one network (USTE), then the students.
