@@ -14,13 +14,13 @@ Compares  ways to spend 60 epochs on the teachers of one student, "full" with fi
             fast_geometric       one of 45 epochs, then five short cycles of 3
             horizontal           one of 45 epochs, then five parts of 3 at half the rate
             stochastic_averages  five networks of 12 epochs, each the mean of its last three moments
-            swag                 one of 45 epochs, then 15 of 1 at half the rate: draws about the mean of these
+            swag                 one of 45 epochs, then 15 of 1 at half the rate: draws about their mean
             dropout              one network of 60 epochs, five draws of its dropout
             batch_ensemble       five of 12 epochs with the same kernels but for factors of rank one
-            mimo                 one network of 60 epochs that is shown five images at once, its five heads
-            boosted              five networks of 12 epochs, one after the other, each on what is hard until then
-            hyper_deep           ten networks of 4 epochs with settings of their own, then five with the best of
-                                 these: more settings, and less time for each
+            mimo                 five heads of one network of 60 epochs, which is shown five images at once
+            boosted              five networks of 12 epochs, one after the other, each on what was hard
+            hyper_deep           ten networks of 4 epochs with settings of their own, then five with the best
+                                 of these: more settings, and less time for each
             single               one network of 60 epochs
             full                 five networks of 60 epochs: what a larger budget buys
           Moments of one training take one epoch more, at a rate of 0, in which batch statistics settle.

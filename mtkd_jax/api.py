@@ -28,8 +28,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
+from mtkd_jax import addresses, experiment
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, settings
 from mtkd_jax.data import assembly, loading
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import predict as predicting
@@ -335,12 +335,12 @@ def train_teachers(
     if model is not None:
         config.model.name, config.teachers.models = model, ()
     if num_members is not None:
-        settings.put(config, "teachers.num_members", num_members)
+        configuration.put(config, "teachers.num_members", num_members)
     _set_fields(config, fields, OF_TEACHERS)
     config.students.modes = config.students.controls = config.students.controlled = ()
-    settings.put(config, "students.arguments", {})  # of modes; other fields are for `distil`
+    configuration.put(config, "students.arguments", {})  # of modes; other fields are for `distil`
     if config.students.num_seeds == configuration.AUTO:
-        settings.put(config, "students.num_seeds", 1)
+        configuration.put(config, "students.num_seeds", 1)
     config.export.choose = "best"
     with contextlib.ExitStack() as stack:
         into = stack.enter_context(_folder(workdir))
@@ -413,7 +413,7 @@ def load_student(folder: str | Path) -> Student:
     """
     folder = paths.parse(folder, "the folder of the student")
     with own_code.beside(_own_code_of(folder)):
-        model, variables, card = export.load_student(folder, configuration.build_model)
+        model, variables, card = export.load_student(folder, addresses.build_model)
     return Student(model, variables, card, load_file(folder / "check.safetensors")["images"])
 
 
@@ -591,8 +591,8 @@ def compare_rules(
 def _rule(name: str) -> str:
     """The name of a rule, which may be an address of the user's own; UserError where there is none."""
     if ":" in name:
-        configuration.resolve("rule", name, "fusion.rules")
-        return configuration.canonical("rule", name, "fusion.rules")
+        addresses.resolve("rule", name, "fusion.rules")
+        return addresses.canonical("rule", name, "fusion.rules")
     rules.rule(name)
     return name
 
@@ -600,14 +600,14 @@ def _rule(name: str) -> str:
 def _of_arrays(config: ConfigDict, data: DataSet) -> ConfigDict:
     """The configuration, which says of its data that it was given in Python."""
     config = config.copy_and_resolve_references()
-    settings.put(config, "data.source", f"in_memory(name={data.name!r})")
-    settings.put(config, "data.path", "")
+    configuration.put(config, "data.source", f"in_memory(name={data.name!r})")
+    configuration.put(config, "data.path", "")
     return config
 
 
 def _set_fields(config: ConfigDict, given: Mapping[str, Any], groups: Sequence[str]) -> None:
     """Set fields by keyword: `train__epochs`, or `epochs` for the first of `groups` that has it."""
-    defaults = dict(configuration.fields(configuration.default()))
+    defaults = configuration.fields(configuration.default())
     for name, value in given.items():
         field = name.replace("__", ".")
         if "__" not in name:
@@ -619,7 +619,7 @@ def _set_fields(config: ConfigDict, given: Mapping[str, Any], groups: Sequence[s
             value = tuple(value)
         if isinstance(defaults[field], float) and type(value) is int:
             value = float(value)
-        settings.put(config, field, value)
+        configuration.put(config, field, value)
 
 
 @contextlib.contextmanager

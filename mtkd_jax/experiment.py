@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtkd_jax import addresses, mesh, validation
 from mtkd_jax import config as configuration
-from mtkd_jax import mesh, settings
 from mtkd_jax.data import images, loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy import cascade as deployed_cascade
@@ -113,7 +113,7 @@ def train(
 
 def _asked(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tuple[Path, ConfigDict, Split]:
     into = paths.parse(into, "the folder of the run")
-    configuration.validate(config)
+    validation.validate(config)
     mesh.check_precision()
     deployed_forms.check_packages(config.export.forms)
     config = configuration.in_one_spelling(config)
@@ -154,10 +154,10 @@ def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True)
 def _logbook(begun: Trained, into: Path, quiet: bool) -> Logbook:
     if not mesh.is_first():
         return Logbook(into / f"process{jax.process_index()}", quiet)
-    settings = dict(configuration.fields(begun.config))
+    settings = configuration.fields(begun.config)
     run = TrackedRun(str(into), workdir.name_here(into), settings)
     trackers = {
-        address: partial(configuration.build, "tracker", address, "runtime.trackers", run)
+        address: partial(addresses.build, "tracker", address, "runtime.trackers", run)
         for address in begun.config.runtime.trackers
     }
     return Logbook(into, quiet, trackers)
@@ -228,12 +228,12 @@ def pilot(config: ConfigDict, num_seeds: int, into: Path | None = None) -> dict[
     described = workdir.read_config(into) if into is not None and into.is_dir() else None
     seeds = described["students"] if described else {"num_seeds": num_seeds}
     for name in ("num_seeds", "max_seeds"):
-        settings.put(config, f"students.{name}", seeds.get(name, config.students[name]))
+        configuration.put(config, f"students.{name}", seeds.get(name, config.students[name]))
     if into is not None:
         run(config, into)
         return document.build(workdir.read_predictions(into))
     for field, none in NOT_PILOTED.items():
-        settings.put(config, field, none)
+        configuration.put(config, field, none)
     try:
         with tempfile.TemporaryDirectory() as folder:
             return run(config, folder)
@@ -249,7 +249,7 @@ def costs(config: ConfigDict, timed: bool = False) -> Iterator[forecast.Cost]:
     By formula, in seconds; timed, every stage is compiled and runs a few steps. Raises UserError as `run`
     does, when the first stage is asked for.
     """
-    configuration.validate(config)
+    validation.validate(config)
     mesh.check_precision()
     config = configuration.in_one_spelling(config)
     with configuration.own_files(config):
@@ -343,10 +343,10 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     checked = np.asarray(loading.scale(jnp.asarray(images[:NUM_CHECKED])))
     said = export.logits_of(model, variables, checked)
     export.save_student(into / "student", model, variables, card, (checked, said))
-    export.verify_student(into / "student", configuration.build_model, checked, said)
+    export.verify_student(into / "student", addresses.build_model, checked, said)
     if trained.config.export.forms:
         wanted = trained.config.export.forms
-        forms.export_forms(into / "student", wanted, configuration.build_model, trained.split)
+        forms.export_forms(into / "student", wanted, addresses.build_model, trained.split)
     if trained.config.export.cascade:
         _save_ensemble(trained, predicted, card, into / "student", checked)
 

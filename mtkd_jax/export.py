@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     from mtkd_jax import config
+    from mtkd_jax.addresses import build_model
     from mtkd_jax.results import forms
     from mtkd_jax.runs import workdir
 
@@ -51,7 +52,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
     def export(names: Sequence[str]) -> dict[str, Any]:
         split = _split_of(student.parent, found)
-        return forms.export_forms(student, names, config.build_model, split)
+        return forms.export_forms(student, names, build_model, split)
 
     with contextlib.nullcontext() if found is None else config.own_files(found):
         if asked.demo:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import mesh, settings, sweep
+from mtkd_jax import mesh, settings, sweep, validation
 from mtkd_jax.data import fetch
 from mtkd_jax.plans.cells import Cell
 from mtkd_jax.runs import workdir
@@ -115,7 +115,7 @@ def parse(argv: Sequence[str]) -> Asked | None:
         if path and not os.path.exists(os.path.expanduser(path)):
             missing[name] = f"there is no {path}{fetch.remedy(path)}"
         else:
-            configuration.validate(cell.config)
+            validation.validate(cell.config)
             _check(cell.config)
             cells.append(cell)
     into = paths.parse(options.into, "--into") if options.into else None
@@ -145,8 +145,9 @@ def _cell(config: str, name: str, fields: dict[str, str]) -> Cell:
     if "students.modes" in fields:  # what the file says of modes that are not asked for
         students = found.students
         kept = tuple(mode for mode in students.controlled if mode in students.modes)
-        settings.put(found, "students.controls", students.controls if kept or not students.controlled else ())
-        settings.put(found, "students.controlled", kept)
+        controls = students.controls if kept or not students.controlled else ()
+        configuration.put(found, "students.controls", controls)
+        configuration.put(found, "students.controlled", kept)
     return Cell(name, {}, found, None)
 
 

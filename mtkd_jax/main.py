@@ -59,10 +59,10 @@ def _main(argv: Sequence[str]) -> int:
         print(f"{USAGE}\n\n{EXAMPLES}\n\n{settings.help_text(shutil.get_terminal_size((100, 24)).columns)}")
         return 0
     if options.list is not None:
-        from mtkd_jax import config
+        from mtkd_jax import listing
 
         own = [one.strip() for text in vars(options)["with"] for one in text.split(",")]
-        print(config.listing(options.list, own))
+        print(listing.listing(options.list, own))
         return 0
     _prepare(options.config, options.processes)
     if options.plan:
@@ -127,11 +127,10 @@ def _surplus(argument: str, known: Sequence[str]) -> str:
 
 def _prepare(config: ConfigDict, processes: str) -> None:
     """What has to be settled before JAX looks for devices."""
-    from mtkd_jax import config as configuration
-    from mtkd_jax import mesh
+    from mtkd_jax import mesh, validation
     from mtkd_jax.runs import workdir
 
-    configuration.validate(config)
+    validation.validate(config)
     mesh.use_devices(config.runtime.devices)
     if processes:
         mesh.join(processes)

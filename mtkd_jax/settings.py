@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
+from mtkd_jax import validation
 from mtkd_jax.system import own_code, paths
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.system.terminal import one_line
@@ -79,7 +80,7 @@ def load(asked: str) -> ConfigDict:
     folder = "" if path.parent == SHIPPED or typed == Path() else str(typed)
     runtime = config.get("runtime")
     if isinstance(runtime, ConfigDict) and runtime.get("own_code") == "":  # what is missing, validate says
-        put(config, "runtime.own_code", folder)
+        configuration.put(config, "runtime.own_code", folder)
     return config.lock()
 
 
@@ -158,20 +159,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
     defaults = _defaults()
     if field not in defaults:
         raise UserError(configuration.unknown_field(field))
-    put(config, field, value(field, text))
-
-
-def put(config: ConfigDict, field: str, new: Any) -> None:
-    """Set a field that there is to a value, whose type `config.validate` checks."""
-    *groups, name = field.split(".")
-    group = config
-    for depth, part in enumerate(groups, start=1):
-        group = group.get(part)
-        if not isinstance(group, ConfigDict):
-            where = ".".join(groups[:depth])
-            raise UserError(f"config.{where} is no group of fields; start from mtkd_jax.config.default()")
-    with group.unlocked(), group.ignore_type():
-        group[name] = new
+    configuration.put(config, field, value(field, text))
 
 
 def value(field: str, text: str) -> Any:
@@ -288,7 +276,7 @@ def spelled(value: Any) -> str:
 
 
 def _defaults() -> dict[str, Any]:
-    return dict(configuration.fields(configuration.default()))
+    return configuration.fields(configuration.default())
 
 
 # --- what there is to set -----------------------------------------------------------------------------
@@ -305,7 +293,7 @@ class Field(NamedTuple):
 def described() -> list[Field]:
     """Every field, sorted, with the comment beside its assignment or its group's, or else what it may be."""
     comments = _comments(textwrap.dedent(inspect.getsource(configuration.default)))
-    ranges = {name: made_of[1] for name, made_of in configuration.RANGES.items()}
+    ranges = {name: made_of[1] for name, made_of in validation.RANGES.items()}
     return [
         Field(
             name,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import mesh, settings
+from mtkd_jax import mesh, settings, validation
 from mtkd_jax.plans import cells
 from mtkd_jax.plans.cells import Cell, Lender
 from mtkd_jax.runs import workdir
@@ -139,7 +139,7 @@ def wrong(found: Sequence[Cell]) -> dict[str, str]:
     failed = {}
     for cell in found:
         try:
-            configuration.validate(cell.config)
+            validation.validate(cell.config)
         except UserError as error:
             failed[cell.name] = str(error)
     if len(failed) == len(found):
@@ -323,9 +323,8 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
     found = files.read_sealed(folder / CELLS, MEND)
     if found is None or not isinstance(found.get("cells"), list):
         raise UserError(f"{folder / CELLS}: not what a sweep writes; {MEND}")
-    tuples = {
-        field for field, value in configuration.fields(configuration.default()) if isinstance(value, tuple)
-    }
+    defaults = configuration.fields(configuration.default())
+    tuples = {field for field, value in defaults.items() if isinstance(value, tuple)}
     return [
         {field: tuple(value) if field in tuples else value for field, value in one.items()}
         for one in found["cells"]
@@ -409,9 +408,9 @@ def _costs(cell: Cell) -> list:
     if cell.lender is None:
         return list(experiment.costs(cell.config))
     alone = cell.config.copy_and_resolve_references()
-    settings.put(alone, "teachers.from_run", "")
+    configuration.put(alone, "teachers.from_run", "")
     for name in ("init_from", "mean", "std"):
-        settings.put(alone, f"teachers.{name}", cell.lender.config.teachers[name])
+        configuration.put(alone, f"teachers.{name}", cell.lender.config.teachers[name])
     of_all = experiment.costs(alone)
     return [stage for stage in of_all if not stage.stage.startswith(teachers.STAGE_PREFIX)]
 

@@ -13,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment
+from mtkd_jax import experiment, validation
 from mtkd_jax.engine import population, training
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.plans import plan, students, teachers
@@ -45,7 +45,7 @@ def config(**overrides) -> ConfigDict:
         for part in groups:
             group = group[part]
         group[name] = value
-    configuration.validate(small)
+    validation.validate(small)
     return small
 
 

@@ -104,7 +104,7 @@ def test_teachers_of_arrays_say_to_the_bit_what_those_of_a_run_say(teachers, dat
 
 def test_the_student_has_to_the_bit_the_weights_that_a_run_exports(student, data, long_way):
     found, into, _ = long_way
-    model, variables, card = export.load_student(into / "student", mtkd_jax.api.configuration.build_model)
+    model, variables, card = export.load_student(into / "student", mtkd_jax.api.addresses.build_model)
     assert (student.model, student.card["training"]) == (model, card["training"])
     jax.tree.map(np.testing.assert_array_equal, student.variables, variables)
     group, position = analysis.network_to_deploy(found)
@@ -214,7 +214,9 @@ def test_what_is_of_students_alone_does_not_stand_in_the_way_of_teachers(arrays)
     config = small.config(**own)
     teachers = mtkd_jax.train_teachers(arrays, config=config, num_members=2, **SMALL)
     student = mtkd_jax.distil(teachers, alphas=(0.5,), quiet=True)
-    assert student.card["name"] == "arrays: student output_avg" and teachers._trained.config.students.epochs == 1
+    assert (
+        student.card["name"] == "arrays: student output_avg" and teachers._trained.config.students.epochs == 1
+    )
 
 
 def test_teachers_that_a_plan_made_teach_as_others_do(arrays, tmp_path):

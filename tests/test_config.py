@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from mtkd_jax import addresses, listing, validation
 from mtkd_jax import config as configuration
 from mtkd_jax.types import Task, UserError
 from tests import small
 
 
 def test_the_default_is_valid():
-    configuration.validate(configuration.default())
+    validation.validate(configuration.default())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_types_and_unknown_fields_are_named(field, value, expected):
     *groups, name = field.split(".")
     (loose[groups[0]] if groups else loose)[name] = value
     with pytest.raises(UserError) as caught:
-        configuration.validate(loose)
+        validation.validate(loose)
     assert expected in str(caught.value)
 
 
@@ -103,11 +104,11 @@ def test_missing_fields_are_named():
     loose = ConfigDict(configuration.default().to_dict())
     del loose.train.epochs
     with pytest.raises(UserError, match="config.train.epochs is missing"):
-        configuration.validate(loose)
+        validation.validate(loose)
 
 
 def test_a_colon_inside_an_argument_is_part_of_it():
-    assert configuration.resolve("source", "tfds(name='mnist:3.0.1')", "data.source")[1] == {
+    assert addresses.resolve("source", "tfds(name='mnist:3.0.1')", "data.source")[1] == {
         "name": "mnist:3.0.1"
     }
 
@@ -122,7 +123,7 @@ def test_whole_numbers_pass_for_floats():
 
 
 def test_modes_that_need_more_teachers_than_there_are_say_so(monkeypatch):
-    greedy = configuration.build_recipe("vote")._replace(min_teachers=4)
+    greedy = addresses.build_recipe("vote")._replace(min_teachers=4)
     monkeypatch.setattr(configuration, "build_recipe", lambda address, field="": greedy)
     with pytest.raises(UserError, match="needs at least 4 teachers, config.teachers gives 3"):
         small.config()
@@ -133,30 +134,30 @@ def test_unknown_variant_names_the_nearest():
         configuration.variant(configuration.default(), "smok", smoke=lambda config: None)
 
 
-@pytest.mark.parametrize("kind", configuration.KINDS)
+@pytest.mark.parametrize("kind", addresses.KINDS)
 def test_everything_that_can_be_named_is_listed_with_a_first_line(kind):
-    for name, function in configuration.catalogue(kind).items():
+    for name, function in addresses.catalogue(kind).items():
         first = inspect.getdoc(function).splitlines()[0]
         assert first.endswith((".", ":", "!")) or "(" in first, f"{name}: {first!r} is not a sentence"
-        assert name in configuration.listing()
+        assert name in listing.listing()
 
 
 def test_an_address_is_also_the_name_of_what_it_builds():
     task = Task(num_classes=3, num_heads=2, mean=(0.0,), std=(1.0,))
-    model = configuration.build_model("mlp(hidden=(5,))", task)
-    assert configuration.build_model(model.name, task) == model
-    assert configuration.build_recipe("mimic_all").name == "mimic_all"
+    model = addresses.build_model("mlp(hidden=(5,))", task)
+    assert addresses.build_model(model.name, task) == model
+    assert addresses.build_recipe("mimic_all").name == "mimic_all"
 
 
 def test_no_function_is_shadowed_by_another_of_its_name():
     """Two modules of a package must not define the same address."""
-    for kind, (place, returns) in configuration.KINDS.items():
+    for kind, (place, returns, *_) in addresses.KINDS.items():
         if kind == "mode":
             continue
         sources = Path(configuration.__file__).parent
         place = place.replace(".", "/")
         files = [sources / f"{place}.py", *(sources / place).glob("*.py")]
         text = "\n".join(file.read_text() for file in files if file.exists())
-        for name in configuration.catalogue(kind):
+        for name in addresses.catalogue(kind):
             assert text.count(f"\ndef {name}(") == 1, name
         assert returns

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment, mesh
+from mtkd_jax import addresses, experiment, mesh
 from mtkd_jax.deploy import export
 from mtkd_jax.engine import population, training
 from mtkd_jax.engine.jobs import Job
@@ -30,10 +29,10 @@ from mtkd_jax.types import DataSet, Model, Task, UserError
 from tests import small
 
 KINDS = ("mode", "rule", "model", "source", "plan")
-MODES, RULES, MODELS, SOURCES, PLANS = (tuple(configuration.catalogue(kind)) for kind in KINDS)
+MODES, RULES, MODELS, SOURCES, PLANS = (tuple(addresses.catalogue(kind)) for kind in KINDS)
 ARCHITECTURES = ("cnn(widths=(4, 4), dense=16, batch_norm=True)", "mlp(hidden=(16,))")
 # Who compares what networks say of places beside their classes is met with boxes.
-OF_BOXES = tuple(mode for mode in MODES if "beside" in configuration.build_recipe(mode).needs)
+OF_BOXES = tuple(mode for mode in MODES if "beside" in addresses.build_recipe(mode).needs)
 DETECTORS = tuple(
     f"detector(network='cnn(widths=({width}, 4), batch_norm=True)', channels=4)" for width in (3, 4)
 )
@@ -203,7 +202,7 @@ def test_every_method_is_compared_with_a_reference_in_float64(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_is_hashable_and_equal_to_itself(mode):
     """A recipe is part of a jit key: a new closure in it would compile a new program for every stage."""
-    first, second = configuration.build_recipe(mode), configuration.build_recipe(mode)
+    first, second = addresses.build_recipe(mode), addresses.build_recipe(mode)
     assert first == second and hash(first) == hash(second)
 
 
@@ -211,7 +210,7 @@ def test_every_mode_is_hashable_and_equal_to_itself(mode):
 # "unroll" and "loop" repeat the program of one member, and were three minutes more; for peers, who do meet,
 # they are below. So were members that are mapped on two devices: `tests/test_mesh.py` has them.
 LAYOUTS = (Layout("vmap", 2, 2),)
-PEERS = tuple(mode for mode in MODES if configuration.build_recipe(mode).num_peers > 1)
+PEERS = tuple(mode for mode in MODES if addresses.build_recipe(mode).num_peers > 1)
 # Sums of signs are whole numbers, many of them equal within a window of max pooling: which of these has the
 # gradient is for rounding to say. So their steps are compared without pooling.
 WITHOUT_POOLING = {"binary.qnn": {"students.model": "mlp(hidden=(16, 16), batch_norm=True)"}}
@@ -224,7 +223,7 @@ OF_THE_LOSS += ("min_teachers", "hears_all", "num_heads")
 
 def changes_the_step(mode: str) -> bool:
     """Whether a method differs from plain distillation in more than the loss."""
-    recipe = configuration.build_recipe(mode)
+    recipe = addresses.build_recipe(mode)
     return recipe != PLAIN_RECIPE._replace(**{name: getattr(recipe, name) for name in OF_THE_LOSS})
 
 
@@ -348,7 +347,7 @@ def gradient(name: str, num_heads: int, dtype: str, arguments: str = "") -> tupl
     """A function of the variables that gives a loss's gradient, its network and images."""
     task = Task(num_classes=4, num_heads=num_heads, mean=(0.4,), std=(0.3,))
     arguments = SMALL.get(name, arguments)
-    model = configuration.build_model(f"{name}({arguments}dtype='{dtype}')", task)
+    model = addresses.build_model(f"{name}({arguments}dtype='{dtype}')", task)
     image = jax.random.uniform(jax.random.key(1), (6, *shape_for(model)))
     image = jnp.floor(1 + 3 * image) if name == "transformer" else image  # tokens of a source and of a target
 
@@ -406,9 +405,7 @@ def test_every_model_of_bfloat16_speaks_float32(name):
 @pytest.mark.usefixtures("shallow")
 def test_every_model_is_exported_for_any_batch_and_every_platform(name):
     task = Task(num_classes=4, num_heads=2, mean=(0.4,), std=(0.3,))
-    model = configuration.build_model(
-        f"{name}({SMALL.get(name, SHALLOW.get(name, ''))}dtype='float32')", task
-    )
+    model = addresses.build_model(f"{name}({SMALL.get(name, SHALLOW.get(name, ''))}dtype='float32')", task)
     shape = shape_for(model)
     variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
@@ -425,7 +422,7 @@ def test_every_model_is_exported_for_any_batch_and_every_platform(name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_source_that_needs_nothing_gives_a_clean_data_set(name):
-    source = configuration.catalogue("source")[name]
+    source = addresses.catalogue("source")[name]
     required = [p for p in inspect.signature(source).parameters.values() if p.default is p.empty]
     if required:
         pytest.skip(f"needs {required[0].name}: see tests/data")

@@ -28,7 +28,7 @@ FLOORS = [  # from the top, by folder or file; nothing imports from a floor abov
     {"plans"},
     {"engine"},
     {"runs", "deploy"},
-    {"config", "settings"},
+    {"addresses", "config", "validation", "settings", "listing"},
     {"tasks"},
     {"methods"},
     {"data", "models", "fusion", "optimizers"},

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment, main
+from mtkd_jax import addresses, experiment, main, validation
 from mtkd_jax.deploy import export
 from mtkd_jax.engine import population, training
 from mtkd_jax.plans import plan, students, teachers
@@ -106,7 +105,7 @@ def test_choices_come_from_validation_alone(finished):
 
 def test_the_student_can_be_used_without_the_run(finished):
     workdir, _ = finished
-    model, variables, card = export.load_student(workdir / "student", configuration.build_model)
+    model, variables, card = export.load_student(workdir / "student", addresses.build_model)
     split = experiment.load_split(small.config(**ALL))
     images = np.asarray(split.dataset.test_images, np.float32) / 255
     outputs, _ = model.apply(variables, images)
@@ -298,7 +297,7 @@ def test_what_help_shows_can_be_typed(tmp_path):
     """The longest example, as the shell splits it."""
     command = main.EXAMPLES.split("--config=mine.py", 1)[1].split("python -m")[0].replace("\\\n", " ")
     options = main.parse(["main", "--config=digits", *shlex.split(command)])
-    configuration.validate(options.config)
+    validation.validate(options.config)
     assert options.config.students.modes == ("mimic_all", "logits.dkd")
     assert options.config.students.arguments == {"logits.dkd": {"nontarget_weight": (2.0, 8.0)}}
     assert options.config.data.augment.flip and options.workdir == Path("runs/mine")

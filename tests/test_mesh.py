@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment, mesh
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.engine import jobs, layouts, training
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtkd_jax import addresses, optimizers, validation
 from mtkd_jax import config as configuration
-from mtkd_jax import optimizers
 from mtkd_jax.types import Task, UserError
 
 RATE, DECAY, STEPS = 0.05, 0.3, 6
@@ -73,7 +73,7 @@ def schedule_free_sgd(gradient, w, b1=0.8):
 )
 def test_optimisers_are_their_papers(address, reference):
     """Some steps down a bowl whose gradient also moves; rate and decay traced, other ones for each member."""
-    optimizer = configuration.build("optimizer", address, "train.optimizer")
+    optimizer = addresses.build("optimizer", address, "train.optimizer")
     begin, scale = np.array([[1.0, -2.0, 0.5]]), np.array([[1.0, 3.0, 0.2]])
     gradient = lambda t, w: scale * w + np.sin(t)  # noqa: E731
 
@@ -97,9 +97,9 @@ def test_optimisers_are_their_papers(address, reference):
 
 def test_muon_makes_the_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adam():
     """Of a network as it is here: heads are [H,D,C] with biases [H,C], which are no matrices."""
-    optimizer = configuration.build("optimizer", "muon", "train.optimizer")
+    optimizer = addresses.build("optimizer", "muon", "train.optimizer")
     task = Task(num_classes=3, num_heads=2, mean=(0.0,), std=(1.0,))
-    network = configuration.build_model("mlp(hidden=(5,))", task)
+    network = addresses.build_model("mlp(hidden=(5,))", task)
     params = network.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))["params"]
     gradient = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), params)
     with jax.numpy_dtype_promotion("standard"):
@@ -120,8 +120,8 @@ def test_muon_makes_the_steps_of_matrices_orthogonal_and_leaves_the_rest_to_adam
 
 def test_they_are_jit_keys_by_value():
     for kind in ("optimizer", "schedule"):
-        for address in configuration.catalogue(kind):
-            one, other = (configuration.build(kind, address, "train") for _ in range(2))
+        for address in addresses.catalogue(kind):
+            one, other = (addresses.build(kind, address, "train") for _ in range(2))
             assert one == other and hash(one) == hash(other)
     assert len({optimizers.sgd(), optimizers.sgd(momentum=0.8), optimizers.adam()}) == 3
 
@@ -154,7 +154,7 @@ HALF_COSINE = lambda p: 0.5 + 0.5 * np.cos(np.pi * p)  # noqa: E731
     ],
 )
 def test_schedules_are_their_formulas(address, factor):
-    schedule = configuration.build("schedule", address, "train.schedule")
+    schedule = addresses.build("schedule", address, "train.schedule")
     points = [0.0, 0.1, 0.25, 0.4, 0.5, 0.625, 0.7, 0.75, 0.875, 0.999]
     found = [schedule(jnp.float32(point)) for point in points]
     np.testing.assert_allclose(found, [factor(point) for point in points], atol=2e-6)
@@ -191,11 +191,11 @@ def test_what_cannot_be_is_refused_in_one_line(field, value, said):
     *groups, name = field.split(".")
     config[groups[0]][name] = value
     with pytest.raises(UserError, match=said):
-        configuration.validate(config)
+        validation.validate(config)
 
 
 def test_two_averages_are_refused():
     config = configuration.default()
     config.train.optimizer, config.train.ema_decay = "schedule_free", 0.99
     with pytest.raises(UserError, match="ema_decay: schedule_free averages the weights itself"):
-        configuration.validate(config)
+        validation.validate(config)

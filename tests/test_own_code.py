@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import mtkd_jax
+from mtkd_jax import addresses, experiment, main, settings, validation
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment, main, settings
+from mtkd_jax.fusion import rules
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import own_code
 from mtkd_jax.types import Task, UserError
@@ -145,7 +146,7 @@ def test_a_student_is_found_where_its_run_found_it_and_saved_wherever_one_stands
     config = small.config(**{"model.name": "mine.py:linear", "runtime.own_code": str(beside)})
     with configuration.own_files(config):
         workdir.describe(tmp_path / "run", config, experiment.load_split(config))
-        model = configuration.build_model("mine.py:linear", Task(4, 1, (0.5,), (0.2,)))
+        model = addresses.build_model("mine.py:linear", Task(4, 1, (0.5,), (0.2,)))
     images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
     card = {"name": "made up", "model": model.name, "class_names": [*"abcd"], "metrics": {}}
     card |= {"training": "none", "data": "none", "source": "none"}
@@ -178,7 +179,7 @@ def test_a_changed_rule_makes_the_report_again_and_trains_nothing(mine, monkeypa
         for report in (before, after)
     )
     assert first != again and (mine.parent / "run" / "metrics.jsonl").read_text() == begun
-    monkeypatch.setattr(configuration.rules, "_OWN", {})  # as another process has it, which executes nothing
+    monkeypatch.setattr(rules, "_OWN", {})  # as another process has it, which executes nothing
     told = mtkd_jax.write_report("run")
     assert [row["rule"] for row in told["rows"] if row["rule"]] == ["mean_probs"]
     assert any("rule.py:first is a rule of somebody's own" in note for note in told["notes"])
@@ -188,10 +189,10 @@ def test_a_changed_rule_makes_the_report_again_and_trains_nothing(mine, monkeypa
 
 def test_a_stored_name_has_no_file_executed(mine):
     mine.write_text("raise SystemExit('executed')")
-    assert configuration.canonical("mode", "./mine.py:f( b=1, a=(2,) )", "") == "mine.py:f(a=(2,), b=1)"
+    assert addresses.canonical("mode", "./mine.py:f( b=1, a=(2,) )", "") == "mine.py:f(a=(2,), b=1)"
     assert configuration.canonicalise({"model": {"name": "mine.py:f( )"}}) == {"model": {"name": "mine.py:f"}}
     with pytest.raises(UserError, match="unseen.py:f is a rule of somebody's own"):
-        configuration.rules.rule("unseen.py:f")
+        rules.rule("unseen.py:f")
 
 
 @pytest.mark.parametrize(
@@ -222,11 +223,11 @@ def test_what_cannot_be_is_one_line(mine, kind, address, said):
 
     def ask():
         if kind == "model":
-            task = configuration.Task(10, 1, (0.0,), (1.0,))
-            return configuration.build_model(address, task)
-        configuration.resolve(kind, address, "field")
+            task = Task(10, 1, (0.0,), (1.0,))
+            return addresses.build_model(address, task)
+        addresses.resolve(kind, address, "field")
         if kind == "rule":
-            configuration.rules.check(address, np.zeros((2, 1, 10), np.float32))
+            rules.check(address, np.zeros((2, 1, 10), np.float32))
         return None
 
     with pytest.raises(UserError, match=said) as error:
@@ -241,17 +242,17 @@ def test_a_module_is_imported_and_one_that_changes_afterwards_is_refused(mine, m
     (package / "losses.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(mine.parent))
     address = "my_package_of_methods.losses:regression(weight=2)"
-    recipe = configuration.build_recipe(address)
+    recipe = addresses.build_recipe(address)
     assert recipe.name == address and dict(recipe.hyper) == {"weight": 2}
     where, _ = own_code.split(address)
     assert own_code.digest(where, "regression") == own_code.digest("mine.py", "regression")
     (package / "losses.py").write_text(MINE + "\n")
     with pytest.raises(UserError, match="has changed since it was imported; start Python again"):
-        configuration.build_recipe(address)
+        addresses.build_recipe(address)
 
 
 def test_a_file_is_executed_once_and_again_when_it_changes(mine):
-    find = lambda: configuration.resolve("mode", "mine.py:regression", "field")[0]  # noqa: E731
+    find = lambda: addresses.resolve("mode", "mine.py:regression", "field")[0]  # noqa: E731
     first = find()
     assert find() is first  # the same objects: compiled programs are found again
     mine.write_text(MINE + "\n")
@@ -296,7 +297,7 @@ def test_what_a_notebook_defines_is_known_by_all_that_it_names(monkeypatch):
     of_class = of_main(monkeypatch, NOTEBOOK, "network")
     assert of_main(monkeypatch, NOTEBOOK.replace("return helper(x)", "return 0"), "network") != of_class
     assert of_main(monkeypatch, NOTEBOOK.replace("logits[:, 0]", "logits[:, 1]"), "network") != of_class
-    recipe = configuration.build_recipe("__main__:own")
+    recipe = addresses.build_recipe("__main__:own")
     assert recipe.name == "__main__:own"
 
 
@@ -304,7 +305,7 @@ def test_the_method_that_the_documentation_shows_is_one(mine):
     text = (Path(__file__).parent.parent / "docs" / "own-code.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     mine.write_text(shown)
-    recipe = configuration.build_recipe("mine.py:smoothed(share=0.2)")
+    recipe = addresses.build_recipe("mine.py:smoothed(share=0.2)")
     logits = np.log([[[0.5, 0.25, 0.25]], [[0.25, 0.25, 0.5]]])
     targets = contexts.aimed(recipe, contexts.context(np.zeros((1, 3)), logits)).targets
     mixed = 0.8 * np.array([0.375, 0.25, 0.375]) + 0.2 / 3
@@ -316,7 +317,7 @@ def test_own_addresses_are_typed_on_the_command_line_as_all_others(mine):
     config = configuration.default()
     settings.override(config, "students.modes", "vote, mine.py:regression(weight=2.0)")
     assert config.students.modes == ("vote", "mine.py:regression(weight=2.0)")
-    configuration.validate(config)
+    validation.validate(config)
 
 
 # --- where files are looked up ------------------------------------------------------------------------
@@ -350,7 +351,7 @@ def test_a_file_is_looked_up_beside_the_configuration_first_then_here(tmp_path, 
     asked = settings.load(folder_of_own(Path("theirs")))
     assert asked.runtime.own_code == "theirs"
     settings.override(asked, "students.modes", "mine.py:regression(weight=3.0)")  # as it is typed
-    configuration.validate(asked)
+    validation.validate(asked)
     with pytest.raises(UserError, match="mine.py cannot be read: No such file"):
         own_code.digest("mine.py", "linear")
     Path("mine.py").write_text(MINE + "\n# another")

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment, replicate
+from mtkd_jax import addresses, experiment, replicate, validation
 from mtkd_jax.models import mobilenet, shufflenet
 from mtkd_jax.plans import published
 from mtkd_jax.types import UserError
@@ -20,7 +19,7 @@ def test_networks_have_their_published_numbers_of_parameters():
     for model in (mobilenet.mobilenet_v2(task, width=0.5), shufflenet.shufflenet_v2(task, width=1.0)):
         counted[model.name] = test_mobile_nets.count(model)
     for network in (*published.NETWORKS.values(), *published.NETWORKS_OF_RECIPE["PCL"].values()):
-        name = configuration.canonical("model", network.address, "model.name")
+        name = addresses.canonical("model", network.address, "model.name")
         assert counted[name] == network.params, name
 
 
@@ -28,12 +27,12 @@ def test_all_cells_that_can_be_repeated_have_a_configuration_that_can_be():
     can = [cell for cell in published.cells().values() if not published.lacking(cell)]
     assert len(can) > 50
     for cell in can:
-        configuration.validate(published.build(cell, 3))
+        validation.validate(published.build(cell, 3))
         assert 0.4 < published.accuracy(cell) < 1
     for cell in {(cell.recipe, cell.method): cell for cell in can}.values():
         config = published.build(cell, 3)
         published.shrink(config)
-        configuration.validate(config)
+        validation.validate(config)
 
 
 def test_a_cell_is_trained_by_its_recipe():

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment
+from mtkd_jax import experiment, validation
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -102,7 +102,7 @@ def is_one_line_about_a_field(line: str) -> bool:
 
 
 def test_300_configurations_are_right_or_one_line_names_the_field():
-    lines = [outcome(configuration.validate, mutated(seed)) for seed in range(300)]
+    lines = [outcome(validation.validate, mutated(seed)) for seed in range(300)]
     assert [line for line in lines if line and not is_one_line_about_a_field(line)] == []
     refused = Counter(line.split("config.", 1)[1].split()[0].rstrip(":;,") for line in lines if line)
     assert sum(refused.values()) < 290 and len(refused) > 40  # neither all nor always the same
@@ -110,8 +110,8 @@ def test_300_configurations_are_right_or_one_line_names_the_field():
 
 def changed(config: ConfigDict) -> tuple[str, ...]:
     """The fields in which a valid configuration is not the small one."""
-    before = dict(configuration.fields(small.config()))
-    return tuple(field for field, value in configuration.fields(config) if before[field] != value)
+    before = configuration.fields(small.config())
+    return tuple(field for field, value in configuration.fields(config).items() if before[field] != value)
 
 
 def is_cheap(config: ConfigDict) -> bool:
@@ -130,14 +130,14 @@ def is_cheap(config: ConfigDict) -> bool:
 
 @pytest.mark.slow(seconds=100)
 def test_20_of_the_valid_ones_run_or_end_with_one_line(tmp_path):
-    sound = [c for c in map(mutated, range(600)) if not outcome(configuration.validate, c) and is_cheap(c)]
+    sound = [c for c in map(mutated, range(600)) if not outcome(validation.validate, c) and is_cheap(c)]
     chosen = list({changed(config): config for config in sound if changed(config)}.items())[:20]
     assert len(chosen) == 20
     ended = {
         fields: outcome(lambda c, at=tmp_path / str(n): experiment.run(c, at, quiet=True), config)
         for n, (fields, config) in enumerate(chosen)
     }
-    names = {field.rpartition(".")[2] for field, _ in configuration.fields(small.config())}
+    names = {field.rpartition(".")[2] for field in configuration.fields(small.config())}
     for fields, line in ended.items():  # data may not suit two fields together: it may name the other one
         named = any(re.search(rf"\b{name}\b", line) for name in names)
         assert line == "" or (line.isprintable() and named), (fields, line)

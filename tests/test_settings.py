@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mtkd_jax import config as configuration
-from mtkd_jax import settings
+from mtkd_jax import settings, validation
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -80,7 +80,7 @@ def test_what_is_no_value_of_a_field_is_one_line_with_an_example(field, text, ex
 
 
 def test_every_example_is_a_value_of_its_field():
-    for field, default in configuration.fields(configuration.default()):
+    for field, default in configuration.fields(configuration.default()).items():
         example = settings.EXAMPLES.get(field)
         if example is not None:
             value = settings.value(field, example.strip('"'))
@@ -88,7 +88,7 @@ def test_every_example_is_a_value_of_its_field():
 
 
 def test_every_default_is_read_back_as_it_is_shown():
-    for field, default in configuration.fields(configuration.default()):
+    for field, default in configuration.fields(configuration.default()).items():
         assert settings.value(field, settings.spelled(default).strip("'")) == default, field
 
 
@@ -126,7 +126,7 @@ def test_of_a_field_given_twice_the_last_one_counts():
 def test_arguments_of_a_mode_can_be_typed():
     config = small.config(**{"students.modes": ("logits.dkd",)}).lock()
     settings.override(config, "students.arguments", "{'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}")
-    configuration.validate(config)
+    validation.validate(config)
     assert len(configuration.build_recipes(config, "logits.dkd")) == 2
 
 
@@ -201,7 +201,7 @@ def test_every_configuration_of_the_repository_is_shipped_under_its_name():
     assert files.keys() == settings.shipped().keys()
     for name, purpose in settings.shipped().items():
         assert purpose and ast.get_docstring(ast.parse(files[name].read_text())).startswith(purpose)
-        configuration.validate(settings.load(f"{name}:smoke"))
+        validation.validate(settings.load(f"{name}:smoke"))
 
 
 def test_the_wheel_takes_configurations_and_the_command_along():
@@ -270,9 +270,7 @@ def _empty_environment(folder: Path) -> Path:
 
 def test_help_has_every_field_with_its_default_and_comment():
     described = settings.described()
-    assert {field.name: field.default for field in described} == dict(
-        configuration.fields(configuration.default())
-    )
+    assert {field.name: field.default for field in described} == configuration.fields(configuration.default())
     comments = {field.name: field.comment for field in described}
     assert comments["students.alphas"] == "weight of the HARD labels"
     assert comments["data.val_fraction"].startswith("cut from the training set first")  # inside brackets

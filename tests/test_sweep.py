@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment, sweep
+from mtkd_jax import experiment, sweep, validation
 from mtkd_jax.plans import cells
 from mtkd_jax.report import document, sweep_plots, sweeps
 from mtkd_jax.runs import workdir
@@ -170,7 +169,7 @@ def test_images_of_another_source_are_of_students_alone():
     for over in ({"students.num_seeds": (1, 2)}, {"data.other": ("synthetic(size=4)", "synthetic(size=5)")}):
         for cell in build(over, **other):
             assert cell.lender.folder.name == "teachers" and cell.lender.config.data.other == ""
-            configuration.validate(cell.lender.config)
+            validation.validate(cell.lender.config)
 
 
 def test_the_network_of_both_reaches_teachers_unless_they_have_their_own():

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtkd_jax.addresses import build_model
 from mtkd_jax.benchmark import work
 from mtkd_jax.benchmark.networks import NETWORKS, NUM_CLASSES
-from mtkd_jax.config import build_model
 from mtkd_jax.engine import forecast
 from mtkd_jax.report.tables import Sheet
 from mtkd_jax.types import Task

@@ -46,7 +46,7 @@ from mtkd_jax.models.levels import LEVELS, round_inputs
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
-Build = Callable[[str, Task], Model]  # config.build_model: an address such as "mlp(hidden=(32,))" and a task
+Build = Callable[[str, Task], Model]  # addresses.build_model: of an address and a task
 TOLERANCE = 1e-5
 NEARLY_REAL = 31  # bits of a weight: a layer may begin as zeros
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -315,7 +315,7 @@ import jax
 import numpy as np
 from safetensors.flax import load_file
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.deploy.export import load_student
 
 model, variables, card = load_student(Path("{folder}"), build_model)

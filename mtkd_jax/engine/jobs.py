@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import augmentation, build
+from mtkd_jax.addresses import build
+from mtkd_jax.config import augmentation
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import layouts, places

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import mesh
+from mtkd_jax import mesh, validation
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import training
 from mtkd_jax.engine.jobs import Job
@@ -26,11 +26,11 @@ from mtkd_jax.types import Array, Model, PyTree, TrainState, UserError
 def cohorts(config: ConfigDict, split: Split, mode: str) -> Job:
     """Training the students of one mode, all seeds and peers at once, on the labelled images.
 
-    Raises UserError for a mode that learns from trained teachers, and for whatever `config.validate` refuses.
+    Raises UserError for a mode that learns from trained teachers, and for whatever `validate` refuses.
     """
     config = config.copy_and_resolve_references()
     config.students.modes = (mode,)
-    configuration.validate(config)
+    validation.validate(config)
     config = configuration.in_one_spelling(config)
     (mode,) = config.students.modes
     family = next(found for found in students.families(config) if found[0].mode == mode)

@@ -52,7 +52,7 @@ def parse(texts: Sequence[str], given: Mapping[str, Any]) -> dict[str, tuple[Any
     already, and for values that it cannot have or that are given twice.
     """
     found: dict[str, tuple[Any, ...]] = {}
-    known = dict(configuration.fields(configuration.default()))
+    known = configuration.fields(configuration.default())
     for text in texts:
         named, equals, said = text.partition("=")
         field = named.removeprefix("--").removeprefix("config.")
@@ -105,7 +105,7 @@ def cell(base: ConfigDict, over: Mapping[str, Any], folder: Path) -> Cell:
     """The cell with these values; its configuration is not checked yet."""
     config = base.copy_and_resolve_references()
     for field, value in over.items():
-        settings.put(config, field, value)
+        configuration.put(config, field, value)
     lender = _lender(config, over, folder)
     if lender is not None:
         lending.borrow(config, lender.folder)

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
-from mtkd_jax.config import build
+from mtkd_jax.addresses import build
 from mtkd_jax.data import said
 from mtkd_jax.data.checks import first_line
 from mtkd_jax.data.loading import Split

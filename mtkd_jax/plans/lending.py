@@ -9,7 +9,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
-from mtkd_jax import settings
 from mtkd_jax.types import UserError
 
 # Plans whose teachers are their own and cannot come from another run.
@@ -38,7 +37,7 @@ def borrow(config: ConfigDict, lender: str | Path) -> None:
     """
     lent = {"from_run": os.fspath(lender), "init_from": (), "mean": (), "std": ()}
     for name, value in lent.items():
-        settings.put(config, f"teachers.{name}", value)
+        configuration.put(config, f"teachers.{name}", value)
     if plan_of(config) in WITH_OWN_TEACHERS:
         config.plan = configuration.default().plan
 

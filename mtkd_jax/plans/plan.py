@@ -17,16 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import mesh
+from mtkd_jax.addresses import canonical, resolve
 from mtkd_jax.config import (
     AUTO,
     SEEDS_AT_ONCE,
     augmentation,
-    canonical,
     check_metrics,
-    check_number_of_teachers,
     number_of_teachers,
     positive_class,
-    resolve,
     row_of,
     student_models,
     teacher_models,
@@ -49,6 +47,7 @@ from mtkd_jax.system import interrupts
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.tasks import kinds
 from mtkd_jax.types import DataSet, Ensemble, Model, Population, PyTree, UserError
+from mtkd_jax.validation import check_number_of_teachers
 
 SHARE_OF_PREDICTIONS = 0.5  # of memory, for what networks say of places
 

@@ -13,15 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtkd_jax.addresses import build_model, build_recipe, canonical
 from mtkd_jax.config import (
     LABELLED,
     OTHER,
     UNLABELLED,
     Arguments,
-    build_model,
-    build_recipe,
     build_recipes,
-    canonical,
     first_seeds,
     given_teachers,
     number_of_teachers,

@@ -13,15 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import (
-    GIVEN,
-    build_model,
-    canonical,
-    code_behind,
-    given_teachers,
-    teacher_models,
-    teaching_recipe,
-)
+from mtkd_jax.addresses import build_model, canonical, code_behind
+from mtkd_jax.config import GIVEN, given_teachers, teacher_models, teaching_recipe
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population

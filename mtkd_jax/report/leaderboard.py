@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Group
 from rich.text import Text
 
-from mtkd_jax.config import control_and_mode, resolve
+from mtkd_jax.addresses import resolve
+from mtkd_jax.config import control_and_mode
 from mtkd_jax.report import document, findings, plots, rank_plots, tables
 from mtkd_jax.report.reads import reads
 from mtkd_jax.report.sweeps import STUDENTS

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.text import Text
 
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment
+from mtkd_jax import experiment, validation
 from mtkd_jax.data import fetch
 from mtkd_jax.data.loading import Split, holds
 from mtkd_jax.report import document, pictures, tables
@@ -81,7 +81,7 @@ def _config(asked: argparse.Namespace) -> ConfigDict:
     config.data.source = asked.source
     for name in ("path", "val_fraction", "num_train", "split"):
         config.data[name] = getattr(asked, name)
-    configuration.validate(config)
+    validation.validate(config)
     return config
 
 

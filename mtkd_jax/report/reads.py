@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.config import build_recipe, control_and_mode, name_and_model
+from mtkd_jax.addresses import build_recipe
+from mtkd_jax.config import control_and_mode, name_and_model
 from mtkd_jax.types import Batch, Context, Outputs, Recipe, TeacherOutputs, TrainState
 
 K, B, C, D = 3, 6, 5, 4

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtkd_jax import config as configuration
+from mtkd_jax import validation
 from mtkd_jax.benchmark import (
     __main__,
     children,
@@ -468,7 +468,7 @@ def test_what_is_compiled_is_counted_and_what_was_compiled_before_is_not():
 @pytest.mark.parametrize("network", networks.NETWORKS.values(), ids=lambda network: network.name)
 def test_the_run_of_the_start_has_ten_families(network):
     config = start.config_of_run(network)
-    configuration.validate(config)
+    validation.validate(config)
     assert (
         len({mode.rpartition(".")[0] for mode in config.students.modes}) == len(config.students.modes) == 10
     )

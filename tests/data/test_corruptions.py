@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses, listing
 from mtkd_jax.data import corruptions
 from mtkd_jax.types import UserError
 from tests import small
 from tests.references import corruptions as reference
 
-CATALOGUE = configuration.catalogue("corruption")
+CATALOGUE = addresses.catalogue("corruption")
 BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "elastic_transform", "pixelate")
 
 
@@ -49,7 +49,7 @@ def found():
 
 def test_there_are_fifteen_and_all_are_listed():
     assert len(CATALOGUE) == 15
-    assert all(f"\n  {name}(" in configuration.listing() for name in CATALOGUE)
+    assert all(f"\n  {name}(" in listing.listing() for name in CATALOGUE)
 
 
 def test_each_strength_changes_more_than_the_one_before_and_stays_in_range(found):

@@ -178,7 +178,7 @@ def test_balancing_finds_more_of_the_rare_class(field, tmp_path, monkeypatch):
     rare = dataset((300, 15), (100, 100))
     monkeypatch.setattr(configuration, "source_call", lambda config: lambda: rare)
     found = {}
-    for value in (dict(configuration.fields(configuration.default()))[field], "balanced"):
+    for value in (configuration.fields(configuration.default())[field], "balanced"):
         config = small.config(
             **{field: value, "data.num_train": 0, "students.modes": (), "teachers.num_members": 2}
         )

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses
 from mtkd_jax import export as command
 from mtkd_jax.data import images
 from mtkd_jax.deploy import demo, deployed, export, forms, predict
@@ -40,7 +40,7 @@ def save(directory, address="mlp(hidden=(8,))", shape=(6, 4, 3), **taken):
     """A student of weights as they are drawn, with statistics in its card."""
     channels = shape[-1]
     task = Task(3, 1, (0.4,) * channels, (0.2,) * channels)
-    model = configuration.build_model(address, task)
+    model = addresses.build_model(address, task)
     pixels = np.random.default_rng(0).uniform(size=(5, *shape)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), pixels)
     card = {

@@ -19,8 +19,7 @@ from flax import linen as nn
 from PIL import Image
 from safetensors import safe_open
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment
+from mtkd_jax import addresses, experiment
 from mtkd_jax.data.images import read as read_image
 from mtkd_jax.deploy import predict
 from mtkd_jax.deploy.cascade import answer, confidence
@@ -228,9 +227,9 @@ def test_the_readmes_code_without_us_runs_as_printed(folder, monkeypatch):
 
 
 def test_the_readmes_code_with_us_runs_as_printed(folder, monkeypatch):
-    config = types.ModuleType("mtkd_jax.config")
-    config.build_model = build  # the stand-in network has no address of its own
-    monkeypatch.setitem(sys.modules, "mtkd_jax.config", config)
+    stand_in = types.ModuleType("mtkd_jax.addresses")
+    stand_in.build_model = build  # the stand-in network has no address of its own
+    monkeypatch.setitem(sys.modules, "mtkd_jax.addresses", stand_in)
     monkeypatch.chdir(folder.parent)
     lines = run_readme(folder, 1)
     _, logits = student()
@@ -257,7 +256,7 @@ def test_the_readmes_code_of_a_student_of_places_runs_as_printed(tmp_path, monke
     outputs, _ = model.apply(variables, IMAGES)
     places = {"task": "boxes", "place": "place", "number": 4, "beside": {"boxes": 4}}
     save_student(tmp_path / "student", model, variables, {**CARD, "places": places}, (IMAGES, outputs.said))
-    monkeypatch.setattr(configuration, "build_model", lambda address, task: Model(address, Dense(task)))
+    monkeypatch.setattr(addresses, "build_model", lambda address, task: Model(address, Dense(task)))
     monkeypatch.chdir(tmp_path)
     alone, ours = (" ".join(run_readme(tmp_path / "student", number)) for number in (0, 1))
     best = outputs.logits.argmax(-1).ravel().tolist()
@@ -366,7 +365,7 @@ def test_whatever_is_chosen_is_exported_and_predicts_as_it_was_evaluated(
     trained = experiment.Trained(config, split, stages, done, ())
     experiment.save_student(trained, predicted, tmp_path)
     group, member = analysis.network_to_deploy(predicted)
-    model, variables, card = load_student(tmp_path / "student", configuration.build_model)
+    model, variables, card = load_student(tmp_path / "student", addresses.build_model)
     assert card["model"] == group.architecture == (address or group.architecture)
     assert card["name"].endswith(f": {group.role} {group.name}")
     assert f"{group.members[member]}; export.choose = {choose}, by validation NLL" in card["training"]

@@ -13,8 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
+from mtkd_jax import addresses, experiment
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment
 from mtkd_jax import export as command
 from mtkd_jax.deploy import deployed, export, forms, int8, onnx, onnx_int8, onnx_runtime
 from mtkd_jax.results import forms as measured
@@ -26,7 +26,7 @@ def network(address, shape):
     """A network as it is initialised, with normalisation that has seen something, and images."""
     channels = shape[-1]
     task = Task(3, 1, (0.4,) * channels, (0.2,) * channels)
-    model = configuration.build_model(address, task)
+    model = addresses.build_model(address, task)
     images = np.random.default_rng(0).uniform(size=(5, *shape)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     return model, variables, images, np.asarray(export.logits_of(model, variables, images))
@@ -98,7 +98,7 @@ def test_what_is_there_is_measured_and_told(folder, capsys):
     readme = (folder / "README.md").read_text()
     assert "## Its forms" in readme and f"Measured on {card['forms']['on']}" in readme.replace("\\", "")
     assert f"{program['bytes']:_}" in told.out
-    export.load_student(folder, configuration.build_model)  # still a student, and its card whole
+    export.load_student(folder, addresses.build_model)  # still a student, and its card whole
 
 
 def test_latency_is_the_median_of_calls_after_the_first(monkeypatch):
@@ -167,7 +167,7 @@ def test_onnx_of_another_network_is_refused_and_nothing_is_written(folder, monke
     monkeypatch.setattr(forms, "load_file", lambda _: said | {"logits": checked["logits"] + 0.01})
     before = content(folder)
     with pytest.raises(UserError, match=r"mlp.*cannot be written as ONNX.*as on a gpu: differs by") as caught:
-        forms.add(folder, ["onnx"], configuration.build_model)
+        forms.add(folder, ["onnx"], addresses.build_model)
     assert "\n" not in str(caught.value) and content(folder) == before
 
 
@@ -224,7 +224,7 @@ def test_kernels_are_rounded_to_127_steps_of_the_largest_of_each_feature(address
 def test_int8_is_a_quarter_of_the_bytes_and_is_asked_without_qwix(tmp_path, monkeypatch):
     pytest.importorskip("qwix")
     _, images, logits = save(tmp_path, "mlp(hidden=(256, 256))", (8, 8, 1))
-    forms.add(tmp_path, ["int8"], configuration.build_model)
+    forms.add(tmp_path, ["int8"], addresses.build_model)
     size = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert size["model.int8.safetensors"] < 0.28 * size["model.safetensors"]
     assert size["model.int8.stablehlo"] < 0.35 * size["model.stablehlo"]

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment, mesh
+from mtkd_jax import addresses, experiment, mesh
 from mtkd_jax.data import boxes
 from mtkd_jax.engine import jobs, places, population, step, teacher_cache, training
 from mtkd_jax.engine.step import compiled_teacher_logits, make_step
@@ -163,7 +162,7 @@ def test_nothing_that_is_said_where_there_is_no_place_counts(mode):
 
 
 FAMILIES = ("logits", "weights", "targets", "peers")
-MODES = tuple(mode for mode in configuration.catalogue("mode") if mode.partition(".")[0] in FAMILIES)
+MODES = tuple(mode for mode in addresses.catalogue("mode") if mode.partition(".")[0] in FAMILIES)
 
 
 @pytest.mark.parametrize("mode", MODES)

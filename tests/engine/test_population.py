@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.engine import population, training
 from mtkd_jax.mesh import HOW
 from mtkd_jax.plans import students, teachers

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses
 from mtkd_jax.data import loading, mixing
 from mtkd_jax.engine import step
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers, heard
@@ -55,7 +55,7 @@ def seen(teachers=TEACHERS, speaks=SPEAKS, **hyper):
 
 def loss(mode, context):
     """[B], of one head a teacher where the mode has that many."""
-    recipe = configuration.build_recipe(mode)
+    recipe = addresses.build_recipe(mode)
     num_heads = recipe.num_heads(len(context.teacher.logits))
     heads = jnp.broadcast_to(context.student.heads, (num_heads, *context.student.logits.shape))
     student = dataclasses.replace(context.student, heads=heads)
@@ -97,7 +97,7 @@ def test_the_loss_is_that_of_those_who_speak(mode):
 def routable():
     """Methods with frozen teachers, by address."""
     found = {}
-    for address, function in configuration.catalogue("mode").items():
+    for address, function in addresses.catalogue("mode").items():
         if address in (
             "features.hints_only",
             "logits.cwd",

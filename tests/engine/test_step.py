@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment
-from mtkd_jax.config import build_recipe
+from mtkd_jax.addresses import build_recipe
 from mtkd_jax.engine import population, step, training
 from mtkd_jax.methods.seams import PLAIN, targets_of
 from mtkd_jax.plans import students, teachers

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from mtkd_jax import experiment, optimizers
-from mtkd_jax.config import build_recipe
+from mtkd_jax.addresses import build_recipe
 from mtkd_jax.data import loading
 from mtkd_jax.engine import forecast, jobs, population, step, training
 from mtkd_jax.engine.step import same_family

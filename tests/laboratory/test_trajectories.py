@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.engine import training
 from mtkd_jax.engine.population import take
 from mtkd_jax.laboratory import trajectories

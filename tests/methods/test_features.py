@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment
+from mtkd_jax import addresses, experiment
 from mtkd_jax.engine import population, training
 from mtkd_jax.methods import features, maps, modes, weights
 from mtkd_jax.models import layers
@@ -236,7 +235,7 @@ def test_a_factor_on_the_logits_is_of_those_who_are_reused_and_of_those_who_reus
     """As measured on networks: what classifiers say of the teacher's embedding is what the teacher says."""
     images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
     task = Task(3, 1, (0.4,), (0.2,))
-    model = configuration.build_model("speedy(width=2, blocks=1)", task)
+    model = addresses.build_model("speedy(width=2, blocks=1)", task)
     apply = jax.jit(model.apply)
     variables = [jax.jit(model.init)(jax.random.key(seed), images[:1]) for seed in (1, 2)]
     variables[0]["params"]["heads"]["bias"] = jnp.arange(3.0)[None]

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses
 from mtkd_jax.methods import seams
 from mtkd_jax.types import Batch, Context, Outputs, TeacherOutputs, UserError
 from tests.references import losses
 
 MODES = (
-    *(mode for mode in configuration.catalogue("mode") if "." not in mode),
+    *(mode for mode in addresses.catalogue("mode") if "." not in mode),
     *("fused:median_probs", "fused:evolved_mean"),
 )
 FITTED = ("logits", "embedding", "evolved_mean")
@@ -57,12 +57,12 @@ def aimed(recipe, ctx):
 
 
 def loss_of(mode, heads, teachers, labels, **hyper):
-    recipe = configuration.build_recipe(mode)
+    recipe = addresses.build_recipe(mode)
     return recipe.term(aimed(recipe, context(heads, teachers, labels, **hyper)))
 
 
 def num_heads(mode):
-    return configuration.build_recipe(mode).num_heads(K)
+    return addresses.build_recipe(mode).num_heads(K)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -198,9 +198,9 @@ def test_divergences_are_finite_where_probabilities_underflow(mode, divergence):
 
 def test_an_unknown_divergence_is_refused():
     with pytest.raises(UserError, match="students.modes: divergence='kld': there is no such divergence"):
-        configuration.build_recipe("vote:kld")
+        addresses.build_recipe("vote:kld")
     with pytest.raises(UserError, match="ballots hold zeros, must be forward_kl or jsd"):
-        configuration.build_recipe("vote:mse")
+        addresses.build_recipe("vote:mse")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -215,7 +215,7 @@ def test_extreme_logits_keep_value_and_gradient_finite(mode, scale):
 @pytest.mark.parametrize("mode", MODES)
 def test_targets_are_distributions_with_the_teachers_mass(mode):
     rng = np.random.default_rng(5)
-    recipe = configuration.build_recipe(mode)
+    recipe = addresses.build_recipe(mode)
     ctx = context(rng.normal(size=(num_heads(mode), B, C)), rng.normal(size=(K, B, C)), np.zeros(B))
     targets = recipe.aim(ctx, recipe.weigh(ctx))
     np.testing.assert_allclose(targets.probs.sum(axis=-1), 1.0, rtol=1e-5)
@@ -225,4 +225,4 @@ def test_targets_are_distributions_with_the_teachers_mass(mode):
 
 def test_defaults_are_the_hinton_recipe():
     assert seams.PLAIN.num_heads(7) == 1
-    assert configuration.build_recipe("output_avg") == seams.PLAIN._replace(name="output_avg")
+    assert addresses.build_recipe("output_avg") == seams.PLAIN._replace(name="output_avg")

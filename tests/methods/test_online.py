@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.engine import jobs, step, training
 from mtkd_jax.engine.population import init, take
 from mtkd_jax.methods import cohorts, online, peers, seams

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses
 from mtkd_jax.methods import pruned
 from mtkd_jax.results import bodies
 from mtkd_jax.types import Context, Task, TrainState, UserError
@@ -154,7 +154,7 @@ def test_the_narrowest_has_statistics_of_its_own_turns():
 
 def test_cut_to_its_channels_it_is_the_network_of_half_the_width():
     image, address = jax.random.normal(jax.random.key(0), (5, 3, 3, 1)), "mlp(hidden={}, batch_norm=True)"
-    wide, narrow = (configuration.build_model(address.format(of), TASK) for of in ((6, 8), (3, 4)))
+    wide, narrow = (addresses.build_model(address.format(of), TASK) for of in ((6, 8), (3, 4)))
     variables, shapes = (jax.jit(model.init)(jax.random.key(1), image) for model in (wide, narrow))
     variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)  # no statistic and no bias is 0
     at_half = {**variables, "params": pruned.at_width(variables["params"], jnp.float32(0.5))}
@@ -193,7 +193,7 @@ def test_a_network_without_heads_is_refused():
     [("vit(width=8, depth=4, attention_heads=2)", (32, 32, 3)), ("shufflenet_v2(width=0.5)", (8, 8, 3))],
 )
 def test_networks_that_divide_their_channels_are_refused(address, shape):
-    model = configuration.build_model(address, Task(3, 1, (0.4,) * 3, (0.2,) * 3))
+    model = addresses.build_model(address, Task(3, 1, (0.4,) * 3, (0.2,) * 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
     with pytest.raises(UserError, match="divides channels into parts"):
         begin(pruned.shrinking(), variables["params"])

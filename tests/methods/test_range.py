@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses
 from mtkd_jax.methods import features, logits, maps, weights
 from mtkd_jax.methods.seams import frozen_teachers
 from mtkd_jax.types import UserError
@@ -22,9 +22,9 @@ def reads_logits_alone(recipe):
     )
 
 
-CATALOGUE = configuration.catalogue("mode")
+CATALOGUE = addresses.catalogue("mode")
 STANDARDISING = ("logits.lsk", "logits.spherical")  # refuse two classes
-METHODS = [mode for mode in CATALOGUE if reads_logits_alone(configuration.build_recipe(mode))]
+METHODS = [mode for mode in CATALOGUE if reads_logits_alone(addresses.build_recipe(mode))]
 RNG = np.random.default_rng(0)
 PLAIN = RNG.normal(size=(4, 5))
 ONE_HOT = np.eye(5)[[0, 1, 2, 0]]
@@ -50,7 +50,7 @@ def test_the_methods_are_found_by_themselves():
 
 @pytest.mark.parametrize("mode", METHODS)
 def test_loss_and_gradient_are_finite_everywhere(mode):
-    recipe = configuration.build_recipe(mode)
+    recipe = addresses.build_recipe(mode)
     for name, (student, teachers) in CASES.items():
         for labelled in (np.ones(len(student), bool), np.zeros(len(student), bool)):
             seen = context(student, teachers, labelled=labelled, alpha=0.25, temperature=1.0)
@@ -64,7 +64,7 @@ def test_loss_and_gradient_are_finite_everywhere(mode):
 
 @pytest.mark.parametrize("mode", METHODS)
 def test_the_weights_of_teachers_add_up_to_the_same_everywhere(mode):
-    recipe = configuration.build_recipe(mode)
+    recipe = addresses.build_recipe(mode)
     if recipe.weigh(context(*CASES["plain"])) is None:
         pytest.skip("asks no teacher")
     totals = [

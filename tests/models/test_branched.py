@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.models import resnet, vgg, wide_resnet
 from mtkd_jax.models.branched import branched
 from mtkd_jax.models.layers import ENTERING

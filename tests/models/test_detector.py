@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses
 from mtkd_jax.models import detector, stages
 from mtkd_jax.types import Task, UserError
 
@@ -15,7 +15,7 @@ ADDRESS = "detector(network='resnet(depth=8)', after='stage2', channels=6)"
 
 
 def build(address=ADDRESS):
-    return configuration.build_model(address, TASK)
+    return addresses.build_model(address, TASK)
 
 
 def variables_of(model):
@@ -38,7 +38,7 @@ def test_it_speaks_of_every_place():
 
 
 def test_what_is_behind_the_stage_is_not_there_and_all_else_is_called_as_in_the_network():
-    model, network = build(), configuration.build_model("resnet(depth=8)", TASK)
+    model, network = build(), addresses.build_model("resnet(depth=8)", TASK)
     own, whole = variables_of(model), jax.eval_shape(network.init, jax.random.key(0), IMAGE)
     kept = {name for name in whole["params"] if network.stage_of(name) in ("stem", "stage1", "stage2")}
     assert set(own["params"]) == {*kept, "heads"}
@@ -52,7 +52,7 @@ def test_what_is_behind_the_stage_is_not_there_and_all_else_is_called_as_in_the_
 
 
 def test_its_features_are_those_of_the_network():
-    model, network = build(), configuration.build_model("resnet(depth=8)", TASK)
+    model, network = build(), addresses.build_model("resnet(depth=8)", TASK)
     own, whole = variables_of(model), jax.jit(network.init)(jax.random.key(0), IMAGE)
     joined = {kind: {**whole[kind], **own[kind]} for kind in whole}
     joined["params"]["heads"] = whole["params"]["heads"]
@@ -105,9 +105,7 @@ def test_every_part_of_it_learns():
 
 
 def test_its_address_has_one_spelling_and_holds_that_of_the_network():
-    canonical = configuration.canonical(
-        "model", "detector(network='resnet( depth=20 )', depth=1)", "model.name"
-    )
+    canonical = addresses.canonical("model", "detector(network='resnet( depth=20 )', depth=1)", "model.name")
     assert canonical == "detector:resnet"
     assert build(ADDRESS).name == ADDRESS
     assert build("detector:resnet").name == "detector(network='resnet')"

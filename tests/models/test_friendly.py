@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.models import friendly, stages
 from mtkd_jax.types import Task, UserError
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.models import layers, mobilenet, resnet, stages
 from mtkd_jax.models.pytorch import from_state_dict, state_dict_shapes
 from mtkd_jax.types import Task, UserError

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.models import intermediate
 from mtkd_jax.types import Model, Task
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.models.cnn import cnn
 from mtkd_jax.models.mlp import mlp
 from mtkd_jax.types import Task, UserError

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from mtkd_jax import experiment, models
-from mtkd_jax.config import build_model, catalogue
+from mtkd_jax.addresses import build_model, catalogue
 from mtkd_jax.deploy import export
 from mtkd_jax.types import Task, UserError
 from tests import small

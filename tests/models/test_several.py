@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
+from mtkd_jax import addresses
 from mtkd_jax.engine import population
 from mtkd_jax.models import own
 from mtkd_jax.models.several import many_inputs, rank_one
@@ -22,7 +22,7 @@ ARCHITECTURES = ("mlp(hidden=(8,), batch_norm=True)", "cnn(widths=(4,), dense=8)
 
 
 def build(address, task):
-    return configuration.build_model(address, task)
+    return addresses.build_model(address, task)
 
 
 def moved(variables):

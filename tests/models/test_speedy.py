@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.models.speedy import partial_identity, speedy, whitening
 from mtkd_jax.types import Task, UserError
 

@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mtkd_jax
+from mtkd_jax import addresses, experiment
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment
 from mtkd_jax.data.sources.rows import iris
 from mtkd_jax.models.classifiers import scikit_learn
 from mtkd_jax.plans import given
@@ -223,7 +223,7 @@ def test_data_with_a_class_for_every_place_is_one_line():
 def test_ours_fits_the_record():
     assert isinstance(scikit_learn(name="GaussianNB"), Classifier)
     assert not isinstance(object(), Classifier)
-    assert "scikit_learn" in configuration.catalogue("classifier")
+    assert "scikit_learn" in addresses.catalogue("classifier")
 
 
 def test_one_of_your_own_is_made_anew_for_every_run(tmp_path):

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment, logits
+from mtkd_jax import addresses, experiment, logits
 from mtkd_jax.data import said
 from mtkd_jax.engine import forecast, jobs, population, step, teacher_cache, training
 from mtkd_jax.engine.tuning import with_layout
@@ -181,7 +180,7 @@ def test_a_seam_that_asks_about_another_image_is_refused(tmp_path):
     config = small.config(**{**BOTH, "students.modes": ("output_avg",)})
     split, _, logits = untrained(config)
     found, _ = given.from_logits([write(tmp_path, logits, split)], split.dataset)
-    recipe = configuration.build_recipe("output_avg")
+    recipe = addresses.build_recipe("output_avg")
     recipe = recipe._replace(teach=lambda context, networks: networks.teachers(context.batch.image + 1))
     family = students.grid(config, "mine", recipe)
     job = students.job(config, split, "labelled", family, (found,), {})

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from mtkd_jax import addresses, experiment, validation
 from mtkd_jax import config as configuration
-from mtkd_jax import experiment
 from mtkd_jax.engine import jobs, training
 from mtkd_jax.plans import plan, students
 from mtkd_jax.results import evaluation
@@ -43,7 +43,7 @@ def test_every_combination_is_trained_once_under_a_name_of_its_own():
     for stage in stages:  # what a member says of its arguments is what it is trained with
         for member in stage.family:
             built = (
-                configuration.build_recipe(member.mode, **dict(member.cell.arguments))
+                addresses.build_recipe(member.mode, **dict(member.cell.arguments))
                 if (member.mode in GRIDS)
                 else member.recipe
             )
@@ -131,7 +131,7 @@ def test_addresses_have_one_spelling():
     assert list(found.students.arguments) == ["logits.dkd(warmup=0.1)"]
     assert found.teachers.models == ("mlp", "mlp(hidden=(8,))")
     assert config.teachers.models[0] == "mlp(hidden=(64,64))"  # the user's own is left alone
-    configuration.validate(found)
+    validation.validate(found)
 
 
 # --- teachers that are left -----------------------------------------------------------------------------

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment, main
+from mtkd_jax import addresses, experiment, main
 from mtkd_jax.engine import forecast, jobs, population, step, training
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import lineage, seams, targets
@@ -191,7 +190,7 @@ def test_a_seed_learns_from_its_own_teacher_as_if_there_were_no_other(mode, gene
     split = experiment.load_split(config)
     _, baseline_stage, stage, *_ = plan.build(config, split)
     found, baseline = trained(stage.make(done), tmp_path / "all"), done[baseline_stage.name].population
-    family = students.grid(config, "alone", configuration.build_recipe(mode))
+    family = students.grid(config, "alone", addresses.build_recipe(mode))
     for seed in range(2):
         parent = baseline.names.index(f"baseline a=1 T=1 seed {seed}")
         ensemble = (population.members(baseline, [parent]),)

@@ -7,7 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from mtkd_jax import experiment
-from mtkd_jax.config import build_model
+from mtkd_jax.addresses import build_model
 from mtkd_jax.engine import training
 from mtkd_jax.engine.population import take
 from mtkd_jax.plans import plan

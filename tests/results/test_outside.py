@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtkd_jax import config as configuration
-from mtkd_jax import experiment
+from mtkd_jax import addresses, experiment
 from mtkd_jax.data import corruptions
 from mtkd_jax.engine import population
 from mtkd_jax.methods.seams import PLAIN
@@ -37,7 +36,7 @@ def asked():
     split = experiment.load_split(config)
     keys = jax.random.split(jax.random.key(1), 3)
     model = teachers.network(split, config.model.name)
-    several = configuration.build_model("mlp(hidden=(8,))", Task(4, 2, (0.5,), (0.3,)))
+    several = addresses.build_model("mlp(hidden=(8,))", Task(4, 2, (0.5,), (0.3,)))
     networks = {
         "teachers/mlp": (
             Population(model, population.init(model, keys, (4, 4, 1)), {}, ("a", "b", "c")),

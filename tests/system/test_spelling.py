@@ -8,7 +8,7 @@ from mtkd_jax.system import spelling
 GROUPS = ("train.", "students.", "data.")
 FIELDS = [
     name.rpartition(".")[2]
-    for name, _ in configuration.fields(configuration.default())
+    for name in configuration.fields(configuration.default())
     if name.startswith(GROUPS)
 ]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import GIVEN, build_model, build_recipe, number_of_teachers
+from mtkd_jax.addresses import build_model, build_recipe
+from mtkd_jax.config import GIVEN, number_of_teachers
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job

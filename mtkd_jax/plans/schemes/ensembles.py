@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import build_model, teacher_models
+from mtkd_jax.addresses import build_model
+from mtkd_jax.config import teacher_models
 from mtkd_jax.data.loading import Split, channel_statistics
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job, slug

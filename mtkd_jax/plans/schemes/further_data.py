@@ -11,12 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import special
 
+from mtkd_jax.addresses import build_recipe
 from mtkd_jax.config import (
     GIVEN,
     LABELLED,
     OTHER,
     UNLABELLED,
-    build_recipe,
     first_seeds,
     given_teachers,
     number_of_teachers,

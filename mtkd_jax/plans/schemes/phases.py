@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtkd_jax.config import GIVEN, build, build_recipe, number_of_teachers, teacher_models
+from mtkd_jax.addresses import build, build_recipe
+from mtkd_jax.config import GIVEN, number_of_teachers, teacher_models
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job

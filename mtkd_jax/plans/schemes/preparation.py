@@ -13,7 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import mesh
-from mtkd_jax.config import GIVEN, build_model, student_models, teacher_models
+from mtkd_jax.addresses import build_model
+from mtkd_jax.config import GIVEN, student_models, teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
