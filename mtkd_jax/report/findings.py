@@ -25,6 +25,7 @@ from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutput
 MOST_TO_TELL = 0.2  # in accuracy: who can see nothing smaller sees next to nothing
 COST_IN_WORDS = {"flops": "FLOPs", "params": "parameters"}
 FEWEST_SEEDS = 3  # with two, a t interval spans 12.7 standard errors to each side
+FEW_PAIRS = 4  # findings of one sort that are told one by one
 
 
 def better_or_worse(comparison: dict) -> str:
@@ -383,12 +384,9 @@ def _with_peers(report: dict) -> list[str]:
     """Students with peers against one another: those that are told apart, and how many pairs are not."""
     paragraphs = []
     for tested in with_peers(report):
-        parts = [
-            f"{one['a']} beats {one['b']}, {points(one['mean_difference'])} "
-            f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}."
-            for one in (turned(one) if one["verdict"] == "worse" else one for one in tested)
-            if one["verdict"] == "better"
-        ] or ["None is ahead of another."]
+        ahead = [turned(one) if one["verdict"] == "worse" else one for one in tested]
+        ahead = [one for one in ahead if one["verdict"] == "better"]
+        parts = _each_pair(ahead) if len(ahead) <= FEW_PAIRS else _by_who_is_ahead(ahead)
         number = count(len(tested))
         equivalent = sum(one["verdict"] == "equivalent" for one in tested)
         unclear = [one for one in tested if one["verdict"] == "undecided"]
@@ -399,6 +397,27 @@ def _with_peers(report: dict) -> list[str]:
             parts.append(f"Undecided: {len(unclear)} of {number} pairs{_could_have_been_seen(unclear)}.")
         paragraphs.append(f"Students with peers, against one another ({where}): {' '.join(parts)}")
     return paragraphs
+
+
+def _each_pair(ahead: Sequence[dict]) -> list[str]:
+    return [
+        f"{one['a']} beats {one['b']}, {points(one['mean_difference'])} "
+        f"{interval(one['ci95'], 'accuracy')}, Holm p {p_value(one['p_holm'])}."
+        for one in ahead
+    ] or ["None is ahead of another."]
+
+
+def _by_who_is_ahead(ahead: Sequence[dict]) -> list[str]:
+    """A sentence for all methods that the same others beat, those that most beat first."""
+    winners = {one["b"]: tuple(other["a"] for other in ahead if other["b"] == one["b"]) for one in ahead}
+    sentences = []
+    for these in sorted(dict.fromkeys(winners.values()), key=len, reverse=True):
+        losers = [name for name, own in winners.items() if own == these]
+        by = sorted(100 * one["mean_difference"] for one in ahead if one["b"] in losers)
+        size = f"{by[0]:.2f}" if len(by) == 1 else f"{by[0]:.2f} to {by[-1]:.2f}"
+        are = "is" if len(these) == 1 else "are"
+        sentences.append(f"{', '.join(these)} {are} ahead of {', '.join(losers)}, by {size} points.")
+    return [*sentences, "All with Holm p below 0.05; the triangle has every difference."]
 
 
 def turned(one: dict) -> dict:
@@ -414,22 +433,29 @@ def turned(one: dict) -> dict:
 
 
 def _cohorts(report: dict) -> list[str]:
-    """What students lose, or gain, against the cohorts that they learned in."""
-    listed = []
-    for one in report.get("cohorts", []):
-        between = "" if one["ci95"] is None else f" {interval(one['ci95'], 'accuracy')}"
-        apart = one["peers_apart"]
-        listed.append(
-            f"{title_of(one, report)} ({one['transfer']}) {points(one['mean_difference'])}{between} from the "
-            f"{percent(one['cohort'])} of its {one['num_in_cohort']} peers"
-            + ("" if apart is None else f", of which two are {apart:.3f} apart")
-        )
-    if not listed:
+    """What students lose, or gain, against the cohorts that they learned in; of many the two ends."""
+    known = sorted(report.get("cohorts", []), key=lambda one: one["mean_difference"])
+    if not known:
         return []
+    told = known if len(known) <= FEW_PAIRS else [known[0], known[-1]]
+    decided = [one for one in known if one["ci95"] is not None and not one["ci95"][0] <= 0 <= one["ci95"][1]]
+    behind = sum(one["mean_difference"] < 0 for one in decided)
+    of_all = f" Beyond noise {behind} of {len(known)} are behind and {len(decided) - behind} ahead."
     return [
-        f"A student against its cohort: {'; '.join(listed)}. A cohort decides by the mean probabilities "
-        "of its peers; apart is the total variation of two predictions of an image, 0 if they are the same."
+        f"A student against its cohort: {'; '.join(_against_cohort(one, report) for one in told)}."
+        + (of_all if len(known) > len(told) else "")
+        + " A cohort decides by the mean probabilities of its peers; apart is the total variation of two "
+        "predictions of an image, 0 if they are the same."
     ]
+
+
+def _against_cohort(one: dict, report: dict) -> str:
+    between = "" if one["ci95"] is None else f" {interval(one['ci95'], 'accuracy')}"
+    apart = "" if one["peers_apart"] is None else f", of which two are {one['peers_apart']:.3f} apart"
+    return (
+        f"{title_of(one, report)} ({one['transfer']}) {points(one['mean_difference'])}{between} from the "
+        f"{percent(one['cohort'])} of its {one['num_in_cohort']} peers{apart}"
+    )
 
 
 def _kept(report: dict) -> list[str]:

@@ -231,3 +231,39 @@ def test_a_sentence_names_who_is_ahead_and_counts_the_rest():
     assert "Students with peers, against one another, are corrected by themselves." in findings._comparisons(
         report
     )
+
+
+def test_many_pairs_are_told_by_who_is_ahead():
+    def pair(a, b, mean):
+        return {"a": a, "b": b, "mean_difference": mean, "verdict": "better"}
+
+    pairs = [pair("x", "z", 0.02), pair("y", "z", 0.0125), pair("x", "y", 0.006)]
+    told = findings._by_who_is_ahead([*pairs, pair("x", "w", 0.015), pair("y", "w", 0.011)])
+    assert told == [
+        "x, y are ahead of z, w, by 1.10 to 2.00 points.",
+        "x is ahead of y, by 0.60 points.",
+        "All with Holm p below 0.05; the triangle has every difference.",
+    ]
+
+
+def test_of_many_cohorts_the_two_ends_are_told_and_how_many_are_clear():
+    built = document.build(run_of("pcl", "one", "dml", transfers=("labelled",)))
+    one = {"transfer": "labelled", "cohort": 0.9, "num_in_cohort": 3, "peers_apart": None}
+    differences = {"a": -0.01, "b": 0.02, "c": 0.0, "d": -0.03, "e": -0.02}
+    cohorts = [
+        {
+            **built["rows"][-1],
+            **one,
+            "name": name,
+            "mean_difference": mean,
+            "ci95": [mean - 0.005, mean + 0.005],
+        }
+        for name, mean in differences.items()
+    ]
+    (told,) = findings._cohorts({**built, "cohorts": cohorts})
+    assert (
+        "d (labelled) -3.00 points [-3.50, -2.50] from the 90.00 % of its 3 peers; b (labelled) +2.00" in told
+    )
+    assert "Beyond noise 3 of 5 are behind and 1 ahead." in told and " c (" not in told
+    (told,) = findings._cohorts({**built, "cohorts": cohorts[:4]})
+    assert "Beyond noise" not in told and told.count(" from the ") == 4
