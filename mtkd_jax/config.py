@@ -70,6 +70,7 @@ CONTROLS = ("random_teacher", "shuffled_teacher")  # who teaches instead: plans/
 AT = " @ "  # between the name of a row and the architecture it is of
 COHORT = " cohort"  # behind the name of a leader's row, of what all its peers say together
 ALL = "all"  # of report.corruptions
+ANY_TASK = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))  # to make networks before there is data
 FORMS = ("onnx", "int8", "onnx_int8")  # of an exported student: deploy/forms.py
 Arguments = tuple[tuple[str, Any], ...]  # (name, value) of a function
 
@@ -232,9 +233,8 @@ def trained_models(config: ConfigDict) -> dict[str, Model]:
 
     For some task: what counts is what the addresses say.
     """
-    task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
     asked = trained_addresses(config)
-    return {address: build_model(address, task, field) for address, field in asked.items()}
+    return {address: build_model(address, ANY_TASK, field) for address, field in asked.items()}
 
 
 def trained_addresses(config: ConfigDict) -> dict[str, str]:
@@ -340,7 +340,7 @@ def check_metrics(config: ConfigDict, num_classes: int) -> None:
             own_metrics.values(made, logits, labels)
         except UserError as error:
             raise UserError(f"config.report.metrics: {address}: {error}") from None
-    check_distinct("report.metrics", names, names)
+    check_distinct("report.metrics", names)
 
 
 def metric(address: str) -> Metric:
@@ -375,11 +375,11 @@ def corruptions(config: ConfigDict) -> dict[str, Corruption]:
         for address in config.report.corruptions
         for one in (catalogue("corruption") if address == ALL else (canonical("corruption", address, field),))
     ]
-    check_distinct(field, asked, asked)
+    check_distinct(field, asked)
     strengths = config.report.strengths
     if asked and not strengths:
         raise UserError("config.report.strengths is empty; name at least one, such as (1, 3, 5)")
-    check_distinct("report.strengths", strengths, strengths)
+    check_distinct("report.strengths", strengths)
     return {address: build("corruption", address, field) for address in asked}
 
 
@@ -502,7 +502,7 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Argum
             raise UserError(f"config.{field}: no value for {name}")
         for one in values:
             check_argument(function, "mode", address, name, one, field)
-        check_distinct(f"{field}[{name!r}]", values, values)
+        check_distinct(f"{field}[{name!r}]", values)
         choices.append([(name, one) for one in values])
         open_to_choice |= {name} if len(values) > 1 else set()
     return tuple(
@@ -728,7 +728,9 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
             raise UserError(f"config.{field} is {quoted(value)}; text must be UTF-8 without NUL")
 
 
-def check_distinct(field: str, values: Sequence, meanings: Sequence) -> None:
+def check_distinct(field: str, values: Sequence, meanings: Sequence | None = None) -> None:
+    """Raise UserError where two of the values, or what they mean, are the same."""
+    meanings = values if meanings is None else meanings
     for n, meaning in enumerate(meanings):
         if meaning in meanings[:n]:
             raise UserError(f"config.{field} names {values[n]!r} twice; once is enough")

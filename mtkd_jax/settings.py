@@ -293,7 +293,7 @@ class Field(NamedTuple):
 def described() -> list[Field]:
     """Every field, sorted, with the comment beside its assignment or its group's, or else what it may be."""
     comments = _comments(textwrap.dedent(inspect.getsource(configuration.default)))
-    ranges = {name: made_of[1] for name, made_of in validation.RANGES.items()}
+    ranges = {name: allowed.right for name, allowed in validation.RANGES.items()}
     return [
         Field(
             name,

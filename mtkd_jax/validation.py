@@ -17,6 +17,7 @@ from mtkd_jax.addresses import (
 )
 from mtkd_jax.config import (
     ADDRESSES,
+    ANY_TASK,
     AUTO,
     CONTROLS,
     FORMS,
@@ -50,7 +51,7 @@ from mtkd_jax.fusion import rules
 from mtkd_jax.mesh import HOW
 from mtkd_jax.system import weights
 from mtkd_jax.system.spelling import hint, nearest
-from mtkd_jax.types import Task, UserError
+from mtkd_jax.types import UserError
 
 
 class Range(NamedTuple):
@@ -70,21 +71,22 @@ def _one_of(names: Iterable[Any]) -> Range:
     return Range(lambda value: value in names, f"one of {', '.join(known)}", known)
 
 
-_POSITIVE = (lambda value: value > 0, "above 0")
-_SHARE = (lambda value: 0 <= value < 1, "in [0, 1)")
-# field -> what a Range is made of; a tuple is checked entry by entry
-RANGES = {
-    "seed": (lambda value: 0 <= value < 2**31, "in [0, 2**31)"),
+_POSITIVE = Range(lambda value: value > 0, "above 0")
+_SHARE = Range(lambda value: 0 <= value < 1, "in [0, 1)")
+_BETWEEN = Range(lambda value: 0 < value < 1, "between 0 and 1, both excluded")
+
+RANGES = {  # of a field; a tuple is checked entry by entry
+    "seed": Range(lambda value: 0 <= value < 2**31, "in [0, 2**31)"),
     "data.num_train": _at_least(0),
-    "data.val_fraction": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "data.val_fraction": _BETWEEN,
     "data.split": _one_of(("grouped", "random")),
     "data.sampling": _one_of(("natural", "balanced")),
     "data.augment.shift": _at_least(0),
     "data.augment.cutout": _at_least(0),
     "data.augment.noise": _at_least(0),
-    "data.augment.rand_augment": (lambda value: 0 <= value <= 10, "in [0, 10]"),
+    "data.augment.rand_augment": Range(lambda value: 0 <= value <= 10, "in [0, 10]"),
     "teachers.num_members": _at_least(1),
-    "teachers.subset_fraction": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "teachers.subset_fraction": Range(lambda value: 0 < value <= 1, "in (0, 1]"),
     "teachers.learning_rates": _POSITIVE,
     "teachers.weight_decays": _at_least(0),
     "teachers.label_smoothings": _SHARE,
@@ -97,7 +99,7 @@ RANGES = {
     "train.warmup": _SHARE,
     "train.clip_norm": _at_least(0),
     "train.ema_decay": _SHARE,
-    "train.depth_decay": (lambda value: 0 < value <= 1, "in (0, 1]"),
+    "train.depth_decay": Range(lambda value: 0 < value <= 1, "in (0, 1]"),
     "train.accumulate": _at_least(1),
     "train.mixup": _at_least(0),
     "train.cutmix": _at_least(0),
@@ -105,10 +107,12 @@ RANGES = {
     "train.label_smoothing": _SHARE,
     "train.class_weights": _one_of(("none", "balanced")),
     "students.controls": _one_of(CONTROLS),
-    "students.alphas": (lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"),
+    "students.alphas": Range(
+        lambda value: 0 <= value <= 1, "in [0, 1] (it is the weight of the hard labels)"
+    ),
     "students.temperatures": _POSITIVE,
-    "students.num_seeds": (lambda value: value == AUTO or value >= 1, 'at least 1, or "auto"'),
-    "students.max_seeds": (
+    "students.num_seeds": Range(lambda value: value == AUTO or value >= 1, 'at least 1, or "auto"'),
+    "students.max_seeds": Range(
         lambda value: value > 0 and value % SEEDS_AT_ONCE == 0,
         f"a multiple of {SEEDS_AT_ONCE}, for so many are added at once",
     ),
@@ -116,9 +120,9 @@ RANGES = {
     "students.labelled_fraction": _SHARE,
     "students.epochs": _at_least(0),
     "students.eval_every": _at_least(0),
-    "report.margin": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
-    "report.false_alarm_rate": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
-    "report.cascade_tolerance": (lambda value: 0 < value < 1, "between 0 and 1, both excluded"),
+    "report.margin": _BETWEEN,
+    "report.false_alarm_rate": _BETWEEN,
+    "report.cascade_tolerance": _BETWEEN,
     "report.complexity": _at_least(0),
     "report.strengths": _one_of(corruptions_of_images.STRENGTHS),
     "export.forms": _one_of(FORMS),
@@ -136,13 +140,28 @@ RANGES = {
 def validate(config: ConfigDict) -> None:
     """Raise UserError, one line, on the first field that cannot work; nothing is loaded or trained."""
     with own_files(config):
-        _validate(config)
+        _check_ranges(config)
+        _check_rounds("train", config.train.epochs, config.train.eval_every)
+        _check_rounds("students", *students_schedule(config))
+        _check_values_of_members(config)
+        _check_examples(config)
+        _check_samples(config.teachers)
+        _check_students(config)
+        _check_weights(config)
+        _check_models(config)
+        _check_modes(config)
+        _check_distinct_addresses(config)
+        _check_rules(config)
+        _check_other_addresses(config)
+        _check_optimizer(config)
+        source_call(config)
+        resolve("plan", config.plan, "plan")
+        _check_further_seeds(config)
 
 
-def _validate(config: ConfigDict) -> None:
+def _check_ranges(config: ConfigDict) -> None:
     flat = fields(config)
-    for field, made_of in RANGES.items():
-        allowed = Range(*made_of)
+    for field, allowed in RANGES.items():
         for value in flat[field] if isinstance(flat[field], tuple) else (flat[field],):
             if not allowed.is_right(value):
                 close = nearest(str(value), allowed.names)
@@ -150,8 +169,9 @@ def _validate(config: ConfigDict) -> None:
                     f"config.{field}: {quoted(value)} is not possible; it must be {allowed.right}"
                     + (f"; did you mean {close!r}?" if close else "")
                 )
-    _check_rounds("train", config.train.epochs, config.train.eval_every)
-    _check_rounds("students", *students_schedule(config))
+
+
+def _check_values_of_members(config: ConfigDict) -> None:
     for name in ("learning_rates", "weight_decays", "label_smoothings", "init_from"):
         values = config.teachers[name]
         if len(values) not in (0, 1, config.teachers.num_members):
@@ -159,25 +179,35 @@ def _validate(config: ConfigDict) -> None:
                 f"config.teachers.{name} has {len(values)} values for {config.teachers.num_members} members; "
                 "give one for each member, or one for all"
             )
-    if config.data.augment.flip and config.data.augment.alternating_flip:
+
+
+def _check_examples(config: ConfigDict) -> None:
+    """Raise UserError where augmentation or the weights of classes contradict themselves."""
+    augment = config.data.augment
+    if augment.flip and augment.alternating_flip:
         raise UserError("config.data.augment.flip and alternating_flip: an image is mirrored by one of them")
-    if len(config.data.augment.rand_augment) not in (0, 2):
+    if len(augment.rand_augment) not in (0, 2):
         raise UserError(
-            f"config.data.augment.rand_augment is {config.data.augment.rand_augment!r}; it must be () or "
+            f"config.data.augment.rand_augment is {augment.rand_augment!r}; it must be () or "
             "(operations, magnitude), such as (2, 7)"
         )
-    _check_samples(config.teachers)
     if config.data.sampling == config.train.class_weights == "balanced":
         raise UserError(
             "config.data.sampling and train.class_weights are both balanced: rare classes count double; "
             "one of them is enough"
         )
+
+
+def _check_students(config: ConfigDict) -> None:
+    """Raise UserError where what students are trained at or on is empty or named twice."""
     for field in ("students.alphas", "students.temperatures", "students.transfer"):
-        if not flat[field]:
+        values = fields(config)[field]
+        if not values:
             raise UserError(
                 f"config.{field} is empty; name at least one, such as {fields(default())[field]!r}"
             )
-        check_distinct(field, flat[field], flat[field])
+        check_distinct(field, values)
+    check_distinct("students.controls", config.students.controls)
     if bool(config.data.other) != (OTHER in config.students.transfer):
         raise UserError(
             f"config.data.other: is {config.data.other!r} and students.transfer {config.students.transfer}; "
@@ -188,8 +218,9 @@ def _validate(config: ConfigDict) -> None:
             f"config.students.model and students.models: {config.students.model} and "
             f"{', '.join(config.students.models)}; students are of one or the other"
         )
-    _check_weights(config)
-    _check_addresses(config)
+
+
+def _check_further_seeds(config: ConfigDict) -> None:
     if further_seeds(config) and config.plan.partition("(")[0].strip() != default().plan:
         raise UserError(
             f'config.students.num_seeds: "{AUTO}" adds seeds to plan {default().plan}; give a number with '
@@ -198,7 +229,7 @@ def _validate(config: ConfigDict) -> None:
 
 
 def _check_weights(config: ConfigDict) -> None:
-    """Whose weights come from files."""
+    """Raise UserError where the fields that name files of weights contradict one another."""
     teachers = config.teachers
     if teachers.init_from and len(teacher_models(config)) > 1:
         raise UserError(
@@ -230,7 +261,7 @@ def _check_weights(config: ConfigDict) -> None:
 
 
 def _check_given(config: ConfigDict) -> None:
-    """Teachers that are no networks of ours: those known by logits are not asked about other images."""
+    """Raise UserError for what teachers cannot do who are no networks of ours."""
     flat = fields(config)
     of_files = [field for field in GIVEN if flat[field]]
     for field in ("teachers.init_from", "teachers.from_run", "teachers.models"):
@@ -252,37 +283,43 @@ def _check_given(config: ConfigDict) -> None:
             "exported; it must be False with them"
         )
     for field in of_files:
-        check_distinct(field, flat[field], flat[field])
+        check_distinct(field, flat[field])
 
 
-def _check_addresses(config: ConfigDict) -> None:
-    task = Task(num_classes=10, num_heads=1, mean=(0.0,), std=(1.0,))
+def _check_models(config: ConfigDict) -> None:
+    """Raise UserError for networks and classifiers that cannot be made."""
+    student = (config.students.model,) if config.students.model else ()
     for field, addresses in (
         ("model.name", (config.model.name,)),
         ("teachers.models", config.teachers.models),
-        ("students.model", (config.students.model,) if config.students.model else ()),
+        ("students.model", student),
         ("students.models", config.students.models),
     ):
         for address in addresses:
-            build_model(address, task, field)
+            build_model(address, ANY_TASK, field)
     _check_stages(config)
     for address in config.teachers.classifiers:
         build("classifier", address, "teachers.classifiers")
+
+
+def _check_modes(config: ConfigDict) -> None:
+    """Raise UserError for what is said of modes that are not there; the modes themselves are made later."""
     teaching_recipe(config)
     for address in config.students.arguments:
         check_key("students.arguments", address, "a mode such as 'vote'")
-        if address not in config.students.modes:
-            raise UserError(
-                f"config.students.arguments: {quoted(address)} is not among students.modes"
-                f"{hint(str(address), config.students.modes)}"
-            )
-    check_distinct("students.controls", config.students.controls, config.students.controls)
-    for address in config.students.controlled:
-        if address not in config.students.modes:
-            raise UserError(
-                f"config.students.controlled: {quoted(address)} is not among students.modes"
-                f"{hint(str(address), config.students.modes)}"
-            )
+    for field, addresses in (
+        ("students.arguments", config.students.arguments),
+        ("students.controlled", config.students.controlled),
+    ):
+        for address in addresses:
+            if address not in config.students.modes:
+                raise UserError(
+                    f"config.{field}: {quoted(address)} is not among students.modes"
+                    f"{hint(str(address), config.students.modes)}"
+                )
+
+
+def _check_distinct_addresses(config: ConfigDict) -> None:
     for field in (
         "teachers.models",
         "students.models",
@@ -295,11 +332,17 @@ def _check_addresses(config: ConfigDict) -> None:
         (kind,) = ADDRESSES[field]
         addresses = fields(config)[field]
         check_distinct(field, addresses, [canonical(kind, address, field) for address in addresses])
+
+
+def _check_rules(config: ConfigDict) -> None:
     for name in config.fusion.rules:
         _, arguments = resolve("rule", name, "fusion.rules")
         if arguments:
             raise UserError(f"config.fusion.rules: {name!r}; rules are named without arguments")
     check_number_of_teachers(config, number_of_teachers(config), num_classes=2)
+
+
+def _check_other_addresses(config: ConfigDict) -> None:
     augmentation(config)
     check_metrics(config, num_classes=2)
     corruptions(config)
@@ -308,6 +351,9 @@ def _check_addresses(config: ConfigDict) -> None:
             further_source(config, field)
     for field in ("train.schedule", "students.alpha_schedule", "students.temperature_schedule"):
         build("schedule", fields(config)[field], field)
+
+
+def _check_optimizer(config: ConfigDict) -> None:
     optimizer = build("optimizer", config.train.optimizer, "train.optimizer")
     if optimizer.averages and config.train.ema_decay:
         raise UserError(
@@ -318,12 +364,10 @@ def _check_addresses(config: ConfigDict) -> None:
             f"config.train.depth_decay: {config.train.optimizer} has one learning rate for all that it "
             "averages; must be 1 with it"
         )
-    source_call(config)
-    resolve("plan", config.plan, "plan")
 
 
 def _check_stages(config: ConfigDict) -> None:
-    """Where weights come from twice or are not there, and learning rates by depth that no network has."""
+    """Raise UserError where weights come from twice or are missing, or no network names stages."""
     models = trained_models(config)
     for address, field in trained_addresses(config).items():
         try:

@@ -226,13 +226,18 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
         axes.set_ylim(at - 0.4, -0.7)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("test accuracy, %")
-        axes.set_title("Test accuracy of every row: mean and 95 % interval")
+        write_title(figure, "Test accuracy of every row: mean and 95 % interval")  # the axes may be narrow
         roles = [role for role in COLOUR_OF if any(row["role"] == role for row in rows)]
         handles = [
             Line2D([], [], marker="o", color=COLOUR_OF[role], label=role, markersize=4) for role in roles
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
+
+
+def write_title(figure: Figure, text: str) -> None:
+    """A title of the whole figure, in the look of those of axes."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 Place = tuple[str, str, str]  # of a row: name, transfer set, architecture
@@ -521,8 +526,7 @@ def reliability(networks: Mapping[str, tuple[str, np.ndarray]], labels: np.ndarr
     ticks = [0, 25, 50, 75, 100]
     with matplotlib.rc_context(STYLE):
         figure, (panels,) = _figure(0.4 + 2.5 * len(networks), 3.3, 1, len(networks), sharey=True)
-        title = "Above the diagonal a network is too modest, below it too sure"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        write_title(figure, "Above the diagonal a network is too modest, below it too sure")
         for axes, (role, (name, logits)) in zip(panels, networks.items()):
             bins = metrics.reliability(logits, labels)
             axes.plot(ticks, ticks, color="#AAAAAA", linewidth=1, linestyle="--")

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from mtkd_jax.config import name_and_model
 from mtkd_jax.plans.cells import short_names, spelled
-from mtkd_jax.report.plots import BLACK, COLOUR_OF, CYCLE, STYLE
+from mtkd_jax.report.plots import BLACK, COLOUR_OF, CYCLE, STYLE, write_title
 
 MOST_PANELS, MOST_DOTS = 6, 60
 ENSEMBLE = "mean_probs"  # the row of the ensemble that students are measured by
@@ -74,7 +74,7 @@ def lines(rows: Sequence[Mapping], field: str) -> Figure:
     if "gain" in drawn:
         for axes in panels[1]:
             axes.axhline(0, color=COLOUR_OF["baseline"], linewidth=1.0, linestyle=":")
-    _title(figure, f"Mean and 95 % interval; {RING}")
+    write_title(figure, f"Mean and 95 % interval; {RING}")
     _legend(figure, *panels[0, 0].get_legend_handles_labels())
     return figure
 
@@ -129,7 +129,7 @@ def heat_map(rows: Sequence[Mapping], fields: Sequence[str], values: Mapping[str
     names = short_names(fields)
     left_out = len(set(map(_key, rows))) - len(keys)
     of_all = f"; {left_out} more rows in the table" if left_out else ""
-    _title(figure, f"Test accuracy, %; framed: lowest validation NLL{of_all}")
+    write_title(figure, f"Test accuracy, %; framed: lowest validation NLL{of_all}")
     figure.supylabel(names[0], fontsize=9)
     figure.supxlabel(names[1], fontsize=9)
     return figure
@@ -153,7 +153,7 @@ def dots(rows: Sequence[Mapping]) -> Figure:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("test accuracy, %")
-    _title(figure, f"Mean and 95 % interval; {RING}")
+    write_title(figure, f"Mean and 95 % interval; {RING}")
     roles = [role for role in COLOUR_OF if any(row["role"] == role for row in shown)]
     _legend(figure, [Line2D([], [], marker="o", linestyle="", color=COLOUR_OF[r]) for r in roles], roles)
     return figure
@@ -224,10 +224,6 @@ def _draw_interval(axes: Axes, at: Sequence[float], found: Mapping, colour: str,
     if interval is not None:
         ends = [100 * end for end in interval]
         axes.plot(*((ends, at) if along_x else (at, ends)), color=colour, linewidth=1.3, alpha=0.8)
-
-
-def _title(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.01, ha="left", fontsize=10, weight="bold")
 
 
 def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
