@@ -85,13 +85,9 @@ def default() -> ConfigDict:
     config.data.source = "digits"  # an address; --list names all
     config.data.path = ""  # for sources that read a file or folder
     config.data.num_train = 0  # labelled training examples; 0 = all that validation leaves
-    config.data.val_fraction = (
-        0.2  # cut from the training set first, stratified; not where the data brings one
-    )
+    config.data.val_fraction = 0.2  # cut from the training set first, stratified, unless the data brings it
     config.data.split = "grouped"  # groups (aircraft, camera) that the data names stay whole; or "random"
-    config.data.other = (
-        ""  # a source whose images have no label, for students.transfer "other"; with its path
-    )
+    config.data.other = ""  # a source of images without labels, for students.transfer "other"
     config.data.sampling = "natural"  # or "balanced": every class as often, whatever it has
     config.data.augment = ConfigDict()
     config.data.augment.shift = 0  # images move by up to so many pixels in each direction
@@ -137,9 +133,7 @@ def default() -> ConfigDict:
     config.train.ema_decay = 0.0  # such as 0.999: an average of the weights is what is used; 0 = off
     config.train.depth_decay = 1.0  # factor on the learning rate for each stage nearer to the image; 1 = off
     config.train.accumulate = 1  # steps whose mean gradient makes one update: a batch as many times as large
-    config.train.mixup = (
-        0.0  # pairs of images and labels are mixed by shares from Beta(mixup, mixup); 0 = off
-    )
+    config.train.mixup = 0.0  # pairs are mixed by shares from Beta(mixup, mixup); 0 = off
     config.train.cutmix = 0.0  # or a box of one is cut into the other, by shares from Beta(cutmix, cutmix)
     config.train.weight_decay = 0.0  # as the optimiser has it: decoupled from the gradient, but for sgd
     config.train.label_smoothing = 0.0  # share of a hard label that is spread over all classes
@@ -188,9 +182,7 @@ def default() -> ConfigDict:
     config.runtime.devices = 0  # virtual devices of a CPU; 0 = one for each core
     config.runtime.members_at_once = 0  # of a population; 0 = as many as fit into memory
     config.runtime.teacher_cache = "auto"  # auto | off | float32 | float16
-    config.runtime.frozen_features = (
-        "auto"  # auto: frozen stages are run once, where images stay as they are | off
-    )
+    config.runtime.frozen_features = "auto"  # auto: frozen stages run once, where images stay the same | off
     config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
     config.runtime.stream_mb = 256  # of images, and of what is said of them, held at once, where not all are
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses

@@ -122,7 +122,10 @@ def _asked(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tup
 
 @contextlib.contextmanager
 def _checked(config: ConfigDict, split: Split, into: Path, writes: bool = True) -> Iterator[None]:
-    """Within it signals are noted, and the folder, where it is written, is this run's alone."""
+    """Handle signals, keep the user's own code as it is, and lock and check the run's folder.
+
+    Nothing is locked where nothing is written.
+    """
     writes = writes and mesh.is_first()
     lock = workdir.lock(into) if writes else contextlib.nullcontext()
     with interrupts.handle_signals(), own_code.held(), lock:
@@ -133,7 +136,10 @@ def _checked(config: ConfigDict, split: Split, into: Path, writes: bool = True) 
 
 
 def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True) -> Trained:
-    """What is to be trained, of which only what was borrowed is done; describing ends an earlier report."""
+    """Build the plan and load borrowed teachers.
+
+    With `describes` it writes config.json and removes the report of an earlier run.
+    """
     if configuration.further_seeds(config) and len(split.dataset.test_labels) == 0:
         raise UserError(
             'config.students.num_seeds: "auto" compares students on test images, of which '

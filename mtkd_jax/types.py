@@ -19,7 +19,7 @@ import numpy as np
 
 Array = jax.Array
 PyTree = Any
-Absent: Any = None  # what a field holds where nobody may read it; its type is what it is elsewhere
+Absent: Any = None  # None in the place of a field that is not available here, for the type checker
 Scores = jax.Array  # what a fusion rule returns: [B,C], the largest entry is the decision
 
 
@@ -88,12 +88,9 @@ class DataSet:
     test_images: np.ndarray | Images
     test_labels: np.ndarray
     class_names: tuple[str, ...]
-    train_groups: np.ndarray | None = (
-        None  # [N] int32, such as one number for each aircraft or camera sequence
-    )
-    test_groups: np.ndarray | None = (
-        None  # the same numbers mean the same groups; None with train_groups None
-    )
+    # [N] int32, such as one number for each aircraft or camera sequence.
+    train_groups: np.ndarray | None = None
+    test_groups: np.ndarray | None = None  # [n]: the same numbers mean the same groups
     val_rows: np.ndarray | None = None  # [v] rows of train_images that the publisher set aside to validate on
     notes: tuple[str, ...] = ()  # what a reader of the report must know, such as images that were skipped
     fit: str = ""  # how image files were brought to size, see images.read; "" where there were none
@@ -129,9 +126,7 @@ class Examples:
     weight: Array | None = None  # [N] or [N,L] float32, how much the hard label counts; None: all alike
     said: Array | None = None  # [N,K,C] float32, logits of teachers of whom there is nothing else
     speaks: Array | None = None  # [N,K] bool, which of all teachers teach an example; None: all of them
-    row: Array | None = (
-        None  # [N] int32, of the data, where these are some of its examples; None: all of them
-    )
+    row: Array | None = None  # [N] int32, of the data, where these are some of its examples
     goals: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [N,L,d]}, see DataSet
 
 
@@ -428,8 +423,8 @@ class Recipe(NamedTuple):
 
     A method overrides one to three seams of `methods.seams.PLAIN` and inherits the rest. The step applies
     `stop_gradient` to stimulus, teach, weigh and aim, so that no method has to remember it. Recipes that
-    differ only in name, weigh, aim, prepare, needs and the values of `hyper` are trained as one population
-    by one compiled program. Seams see the whole batch, also where the networks' work is split over devices.
+    differ only in name, weigh, aim, prepare, needs, hears_all and the values of `hyper` are trained as one
+    population by one compiled program. Seams see the whole batch, also where the work is split over devices.
     """
 
     name: str

@@ -409,8 +409,7 @@ def examples(split: Split, *, weighted: bool = False) -> Examples:
 
 
 def flat(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Values [n,L,...] of places with labels [n,L] as [P,...] of those that are there; of labels [n] they are
-    what they are."""
+    """Values [n,L,...] of places as [P,...] of those that have a label; values of examples as they are."""
     return values if labels.ndim == 1 else values[labels >= 0]
 
 

@@ -39,7 +39,7 @@ BUSY = {"cpu": 2e10, "gpu": 1e12, "tpu": 1e12}  # FLOPs a second
 
 
 class Cost(NamedTuple):
-    """Of one stage."""
+    """What one stage costs."""
 
     stage: str
     layout: Layout
@@ -197,7 +197,7 @@ def this_machine(size: int = 1024, num_floats: int = 2**23, num_rounds: int = 15
 
 
 def _seconds(function: Callable, operand: Array, num_rounds: int) -> list[float]:
-    """Of every call but the first, which compiles."""
+    """Seconds of each call after the first, which compiles."""
     seconds = []
     for _ in range(num_rounds + 1):
         begun = time.perf_counter()
@@ -335,7 +335,7 @@ def bytes_of_members(job: Job) -> tuple[float, float]:
 
 def program_bytes(job: Job) -> int:
     """Arguments, results and intermediate arrays of one compiled chunk, as the compiler plans them."""
-    rounds = job.order(0)[: job.eval_every * len(job.order(0))][None]
+    rounds = job.order(0)[None]
     stage_data, validation = mesh.everywhere((job.stage_data, job.validation), job.program.layout)
     chunk = compiled_chunk(job.program, job.patience, job.eval_every)
     arguments = (first_progress(job), job.hyper, rounds, np.int32(0), stage_data, validation)

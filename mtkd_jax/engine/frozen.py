@@ -23,7 +23,6 @@ from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.models import stages
 from mtkd_jax.types import Images, Model, PyTree
 
-MODES = ("auto", "off")
 SHARE_OF_MEMORY = 0.25
 BLOCK = 128  # images that are run at once
 

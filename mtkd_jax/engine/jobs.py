@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -31,6 +29,7 @@ from mtkd_jax.methods.seams import (
     nothing_after,
 )
 from mtkd_jax.models.given import Given
+from mtkd_jax.system.text import seed_of
 from mtkd_jax.tasks import kinds
 from mtkd_jax.types import (
     Array,
@@ -62,8 +61,8 @@ class Job:
     patience: int  # epochs without a better validation NLL before a member stops; 0 = never
     candidates: tuple[Layout, ...] = ()  # layouts to choose from by timing; program.layout is the first guess
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
-    teacher_cache: str = "off"  # see teacher_cache.MODES
-    frozen_features: str = "auto"  # see frozen.MODES
+    teacher_cache: str = "off"  # as config.runtime.teacher_cache
+    frozen_features: str = "auto"  # as config.runtime.frozen_features
     images: Images | None = None  # of which a piece's are on the device at once; None: all, in stage_data
     stream_bytes: int = 2**28  # of them, with what is said of them, held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
@@ -154,7 +153,7 @@ def make(
             f"{recipes[0].name} changes all weights of a network, and stages of {model.name} are frozen; "
             "trainable must be '' with it"
         )
-    key = jax.random.fold_in(jax.random.key(config.seed), word(seeded_by))
+    key = jax.random.fold_in(jax.random.key(config.seed), seed_of(seeded_by))
     members = np.asarray(tuple(members), np.uint32)
     examples, ensemble = told(examples, ensemble)
     if any(isinstance(teachers.model, Given) for teachers in ensemble):
@@ -197,7 +196,7 @@ def make(
         cached_logits=None,
         prepared=dict(prepared or {}),
         temperatures=jnp.asarray(temperatures, jnp.float32),
-        key=jax.random.fold_in(key, word("lessons")),
+        key=jax.random.fold_in(key, seed_of("lessons")),
     )
     return Job(
         stage=stage,
@@ -226,7 +225,7 @@ def _keys_of_members(key: Array, members: np.ndarray) -> Array:
 
 
 def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
-    """The examples with what given teachers say of them, and the ensemble with these by their columns."""
+    """The examples with the logits [N,K,C] of given teachers, and the ensemble with the column of each."""
     said: list[np.ndarray] = []
     found: list[Population] = []
     for teachers in ensemble:
@@ -333,39 +332,6 @@ def parts(job: Job, at_once: int) -> list[Job]:
         dataclasses.replace(piece, stage=f"{job.stage}/part-{number}")
         for number, piece in enumerate(pieces, start=1)
     ]
-
-
-def word(text: str) -> int:
-    """A stable 31-bit number for a name, to seed by it."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-
-LONGEST_SLUG = 100  # characters: file names hold 255 bytes
-
-
-def slug(address: str) -> str:
-    """An address as a file name; others for different addresses.
-
-    What a file name cannot tell apart, such as a sign, is told by the beginning of a SHA-256.
-
-    >>> slug("mlp(hidden=(32,))"), slug("stimuli.ods(step_size=-1.0)")
-    ('mlp-hidden-32', 'stimuli.ods-step-size-1.0-ee2aee1d')
-    """
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", address).strip("-")
-    if re.fullmatch(r"[\w.(,)= ]+", address, re.ASCII) and len(name) <= LONGEST_SLUG:
-        return name
-    return f"{name[:LONGEST_SLUG]}-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
-
-
-def number(value: object) -> str:
-    """A number as short as it can be without becoming another one; what is no number as Python writes it.
-
-    >>> number(0.5), number(4.0), number(0.1234567), number(True)
-    ('0.5', '4', '0.1234567', 'True')
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return repr(value)
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def per_member(values: tuple[float, ...], default: float, num_members: int) -> np.ndarray:

@@ -71,9 +71,8 @@ class Program(NamedTuple):
     depth_decay: float = 1.0  # factor on the learning rate for each stage nearer to the image
     epochs: int = 1  # of the whole stage
     beside_loss: Callable[[Context], Array] | None = None  # of a task, of what places have beside logits
-    mirror: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = (
-        None  # of its goals, see tasks.kinds
-    )
+    # Of its goals, see tasks.kinds.
+    mirror: Callable[[Mapping[str, Array]], Mapping[str, Array]] | None = None
     grid: tuple[int, int] | None = None  # of the places that are mirrored, see DataSet
 
     @property
@@ -83,7 +82,7 @@ class Program(NamedTuple):
 
     @property
     def needs_of_teachers(self) -> tuple[str, ...]:
-        """The same of trained teachers, whom some recipes do not listen to."""
+        """What those recipes that have teachers read of them beyond their logits."""
         return tuple(sorted({need for r in self.recipes if r.min_teachers for need in r.needs}))
 
 

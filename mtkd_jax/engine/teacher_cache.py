@@ -25,7 +25,6 @@ from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
 from mtkd_jax.models.given import Given
 from mtkd_jax.types import Array, Population, PyTree, UserError
 
-MODES = ("auto", "off", "float32", "float16")
 SHARE_OF_MEMORY = 0.25
 
 Cache = dict[str, Array]  # hash of teachers and stimulus -> logits

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from mtkd_jax import config as configuration
 from mtkd_jax import settings
-from mtkd_jax.engine import jobs
 from mtkd_jax.plans import lending
 from mtkd_jax.runs.workdir import TRAINS_NOTHING
+from mtkd_jax.system.text import slug
 from mtkd_jax.types import UserError
 
 Over = Mapping[str, tuple[Any, ...]]  # {field: its values}
@@ -133,7 +133,7 @@ def _as_name(text: str) -> str:
     """
     if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", text):
         return text  # its sign says what the number is
-    return jobs.slug(text) if text else "empty"
+    return slug(text) if text else "empty"
 
 
 def short_names(fields: Sequence[str]) -> list[str]:

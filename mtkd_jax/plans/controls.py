@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 from mtkd_jax.config import build_recipes
 from mtkd_jax.data.loading import Split
-from mtkd_jax.engine import jobs, population, teacher_cache
+from mtkd_jax.engine import population, teacher_cache
 from mtkd_jax.methods.features import CLASSIFIERS, RESCALED
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
 from mtkd_jax.models.given import Given
+from mtkd_jax.system.text import seed_of
 from mtkd_jax.types import Ensemble, Population, UserError
 
 NOTES = {
@@ -108,7 +109,7 @@ def _untrained(config: ConfigDict, split: Split, ensemble: Ensemble, computes: b
             )
     if not computes:
         return ensemble
-    key = jax.random.fold_in(jax.random.key(config.seed), jobs.word("random_teacher"))
+    key = jax.random.fold_in(jax.random.key(config.seed), seed_of("random_teacher"))
     image_shape = split.dataset.train_images.shape[1:]
 
     def drawn(place: int, own: Population) -> Population:
@@ -126,7 +127,7 @@ def _shuffled(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bo
     dataset = split.dataset
     names = tuple(name for own in ensemble for name in own.names)
     said = np.zeros((len(names), *dataset.train_labels.shape, dataset.num_classes), np.float32)
-    rng = np.random.default_rng((config.seed, jobs.word("shuffled_teacher")))
+    rng = np.random.default_rng((config.seed, seed_of("shuffled_teacher")))
     pools = (split.pool,) if "unlabelled" in config.students.transfer else ()
     for rows in (split.train, *pools) if computes else ():
         each = np.concatenate([teacher_cache.said(own, split, rows) for own in ensemble])

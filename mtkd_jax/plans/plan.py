@@ -212,8 +212,10 @@ def _teach(config: ConfigDict, split: Split, transfer: str, family: Family, note
 
 
 def notes(config: ConfigDict) -> tuple[str, ...]:
-    """For the report: how teachers were trained, if not by labels alone, networks that rates by depth do not
-    reach, and those that are frozen as drawn."""
+    """What the report says of how networks are trained.
+
+    Of teachers by a method, networks that learning rates by depth do not reach, and those frozen as drawn.
+    """
     found, decay, drawn = [], config.train.depth_decay, _begin_drawn(config)
     if config.teachers.method and trains_teachers(config):
         found.append(f"The teachers were trained by {config.teachers.method}.")

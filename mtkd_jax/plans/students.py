@@ -41,6 +41,7 @@ from mtkd_jax.models.branched import branched
 from mtkd_jax.models.given import Given
 from mtkd_jax.models.levels import round_inputs
 from mtkd_jax.plans import controls, pretrained, teachers
+from mtkd_jax.system.text import seed_of, short_number, slug
 from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
@@ -129,7 +130,7 @@ def models(config: ConfigDict) -> tuple[str, ...]:
 
 
 def of_model(family: Sequence[Member], model: str) -> Family:
-    """The same members, of an architecture."""
+    """The members with their architecture set to `model`."""
     return tuple(member._replace(model=model) for member in family)
 
 
@@ -362,8 +363,8 @@ def stage_name(transfer: str, family: Sequence[Member]) -> str:
     """
     mode, arguments, model = family[0].mode, family[0].cell.arguments, family[0].model
     chosen = ", ".join(f"{name}={value!r}" for name, value in arguments)
-    at = f"-at-{jobs.slug(model)}" if model else ""
-    return f"students-{transfer}-{jobs.slug(f'{mode}({chosen})' if chosen else mode)}{at}"
+    at = f"-at-{slug(model)}" if model else ""
+    return f"students-{transfer}-{slug(f'{mode}({chosen})' if chosen else mode)}{at}"
 
 
 def member_name(member: Member) -> str:
@@ -374,7 +375,7 @@ def member_name(member: Member) -> str:
     """
     cell = member.cell
     numbers = {"a": cell.alpha, "T": cell.temperature, **dict(cell.arguments)}
-    told = " ".join(f"{name}={jobs.number(value)}" for name, value in numbers.items())
+    told = " ".join(f"{name}={short_number(value)}" for name, value in numbers.items())
     peer = f" peer {member.peer}" if member.peer else ""
     return f"{row_of(member.mode, member.model)} {told} seed {member.seed}{peer}"
 
@@ -395,7 +396,7 @@ def batches(
     """
     batch_size = config.train.batch_size
     num_steps = num_steps or steps_of_an_epoch(config, split)
-    key, labels = (config.seed, jobs.word("students")), jobs.balanced_by(config, split)
+    key, labels = (config.seed, seed_of("students")), jobs.balanced_by(config, split)
     if transfer == "labelled":
         return lambda epoch: loading.epoch_order(
             split.train, num_steps=num_steps, batch_size=batch_size, key=(*key, epoch), labels=labels
@@ -596,7 +597,7 @@ def fuser_job(
             split.train,
             num_steps=num_steps,
             batch_size=config.train.batch_size,
-            key=(config.seed, jobs.word(stage), epoch),
+            key=(config.seed, seed_of(stage), epoch),
             labels=jobs.balanced_by(config, split),
         ),
         examples=dataclasses.replace(seen, image=jnp.asarray(images), said=None),

@@ -29,6 +29,7 @@ from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
+from mtkd_jax.system.text import seed_of, slug
 from mtkd_jax.types import Model, Population, Recipe, Task, UserError
 
 STAGE_PREFIX = given.STAGE_PREFIX
@@ -89,7 +90,7 @@ def _apart(config: ConfigDict, split: Split, address: str, stage: str, model: Mo
                 indices,
                 num_steps=num_steps,
                 batch_size=train.batch_size,
-                key=(config.seed, jobs.word(stage), k, epoch),
+                key=(config.seed, seed_of(stage), k, epoch),
                 labels=jobs.balanced_by(config, split),
             )
             for k, indices in enumerate(seen)
@@ -159,7 +160,7 @@ def _together(config: ConfigDict, split: Split, stage: str, model: Model, recipe
             split.train,
             num_steps=num_steps,
             batch_size=train.batch_size,
-            key=(config.seed, jobs.word(stage), epoch),
+            key=(config.seed, seed_of(stage), epoch),
             labels=jobs.balanced_by(config, split),
         ),
         examples=jobs.examples(config, split),
@@ -417,29 +418,29 @@ def own_network(config: ConfigDict, split: Split, address: str) -> Model:
 
 def stage_name(address: str) -> str:
     """The stage, and so the checkpoint folder, of one architecture's teachers."""
-    return f"{STAGE_PREFIX}{jobs.slug(address)}"
+    return f"{STAGE_PREFIX}{slug(address)}"
 
 
 def specialists_stage(address: str) -> str:
-    """The same for specialists."""
-    return f"{STAGE_PREFIX}specialists-{jobs.slug(address)}"
+    """The stage that trains the specialists of an architecture."""
+    return f"{STAGE_PREFIX}specialists-{slug(address)}"
 
 
 def thinned_stage(address: str) -> str:
-    """The same for draws of one network's dropout."""
-    return f"{STAGE_PREFIX}thinned-{jobs.slug(address)}"
+    """The stage that draws the dropout of one network of an architecture."""
+    return f"{STAGE_PREFIX}thinned-{slug(address)}"
 
 
 def classifiers_stage(address: str, after: str) -> str:
-    """The same for the classifiers after one of their stages."""
-    return f"classifiers-{jobs.slug(address)}-{after}"
+    """The stage that trains classifiers after a stage of the teachers of an architecture."""
+    return f"classifiers-{slug(address)}-{after}"
 
 
 def examples_of(config: ConfigDict, split: Split, address: str, k: int) -> np.ndarray:
     """The training examples that teacher k of an architecture sees, as rows of the data."""
     options, groups = config.teachers, split.dataset.train_groups
     labels = loading.strata(split.dataset.train_labels)
-    key = (config.seed, jobs.word(stage_name(address)), k)
+    key = (config.seed, seed_of(stage_name(address)), k)
     if options.folds:
         whole = groups if config.data.split == "grouped" else None
         return loading.all_but_one_part(split.train, labels, whole, k, options.num_members, config.seed)

@@ -23,14 +23,13 @@ from matplotlib.figure import Figure
 from rich.console import Group, RenderableType
 
 from mtkd_jax.config import row_of
-from mtkd_jax.engine.jobs import slug
 from mtkd_jax.report import findings, plots, tables
 from mtkd_jax.results import analysis, cascade, kept
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
 from mtkd_jax.system.files import parse, write_atomically
-from mtkd_jax.system.text import in_markdown
+from mtkd_jax.system.text import in_markdown, slug
 from mtkd_jax.types import UserError, printable
 
 RESULTS = (  # the columns of results.csv

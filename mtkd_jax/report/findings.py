@@ -157,8 +157,9 @@ def _smallest(report: dict) -> str:
 
 
 def smallest_students(report: dict) -> tuple[dict | None, dict | None]:
-    """Of `students_by_size` the smallest that is equivalent to the ensemble or better, and of those that are
-    smaller still the smallest that is undecided; None where there is none.
+    """(The smallest student that is as good as the ensemble, the smallest undecided one below it).
+
+    Of `students_by_size`; as good is equivalent or better, and None stands where there is none.
     """
     by_size = report["students_by_size"]
     as_good = next((one for one in by_size if one["verdict"] in ("equivalent", "better")), None)

@@ -309,12 +309,12 @@ def against_training(ensembles: Sequence[Mapping]) -> Figure | None:
         return None
     cost = np.log10([one["train_flops"] for one in ensembles])
     span = max(np.ptp(cost), 0.3)
+    places = 10 ** np.array([_beside_its_like(cost, number, 0.03 * span) for number in range(len(cost))])
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(6.4, 5.6, 2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
         above, below = axes[:, 0]
         for number, one in enumerate(ensembles):
-            beside = np.flatnonzero(np.abs(cost - cost[number]) < np.log10(1.1)).tolist()
-            at = 10 ** (cost[number] + 0.03 * span * (beside.index(number) - (len(beside) - 1) / 2))
+            at = places[number]
             look = dict(color=LOOKS[number % len(LOOKS)], linewidth=1.6, markersize=6)
             marker, accuracy = MARKERS[number % len(MARKERS)], one["accuracy"]
             if accuracy["ci95"] is not None:
@@ -322,12 +322,12 @@ def against_training(ensembles: Sequence[Mapping]) -> Figure | None:
             above.plot(at, 100 * accuracy["mean"], marker, label=one["name"], **look)
             if one["disagreement"] is not None:
                 below.plot(at, 100 * one["disagreement"], marker, **look)
-        above.set_ylabel("test accuracy of mean_probs, %")
+        above.set_ylabel("accuracy of mean_probs, %")
         above.set_title("Ensembles: accuracy, 95 % interval, and diversity against training")
-        below.set_ylabel("two members differ, % of test")
+        below.set_ylabel("two members differ, %")
         below.set_ylim(bottom=0)
         below.set_xscale("log")
-        below.set_xlim(10 ** (cost.min() - 0.15 * span), 10 ** (cost.max() + 0.15 * span))
+        below.set_xlim(places.min() / 10 ** (0.1 * span), places.max() * 10 ** (0.1 * span))
         within_a_decade = np.ptp(below.get_xlim()) < 9 * below.get_xlim()[0]
         below.xaxis.set_major_locator(MaxNLocator(5) if within_a_decade else LogLocator(numticks=8))
         below.xaxis.set_minor_locator(NullLocator())
@@ -339,6 +339,12 @@ def against_training(ensembles: Sequence[Mapping]) -> Figure | None:
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def _beside_its_like(cost: np.ndarray, number: int, step: float) -> float:
+    """Where one of the costs [n], logarithms to base 10, stands among those that are the same."""
+    alike = np.flatnonzero(np.abs(cost - cost[number]) < np.log10(1.1)).tolist()
+    return cost[number] + min(step, 0.2 / len(alike)) * (alike.index(number) - (len(alike) - 1) / 2)
 
 
 def cascade(found: Mapping, who: str) -> Figure:

@@ -11,10 +11,9 @@ from rich.text import Text
 
 from mtkd_jax.config import name_and_model
 from mtkd_jax.deploy.export import NEARLY_REAL
-from mtkd_jax.engine import jobs
 from mtkd_jax.report import findings
 from mtkd_jax.results import power
-from mtkd_jax.system.text import in_markdown
+from mtkd_jax.system.text import in_markdown, short_number
 from mtkd_jax.types import printable
 
 Cells = list[list[str]]
@@ -809,7 +808,7 @@ def _name(row: dict, report: dict, with_model: bool = False) -> str:
     kept = report["deploy"]
     is_kept = kept is not None and findings.place_of(row) == findings.place_of(kept)
     apart = " †" if row["apart"] else ""
-    arguments = ", ".join(f"{name}={jobs.number(value)}" for name, value in row.get("arguments", {}).items())
+    arguments = ", ".join(f"{name}={short_number(value)}" for name, value in row.get("arguments", {}).items())
     name = findings.title_of(row, report) if with_model else row["name"]
     return name + (f" ({arguments})" if arguments else "") + apart + (" *" if is_kept else "")
 
@@ -885,7 +884,7 @@ def with_interval(metric: dict) -> str:
 
 
 def _in_percent(metric: dict) -> str:
-    """The same with one digit."""
+    """A mean in per cent with one digit, with its interval where it has one."""
     mean = f"{100 * metric['mean']:.1f}"
     return (
         mean

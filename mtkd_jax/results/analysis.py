@@ -193,9 +193,11 @@ def network_to_deploy(predictions: Predictions) -> tuple[Group, int] | None:
 
 
 def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
-    """Every network that answers alone: all but averages of several, specialists, which know no more than
-    their classes, draws of dropout, which no address makes, students of a control, what is no network, and
-    teachers that are known by what they say."""
+    """Every network that answers alone and could be deployed.
+
+    Not averages of several, specialists, which know no more than their classes, draws of dropout, which no
+    address makes, students of a control, and teachers of whom logits alone are known.
+    """
     return [
         (group, member)
         for group in predictions.groups
@@ -537,8 +539,10 @@ def _own_of_members(one: Metric, group: Group, labels: np.ndarray, over: str) ->
 
 
 def _own_of_ensemble(one: Metric, logits: np.ndarray, labels: np.ndarray) -> dict | None:
-    """The same of one fused decision, over test examples: those of every class are resampled alone where the
-    metric is one number for all of them."""
+    """A metric of one fused decision, with its interval over test examples.
+
+    Where it is one number for all examples, those of each class are resampled by themselves.
+    """
 
     def of_resample(times: np.ndarray) -> list[float]:
         rows = np.repeat(np.arange(len(labels)), times)

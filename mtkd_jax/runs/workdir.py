@@ -285,7 +285,10 @@ def data_identity(split: Split) -> dict[str, Any]:
 
 
 def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
-    """`data_identity`, who teaches what, and where weights come from files or another run, what these are."""
+    """`data_identity`, and the SHA-256 of all else that a run depends on and no field holds.
+
+    Which teacher teaches what, files of weights, the run that lends teachers, images of another source.
+    """
     routed = split.dataset.train_teachers
     files = {
         "teachers.init_from": config.teachers.init_from,

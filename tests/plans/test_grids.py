@@ -7,9 +7,10 @@ import pytest
 
 from mtkd_jax import addresses, experiment, validation
 from mtkd_jax import config as configuration
-from mtkd_jax.engine import jobs, training
+from mtkd_jax.engine import training
 from mtkd_jax.plans import plan, students
 from mtkd_jax.results import evaluation
+from mtkd_jax.system.text import short_number, slug
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -76,7 +77,7 @@ def test_a_choice_that_needs_several_programs_is_one_row_chosen_by_validation(tm
     ],
 )
 def test_different_addresses_have_different_file_names(one, other):
-    found = jobs.slug(one), jobs.slug(other)
+    found = slug(one), slug(other)
     assert found[0] != found[1]
     assert all(len(name) < 150 and "/" not in name and name.isascii() for name in found)
 
@@ -89,9 +90,9 @@ def test_members_are_told_apart_at_every_digit():
     assert name(0.1234567) != name(0.1234568)
     assert name(0.5, 4.0, (("student", "stage1"),)) == "vote a=0.5 T=4 student='stage1' seed 0"
     numbers = [0.1, 0.1 + 2**-54, 1e-300, 1e22, 123456789.0, 3, True]
-    assert len({jobs.number(value) for value in numbers}) == len(numbers)
+    assert len({short_number(value) for value in numbers}) == len(numbers)
     for value in numbers[:-1]:
-        assert float(jobs.number(value)) == value
+        assert float(short_number(value)) == value
 
 
 def test_modes_that_differ_in_a_sign_alone_are_both_trained():

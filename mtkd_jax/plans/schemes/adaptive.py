@@ -15,13 +15,14 @@ from mtkd_jax.config import teacher_models
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population, teacher_cache
-from mtkd_jax.engine.jobs import Job, slug, word
+from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import broke_down, check_made_otherwise
 from mtkd_jax.plans.schemes.moments import ended, one_behind_the_other, settled
+from mtkd_jax.system.text import seed_of, slug
 from mtkd_jax.types import Population, PyTree, UserError
 
 
@@ -95,7 +96,7 @@ def _boosted_job(
     num_steps, batch_size = job.steps_per_epoch, config.train.batch_size
 
     def order(epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((config.seed, word(name), epoch))
+        rng = np.random.default_rng((config.seed, seed_of(name), epoch))
         drawn = rng.choice(split.train, num_steps * batch_size, p=chances)
         return drawn.reshape(num_steps, 1, batch_size)
 
@@ -184,7 +185,7 @@ def _drawn_settings(
     config: ConfigDict, address: str, number: int, spread: float, smoothing: float
 ) -> dict[str, np.ndarray]:
     """{field of `config.teachers`: [number]} as `hyper_deep` draws them."""
-    rng = np.random.default_rng((config.seed, word(f"hyper_deep {address}")))
+    rng = np.random.default_rng((config.seed, seed_of(f"hyper_deep {address}")))
     factors = spread ** rng.uniform(-1.0, 1.0, (2, number))
     return {
         "learning_rates": config.train.learning_rate * factors[0],
@@ -202,7 +203,7 @@ def _with_settings(
         own.teachers[field] = tuple(values.tolist())
         own.teachers.num_members = len(values)
     job = teachers.job(own, split, address)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, word(name)))(job.init_keys)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, seed_of(name)))(job.init_keys)
     return dataclasses.replace(job, stage=name, init_keys=keys)
 
 

@@ -12,7 +12,7 @@ from mtkd_jax.addresses import build_model
 from mtkd_jax.config import teacher_models
 from mtkd_jax.data.loading import Split, channel_statistics
 from mtkd_jax.engine import population
-from mtkd_jax.engine.jobs import Job, slug
+from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.peers import EACH_HEAD
 from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.models.several import ManyInputs, RankOne, many_inputs, rank_one
@@ -20,6 +20,7 @@ from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import check_made_otherwise, check_shares, fields_of_teachers_apart
 from mtkd_jax.plans.schemes.moments import ended, next_cycle, settled
+from mtkd_jax.system.text import slug
 from mtkd_jax.types import Model, PyTree, Task, UserError
 
 

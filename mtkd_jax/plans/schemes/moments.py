@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from mtkd_jax.config import teacher_models
 from mtkd_jax.data.loading import Split, scale
 from mtkd_jax.engine import population
-from mtkd_jax.engine.jobs import Job, slug, word
+from mtkd_jax.engine.jobs import Job
 from mtkd_jax.models.thinned import THINNED, Thinned, drops
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import broke_down, check_made_otherwise, check_shares
+from mtkd_jax.system.text import seed_of, slug
 from mtkd_jax.types import Model, Population, PyTree, UserError
 
 
@@ -130,7 +131,7 @@ def swag(
     note = f"The teachers of each architecture are {number} draws about the mean of {moments} moments."
 
     def draw(address: str, ends: Sequence[PyTree]) -> PyTree:
-        rng = np.random.default_rng((config.seed, word(f"swag {address}")))
+        rng = np.random.default_rng((config.seed, seed_of(f"swag {address}")))
         return draw_about_mean(ends, number, scale, rng)
 
     return (*_moments(config, split, cycles, 1, note, 1, draw), *train_students(config, split))
