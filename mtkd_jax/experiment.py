@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax import addresses, mesh, validation
 from mtkd_jax import config as configuration
-from mtkd_jax.data import images, loading
+from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
-from mtkd_jax.deploy import cascade as deployed_cascade
-from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
-from mtkd_jax.plans import given, lending, plan, teachers
+from mtkd_jax.plans import checks, given, lending, plan, teachers
+from mtkd_jax.plans.plan import Trained
 from mtkd_jax.report import document, mistakes
 from mtkd_jax.results import (
     analysis,
-    bodies,
-    cascade,
     complexity,
     evaluation,
-    forms,
-    intervals,
-    metrics,
     outside,
 )
+from mtkd_jax.results.student import save_student
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.runs.logbook import Logbook
-from mtkd_jax.runs.predictions import Group, Predictions
+from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import interrupts, own_code, paths
-from mtkd_jax.tasks import kinds
-from mtkd_jax.types import DataSet, Model, PyTree, TrackedRun, UserError
+from mtkd_jax.types import DataSet, TrackedRun, UserError
 
-SAME_DECISION = 1e-2  # in probability: what networks in bfloat16 may differ by, compiled otherwise
-_TERMS = ("rule", "score", "threshold", "certified", "tolerance", "level", "units", "num_units")
 # What a pilot that is not kept goes without: no comparison rests on it.
 NOT_PILOTED = {
     "report.corruptions": (),
@@ -54,17 +44,6 @@ NOT_PILOTED = {
     "export.forms": (),
     "export.cascade": False,
 }
-NUM_CHECKED = 64  # images on which the exported student is compared with the trained one
-
-
-class Trained(NamedTuple):
-    """A plan that has been trained, and what it was made from."""
-
-    config: ConfigDict  # valid, in one spelling
-    split: Split
-    stages: plan.Plan
-    done: plan.Done
-    notes: tuple[str, ...]  # on teachers that came trained, and on what networks cannot be
 
 
 def run(
@@ -272,13 +251,13 @@ def planned(
     Classifiers that the run of the folder `into` has kept are not fitted again. Raises UserError where it
     does not, as far as can be told without computing.
     """
-    plan.check(config, split)
+    checks.check_data(config, split)
     outside.check(config, split)
     complexity.check(config, split)
     stages = plan.build(config, split)
-    plan.check_choice(config, stages)
+    checks.check_choice(config, stages)
     borrowed, notes = teachers.borrow(config, split, into)
-    plan.check_teachers(config, split, borrowed)
+    checks.check_teachers(config, split, borrowed)
     rehearsed = plan.rehearse(stages, config, borrowed)
     students = (
         rehearsed[stage.name].population for stage in stages if stage.family and stage.role == "student"
@@ -339,24 +318,6 @@ def load_split(config: ConfigDict, dataset: DataSet | None = None) -> Split:
     return loading.with_other(split, found, f"config.data.other: {config.data.other}")
 
 
-def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
-    """Write the network to deploy to `into`/student, load it again and check that it says the same."""
-    chosen = choose_student(trained, predicted)
-    if chosen is None:
-        return
-    model, variables, card = chosen
-    images = trained.split.dataset.test_images
-    checked = np.asarray(loading.scale(jnp.asarray(images[:NUM_CHECKED])))
-    said = export.logits_of(model, variables, checked)
-    export.save_student(into / "student", model, variables, card, (checked, said))
-    export.verify_student(into / "student", addresses.build_model, checked, said)
-    if trained.config.export.forms:
-        wanted = trained.config.export.forms
-        forms.export_forms(into / "student", wanted, addresses.build_model, trained.split)
-    if trained.config.export.cascade:
-        _save_ensemble(trained, predicted, card, into / "student", checked)
-
-
 def _draw_mistakes(dataset: DataSet, predicted: Predictions, into: Path) -> None:
     """What the report shows and cannot draw: it has no images."""
     drawn = into / "plots" / f"{document.MISTAKES}.png"
@@ -365,122 +326,3 @@ def _draw_mistakes(dataset: DataSet, predicted: Predictions, into: Path) -> None
         drawn.unlink(missing_ok=True)
     else:
         document.write_files(drawn.parent, {drawn.name: picture})
-
-
-def _save_ensemble(
-    trained: Trained, predicted: Predictions, of_student: dict[str, Any], into: Path, checked: np.ndarray
-) -> None:
-    """Write the ensemble that the network to deploy hands over to, load both and compare what it says."""
-    found = cascade.of(predicted, *analysis.network_to_deploy(predicted))
-    names = analysis.teacher_names(predicted)
-    ensemble = tuple(
-        fitted.finite_members
-        for name, fitted in trained.done.items()
-        if name.startswith(teachers.STAGE_PREFIX)
-    )
-    percent, tolerance = f"{100 * found['threshold']:.2f} %", f"{100 * found['tolerance']:g} points"
-    terms = {name: found[name] for name in _TERMS} | {"val_share": found["val"]["share"]}
-    told = [
-        f"All {len(names)} teachers fused by {found['rule']}, as one program: the safety net of the network "
-        f"in the folder above, which answers what it is more than {percent} sure of (largest probability).",
-        f"Set on {found['num_units']:,} validation {found['units']}, so that the two together are, 95 % "
-        f"sure, at most {tolerance} less often right than the ensemble. Validation had chosen the student "
-        "before, so that 95 % is not quite that."
-        if found["certified"]
-        else f"Nothing less than handing over everything is certified: 95 % sure of {tolerance} at most "
-        f"takes {found['units_needed']:,} validation {found['units']}, there were {found['num_units']:,}.",
-    ]
-    kept = ("class_names", "input", "data", "source")
-    card = {
-        "name": f"{predicted.dataset}: ensemble {found['rule']}",
-        "training": f"{', '.join(names)}, fused by {found['rule']}",
-        **{name: of_student[name] for name in kept},
-        "cascade": terms,
-    }
-    export.save_ensemble(into, evaluation.decide(ensemble, found["rule"]), card, told)
-    said = deployed_cascade.load(into).ensemble(checked)
-    wanted = analysis.fused(predicted, found["rule"])["test"][: len(checked)]
-    difference = float(np.max(np.abs(np.exp(np.asarray(said)) - np.exp(wanted))))
-    if not difference <= SAME_DECISION:  # NaN is a failure too
-        raise RuntimeError(
-            f"{into}: reloaded, the ensemble's probabilities differ by {difference:g}, more than "
-            f"{SAME_DECISION:g}"
-        )
-
-
-def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyTree, dict[str, Any]] | None:
-    """The network to deploy, its variables and its card; None where there is none.
-
-    The card says how good it is on the test set, where there is one.
-    """
-    chosen = analysis.network_to_deploy(predicted)
-    if chosen is None:
-        return None
-    group, position = chosen
-    model, variables = evaluation.network_of(trained.stages, trained.done, group, position)
-    dataset, config = trained.split.dataset, trained.config
-    measured = {}
-    if len(dataset.test_labels):
-        measured = metrics.per_example(group.test[position], predicted.test_labels)
-        measured = {name: predicted.by_unit(values) for name, values in measured.items()}
-    card = {
-        "name": f"{dataset.name}: {group.role} {group.name}",
-        "model": group.architecture,
-        "task": model.module.task,
-        "class_names": list(dataset.class_names),
-        "input": {
-            "shape": list(dataset.train_images.shape[1:]),
-            "dtype": "float32",
-            "range": deployed.PIXELS if dataset.train_images.dtype == np.uint8 else "as in the data",
-            **({"fit": dataset.fit, "files": images.READING} if dataset.fit else {}),
-            **({"columns": list(dataset.column_names)} if dataset.column_names else {}),
-            **({"tokens": list(dataset.token_names)} if dataset.token_names else {}),
-            **({"unit": dataset.token_unit} if dataset.token_unit else {}),
-        },
-        **({"places": _places(dataset, group)} if dataset.is_dense else {}),
-        "training": _training(config, predicted, group, position),
-        "data": f"{dataset.name}: {json.dumps(dict(predicted.sizes))}",
-        "weights": bodies.of_weights(variables),
-        "source": f"configuration {workdir.config_hash(config.to_dict())[:12]}",
-        "metrics": {
-            f"test {name}": {
-                "value": float(np.mean(values)),
-                "ci95": intervals.bootstrap_interval(values),
-                "over": "test examples",
-            }
-            for name, values in measured.items()
-        },
-    }
-    return model, variables, card
-
-
-def _places(dataset: DataSet, group: Group) -> dict[str, Any]:
-    """For the card: what a network says of, where an image has several labels."""
-    kind = kinds.named(dataset.task)
-    return {
-        "task": dataset.task,
-        "place": kind.place,
-        "number": dataset.train_labels.shape[1],
-        "beside": {name: one.shape[-1] for name, one in group.beside.items() if name not in kind.asks},
-    }
-
-
-def _training(config: ConfigDict, predicted: Predictions, group: Group, position: int) -> str:
-    """For the card: what made a network, and why it was chosen."""
-    chosen = f"{group.members[position]}; export.choose = {predicted.choose}, by validation NLL"
-    if group.role == "teacher":
-        trained = "on the labels alone, as a teacher"
-        if config.teachers.trained:
-            number = int(group.members[position].split()[-1])  # of "teacher 2"
-            trained = f"elsewhere, as in {config.teachers.init_from[number]}"
-        elif config.teachers.from_run:
-            trained += f" of the run {config.teachers.from_run}"
-        return f"{trained}: {chosen}"
-    num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
-    control, _ = configuration.control_and_mode(group.name)
-    nobody = dict.fromkeys(("baseline", "control"), "no teacher")
-    taught = nobody.get(group.name, control.replace("_", " ") or f"{num_teachers} teachers")
-    return (
-        f"{taught}, {config.plan}: {group.method}, alpha {group.alpha:g} (weight of the hard labels), "
-        f"T {group.temperature:g}, {group.transfer} transfer set, {chosen}"
-    )

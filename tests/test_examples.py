@@ -12,7 +12,7 @@ import mtkd_jax
 from mtkd_jax import config as configuration
 from mtkd_jax import experiment, settings
 from mtkd_jax.data import augment
-from mtkd_jax.plans import plan
+from mtkd_jax.plans import checks
 from mtkd_jax.results import intervals
 from mtkd_jax.runs import workdir
 from mtkd_jax.types import UserError
@@ -145,7 +145,7 @@ def test_what_cannot_be_is_one_line_before_any_work(field, name, said, tmp_path,
     Path("mine.py").write_text(MINE)
     with pytest.raises(UserError, match=f"config.{field}: .*{said}") as error:
         config = small.config(**{field: (f"mine.py:{name}",)})
-        plan.check(config, experiment.load_split(config))
+        checks.check_data(config, experiment.load_split(config))
     assert "\n" not in str(error.value)
 
 

@@ -260,8 +260,8 @@ def make_step(program: Program) -> Callable:
     def keys_of(state: TrainState, step: Array) -> Array:
         return jax.random.split(jax.random.fold_in(state.key, step), 4)
 
-    def forward(state, hyper, inputs: _Inputs, step: Array, stage_data: StageData) -> _Forward:
-        _, view_key, apply_key, _ = keys_of(state, step)
+    def forward(state, hyper, inputs: _Inputs, stage_data: StageData) -> _Forward:
+        _, view_key, apply_key, _ = keys_of(state, inputs.context.step)
         image = _seen(recipe, inputs.context.batch, hyper).image
         own_rows = partial(mesh.own_rows, layout=layout)
         image = own_rows(image) if image.ndim == 4 else jax.vmap(own_rows)(image)
@@ -287,28 +287,27 @@ def make_step(program: Program) -> Callable:
         """What the student says of the whole batch, and nothing where there is no place."""
         return places.silence(mesh.whole_batch(outputs, layout), batch.valid)
 
-    def context_of(state, hyper, inputs: _Inputs, forward_pass: _Forward, step) -> Context:
-        *_, seam_key = keys_of(state, step)
+    def context_of(state, hyper, inputs: _Inputs, forward_pass: _Forward) -> Context:
+        *_, seam_key = keys_of(state, inputs.context.step)
         return dataclasses.replace(
             inputs.context,
             batch=_seen(recipe, inputs.context.batch, hyper),
             hyper=_annealed(program, hyper, inputs.context.progress),
             state=state,
             key=seam_key,
-            step=step,
             student=whole(forward_pass.outputs, inputs.context.batch),
         )
 
-    def say(state, hyper, inputs: _Inputs, forward_pass: _Forward, step, stage_data) -> Mapping[str, Array]:
+    def say(state, hyper, inputs: _Inputs, forward_pass: _Forward, stage_data) -> Mapping[str, Array]:
         """What a peer says of the batch, or all branches of a member [P,...], without a gradient."""
-        known = jax.lax.stop_gradient(context_of(state, hyper, inputs, forward_pass, step))
-        ask = _asker(program, stage_data, step)
+        known = jax.lax.stop_gradient(context_of(state, hyper, inputs, forward_pass))
+        ask = _asker(program, stage_data, known.step)
         networks = _networks(program, ask, stage_data, state.frozen, known.batch)
         return jax.lax.stop_gradient({"logits": known.student.logits, **recipe.tell(known, networks)})
 
-    def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, step, stage_data):
-        context = context_of(state, hyper, inputs, forward_pass, step)
-        hyper = context.hyper
+    def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, stage_data):
+        context = context_of(state, hyper, inputs, forward_pass)
+        hyper, step = context.hyper, context.step
         context = with_targets(inputs, dataclasses.replace(context, peers=peers), stage_data)
 
         def loss_of(outputs, aux):
@@ -341,23 +340,22 @@ def make_step(program: Program) -> Callable:
         if inputs is None:
             keys = state.key, keys_of(state, step)[0]
             inputs = make_inputs(keys, own_indices, step, stage_data, shared=False)
-        forward_pass, peers = forward(state, hyper, inputs, step, stage_data), None
+        forward_pass, peers = forward(state, hyper, inputs, stage_data), None
         if recipe.sharing is not None:
-            said = say(state, hyper, inputs, forward_pass, step, stage_data)
-            peers = _peers(said, jnp.int32(0))
-        return update(state, hyper, inputs, forward_pass, peers, step, stage_data)
+            peers = _peers(say(state, hyper, inputs, forward_pass, stage_data), jnp.int32(0))
+        return update(state, hyper, inputs, forward_pass, peers, stage_data)
 
     def forward_of_one(member, shared):
-        (state, hyper), (inputs, step, stage_data) = member, shared
-        forward_pass = forward(state, hyper, inputs, step, stage_data)
-        return forward_pass, say(state, hyper, inputs, forward_pass, step, stage_data)
+        (state, hyper), (inputs, stage_data) = member, shared
+        forward_pass = forward(state, hyper, inputs, stage_data)
+        return forward_pass, say(state, hyper, inputs, forward_pass, stage_data)
 
     def update_of_one(member, shared):
-        (state, hyper, forward_pass), (inputs, said, step, stage_data) = member, shared
+        (state, hyper, forward_pass), (inputs, said, stage_data) = member, shared
         peers = _peers({name: leaf[hyper["mates"]] for name, leaf in said.items()}, hyper["place"])
-        return update(state, hyper, inputs, forward_pass, peers, step, stage_data)
+        return update(state, hyper, inputs, forward_pass, peers, stage_data)
 
-    def step(states, hyper, indices, step, stage_data):
+    def population_step(states, hyper, indices, step, stage_data):
         member_loop = layout.member_loop
         if indices.ndim == 2:
             return over_members(forward_and_update, member_loop)(
@@ -370,14 +368,14 @@ def make_step(program: Program) -> Callable:
             )
         # jit, so that it is traced once: vjps that were traced apart differ, and cannot be stacked.
         forward_pass, said = over_members(jax.jit(forward_of_one), member_loop)(
-            (states, hyper), (inputs, step, stage_data)
+            (states, hyper), (inputs, stage_data)
         )
         said = mesh.all_members(said, layout)
         return over_members(update_of_one, member_loop)(
-            (states, hyper, forward_pass), (inputs, said, step, stage_data)
+            (states, hyper, forward_pass), (inputs, said, stage_data)
         )
 
-    return step
+    return population_step
 
 
 @lru_cache

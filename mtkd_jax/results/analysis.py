@@ -69,13 +69,12 @@ def student_models(predictions: Predictions) -> list[str]:
 def find(
     predictions: Predictions, transfer: str, *, role: str = "", name: str = "", architecture: str = ""
 ) -> Group | None:
-    """The first group of `transfer` with that role or name; None where the run has none.
-
-    Of an `architecture`, or "" of any.
-    """
-    of_transfer = (group for group in predictions.groups if group.transfer == transfer)
-    of_all = (group for group in of_transfer if architecture in ("", group.architecture))
-    return next((group for group in of_all if role == group.role or name == group.name), None)
+    """The first group of `transfer` with that role, name and architecture, where they are given; or None."""
+    for group in predictions.groups:
+        asked = ((role, group.role), (name, group.name), (architecture, group.architecture))
+        if group.transfer == transfer and all(one in ("", own) for one, own in asked):
+            return group
+    return None
 
 
 def baseline_of(predictions: Predictions, group: Group, transfer: str = "") -> Group | None:
@@ -391,13 +390,14 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
 
 
 def _over_members(name: str, summaries: list[dict], over: str) -> dict:
-    """One metric over members. Student's t does not know where a metric ends; its interval is cut there."""
-    values = [one[name] for one in summaries]
+    return _of_members([one[name] for one in summaries], over, (0.0, LARGEST.get(name, 1.0)))
+
+
+def _of_members(values: list[float], over: str, ends: tuple[float, float] = (-np.inf, np.inf)) -> dict:
+    """A number over members. Student's t does not know where it ends; its interval is cut there."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    found = intervals.t_interval(values)
-    if found is not None:
-        found = tuple(float(x) for x in np.clip(found, 0.0, LARGEST.get(name, 1.0)))
-    return {"mean": float(np.mean(values)), "std": std, "ci95": found, "ci_over": over, "values": values}
+    ci95 = _within(intervals.t_interval(values), ends)
+    return {"mean": float(np.mean(values)), "std": std, "ci95": ci95, "ci_over": over, "values": values}
 
 
 def _over_examples(values: np.ndarray) -> dict:
@@ -449,14 +449,7 @@ def _measured_of_members(one: Measure, group: Group, predictions: Predictions, o
         return _measured_of_one(one, each[0])
     if not set(one.beside) <= group.beside.keys():
         return None
-    values = [_value(one, of_one) for of_one in each]
-    return {
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)),
-        "ci95": _within(intervals.t_interval(values), one.ends),
-        "ci_over": over,
-        "values": values,
-    }
+    return _of_members([_value(one, of_one) for of_one in each], over, one.ends)
 
 
 def _within(interval: intervals.Interval | None, ends: intervals.Interval) -> intervals.Interval | None:
@@ -533,9 +526,7 @@ def _own_of_members(one: Metric, group: Group, labels: np.ndarray, over: str) ->
         values = [float(own_metrics.values(one, logits, labels).mean()) for logits in group.test]
     except UserError:
         return None
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    ci95 = intervals.t_interval(values)  # where such a metric ends is not known: nothing is cut
-    return {"mean": float(np.mean(values)), "std": std, "ci95": ci95, "ci_over": over, "values": values}
+    return _of_members(values, over)
 
 
 def _own_of_ensemble(one: Metric, logits: np.ndarray, labels: np.ndarray) -> dict | None:

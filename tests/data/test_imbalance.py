@@ -15,7 +15,7 @@ from mtkd_jax import experiment
 from mtkd_jax.data import loading
 from mtkd_jax.engine import jobs
 from mtkd_jax.methods.seams import SUPERVISED, hard_loss
-from mtkd_jax.plans import plan, students, teachers
+from mtkd_jax.plans import checks, plan, students, teachers
 from mtkd_jax.results import evaluation
 from mtkd_jax.types import DataSet, UserError
 from tests import small
@@ -221,7 +221,7 @@ def test_a_wrong_positive_class_is_told_before_training(positive, names, said):
     rare = dataset((40,) * len(names), (10,) * len(names))
     split = split_of(dataclasses.replace(rare, class_names=names), num_train=0)
     with pytest.raises(UserError, match="config.report.positive"):
-        plan.check(config, split)
+        checks.check_data(config, split)
 
 
 def test_the_positive_class_is_the_last_of_two_unless_named():

@@ -29,8 +29,9 @@ from mtkd_jax.deploy.export import load_student, program_of, readme, save_studen
 from mtkd_jax.engine import training
 from mtkd_jax.models import layers
 from mtkd_jax.models.levels import INPUT, LEVELS, round_inputs
-from mtkd_jax.plans import plan
+from mtkd_jax.plans import checks
 from mtkd_jax.results import analysis, cascade, evaluation
+from mtkd_jax.results import student as results_student
 from mtkd_jax.types import Model, Outputs, Task, UserError
 from tests import small
 
@@ -363,7 +364,7 @@ def test_whatever_is_chosen_is_exported_and_predicts_as_it_was_evaluated(
     root, config, split, stages, done, predicted = evaluated
     predicted = dataclasses.replace(predicted, choose=choose)
     trained = experiment.Trained(config, split, stages, done, ())
-    experiment.save_student(trained, predicted, tmp_path)
+    results_student.save_student(trained, predicted, tmp_path)
     group, member = analysis.network_to_deploy(predicted)
     model, variables, card = load_student(tmp_path / "student", addresses.build_model)
     assert card["model"] == group.architecture == (address or group.architecture)
@@ -390,7 +391,7 @@ def test_the_ensemble_is_exported_beside_it_and_answers_what_the_report_says(
     config = config.copy_and_resolve_references()
     config.export.cascade = True
     predicted = dataclasses.replace(predicted, choose=choose, cascade_tolerance=tolerance)
-    experiment.save_student(experiment.Trained(config, split, stages, done, ()), predicted, tmp_path)
+    results_student.save_student(experiment.Trained(config, split, stages, done, ()), predicted, tmp_path)
     group, member = analysis.network_to_deploy(predicted)
     found = cascade.of(predicted, group, member)
     assert found["certified"] == (tolerance > 0.1)
@@ -415,7 +416,7 @@ def test_the_ensemble_is_exported_beside_it_and_answers_what_the_report_says(
 
 def test_no_ensemble_is_exported_unless_it_is_asked_for(evaluated, tmp_path):
     _, config, split, stages, done, predicted = evaluated
-    experiment.save_student(experiment.Trained(config, split, stages, done, ()), predicted, tmp_path)
+    results_student.save_student(experiment.Trained(config, split, stages, done, ()), predicted, tmp_path)
     assert not (tmp_path / "student" / "cascade").exists()
 
 
@@ -430,11 +431,11 @@ def test_a_choice_that_cannot_be_is_one_line_before_anything_is_trained(evaluate
         config = config.copy_and_resolve_references()
         config.export.choose = choose
         with pytest.raises(UserError, match=f"config.export.choose: there will be no row '{choose}'.*{hint}"):
-            plan.check_choice(config, stages)
+            checks.check_choice(config, stages)
     teachers_alone = tuple(stage for stage in stages if not stage.family)
     config.export.choose = "student"
     with pytest.raises(UserError, match="no row 'student'"):
-        plan.check_choice(config, teachers_alone)
+        checks.check_choice(config, teachers_alone)
 
 
 # --- the program --------------------------------------------------------------------------------------

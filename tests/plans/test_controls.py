@@ -11,7 +11,7 @@ from mtkd_jax.engine import population, step, teacher_cache, training
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models.given import Given
-from mtkd_jax.plans import controls, given, plan, students, teachers
+from mtkd_jax.plans import checks, controls, given, students, teachers
 from mtkd_jax.types import Population, UserError
 from tests import small
 
@@ -155,7 +155,7 @@ def test_a_control_is_a_row_that_is_compared_with_its_mode_and_with_the_baseline
 def test_what_cannot_have_a_control_is_refused_in_a_line(fields, words):
     config = small.config(**{**FEW, **fields})
     with pytest.raises(UserError, match=words) as error:
-        plan.check(config, experiment.load_split(config))
+        checks.check_data(config, experiment.load_split(config))
     assert "\n" not in str(error.value) and "students.controlled" in str(error.value)
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_have_a_control_is_refused_in_a_line(fields, words):
 def test_what_a_control_cannot_do_is_refused_and_not_left_out_in_silence(fields, words):
     config = small.config(**{**FEW, **fields})
     with pytest.raises(UserError, match=words) as error:
-        plan.check(config, experiment.load_split(config))
+        checks.check_data(config, experiment.load_split(config))
     assert "\n" not in str(error.value)
 
 

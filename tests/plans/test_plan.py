@@ -10,7 +10,7 @@ import pytest
 from mtkd_jax import experiment
 from mtkd_jax.engine import population, teacher_cache, training
 from mtkd_jax.fusion import rules
-from mtkd_jax.plans import plan, teachers
+from mtkd_jax.plans import checks, plan, teachers
 from mtkd_jax.types import TeacherOutputs, UserError
 from tests import small
 
@@ -56,10 +56,10 @@ def test_what_the_first_step_would_reveal_is_one_line_before_any_teacher_is_trai
 def test_levels_that_nobody_knows_are_not_changed():
     config = small.config(**{"data.augment.rand_augment": (1, 5)})
     split = experiment.load_split(config)
-    plan.check(config, split)
+    checks.check_data(config, split)
     own_units = dataclasses.replace(split.dataset, train_images=split.dataset.train_images * np.float32(0.1))
     with pytest.raises(UserError, match=r"^config.data.augment.rand_augment: .* float32 images"):
-        plan.check(config, dataclasses.replace(split, dataset=own_units))
+        checks.check_data(config, dataclasses.replace(split, dataset=own_units))
 
 
 @pytest.mark.parametrize("field", ["flip", "alternating_flip"])
@@ -68,7 +68,7 @@ def test_the_field_is_named_that_mirrors_what_has_no_left_and_right(field):
     split = experiment.load_split(config)
     narrow = dataclasses.replace(split.dataset, train_images=split.dataset.train_images[:, :, :1])
     with pytest.raises(UserError, match=rf"^config.data.augment.{field}: images 4x1 have no left"):
-        plan.check(config, dataclasses.replace(split, dataset=narrow))
+        checks.check_data(config, dataclasses.replace(split, dataset=narrow))
 
 
 def test_a_rehearsal_has_the_shapes_of_the_run_and_computes_no_network(monkeypatch):

@@ -12,7 +12,7 @@ from mtkd_jax import experiment
 from mtkd_jax.data import tokens
 from mtkd_jax.engine import decoding, population
 from mtkd_jax.engine.training import Fitted
-from mtkd_jax.plans import plan, sequences, teachers
+from mtkd_jax.plans import checks, plan, sequences, teachers
 from mtkd_jax.results import evaluation
 from mtkd_jax.tasks.tokens import say
 from mtkd_jax.types import Population, UserError
@@ -172,7 +172,7 @@ def test_each_network_and_all_together_are_asked_what_they_say_by_themselves(beg
 def test_labels_cannot_be_hidden_and_tokens_not_be_changed(begun, field, value, said):
     _, split, _ = begun
     with pytest.raises(UserError, match=f"config.{field}.*{said}") as caught:
-        plan.check(small.config(**{**NUMBERS, field: value}), split)
+        checks.check_data(small.config(**{**NUMBERS, field: value}), split)
     assert "\n" not in str(caught.value)
 
 
@@ -180,4 +180,4 @@ def test_a_network_without_a_place_for_every_source_token_is_one_line():
     narrow = {"model.name": "transformer(width=8, depth=1, attention_heads=2, source_tokens=11)"}
     config = small.config(**{**NUMBERS, **narrow})
     with pytest.raises(UserError, match="source_tokens = 11, and sources of numbers are made of 12 numbers"):
-        plan.check(config, experiment.load_split(config))
+        checks.check_data(config, experiment.load_split(config))

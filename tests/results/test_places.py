@@ -7,7 +7,7 @@ import pytest
 
 from mtkd_jax import experiment
 from mtkd_jax.deploy import predict
-from mtkd_jax.plans import given, plan
+from mtkd_jax.plans import checks, given, plan
 from mtkd_jax.report import document, mistakes, tables
 from mtkd_jax.results import analysis, evaluation, intervals
 from mtkd_jax.runs import predictions
@@ -205,13 +205,13 @@ def test_too_many_places_for_the_memory_are_refused(monkeypatch):
     monkeypatch.setattr(plan.forecast, "memory_limit", lambda: 2**10)
     config = small.config(**OWN)
     with pytest.raises(UserError, match=r"what 4 networks say of \d+ places takes .* GiB"):
-        plan.check(config, experiment.load_split(config))
+        checks.check_data(config, experiment.load_split(config))
 
 
 def test_a_network_of_pixels_is_refused_where_images_have_labels():
     config = small.config(**{"model.name": "unet(width=2, depth=1)"})
     with pytest.raises(UserError, match=r"says a class of 16 places of an image, .* labels of the whole"):
-        plan.check(config, experiment.load_split(config))
+        checks.check_data(config, experiment.load_split(config))
 
 
 def test_places_are_flattened_as_labels_are_there():
