@@ -234,7 +234,7 @@ class Teachers:
         Of teachers who are known by their logits alone nobody knows what they say of other images: UserError.
         """
         for own in self.ensemble:
-            if own.model.module is None:
+            if not own.model.can_be_asked:
                 raise UserError(
                     f"{own.model.name}: these teachers are known by their logits of the data's own images, "
                     "and cannot be asked about others"

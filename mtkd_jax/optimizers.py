@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtkd_jax.types import Array, PyTree, UserError
+from mtkd_jax.types import Array, PyTree, UserError, path_of
 
 Number = Array | float  # traced, where every member has its own
 
@@ -154,7 +154,7 @@ def _matrices(params: PyTree) -> PyTree:
     """For muon: which leaves are matrices, [inputs, outputs]; None for the others."""
 
     def dimensions(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
-        name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+        name = path_of(path).rpartition("/")[2]
         return optax.contrib.MuonDimensionNumbers() if name == "kernel" and leaf.ndim == 2 else None
 
     return jax.tree_util.tree_map_with_path(dimensions, params)

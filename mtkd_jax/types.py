@@ -23,6 +23,11 @@ Absent: Any = None  # None in the place of a field that is not available here, f
 Scores = jax.Array  # what a fusion rule returns: [B,C], the largest entry is the decision
 
 
+def path_of(place: tuple[Any, ...]) -> str:
+    """The path of a leaf of a pytree, as JAX gives it, such as "params/dense1/kernel"."""
+    return jax.tree_util.keystr(place, simple=True, separator="/")
+
+
 def printable(text: object) -> str:
     """A text as one line that a terminal shows and does not obey: control characters as Python writes them.
 
@@ -239,6 +244,16 @@ class Model:
     convolutional: bool = False  # decides the loop over members on a CPU: `map` instead of `vmap`
     pretrained: str = ""  # published weights, or a file: where the body's come from instead of being drawn
     trainable: str = ""  # the first stage that is trained, those before are frozen; "" = all are trained
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network of ours, which has weights and a cost."""
+        return self.module is not None
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether it says something of any image, and not of the data's alone."""
+        return True
 
     @property
     def deployed(self) -> Model:

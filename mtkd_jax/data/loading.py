@@ -495,6 +495,20 @@ def holdout(split: Split, part: Literal["val", "test"]) -> tuple[Array, Array]:
     return jnp.asarray(images), jnp.asarray(labels)
 
 
+def example_image(split: Split) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one image [1,h,w,c] as networks see it."""
+    return jax.eval_shape(scale, split.dataset.train_images[:1])
+
+
+def evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, evenly spaced; all of them where they are no more.
+
+    >>> evenly(np.arange(7), 3), evenly(np.arange(2), 3)
+    (array([0, 3, 6]), array([0, 1]))
+    """
+    return rows[:: -(-len(rows) // most)]
+
+
 def scale(images: Array) -> Array:
     """Images as a network sees them: uint8 as float32 in [0,1], floats as they are."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
@@ -525,7 +539,7 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     """
     rows = split.train
     if streamed(split) is not None:
-        rows = rows[:: -(-len(rows) // MOST_LOOKED_AT)]
+        rows = evenly(rows, MOST_LOOKED_AT)
     images = split.dataset.train_images[rows]
     unit = 255.0 if images.dtype == np.uint8 else 1.0
     pixels = images.size / images.shape[-1]

@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mtkd_jax.models.stages import is_kernel
-from mtkd_jax.types import PyTree
+from mtkd_jax.types import PyTree, path_of
 
 SCALE = ".scale"  # behind the name of a parameter: what its whole numbers are multiplied by
 
@@ -29,7 +29,7 @@ def rounded(variables: PyTree) -> dict[str, np.ndarray]:
 
     found: dict[str, np.ndarray] = {}
     for place, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        path, leaf = jax.tree_util.keystr(place, simple=True, separator="/"), jnp.asarray(leaf)
+        path, leaf = path_of(place), jnp.asarray(leaf)
         rounds = path.startswith("params/") and is_kernel(place, leaf)
         if not rounds or not jnp.issubdtype(leaf.dtype, jnp.floating):
             found[path] = np.asarray(leaf)

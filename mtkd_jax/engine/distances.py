@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax import mesh
-from mtkd_jax.data.loading import scale
+from mtkd_jax.data.loading import evenly, scale
 from mtkd_jax.engine import places
 from mtkd_jax.engine.population import over_members
 from mtkd_jax.engine.step import Program, averaged
@@ -45,7 +45,7 @@ def distances(
     if alone and recipe.own_teacher is None:
         return {}
     most = max(1, min(MOST_IMAGES, MOST_PLACES // math.prod(labels.shape[1:])))
-    image = scale(images[:: -(-len(images) // most)])
+    image = scale(evenly(images, most))
     own = jax.vmap(partial(_computed_with, program))(states, hyper)
     teacher = None if recipe.own_teacher is None else jax.vmap(recipe.own_teacher)(states, hyper)
 

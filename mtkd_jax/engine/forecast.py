@@ -97,7 +97,7 @@ def flops(job: Job) -> float:
     of_one = len(job.names) * step_flops(program.model, shape)
     if job.stage_data.cached_logits is None:
         asked = zip(program.teachers, job.stage_data.teachers)
-        for model, variables in ((m, v) for m, v in asked if m.module is not None):
+        for model, variables in ((m, v) for m, v in asked if m.is_network):
             of_one += len(jax.tree.leaves(variables)[0]) * forward_flops(model, shape)
     return of_one * batch_size * job.num_steps
 

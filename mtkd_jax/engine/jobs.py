@@ -28,7 +28,6 @@ from mtkd_jax.methods.seams import (
     no_mem,
     nothing_after,
 )
-from mtkd_jax.models.given import Given
 from mtkd_jax.system.text import seed_of
 from mtkd_jax.tasks import kinds
 from mtkd_jax.types import (
@@ -156,7 +155,7 @@ def make(
     key = jax.random.fold_in(jax.random.key(config.seed), seed_of(seeded_by))
     members = np.asarray(tuple(members), np.uint32)
     examples, ensemble = told(examples, ensemble)
-    if any(isinstance(teachers.model, Given) for teachers in ensemble):
+    if not all(teachers.model.can_be_asked for teachers in ensemble):
         _check_hears_alone(recipes)
     stream_bytes = config.runtime.stream_mb * 2**20
     if images is None and examples.said is not None and examples.said.nbytes > stream_bytes:
@@ -229,7 +228,7 @@ def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
     said: list[np.ndarray] = []
     found: list[Population] = []
     for teachers in ensemble:
-        if isinstance(teachers.model, Given):
+        if not teachers.model.can_be_asked:
             first, own = sum(map(len, said)), teachers.variables["train"]
             said.append(own)
             columns = np.arange(first, first + len(own), dtype=np.int32)

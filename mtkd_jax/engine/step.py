@@ -41,6 +41,7 @@ from mtkd_jax.types import (
     Targets,
     TeacherOutputs,
     TrainState,
+    path_of,
 )
 
 MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
@@ -629,7 +630,7 @@ def _where_trained(recipe: Recipe, new: PyTree, old: PyTree, kind: str = "params
     """The leaves of `new` that a recipe trains, and those of `old` that it does not."""
 
     def chosen(path, new: Array, old: Array) -> Array:
-        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        place = path_of(path)
         return new if recipe.trainable(f"{kind}/{place}") else old
 
     return jax.tree_util.tree_map_with_path(chosen, new, old)

@@ -22,7 +22,6 @@ from mtkd_jax.engine import forecast, population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import compiled_teacher_logits
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers
-from mtkd_jax.models.given import Given
 from mtkd_jax.types import Array, Population, PyTree, UserError
 
 SHARE_OF_MEMORY = 0.25
@@ -79,7 +78,7 @@ def _with(job: Job, by: str, said: Array) -> Job:
 
 def all_are_given(job: Job) -> bool:
     """Whether no teacher has to be asked: what they say of the images is known, or there are none."""
-    return all(isinstance(model, Given) for model in job.program.teachers)
+    return not any(model.can_be_asked for model in job.program.teachers)
 
 
 def shows_images_as_they_are(job: Job) -> bool:
@@ -175,7 +174,7 @@ def said(own: Population, split: Split, rows: np.ndarray) -> np.ndarray:
 
     Looked up where it is known, and asked for once as long as the split is there.
     """
-    if isinstance(own.model, Given):
+    if not own.model.can_be_asked:
         return own.variables["train"][:, rows]
     digest = hashlib.sha256(repr(own.model).encode())
     _take_in(digest, (own.variables, rows))

@@ -43,7 +43,7 @@ from mtkd_jax.models import layers, stages
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Array, Model, Population, PyTree, TrainState, UserError
+from mtkd_jax.types import Array, Model, Population, PyTree, TrainState, UserError, path_of
 
 
 @jax.tree_util.register_dataclass
@@ -329,7 +329,7 @@ def _trains(job: Job) -> bool:
     """Whether a step changes anything, be it statistics alone, of a network."""
     variables = jax.eval_shape(job.program.model.init, job.init_keys[0], job.image)
     leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    paths = [path_of(path) for path, _ in leaves]
     return any(recipe.trainable(path) for recipe in job.program.recipes for path in paths)
 
 

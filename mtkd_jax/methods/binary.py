@@ -22,6 +22,7 @@ from mtkd_jax.types import (
     Recipe,
     TrainState,
     UserError,
+    path_of,
 )
 
 Change = Callable[[PyTree, Mapping[str, Array]], PyTree]  # (variables, hyper) -> variables to compute with
@@ -303,7 +304,7 @@ def _map_inner_kernels(method: str, function: Callable[[Array], Array], params: 
     inner = _inner_kernels(method, params)
 
     def of_leaf(path: tuple, leaf: Array) -> Array:
-        return function(leaf) if _joined(path) in inner else leaf
+        return function(leaf) if path_of(path) in inner else leaf
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
@@ -321,7 +322,7 @@ def _levels(method: str, params: PyTree, steps: Array) -> PyTree:
 
 def _inner_kernels(method: str, params: PyTree) -> set[str]:
     """The paths of the kernels between the first layer and the last; UserError where there is none."""
-    paths = [_joined(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     kernels = sorted(p for p in paths if p.endswith("/kernel") and not p.startswith("heads/"))
     of_stem = lambda path: any(module.startswith("stem") for module in path.split("/"))  # noqa: E731
     first = [path for path in kernels if of_stem(path)] or kernels[:1]
@@ -332,10 +333,6 @@ def _inner_kernels(method: str, params: PyTree) -> set[str]:
             "it must have one, such as mlp(hidden=(64, 64))"
         )
     return inner
-
-
-def _joined(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _hard_or_both(context: Context) -> Array:

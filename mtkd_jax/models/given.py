@@ -15,6 +15,10 @@ class Given(Model):
     of the data as they are; where it teaches {"place": []} int32, its column in `Examples.said`.
     """
 
+    @property
+    def can_be_asked(self) -> bool:
+        return False
+
     def answer(self, variables: PyTree, image: Array, said: Array | None) -> Outputs:
         """The logits [B,C] of a batch whose `said` is [B,K,C]; UserError where the images are others."""
         if said is None:

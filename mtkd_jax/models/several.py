@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtkd_jax.models import layers
 from mtkd_jax.models.stages import is_kernel
-from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
+from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError, path_of
 
 KERNEL, HEADS = "kernel", "heads"  # the last name of the path of a kernel, the first of what heads have
 
@@ -89,7 +89,7 @@ class RankOne(Model):
                 f"{self.one.name} has no kernel, a parameter of two axes or more that is no bias, so that "
                 "its members by rank one would all be the same; must have one"
             )
-        return {jax.tree_util.keystr(path, simple=True, separator="/") for path in paths}
+        return {path_of(path) for path in paths}
 
     def _of_all(self, leaf: Array) -> Array:
         return jnp.repeat(jnp.asarray(leaf)[None], self.num_members, axis=0)

@@ -56,7 +56,7 @@ def check_data(config: ConfigDict, split: Split) -> None:
         )
     _check_size_of_predictions(config, split)
     _check_shows_labels(config, split.dataset)
-    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
+    image = loading.example_image(split)
     for address in dict.fromkeys(
         (*teacher_models(config), *student_models(config), *trained_addresses(config))
     ):

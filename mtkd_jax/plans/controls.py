@@ -102,7 +102,7 @@ def teachers(
 def _untrained(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bool) -> Ensemble:
     """The same networks as they are drawn, none of which any member of this run begins with."""
     for own in ensemble:
-        if own.model.module is None:
+        if not own.model.is_network:
             raise UserError(
                 f"config.students.controls: random_teacher is an untrained network, and {own.model.name} are "
                 "none that could be; shuffled_teacher alone can be had"

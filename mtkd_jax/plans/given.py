@@ -53,7 +53,7 @@ def borrow(
         found[stage] = kept or _fitted(*from_classifier(address, split, (config.seed, place)), start)
     told = [note for fitted in found.values() for note in fitted.notes]
     if any(config.data.augment.values()) and any(
-        isinstance(fitted.population.model, Given) for fitted in found.values()
+        not fitted.population.model.can_be_asked for fitted in found.values()
     ):
         told.append(
             "The students' images are augmented, and teachers who are no networks and no compiled programs "

@@ -81,7 +81,7 @@ def calibrate(job: Job, split: Split) -> Job:
 
 @lru_cache(maxsize=4)
 def _calibration(model: Model, split: Split) -> Mapping[str, np.ndarray]:
-    rows = split.train[:: -(-len(split.train) // MOST_CALIBRATED_BY)]
+    rows = loading.evenly(split.train, MOST_CALIBRATED_BY)
     return model.module.calibrate(loading.scale(split.dataset.train_images[rows]))
 
 

@@ -38,7 +38,6 @@ from mtkd_jax.fusion import rules
 from mtkd_jax.methods.features import CLASSIFIERS, RESCALED, linear_heads
 from mtkd_jax.methods.seams import SUPERVISED, identity_view
 from mtkd_jax.models.branched import branched
-from mtkd_jax.models.given import Given
 from mtkd_jax.models.levels import round_inputs
 from mtkd_jax.plans import controls, pretrained, teachers
 from mtkd_jax.system.text import seed_of, short_number, slug
@@ -443,7 +442,7 @@ def _check_images(recipes: Sequence[Recipe], split: Split, transfer: str) -> Non
 def _check_are_asked(ensemble: Ensemble) -> None:
     """Raise UserError for teachers who are known by what they say of the data's images, and of no others."""
     for own in ensemble:
-        if isinstance(own.model, Given):
+        if not own.model.can_be_asked:
             raise UserError(
                 f"config.students.transfer: {OTHER!r} asks the teachers about other images than the data's, "
                 f"and {own.model.name} cannot be asked; must be without it"
@@ -521,7 +520,7 @@ def _check_heads(models: Sequence[Model], split: Split) -> None:
     """
     image = loading.scale(split.dataset.train_images[:1])
     for model in dict.fromkeys(models):
-        if model.module is None:
+        if not model.is_network:
             continue
         if linear_heads(jax.eval_shape(model.init, jax.random.key(0), image)) is None:
             continue

@@ -359,7 +359,7 @@ def _restore(source: Path, address: str, split: Split, num_members: int) -> Fitt
 
 def _restored_part(folder: Path, model: Model, split: Split, run: str) -> Fitted | None:
     """Teachers that were trained at the same time; None where they have not been finished."""
-    image = jax.eval_shape(loading.scale, split.dataset.train_images[:1])
+    image = loading.example_image(split)
 
     def like(info: dict) -> dict:
         check_owner(info, folder, folder.as_posix().rpartition("checkpoints/")[2], run)

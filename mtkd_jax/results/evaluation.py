@@ -21,13 +21,12 @@ from scipy.special import log_softmax
 
 from mtkd_jax import mesh
 from mtkd_jax.config import AUTO, COHORT, control_and_mode, positive_class, row_of
-from mtkd_jax.data.loading import Split, flat, flat_logits, scale
+from mtkd_jax.data.loading import Split, example_image, flat, flat_logits, scale
 from mtkd_jax.engine import forecast, population
 from mtkd_jax.engine.training import Fitted
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods.seams import PLAIN
 from mtkd_jax.models.branched import Branched
-from mtkd_jax.models.given import Given
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
@@ -335,7 +334,7 @@ def _teacher_group(config: ConfigDict, stage: str, split: Split, trained: Sequen
         alpha=None,
         temperature=None,
         members=own.names,
-        train_seconds=None if own.model.module is None else sum(fitted.seconds for fitted in trained),
+        train_seconds=None if not own.model.is_network else sum(fitted.seconds for fitted in trained),
         train_flops=_train_flops(config, split, trained),
         **_outputs(own, split),
     )
@@ -346,7 +345,7 @@ def _train_flops(config: ConfigDict, split: Split, trained: Sequence[Fitted]) ->
 
     None as well where the compiler counts none.
     """
-    image, found = jax.eval_shape(scale, split.dataset.train_images[:1]), 0.0
+    image, found = example_image(split), 0.0
     for fitted in trained:
         if fitted.network_steps is None or fitted.network is None:
             return None
@@ -599,7 +598,7 @@ def _outputs(own: Population, split: Split) -> dict:
     """
     mesh.check_interrupts(SAVED)
     images = split.dataset.test_images
-    known = own.model.module is not None
+    known = own.model.is_network
     return {
         "architecture": own.model.name,
         "val": flat_logits(
@@ -637,7 +636,7 @@ def _asked(own: Population, split: Split) -> dict[str, np.ndarray]:
 def _asked_together(ensemble: Ensemble, split: Split) -> dict[str, np.ndarray]:
     """The same of all teachers fused by mean_probs, {name: [P,d]} of the test places that are there."""
     dataset = split.dataset
-    if not ensemble or any(isinstance(one.model, Given) for one in ensemble):
+    if not ensemble or not all(one.model.can_be_asked for one in ensemble):
         return {}
 
     def fused(images: np.ndarray) -> np.ndarray:
@@ -655,7 +654,7 @@ def logits(
 
     They are computed, or looked up where the members are known by what they say.
     """
-    if isinstance(own.model, Given):
+    if not own.model.can_be_asked:
         return own.variables[part][:, rows]
     return population.logits(own, images[rows])
 

@@ -44,7 +44,7 @@ def export_forms(
 
 def _seen(split: Split) -> np.ndarray:
     """Images of the validation set as networks see them, at most MOST_SEEN."""
-    rows = split.val[:: -(-len(split.val) // MOST_SEEN)]
+    rows = loading.evenly(split.val, MOST_SEEN)
     return np.asarray(loading.scale(jnp.asarray(split.dataset.train_images[rows])))
 
 

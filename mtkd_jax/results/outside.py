@@ -16,7 +16,6 @@ from mtkd_jax import config as configuration
 from mtkd_jax.data import checks, corruptions
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
-from mtkd_jax.models.given import Given
 from mtkd_jax.results import analysis, metrics
 from mtkd_jax.runs.predictions import Group
 from mtkd_jax.system import interrupts
@@ -67,7 +66,7 @@ def ask(
 ) -> tuple[list[Group], dict]:
     """The groups with what their networks, by key, say of other images, and the fields of `Predictions` that
     are the run's and the ensemble's. Raises Interrupted where the process has been asked to stop."""
-    asked = {key: one for key, one in networks.items() if not isinstance(one[0].model, Given)}
+    asked = {key: one for key, one in networks.items() if one[0].model.can_be_asked}
     teachers = [group.key for group in groups if group.role == "teacher"]
     fused = teachers if all(key in asked for key in teachers) else []
     fields: dict[str, dict[str, np.ndarray]] = {key: {} for key in (*asked, ENSEMBLE)}

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtkd_jax.config import teacher_models
-from mtkd_jax.data.loading import Split, scale
+from mtkd_jax.data.loading import Split, example_image
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.models.thinned import THINNED, Thinned, drops
@@ -151,7 +151,7 @@ def dropout_draws(config: ConfigDict, split: Split) -> Plan:
     number, epochs = config.teachers.num_members, config.train.epochs
     check_made_otherwise("dropout_draws", config, "draws of one network")
     note = f"The teachers of each architecture are {number} draws of the dropout of one network."
-    image, stages = jax.eval_shape(scale, split.dataset.train_images[:1]), []
+    image, stages = example_image(split), []
     for address in teacher_models(config):
         if not drops(teachers.network(split, address), image):
             raise UserError(

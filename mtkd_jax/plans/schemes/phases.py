@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from mtkd_jax.addresses import build, build_recipe
 from mtkd_jax.config import GIVEN, number_of_teachers, teacher_models
-from mtkd_jax.data.loading import Split, scale
+from mtkd_jax.data.loading import Split, example_image
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.maps import is_no_head
@@ -33,7 +33,7 @@ from mtkd_jax.plans.schemes.direct import (
     with_baseline,
 )
 from mtkd_jax.plans.students import Family
-from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
+from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError, path_of
 
 
 def hints_then_distil(
@@ -106,7 +106,7 @@ def interactive(
             f"config.plan: {name} has stages of one architecture of teachers; teachers.models must name one"
         )
     direct = with_baseline(name, config, split)
-    image, (taught_by,) = jax.eval_shape(scale, split.dataset.train_images[:1]), teacher_models(config)
+    image, (taught_by,) = example_image(split), teacher_models(config)
     teacher, stages = teachers.own_network(config, split, taught_by), []
     note = f"{name} was trained with stages of the teachers before, for as many epochs: twice the epochs."
     for transfer, model in itertools.product(config.students.transfer, students.models(config)):
@@ -302,7 +302,7 @@ def _with_heads(variables: PyTree, number: int) -> PyTree:
     """Variables [M,...] of networks with one head, as those of networks with so many that are all alike."""
 
     def repeated(path, leaf):
-        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        place = path_of(path)
         return leaf if is_no_head(place) else jnp.repeat(leaf, number, axis=1)
 
     return jax.tree_util.tree_map_with_path(repeated, variables)

@@ -138,7 +138,7 @@ def student_friendly(
     address = student or student_models(config)[0]
     branch = build_model(address, _task_of(split), "plan" if student else "students.model")
     recipe = FOLLOWED._replace(hyper=(("hard_weight", hard_weight), ("soft_weight", soft_weight)))
-    image = jax.eval_shape(scale, split.dataset.train_images[:1])
+    image = loading.example_image(split)
 
     def friendly(own: str) -> StudentFriendly:
         try:
@@ -205,7 +205,7 @@ def _task_of(split: Split) -> Task:
 def _stages_of(config: ConfigDict, split: Split, address: str, after: tuple[str, ...]) -> tuple[str, ...]:
     """The stages of an architecture that get a classifier, from the image on; UserError where one is none."""
     model = teachers.network(split, address)
-    image = jax.eval_shape(scale, split.dataset.train_images[:1])
+    image = loading.example_image(split)
     features = jax.eval_shape(
         lambda key, image: model.apply(model.init(key, image), image)[0].features, jax.random.key(0), image
     )
@@ -236,7 +236,7 @@ def _classifiers_of(done: Done, tapped: Sequence[tuple[str, str]]) -> Ensemble:
 def _matched(job: Job, split: Split, family: Family, computes: bool) -> Job:
     """The job with the order in which every student reads the teachers' channels, or any order of them."""
     model, program = job.program.model, job.program
-    rows = split.train[:: -(-len(split.train) // MATCHED_BY)]
+    rows = loading.evenly(split.train, MATCHED_BY)
     image = jnp.asarray(scale(split.dataset.train_images[rows]))
     start = population.init(model, job.init_keys, image.shape[1:]) if job.start is None else job.start
 
