@@ -11,6 +11,7 @@ from mtkd_jax.report.plots import BLACK, BLUE, COLOUR_OF, STYLE, shortened
 from mtkd_jax.results import ranks
 
 _LINE = 0.22  # inches between two names
+MOST_TICKS = 16  # ranks that all have their number
 
 
 def critical_difference(
@@ -32,9 +33,11 @@ def critical_difference(
         axes.set_ylim(bars + rows, -0.75)  # inches, downwards
         axes.axis("off")
         axes.plot([low, high], [0, 0], color=BLACK, linewidth=1)
+        step = 1 if high <= MOST_TICKS else 5
         for at in range(low, high + 1):
             axes.plot([at, at], [0, -0.07], color=BLACK, linewidth=1)
-            axes.text(at, -0.11, str(at), ha="center", va="bottom", fontsize=8)
+            if at == low or at % step == 0:
+                axes.text(at, -0.11, str(at), ha="center", va="bottom", fontsize=8)
         axes.plot([low, low + difference], [-0.45, -0.45], color=BLACK, linewidth=1.5, marker="|")
         axes.text(low + difference / 2, -0.5, f"CD = {difference:.2f}", ha="center", va="bottom", fontsize=8)
         for place, method in enumerate(order):
