@@ -36,7 +36,7 @@ def fill(job: Job, cache: Cache) -> Job:
     that cannot be had raises UserError.
     """
     how = _how(job)
-    if how is None or job.stage_data.cached_logits is not None:
+    if how is None:
         return job
     by, dtype = how
     key = _digest(job, by, dtype)
@@ -49,15 +49,15 @@ def fill(job: Job, cache: Cache) -> Job:
 def outline(job: Job) -> Job:
     """The job as `fill` returns it, with zeros in place of the logits; no teacher is run."""
     how = _how(job)
-    if how is None or job.stage_data.cached_logits is not None:
+    if how is None:
         return job
     by, dtype = how
     return _with(job, by, np.broadcast_to(np.zeros((), dtype), _shape(job, by)))
 
 
 def _how(job: Job) -> tuple[str, np.dtype] | None:
-    """By what logits are kept, and in which precision; None where they are not."""
-    if job.teacher_cache == "off" or all_are_given(job):
+    """By what logits are to be kept, and in which precision; None where they are not, or are already."""
+    if job.teacher_cache == "off" or all_are_given(job) or job.stage_data.cached_logits is not None:
         return None
     by = "example" if shows_images_as_they_are(job) and not job.stage_data.bank else "step"
     dtype = np.dtype("float32" if job.teacher_cache == "auto" else job.teacher_cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +137,25 @@ def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[
                 probs[:, classes] = classifier.predict_proba(_as_rows(images))
                 return said.logarithms(probs)
 
-            variables = {
-                part: population.map_blocks(ask, images)[None]
-                for part, images in (("train", dataset.train_images), ("test", dataset.test_images))
-            }
+            variables = _answers(ask, dataset)
         except (AttributeError, IndexError, TypeError, ValueError) as error:  # as scikit-learn's are
             raise UserError(f"config.{field}: {address}: cannot be asked: {first_line(error)}") from error
-    for part, logits in variables.items():
-        if bad := np.count_nonzero(~np.isfinite(logits).all(axis=(0, 2))):
-            raise UserError(f"config.{field}: {address}: says NaN of {bad} {part} images")
+    _check_finite(variables, f"config.{field}: {address}")
     notes = [f"Teacher {address} is no network: it was fitted to the {len(rows)} labelled training images."]
     notes += [f"{address}: {one.category.__name__}: {first_line(one.message)}" for one in warned[:1]]
     return _classifier(address, variables), notes
+
+
+def _answers(ask: Callable, dataset: DataSet) -> dict[str, np.ndarray]:
+    """{"train": [1,N,C], "test": [1,n,C]}: what one teacher says of all images."""
+    parts = {"train": dataset.train_images, "test": dataset.test_images}
+    return {part: population.map_blocks(ask, images)[None] for part, images in parts.items()}
+
+
+def _check_finite(answers: Mapping[str, np.ndarray], who: str) -> None:
+    for part, logits in answers.items():
+        if bad := np.count_nonzero(~np.isfinite(logits).all(axis=(0, 2))):
+            raise UserError(f"{who}: says NaN or infinity of {bad} {part} images")
 
 
 def _as_rows(images: np.ndarray) -> np.ndarray:
@@ -193,13 +200,8 @@ def from_program(file: str, name: str, dataset: DataSet) -> tuple[Population, li
     def ask(images: np.ndarray) -> np.ndarray:
         return np.asarray(program.call(_scaled(images)), np.float32)[:, order]
 
-    variables = {
-        part: population.map_blocks(ask, images)[None]
-        for part, images in (("train", dataset.train_images), ("test", dataset.test_images))
-    }
-    for part, logits in variables.items():
-        if bad := np.count_nonzero(~np.isfinite(logits).all(axis=(0, 2))):
-            raise UserError(f"config.teachers.programs: {file}: says NaN or infinity of {bad} {part} images")
+    variables = _answers(ask, dataset)
+    _check_finite(variables, f"config.teachers.programs: {file}")
     return Population(Given(model_name, None), variables, {}, (name,)), notes
 
 

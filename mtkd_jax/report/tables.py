@@ -18,6 +18,7 @@ from mtkd_jax.types import printable
 
 Cells = list[list[str]]
 Sheet = tuple[list[str], Cells]  # header and cells
+Sections = tuple[list[str], list[tuple[str, Cells]]]  # header, and cells under titles
 MISSING = "–"
 NAME = 18  # columns of a terminal that are enough for names, folded
 SIGN = {"better": " +", "worse": " -", "equivalent": " =", "undecided": "", "": ""}
@@ -164,7 +165,7 @@ def main_sections(report: dict) -> list[tuple[str, Cells]]:
     return list(sections.items())
 
 
-def brief(report: dict) -> tuple[list[str], Cells]:
+def brief(report: dict) -> Sheet:
     """Teachers, one ensemble, and the students of the last transfer set, in the columns that say most."""
     rows = report["rows"]
     last = rows[-1]["transfer"]
@@ -234,7 +235,7 @@ def by_size(report: dict) -> Sheet:
     ]
 
 
-def detection(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
+def detection(report: dict) -> Sections:
     """(header, sections as in `main_sections`): what rows with probabilities are worth as detectors."""
     asked = report["detection"]
     at = f"recall at {100 * asked['false_alarm_rate']:g} %"
@@ -270,7 +271,7 @@ def cascade(report: dict) -> Sheet:
     return ["", "accuracy %", "NLL", "handed over %", "lost %", "cost"], cells
 
 
-def kept(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
+def kept(report: dict) -> Sections:
     """(header, sections as in `main_sections`): what students keep of the ensemble, quantity by quantity.
 
     A section begins with what baseline and ensemble are worth.
@@ -289,8 +290,7 @@ def kept(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
             [row["name"], *(_kept_share(row["shares"].get(name)) for name in quantities)]
             for row in section["rows"]
         ]
-        model = findings.model_of({**section, "role": "student"}, report)
-        title = " ".join(word for word in ("Students", model) if word)
+        title = _students({**section, "role": "student"}, report)
         sections.append((f"{title}, {section['transfer']}", cells))
     return header, sections
 
@@ -326,11 +326,10 @@ def _kept_share(share: dict | None) -> str:
         return MISSING
     if share["share"] is None:
         return "not defined"
-    ends = "" if share["ci95"] is None else " [{:.0f}, {:.0f}]".format(*(100 * end for end in share["ci95"]))
-    return f"{share['share']:.0%}{ends}"
+    return f"{share['share']:.0%}{_ends(share['ci95'], 0, 100)}"
 
 
-def bodies(report: dict) -> tuple[list[str], list[tuple[str, Cells]]] | None:
+def bodies(report: dict) -> Sections | None:
     """(header, sections as in `main_sections`) of all networks; None where all are real ones."""
     rows = [row for row in report["rows"] if row["body"]]
     if not any(_is_special(row["body"]) for row in rows):
@@ -370,7 +369,7 @@ def complexity_caption(report: dict) -> str:
     return COMPLEXITY_CAPTION.format(number=found["num_images"], student=student)
 
 
-def own_metrics(report: dict) -> tuple[list[str], list[tuple[str, Cells]]]:
+def own_metrics(report: dict) -> Sections:
     """(header, sections as in `main_sections`): the metrics of the user's own, with their intervals."""
     asked = report["metrics"]
     header = ["", *(f"{one['name']} {one['unit']}".strip() for one in asked)]
@@ -400,19 +399,15 @@ def own_caption(report: dict) -> str:
 def _own_cell(metric: dict | None, digits: int) -> str:
     if metric is None or metric["mean"] is None:
         return MISSING
-    mean = f"{metric['mean']:.{digits}f}"
-    ends = (
-        "" if metric["ci95"] is None else " [{}]".format(", ".join(f"{x:.{digits}f}" for x in metric["ci95"]))
-    )
-    return mean + ends
+    return f"{metric['mean']:.{digits}f}{_ends(metric['ci95'], digits)}"
 
 
-def merged(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
+def merged(reports: Mapping[str, dict]) -> Sections:
     """(header, sections) of several runs by name: columns for each run, or lines where there are many."""
     return _beside(reports) if len(reports) <= MOST_BESIDE else _below(reports)
 
 
-def _beside(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
+def _beside(reports: Mapping[str, dict]) -> Sections:
     """A row for all that share a name, columns for each run."""
     with_gap = {run for run, report in reports.items() if _has_gap(report)}
     header = [""]
@@ -435,7 +430,7 @@ def _beside(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cel
     return header, sections
 
 
-def _below(reports: Mapping[str, dict]) -> tuple[list[str], list[tuple[str, Cells]]]:
+def _below(reports: Mapping[str, dict]) -> Sections:
     """A section for all that share a name, a line for each run; one for all where they say the same."""
     with_gap = any(map(_has_gap, reports.values()))
     header, sections = ["", "%", "NLL", *(["gap"] if with_gap else [])], []
@@ -482,7 +477,7 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
             ]
             for a, n in zip(on_accuracy, on_nll)
         ]
-        title = " ".join(word for word in ("Students", findings.model_of(own[0], report)) if word)
+        title = _students(own[0], report)
         sections.append((f"{title}, {family}", cells))
     return sections
 
@@ -513,7 +508,7 @@ def _triangle(tested: Sequence[dict], report: dict) -> tuple[str, list[str], Cel
         [f"{number} {name}", *(cell(name, column) for column in names[:-1])]
         for number, name in enumerate(names, start=1)
     ]
-    title = " ".join(word for word in ("Students", findings.model_of(tested[0], report)) if word)
+    title = _students(tested[0], report)
     return f"{title}, {tested[0]['a_transfer']}", ["", *map(str, range(1, len(names)))], cells
 
 
@@ -540,7 +535,7 @@ def negative_transfer_caption(report: dict) -> str:
     return NEGATIVE_TRANSFER_CAPTION.format(num_wrong=report["negative_transfer"][0]["num_wrong"])
 
 
-def common(report: dict) -> tuple[list[str], Cells]:
+def common(report: dict) -> Sheet:
     """(header, cells): every mode at the one common alpha."""
     header = ["", "transfer set", "T", "n", "accuracy %", "NLL"]
     return header, [
@@ -556,20 +551,20 @@ def common(report: dict) -> tuple[list[str], Cells]:
     ]
 
 
-def recall(report: dict) -> tuple[list[str], Cells]:
+def recall(report: dict) -> Sheet:
     """(header, cells): the share of each class that is found, per cent."""
     header = ["class", *(one["name"] for one in report["confusion"])]
     by_class = zip(report["class_names"], *(one["recall"] for one in report["confusion"]))
     return header, [[name, *(_scaled(value, 100) for value in values)] for name, *values in by_class]
 
 
-def confusion(report: dict, one: dict) -> tuple[list[str], Cells]:
+def confusion(report: dict, one: dict) -> Sheet:
     """(header, cells) of one confusion matrix: a row a true class, a column a decision."""
     counts = [[name, *map(str, row)] for name, row in zip(report["class_names"], one["matrix"])]
     return ["", *report["class_names"]], counts
 
 
-def diversity(report: dict) -> tuple[list[str], Cells]:
+def diversity(report: dict) -> Sheet:
     """(header, cells): how the teachers differ, means over pairs."""
     names = {
         "disagreement": "decisions that differ, %",
@@ -786,6 +781,11 @@ def markdown(header: Sequence[str], rows: Cells) -> str:
 # --- cells --------------------------------------------------------------------------------------------
 
 
+def _students(row: dict, report: dict) -> str:
+    """The heading of students of a row's architecture."""
+    return f"Students {findings.model_of(row, report)}".strip()
+
+
 def _title(row: dict, report: dict) -> str:
     if row["role"] == "teacher":
         return "Teachers, alone (interval over members)"
@@ -799,7 +799,7 @@ def _title(row: dict, report: dict) -> str:
     further = {"unlabelled": "unlabelled ones", "other": "of another source"}
     if row["transfer"] in further:
         images += f" and {sizes[row['transfer']]:,} {further[row['transfer']]}"
-    who = " ".join(word for word in ("Students", findings.model_of(row, report)) if word)
+    who = _students(row, report)
     return f"{who} on {images} (interval over seeds)"
 
 
@@ -837,8 +837,7 @@ def _detection_cells(row: dict, report: dict) -> list[str]:
     auroc, recall, point = row["auroc"], row["recall_at_false_alarm_rate"], row["operating_point"]
     return [
         _name(row, report),
-        f"{auroc['mean']:.3f}"
-        + ("" if auroc["ci95"] is None else " [{:.3f}, {:.3f}]".format(*auroc["ci95"])),
+        f"{auroc['mean']:.3f}{_ends(auroc['ci95'], 3)}",
         _in_percent(recall),
         _scaled(point["recall"]["mean"], 100),
         _scaled(point["false_alarm_rate"]["mean"], 100),
@@ -885,12 +884,14 @@ def with_interval(metric: dict) -> str:
 
 def _in_percent(metric: dict) -> str:
     """A mean in per cent with one digit, with its interval where it has one."""
-    mean = f"{100 * metric['mean']:.1f}"
-    return (
-        mean
-        if metric["ci95"] is None
-        else mean + " [{:.1f}, {:.1f}]".format(*(100 * x for x in metric["ci95"]))
-    )
+    return f"{100 * metric['mean']:.1f}{_ends(metric['ci95'], 1, 100)}"
+
+
+def _ends(ci95: Sequence[float] | None, digits: int, scale: float = 1) -> str:
+    """An interval behind its mean; "" where there is none."""
+    if ci95 is None:
+        return ""
+    return f" [{', '.join(f'{scale * end:.{digits}f}' for end in ci95)}]"
 
 
 def _mean(row: dict, name: str, scale: float = 1) -> str:
