@@ -57,7 +57,7 @@ def run(
     to stop (interrupts.py).
     """
     with configuration.own_files(config):
-        into, config, split = _asked(config, into, dataset)
+        into, config, split = _prepare(config, into, dataset)
         if len(split.dataset.test_labels) == 0:
             raise UserError(
                 f"{split.dataset.name}: has no test set, and a report says how good networks are on one"
@@ -83,14 +83,14 @@ def train(
 ) -> Trained:
     """The first half of `run`: train what `config` says, or restore it where it is trained; no report."""
     with configuration.own_files(config):
-        into, config, split = _asked(config, into, dataset)
+        into, config, split = _prepare(config, into, dataset)
         with _checked(config, split, into):
             begun = _begin(config, split, into, describes=workdir.finished_report(into, config) is None)
             with _logbook(begun, into, quiet) as logbook:
                 return _train(begun, into, logbook)
 
 
-def _asked(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tuple[Path, ConfigDict, Split]:
+def _prepare(config: ConfigDict, into: str | Path, dataset: DataSet | None) -> tuple[Path, ConfigDict, Split]:
     into = paths.parse(into, "the folder of the run")
     validation.validate(config)
     mesh.check_precision()
@@ -267,7 +267,7 @@ def planned(
 
 
 def said_by_teachers(into: Path, dataset: DataSet | None = None) -> tuple[dict[str, np.ndarray], DataSet]:
-    """What the teachers of a run say of all training and test images, as data/said.py has it, and its data.
+    """What the teachers of a run say of all training and test images, and its data, see data/logit_files.py.
 
     {"train_logits": [K,N,C], "test_logits": [K,n,C]}, with the images' names where they have some. Data
     that was given from Python has to be given again. Raises UserError where the run has no finished teachers

@@ -1,8 +1,8 @@
 """`python -m mtkd_jax.logits runs/digits --into teachers.npz`: what the teachers of a run say, in a file.
 
 All of its teachers speak of all training and test images of its data, as another run learns from them
-(config.teachers.logits; data/said.py says what is in the file). The run's data and networks must be there as
-they were; nothing is trained. An exported student is asked by `python -m mtkd_jax.predict --logits`.
+(config.teachers.logits; data/logit_files.py says what is in the file). The run's data and networks must be
+there as they were; nothing is trained. An exported student is asked by `python -m mtkd_jax.predict --logits`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     asked = _parse(argv)
     from mtkd_jax import experiment
-    from mtkd_jax.data import said
+    from mtkd_jax.data import logit_files
 
     with interrupts.handle_signals():
         arrays, data = experiment.said_by_teachers(asked.run)
-    said.write(asked.into, arrays, data.class_names)
+    logit_files.write(asked.into, arrays, data.class_names)
     num_teachers, num_train, _ = arrays["train_logits"].shape
     num_test = arrays["test_logits"].shape[1]
     print(

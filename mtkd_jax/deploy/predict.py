@@ -13,7 +13,7 @@ With --form onnx, int8 or onnx_int8 another form of the student is asked, which 
 has written.
 With --cascade the ensemble answers where the student is not sure enough, and {"answered_by"} says who did.
 With --logits OUT.npz nothing is printed but where it went: the logits of all images, under their names, as
-another run learns from them (config.teachers.logits; see data/said.py).
+another run learns from them (config.teachers.logits; see data/logit_files.py).
 Exit code 0: every image was read; 2: some were not, or another error that the user can mend, in one line.
 """
 
@@ -323,8 +323,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _write_logits(into: Path, found: Iterable[Prediction], class_names: Sequence[str]) -> list[Prediction]:
-    """The logits of all that can be read as a file of one teacher, see data/said.py."""
-    from mtkd_jax.data import said  # and all that reads data; nobody else here needs it
+    """The logits of all that can be read as a file of one teacher, see data/logit_files.py."""
+    from mtkd_jax.data import logit_files  # and all that reads data; nobody else here needs it
 
     told = list(found)
     read = {one.name: one.logits for one in told if not one.error}
@@ -335,7 +335,7 @@ def _write_logits(into: Path, found: Iterable[Prediction], class_names: Sequence
         "logits": np.array(list(read.values()), np.float32).reshape(len(read), len(class_names)),
         "names": np.array(list(read), str),
     }
-    said.write(into, arrays, class_names)
+    logit_files.write(into, arrays, class_names)
     print(f"{into}: the logits of {len(read)} images, for config.teachers.logits")
     return told
 

@@ -154,7 +154,7 @@ def make(
         )
     key = jax.random.fold_in(jax.random.key(config.seed), seed_of(seeded_by))
     members = np.asarray(tuple(members), np.uint32)
-    examples, ensemble = told(examples, ensemble)
+    examples, ensemble = with_given_logits(examples, ensemble)
     if not all(teachers.model.can_be_asked for teachers in ensemble):
         _check_hears_alone(recipes)
     stream_bytes = config.runtime.stream_mb * 2**20
@@ -223,7 +223,7 @@ def _keys_of_members(key: Array, members: np.ndarray) -> Array:
     return jax.vmap(partial(jax.random.fold_in, key))(members)
 
 
-def told(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
+def with_given_logits(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
     """The examples with the logits [N,K,C] of given teachers, and the ensemble with the column of each."""
     said: list[np.ndarray] = []
     found: list[Population] = []

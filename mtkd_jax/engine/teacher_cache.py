@@ -169,7 +169,7 @@ def _take_in(digest: hashlib._Hash, arrays: PyTree) -> None:
 _said: weakref.WeakKeyDictionary[Split, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
 
 
-def said(own: Population, split: Split, rows: np.ndarray) -> np.ndarray:
+def logits_of(own: Population, split: Split, rows: np.ndarray) -> np.ndarray:
     """What every member says of rows of the training images as they are, [M,n,C].
 
     Looked up where it is known, and asked for once as long as the split is there.

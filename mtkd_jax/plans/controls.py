@@ -130,7 +130,7 @@ def _shuffled(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bo
     rng = np.random.default_rng((config.seed, seed_of("shuffled_teacher")))
     pools = (split.pool,) if "unlabelled" in config.students.transfer else ()
     for rows in (split.train, *pools) if computes else ():
-        each = np.concatenate([teacher_cache.said(own, split, rows) for own in ensemble])
+        each = np.concatenate([teacher_cache.logits_of(own, split, rows) for own in ensemble])
         said[:, rows] = each[:, others(len(rows), rng)]
     return (Population(SHUFFLED, {"train": said}, {}, names),)
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from threadpoolctl import threadpool_limits
 
 from mtkd_jax.addresses import build
-from mtkd_jax.data import said
+from mtkd_jax.data import logit_files
 from mtkd_jax.data.checks import first_line
 from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy import programs
@@ -135,7 +135,7 @@ def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[
             def ask(images: np.ndarray) -> np.ndarray:
                 probs = np.zeros((len(images), dataset.num_classes), np.float32)
                 probs[:, classes] = classifier.predict_proba(_as_rows(images))
-                return said.logarithms(probs)
+                return logit_files.logarithms(probs)
 
             variables = _answers(ask, dataset)
         except (AttributeError, IndexError, TypeError, ValueError) as error:  # as scikit-learn's are
@@ -182,7 +182,7 @@ def from_program(file: str, name: str, dataset: DataSet) -> tuple[Population, li
         path = paths.parse(file, "the path")
         images = dataset.train_images
         program = programs.load(path, tuple(images.shape[1:]), images.dtype, dataset.num_classes)
-        order, notes = said.order_of_classes(path, program.class_names or dataset.class_names, dataset)
+        order, notes = logit_files.order_of_classes(path, program.class_names or dataset.class_names, dataset)
     except UserError as error:
         raise UserError(f"config.teachers.programs: {error}") from None
     if program.class_names is None:
@@ -216,7 +216,7 @@ def from_logits(files: Sequence[str], dataset: DataSet) -> tuple[Population, tup
             "must be empty"
         )
     try:
-        each = [said.read(paths.parse(file, "the path"), dataset) for file in files]
+        each = [logit_files.read(paths.parse(file, "the path"), dataset) for file in files]
     except UserError as error:
         raise UserError(f"config.teachers.logits: {error}") from None
     names = tuple(

@@ -396,7 +396,7 @@ def _fitted_rules(split: Split, done: Done, family: Family, computes: bool) -> d
     ensemble, num_classes = ensemble_of(done), split.dataset.num_classes
     said, labels = np.eye(num_classes)[None], np.arange(num_classes)
     if computes:
-        each = [teacher_cache.said(own, split, split.val) for own in ensemble]
+        each = [teacher_cache.logits_of(own, split, split.val) for own in ensemble]
         of_val = split.dataset.train_labels[split.val]
         said, labels = loading.flat_logits(np.concatenate(each), of_val), loading.flat(of_val, of_val)
     else:

@@ -565,7 +565,7 @@ def fuser_job(
             f"config.students.modes: a network on the teachers' {tap} is fitted first, which can be where an "
             "image has one label, and not where its places have; must be other modes"
         )
-    seen, ensemble = jobs.told(jobs.examples(config, split), ensemble)
+    seen, ensemble = jobs.with_given_logits(jobs.examples(config, split), ensemble)
     models, variables = population.frozen_parts(ensemble)
     needs = ("embedding",) if tap == "embedding" else ()
 

@@ -25,7 +25,7 @@ from mtkd_jax.results import intervals, metrics, power, sequential
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import own_metrics
 from mtkd_jax.tasks import kinds
-from mtkd_jax.tasks.kinds import Measure, Said
+from mtkd_jax.tasks.kinds import Measure, PlaceOutputs
 from mtkd_jax.types import Metric, UserError
 
 METRICS = ("accuracy", "nll", "ece", "brier", "balanced_accuracy")
@@ -431,12 +431,14 @@ def measures(predictions: Predictions) -> tuple[Measure, ...]:
     return kinds.named(predictions.task).measures
 
 
-def said(predictions: Predictions, logits: np.ndarray, beside: Mapping[str, np.ndarray]) -> Said:
+def said(predictions: Predictions, logits: np.ndarray, beside: Mapping[str, np.ndarray]) -> PlaceOutputs:
     """What one network says of the test places [N,C], as a task's measures take it."""
     _, example = np.unique(predictions.test_index, return_inverse=True)
     places, goals = predictions.test_places, predictions.test_goals
     place = np.zeros(len(logits), np.int32) if places is None else places
-    return Said(logits, predictions.test_labels, example, place, beside, goals, predictions.class_names)
+    return PlaceOutputs(
+        logits, predictions.test_labels, example, place, beside, goals, predictions.class_names
+    )
 
 
 def _measured_of_members(one: Measure, group: Group, predictions: Predictions, over: str) -> dict | None:
@@ -460,7 +462,7 @@ def _within(interval: intervals.Interval | None, ends: intervals.Interval) -> in
     return float(low), float(high)
 
 
-def _value(one: Measure, told: Said) -> float:
+def _value(one: Measure, told: PlaceOutputs) -> float:
     found = one.compute(told)
     if callable(found):
         return float(found(np.ones(told.num_examples)))
@@ -468,7 +470,7 @@ def _value(one: Measure, told: Said) -> float:
     return float(one.value(found.sum(axis=0)) if one.value else found.mean())
 
 
-def _measured_of_one(one: Measure, told: Said) -> dict | None:
+def _measured_of_one(one: Measure, told: PlaceOutputs) -> dict | None:
     """The same of one network or fused decision, over test examples; None where it lacks what is measured.
 
     A function of how often examples count has the interval of a jackknife: resamples move a mean precision.

@@ -55,7 +55,7 @@ QUANTITIES = {
 }
 
 
-class Said(NamedTuple):
+class PartLogits(NamedTuple):
     """What the members of a row say, or the ensemble as one member; None where it was not asked."""
 
     val: np.ndarray  # [S,V,C]
@@ -193,16 +193,16 @@ def _by_strength(by_shift: np.ndarray | None) -> list[float] | None:
 # --- terms --------------------------------------------------------------------------------------------
 
 
-def _members(group: Group) -> Said:
+def _members(group: Group) -> PartLogits:
     mutual = None
     if group.outliers is not None:  # who keeps no members disagrees about nothing
         num_members, num_outliers, _ = group.outliers.shape
         nothing = np.zeros((num_members, group.test.shape[1])), np.zeros((num_members, num_outliers))
         mutual = nothing if group.mutual is None else (group.mutual, group.mutual_outliers)
-    return Said(group.val, group.test, group.shifted, group.outliers, mutual)
+    return PartLogits(group.val, group.test, group.shifted, group.outliers, mutual)
 
 
-def _ensemble(predictions: Predictions) -> Said:
+def _ensemble(predictions: Predictions) -> PartLogits:
     """All teachers fused by mean_probs, as one member."""
     asked = [group.outliers for group in analysis.teachers(predictions)]
     logits = {split: analysis.teacher_logits(predictions, split) for split in ("val", "test")}
@@ -214,10 +214,12 @@ def _ensemble(predictions: Predictions) -> Said:
         of_each = (metrics.mutual_information(logits[split])[None] for split in ("test", "outliers"))
         mutual = tuple(of_each)
     shifted = predictions.ensemble_shifted
-    return Said(fused["val"], fused["test"], None if shifted is None else shifted[None], outliers, mutual)
+    return PartLogits(
+        fused["val"], fused["test"], None if shifted is None else shifted[None], outliers, mutual
+    )
 
 
-def _terms(said: Said, temperatures: np.ndarray, labels: np.ndarray) -> dict[str, Terms]:
+def _terms(said: PartLogits, temperatures: np.ndarray, labels: np.ndarray) -> dict[str, Terms]:
     """{quantity: its terms}, of what was asked."""
     each = [metrics.terms(one, labels, at) for one, at in zip(said.test, temperatures)]
     found = {name: Terms(np.stack([one[name] for one in each])) for name in metrics.TERMS}
@@ -280,7 +282,7 @@ class _Resampled(NamedTuple):
     resamples: dict[str, np.ndarray]  # {quantity: [R,S]}
 
     @classmethod
-    def of(cls, said: Said, predictions: Predictions, draws: _Draws) -> _Resampled:
+    def of(cls, said: PartLogits, predictions: Predictions, draws: _Draws) -> _Resampled:
         temperatures = np.array([metrics.fit_temperature(one, predictions.val_labels) for one in said.val])
         terms = _terms(said, temperatures, predictions.test_labels)
         values = {name: one.test.mean(axis=1) for name, one in terms.items()}

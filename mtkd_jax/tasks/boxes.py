@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy.special import softmax
 
 from mtkd_jax.data.boxes import Boxes, collect, detect, intersection_over_union, runs
-from mtkd_jax.tasks.kinds import Kind, Measure, Said
+from mtkd_jax.tasks.kinds import Kind, Measure, PlaceOutputs
 from mtkd_jax.types import Array, Context
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of the overlap from which a box is found: COCO's .5:.95
@@ -141,7 +141,7 @@ class MeanPrecision(NamedTuple):
 
     thresholds: tuple[float, ...]
 
-    def __call__(self, said: Said) -> Callable[[np.ndarray], float]:
+    def __call__(self, said: PlaceOutputs) -> Callable[[np.ndarray], float]:
         there = collect(said.labels, said.goals["boxes"], said.example)
         boxes = detect(softmax(said.logits, axis=-1), said.beside["boxes"], said.example)
         prepared = _by_class(match(boxes, there, np.asarray(self.thresholds)))

@@ -7,16 +7,16 @@ from itertools import groupby
 
 import numpy as np
 
-from mtkd_jax.tasks.kinds import Kind, Measure, Said
+from mtkd_jax.tasks.kinds import Kind, Measure, PlaceOutputs
 
 
-def frame_accuracy(said: Said) -> np.ndarray:
+def frame_accuracy(said: PlaceOutputs) -> np.ndarray:
     """[E,2] frames of each recording whose class is found, and all of them."""
     right = said.logits.argmax(axis=-1) == said.labels
     return np.stack([_sums(said, right[:, None])[:, 0], _sums(said, np.ones((len(right), 1)))[:, 0]], axis=1)
 
 
-def recording_accuracy(said: Said) -> np.ndarray:
+def recording_accuracy(said: PlaceOutputs) -> np.ndarray:
     r"""[E] 1 where all frames of a recording together name the class that most of them have, else 0.
 
     $$\arg\max_c \sum_t \log p_{tc}$$
@@ -30,7 +30,7 @@ def recording_accuracy(said: Said) -> np.ndarray:
     return (together.argmax(axis=-1) == counts.argmax(axis=-1)).astype(np.float64)
 
 
-def _sums(said: Said, values: np.ndarray) -> np.ndarray:
+def _sums(said: PlaceOutputs, values: np.ndarray) -> np.ndarray:
     """Values [P,d] summed over the frames of each recording, [E,d]."""
     sums = np.zeros((said.num_examples, values.shape[1]))
     np.add.at(sums, said.example, values)

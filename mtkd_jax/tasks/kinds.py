@@ -17,7 +17,7 @@ from mtkd_jax.types import Array, Context, UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class PlaceOutputs:
     """What one network says of P places of E examples, example after example, and what is right."""
 
     logits: np.ndarray  # [P,C]
@@ -32,13 +32,13 @@ class Said:
     def num_examples(self) -> int:
         return int(self.example[-1]) + 1 if len(self.example) else 0
 
-    def take(self, examples: np.ndarray) -> Said:
+    def take(self, examples: np.ndarray) -> PlaceOutputs:
         """The places of some examples [e], in that order; one that is named twice is two of them."""
         starts = np.searchsorted(self.example, np.arange(self.num_examples + 1))
         sizes = np.diff(starts)[examples]
         rows = np.concatenate([np.arange(starts[e], starts[e + 1]) for e in examples])
         of_rows = lambda arrays: {name: array[rows] for name, array in arrays.items()}  # noqa: E731
-        return Said(
+        return PlaceOutputs(
             self.logits[rows],
             self.labels[rows],
             np.repeat(np.arange(len(examples)), sizes),
@@ -53,7 +53,7 @@ class Said:
 class Measure:
     """A number that the report tells of every network of a task, with an interval by resampling examples.
 
-    `compute` is a pure function of a `Said`. It returns a value an example [E], whose mean is told; or
+    `compute` is a pure function of `PlaceOutputs`. It returns a value an example [E], whose mean is told; or
     statistics of each example [E,S], of whose sum [S] over examples `value` makes the number (a resample is
     then a sum, and cheap); or a function of how often each example counts [E] -> number, whose interval is
     that of a jackknife (`intervals.jackknife_interval`) and which must change smoothly; or one number [] for
@@ -61,13 +61,15 @@ class Measure:
     """
 
     name: str  # the heading of its column
-    compute: Callable[[Said], Any]
+    compute: Callable[[PlaceOutputs], Any]
     value: Callable[[np.ndarray], float] | None = None
     higher_is_better: bool = True
     unit: str = ""  # behind the name, such as "%"
     digits: int = 3  # behind the point
     ends: tuple[float, float] = (-np.inf, np.inf)  # of all values; an interval is cut there
-    beside: tuple[str, ...] = ()  # what it reads of `Said.beside`; a row that lacks it has no such number
+    beside: tuple[
+        str, ...
+    ] = ()  # what it reads of `PlaceOutputs.beside`; rows that lack it have no such number
 
 
 @dataclasses.dataclass(frozen=True)

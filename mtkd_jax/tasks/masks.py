@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtkd_jax.tasks.kinds import Kind, Measure, Said
+from mtkd_jax.tasks.kinds import Kind, Measure, PlaceOutputs
 
 SHOWN = 0.45  # how much of a pixel's colour is that of its class
 COLOURS = np.array(  # of classes 1, 2, ...; 0 is drawn as the image is. Distinct also without red and green.
@@ -23,7 +23,7 @@ COLOURS = np.array(  # of classes 1, 2, ...; 0 is drawn as the image is. Distinc
 )
 
 
-def confusion(said: Said) -> np.ndarray:
+def confusion(said: PlaceOutputs) -> np.ndarray:
     """[E,C,C], how many pixels of each image have the row's class and are taken for the column's."""
     num_classes = said.logits.shape[-1]
     flat = (said.example * num_classes + said.labels) * num_classes + said.logits.argmax(axis=-1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtkd_jax.data import tokens
-from mtkd_jax.tasks.kinds import Kind, Measure, Said
+from mtkd_jax.tasks.kinds import Kind, Measure, PlaceOutputs
 from mtkd_jax.types import UserError
 
 SPOKEN = "spoken"  # what a network says by itself: labels [L] of the example, at each of its places
@@ -34,7 +34,7 @@ def say(logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np
     return np.repeat(labels[:, None], length, axis=1)
 
 
-def exactly_right(said: Said) -> np.ndarray:
+def exactly_right(said: PlaceOutputs) -> np.ndarray:
     """[E] 100 where a sequence is right as a whole, else 0.
 
     Each token is the most probable one behind the right ones before it: then the same comes out greedily
@@ -45,7 +45,7 @@ def exactly_right(said: Said) -> np.ndarray:
     return 100.0 * (wrong == 0)
 
 
-def edits(said: Said) -> np.ndarray:
+def edits(said: PlaceOutputs) -> np.ndarray:
     """[E,2] the fewest tokens to put in, leave out or change in what a network says by itself, and the tokens
     of the reference."""
     first = np.searchsorted(said.example, np.arange(said.num_examples))

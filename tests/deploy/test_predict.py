@@ -18,7 +18,7 @@ from flax import linen as nn
 from PIL import Image
 
 from mtkd_jax import api
-from mtkd_jax.data import images, said
+from mtkd_jax.data import images, logit_files
 from mtkd_jax.deploy import deployed, export, forms, predict
 from mtkd_jax.types import DataSet, Model, Outputs, Task, UserError, printable
 
@@ -341,7 +341,7 @@ def test_logits_of_files_are_written_under_their_names_as_a_run_reads_them(stude
     train, test = ("photos/c.PNG", "photos/a.png", "photos/b.png"), ("d.png",)
     data = DataSet("x", blank, labels, blank[:1], labels[:1], tuple(CARD["class_names"]), None, None)
     data = dataclasses.replace(data, train_names=train, test_names=test)
-    found = said.read(into, data)
+    found = logit_files.read(into, data)
     for logits, name in zip((*found.train[0], found.test[0][0]), (*train, *test)):
         np.testing.assert_allclose(
             predict.softmax(logits), probabilities(GREYS[name.split("/")[-1]]), atol=1e-5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import addresses, experiment, logits
-from mtkd_jax.data import said
+from mtkd_jax.data import logit_files
 from mtkd_jax.engine import forecast, jobs, population, step, teacher_cache, training
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
@@ -36,7 +36,7 @@ def untrained(config):
 
 
 def write(folder, logits, split, name="cube"):
-    said.write(folder / f"{name}.npz", logits, split.dataset.class_names)
+    logit_files.write(folder / f"{name}.npz", logits, split.dataset.class_names)
     return str(folder / f"{name}.npz")
 
 
@@ -204,7 +204,7 @@ def test_examples_that_are_read_when_they_are_asked_for_bring_what_is_said_of_th
     config = small.config(**BOTH)
     split, _, logits = untrained(config)
     found, _ = given.from_logits([write(tmp_path, logits, split)], split.dataset)
-    examples, (columns,) = jobs.told(jobs.examples(config, split), (found,))
+    examples, (columns,) = jobs.with_given_logits(jobs.examples(config, split), (found,))
     np.testing.assert_array_equal(columns.variables["place"], [0, 1, 2])
     indices = np.array([[7, 3], [3, 90]])
     window, local = experiment.loading.window(examples, np.zeros((3, 4, 4, 1), np.uint8), indices)

@@ -111,12 +111,12 @@ def test_what_teachers_say_of_rows_is_asked_for_once_while_the_data_is_there(mon
     (own,) = (training.untrained(teachers.job(config, split, config.model.name)).population,)
     asked, ask = [], population.logits
     monkeypatch.setattr(population, "logits", lambda *arguments: asked.append(0) or ask(*arguments))
-    first, again = (teacher_cache.said(own, split, split.val) for _ in range(2))
+    first, again = (teacher_cache.logits_of(own, split, split.val) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first, ask(own, split.dataset.train_images[split.val]))
     other = dataclasses.replace(own, variables=jax.tree.map(lambda leaf: leaf + 1, own.variables))
     for another, rows in ((own, split.train), (other, split.val)):
-        assert not np.array_equal(teacher_cache.said(another, split, rows)[:, :5], first[:, :5])
+        assert not np.array_equal(teacher_cache.logits_of(another, split, rows)[:, :5], first[:, :5])
     assert len(asked) == 3
 
 

@@ -90,7 +90,7 @@ def test_a_run_is_taught_by_a_program_and_by_a_file_of_logits(tmp_path):
         f"{part}_logits": population.logits(own, getattr(split.dataset, f"{part}_images"))
         for part in ("train", "test")
     }
-    given.said.write(tmp_path / "two.npz", arrays, split.dataset.class_names)
+    given.logit_files.write(tmp_path / "two.npz", arrays, split.dataset.class_names)
     config.teachers.logits = (str(tmp_path / "two.npz"),)
     config.teachers.programs = (str(tmp_path / "linear.stablehlo"),)
     config.train.epochs, config.students.modes = 2, ("output_avg",)

@@ -11,7 +11,7 @@ from mtkd_jax.data.boxes import Boxes
 from mtkd_jax.deploy import predict
 from mtkd_jax.results.intervals import bootstrap_statistics, jackknife_interval, t_interval
 from mtkd_jax.tasks import boxes
-from mtkd_jax.tasks.kinds import Said
+from mtkd_jax.tasks.kinds import PlaceOutputs
 from tests import small
 
 UNIT = np.array([0.0, 0.0, 0.4, 0.4])
@@ -138,7 +138,7 @@ def logits_of(label, num_classes=3, sure=8.0):
 def said_of(label, corners, goals, goal_label):
     """Two images of two places."""
     example, place = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
-    return Said(logits_of(label), goal_label, example, place, {"boxes": corners}, {"boxes": goals})
+    return PlaceOutputs(logits_of(label), goal_label, example, place, {"boxes": corners}, {"boxes": goals})
 
 
 def test_the_measure_reads_places():
@@ -171,7 +171,7 @@ def test_a_class_in_one_image_leaves_no_interval_and_one_in_two_an_ordinary_one(
         heard = np.where(label == 2, 0, label).ravel()
         beside = {"boxes": corners}
         measure = boxes.MeanPrecision((0.5,))(
-            Said(logits_of(heard), label.ravel(), example, place, beside, beside)
+            PlaceOutputs(logits_of(heard), label.ravel(), example, place, beside, beside)
         )
         assert measure(np.ones(40)) == pytest.approx(0.5)
         return jackknife_interval(measure, 40)

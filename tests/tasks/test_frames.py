@@ -7,7 +7,7 @@ from mtkd_jax.data.sources.series import frames
 from mtkd_jax.deploy import predict
 from mtkd_jax.tasks import frames as task
 from mtkd_jax.tasks import kinds
-from mtkd_jax.tasks.kinds import Said
+from mtkd_jax.tasks.kinds import PlaceOutputs
 from mtkd_jax.types import UserError
 
 
@@ -15,7 +15,7 @@ def said():
     """Two recordings of two frames and one of a single one; two classes."""
     probs = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
     labels = np.array([0, 0, 0, 0, 1], np.int32)
-    return Said(np.log(probs) + 3.0, labels, np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]))
+    return PlaceOutputs(np.log(probs) + 3.0, labels, np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 1, 0]))
 
 
 def test_frames_that_are_right_are_counted_by_recording():

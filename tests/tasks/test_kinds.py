@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.tasks import kinds, masks
-from mtkd_jax.tasks.kinds import Said
+from mtkd_jax.tasks.kinds import PlaceOutputs
 from mtkd_jax.types import UserError
 
 CONFUSED = np.array([[2.0, 0, 0], [1, 1, 0], [0, 0, 0]])
@@ -16,7 +16,7 @@ CONFUSED = np.array([[2.0, 0, 0], [1, 1, 0], [0, 0, 0]])
 def said(labels, classes, example, num_classes=3, **further):
     logits = np.eye(num_classes)[np.asarray(classes)]
     place = np.arange(len(labels)) - np.searchsorted(example, example)
-    return Said(logits, np.asarray(labels), np.asarray(example), place, **further)
+    return PlaceOutputs(logits, np.asarray(labels), np.asarray(example), place, **further)
 
 
 def test_every_file_is_a_task():
@@ -32,7 +32,7 @@ def test_the_task_that_the_documentation_writes_is_one():
     written = {}
     exec(re.search(r"```python\n(.*?)```", text, re.S)[1], written)
     kind, logits = written["KIND"], np.eye(3, dtype=np.float32)[[0, 1, 2, 2]]
-    said = Said(logits, np.array([0, 1, 2, 0]), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    said = PlaceOutputs(logits, np.array([0, 1, 2, 0]), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
     assert kind.measures[0].compute(said).tolist() == [1.0, 0.0]
     assert kind.tell(logits, ("a", "b", "c"), {}) == ["a", "b", "c", "c"]
 

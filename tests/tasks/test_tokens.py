@@ -8,7 +8,7 @@ import pytest
 from mtkd_jax.data import tokens
 from mtkd_jax.deploy import predict
 from mtkd_jax.tasks import kinds
-from mtkd_jax.tasks.kinds import Said
+from mtkd_jax.tasks.kinds import PlaceOutputs
 from mtkd_jax.tasks.tokens import SPOKEN, edits, exactly_right, rate, read, say, tell
 from mtkd_jax.types import UserError
 from tests.references import sequences as reference
@@ -28,7 +28,7 @@ def said(**further):
     decided[5] = 3  # the end of the second
     logits = 5.0 * np.eye(len(NAMES))[decided]
     beside = {SPOKEN: np.repeat(spoken[:, None], L, axis=1)[labels >= 0]}
-    return Said(logits, labels[labels >= 0], example, place, beside, class_names=NAMES, **further)
+    return PlaceOutputs(logits, labels[labels >= 0], example, place, beside, class_names=NAMES, **further)
 
 
 def test_what_is_right_as_a_whole_and_edits_by_hand():
@@ -62,7 +62,7 @@ def test_a_whole_that_is_right_is_what_comes_out_greedily(seed, to_the_last_plac
     spoken = say(network, images)
     there = labels >= 0
     example, place = np.nonzero(there)
-    found = Said(network(images)[there], labels[there], example, place, {SPOKEN: spoken[there]})
+    found = PlaceOutputs(network(images)[there], labels[there], example, place, {SPOKEN: spoken[there]})
     whole = exactly_right(found) == 100.0
     alone, long = edits(found)[:, 0] == 0, labels[:, -1] == tokens.END
     np.testing.assert_array_equal(whole[~long], alone[~long])

@@ -91,7 +91,7 @@ def _boosted_job(
     job = dataclasses.replace(job, stage=name)
     if not before:
         return job
-    said = np.concatenate([teacher_cache.said(one, split, split.train) for one in before])
+    said = np.concatenate([teacher_cache.logits_of(one, split, split.train) for one in before])
     chances = boosting_weights(said, split.dataset.train_labels[split.train], rate)
     num_steps, batch_size = job.steps_per_epoch, config.train.batch_size
 
@@ -213,7 +213,7 @@ def choose(trained: Fitted, split: Split, number: int) -> list[int]:
     if len(finite) < number:
         raise UserError(f"config.plan: hyper_deep: {broke_down(trained.diverged)}")
     labels = split.dataset.train_labels[split.val]
-    logits = loading.flat_logits(teacher_cache.said(trained.finite_members, split, split.val), labels)
+    logits = loading.flat_logits(teacher_cache.logits_of(trained.finite_members, split, split.val), labels)
     log_probs = special.log_softmax(logits.astype(np.float64), axis=-1)
     of_labels = np.take_along_axis(log_probs, loading.flat(labels, labels)[None, :, None], axis=-1)[..., 0]
     return [finite[m] for m in select(of_labels, number)]

@@ -233,7 +233,7 @@ def _class_weights(
     if transfer == OTHER:
         said = np.concatenate([population.logits(own, split.other) for own in ensemble])
     else:
-        said = np.concatenate([teacher_cache.said(own, split, split.pool) for own in ensemble])
+        said = np.concatenate([teacher_cache.logits_of(own, split, split.pool) for own in ensemble])
     probs = special.softmax(said.astype(np.float64), axis=-1)
     each = probs.mean(axis=0, keepdims=True) if shared else probs
     found = np.stack([_balanced_weights(of_seed, threshold) for of_seed in each])

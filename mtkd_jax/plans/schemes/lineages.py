@@ -296,6 +296,6 @@ def _fitted_weights(split: Split, rule: str, ensemble: Ensemble, computes: bool)
         equal = np.full((ensemble[0].num_members, len(ensemble)), 1 / len(ensemble), np.float32)
         return {"own_weights": equal}
     of_val, fit = split.dataset.train_labels[split.val], rules.rule(rule)
-    each = [flat_logits(teacher_cache.said(own, split, split.val), of_val) for own in ensemble]
+    each = [flat_logits(teacher_cache.logits_of(own, split, split.val), of_val) for own in ensemble]
     said, labels = np.stack(each, axis=1), flat(of_val, of_val)  # [S,n,V,C]
     return {"own_weights": np.stack([np.asarray(fit(of_seed, labels).args[0]) for of_seed in said])}

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mtkd_jax.data import said
+from mtkd_jax.data import logit_files
 from mtkd_jax.types import DataSet, UserError
 
 NAMES = ("cat", "dog", "emu")
@@ -35,25 +35,25 @@ def file(tmp_path, **arrays):
 
 def refused(tmp_path, dataset=None, **arrays):
     with pytest.raises(UserError) as error:
-        said.read(file(tmp_path, **arrays), data() if dataset is None else dataset)
+        logit_files.read(file(tmp_path, **arrays), data() if dataset is None else dataset)
     message = str(error.value)
     assert message.startswith(f"{tmp_path / 't.npz'}: ") and "\n" not in message
     return message
 
 
 def test_a_cube_and_a_matrix_are_read_as_they_are(tmp_path):
-    found = said.read(file(tmp_path), data())
+    found = logit_files.read(file(tmp_path), data())
     np.testing.assert_array_equal(found.train, TRAIN)
     np.testing.assert_array_equal(found.test, TEST)
     assert found.notes == () and found.train.dtype == np.float32
-    one = said.read(file(tmp_path, train_logits=TRAIN[0].astype(float), test_logits=TEST[0]), data())
+    one = logit_files.read(file(tmp_path, train_logits=TRAIN[0].astype(float), test_logits=TEST[0]), data())
     np.testing.assert_array_equal(one.train, TRAIN[:1])
 
 
 def test_classes_in_another_order_are_put_into_the_datas_and_that_is_said(tmp_path):
     order = [2, 0, 1]
     turned = {"train_logits": TRAIN[..., order], "test_logits": TEST[..., order]}
-    found = said.read(file(tmp_path, class_names=np.array(NAMES)[order], **turned), data())
+    found = logit_files.read(file(tmp_path, class_names=np.array(NAMES)[order], **turned), data())
     np.testing.assert_array_equal(found.train, TRAIN)
     np.testing.assert_array_equal(found.test, TEST)
     (note,) = found.notes
@@ -66,7 +66,7 @@ def test_probabilities_become_logarithms_and_that_is_said(tmp_path):
     of_test = np.exp(TEST) / np.exp(TEST).sum(-1, keepdims=True)
     logits = TRAIN[1], TEST[1]
     probs[1], of_test[1] = logits  # the other teacher's are logits, and stay
-    found = said.read(file(tmp_path, train_logits=probs, test_logits=of_test), data())
+    found = logit_files.read(file(tmp_path, train_logits=probs, test_logits=of_test), data())
     np.testing.assert_allclose(np.exp(found.train[0, 1:]), probs[0, 1:], rtol=1e-5)
     np.testing.assert_allclose(found.train[0, 0], np.log([1e-7, 0.25, 0.75]), rtol=1e-5)
     np.testing.assert_array_equal(found.train[1], TRAIN[1])
@@ -79,9 +79,9 @@ def test_probabilities_become_logarithms_and_that_is_said(tmp_path):
 def test_what_the_publisher_set_aside_may_stand_in_an_array_of_its_own(tmp_path):
     dataset = data(val_rows=np.array([1, 4], np.int32))
     rest = TRAIN[:, [0, 2, 3, 5]]
-    found = said.read(file(tmp_path, train_logits=rest, val_logits=TRAIN[:, [1, 4]]), dataset)
+    found = logit_files.read(file(tmp_path, train_logits=rest, val_logits=TRAIN[:, [1, 4]]), dataset)
     np.testing.assert_array_equal(found.train, TRAIN)
-    np.testing.assert_array_equal(said.read(file(tmp_path), dataset).train, TRAIN)
+    np.testing.assert_array_equal(logit_files.read(file(tmp_path), dataset).train, TRAIN)
     assert "beside the val_logits of 2" in refused(tmp_path, dataset, train_logits=rest)
     assert "must be of 2" in refused(tmp_path, dataset, train_logits=rest, val_logits=TRAIN[:, :3])
     assert "sets no images aside" in refused(tmp_path, val_logits=TRAIN[:, :1])
@@ -95,14 +95,14 @@ def test_rows_are_found_by_names_in_any_order_and_whatever_stands_before_them(sp
     names = np.array([spelt(name) for name in (*NAMED.train_names, *NAMED.test_names)])[order]
     logits = np.concatenate([TRAIN, TEST], axis=1)[:, order]
     path = file(tmp_path, train_logits=None, test_logits=None, logits=logits, names=names)
-    found = said.read(path, NAMED)
+    found = logit_files.read(path, NAMED)
     np.testing.assert_array_equal(found.train, TRAIN)
     np.testing.assert_array_equal(found.test, TEST)
 
 
 def test_bare_names_do_where_they_tell_the_images_apart(tmp_path):
     arrays = {"train_names": np.array([f"{n}.png" for n in range(6)])[::-1], "train_logits": TRAIN[:, ::-1]}
-    np.testing.assert_array_equal(said.read(file(tmp_path, **arrays), NAMED).train, TRAIN)
+    np.testing.assert_array_equal(logit_files.read(file(tmp_path, **arrays), NAMED).train, TRAIN)
     alike = dataclasses.replace(NAMED, train_names=tuple(f"{n}/0.png" for n in range(6)))
     assert "may be 0/0.png or 1/0.png" in refused(
         tmp_path, alike, **arrays | {"train_names": np.array(["0.png"] * 6)}
@@ -166,10 +166,10 @@ def test_files_that_are_none_are_refused_in_a_line(kind, tmp_path):
     }
     path.unlink() if kind == "missing" else path.write_bytes(content[kind])
     with pytest.raises(UserError, match=r"t\.npz: (cannot read|no such file)"):
-        said.read(path, data())
+        logit_files.read(path, data())
 
 
 def test_what_is_written_is_read(tmp_path):
-    said.write(tmp_path / "w.npz", {"train_logits": TRAIN, "test_logits": TEST}, NAMES)
-    found = said.read(tmp_path / "w.npz", data())
+    logit_files.write(tmp_path / "w.npz", {"train_logits": TRAIN, "test_logits": TEST}, NAMES)
+    found = logit_files.read(tmp_path / "w.npz", data())
     np.testing.assert_array_equal(found.train, TRAIN)

@@ -39,7 +39,7 @@ FLOOR = 1e-7  # what smaller probabilities are taken for: the logarithm of 0 is 
 OFF_ONE = 1e-2  # how far probabilities may be from the sum 1: those of float16 are, with many classes
 
 
-class Said(NamedTuple):
+class FileLogits(NamedTuple):
     """What the K teachers of a file say."""
 
     train: np.ndarray  # [K,N,C] float32, in the order of the data's images and classes
@@ -47,7 +47,7 @@ class Said(NamedTuple):
     notes: tuple[str, ...]  # what was done to them
 
 
-def read(path: Path, dataset: DataSet) -> Said:
+def read(path: Path, dataset: DataSet) -> FileLogits:
     """What the teachers of a file say of the images of `dataset`.
 
     Raises UserError, one line that begins with the file, where that is not what it holds.
@@ -141,7 +141,7 @@ def _check_as_many(path: Path, logits: Mapping[str, np.ndarray]) -> None:
         raise UserError(f"{path}: {counts}: must be the logits of as many teachers")
 
 
-def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> Said:
+def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> FileLogits:
     """Log-probabilities in the place of probabilities, teacher by teacher."""
     for k in range(len(parts["train"])):
         kinds = {part: _are_probabilities(said[k]) for part, said in parts.items() if said.shape[1]}
@@ -158,7 +158,7 @@ def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> Sa
             notes.append(
                 f"What {who} says are probabilities; their logarithms were taken, not below ln {FLOOR:g}."
             )
-    return Said(parts["train"], parts["test"], tuple(notes))
+    return FileLogits(parts["train"], parts["test"], tuple(notes))
 
 
 def logarithms(probs: np.ndarray) -> np.ndarray:
