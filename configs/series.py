@@ -9,8 +9,7 @@ Compares  what one FCN of one or two thousand parameters learns from the ensembl
           (2020, arXiv 1909.04939), made narrow so that two cores are enough: four modes over five seeds, at
           two weights of the hard labels each, chosen on validation, with the baseline, the capacity control
           and output_avg taught by what is said of other series. Distillation for series: Ay et al. 2022.
-Takes     less than seven minutes of CPU for the first four sets; the others are longer, by the FLOPs of
-          their steps some forty minutes together (an estimate).
+Takes     some twenty minutes on two cores.
 Variants  the thirteen sets make the table; "" is GunPoint. By name alone "families": a speaker is told from
           25 frames of a vowel, twelve cepstra each (JapaneseVowels_eq), by teachers of three families, two
           InceptionTime networks, two ResNets and two LSTMs, to two students, an FCN and a ResNet. "smoke" is
