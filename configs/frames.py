@@ -10,7 +10,7 @@ Compares  what a small convolutional network over time learns from two VGGs and 
           modes at two weights of the hard labels, over five seeds, with the baseline and the control.
 Variants  "narrow_band": the student is given a moving average over five frames, its teachers the frames as
           they are (Fukuda et al. 2017: privileged wide-band input), beside students who hear all of them.
-          All are judged on the frames as they are. Not measured.
+          All are judged on the frames as they are.
           "smoke": the same in small, on teachers and students of a few features; on made-up series where
           data.path is missing.
 """
