@@ -19,8 +19,8 @@ Compares  ways to spend 60 epochs on the teachers of one student, "full" with fi
             batch_ensemble       five of 12 epochs with the same kernels but for factors of rank one
             mimo                 five heads of one network of 60 epochs, which is shown five images at once
             boosted              five networks of 12 epochs, one after the other, each on what was hard
-            hyper_deep           ten networks of 4 epochs with settings of their own, then five with the best
-                                 of these: more settings, and less time for each
+            hyper_deep           ten networks of 4 epochs, with learning rates and label smoothings of their
+                                 own, then five with the best of these: more settings, less time for each
             single               one network of 60 epochs
             full                 five networks of 60 epochs: what a larger budget buys
           Moments of one training take one epoch more, at a rate of 0, in which batch statistics settle.

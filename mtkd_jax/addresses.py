@@ -81,14 +81,14 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     where = _own(kind, address)
     if not where and name not in catalogue(kind):
         known = hint(name, catalogue(kind)) if catalogue(kind) else "; write one of your own, mine.py:name"
-        raise UserError(f"config.{field}: there is no {kind} {quoted(name)}{known}")
+        raise UserError(f"config.{field}: there is no {kind} {quote(name)}{known}")
     function = _found(kind, where, name, field) if where else catalogue(kind)[name]
     for argument, value in arguments.items():
         check_argument(function, kind, name, argument, value, field)
     if where:
         _check_call(kind, function, arguments, name, field)
     if where and kind == "rule":
-        rules.offer(canonical(kind, address, field), function, returned(function))
+        rules.offer(canonical(kind, address, field), function, return_annotation(function))
     return function, arguments
 
 
@@ -107,7 +107,7 @@ def _found(kind: str, where: str, name: str, field: str) -> Callable:
             error = f"{error}, and there is no {kind} {where!r}{hint(where, catalogue(kind))}"
         raise UserError(f"config.{field}: {name}: {error}") from None
     returns = KINDS[kind].returns
-    if returned(function) not in returns:
+    if return_annotation(function) not in returns:
         raise UserError(
             f"config.{field}: {name} must say that it returns what a {kind} does: write "
             + " or ".join(f"-> '{one}'" for one in returns)
@@ -115,7 +115,7 @@ def _found(kind: str, where: str, name: str, field: str) -> Callable:
     return function
 
 
-def returned(function: Callable) -> str:
+def return_annotation(function: Callable) -> str:
     """The last word of what a function says it returns, which may be the class itself or text."""
     said = function.__annotations__.get("return")
     return said.rpartition(".")[2] if isinstance(said, str) else getattr(said, "__name__", "")
@@ -124,7 +124,7 @@ def returned(function: Callable) -> str:
 def _check_call(kind: str, function: Callable, arguments: dict[str, Any], name: str, field: str) -> None:
     """Raise UserError unless a function of the user's own can be called as its kind is."""
     signature = inspect.signature(function)
-    number = 2 if returned(function) == "FittedRule" else KINDS[kind].num_positional
+    number = 2 if return_annotation(function) == "FittedRule" else KINDS[kind].num_positional
     bind = signature.bind_partial if kind == "source" else signature.bind
     try:
         bind(*[None] * number, **arguments)
@@ -152,7 +152,8 @@ def _code_of_inner(kinds: Sequence[str], address: str, field: str) -> dict[str, 
     return {}
 
 
-def words(values: Iterable[Any]) -> Iterable[str]:
+def words_in(values: Iterable[Any]) -> Iterable[str]:
+    """Every text among values and in tuples of them."""
     for value in values:
         yield from (one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, str))
 
@@ -164,11 +165,13 @@ def annotation_of(parameter: inspect.Parameter) -> str:
 
 
 def arguments_of(function: Callable) -> dict[str, inspect.Parameter]:
+    """What an address can say in brackets: the keyword-only parameters."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def check_argument(function: Callable, kind: str, name: str, argument: str, value: Any, field: str) -> None:
+    """Raise UserError for an argument that a function does not have, or a value not of its type."""
     known = arguments_of(function)
     if argument not in known:
         raise UserError(
@@ -176,7 +179,7 @@ def check_argument(function: Callable, kind: str, name: str, argument: str, valu
         )
     annotation = annotation_of(known[argument])
     if not _fits(value, annotation):
-        raise UserError(f"config.{field}: {name}({argument}={quoted(value)}) must be of type {annotation}")
+        raise UserError(f"config.{field}: {name}({argument}={quote(value)}) must be of type {annotation}")
     if annotation == INNER:
         resolve("model", value, field)
 
@@ -205,21 +208,26 @@ def canonical(kind: str, address: str, field: str) -> str:
 
 
 def canonical_value(kind: str, function: Callable, argument: str, value: Any) -> Any:
-    """A whole number for a float is one; the words of plans are addresses, of modes and models."""
+    """The value of an argument in one spelling.
+
+    A whole number for a float is one; the words of plans are addresses, of modes and models.
+    """
     if kind == "plan":
-        return each(value, partial(canonical_or_same, ("mode", "model")))
+        return map_each(value, partial(canonical_or_same, ("mode", "model")))
     known = arguments_of(function)
     if argument in known and annotation_of(known[argument]) == INNER:
         return canonical_or_same(("model",), value)
     is_float = argument in known and annotation_of(known[argument]) in ("float", "tuple[float, ...]")
-    return each(value, lambda one: float(one) if type(one) is int else one) if is_float else value
+    return map_each(value, lambda one: float(one) if type(one) is int else one) if is_float else value
 
 
-def each(value: Any, function: Callable) -> Any:
+def map_each(value: Any, function: Callable) -> Any:
+    """The function of a value, or of each entry where it is a tuple or list."""
     return type(value)(map(function, value)) if isinstance(value, tuple | list) else function(value)
 
 
 def canonical_or_same(kinds: Sequence[str], address: Any) -> Any:
+    """An address in its one spelling, of the first of the kinds that knows it; what is none as it is."""
     for kind in kinds if isinstance(address, str) and address else ():
         with contextlib.suppress(UserError):
             return canonical(kind, address, "")
@@ -330,7 +338,7 @@ def build_model(address: str, task: Task, field: str = "model.name") -> Model:
         close = nearest(model.trainable, model.stages)
         suggested = f", did you mean {close!r}?" if close else ""
         raise UserError(
-            f"config.{field}: {address}: there is no stage {quoted(model.trainable)}"
+            f"config.{field}: {address}: there is no stage {quote(model.trainable)}"
             f"{suggested}; stages are {', '.join(known)}"
         )
     if not _own("model", address):
@@ -351,6 +359,7 @@ def _modules(module: ModuleType) -> list[ModuleType]:
 
 
 def parse(address: str, field: str) -> tuple[str, dict[str, Any]]:
+    """(name, arguments) of an address without a file; literals alone, nothing is run."""
     right = "write a name, or a call with literal keyword arguments such as mlp(hidden=(32, 32))"
     try:
         node = ast.parse(address, mode="eval").body
@@ -362,7 +371,7 @@ def parse(address: str, field: str) -> tuple[str, dict[str, Any]]:
             return ast.unparse(node), {}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # as ast documents them
         pass
-    raise UserError(f"config.{field}: {quoted(address)} is not an address; {right}")
+    raise UserError(f"config.{field}: {quote(address)} is not an address; {right}")
 
 
 TYPES = {
@@ -383,7 +392,7 @@ def _in_float32(value: float) -> bool:
     return value == 0 or 2.0**-126 <= abs(value) < 2.0**128
 
 
-def quoted(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value as Python would write it, on one line of bearable length."""
     try:
         text = repr(value)

@@ -27,11 +27,11 @@ from mtkd_jax.addresses import (
     catalogue,
     check_argument,
     code_behind,
-    each,
-    quoted,
+    map_each,
+    quote,
     resolve,
     source_of,
-    words,
+    words_in,
 )
 from mtkd_jax.system import own_code, own_metrics, paths
 from mtkd_jax.system.spelling import hint, likeness, nearest
@@ -62,6 +62,7 @@ ADDRESSES = {  # field -> the kinds its address, or each in its tuple, may be of
     "runtime.trackers": ("tracker",),
 }
 GIVEN = ("teachers.logits", "teachers.programs", "teachers.classifiers")  # of no networks of ours
+FURTHER_SOURCES = ("data.other", "report.ood")  # beside data.source
 TRANSFERS = LABELLED, UNLABELLED, OTHER = "labelled", "unlabelled", "other"
 AUTO = "auto"
 WORDS = {"students.num_seeds": (AUTO,)}  # field of a number -> the words that it may be instead
@@ -242,7 +243,7 @@ def trained_addresses(config: ConfigDict) -> dict[str, str]:
         field = "students.models" if config.students.models else field
         fields |= dict.fromkeys(student_models(config), field)
     _, arguments = resolve("plan", config.plan, "plan")
-    for word in words(arguments.values()):
+    for word in words_in(arguments.values()):
         with contextlib.suppress(UserError):
             resolve("model", word, "plan")
             fields[word] = "plan"
@@ -396,7 +397,7 @@ def own_code_digests(config: ConfigDict) -> tuple[dict[str, str], dict[str, dict
             if field != "export.choose":  # a row, whose address stands elsewhere
                 found |= code_behind(kinds, address, field)
             if field == "plan":  # whose words are addresses, too
-                for word in words(resolve("plan", address, field)[1].values()):
+                for word in words_in(resolve("plan", address, field)[1].values()):
                     found |= code_behind(("mode", "model"), word, field)
     return trained, told
 
@@ -414,7 +415,7 @@ def canonicalise(settings: dict[str, Any]) -> dict[str, Any]:
             group = group.get(inner) if isinstance(group, dict) else None
         if isinstance(group, dict) and name in group:
             spell = partial(canonical_or_same, kinds)
-            group[name] = each(group[name], _canonical_row if field == "export.choose" else spell)
+            group[name] = map_each(group[name], _canonical_row if field == "export.choose" else spell)
     students = settings.get("students")
     if isinstance(students, dict) and isinstance(students.get("arguments"), dict):
         students["arguments"] = {
@@ -481,7 +482,7 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Argum
     given = config.students.arguments.get(address, {})
     field = f"students.arguments[{address!r}]" if given else "students.modes"
     if not isinstance(given, dict):
-        raise UserError(f"config.{field} is {quoted(given)}; it must be a dict of arguments")
+        raise UserError(f"config.{field} is {quote(given)}; it must be a dict of arguments")
     choices, open_to_choice = [], set()
     for name, value in given.items():
         check_key(field, name, "an argument of the mode")
@@ -507,8 +508,9 @@ def build_recipes(config: ConfigDict, address: str) -> tuple[tuple[Recipe, Argum
 
 
 def check_key(field: str, key: Any, right: str) -> None:
+    """Raise UserError for a key of a dict that is no text."""
     if not isinstance(key, str):
-        raise UserError(f"config.{field}: the key {quoted(key)} is no text; it must be {right}")
+        raise UserError(f"config.{field}: the key {quote(key)} is no text; it must be {right}")
 
 
 def source_call(config: ConfigDict) -> Callable[[], DataSet]:
@@ -521,9 +523,6 @@ def source_call(config: ConfigDict) -> Callable[[], DataSet]:
             raise UserError(f"config.data.path is empty; data.source {address} reads a path")
         arguments = {**arguments, "path": config.data.path}
     return source_of(address, function, arguments, "data.source")
-
-
-FURTHER_SOURCES = ("data.other", "report.ood")
 
 
 def further_source(config: ConfigDict, field: str) -> Callable[[], DataSet]:
@@ -618,7 +617,7 @@ def completed(given: dict[str, Any], prefix: str = "", right: dict[str, Any] | N
         if isinstance(value, dict) and field not in _PLAIN_DICTS:
             group = given.get(name, {})
             if not isinstance(group, dict):
-                raise UserError(f"config.{field} is {quoted(group)}; it must be a group of fields")
+                raise UserError(f"config.{field} is {quote(group)}; it must be a group of fields")
             found[name] = completed(group, f"{field}.", value)
         elif name in given:
             is_tuple = isinstance(value, tuple) and isinstance(given[name], list)
@@ -655,7 +654,7 @@ def _check_fields(given: dict, right: dict, prefix: str) -> None:
             _check_type(f"{prefix}{name}", given[name], value)
         elif isinstance(value, dict) != isinstance(given[name], dict):
             kind = "a group of fields" if isinstance(value, dict) else f"like {value!r}"
-            raise UserError(f"config.{prefix}{name} is {quoted(given[name])}; it must be {kind}")
+            raise UserError(f"config.{prefix}{name} is {quote(given[name])}; it must be {kind}")
         elif isinstance(value, dict):
             _check_fields(given[name], value, f"{prefix}{name}.")
         else:
@@ -713,11 +712,11 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
         example = {"vote": {}} if expected == {} else expected
     if not right:
         raise UserError(
-            f"config.{field} is {quoted(value)}; it must be {type_of_field(field)}, such as {example!r}"
+            f"config.{field} is {quote(value)}; it must be {type_of_field(field)}, such as {example!r}"
         )
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str) and ("\0" in text or not paths.is_text(text)):
-            raise UserError(f"config.{field} is {quoted(value)}; text must be UTF-8 without NUL")
+            raise UserError(f"config.{field} is {quote(value)}; text must be UTF-8 without NUL")
 
 
 def check_distinct(field: str, values: Sequence, meanings: Sequence | None = None) -> None:

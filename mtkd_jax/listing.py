@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtkd_jax.addresses import KINDS, arguments_of, catalogue, parse, quoted, returned
+from mtkd_jax.addresses import KINDS, arguments_of, catalogue, parse, quote, return_annotation
 from mtkd_jax.system import own_code
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError
@@ -70,7 +70,7 @@ def _own_catalogue(kind: str, where: str) -> dict[str, Callable]:
     return {
         f"{where}:{name}": function
         for name, function in own_code.functions(where).items()
-        if returned(function) in returns
+        if return_annotation(function) in returns
     }
 
 
@@ -92,7 +92,7 @@ def _told(name: str, own: Sequence[str]) -> str:
     asked = [one for one in there_is if name in (one[1], own_code.name_of(one[1]))]
     if not asked:
         known = [address for _, address, _ in there_is]
-        raise UserError(f"--list: there is nothing named {quoted(name)}{hint(name, known)}")
+        raise UserError(f"--list: there is nothing named {quote(name)}{hint(name, known)}")
     return "\n\n".join(
         f"{kind} {address}{_signature(function)}\n\n{textwrap.indent(documentation(function), '    ')}"
         for kind, address, function in asked

@@ -12,7 +12,7 @@ from mtkd_jax.addresses import (
     build,
     build_model,
     canonical,
-    quoted,
+    quote,
     resolve,
 )
 from mtkd_jax.config import (
@@ -166,7 +166,7 @@ def _check_ranges(config: ConfigDict) -> None:
             if not allowed.is_right(value):
                 close = nearest(str(value), allowed.names)
                 raise UserError(
-                    f"config.{field}: {quoted(value)} is not possible; it must be {allowed.right}"
+                    f"config.{field}: {quote(value)} is not possible; it must be {allowed.right}"
                     + (f"; did you mean {close!r}?" if close else "")
                 )
 
@@ -314,7 +314,7 @@ def _check_modes(config: ConfigDict) -> None:
         for address in addresses:
             if address not in config.students.modes:
                 raise UserError(
-                    f"config.{field}: {quoted(address)} is not among students.modes"
+                    f"config.{field}: {quote(address)} is not among students.modes"
                     f"{hint(str(address), config.students.modes)}"
                 )
 

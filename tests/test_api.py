@@ -226,6 +226,20 @@ def test_teachers_that_a_plan_made_teach_as_others_do(arrays, tmp_path):
     assert workdir.read_config(tmp_path)["plan"] == "teachers_then_students"
 
 
+def test_teachers_that_are_not_lent_are_refused_before_any_work(arrays):
+    dropping = {"model": "mlp(hidden=(8,), dropout=0.2)", "plan": "dropout_draws"}
+    teachers = mtkd_jax.train_teachers(arrays, num_members=2, **dropping, **SMALL)
+    with pytest.raises(mtkd_jax.UserError, match="teachers of plan dropout_draws, which are not lent"):
+        mtkd_jax.distil(teachers, **SMALL)
+
+
+def test_teachers_who_are_known_by_their_logits_are_not_asked_about_other_images(arrays):
+    config = small.config(**{"teachers.classifiers": ("scikit_learn:GaussianNB",), "data.num_train": 0})
+    teachers = mtkd_jax.train_teachers(arrays, config=config, quiet=True)
+    with pytest.raises(mtkd_jax.UserError, match="known by their logits of the data's own images"):
+        teachers.logits(arrays.test_images)
+
+
 def test_nobody_is_returned_for_students_that_broke_down(teachers):
     with pytest.raises(mtkd_jax.UserError, match="^distil: no student of output_avg is left"):
         mtkd_jax.distil(teachers, alphas=(0.0,), temperatures=(1e30,), **SMALL)

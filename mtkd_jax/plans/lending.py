@@ -18,6 +18,7 @@ WITH_OWN_TEACHERS = (
     "student_friendly",
 )
 BANK = "checkpoint_bank"  # can, but only from a run that had this plan
+NOT_LENT = ("specialists", "dropout_draws")  # teachers that no other plan can have
 
 
 def plan_of(config: ConfigDict) -> str:
@@ -33,8 +34,13 @@ def lends(config: ConfigDict) -> bool:
 def borrow(config: ConfigDict, lender: str | Path) -> None:
     """Make the teachers of a configuration those of the run in the folder `lender`.
 
-    What these began with is the lender's, and a plan that would make teachers otherwise has done so.
+    What these began with is the lender's, and a plan that would make teachers otherwise has done so. Raises
+    UserError for teachers that are not lent.
     """
+    if (plan := plan_of(config)) in NOT_LENT:
+        raise UserError(
+            f"{lender} has trained teachers of plan {plan}, which are not lent; those of other plans are"
+        )
     lent = {"from_run": os.fspath(lender), "init_from": (), "mean": (), "std": ()}
     for name, value in lent.items():
         configuration.put(config, f"teachers.{name}", value)

@@ -27,6 +27,7 @@ from mtkd_jax.models.friendly import StudentFriendly
 from mtkd_jax.models.intermediate import NETWORK, Intermediate
 from mtkd_jax.models.specialists import Specialist
 from mtkd_jax.plans import given, pretrained
+from mtkd_jax.plans.lending import NOT_LENT
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
 from mtkd_jax.system.text import seed_of, slug
@@ -36,8 +37,10 @@ STAGE_PREFIX = given.STAGE_PREFIX
 SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
 
 
-def job(config: ConfigDict, split: Split, address: str) -> Job:
+def job(config: ConfigDict, split: Split, address: str, stage: str = "") -> Job:
     """Training K members of the architecture `address` on the labelled examples, each in its own order.
+
+    In the stage of these teachers, or in another `stage`, by which all of them begin otherwise.
 
     Member k has its own initial weights, data order and augmentation (from the seed, the architecture and
     k alone), its own Bernoulli(p) subset (Zuchniak 2023) or bootstrap sample, and its own learning rate,
@@ -45,7 +48,7 @@ def job(config: ConfigDict, split: Split, address: str) -> Job:
     `teachers.init_from` it begins with the weights of a file.
     """
     model, recipe = own_network(config, split, address), teaching_recipe(config) or SUPERVISED
-    job = _apart(config, split, address, stage_name(address), model, recipe)
+    job = _apart(config, split, address, stage or stage_name(address), model, recipe)
     return pretrained.initialise(job, split, config.teachers.init_from, "teachers.init_from", heads=True)
 
 
@@ -257,7 +260,7 @@ def borrow(
             f"teachers.{other}; name the run or the files that they came from"
         )
     plan = their["plan"].partition("(")[0]
-    if plan in ("specialists", "dropout_draws"):
+    if plan in NOT_LENT:
         raise UserError(
             f"config.teachers.from_run: {source} has trained teachers of plan {plan}, which are not lent; "
             "name a run of another plan"

@@ -67,9 +67,7 @@ class Measure:
     unit: str = ""  # behind the name, such as "%"
     digits: int = 3  # behind the point
     ends: tuple[float, float] = (-np.inf, np.inf)  # of all values; an interval is cut there
-    beside: tuple[
-        str, ...
-    ] = ()  # what it reads of `PlaceOutputs.beside`; rows that lack it have no such number
+    beside: tuple[str, ...] = ()  # what it reads of `PlaceOutputs.beside`; rows without it lack the number
 
 
 @dataclasses.dataclass(frozen=True)

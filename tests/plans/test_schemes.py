@@ -1115,11 +1115,25 @@ def test_hyper_deep_teachers_are_the_best_of_the_best_settings(tmp_path):
     for name in ("learning_rate", "weight_decay", "label_smoothing"):
         expected = np.repeat(searched.hyper[name][chosen_of(searched)], 2)
         np.testing.assert_array_equal(again.hyper[name], expected)
-    kernels = [np.asarray(one.variables["params"]["heads"]["kernel"]) for one in (searched, again)]
-    assert len(np.unique(np.concatenate(kernels), axis=0)) == 5 + 4  # nobody began as another did
+    jobs_of = [stages[0].make({}), stages[1].make(done)]
+    assert (jobs_of[0].order(0)[:, 0] != jobs_of[1].order(0)[:, 0]).any()
     (gathered,) = plan.ensemble_of(done)
     equal(gathered.variables, population.take(again.variables, chosen_of(again)))
     assert stages[2].begun_by == (stages[0].name, stages[1].name)
+
+
+@pytest.mark.parametrize("network", ["mlp(hidden=(4,))", "speedy(width=4, blocks=1)"])
+def test_networks_that_are_trained_again_begin_as_none_did(network):
+    """Also those of which a part is computed, and which begin with that."""
+    own = {"plan": "hyper_deep(searched=3, inits=2)", "model.name": network, "train.epochs": 1}
+    source = "synthetic(num_classes=3, num_train=90, num_test=20, size=8, channels=3)"
+    config = small.config(**{**own, "data.source": source, "teachers.num_members": 2})
+    stages = plan.build(config, experiment.load_split(config))
+    begun = []
+    for job in (stages[0].make({}), stages[1].outline({})):
+        drawn = job.start or population.init(job.program.model, job.init_keys, job.image.shape[1:])
+        begun.append(np.asarray(drawn["params"]["heads"]["kernel"]))
+    assert len(np.unique(np.concatenate(begun), axis=0)) == 3 + 4
 
 
 def test_a_network_that_broke_down_is_not_chosen(generations):

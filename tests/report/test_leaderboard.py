@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from mtkd_jax import experiment, leaderboard
+from mtkd_jax import experiment, leaderboard, settings
 from mtkd_jax.report import document
 from mtkd_jax.report import leaderboard as board_of
 from mtkd_jax.report.reads import reads
@@ -163,7 +163,8 @@ def test_the_command_says_what_is_missing_and_what_it_would_run(tmp_path, monkey
     assert all(own.controlled == ("output_avg",) and len(own.controls) == 2 for _, own in ran)
     said = capsys.readouterr()
     assert "mnist is left out: there is no data/mnist.npz; `python -m mtkd_jax.data fetch mnist`" in said.err
-    assert "0 of 8 data sets are finished" in said.out.replace("\n", " ")
+    number = len(settings.variants("leaderboard")) + 1  # and smoke, which was asked for
+    assert f"0 of {number} data sets are finished" in said.out.replace("\n", " ")
     assert leaderboard.main([*command, "--modes=vote", "--minutes=0"]) == 0 and len(ran) == 2
     assert leaderboard.main([f"--workdir={tmp_path}", "--data=digit"]) == 2
     assert "there is no variant 'digit'" in capsys.readouterr().err

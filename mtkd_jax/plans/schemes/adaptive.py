@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from scipy import special
@@ -21,7 +20,7 @@ from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import broke_down, check_made_otherwise
-from mtkd_jax.plans.schemes.moments import ended, one_behind_the_other, settled
+from mtkd_jax.plans.schemes.moments import networks_after, one_behind_the_other, settle
 from mtkd_jax.system.text import seed_of, slug
 from mtkd_jax.types import Population, PyTree, UserError
 
@@ -63,11 +62,11 @@ def boosted(config: ConfigDict, split: Split, *, rate: float = 1.0) -> Plan:
         names = tuple(f"boosted-{k}-{slug(address)}" for k in range(number))
 
         def learn(done: Done, k: int, computes=True, address=address, names=names) -> Job:
-            before = [ended(done, name) for name in names[:k]] if computes else ()
+            before = [networks_after(done, name) for name in names[:k]] if computes else ()
             return _boosted_job(config, split, address, names[k], k, before, rate)
 
         def gather(done: Done, address=address, names=names) -> Job:
-            ends = [ended(done, name).variables for name in names]
+            ends = [networks_after(done, name).variables for name in names]
             return _as_they_are(config, split, address, one_behind_the_other(address, ends))
 
         for k, name in enumerate(names):
@@ -128,12 +127,12 @@ def hyper_deep(
 
     Of each architecture `searched` networks are trained together, each with a learning rate and a weight
     decay of its own, `train.learning_rate` and `train.weight_decay` times a factor drawn log-uniformly from
-    [1 / `spread`, `spread`], and a label smoothing drawn from [0, `smoothing`]. `teachers.num_members` of
-    them are chosen; each of their settings is trained from `inits` initial weights more, and of all these as
-    many are chosen once more: the teachers. Chosen is one after the other, the one that lowers the NLL of
-    the mean of probabilities on validation most, each at most once. Those whose loss stops being finite are
-    not chosen. Raises UserError for numbers that cannot be, for fewer finite networks than teachers, and for
-    fields of teachers that are trained apart.
+    [1 / `spread`, `spread`] (a decay of 0 stays 0), and a label smoothing drawn from [0, `smoothing`].
+    `teachers.num_members` of them are chosen; each of their settings is trained from `inits` initial weights
+    more, and of all these as many are chosen once more: the teachers. Chosen is one after the other, the one
+    that lowers the NLL of the mean of probabilities on validation most, each at most once. Those whose loss
+    stops being finite are not chosen. Raises UserError for numbers that cannot be, for fewer finite networks
+    than teachers, and for fields of teachers that are trained apart.
 
     Source: hyper-deep ensembles, Wenzel, Snoek, Tran and Jenatton 2020, arXiv 2006.13570, where a network
     may be chosen again and then counts twice, and which searches dropout and a decay for each layer.
@@ -199,12 +198,10 @@ def _with_settings(
 ) -> Job:
     """A network for each of the settings, with initial weights, orders and a stage of their own."""
     own = config.copy_and_resolve_references()
+    own.teachers.num_members = len(settings["learning_rates"])
     for field, values in settings.items():
         own.teachers[field] = tuple(values.tolist())
-        own.teachers.num_members = len(values)
-    job = teachers.job(own, split, address)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, seed_of(name)))(job.init_keys)
-    return dataclasses.replace(job, stage=name, init_keys=keys)
+    return teachers.job(own, split, address, name)
 
 
 def choose(trained: Fitted, split: Split, number: int) -> list[int]:
@@ -239,6 +236,6 @@ def select(log_probs: np.ndarray, number: int) -> list[int]:
 
 def _as_they_are(config: ConfigDict, split: Split, address: str, weights: PyTree) -> Job:
     """The teachers, of which nothing is trained any more."""
-    job = settled(config, split, address, weights)
+    job = settle(config, split, address, weights)
     still = job.program._replace(recipes=(SUPERVISED._replace(trainable=no_leaf),))
     return dataclasses.replace(job, program=still)

@@ -19,7 +19,7 @@ from mtkd_jax.models.several import ManyInputs, RankOne, many_inputs, rank_one
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import check_made_otherwise, check_shares, fields_of_teachers_apart
-from mtkd_jax.plans.schemes.moments import ended, next_cycle, settled
+from mtkd_jax.plans.schemes.moments import networks_after, next_cycle, settle
 from mtkd_jax.system.text import slug
 from mtkd_jax.types import Model, PyTree, Task, UserError
 
@@ -175,8 +175,8 @@ def _several_in_one(
             return dataclasses.replace(job, stage=whole, program=program)
 
         def part(done: Done, address=address, model=model, whole=whole) -> Job:
-            end = population.take(ended(done, whole).variables, 0)
-            return write_out(settled(config, split, address, None), model, end)
+            end = population.take(networks_after(done, whole).variables, 0)
+            return write_out(settle(config, split, address, None), model, end)
 
         stages.append(Stage(whole, learn, note=note))
         stages.append(Stage(teachers.stage_name(address), part, begun_by=(whole,)))

@@ -165,7 +165,7 @@ def dropout_draws(config: ConfigDict, split: Split) -> Plan:
             return dataclasses.replace(job, stage=whole)
 
         def draw(done: Done, address=address, whole=whole) -> Job:
-            return _thinned(settled(config, split, address, ended(done, whole).variables), address)
+            return _thinned(settle(config, split, address, networks_after(done, whole).variables), address)
 
         stages.append(Stage(whole, learn, note=note))
         stages.append(Stage(teachers.thinned_stage(address), draw, begun_by=(whole,)))
@@ -207,15 +207,15 @@ def _moments(
 
             def learn(done: Done, address=address, names=names, number=number, epochs=epochs, by=schedule):
                 begun = sum(one for one, _ in cycles[:number])
-                start = ended(done, names[number - 1]).variables if number else None
+                start = networks_after(done, names[number - 1]).variables if number else None
                 job = next_cycle(config, split, address, num_networks, epochs, by, begun, start)
                 return dataclasses.replace(job, stage=names[number])
 
             stages.append(Stage(name, learn, note=note))
 
         def gather(done: Done, address=address, names=names[skipped:]) -> Job:
-            ends = [ended(done, name).variables for name in names]
-            return settled(config, split, address, (join or one_behind_the_other)(address, ends))
+            ends = [networks_after(done, name).variables for name in names]
+            return settle(config, split, address, (join or one_behind_the_other)(address, ends))
 
         stages.append(Stage(teachers.stage_name(address), gather, begun_by=tuple(names)))
     return tuple(stages)
@@ -245,7 +245,7 @@ def next_cycle(
     return dataclasses.replace(job, order=lambda epoch: job.order(begun + epoch), **further)
 
 
-def settled(config: ConfigDict, split: Split, address: str, start: PyTree) -> Job:
+def settle(config: ConfigDict, split: Split, address: str, start: PyTree) -> Job:
     """The teachers as they are: an epoch at a rate of 0, in which their batch statistics become their own."""
     own = config.copy_and_resolve_references()
     own.train.epochs = own.train.eval_every = 1
@@ -270,6 +270,7 @@ def _thinned(job: Job, address: str) -> Job:
 
 
 def one_behind_the_other(address: str, ends: Sequence[PyTree]) -> PyTree:
+    """Variables [K,...] of the networks of several stages, as `_moments` joins them; of any address."""
     return jax.tree.map(lambda *one: np.concatenate(one), *ends)
 
 
@@ -293,7 +294,7 @@ def draw_about_mean(ends: Sequence[PyTree], number: int, scale: float, rng: np.r
     return {**mean, "params": jax.tree.map(drawn, *(end["params"] for end in ends))}
 
 
-def ended(done: Done, name: str) -> Population:
+def networks_after(done: Done, name: str) -> Population:
     """The networks that a stage ended with; UserError where one of them broke down."""
     if done[name].diverged:
         raise UserError(f"{name}: {broke_down(done[name].diverged)}")
