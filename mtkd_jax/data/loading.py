@@ -10,7 +10,6 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -486,13 +485,10 @@ def window(examples: Examples, images: np.ndarray, indices: np.ndarray) -> tuple
     return jax.tree.map(jnp.asarray, found), local.reshape(indices.shape).astype(np.int32)
 
 
-def holdout(split: Split, part: Literal["val", "test"]) -> tuple[Array, Array]:
-    """Images [n,h,w,c] (as stored: see `scale`) and labels [n] of the validation or the test set."""
-    images, labels = {
-        "val": (split.dataset.train_images[split.val], split.dataset.train_labels[split.val]),
-        "test": (split.dataset.test_images, split.dataset.test_labels),
-    }[part]
-    return jnp.asarray(images), jnp.asarray(labels)
+def validation_set(split: Split) -> tuple[Array, Array]:
+    """Images [V,h,w,c] (as stored: see `scale`) and labels [V]."""
+    data, rows = split.dataset, split.val
+    return jnp.asarray(data.train_images[rows]), jnp.asarray(data.train_labels[rows])
 
 
 def example_image(split: Split) -> jax.ShapeDtypeStruct:

@@ -285,7 +285,7 @@ def job(
         order=batches(config, split, transfer, num_steps),
         examples=_examples(config, split, transfer, speaks),
         images=loading.streamed(split),
-        validation=loading.holdout(split, "val"),
+        validation=loading.validation_set(split),
         epochs=epochs,
         eval_every=eval_every,
         patience=0,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jinja2
 from matplotlib.figure import Figure
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 
 from mtkd_jax.config import row_of
 from mtkd_jax.report import findings, plots, tables
@@ -181,15 +181,10 @@ def can_be_shown(report: dict) -> bool:
         return False
 
 
-def table(report: dict) -> Group:
-    """The main table for a terminal."""
-    return tables.terminal(report)
-
-
 def show(report: dict, run_dir: str | Path) -> None:
     """Print the main table, where the rest is, and what the run shows, on stdout."""
     more = f"Plots, comparisons, notes: {Path(run_dir) / 'report.html'}"
-    say(table(report), "What this run shows", report["findings"], more)
+    say(tables.terminal(report), "What this run shows", report["findings"], more)
 
 
 def say(table: RenderableType, heading: str, paragraphs: Sequence[str], more: str) -> None:

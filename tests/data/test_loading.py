@@ -286,14 +286,11 @@ def test_examples_show_only_the_labels_of_the_training_rows():
     assert not np.any(shown.label[hidden])
 
 
-def test_holdout_gives_validation_and_test_as_stored():
+def test_the_validation_set_is_as_stored():
     parts = colour_split(np.uint8)
-    images, labels = loading.holdout(parts, "val")
+    images, labels = loading.validation_set(parts)
     np.testing.assert_array_equal(images, parts.dataset.train_images[parts.val])
     np.testing.assert_array_equal(labels, parts.dataset.train_labels[parts.val])
-    images, labels = loading.holdout(parts, "test")
-    np.testing.assert_array_equal(images, parts.dataset.test_images)
-    np.testing.assert_array_equal(labels, parts.dataset.test_labels)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5)])

@@ -772,7 +772,7 @@ def test_without_logs_or_configuration(run):
 
 def test_table_fits_100_columns(built):
     console = Console(width=100, file=io.StringIO())
-    console.print(document.table(built))
+    console.print(tables.terminal(built))
     lines = console.file.getvalue().splitlines()
     shown = [(line.split()[0], means[0]) for line in lines if (means := re.findall(r"([\d.]+) \[\d", line))]
     assert shown == [(one["name"], f"{100 * one['accuracy']['mean']:.2f}") for one in built["rows"]]
