@@ -591,9 +591,9 @@ def _validate(program, progress: Progress, hyper, num_steps, seen, patience, eva
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
     """
     train, loss = progress.train, progress.loss / num_steps
-    deployed = _deployed(program, train, hyper)
+    now = _deployed(program, train, hyper)
     evaluate = population.over_members(_evaluator(program), program.layout.member_loop)
-    nll, accuracy = evaluate((deployed, train.frozen), seen)
+    nll, accuracy = evaluate((now, train.frozen), seen)
     finite = progress.finite & jnp.isfinite(loss) & jnp.isfinite(nll)
     better = (nll < progress.best_nll) & ~progress.stopped & finite
     stale = jnp.where(better, 0, progress.stale + eval_every)
@@ -602,7 +602,7 @@ def _validate(program, progress: Progress, hyper, num_steps, seen, patience, eva
         stopped |= stale >= patience
     best = jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *(1,) * (new.ndim - 1)), new, old),
-        deployed,
+        now,
         progress.best,
     )
     best_nll = jnp.where(better, nll, progress.best_nll)

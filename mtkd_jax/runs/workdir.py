@@ -135,11 +135,11 @@ def lock(workdir: Path) -> Iterator[None]:
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder")
-    lock = workdir / LOCK
+    path = workdir / LOCK
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-        file = lock.open("r+", encoding="utf-8")
+        path.touch()
+        file = path.open("r+", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from None
     with file:
@@ -290,13 +290,13 @@ def _identity(config: ConfigDict, split: Split) -> dict[str, Any]:
     Which teacher teaches what, files of weights, the run that lends teachers, images of another source.
     """
     routed = split.dataset.train_teachers
-    files = {
+    named = {
         "teachers.init_from": config.teachers.init_from,
         "teachers.logits": config.teachers.logits,
         "teachers.programs": config.teachers.programs,
         "students.init_from": (config.students.init_from,) if config.students.init_from else (),
     }
-    found = {path: _digest_of_file(path, field) for field, paths in files.items() for path in paths}
+    found = {path: _digest_of_file(path, field) for field, those in named.items() for path in those}
     asked = configuration.trained_addresses(config)
     for address, model in configuration.trained_models(config).items():
         if model.pretrained:
