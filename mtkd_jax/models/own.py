@@ -20,6 +20,7 @@ Everything that the network knows lies in its variables as a dict by name: what 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import inspect
 import traceback
@@ -210,7 +211,7 @@ def _of_the_whole_batch(state: PyTree) -> PyTree:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Network:
+class _Network(abc.ABC):
     """What a framework does; hashable, for it is compiled into a program by what it is made of."""
 
     @property
@@ -241,15 +242,15 @@ class _Network:
             said = one_line(str(error).partition("\n")[0])
             raise UserError(f"{self.name}{line}: {type(error).__name__}: {said}") from error
 
+    @abc.abstractmethod
     def init(self, key: Array, images: Array, num_outputs: int) -> tuple[PyTree, PyTree]:
         """(params, state), dicts by name, for images [B,h,w,c]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def apply(
         self, params: PyTree, state: PyTree, images: Array, num_outputs: int, train: bool, key: Array | None
     ) -> tuple[Any, PyTree]:
         """(what the network returns, the new state)."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

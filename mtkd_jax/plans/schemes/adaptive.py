@@ -16,13 +16,12 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import jobs, population, teacher_cache
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.training import Fitted
-from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import broke_down, check_made_otherwise
-from mtkd_jax.plans.schemes.moments import networks_after, one_behind_the_other, settle
+from mtkd_jax.plans.schemes.moments import keep, networks_after, one_behind_the_other, settle
 from mtkd_jax.system.text import seed_of, slug
-from mtkd_jax.types import Population, PyTree, UserError
+from mtkd_jax.types import Population, UserError
 
 
 def boosted(config: ConfigDict, split: Split, *, rate: float = 1.0) -> Plan:
@@ -67,7 +66,7 @@ def boosted(config: ConfigDict, split: Split, *, rate: float = 1.0) -> Plan:
 
         def gather(done: Done, address=address, names=names) -> Job:
             ends = [networks_after(done, name).variables for name in names]
-            return _as_they_are(config, split, address, one_behind_the_other(address, ends))
+            return keep(settle(config, split, address, one_behind_the_other(address, ends)))
 
         for k, name in enumerate(names):
             train = functools.partial(learn, k=k)
@@ -125,12 +124,15 @@ def hyper_deep(
 ) -> Plan:
     r"""Teachers that differ in hyperparameters as well as in initial weights, chosen on validation; students.
 
+    $$k^\ast = \arg\max_{k \notin S} \frac{1}{V} \sum_i
+    \log \frac{1}{|S| + 1} \sum_{j \in S \cup \{k\}} p_{ij y_i}, \qquad S \leftarrow S \cup \{k^\ast\}$$
+
     Of each architecture `searched` networks are trained together, each with a learning rate and a weight
     decay of its own, `train.learning_rate` and `train.weight_decay` times a factor drawn log-uniformly from
     [1 / `spread`, `spread`] (a decay of 0 stays 0), and a label smoothing drawn from [0, `smoothing`].
     `teachers.num_members` of them are chosen; each of their settings is trained from `inits` initial weights
     more, and of all these as many are chosen once more: the teachers. Chosen is one after the other, the one
-    that lowers the NLL of the mean of probabilities on validation most, each at most once. Those whose loss
+    k that lowers the NLL of the mean of probabilities on validation most, each at most once. Those whose loss
     stops being finite are not chosen. Raises UserError for numbers that cannot be, for fewer finite networks
     than teachers, and for fields of teachers that are trained apart.
 
@@ -165,7 +167,7 @@ def hyper_deep(
         def gather(done: Done, computes=True, address=address, second=second) -> Job:
             chosen = choose(done[second], split, number) if computes else range(number)
             weights = population.take(done[second].population.variables, chosen)
-            return _as_they_are(config, split, address, weights)
+            return keep(settle(config, split, address, weights))
 
         stages += [
             Stage(first, search, note=note),
@@ -232,10 +234,3 @@ def select(log_probs: np.ndarray, number: int) -> list[int]:
         chosen.append(int(with_each.argmax()))
         together = np.logaddexp(together, log_probs[chosen[-1]])
     return chosen
-
-
-def _as_they_are(config: ConfigDict, split: Split, address: str, weights: PyTree) -> Job:
-    """The teachers, of which nothing is trained any more."""
-    job = settle(config, split, address, weights)
-    still = job.program._replace(recipes=(SUPERVISED._replace(trainable=no_leaf),))
-    return dataclasses.replace(job, program=still)

@@ -14,12 +14,11 @@ from mtkd_jax.data.loading import Split, channel_statistics
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.peers import EACH_HEAD
-from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.models.several import ManyInputs, RankOne, many_inputs, rank_one
 from mtkd_jax.plans import students, teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
 from mtkd_jax.plans.schemes.direct import check_made_otherwise, check_shares, fields_of_teachers_apart
-from mtkd_jax.plans.schemes.moments import networks_after, next_cycle, settle
+from mtkd_jax.plans.schemes.moments import keep, networks_after, next_cycle, settle
 from mtkd_jax.system.text import slug
 from mtkd_jax.types import Model, PyTree, Task, UserError
 
@@ -188,9 +187,7 @@ def _of_rank_one(job: Job, model: RankOne, end: PyTree) -> Job:
 
 
 def _of_heads(job: Job, model: ManyInputs, end: PyTree) -> Job:
-    """Networks that stay as they are, batch statistics too: nothing of them is trained."""
-    program = job.program._replace(recipes=(SUPERVISED._replace(trainable=no_leaf),))
-    return dataclasses.replace(job, program=program, start=model.members(end, job.image))
+    return dataclasses.replace(keep(job), start=model.members(end, job.image))
 
 
 def _models_of_teachers(config: ConfigDict) -> list[Model]:

@@ -13,6 +13,7 @@ from mtkd_jax.config import teacher_models
 from mtkd_jax.data.loading import Split, example_image
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
+from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.models.thinned import THINNED, Thinned, drops
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
@@ -253,6 +254,12 @@ def settle(config: ConfigDict, split: Split, address: str, start: PyTree) -> Job
     job = teachers.job(own, split, address)
     still = {name: np.zeros_like(job.hyper[name]) for name in ("learning_rate", "weight_decay")}
     return dataclasses.replace(job, start=start, hyper={**job.hyper, **still})
+
+
+def keep(job: Job) -> Job:
+    """The job with nothing to train: its networks stay as they are, batch statistics too."""
+    recipe = SUPERVISED._replace(trainable=no_leaf)
+    return dataclasses.replace(job, program=job.program._replace(recipes=(recipe,)))
 
 
 def _thinned(job: Job, address: str) -> Job:
