@@ -38,7 +38,7 @@ from mtkd_jax.fusion import rules
 from mtkd_jax.laboratory import rule_study
 from mtkd_jax.plans import lending, plan
 from mtkd_jax.report import document
-from mtkd_jax.results import analysis, evaluation, intervals, metrics
+from mtkd_jax.results import evaluation, intervals, lookup, metrics
 from mtkd_jax.results.student import NUM_CHECKED, choose_student
 from mtkd_jax.runs import workdir as run_folders
 from mtkd_jax.runs.predictions import Group, Predictions
@@ -391,7 +391,7 @@ def distil(
     with _folder(workdir) as into:
         trained = experiment.train(config, into, quiet, teachers._data)
         predicted = evaluation.predict(*trained)
-    chosen = analysis.network_to_deploy(predicted)
+    chosen = lookup.network_to_deploy(predicted)
     if chosen is None or chosen[0].name != trained.config.students.modes[0]:
         raise UserError(
             f"distil: no student of {mode} is left, the loss of all was not finite; look at temperatures and "
@@ -507,7 +507,7 @@ def fuse(
                 f"fuse: val_logits are {parts['val'].shape} and logits {logits.shape}; "
                 "must be of as many teachers and classes"
             )
-    return analysis.fuse(rule, parts, None if val_labels is None else np.asarray(val_labels))["asked"]
+    return lookup.fuse(rule, parts, None if val_labels is None else np.asarray(val_labels))["asked"]
 
 
 def evaluate(logits: Any, labels: Any) -> dict[str, Any]:

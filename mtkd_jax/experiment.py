@@ -24,7 +24,7 @@ from mtkd_jax.plans import checks, given, lending, plan, teachers
 from mtkd_jax.plans.plan import Trained
 from mtkd_jax.report import document, mistakes
 from mtkd_jax.results import (
-    analysis,
+    comparisons,
     complexity,
     evaluation,
     outside,
@@ -171,7 +171,7 @@ def _is_decided(trained: Trained, num_seeds: int, logbook: Logbook) -> bool:
     The same in all processes: where one of them is in doubt, all go on.
     """
     predicted = evaluation.predict_students(trained.config, trained.split, trained.stages, trained.done)
-    undecided = analysis.undecided(predicted)
+    undecided = comparisons.undecided(predicted)
     names = ", ".join(f"{one['a']} - {one['b']}" for one in undecided[:3]) + ", ..." * (len(undecided) > 3)
     logbook.say(f"{num_seeds} seeds: {f'{len(undecided)} undecided: {names}' if names else 'all decided'}")
     return not mesh.any_asked(len(undecided))

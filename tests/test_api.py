@@ -15,7 +15,7 @@ from PIL import Image
 import mtkd_jax
 from mtkd_jax import api, experiment
 from mtkd_jax.deploy import export
-from mtkd_jax.results import analysis
+from mtkd_jax.results import lookup
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.interrupts import Interrupted
 from tests import small
@@ -94,9 +94,9 @@ def test_importing_the_package_imports_no_jax_and_the_command_line_keeps_its_fil
 
 def test_teachers_of_arrays_say_to_the_bit_what_those_of_a_run_say(teachers, data, long_way):
     found, _, _ = long_way
-    np.testing.assert_array_equal(teachers.logits(data.test_images), analysis.teacher_logits(found))
+    np.testing.assert_array_equal(teachers.logits(data.test_images), lookup.teacher_logits(found))
     np.testing.assert_array_equal(
-        teachers.logits(teachers.validation[0]), analysis.teacher_logits(found, "val")
+        teachers.logits(teachers.validation[0]), lookup.teacher_logits(found, "val")
     )
     np.testing.assert_array_equal(teachers.validation[1], found.val_labels)
     assert teachers.names == ("teacher 0", "teacher 1", "teacher 2")
@@ -107,7 +107,7 @@ def test_the_student_has_to_the_bit_the_weights_that_a_run_exports(student, data
     model, variables, card = export.load_student(into / "student", mtkd_jax.api.addresses.build_model)
     assert (student.model, student.card["training"]) == (model, card["training"])
     jax.tree.map(np.testing.assert_array_equal, student.variables, variables)
-    group, position = analysis.network_to_deploy(found)
+    group, position = lookup.network_to_deploy(found)
     np.testing.assert_allclose(student.logits(data.test_images), group.test[position], atol=1e-5)
     assert json.loads(json.dumps(student.card["metrics"])) == card["metrics"]
 
@@ -120,7 +120,7 @@ def test_fusion_and_metrics_are_those_of_the_report(teachers, data, long_way):
     assert rows.keys() == {"mean_probs", "copeland", "stacking"}
     for rule, row in rows.items():
         scores = mtkd_jax.fuse(teachers.logits(data.test_images), rule, **val)
-        np.testing.assert_array_equal(scores, analysis.fused(found, rule)["test"])
+        np.testing.assert_array_equal(scores, lookup.fused(found, rule)["test"])
         measured = mtkd_jax.evaluate(scores, data.test_labels)
         assert measured["accuracy"] == row["accuracy"]["mean"]
         assert list(measured["accuracy_ci95"]) == list(row["accuracy"]["ci95"])
@@ -136,7 +136,7 @@ def test_a_run_of_arrays_says_what_its_teachers_say_and_where_the_data_came_from
     )
     report = mtkd_jax.run(config, tmp_path, arrays, quiet=True)
     found = workdir.read_predictions(tmp_path)
-    np.testing.assert_array_equal(analysis.teacher_logits(found), teachers.logits(data.test_images))
+    np.testing.assert_array_equal(lookup.teacher_logits(found), teachers.logits(data.test_images))
     assert workdir.read_config(tmp_path)["data"]["source"] == "in_memory:arrays"
     assert config.data.source.startswith("synthetic")  # the caller's own is left alone
     told = mtkd_jax.write_report(tmp_path)
@@ -151,9 +151,9 @@ def test_the_laboratory_of_given_logits_is_that_of_a_run(long_way):
     found, _, _ = long_way
     names = ("plurality", "weighted_mean")
     given = mtkd_jax.compare_rules(
-        analysis.teacher_logits(found),
+        lookup.teacher_logits(found),
         found.test_labels,
-        val_logits=analysis.teacher_logits(found, "val"),
+        val_logits=lookup.teacher_logits(found, "val"),
         val_labels=found.val_labels,
         names=names,
     )

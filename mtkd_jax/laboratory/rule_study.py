@@ -30,7 +30,7 @@ from rich.progress import track
 
 from mtkd_jax.fusion import rules, worth
 from mtkd_jax.report import document, findings, plots, tables
-from mtkd_jax.results import analysis, intervals, metrics
+from mtkd_jax.results import analysis, intervals, lookup, metrics
 from mtkd_jax.runs import workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
@@ -77,9 +77,9 @@ def study(found: Predictions, watch: Watch = iter, names: Collection[str] = ()) 
     not looked at the test set. Raises UserError for logits that are not finite.
     """
     for split, labels in (("val", found.val_labels), ("test", found.test_labels)):
-        rules.check(REFERENCE, analysis.teacher_logits(found, split), labels)
+        rules.check(REFERENCE, lookup.teacher_logits(found, split), labels)
     compared, skipped = _compared(found, watch, names)
-    right = analysis.teacher_logits(found).argmax(-1) == found.test_labels
+    right = lookup.teacher_logits(found).argmax(-1) == found.test_labels
     result = {
         "dataset": found.dataset,
         "num_teachers": len(right),
@@ -101,11 +101,11 @@ def _compared(found: Predictions, watch: Watch, names: Collection[str] = ()) -> 
     """What every rule reaches on the test examples, against the reference; and the rules left out."""
     compared, skipped, right = [], [], {}
     for family, name in watch([(family, name) for family, of in families(names).items() for name in of]):
-        reason = _unfit(name, analysis.teacher_logits(found, "val"))
+        reason = _unfit(name, lookup.teacher_logits(found, "val"))
         if reason:
             skipped.append({"rule": name, "reason": reason})
             continue
-        scores = metrics.per_example(analysis.fused(found, name)["test"], found.test_labels)
+        scores = metrics.per_example(lookup.fused(found, name)["test"], found.test_labels)
         right[name] = scores["accuracy"]
         nll = None if rules.is_rank(name) else scores["nll"].mean()
         compared.append({"rule": name, "family": family, "accuracy": _over_examples(right[name]), "nll": nll})
@@ -146,7 +146,7 @@ def _over_examples(right: np.ndarray) -> dict:
 
 def _against_k(found: Predictions, names: Iterable[str] = AGAINST_K) -> dict:
     """Mean test accuracy of a few rules over random subsets of the teachers, {"sizes", "rules"}."""
-    logits, labels = analysis.teacher_logits(found), found.test_labels
+    logits, labels = lookup.teacher_logits(found), found.test_labels
     sizes, rng = metrics.sizes(len(logits), SIZES_AGAINST_K), np.random.default_rng(0)
     lines: dict[str, list[dict]] = {name: [] for name in names}
     for size in sizes:
@@ -171,13 +171,13 @@ def _accuracies(name: str, logits: Array, labels: Array, voters: Array) -> Array
 
 def _valued(found: Predictions) -> dict:
     """What each teacher brings to mean_probs on validation: Shapley values and leave-one-out."""
-    logits, labels = analysis.teacher_logits(found, "val"), found.val_labels
+    logits, labels = lookup.teacher_logits(found, "val"), found.val_labels
     shapley, errors = worth.shapley(logits, labels)
     accuracy = (logits.argmax(-1) == labels).mean(axis=1)
     left_out = metrics.leave_one_out(logits, labels)
     errors = [None] * len(logits) if errors is None else errors
     names = ("name", "accuracy", "shapley", "standard_error", "leave_one_out")
-    values = zip(analysis.teacher_names(found), accuracy, shapley, errors, left_out)
+    values = zip(lookup.teacher_names(found), accuracy, shapley, errors, left_out)
     return {
         "split": "val",
         "num_orders": None if errors[0] is None else worth.NUM_ORDERS,
@@ -194,7 +194,7 @@ def study_of_sizes(found: Predictions, sizes: Sequence[int], watch: Watch = iter
     The K teachers make floor(K / largest N) groups, the repeats: intervals and tests are over these, paired
     within a size. Raises UserError where there are too few teachers.
     """
-    logits, labels = analysis.teacher_logits(found), found.test_labels
+    logits, labels = lookup.teacher_logits(found), found.test_labels
     rules.check(REFERENCE, logits, labels)
     groups = grouped(len(logits), max(sizes))
     values: dict[str, list[np.ndarray | None]] = {}

@@ -24,7 +24,7 @@ from rich.console import RenderableType
 
 from mtkd_jax.config import row_of
 from mtkd_jax.report import findings, plots, tables
-from mtkd_jax.results import analysis, cascade, kept
+from mtkd_jax.results import analysis, cascade, kept, lookup
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
@@ -118,7 +118,7 @@ def _cost(report: dict) -> Figure:
 
 
 def _roc(found: Predictions, report: dict) -> Figure | None:
-    positive = analysis.detected(found)
+    positive = lookup.detected(found)
     if positive is None:
         return None
     is_positive = found.test_labels == positive
@@ -131,7 +131,7 @@ def _lines(found: Predictions, curves: Sequence[Mapping]) -> list[dict]:
 
     Of a mode that is the chosen (alpha, T): its spread is over seeds, not over the grid.
     """
-    place_of, several = {}, len(analysis.student_models(found)) > 1
+    place_of, several = {}, len(lookup.student_models(found)) > 1
     for group in found.groups:
         if group.role == "teacher":
             place_of[group.key.replace("/", "-", 1), ""] = ("teachers", group.name)

@@ -18,7 +18,7 @@ import numpy as np
 from mtkd_jax.config import SEEDS_AT_ONCE, control_and_mode, name_and_model, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
-from mtkd_jax.results import analysis, intervals, power
+from mtkd_jax.results import comparisons, intervals, lookup, measured, power, scoring
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
@@ -50,7 +50,7 @@ def summarise(report: dict) -> list[str]:
             rival = control_and_mode(one["b"])[0] or one["b"]
             rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
     for tested in rivals.values():
-        on_each = ([one for one in tested if one["metric"] == metric] for metric in analysis.TESTED)
+        on_each = ([one for one in tested if one["metric"] == metric] for metric in comparisons.TESTED)
         found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
     found += [*_with_peers(report), *_undertrained(report)]
     found += [*_cohorts(report), *_kept(report), *_cascade(report)]
@@ -172,7 +172,7 @@ def smallest_students(report: dict) -> tuple[dict | None, dict | None]:
 def _paragraph(on_accuracy: list[dict], on_nll: list[dict], margin: float, model: str) -> str:
     """All modes against one rival: accuracy in sentences, NLL in short."""
     one = on_accuracy[0]
-    if one["family"] == analysis.CROSS_FAMILY:
+    if one["family"] == comparisons.CROSS_FAMILY:
         of_model = f" ({model})" if model else ""
         against = f"With the unlabelled images, against the labelled-only baseline{of_model}"
     else:
@@ -353,7 +353,7 @@ def advice(report: dict) -> str:
 
 
 def _apart(report: dict) -> list[str]:
-    """Members that end far from the others of their row on validation, see `analysis`."""
+    """Members that end far from the others of their row on validation, see `results.scoring`."""
     told: dict[bool, list[str]] = {}
     for row in report["rows"]:
         for one in row["apart"]:
@@ -686,12 +686,12 @@ def _transfer_sets(predictions: Predictions) -> list[str]:
         "unlabelled": f"{train:,} labelled images and {unlabelled:,} whose labels are hidden from every loss",
         "other": f"{train:,} labelled images and {predictions.sizes.get('other', 0):,} of another source",
     }
-    return [f"Transfer set '{name}': students see {seen[name]}." for name in analysis.transfers(predictions)]
+    return [f"Transfer set '{name}': students see {seen[name]}." for name in lookup.transfers(predictions)]
 
 
 def _never_asked(predictions: Predictions) -> list[str]:
     """Teachers that cannot say anything of other images than the data's, where others are asked for them."""
-    teachers = analysis.teachers(predictions)
+    teachers = lookup.teachers(predictions)
     asked = [
         what
         for what, given, answers in (
@@ -862,10 +862,10 @@ def _gap_shares(report: dict) -> list[str]:
 
 def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
     measured = []
-    places = itertools.product(analysis.transfers(predictions), report["student_models"])
+    places = itertools.product(lookup.transfers(predictions), report["student_models"])
     for transfer, model in places:
         pair = [
-            analysis.find(predictions, transfer, name=name, architecture=model)
+            lookup.find(predictions, transfer, name=name, architecture=model)
             for name in ("output_avg", "loss_avg")
         ]
         if None in pair or any(group.arguments or group.method != group.name for group in pair):
@@ -892,8 +892,8 @@ def gradient_difference(predictions: Predictions, transfer: str, architecture: s
     By automatic differentiation of output_avg as it is trained, and of the mean over the teachers of each
     KL, written out with one target a teacher. On paper the two are one; what is left is rounding.
     """
-    student = analysis.find(predictions, transfer, name="output_avg", architecture=architecture)
-    teachers = TeacherOutputs(np.asarray(analysis.teacher_logits(predictions, "val"), np.float32), (), ())
+    student = lookup.find(predictions, transfer, name="output_avg", architecture=architecture)
+    teachers = TeacherOutputs(np.asarray(lookup.teacher_logits(predictions, "val"), np.float32), (), ())
     hyper = {"alpha": 0.0, "temperature": student.temperature, "label_smoothing": 0.0}
     num_examples = len(predictions.val_labels)
     batch = Batch(
@@ -920,13 +920,13 @@ def gradient_difference(predictions: Predictions, transfer: str, architecture: s
 
 
 def _rules_left_out(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:
-    num_teachers = sum(len(group.members) for group in analysis.teachers(predictions))
+    num_teachers = sum(len(group.members) for group in lookup.teachers(predictions))
     return [
         f"Left out, for the {num_teachers} teachers there are: "
-        f"fusion rule {analysis.why_no_row(predictions, rule)}."
+        f"fusion rule {scoring.why_no_row(predictions, rule)}."
         for rule in predictions.rules
         if rule not in fused_by
-    ] + analysis.why_no_metric(predictions)
+    ] + measured.why_no_metric(predictions)
 
 
 def _fitted(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.special import expit, softmax
 
 from mtkd_jax.report import pictures
-from mtkd_jax.results import analysis, metrics
+from mtkd_jax.results import lookup, metrics
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.tasks import kinds
 from mtkd_jax.types import DataSet
@@ -67,7 +67,7 @@ def _sheet_of_places(dataset: DataSet, found: Predictions) -> bytes | None:
 
     None where no network is deployed or its task draws nothing.
     """
-    deployed, kind = analysis.network_to_deploy(found), kinds.named(found.task)
+    deployed, kind = lookup.network_to_deploy(found), kinds.named(found.task)
     if deployed is None or kind.draw is None or not len(found.test_labels):
         return None
     group, position = deployed
@@ -124,12 +124,12 @@ def _sheet_of_places(dataset: DataSet, found: Predictions) -> bytes | None:
 
 
 def _sections(found: Predictions) -> Iterator[Section]:
-    deployed = analysis.network_to_deploy(found)
+    deployed = lookup.network_to_deploy(found)
     if deployed is None or not len(found.test_labels):
         return
     group, position = deployed
     who = f"{group.name}, {group.members[position]}"
-    positive = analysis.detected(found)
+    positive = lookup.detected(found)
     if positive is None:
         yield _of_all_classes(found, who, group.test[position])
     else:

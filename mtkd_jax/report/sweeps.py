@@ -59,7 +59,9 @@ def read(folder: Path, cells: Sequence[Mapping[str, Any]], failed: Mapping[str, 
 
 
 def rows(told: Sequence[Told]) -> list[dict[str, Any]]:
-    """A row for each of every finished cell's report: {"cell", "over", "best", "gain", ...}, see `analysis`.
+    """A row for each of every finished cell's report: {"cell", "over", "best", "gain", ...}.
+
+    The others are those of `results.scoring`.
 
     "best" is one row's: that of the lowest validation NLL among students, or where there are none teachers.
     "gain" is the accuracy less that of the cell's baseline, paired: {"mean", "ci95"}, or None.

@@ -45,7 +45,7 @@ from scipy import special, stats
 
 from mtkd_jax.deploy.cascade import confidence
 from mtkd_jax.fusion import rules
-from mtkd_jax.results import analysis, intervals, metrics
+from mtkd_jax.results import intervals, lookup, metrics
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.types import UserError
 
@@ -175,7 +175,7 @@ def fusion_rule(predictions: Predictions) -> str:
         if rules.is_rank(rule) or rules.is_fitted(rule):
             continue
         with contextlib.suppress(UserError):  # it cannot fuse these teachers, and has no row either
-            found[rule] = metrics.nll(analysis.fused(predictions, rule)["val"], predictions.val_labels)
+            found[rule] = metrics.nll(lookup.fused(predictions, rule)["val"], predictions.val_labels)
     return min(found, key=lambda rule: np.nan_to_num(found[rule], nan=np.inf)) if found else REFERENCE
 
 
@@ -184,10 +184,10 @@ def student_of(predictions: Predictions) -> tuple[Group, int] | None:
 
     Otherwise the best student; where there is none, whatever is to be deployed and is no teacher.
     """
-    deployed = analysis.network_to_deploy(predictions)
+    deployed = lookup.network_to_deploy(predictions)
     if deployed is not None and deployed[0].role == "student":
         return deployed
-    student = analysis.chosen_student(predictions)
+    student = lookup.chosen_student(predictions)
     if student is None and deployed is not None and deployed[0].role != "teacher":
         return deployed
     return student
@@ -199,7 +199,7 @@ def numbers(predictions: Predictions) -> dict | None:
     None without a student, of dense tasks, of runs that kept no groups, and where nobody knows what the
     teachers cost.
     """
-    chosen, teachers = student_of(predictions), analysis.teachers(predictions)
+    chosen, teachers = student_of(predictions), lookup.teachers(predictions)
     if chosen is None or predictions.val_groups is None or not teachers:
         return None
     if predictions.test_groups is not None:  # an example is handed over, not one of its places
@@ -216,7 +216,7 @@ def of(predictions: Predictions, group: Group, member: int) -> dict:
     Student's t over the members of the row, each with the threshold that its own validation gives.
     """
     rule = fusion_rule(predictions)
-    ensemble = analysis.fused(predictions, rule)
+    ensemble = lookup.fused(predictions, rule)
     each = [_at_its_threshold(predictions, group, place, ensemble) for place in range(len(group.members))]
     setting, on_val, on_test = each[member]
     cost, labels = _costs(predictions, group), predictions.test_labels
@@ -235,7 +235,7 @@ def of(predictions: Predictions, group: Group, member: int) -> dict:
             "member": group.members[member],
         },
         "rule": rule,
-        "num_teachers": sum(len(teacher.members) for teacher in analysis.teachers(predictions)),
+        "num_teachers": sum(len(teacher.members) for teacher in lookup.teachers(predictions)),
         "score": "largest probability",
         "tolerance": predictions.cascade_tolerance,
         "level": intervals.LEVEL,
@@ -300,7 +300,7 @@ def _costs(predictions: Predictions, group: Group) -> dict:
 
     FLOPs forward; parameters where a compiler did not count FLOPs.
     """
-    networks = analysis.teachers(predictions)
+    networks = lookup.teachers(predictions)
     known = all(one.flops for one in (group, *networks))
     of = "flops" if known else "params"
     ensemble = sum(getattr(one, of) * len(one.members) for one in networks)

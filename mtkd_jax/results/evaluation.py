@@ -30,7 +30,7 @@ from mtkd_jax.models.branched import Branched
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, left_out
 from mtkd_jax.plans.students import PREFERRED_ALPHA, Cell, choose, finite_members, members_of
-from mtkd_jax.results import analysis, bodies, complexity, linear, outside
+from mtkd_jax.results import bodies, complexity, linear, lookup, outside
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts
 from mtkd_jax.tasks import kinds
@@ -91,7 +91,7 @@ def complexity_of(
     a network of the student's architecture that is drawn for this, not of that the student began as, and of
     the student as it is trained. None where that is 0 or there is no student.
     """
-    chosen, number = analysis.chosen_student(predicted), config.report.complexity
+    chosen, number = lookup.chosen_student(predicted), config.report.complexity
     if chosen is None or not number:
         return None
     interrupts.check(SAVED)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtkd_jax.results import analysis, intervals, metrics
+from mtkd_jax.results import intervals, lookup, metrics
 from mtkd_jax.runs.predictions import Group, Predictions
 
 NUM_RESAMPLES = 1000
@@ -204,11 +204,11 @@ def _members(group: Group) -> PartLogits:
 
 def _ensemble(predictions: Predictions) -> PartLogits:
     """All teachers fused by mean_probs, as one member."""
-    asked = [group.outliers for group in analysis.teachers(predictions)]
-    logits = {split: analysis.teacher_logits(predictions, split) for split in ("val", "test")}
+    asked = [group.outliers for group in lookup.teachers(predictions)]
+    logits = {split: lookup.teacher_logits(predictions, split) for split in ("val", "test")}
     if all(one is not None for one in asked):
         logits["outliers"] = np.concatenate(asked)
-    fused = {split: said[None] for split, said in analysis.fuse("mean_probs", logits).items()}
+    fused = {split: said[None] for split, said in lookup.fuse("mean_probs", logits).items()}
     outliers, mutual = fused.get("outliers"), None
     if outliers is not None:
         of_each = (metrics.mutual_information(logits[split])[None] for split in ("test", "outliers"))

@@ -16,7 +16,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax.data import checks, corruptions
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import population
-from mtkd_jax.results import analysis, metrics
+from mtkd_jax.results import lookup, metrics
 from mtkd_jax.runs.predictions import Group
 from mtkd_jax.system import interrupts
 from mtkd_jax.types import Array, DataSet, Outputs, Population, UserError
@@ -112,7 +112,7 @@ def _under_shift(
             said = {key: population.logits(own, shifted) for key, own in networks.items()}
             if fused:
                 of_teachers = np.concatenate([said[key] for key in fused])
-                said[ENSEMBLE] = analysis.fuse("mean_probs", {"test": of_teachers})["test"][None]
+                said[ENSEMBLE] = lookup.fuse("mean_probs", {"test": of_teachers})["test"][None]
             for key, logits in said.items():
                 each = (metrics.terms(one, labels, at) for one, at in zip(logits, temperatures[key]))
                 found = np.array([[one[name] for name in metrics.TERMS] for one in each])
@@ -134,5 +134,5 @@ def _temperatures(split: Split, groups: Sequence[Group], fused: Sequence[str]) -
     logits = {group.key: group.val for group in groups}
     if fused:
         of_teachers = np.concatenate([logits[key] for key in fused])
-        logits[ENSEMBLE] = analysis.fuse("mean_probs", {"val": of_teachers})["val"][None]
+        logits[ENSEMBLE] = lookup.fuse("mean_probs", {"val": of_teachers})["val"][None]
     return {key: [metrics.fit_temperature(one, labels) for one in each] for key, each in logits.items()}

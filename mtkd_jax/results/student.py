@@ -17,7 +17,7 @@ from mtkd_jax.deploy import cascade as deployed_cascade
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Trained
-from mtkd_jax.results import analysis, bodies, cascade, evaluation, forms, intervals, metrics
+from mtkd_jax.results import bodies, cascade, evaluation, forms, intervals, lookup, metrics
 from mtkd_jax.runs import workdir
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.tasks import kinds
@@ -50,8 +50,8 @@ def _save_ensemble(
     trained: Trained, predicted: Predictions, of_student: dict[str, Any], into: Path, checked: np.ndarray
 ) -> None:
     """Write the ensemble that the network to deploy hands over to, load both and compare what it says."""
-    found = cascade.of(predicted, *analysis.network_to_deploy(predicted))
-    names = analysis.teacher_names(predicted)
+    found = cascade.of(predicted, *lookup.network_to_deploy(predicted))
+    names = lookup.teacher_names(predicted)
     ensemble = tuple(
         fitted.finite_members
         for name, fitted in trained.done.items()
@@ -78,7 +78,7 @@ def _save_ensemble(
     }
     export.save_ensemble(into, evaluation.decide(ensemble, found["rule"]), card, told)
     said = deployed_cascade.load(into).ensemble(checked)
-    wanted = analysis.fused(predicted, found["rule"])["test"][: len(checked)]
+    wanted = lookup.fused(predicted, found["rule"])["test"][: len(checked)]
     difference = float(np.max(np.abs(np.exp(np.asarray(said)) - np.exp(wanted))))
     if not difference <= SAME_DECISION:  # NaN is a failure too
         raise RuntimeError(
@@ -92,7 +92,7 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
 
     The card says how good it is on the test set, where there is one.
     """
-    chosen = analysis.network_to_deploy(predicted)
+    chosen = lookup.network_to_deploy(predicted)
     if chosen is None:
         return None
     group, position = chosen
@@ -155,7 +155,7 @@ def _training(config: ConfigDict, predicted: Predictions, group: Group, position
         elif config.teachers.from_run:
             trained += f" of the run {config.teachers.from_run}"
         return f"{trained}: {chosen}"
-    num_teachers = sum(len(teacher.members) for teacher in analysis.teachers(predicted))
+    num_teachers = sum(len(teacher.members) for teacher in lookup.teachers(predicted))
     control, _ = configuration.control_and_mode(group.name)
     nobody = dict.fromkeys(("baseline", "control"), "no teacher")
     taught = nobody.get(group.name, control.replace("_", " ") or f"{num_teachers} teachers")

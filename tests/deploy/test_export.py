@@ -30,7 +30,7 @@ from mtkd_jax.engine import training
 from mtkd_jax.models import layers
 from mtkd_jax.models.levels import INPUT, LEVELS, round_inputs
 from mtkd_jax.plans import checks
-from mtkd_jax.results import analysis, cascade, evaluation
+from mtkd_jax.results import cascade, evaluation, lookup
 from mtkd_jax.results import student as results_student
 from mtkd_jax.types import Model, Outputs, Task, UserError
 from tests import small
@@ -365,7 +365,7 @@ def test_whatever_is_chosen_is_exported_and_predicts_as_it_was_evaluated(
     predicted = dataclasses.replace(predicted, choose=choose)
     trained = experiment.Trained(config, split, stages, done, ())
     results_student.save_student(trained, predicted, tmp_path)
-    group, member = analysis.network_to_deploy(predicted)
+    group, member = lookup.network_to_deploy(predicted)
     model, variables, card = load_student(tmp_path / "student", addresses.build_model)
     assert card["model"] == group.architecture == (address or group.architecture)
     assert card["name"].endswith(f": {group.role} {group.name}")
@@ -392,12 +392,12 @@ def test_the_ensemble_is_exported_beside_it_and_answers_what_the_report_says(
     config.export.cascade = True
     predicted = dataclasses.replace(predicted, choose=choose, cascade_tolerance=tolerance)
     results_student.save_student(experiment.Trained(config, split, stages, done, ()), predicted, tmp_path)
-    group, member = analysis.network_to_deploy(predicted)
+    group, member = lookup.network_to_deploy(predicted)
     found = cascade.of(predicted, group, member)
     assert found["certified"] == (tolerance > 0.1)
     handed_over = confidence(group.test[member]) <= found["threshold"]
     logits = np.where(
-        handed_over[:, None], analysis.fused(predicted, found["rule"])["test"], group.test[member]
+        handed_over[:, None], lookup.fused(predicted, found["rule"])["test"], group.test[member]
     )
     net = load_cascade(tmp_path / "student")
     said = answer(net, np.float32(split.dataset.test_images) / 255)

@@ -12,7 +12,7 @@ from mtkd_jax.fusion import rules
 from mtkd_jax.fusion.worth import shapley
 from mtkd_jax.laboratory import rule_study
 from mtkd_jax.report import tables
-from mtkd_jax.results import analysis, intervals, metrics
+from mtkd_jax.results import intervals, lookup, metrics
 from mtkd_jax.runs import predictions
 from mtkd_jax.types import UserError
 from tests.references.predictions import make
@@ -151,7 +151,7 @@ def test_every_rule_is_compared_or_left_out_with_a_reason(three):
     assert {one["rule"] for one in result["rules"] + result["skipped"]} == everything
     assert result["rules"][0]["rule"] == "mean_probs" and result["skipped"] == []
     for name, one in by_rule(result).items():
-        decided = analysis.fused(found, name)["test"].argmax(-1)
+        decided = lookup.fused(found, name)["test"].argmax(-1)
         assert one["accuracy"]["mean"] == pytest.approx(np.mean(decided == found.test_labels))
         assert (one["nll"] is None) == (name in rules.RANK_RULES)
         difference = one["accuracy"]["mean"] - result["rules"][0]["accuracy"]["mean"]
@@ -162,7 +162,7 @@ def test_every_rule_is_compared_or_left_out_with_a_reason(three):
 
 def test_oracle_is_right_where_some_teacher_is(three):
     found, result = three
-    right = [metrics.per_example(z, found.test_labels)["accuracy"] for z in analysis.teacher_logits(found)]
+    right = [metrics.per_example(z, found.test_labels)["accuracy"] for z in lookup.teacher_logits(found)]
     assert result["oracle"]["mean"] == pytest.approx(np.max(right, axis=0).mean())
     assert result["one_teacher"]["max"] == pytest.approx(np.max(np.mean(right, axis=1)))
 
@@ -177,7 +177,7 @@ def test_accuracy_against_k_ends_with_the_accuracy_of_all(three):
 
 def test_teachers_are_valued_on_validation(three):
     found, result = three
-    values, _ = shapley(analysis.teacher_logits(found, "val"), found.val_labels)
+    values, _ = shapley(lookup.teacher_logits(found, "val"), found.val_labels)
     assert [one["shapley"] for one in result["teachers"]["values"]] == pytest.approx(values)
     assert result["teachers"]["num_orders"] is None
 
@@ -222,7 +222,7 @@ def crowd(few_rules):
 def test_first_voters_of_each_group_are_fused(crowd):
     found, result = crowd
     assert result["num_repeats"] == 2 and result["sizes"] == [2, 5]
-    logits, labels = analysis.teacher_logits(found), found.test_labels
+    logits, labels = lookup.teacher_logits(found), found.test_labels
     for name in ("mean_probs", "borda"):
         for size, point in zip(result["sizes"], by_rule(result)[name]["points"]):
             groups = (logits[:size], logits[5 : 5 + size])

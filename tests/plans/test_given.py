@@ -14,7 +14,7 @@ from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
 from mtkd_jax.plans import given, students, teachers
 from mtkd_jax.report import document
-from mtkd_jax.results import analysis
+from mtkd_jax.results import lookup
 from mtkd_jax.runs import predictions, workdir
 from mtkd_jax.types import Population, UserError
 from tests import small
@@ -111,7 +111,7 @@ def test_a_whole_run_learns_from_the_file_and_its_report_says_who_taught(cube, t
     np.testing.assert_allclose(found.groups[0].test, logits["test_logits"], atol=1e-5)
     np.testing.assert_allclose(found.groups[0].val, logits["train_logits"][:, split.val], atol=1e-5)
     assert found.groups[0].members == ("cube[0]", "cube[1]", "cube[2]")
-    assert "logits files" not in {group.name for group, _ in analysis.single_networks(found)}
+    assert "logits files" not in {group.name for group, _ in lookup.single_networks(found)}
     notes = " ".join(report["notes"])
     assert "cube.npz says" in notes and "as it is: fixed teachers" in notes
     text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")

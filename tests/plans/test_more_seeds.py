@@ -9,7 +9,7 @@ from mtkd_jax import experiment
 from mtkd_jax.data import loading
 from mtkd_jax.plans import plan, students
 from mtkd_jax.plans.students import Cell, Member
-from mtkd_jax.results import analysis, evaluation
+from mtkd_jax.results import comparisons, evaluation
 from mtkd_jax.types import UserError
 from tests import small
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "undecided", lambda predictions: [{"a": "output_avg", "b": "baseline"}])
+        patch.setattr(comparisons, "undecided", lambda predictions: [{"a": "output_avg", "b": "baseline"}])
         return experiment.train(small.config(**AUTO), folder, quiet=True)
 
 
@@ -62,7 +62,7 @@ def test_what_is_added_is_what_as_many_seeds_from_the_start_would_train(trained)
 
 
 def test_a_run_ends_where_all_is_decided_and_goes_on_where_it_was(trained, folder, monkeypatch):
-    monkeypatch.setattr(analysis, "undecided", lambda predictions: [])
+    monkeypatch.setattr(comparisons, "undecided", lambda predictions: [])
     with small.compilations() as compiled:
         again = experiment.train(small.config(**AUTO), folder, quiet=True)
     assert [stage.name for stage in again.stages] == [stage.name for stage in trained.stages[:-1]]

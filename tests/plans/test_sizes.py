@@ -14,7 +14,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax.engine import teacher_cache, training
 from mtkd_jax.plans import plan, students
 from mtkd_jax.report import document, findings, plots, tables
-from mtkd_jax.results import analysis, intervals
+from mtkd_jax.results import intervals, lookup
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.types import UserError
@@ -286,7 +286,7 @@ def test_the_student_of_a_size_is_chosen_by_validation(made, built):
 def test_a_size_can_be_asked_for_by_its_row(made):
     smaller = list(MADE)[1]
     for choose, name in ((f"vote @ {smaller}", "vote"), (f"student @ {smaller}", None)):
-        group, _ = analysis.network_to_deploy(dataclasses.replace(made, choose=choose))
+        group, _ = lookup.network_to_deploy(dataclasses.replace(made, choose=choose))
         assert group.architecture == smaller and name in (None, group.name)
         report = document.build(dataclasses.replace(made, choose=choose))
         assert f"as export.choose = {choose} asks" in report["findings"][-1]

@@ -18,7 +18,7 @@ from mtkd_jax.engine import distances
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
 from mtkd_jax.report import document, findings, plots, tables
-from mtkd_jax.results import analysis, intervals, metrics
+from mtkd_jax.results import analysis, comparisons, intervals, lookup, measured, metrics, scoring
 from mtkd_jax.runs import predictions
 from tests.references import metrics as reference
 from tests.references.predictions import curves, make
@@ -174,7 +174,7 @@ def test_ensembles_against_the_reference(made, built):
 @pytest.mark.parametrize("rule", ["median_probs", "copeland", "weighted_mean"])
 def test_rules_of_every_family_make_a_row(rule):
     small = make(rules=(rule,), num_val=60, num_test=40, num_classes=4, transfers=())
-    found = row({"rows": analysis.plain(analysis.rows(small))}, rule)
+    found = row({"rows": analysis.plain(scoring.rows(small))}, rule)
     assert (found["nll"] is None) == (rule in rules.RANK_RULES)
     assert 0.5 < found["accuracy"]["mean"] <= 1
 
@@ -183,7 +183,7 @@ def test_a_rule_that_cannot_fuse_these_teachers_has_a_note_and_no_row():
     """Two teachers are too few to trim, and a weight cannot follow from accuracies that are all 0."""
     rules = ("mean_probs", "trimmed_mean_probs", "weighted_mean", "borda")
     small = make(rules=rules, num_teachers=2, num_val=60, num_test=40, num_classes=4, transfers=())
-    wrong = np.argmin(analysis.teacher_logits(small, "val").max(axis=0), axis=-1).astype(np.int32)
+    wrong = np.argmin(lookup.teacher_logits(small, "val").max(axis=0), axis=-1).astype(np.int32)
     found = document.build(dataclasses.replace(small, val_labels=wrong))
     assert [one["rule"] for one in found["rows"] if one["rule"]] == ["mean_probs", "borda"]
     notes = " ".join(found["notes"])
@@ -196,10 +196,10 @@ def test_a_rule_that_cannot_fuse_these_teachers_has_a_note_and_no_row():
 
 def test_fitted_rules_see_validation_labels_only(made):
     shuffled = dataclasses.replace(made, test_labels=np.roll(made.test_labels, 1))
-    a, b = (analysis.fused(one, "weighted_mean")["test"] for one in (made, shuffled))
+    a, b = (lookup.fused(one, "weighted_mean")["test"] for one in (made, shuffled))
     np.testing.assert_array_equal(a, b)
     other = dataclasses.replace(made, val_labels=np.roll(made.val_labels, 1))
-    assert not np.array_equal(a, analysis.fused(other, "weighted_mean")["test"])
+    assert not np.array_equal(a, lookup.fused(other, "weighted_mean")["test"])
 
 
 def test_teachers_of_several_architectures_are_fused_across(made):
@@ -234,7 +234,9 @@ def test_comparisons_are_the_fixed_list(built):
             assert [(c["a"], c["b"]) for c in own] == within
             assert {c["a_transfer"] for c in own} | {c["b_transfer"] for c in own} == {family}
         across = [
-            c for c in built["comparisons"] if (c["family"], c["metric"]) == (analysis.CROSS_FAMILY, metric)
+            c
+            for c in built["comparisons"]
+            if (c["family"], c["metric"]) == (comparisons.CROSS_FAMILY, metric)
         ]
         assert [(c["a"], c["a_transfer"], c["b"], c["b_transfer"]) for c in across] == [
             (mode, "unlabelled", "baseline", "labelled") for mode in modes
@@ -252,7 +254,7 @@ def test_a_comparison_by_hand_and_holm_within_its_family(built):
 
 def test_pairs_go_by_the_name_of_the_seed(made):
     """Members in another order, or missing, change nothing but the number of pairs."""
-    group = analysis.find(made, "labelled", role="baseline")
+    group = lookup.find(made, "labelled", role="baseline")
     order = [4, 2, 0, 1]
     shuffled = replaced(
         made,
@@ -262,7 +264,7 @@ def test_pairs_go_by_the_name_of_the_seed(made):
         val=group.val[order],
         test=group.test[order],
     )
-    found = analysis.comparisons(shuffled)[0]
+    found = comparisons.compare(shuffled)[0]
     a = [reference.accuracy(one.tolist(), made.test_labels) for one in made.groups[1].test]
     b = [reference.accuracy(one.tolist(), made.test_labels) for one in group.test]
     assert (found["a"], found["b"], found["n"]) == ("output_avg", "baseline", 4)
@@ -358,15 +360,15 @@ def test_nll_is_better_where_it_is_lower_and_has_no_margin(built):
     ],
 )
 def test_the_ensemble_is_judged_by_its_bootstrap_interval(interval, num_seeds, said):
-    assert analysis._verdict_of_gap(interval, 0.005, num_seeds) == said
+    assert comparisons._verdict_of_gap(interval, 0.005, num_seeds) == said
 
 
 def test_the_ensemble_has_the_verdict_of_every_transfer_set_or_none(built):
     one = row(built, "mean_probs")
     assert [gap["verdict"] for gap in built["gaps"]] == ["better", "better"] and one["verdict"] == "better"
     worse = [{"verdict": "better"}, {"verdict": "worse"}]
-    assert analysis.verdict_of(one, [], worse) == "undecided"
-    assert analysis.verdict_of(one, [], []) is None
+    assert comparisons.verdict_of(one, [], worse) == "undecided"
+    assert comparisons.verdict_of(one, [], []) is None
 
 
 def test_what_is_equivalent_is_said_to_be_and_within_which_margin(made):
@@ -389,14 +391,14 @@ def test_chosen_student_is_chosen_on_validation_and_never_a_control(made):
     best_control = replaced(
         made, "control", "unlabelled", val=100 * np.eye(10)[made.val_labels][None].repeat(5, 0)
     )
-    group, member = analysis.chosen_student(best_control)
+    group, member = lookup.chosen_student(best_control)
     assert (group.name, group.transfer) == ("mimic_all", "unlabelled")
     nlls = [reference.nll(one, made.val_labels) for one in group.val]
     assert member == int(np.argmin(nlls))
-    broken = analysis.find(made, "unlabelled", name="mimic_all")
+    broken = lookup.find(made, "unlabelled", name="mimic_all")
     with_nan = dataclasses.replace(broken, val=np.full_like(broken.val, np.nan))
     groups = tuple(with_nan if one is broken else one for one in made.groups)
-    assert analysis.chosen_student(dataclasses.replace(made, groups=groups))[0].key != broken.key
+    assert lookup.chosen_student(dataclasses.replace(made, groups=groups))[0].key != broken.key
 
 
 def told(predictions):
@@ -407,7 +409,7 @@ def told(predictions):
 
 def with_a_perfect_member(made, name, transfer, member, rest=1.0):
     """The run with one network that is always right on validation, its siblings' logits times `rest`."""
-    group = analysis.find(made, transfer, name=name)
+    group = lookup.find(made, transfer, name=name)
     val = rest * group.val
     val[member] = 100 * np.eye(10, dtype=np.float32)[made.val_labels]
     groups = tuple(dataclasses.replace(one, val=val) if one is group else one for one in made.groups)
@@ -446,7 +448,7 @@ def test_the_advice_says_what_the_others_have_and_what_the_ensemble_costs(made):
         one = deploy["best_of_role"][role]
         assert f"the best {role} is {one['name']} (" in advice
         assert f"with {one['val_nll']:.3f} ({100 * one['val_accuracy']:.2f} %)" in advice
-    logits = analysis.fused(made, "mean_probs")["val"]
+    logits = lookup.fused(made, "mean_probs")["val"]
     nll, accuracy = (getattr(reference, name)(logits, made.val_labels) for name in ("nll", "accuracy"))
     said = f"{nll:.3f} ({100 * accuracy:.2f} %)"
     # By hand: five teachers of 9 000 parameters, 18 000 FLOPs and 0.11 ms, and 9 000, 18 000 and 0.1 ms.
@@ -458,7 +460,7 @@ def test_the_advice_says_what_the_others_have_and_what_the_ensemble_costs(made):
 
 def test_what_export_chooses_is_advised_and_what_is_better_is_said(made):
     best, _ = with_a_perfect_member(made, "baseline", "labelled", 3)
-    student, member = analysis.chosen_student(best)
+    student, member = lookup.chosen_student(best)
     place = f"{student.name} ({student.transfer}, {student.members[member]})"
     deploy, advice = told(dataclasses.replace(best, choose="student"))
     assert (deploy["name"], deploy["member"]) == (student.name, student.members[member])
@@ -499,7 +501,7 @@ def test_a_report_ends_with_the_advice(run, capsys):
 
 
 def test_a_member_far_from_the_others_is_named_beside_its_row(made):
-    group = analysis.find(made, "labelled", name="baseline")
+    group = lookup.find(made, "labelled", name="baseline")
     right = np.eye(10, dtype=np.float32)[made.val_labels]
     val = np.repeat(right[None], len(group.members), 0)
     val[1, : len(right) // 2] = np.roll(right, 1, axis=1)[: len(right) // 2]  # right on half of them
@@ -519,7 +521,7 @@ def test_a_member_far_from_the_others_is_named_beside_its_row(made):
 @pytest.mark.parametrize("low, opens", [(True, "Collapsed cohort"), (False, "Far from its siblings")])
 def test_a_cohort_that_ends_far_below_its_other_seeds_has_collapsed(made, low, opens):
     """By the rule of members that are far from their siblings; one that is far above has not."""
-    group = analysis.find(made, "labelled", name="output_avg")
+    group = lookup.find(made, "labelled", name="output_avg")
     right = np.eye(10, dtype=np.float32)[made.val_labels]
     wrong = np.roll(right, 1, axis=1)
     val = np.repeat((right if low else wrong)[None], len(group.members), 0)
@@ -554,17 +556,17 @@ def test_homogenisation_is_drawn_where_any_is_told(made):
 def test_a_row_whose_members_lie_close_names_nobody():
     """By hand: median and deviation are those of the siblings."""
     group = SimpleNamespace(members=("a", "b", "c", "d"))
-    assert analysis._apart(group, [0.61, 0.62, 0.60, 0.615], 1000) == []
-    assert analysis._apart(group, [0.61, 0.51], 1000) == []  # of two nobody knows which
+    assert scoring._apart(group, [0.61, 0.62, 0.60, 0.615], 1000) == []
+    assert scoring._apart(group, [0.61, 0.51], 1000) == []  # of two nobody knows which
     # 0.51 from 0.615, with a deviation of 0.005 and so 0.037, and four errors of 0.0616.
-    (found,) = analysis._apart(group, [0.61, 0.62, 0.51, 0.615], 1000)
+    (found,) = scoring._apart(group, [0.61, 0.62, 0.51, 0.615], 1000)
     assert found == {"member": "c", "val_accuracy": 0.51, "siblings": pytest.approx(0.615)}
-    assert analysis._apart(group, [0.61, 0.62, 0.51, 0.615], 50) == []  # four errors are .28
+    assert scoring._apart(group, [0.61, 0.62, 0.51, 0.615], 50) == []  # four errors are .28
     # Of three: 0.105 from 0.615, five deviations of 0.01 are 0.0741; from the median of all it is 0.095, and
     # its own distance makes them 0.148. The others lie 0.04 and 0.06 from medians with deviations of 0.05.
-    (found,) = analysis._apart(group, [0.605, 0.51, 0.625], 10_000)
+    (found,) = scoring._apart(group, [0.605, 0.51, 0.625], 10_000)
     assert found == {"member": "b", "val_accuracy": 0.51, "siblings": pytest.approx(0.615)}
-    (found,) = analysis._apart(
+    (found,) = scoring._apart(
         group, [0.1, 0.1, 0.6], 10_000
     )  # who learns where the others do not is named too
     assert found["member"] == "c"
@@ -1007,19 +1009,19 @@ def test_every_detector_against_the_reference(detector, detected):
 
 def test_ensembles_detect_with_bootstrap_intervals_and_rank_rules_do_not_detect(detector, detected):
     one = row(detected, "mean_probs")
-    scores = metrics.log_odds(analysis.fused(detector, "mean_probs")["test"], 0)
+    scores = metrics.log_odds(lookup.fused(detector, "mean_probs")["test"], 0)
     assert one["auroc"]["mean"] == pytest.approx(reference.auroc(scores.tolist(), detector.test_labels == 0))
     for metric in (one["auroc"], one["recall_at_false_alarm_rate"], one["operating_point"]["recall"]):
         assert metric["ci_over"] == "test_examples"
         assert metric["ci95"][0] <= metric["mean"] <= metric["ci95"][1]
     for rule in ("plurality", "borda"):
-        assert {row(detected, rule)[name] for name in analysis.DETECTION} == {None}
+        assert {row(detected, rule)[name] for name in measured.DETECTION} == {None}
         assert row(detected, rule)["balanced_accuracy"]["ci95"] is not None
 
 
 def test_the_operating_point_is_chosen_on_validation_alone(detector):
     relabelled = dataclasses.replace(detector, test_labels=np.roll(detector.test_labels, 7))
-    points = [analysis.rows(one)[0]["operating_point"] for one in (detector, relabelled)]
+    points = [scoring.rows(one)[0]["operating_point"] for one in (detector, relabelled)]
     assert points[0]["threshold"] == points[1]["threshold"] and points[0]["misses"] != points[1]["misses"]
 
 
@@ -1027,8 +1029,8 @@ def test_more_classes_or_a_class_that_is_missing_have_nothing_to_detect(made, bu
     assert built["detection"] is None and {one["auroc"] for one in built["rows"]} == {None}
     assert built["chosen_student"]["detector"] is None
     all_alike = dataclasses.replace(detector, val_labels=np.ones_like(detector.val_labels))
-    assert analysis.detected(all_alike) is None
-    assert analysis.detected(dataclasses.replace(detector, positive="")) == 1
+    assert lookup.detected(all_alike) is None
+    assert lookup.detected(dataclasses.replace(detector, positive="")) == 1
 
 
 def test_findings_tell_who_misses_how_many(detected):
@@ -1070,7 +1072,7 @@ def test_runs_from_before_there_was_detection_are_read(detector, tmp_path):
     np.savez(path, meta=np.array(json.dumps(meta)), **arrays)
     found = predictions.load(path)
     assert (found.positive, found.false_alarm_rate, found.margin) == ("", 0.05, 0.005)
-    assert analysis.detected(found) == 1
+    assert lookup.detected(found) == 1
 
 
 # --- errors -------------------------------------------------------------------------------------------

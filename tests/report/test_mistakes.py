@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mtkd_jax.report import mistakes
-from mtkd_jax.results import analysis
+from mtkd_jax.results import lookup, measured
 from mtkd_jax.types import DataSet
 from tests.references import predictions as made_up
 
@@ -23,7 +23,7 @@ def data_of(found, image_shape=(6, 6, 3)):
 def test_every_wrong_image_is_counted_and_the_surest_stand_first():
     found = made_up.make(num_test=200)
     (section,) = mistakes._sections(found)
-    group, position = analysis.network_to_deploy(found)
+    group, position = lookup.network_to_deploy(found)
     logits = group.test[position].astype(np.float64)
     wrong = np.flatnonzero(np.argmax(logits, axis=1) != found.test_labels)
     assert set(section.rows) == set(wrong) and f"{len(wrong)} of 200" in section.title
@@ -41,8 +41,8 @@ def test_of_a_class_to_be_detected_misses_and_false_alarms_are_apart():
         made_up.make(num_classes=2, students={"output_avg": ("student", 6.0)}, rules=("mean_probs",)),
         class_names=("empty", "smoke"),
     )
-    group, position = analysis.network_to_deploy(found)
-    point = analysis._detector(found, 1, group.val[position], group.test[position])
+    group, position = lookup.network_to_deploy(found)
+    point = measured.detector(found, 1, group.val[position], group.test[position])
     sections = list(mistakes._sections(found))
     misses, false_alarms = sections
     assert (len(misses.rows), len(false_alarms.rows)) == (point["misses"], point["false_alarms"])

@@ -9,7 +9,7 @@ import pytest
 from mtkd_jax.data import loading
 from mtkd_jax.deploy.cascade import confidence
 from mtkd_jax.report import document, findings, plots
-from mtkd_jax.results import analysis, cascade, evaluation
+from mtkd_jax.results import analysis, cascade, evaluation, lookup, scoring
 from mtkd_jax.runs import predictions as kept
 from mtkd_jax.types import DataSet
 from tests.references import cascade as reference
@@ -179,9 +179,9 @@ def test_the_curve_is_that_of_every_threshold():
 
 
 def test_the_block_against_a_slow_computation(made, found):
-    group, member = analysis.network_to_deploy(made)
+    group, member = lookup.network_to_deploy(made)
     assert found["student"]["name"] == group.name and found["student"]["member"] == group.members[member]
-    ensemble = analysis.fused(made, found["rule"])
+    ensemble = lookup.fused(made, found["rule"])
     student, net = group.test[member].astype(np.float64), ensemble["test"]
     probs = np.exp(student - np.logaddexp.reduce(student, axis=1, keepdims=True))
     decided, nlls, lost = [], [], 0
@@ -216,7 +216,7 @@ def test_the_keys_of_the_block_and_the_seeds_of_its_row(made, found):
     for own in (*found["test"].values(), found["seeds"]):
         assert set(own) == METRICS | {"cost"}
         assert all(set(one) == {"mean", "std", "ci95", "ci_over", "values"} for one in own.values())
-    group, member = analysis.network_to_deploy(made)
+    group, member = lookup.network_to_deploy(made)
     assert found["seeds"]["accuracy"]["values"][member] == found["test"]["cascade"]["accuracy"]["mean"]
     other = cascade.of(made, group, (member + 1) % 3)
     assert found["seeds"]["lost"]["values"][(member + 1) % 3] == other["test"]["cascade"]["lost"]["mean"]
@@ -240,7 +240,7 @@ def test_the_test_set_has_no_part_in_threshold_and_rule(made, found):
 def test_the_rule_has_probabilities_is_not_fitted_and_has_the_lowest_validation_nll(made):
     names = ("borda", "max_confidence", "mean_logits", "mean_probs", "weighted_mean")
     several = dataclasses.replace(made, rules=names)
-    nlls = {row["rule"]: row["val"]["nll"] for row in analysis.rows(several) if row["role"] == "ensemble"}
+    nlls = {row["rule"]: row["val"]["nll"] for row in scoring.rows(several) if row["role"] == "ensemble"}
     free = {name: nlls[name] for name in ("max_confidence", "mean_logits", "mean_probs")}
     assert cascade.fusion_rule(several) == min(free, key=free.get)
     assert nlls["weighted_mean"] is not None  # it has one, and was passed over
@@ -249,7 +249,7 @@ def test_the_rule_has_probabilities_is_not_fitted_and_has_the_lowest_validation_
 
 def test_whose_cascade_it_is(made):
     """The student to deploy; the best one, where something else is; a baseline, where there is no student."""
-    best = analysis.chosen_student(made)
+    best = lookup.chosen_student(made)
     for choose in ("mlp", "baseline"):
         group, member = cascade.student_of(dataclasses.replace(made, choose=choose))
         assert (group.key, member) == (best[0].key, best[1])

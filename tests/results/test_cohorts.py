@@ -12,7 +12,7 @@ from mtkd_jax.engine import training
 from mtkd_jax.engine.population import members, take
 from mtkd_jax.plans import plan
 from mtkd_jax.report import document, findings, tables
-from mtkd_jax.results import analysis, evaluation, power
+from mtkd_jax.results import analysis, comparisons, evaluation, lookup, power
 from mtkd_jax.runs.logbook import Logbook
 from tests import small
 from tests.references import metrics as reference
@@ -51,7 +51,7 @@ def probs(model, variables, images):
 
 
 def group_of(predicted, name):
-    return analysis.find(predicted, "labelled", name=name)
+    return lookup.find(predicted, "labelled", name=name)
 
 
 def compare(group, seed, peers, labels):
@@ -140,7 +140,7 @@ def between(report, metric):
 
 
 def scores(made, transfer, name, metric, model="mlp"):
-    group = analysis.find(made, transfer, name=name, architecture=model)
+    group = lookup.find(made, transfer, name=name, architecture=model)
     return [getattr(reference, metric)(logits.tolist(), made.test_labels) for logits in group.test]
 
 
@@ -178,7 +178,7 @@ def test_all_else_is_as_it_would_be_without_peers():
 def test_no_seeds_are_asked_for_to_decide_these():
     with_peers, alone = (run_of(*names) for names in (("pcl", "one", "dml"), ()))
     assert power.plan(document.build(with_peers)) == power.plan(document.build(alone)) != []
-    assert analysis.undecided(with_peers) == analysis.undecided(alone) != []
+    assert comparisons.undecided(with_peers) == comparisons.undecided(alone) != []
 
 
 @pytest.mark.parametrize("names", [(), ("pcl",)])

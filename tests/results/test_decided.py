@@ -7,7 +7,7 @@ import pytest
 
 from mtkd_jax import experiment, main
 from mtkd_jax.report import findings, tables
-from mtkd_jax.results import analysis, power, sequential
+from mtkd_jax.results import analysis, comparisons, power, sequential
 from mtkd_jax.system import interrupts, terminal
 from mtkd_jax.types import UserError
 from tests import small
@@ -34,7 +34,7 @@ def accuracies(predictions, name):
 def test_comparisons_of_such_a_run_bear_being_looked_at_again(predictions):
     (one,) = [
         one
-        for one in analysis.comparisons(predictions)
+        for one in comparisons.compare(predictions)
         if (one["a"], one["b"], one["metric"]) == ("vote", "baseline", "accuracy")
     ]
     differences = accuracies(predictions, "vote") - accuracies(predictions, "baseline")
@@ -49,7 +49,7 @@ def test_its_report_says_what_was_decided_and_what_was_not(predictions):
     said = " ".join(findings.summarise(report))
     assert "Seeds were added until all was decided or no more were allowed, 12 in all." in said
     assert "vote - baseline (labelled)" in said.partition("Decided with 5: ")[2].partition(".")[0]
-    left = [f"{one['a']} - {one['b']}" for one in analysis.undecided(predictions)]
+    left = [f"{one['a']} - {one['b']}" for one in comparisons.undecided(predictions)]
     assert ("Not decided: " in said) == bool(left)
     assert all(pair in said.partition("Not decided")[2] for pair in left)
     assert "decided, or students.max_seeds were trained" in findings._comparisons(report)

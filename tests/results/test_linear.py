@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from mtkd_jax.report import document
-from mtkd_jax.results import analysis, linear
+from mtkd_jax.results import linear, scoring
 from tests.references.predictions import make
 
 
@@ -117,7 +117,7 @@ def with_linear(predictions, accuracy):
 
 def test_a_report_names_the_networks_that_are_far_behind_it_and_never_deploys_it():
     made = make(transfers=("labelled",))
-    reached = {row["role"]: row["val"]["accuracy"] for row in analysis.rows(made)}
+    reached = {row["role"]: row["val"]["accuracy"] for row in scoring.rows(made)}
     built = document.build(with_linear(made, 1.0))
     [found] = [one for one in built["findings"] if one.startswith("Behind a linear model")]
     assert "mlp with" in found and "baseline (labelled) with" in found and reached["teacher"] < 0.95

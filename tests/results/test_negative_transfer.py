@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.report import document, tables
-from mtkd_jax.results import analysis, metrics
+from mtkd_jax.results import comparisons, lookup, metrics
 from tests.references import predictions as made_up
 
 
@@ -23,7 +23,7 @@ def test_the_share_is_of_what_the_other_gets_wrong():
 
 
 def test_each_row_is_paired_with_its_baseline_seed_by_seed(made):
-    found = {(one["name"], one["transfer"]): one for one in analysis.negative_transfer(made)}
+    found = {(one["name"], one["transfer"]): one for one in comparisons.negative_transfer(made)}
     assert set(found) == {
         (group.name, group.transfer) for group in made.groups if group.role in ("student", "control")
     }
@@ -50,13 +50,13 @@ def test_each_row_is_paired_with_its_baseline_seed_by_seed(made):
 
 
 def test_who_says_all_that_the_ensemble_says_repeats_all_its_mistakes(made):
-    ensemble = analysis.fused(made, "mean_probs")["test"]
+    ensemble = lookup.fused(made, "mean_probs")["test"]
     groups = tuple(
         dataclasses.replace(group, test=np.stack([ensemble] * 4)) if group.name == "mimic_all" else group
         for group in made.groups
     )
     changed = dataclasses.replace(made, groups=groups)
-    one = next(one for one in analysis.negative_transfer(changed) if one["name"] == "mimic_all")
+    one = next(one for one in comparisons.negative_transfer(changed) if one["name"] == "mimic_all")
     assert one["repeats"]["mean"] == 1.0 and one["mean_difference"] > 0
 
 
@@ -69,7 +69,7 @@ def test_the_difference_is_that_of_the_two_shares_where_seeds_are_lacking(made):
         else group
         for group in made.groups
     )
-    found = analysis.negative_transfer(dataclasses.replace(made, groups=groups))
+    found = comparisons.negative_transfer(dataclasses.replace(made, groups=groups))
     num_shared = {one["name"]: one["n"] for one in found}
     assert num_shared["mimic_all"] == 2 and "output_avg" not in num_shared
     for one in found:
@@ -88,4 +88,4 @@ def test_the_report_tells_it_and_of_an_ensemble_without_mistakes_there_is_nothin
         dataclasses.replace(group, test=np.stack([perfect] * 5)) if group.role == "teacher" else group
         for group in made.groups
     )
-    assert analysis.negative_transfer(dataclasses.replace(made, groups=groups)) == []
+    assert comparisons.negative_transfer(dataclasses.replace(made, groups=groups)) == []

@@ -9,7 +9,7 @@ from mtkd_jax import experiment
 from mtkd_jax.deploy import predict
 from mtkd_jax.plans import checks, given, plan
 from mtkd_jax.report import document, mistakes, tables
-from mtkd_jax.results import analysis, evaluation, intervals
+from mtkd_jax.results import evaluation, intervals, lookup
 from mtkd_jax.runs import predictions
 from mtkd_jax.types import UserError
 from tests import small
@@ -87,7 +87,7 @@ def test_a_report_of_places_has_the_metrics_of_its_task():
         low, high = row["own"]["mIoU"]["ci95"]
         assert 0 <= low < row["own"]["mIoU"]["mean"] < high <= 1
     fused = rows["mean_probs"]["accuracy"]
-    right = analysis.fused(found, "mean_probs")["test"].argmax(-1) == found.test_labels
+    right = lookup.fused(found, "mean_probs")["test"].argmax(-1) == found.test_labels
     np.testing.assert_allclose(fused["mean"], right.mean())
     expected = intervals.bootstrap_interval(right.reshape(NUM, L).mean(axis=1).astype(float))
     np.testing.assert_allclose(fused["ci95"], expected)

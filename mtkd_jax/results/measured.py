@@ -1,0 +1,237 @@
+"""A number of a row with its interval: over members or seeds, or of one decision over test examples.
+
+{"mean", "std", "ci95", "ci_over", "values"}; None where it is not defined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtkd_jax import config as configuration
+from mtkd_jax.results import intervals, lookup, metrics
+from mtkd_jax.runs.predictions import Group, Predictions
+from mtkd_jax.system import own_metrics
+from mtkd_jax.tasks import kinds
+from mtkd_jax.tasks.kinds import Measure, PlaceOutputs
+from mtkd_jax.types import Metric, UserError
+
+DETECTION = ("auroc", "recall_at_false_alarm_rate", "operating_point")
+LARGEST = {"nll": np.inf, "brier": 2.0, "misses": np.inf, "false_alarms": np.inf}  # all others end at 1
+OWN_RESAMPLES = 200  # of a number of the user's own, whose cost nobody knows
+
+
+def over_members(name: str, summaries: list[dict], over: str) -> dict:
+    return of_members([one[name] for one in summaries], over, (0.0, LARGEST.get(name, 1.0)))
+
+
+def of_members(values: list[float], over: str, ends: tuple[float, float] = (-np.inf, np.inf)) -> dict:
+    """A number over members. Student's t does not know where it ends; its interval is cut there."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    ci95 = _within(intervals.t_interval(values), ends)
+    return {"mean": float(np.mean(values)), "std": std, "ci95": ci95, "ci_over": over, "values": values}
+
+
+def over_examples(values: np.ndarray) -> dict:
+    return of_ensemble(float(values.mean()), intervals.bootstrap_interval(values))
+
+
+def of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
+    return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
+
+
+def balanced_over_units(predictions: Predictions, logits: np.ndarray) -> intervals.Interval:
+    """Of the mean recall of classes, by resampling what places belong to."""
+    labels, right = predictions.test_labels, logits.argmax(axis=-1) == predictions.test_labels
+    _, unit = np.unique(predictions.test_groups, return_inverse=True)
+    counts = np.zeros((2, unit.max() + 1, logits.shape[-1]))
+    np.add.at(counts, (1, unit, labels), 1.0)
+    np.add.at(counts, (0, unit, labels), right)
+
+    def recall(total: np.ndarray) -> float:
+        found, of = total
+        return float((found[of > 0] / of[of > 0]).mean())
+
+    return intervals.bootstrap_sums(np.moveaxis(counts, 1, 0), recall)
+
+
+def _within(interval: intervals.Interval | None, ends: intervals.Interval) -> intervals.Interval | None:
+    """The interval cut at the ends of all values; None where an end of it is no number."""
+    if interval is None or not np.isfinite(interval).all():
+        return None
+    low, high = np.clip(interval, *ends)
+    return float(low), float(high)
+
+
+def measures(predictions: Predictions) -> tuple[Measure, ...]:
+    """The measures of the task, which are told beside those of classes."""
+    return kinds.named(predictions.task).measures
+
+
+def place_outputs(
+    predictions: Predictions, logits: np.ndarray, beside: Mapping[str, np.ndarray]
+) -> PlaceOutputs:
+    """What one network says of the test places [N,C], as a task's measures take it."""
+    _, example = np.unique(predictions.test_index, return_inverse=True)
+    places, goals = predictions.test_places, predictions.test_goals
+    place = np.zeros(len(logits), np.int32) if places is None else places
+    return PlaceOutputs(
+        logits, predictions.test_labels, example, place, beside, goals, predictions.class_names
+    )
+
+
+def task_of_members(one: Measure, group: Group, predictions: Predictions, over: str) -> dict | None:
+    """A task's measure over members, with Student's interval; of one member by resampling examples."""
+    each = [
+        place_outputs(predictions, logits, {name: of[s] for name, of in group.beside.items()})
+        for s, logits in enumerate(group.test)
+    ]
+    if len(each) == 1:
+        return task_of_one(one, each[0])
+    if not set(one.beside) <= group.beside.keys():
+        return None
+    return of_members([_value(one, of_one) for of_one in each], over, one.ends)
+
+
+def _value(one: Measure, told: PlaceOutputs) -> float:
+    found = one.compute(told)
+    if callable(found):
+        return float(found(np.ones(told.num_examples)))
+    found = np.asarray(found, np.float64)
+    return float(one.value(found.sum(axis=0)) if one.value else found.mean())
+
+
+def task_of_one(one: Measure, told: PlaceOutputs) -> dict | None:
+    """The same of one network or fused decision, over test examples; None where it lacks what is measured.
+
+    A function of how often examples count has the interval of a jackknife: resamples move a mean precision.
+    """
+    if not set(one.beside) <= told.beside.keys():
+        return None
+    found = one.compute(told)
+    if callable(found):
+        interval = intervals.jackknife_interval(found, told.num_examples, num_groups=OWN_RESAMPLES)
+        value = float(found(np.ones(told.num_examples)))
+        return {**of_ensemble(value, _within(interval, one.ends)), "ci_by": "jackknife"}
+    found = np.asarray(found, np.float64)
+    if found.ndim == 0:  # one number for all: every resample computes it anew
+        rng, num = np.random.default_rng(0), told.num_examples
+        drawn = (rng.integers(num, size=num) for _ in range(OWN_RESAMPLES))
+        resampled = np.array([float(one.compute(told.take(examples))) for examples in drawn])
+        return of_ensemble(float(found), _within(intervals.percentiles(resampled), one.ends))
+    interval = (
+        intervals.bootstrap_sums(found, one.value) if one.value else intervals.bootstrap_interval(found)
+    )
+    value = float(one.value(found.sum(axis=0)) if one.value else found.mean())
+    return of_ensemble(value, _within(interval, one.ends))
+
+
+def own(predictions: Predictions) -> dict[str, Metric]:
+    """{address: metric} of the user's own, as far as this process knows them."""
+    found = {}
+    for address in predictions.metrics:
+        with contextlib.suppress(UserError):
+            found[address] = configuration.metric(address)
+    return found
+
+
+def why_no_metric(predictions: Predictions) -> list[str]:
+    """Why metrics of the user's own, or what they say of a row, are missing; a sentence each."""
+    found = []
+    for address in predictions.metrics:
+        try:
+            one = configuration.metric(address)
+        except UserError as error:
+            found.append(f"Left out: {error}.")
+            continue
+        for group in predictions.groups:
+            try:
+                for logits in group.test:
+                    own_metrics.values(one, logits, predictions.test_labels)
+            except UserError as error:
+                found.append(f"Left out: {address} of {group.name}: {error}.")
+    return found
+
+
+def own_of_members(one: Metric, group: Group, labels: np.ndarray, over: str) -> dict | None:
+    """A metric of the user's own over members, with Student's interval; None where it fails."""
+    try:
+        values = [float(own_metrics.values(one, logits, labels).mean()) for logits in group.test]
+    except UserError:
+        return None
+    return of_members(values, over)
+
+
+def own_of_ensemble(one: Metric, logits: np.ndarray, labels: np.ndarray) -> dict | None:
+    """A metric of one fused decision, with its interval over test examples.
+
+    Where it is one number for all examples, those of each class are resampled by themselves.
+    """
+
+    def of_resample(times: np.ndarray) -> list[float]:
+        rows = np.repeat(np.arange(len(labels)), times)
+        return [float(own_metrics.values(one, logits[rows], labels[rows]))]
+
+    try:
+        values = own_metrics.values(one, logits, labels)
+        if values.ndim:
+            return over_examples(values)
+        (ci95,) = intervals.bootstrap_statistics(of_resample, labels, num_resamples=OWN_RESAMPLES)
+        return of_ensemble(float(values), ci95)
+    except UserError:
+        return None
+
+
+def detection_of_members(predictions: Predictions, group: Group, over: str) -> dict:
+    """The DETECTION of a row of networks; None each where there is no class to be detected."""
+    positive = lookup.detected(predictions)
+    if positive is None:
+        return dict.fromkeys(DETECTION)
+    each = [detector(predictions, positive, val, test) for val, test in zip(group.val, group.test)]
+    found = {name: over_members(name, each, over) for name in each[0]}
+    return _with_operating_point(found)
+
+
+def detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarray]) -> dict:
+    """The same of one fused decision, with bootstrap intervals; validation's threshold is held fixed."""
+    positive = lookup.detected(predictions)
+    if positive is None:
+        return dict.fromkeys(DETECTION)
+    one = detector(predictions, positive, decided["val"], decided["test"])
+    scores = metrics.log_odds(decided["test"], positive)
+    order = np.argsort(scores)  # so that no resample has to be sorted again
+    scores, is_positive = scores[order], predictions.test_labels[order] == positive
+
+    def statistics(times: np.ndarray) -> tuple[float, float]:
+        curve = metrics.roc(scores, is_positive, times)
+        return metrics.auroc(curve), metrics.recall_at(curve, predictions.false_alarm_rate)
+
+    num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
+    interval_of = dict(zip(DETECTION, intervals.bootstrap_statistics(statistics, is_positive)))
+    interval_of["recall"] = intervals.bootstrap_shares([num_positive - one["misses"]], [num_positive])
+    interval_of["false_alarm_rate"] = intervals.bootstrap_shares([one["false_alarms"]], [num_negative])
+    return _with_operating_point(
+        {name: of_ensemble(value, interval_of.get(name)) for name, value in one.items()}
+    )
+
+
+def _with_operating_point(found: dict) -> dict:
+    own = {name: found[name] for name in DETECTION[:2]}
+    return {**own, "operating_point": {name: found[name] for name in found if name not in own}}
+
+
+def detector(predictions: Predictions, positive: int, val: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """What one network, of logits [V,2] and [N,2], is worth as a detector: all DETECTION is made of."""
+    rate = predictions.false_alarm_rate
+    on_val, on_test = (
+        (metrics.log_odds(logits, positive), labels == positive)
+        for logits, labels in ((val, predictions.val_labels), (test, predictions.test_labels))
+    )
+    curve = metrics.roc(*on_test)
+    return {
+        "auroc": metrics.auroc(curve),
+        "recall_at_false_alarm_rate": metrics.recall_at(curve, rate),
+        **metrics.operating_point(on_val, on_test, rate),
+    }
