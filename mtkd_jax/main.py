@@ -141,13 +141,13 @@ def _plan(config: ConfigDict, how: str) -> int:
     terminal.tell("mtkd_jax: reading the data, tracing every stage")
     from mtkd_jax import config as configuration
     from mtkd_jax import experiment
-    from mtkd_jax.report import tables
+    from mtkd_jax.report import rendering, tables
 
     stages = []
     for cost in experiment.costs(config, timed=how == "timed"):
         stages.append(cost._asdict())
         terminal.tell(f"mtkd_jax: {tables.cost_line(stages[-1])}")
-    terminal.console().print(tables.render(*tables.costs(stages)))
+    terminal.console().print(rendering.render(*tables.costs(stages)))
     print(tables.costs_caption(stages))
     if configuration.further_seeds(config):
         first, most = len(configuration.first_seeds(config)), config.students.max_seeds
@@ -159,13 +159,13 @@ def _plan(config: ConfigDict, how: str) -> int:
 
 def _power(config: ConfigDict, num_seeds: int, into: Path | None) -> int:
     from mtkd_jax import experiment
-    from mtkd_jax.report import findings, tables
+    from mtkd_jax.report import findings, rendering, tables
     from mtkd_jax.results import power
 
     report = experiment.pilot(config, num_seeds, into)
     planned = power.plan(report)
     if planned:
-        terminal.console().print(tables.render(*tables.seeds_needed(planned)))
+        terminal.console().print(rendering.render(*tables.seeds_needed(planned)))
         print(tables.SEEDS_CAPTION.format(margin=100 * report["margin"]))
     print("\n".join(findings.seeds_needed(planned, report)))
     return 0

@@ -150,7 +150,7 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
 
 def _with_row(page: Path, found: Mapping[str, Any]) -> str:
     """The table of a page with this row added, or put in the place of an earlier one of the same cell."""
-    from mtkd_jax.report import tables
+    from mtkd_jax.report import rendering
 
     new = _cells(found)
     try:
@@ -164,7 +164,7 @@ def _with_row(page: Path, found: Mapping[str, Any]) -> str:
         lines = []  # `put_into` says what is wrong with it
     table = [line.strip().strip("|").split("|") for line in lines if line.startswith("|")][2:]
     rows = {cells[0].strip(): [cell.strip() for cell in cells] for cells in table}
-    return tables.markdown(HEADER, list({**rows, new[0]: new}.values()))
+    return rendering.markdown(HEADER, list({**rows, new[0]: new}.values()))
 
 
 def _where(folder: Path) -> dict[str, str]:

@@ -374,7 +374,7 @@ def _show(asked: Asked, told: list, found: list) -> None:
 def _plan(found: Sequence[Cell], failed: Mapping[str, str]) -> int:
     """Print every cell, and what it would cost by formula."""
     from mtkd_jax import experiment
-    from mtkd_jax.report import tables
+    from mtkd_jax.report import cell_text, rendering, tables
 
     rows, total = [], [0.0, 0.0]
     lenders = {cell.lender.folder: cell.lender for cell in found if cell.lender is not None}
@@ -389,9 +389,9 @@ def _plan(found: Sequence[Cell], failed: Mapping[str, str]) -> int:
         stages = costs()
         flops, seconds = (sum(getattr(stage, part) for stage in stages) for part in ("flops", "seconds"))
         total = [total[0] + flops, total[1] + seconds]
-        rows.append([name, str(len(stages)), tables.short_count(flops), f"{seconds:.1f}"])
-    rows.append(["all", "", tables.short_count(total[0]), f"{total[1]:.1f}"])
-    terminal.console().print(tables.render(["cell", "stages", "FLOPs ~", "s ~"], rows))
+        rows.append([name, str(len(stages)), cell_text.short_count(flops), f"{seconds:.1f}"])
+    rows.append(["all", "", cell_text.short_count(total[0]), f"{total[1]:.1f}"])
+    terminal.console().print(rendering.render(["cell", "stages", "FLOPs ~", "s ~"], rows))
     print(tables.ESTIMATED_CAPTION.partition(" --plan")[0] + " " + tables.COSTS_CAPTION)
     if lenders:
         print(f"{cells.TEACHERS}: trained once, for all cells that no swept field gives other teachers.")

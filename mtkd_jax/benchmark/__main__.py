@@ -37,7 +37,7 @@ from mtkd_jax.benchmark import (
 from mtkd_jax.benchmark.networks import named
 from mtkd_jax.laboratory import rule_study
 from mtkd_jax.report import document
-from mtkd_jax.report.tables import Sheet
+from mtkd_jax.report.rendering import Sheet
 from mtkd_jax.runs import workdir
 from mtkd_jax.system import terminal
 from mtkd_jax.types import UserError

@@ -15,7 +15,7 @@ from mtkd_jax.addresses import build_model
 from mtkd_jax.benchmark import work
 from mtkd_jax.benchmark.networks import NETWORKS, NUM_CLASSES
 from mtkd_jax.engine import forecast
-from mtkd_jax.report.tables import Sheet
+from mtkd_jax.report.rendering import Sheet
 from mtkd_jax.types import Task
 
 NUM_TEACHERS, NUM_IMAGES, CLASSES = 256, 1_281_167, 1000

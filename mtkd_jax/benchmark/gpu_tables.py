@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from mtkd_jax.benchmark import members, tell
 from mtkd_jax.benchmark.gpu_store import PARTS
-from mtkd_jax.report import findings as of_reports
-from mtkd_jax.report import tables
-from mtkd_jax.report.tables import MISSING, Sheet
+from mtkd_jax.report import cell_text, wording
+from mtkd_jax.report.cell_text import MISSING
+from mtkd_jax.report.rendering import Sheet
 from mtkd_jax.results import intervals
 
 
@@ -24,7 +24,7 @@ def sheets(content: dict) -> list[tuple[str, Sheet]]:
         told += _rates(found["members"])
     for one in found.get("cifar10", {}).values():
         rows = [
-            [row["role"], row["name"], str(row["n"]), tables.with_interval(row["accuracy"])]
+            [row["role"], row["name"], str(row["n"]), cell_text.with_interval(row["accuracy"])]
             for row in one["rows"]
         ]
         told.append((f"CIFAR-10 in {one['seconds']:.0f} s", (["role", "name", "networks", "accuracy"], rows)))
@@ -76,9 +76,9 @@ def _gains(rows: Sequence[dict]) -> list[str]:
     for row in rows:
         if row["role"] == "student" and where(row) in baselines:
             gain = intervals.paired_t(row["accuracy"]["values"], baselines[where(row)])
-            between = f" {of_reports.interval(gain['ci95'], 'accuracy')}" if gain["ci95"] else ""
+            between = f" {wording.interval(gain['ci95'], 'accuracy')}" if gain["ci95"] else ""
             name = " of ".join(filter(None, (row["name"], row.get("architecture"))))
-            points = of_reports.points(gain["mean_difference"])
+            points = wording.points(gain["mean_difference"])
             told.append(f"{name} over its baseline, the same {gain['n']} seeds: {points}{between}.")
     return told
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from rich.console import Group
 from rich.text import Text
 
-from mtkd_jax.report import document, tables
-from mtkd_jax.report.tables import MISSING, Sheet
+from mtkd_jax.report import document, rendering
+from mtkd_jax.report.cell_text import MISSING
+from mtkd_jax.report.rendering import Sheet
 from mtkd_jax.runs import workdir
 from mtkd_jax.types import UserError
 
@@ -80,13 +81,13 @@ def terminal(sheets: Iterable[tuple[str, Sheet]]) -> Group:
     """The tables for a terminal."""
     parts = []
     for title, sheet in sheets:
-        parts += [Text(f"\n{title}", style="bold"), tables.render(*sheet)]
+        parts += [Text(f"\n{title}", style="bold"), rendering.render(*sheet)]
     return Group(*parts)
 
 
 def markdown(sheets: Iterable[tuple[str, Sheet]], findings: Sequence[str]) -> str:
     """The tables and findings for a text file."""
-    parts = [f"**{title}**\n\n{tables.markdown(*sheet)}" for title, sheet in sheets]
+    parts = [f"**{title}**\n\n{rendering.markdown(*sheet)}" for title, sheet in sheets]
     return "\n\n".join([*parts, document.bullets(findings)])
 
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mtkd_jax.fusion import rules, worth
-from mtkd_jax.report import document, findings, plots, tables
+from mtkd_jax.report import document, plots, rendering, tables, wording
 from mtkd_jax.results import analysis, intervals, lookup, metrics
 from mtkd_jax.runs import workdir
 from mtkd_jax.runs.predictions import Predictions
@@ -304,10 +304,10 @@ def _timed(decide: Callable[[Array], Array], logits: Array) -> float:
 
 def _summarise(result: dict) -> list[str]:
     num_teachers, one = result["num_teachers"], result["one_teacher"]
-    oracle, interval = result["oracle"]["mean"], findings.interval(result["oracle"]["ci95"], "accuracy")
+    oracle, interval = result["oracle"]["mean"], wording.interval(result["oracle"]["ci95"], "accuracy")
     return [
-        f"Teachers: {num_teachers}; one alone {findings.percent(one['mean'])} on average, at best "
-        f"{findings.percent(one['max'])} (seen on test). Some teacher is right on {findings.percent(oracle)} "
+        f"Teachers: {num_teachers}; one alone {wording.percent(one['mean'])} on average, at best "
+        f"{wording.percent(one['max'])} (seen on test). Some teacher is right on {wording.percent(oracle)} "
         f"{interval} of the test examples: no choice among their decisions reaches more.",
         *_cannot_differ(num_teachers, result["num_classes"]),
         *_told_apart("Rules", result["rules"]),
@@ -360,7 +360,7 @@ def _recommended(result: dict) -> str:
 
 
 def _verdict(one: dict) -> str:
-    return "" if one["rule"] == REFERENCE else findings.better_or_worse(one["against"])
+    return "" if one["rule"] == REFERENCE else wording.better_or_worse(one["against"])
 
 
 def _worth(teachers: dict) -> str:
@@ -372,7 +372,7 @@ def _worth(teachers: dict) -> str:
         how += f", standard error about {100 * np.mean([one['standard_error'] for one in values]):.2f} points"
     return (
         f"Worth of a teacher (validation accuracy of mean_probs; Shapley values, {how}): "
-        f"{findings.points(min(shapley))} to {findings.points(max(shapley))}. Left out alone, {spare} of "
+        f"{wording.points(min(shapley))} to {wording.points(max(shapley))}. Left out alone, {spare} of "
         f"{len(values)} would not have been missed there."
     )
 
@@ -398,7 +398,7 @@ def _summarise_sizes(result: dict) -> list[str]:
     num_repeats, sizes = result["num_repeats"], result["sizes"]
     said = [
         f"Voters: {result['num_teachers']}; one alone is right on "
-        f"{findings.percent(result['one_teacher']['mean'])} of {result['num_test']:,} test examples. "
+        f"{wording.percent(result['one_teacher']['mean'])} of {result['num_test']:,} test examples. "
         f"{num_repeats} disjoint groups of {max(sizes)}, of which the first N are fused.",
         *_cannot_differ(max(sizes), result["num_classes"]),
     ]
@@ -456,7 +456,7 @@ def _main(argv: Sequence[str] | None) -> None:
         document.write_files(asked.json.parent, {asked.json.name: document.as_json(result)})
     if asked.into is not None:
         document.put_into(asked.into, what, _markdown(table, result))
-    document.say(tables.render(*table), "What this shows", result["findings"], more)
+    document.say(rendering.render(*table), "What this shows", result["findings"], more)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -521,8 +521,8 @@ def _write(
     run: Path,
     name: str,
     result: dict,
-    table: tables.Sheet,
-    sections: Sequence[tuple[str, tables.Sheet]],
+    table: rendering.Sheet,
+    sections: Sequence[tuple[str, rendering.Sheet]],
     figures: dict[str, Figure],
 ) -> str:
     """Write RUN/fusion/NAME.md and its plots; returns where they are."""
@@ -530,7 +530,7 @@ def _write(
         f"# {result['dataset']}: which rule should fuse {result['num_teachers']} teachers?",
         _markdown(table, result),
         *(f"![]({plot}.png)" for plot in figures),
-        *(f"## {title}\n\n{tables.markdown(*cells)}" for title, cells in sections),
+        *(f"## {title}\n\n{rendering.markdown(*cells)}" for title, cells in sections),
         document.bullets(result.get("notes", [])),
     ]
     files = {f"{plot}.png": plots.png(figure) for plot, figure in figures.items()}
@@ -539,5 +539,5 @@ def _write(
     return f"Plots and more: {run / 'fusion' / name}.md"
 
 
-def _markdown(table: tables.Sheet, result: dict) -> str:
-    return f"{tables.markdown(*table)}\n\n{document.bullets(result['findings'])}"
+def _markdown(table: rendering.Sheet, result: dict) -> str:
+    return f"{rendering.markdown(*table)}\n\n{document.bullets(result['findings'])}"

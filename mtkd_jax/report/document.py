@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 
 from mtkd_jax.config import row_of
-from mtkd_jax.report import findings, plots, tables
+from mtkd_jax.report import caveats, findings, plots, rendering, side_by_side, tables, wording
 from mtkd_jax.results import analysis, cascade, kept, lookup
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
@@ -74,7 +74,7 @@ def build(found: Predictions) -> dict:
     report["kept"] = analysis.plain(kept.numbers(found))
     report["complexity"] = found.complexity and analysis.plain(dict(found.complexity))
     report["findings"] = findings.summarise(report)
-    report["notes"] = findings.notes(found, report)
+    report["notes"] = caveats.notes(found, report)
     return report
 
 
@@ -85,14 +85,14 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
     across = []
     if chosen is not None:
         for row in report["rows"]:
-            place = findings.place_of(row)
-            if place in (findings.place_of(chosen), findings.place_of(chosen, name="baseline")):
-                title = f"{findings.title_of(row, report)} ({row['transfer']})"
+            place = wording.place_of(row)
+            if place in (wording.place_of(chosen), wording.place_of(chosen, name="baseline")):
+                title = f"{wording.title_of(row, report)} ({row['transfer']})"
                 across.append((row["role"], title, row["accuracy"]["mean"]))
     disagreement = report["diversity"]["disagreement"]["matrix"]
     drawn = {
         "cost": _cost(report),
-        "rows": plots.all_rows([{**row, "of": findings.model_of(row, report)} for row in report["rows"]]),
+        "rows": plots.all_rows([{**row, "of": wording.model_of(row, report)} for row in report["rows"]]),
         "accuracy_against_k": plots.accuracy_against_k(report["sub_ensembles"], across),
         "agreement": plots.agreement(disagreement, report["diversity"]["members"]),
         "learning_curves": plots.curves(lines, plots.LEARNING),
@@ -101,7 +101,7 @@ def figures(found: Predictions, report: dict, curves: Sequence[Mapping]) -> dict
         "reliability": plots.reliability(analysis.one_of_each(found), found.test_labels),
         "kept": plots.kept(report["kept"]) if _asked_more(report) else None,
         "cascade": report["cascade"]
-        and plots.cascade(report["cascade"], findings.title_of(report["cascade"]["student"], report)),
+        and plots.cascade(report["cascade"], wording.title_of(report["cascade"]["student"], report)),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -113,8 +113,8 @@ def _asked_more(report: dict) -> bool:
 
 
 def _cost(report: dict) -> Figure:
-    deploy, chosen = report["deploy"], map(findings.place_of, report["students_by_size"])
-    return plots.against_cost(report["rows"], deploy and findings.place_of(deploy), list(chosen))
+    deploy, chosen = report["deploy"], map(wording.place_of, report["students_by_size"])
+    return plots.against_cost(report["rows"], deploy and wording.place_of(deploy), list(chosen))
 
 
 def _roc(found: Predictions, report: dict) -> Figure | None:
@@ -245,7 +245,7 @@ def _one(run: Path, brief: bool = False) -> Told:
     images = {f"plots/{run.resolve().name}/{file.name}": file.read_bytes() for file in files if file.exists()}
     links = [f"![{PLOTS[Path(path).stem]}]({path})" for path in images]
     if brief:
-        text = "\n\n".join([*links, tables.markdown(*tables.brief(report))])
+        text = "\n\n".join([*links, rendering.markdown(*tables.brief(report))])
     else:
         parts = [_main_markdown(report), *_by_size_markdown(report)]
         parts += [_kept_markdown(report)] if _asked_more(report) else []
@@ -282,18 +282,18 @@ def _merge(runs: Sequence[Path], out: Path | None) -> Told:
     lines = _by_what_is_said({name: findings.conditions(report) for name, report in reports.items()})
     shown = [f"{name}: {findings.in_one_line(report)}" for name, report in reports.items()]
     more = "" if out is None else f"Every number: {out / 'report.json'}"
-    header, sections = tables.merged(reports)
+    header, sections = side_by_side.merge(reports)
     figure = plots.against_training(ensembles(reports))
     images = {} if figure is None else {f"plots/{slug(' '.join(reports))}/{TRAINING}.png": plots.png(figure)}
     links = [f"![{TRAINING_CAPTION}]({path})" for path in images]
-    parts = [_in_one(header, sections), tables.MERGED_CAPTION, bullets(lines), bullets(shown)]
+    parts = [_in_one(header, sections), side_by_side.MERGED_CAPTION, bullets(lines), bullets(shown)]
     text = "\n\n".join([*parts, *links])
     if out is not None:
         files = {"report.md": (text + "\n").encode(), "results.csv": as_csv(reports), **images}
         write_files(out, {**files, "report.json": as_json({"runs": reports})})
 
     def tell() -> None:
-        table = tables.merged_terminal(reports, terminal.console().width)
+        table = side_by_side.terminal(reports, terminal.console().width)
         say(table, "The runs, and what each shows", [*lines, *shown], more)
 
     return text, images, tell
@@ -444,21 +444,21 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
         parts.append(f"## Comparisons\n\n{text}\n\n{tables.comparison_caption(report)}")
     parts += _with_peers_markdown(report)
     if report["negative_transfer"]:
-        text = f"{tables.markdown(*tables.negative_transfer(report))}\n\n"
+        text = f"{rendering.markdown(*tables.negative_transfer(report))}\n\n"
         parts.append(f"## The teachers' mistakes\n\n{text}{tables.negative_transfer_caption(report)}")
     if report["common_alpha"] is not None:
         heading = f"## Every mode at alpha = {report['common_alpha']['alpha']:g}"
-        parts.append(f"{heading}\n\n{tables.markdown(*tables.common(report))}")
+        parts.append(f"{heading}\n\n{rendering.markdown(*tables.common(report))}")
     if report["kept"] is not None:
         parts.append(f"## {tables.KEPT_TITLE}\n\n{_kept_markdown(report)}")
     if report["cascade"] is not None:
-        text = f"{tables.markdown(*tables.cascade(report))}\n\n{tables.CASCADE_CAPTION}"
+        text = f"{rendering.markdown(*tables.cascade(report))}\n\n{tables.CASCADE_CAPTION}"
         parts.append(f"## A student with a safety net\n\n{text}")
     if report["complexity"] is not None:
-        text = f"{tables.markdown(*tables.complexity(report))}\n\n{tables.complexity_caption(report)}"
+        text = f"{rendering.markdown(*tables.complexity(report))}\n\n{tables.complexity_caption(report)}"
         parts.append(f"## {tables.COMPLEXITY_TITLE}\n\n{text}")
-    parts.append("## Recall of each class\n\n" + tables.markdown(*tables.recall(report)))
-    parts.append("## How the teachers differ\n\n" + tables.markdown(*tables.diversity(report)))
+    parts.append("## Recall of each class\n\n" + rendering.markdown(*tables.recall(report)))
+    parts.append("## How the teachers differ\n\n" + rendering.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + bullets(report["notes"]))
     parts.append(f"## Advice\n\n{in_markdown(report['findings'][-1])}")
     return "\n\n".join(parts) + "\n"
@@ -489,7 +489,7 @@ def _by_size_markdown(report: dict) -> list[str]:
     """Heading, table and caption of the students' architectures, where there are several."""
     if len(report["students_by_size"]) < 2:
         return []
-    table = tables.markdown(*tables.by_size(report))
+    table = rendering.markdown(*tables.by_size(report))
     return [f"## How small a student may be\n\n{table}\n\n{tables.by_size_caption(report)}"]
 
 
@@ -502,15 +502,15 @@ def _with_peers_markdown(report: dict) -> list[str]:
     return [f"## {tables.WITH_PEERS_TITLE}\n\n{text}\n\n{tables.with_peers_caption(report)}"]
 
 
-def _in_one(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
+def _in_one(header: Sequence[str], sections: Sequence[tuple[str, rendering.Cells]]) -> str:
     """All sections as one Markdown table, each under a row that holds its title alone."""
     rows = [row for title, cells in sections for row in ([f"**{title}**", *[""] * (len(header) - 1)], *cells)]
-    return tables.markdown(header, rows)
+    return rendering.markdown(header, rows)
 
 
-def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, tables.Cells]]) -> str:
+def _sectioned(header: Sequence[str], sections: Sequence[tuple[str, rendering.Cells]]) -> str:
     return "\n\n".join(
-        f"**{in_markdown(title)}**\n\n{tables.markdown(header, cells)}" for title, cells in sections
+        f"**{in_markdown(title)}**\n\n{rendering.markdown(header, cells)}" for title, cells in sections
     )
 
 

@@ -6,21 +6,30 @@ said to be undecided.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Sequence
 from statistics import median
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.config import SEEDS_AT_ONCE, control_and_mode, name_and_model, row_of
-from mtkd_jax.fusion import rules
-from mtkd_jax.methods import modes
-from mtkd_jax.results import comparisons, intervals, lookup, measured, power, scoring
-from mtkd_jax.runs.predictions import Predictions
-from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
+from mtkd_jax.config import control_and_mode, name_and_model, row_of
+from mtkd_jax.report.wording import (
+    bears_looking,
+    count,
+    interval,
+    listed,
+    model_of,
+    p_value,
+    percent,
+    place_of,
+    points,
+    title_of,
+    transfers_of,
+    turned,
+    where,
+    with_peers,
+    within,
+)
+from mtkd_jax.results import comparisons, intervals, power
 
 MOST_TO_TELL = 0.2  # in accuracy: who can see nothing smaller sees next to nothing
 COST_IN_WORDS = {"flops": "FLOPs", "params": "parameters"}
@@ -28,20 +37,10 @@ FEWEST_SEEDS = 3  # with two, a t interval spans 12.7 standard errors to each si
 FEW_PAIRS = 4  # findings of one sort that are told one by one
 
 
-def better_or_worse(comparison: dict) -> str:
-    """ "better" | "worse" | "" (inside the noise, or not testable), of a comparison without a margin."""
-    sign = 1 if comparison["metric"] == "accuracy" else -1
-    said = intervals.verdict(sign * comparison["mean_difference"], comparison["p_holm"])
-    return "" if said == "undecided" else said
-
-
-# --- what this run shows ------------------------------------------------------------------------------
-
-
 def summarise(report: dict) -> list[str]:
     """Paragraphs in plain language, from the numbers of report.json alone."""
     margin = report["margin"]
-    gaps = (_gap(gap, margin, _where(gap, report)) for gap in report["gaps"])
+    gaps = (_gap(gap, margin, where(gap, report)) for gap in report["gaps"])
     found = [_ensemble(report), *gaps, *_by_size(report), *_detection(report)]
     found += _seeds_added(report)
     rivals: dict[tuple[str, str, str], list[dict]] = {}
@@ -55,21 +54,6 @@ def summarise(report: dict) -> list[str]:
     found += [*_with_peers(report), *_undertrained(report)]
     found += [*_cohorts(report), *_kept(report), *_cascade(report)]
     return [*found, *_apart(report), *_deploy(report)]
-
-
-def model_of(row: dict, report: dict) -> str:
-    """The architecture of what stands at a place of the report, where that has students of several; else "".
-
-    Of rows of teachers and ensembles, and of assistants, it is said elsewhere.
-    """
-    models = report["student_models"]
-    students = row.get("role", "student") not in ("teacher", "linear", "ensemble", "assistant")
-    return row["architecture"] if len(models) > 1 and students else ""
-
-
-def title_of(row: dict, report: dict) -> str:
-    """What a row is called where those of other architectures are called the same: see `config.row_of`."""
-    return row_of(row["name"], model_of(row, report))
 
 
 def _ensemble(report: dict) -> str:
@@ -111,7 +95,7 @@ def _gap(gap: dict, margin: float, where_trained: str) -> str:
     where = f"the baseline trained without teachers ({percent(gap['baseline'])})"
     head = f"What there is to gain ({where_trained})"
     if gap["verdict"] == "equivalent":
-        return f"{head}: The ensemble and {where} are equivalent, {_within(margin)}: {difference}."
+        return f"{head}: The ensemble and {where} are equivalent, {within(margin)}: {difference}."
     if gap["verdict"] == "better":
         return f"{head}: The ensemble is ahead of {where} by {difference}, more than noise."
     if gap["ci95"][1] < 0:
@@ -137,15 +121,15 @@ def _by_size(report: dict) -> list[str]:
 
 def _smallest(report: dict) -> str:
     """Which is the smallest student as good as the ensemble; being not told apart is said to be less."""
-    within = _within(report["margin"])
+    margin = within(report["margin"])
     if all(one["n"] < 2 for one in report["students_by_size"]):
         return "Of one seed nothing is told."
     if len(report["students_by_size"]) < 2:
         return ""
     as_good, unclear = smallest_students(report)
-    sentences = [f"None is shown to be equivalent to it, {within}."]
+    sentences = [f"None is shown to be equivalent to it, {margin}."]
     if as_good is not None:
-        how = "better than it" if as_good["verdict"] == "better" else f"equivalent to it, {within},"
+        how = "better than it" if as_good["verdict"] == "better" else f"equivalent to it, {margin},"
         sentences = [f"The smallest that is {how} is {title_of(as_good, report)}."]
     if unclear is not None:
         sentences.append(
@@ -176,7 +160,7 @@ def _paragraph(on_accuracy: list[dict], on_nll: list[dict], margin: float, model
         of_model = f" ({model})" if model else ""
         against = f"With the unlabelled images, against the labelled-only baseline{of_model}"
     else:
-        against = f"Against {_name_of(one['b'])} ({_listed(one['family'], model)})"
+        against = f"Against {_name_of(one['b'])} ({listed(one['family'], model)})"
     return f"{against}: {_on_accuracy(on_accuracy, margin)} {_on_nll(on_nll)}"
 
 
@@ -195,7 +179,7 @@ def _on_accuracy(tested: list[dict], margin: float) -> str:
             f"{one['a']} {points(one['mean_difference'])} {interval(one['ci95'], 'accuracy')}"
             for one in equivalent
         )
-        sentences.append(f"Equivalent, {_within(margin)}: {listed}.")
+        sentences.append(f"Equivalent, {within(margin)}: {listed}.")
     unclear = [one for one in tested if one["p_holm"] is not None and one["verdict"] == "undecided"]
     if unclear:
         listed = ", ".join(f"{one['a']} {points(one['mean_difference'])}" for one in unclear)
@@ -217,24 +201,11 @@ def _on_nll(tested: list[dict]) -> str:
     return f"NLL: {'; '.join(parts) or 'undecided'}."
 
 
-def _where(one: dict, report: dict) -> str:
-    """The transfer set of a gap or comparison and, where there are several, the architecture."""
-    return _listed(one["transfer"], model_of(one, report))
-
-
-def _listed(*words: str) -> str:
-    return ", ".join(word for word in words if word)
-
-
 def _name_of(name: str) -> str:
     control, _ = control_and_mode(name)
     if control:  # of each mode its own
         return f"the same by a {control.replace('_', ' ')}"
     return f"the {name}" if name.split(" ")[0] in ("baseline", "control") else name
-
-
-def _within(margin: float) -> str:
-    return f"closer than {100 * margin:g} points"
 
 
 def _could_have_been_seen(unclear: list[dict]) -> str:
@@ -304,7 +275,7 @@ def in_one_line(report: dict) -> str:
             if (one["family"], one["architecture"], one["b"], one["metric"]) == asked
         ]
         parts.append(
-            f"{_where(gap, report)}: ensemble - baseline {points(gap['difference'])} "
+            f"{where(gap, report)}: ensemble - baseline {points(gap['difference'])} "
             f"{interval(gap['ci95'], 'accuracy')}; {_told_apart(tested)}"
         )
     if (kept := report["deploy"]) is not None:
@@ -372,15 +343,6 @@ def _apart(report: dict) -> list[str]:
     return [text.format("; ".join(told[kind])) for kind, text in paragraphs.items() if kind in told]
 
 
-def with_peers(report: dict) -> list[list[dict]]:
-    """The comparisons of accuracies of students with peers, a list a transfer set and architecture."""
-    found: dict[tuple[str, str], list[dict]] = {}
-    for one in report["comparisons"]:
-        if (one["family"], one["metric"]) == (power.WITH_PEERS, "accuracy"):
-            found.setdefault((one["a_transfer"], one["architecture"]), []).append(one)
-    return list(found.values())
-
-
 def _with_peers(report: dict) -> list[str]:
     """Students with peers against one another: those that are told apart, and how many pairs are not."""
     paragraphs = []
@@ -391,9 +353,9 @@ def _with_peers(report: dict) -> list[str]:
         number = count(len(tested))
         equivalent = sum(one["verdict"] == "equivalent" for one in tested)
         unclear = [one for one in tested if one["verdict"] == "undecided"]
-        where = _listed(tested[0]["a_transfer"], model_of(tested[0], report))
+        where = listed(tested[0]["a_transfer"], model_of(tested[0], report))
         if equivalent:
-            parts.append(f"Equivalent, {_within(report['margin'])}: {equivalent} of {number} pairs.")
+            parts.append(f"Equivalent, {within(report['margin'])}: {equivalent} of {number} pairs.")
         if unclear:
             parts.append(f"Undecided: {len(unclear)} of {number} pairs{_could_have_been_seen(unclear)}.")
         paragraphs.append(f"Students with peers, against one another ({where}): {' '.join(parts)}")
@@ -419,18 +381,6 @@ def _by_who_is_ahead(ahead: Sequence[dict]) -> list[str]:
         are = "is" if len(these) == 1 else "are"
         sentences.append(f"{', '.join(these)} {are} ahead of {', '.join(losers)}, by {size} points.")
     return [*sentences, "All with Holm p below 0.05; the triangle has every difference."]
-
-
-def turned(one: dict) -> dict:
-    """A comparison of two rows of one transfer set with its sides in the other order."""
-    return {
-        **one,
-        "a": one["b"],
-        "b": one["a"],
-        "mean_difference": 0.0 - one["mean_difference"],  # not -0.0
-        "ci95": one["ci95"] and [-end for end in reversed(one["ci95"])],
-        "verdict": {"better": "worse", "worse": "better"}.get(one["verdict"], one["verdict"]),
-    }
 
 
 def _cohorts(report: dict) -> list[str]:
@@ -520,24 +470,6 @@ def _of_groups(found: dict) -> str:
     return "" if found["units"] == "images" else f" (over {found['num_units']:,} groups, each counted alike)"
 
 
-def _promise(report: dict) -> list[str]:
-    """What the promise of a student with a safety net rests on."""
-    found = report.get("cascade")
-    if found is None:
-        return []
-    units = {
-        "images": "The bound is the exact tail of a binomial over validation images.",
-        "groups": "Images of one group are not independent: the bound is that of Hoeffding and Bentkus over "
-        "the shares that whole groups lose.",
-    }
-    return [
-        "Student with a safety net: an image is lost where the ensemble is right and the student, who keeps "
-        "it, is wrong; its accuracy is behind the ensemble's by no more than the share of these. "
-        f"{units[found['units']]} Validation has chosen the student, its weights and the fusion rule before, "
-        "which flatters the student: 95 % is not quite that. The test images play no part in the threshold."
-    ]
-
-
 def _deploy(report: dict) -> list[str]:
     """Which network to deploy, and why; its last sentence is the last word of a report."""
     kept = report["deploy"]
@@ -595,12 +527,6 @@ def _on_average(row: dict) -> dict:
     return {"val_nll": row["val"]["nll"], "val_accuracy": row["val"]["accuracy"]}
 
 
-def place_of(row: dict, **changed) -> tuple[str, str, str]:
-    """What tells a row of the report from all others."""
-    row = {**row, **changed}
-    return row["name"], row["transfer"], row["architecture"]
-
-
 def _row_of(report: dict, network: dict) -> dict:
     return next(row for row in report["rows"] if place_of(row) == place_of(network))
 
@@ -647,115 +573,7 @@ def _numbers(network: dict) -> str:
 
 
 def _place(network: dict, report: dict) -> str:
-    return f"{title_of(network, report)} ({_listed(network['transfer'], network['member'])})"
-
-
-# --- notes --------------------------------------------------------------------------------------------
-
-
-def notes(predictions: Predictions, report: dict) -> list[str]:
-    """The conditions under which the numbers hold."""
-    fused_by = [row["rule"] for row in report["rows"] if row["rule"]]
-    return [
-        *predictions.notes,
-        *_transfer_sets(predictions),
-        *_unequal_classes(report),
-        "Intervals (95 %) and tests are conditional on this set of teachers, this data order and this split. "
-        "Over seeds and members they are Student's t, of ensembles a bootstrap over test examples, or a "
-        "jackknife where resamples would move the number: their widths do not compare. Neither says what "
-        "other teachers would have brought.",
-        _selection(predictions),
-        _comparisons(report),
-        *_verdicts(report),
-        *_sizes(report),
-        *_gap_shares(report),
-        *_never_asked(predictions),
-        *_equal_gradients(predictions, report),
-        *_rules_left_out(predictions, fused_by),
-        *_fitted(predictions, fused_by),
-        *_costs_and_ranks(fused_by),
-        *_bounds(report),
-        *_promise(report),
-    ]
-
-
-def _transfer_sets(predictions: Predictions) -> list[str]:
-    train, unlabelled = predictions.sizes["train"], predictions.sizes["unlabelled"]
-    seen = {
-        "labelled": f"{train:,} labelled images",
-        "unlabelled": f"{train:,} labelled images and {unlabelled:,} whose labels are hidden from every loss",
-        "other": f"{train:,} labelled images and {predictions.sizes.get('other', 0):,} of another source",
-    }
-    return [f"Transfer set '{name}': students see {seen[name]}." for name in lookup.transfers(predictions)]
-
-
-def _never_asked(predictions: Predictions) -> list[str]:
-    """Teachers that cannot say anything of other images than the data's, where others are asked for them."""
-    teachers = lookup.teachers(predictions)
-    asked = [
-        what
-        for what, given, answers in (
-            ("corrupted images", predictions.corruptions, [one.shifted for one in teachers]),
-            ("outliers", predictions.ood, [one.outliers for one in teachers]),
-        )
-        if given and any(answer is None for answer in answers)
-    ]
-    if not asked:
-        return []
-    return [
-        f"Teachers that are known by their logits alone say nothing of {' and '.join(asked)}: what is kept "
-        "of the ensemble there is not known."
-    ]
-
-
-def _unequal_classes(report: dict) -> list[str]:
-    if not report["imbalanced"]:
-        return []
-    counts = report["class_counts"]["test"]
-    most, least = int(np.argmax(counts)), int(np.argmin(counts))
-    names = report["class_names"]
-    return [
-        f"The test set has {counts[most]:,} images of {names[most]} and {counts[least]:,} of {names[least]}: "
-        f"who always says {names[most]} is right in {percent(counts[most] / sum(counts))}, with a balanced "
-        f"accuracy (the mean recall of the classes) of {percent(1 / len(counts))}."
-    ]
-
-
-def _selection(predictions: Predictions) -> str:
-    sizes = {len(group.grid) for group in predictions.groups if group.role == "student"} or {0}
-    grid = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-    return (
-        f"(alpha, temperature) of a mode: the lowest mean validation NLL over seeds of {grid} grid points, "
-        "ties to the alpha nearest 0.25, then the lowest temperature; "
-        f"{predictions.sizes['val']:,} validation images. alpha is the weight of the hard labels. "
-        "The test images play no part in it."
-    )
-
-
-def _comparisons(report: dict) -> str:
-    alone = " Students with peers, against one another, are corrected by themselves." * bool(
-        with_peers(report)
-    )
-    if bears_looking(report):
-        return (
-            "Seeds were added until all accuracies compared were decided, or students.max_seeds were trained "
-            f'(students.num_seeds is "auto"); the first {SEEDS_AT_ONCE} chose alpha, temperature and '
-            "arguments. Comparisons are by mixtures of t tests (Wang and Ramdas 2023), whose intervals hold "
-            "at all numbers of seeds at once where differences are normal; p is Holm-corrected within each "
-            "metric and transfer set. Every other interval, of a row, of the ensemble, of students by size, "
-            "is for a number of seeds that was settled beforehand."
-        ) + alone
-    over = ", over all sizes of student" if len(report["student_models"]) > 1 else ""
-    return (
-        "Comparisons are paired t tests over seeds; p is Holm-corrected within each metric and transfer set"
-        f"{over}, the intervals beside it are not corrected. A difference that 'would have been seen' is one "
-        "that such a test finds four times in five."
-    ) + alone
-
-
-def bears_looking(report: dict) -> bool:
-    """Whether seeds were added until it was decided, and the comparisons are tested accordingly."""
-    return any("decided_at" in one for one in report["comparisons"])
+    return f"{title_of(network, report)} ({listed(network['transfer'], network['member'])})"
 
 
 def seeds_needed(planned: Sequence[dict], report: dict) -> list[str]:
@@ -800,11 +618,6 @@ def _seeds_needed(planned: Sequence[dict]) -> list[str]:
     ]
 
 
-def transfers_of(one: dict) -> str:
-    """The transfer set of a comparison, or both where it is across them."""
-    return " / ".join(dict.fromkeys((one["a_transfer"], one["b_transfer"])))
-
-
 def _seeds_added(report: dict) -> list[str]:
     """Which comparisons of accuracies were decided, at how many seeds, and which were not."""
     if not bears_looking(report):
@@ -812,7 +625,7 @@ def _seeds_added(report: dict) -> list[str]:
     tested = power.to_decide(report["comparisons"])
     decided: dict[int | None, list[str]] = {}
     for one in tested:
-        pair = f"{one['a']} - {one['b']} ({_listed(one['family'], model_of(one, report))})"
+        pair = f"{one['a']} - {one['b']} ({listed(one['family'], model_of(one, report))})"
         decided.setdefault(one["decided_at"], []).append(pair)
     undecided = decided.pop(None, [])
     parts = [f"Decided with {seeds}: {', '.join(pairs)}." for seeds, pairs in sorted(decided.items())]
@@ -821,200 +634,3 @@ def _seeds_added(report: dict) -> list[str]:
     return [
         f"Seeds were added until all was decided or no more were allowed, {most} in all. {' '.join(parts)}"
     ]
-
-
-def _verdicts(report: dict) -> list[str]:
-    if all(row["verdict"] is None for row in report["rows"]):
-        return []
-    t_tests = "two one-sided paired t tests, at 5 % each and not corrected"
-    small = "the mixtures, at 5 %" if bears_looking(report) else t_tests
-    return [
-        "Verdict: accuracy against the baseline on the same images. better, worse: that test's p is below "
-        f"0.05. equivalent: {small}, show a true "
-        f"difference {_within(report['margin'])} (report.margin). Where both hold: equivalent if the 95 % "
-        "interval lies inside the margin whole, otherwise better or worse. undecided: neither, or one seed. "
-        "Of mean_probs the bootstrap interval of ensemble - baseline decides, by the same margin."
-    ]
-
-
-def _sizes(report: dict) -> list[str]:
-    if not report["students_by_size"]:
-        return []
-    return [
-        "Students against the ensemble: bootstrap over seeds and test images, paired by image, for there is "
-        "one ensemble. Told apart: p below 0.05. equivalent: two one-sided tests at 5 % each show a true "
-        f"difference {_within(report['margin'])} (report.margin). Neither is corrected for how many students "
-        "are looked at, and of one seed nothing is told. Which row stands for an architecture is chosen by "
-        "validation."
-    ]
-
-
-def _gap_shares(report: dict) -> list[str]:
-    meaning = "Gap share = (student - baseline) / (ensemble by mean_probs - baseline), of accuracy."
-    return [meaning] + [
-        f"Gap shares ({_where(gap, report)}) are left out: the interval of ensemble - baseline, "
-        f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}, "
-        + ("rests on one seed." if gap["ci95"][0] > 0 else "does not lie above 0.")
-        for gap in report["gaps"]
-        if not gap["larger_than_noise"]
-    ]
-
-
-def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
-    measured = []
-    places = itertools.product(lookup.transfers(predictions), report["student_models"])
-    for transfer, model in places:
-        pair = [
-            lookup.find(predictions, transfer, name=name, architecture=model)
-            for name in ("output_avg", "loss_avg")
-        ]
-        if None in pair or any(group.arguments or group.method != group.name for group in pair):
-            continue  # they are told apart by a divergence that is not KL
-        of_row = {place_of(row): row for row in report["rows"]}
-        accuracies = [of_row[group.name, transfer, model]["accuracy"]["mean"] for group in pair]
-        where = _where({"transfer": transfer, "architecture": model}, report)
-        same = (pair[0].alpha, pair[0].temperature) == (pair[1].alpha, pair[1].temperature)
-        measured.append(
-            f"{where}: the gradients at the students' validation logits differ by at most "
-            f"{gradient_difference(predictions, transfer, model):.1e}, the test accuracies by "
-            f"{points(accuracies[1] - accuracies[0])} "
-            f"({'same' if same else 'each at its own'} alpha and temperature)"
-        )
-    if not measured:
-        return []
-    known = "output_avg and loss_avg have equal gradients at one shared temperature: one method, two names."
-    return [f"{known} Measured, {'; '.join(measured)}."]
-
-
-def gradient_difference(predictions: Predictions, transfer: str, architecture: str = "") -> float:
-    """Largest |d loss_avg / dz - d output_avg / dz| on the students' validation logits z, in float32.
-
-    By automatic differentiation of output_avg as it is trained, and of the mean over the teachers of each
-    KL, written out with one target a teacher. On paper the two are one; what is left is rounding.
-    """
-    student = lookup.find(predictions, transfer, name="output_avg", architecture=architecture)
-    teachers = TeacherOutputs(np.asarray(lookup.teacher_logits(predictions, "val"), np.float32), (), ())
-    hyper = {"alpha": 0.0, "temperature": student.temperature, "label_smoothing": 0.0}
-    num_examples = len(predictions.val_labels)
-    batch = Batch(
-        image=np.zeros((num_examples, 1, 1, 1), np.float32),
-        label=np.asarray(predictions.val_labels),
-        index=np.arange(num_examples, dtype=np.int32),
-        labelled=np.ones(num_examples, bool),
-    )
-
-    def loss(logits: Array, recipe: Recipe) -> Array:
-        outputs = Outputs(logits=logits, heads=logits[None], embedding=logits, features={})
-        now = jax.random.key(0), jnp.int32(0), jnp.float32(0.0)
-        context = Context(batch, teachers, {}, hyper, *now, student=outputs)
-        context = dataclasses.replace(context, targets=recipe.aim(context, recipe.weigh(context)))
-        return recipe.term(context).sum()
-
-    gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)), static_argnums=1)
-    written_out = modes.output_avg()._replace(aim=modes.each_teacher)
-    of_output_avg, of_loss_avg = (
-        np.asarray(gradient(np.asarray(student.val, np.float32), recipe))
-        for recipe in (modes.output_avg(), written_out)
-    )
-    return float(np.abs(of_output_avg - of_loss_avg).max())
-
-
-def _rules_left_out(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:
-    num_teachers = sum(len(group.members) for group in lookup.teachers(predictions))
-    return [
-        f"Left out, for the {num_teachers} teachers there are: "
-        f"fusion rule {scoring.why_no_row(predictions, rule)}."
-        for rule in predictions.rules
-        if rule not in fused_by
-    ] + measured.why_no_metric(predictions)
-
-
-def _fitted(predictions: Predictions, fused_by: Sequence[str]) -> list[str]:
-    on_train = dict.fromkeys(g.name for g in predictions.groups if g.name.startswith("supernet"))
-    on_val = [rule for rule in fused_by if rules.is_fitted(rule)]
-    rule_of = {g.name: g.name.removeprefix("fused:") for g in predictions.groups if g.role == "student"}
-    of_students = [name for name, rule in rule_of.items() if rule != name and rule in rules.FITTED_RULES]
-    found = []
-    if on_train:
-        names = ", ".join(on_train)
-        found.append(
-            f"{names}: the fused network is fitted on the labelled training images, as in the paper."
-        )
-    if on_val:
-        found.append(
-            f"{', '.join(on_val)}: fitted on the validation images, so its validation numbers flatter it."
-        )
-    if of_students:
-        found.append(
-            f"{', '.join(of_students)}: what is matched is fitted on the validation images, by which the "
-            "students are chosen, too."
-        )
-    return found
-
-
-def _costs_and_ranks(fused_by: Sequence[str]) -> list[str]:
-    ranks = [rule for rule in fused_by if rules.is_rank(rule)]
-    found = [
-        "Parameters, FLOPs and latency of an ensemble are sums over its teachers, run one after another."
-    ]
-    if ranks:
-        found.append(
-            f"{', '.join(ranks)}: decisions without probabilities, so without NLL, ECE and Brier score."
-        )
-    return found
-
-
-def _bounds(report: dict) -> list[str]:
-    num_teachers, num_paired = report["diversity"]["num_teachers"], len(report["diversity"]["members"])
-    if num_paired == num_teachers:
-        return []
-    sizes = ", ".join(str(one["k"]) for one in report["sub_ensembles"])
-    return [
-        f"Of {num_teachers} teachers the first {num_paired} are compared in pairs; ensembles of these sizes "
-        f"show what each further teacher brings: {sizes}."
-    ]
-
-
-# --- figures in words ---------------------------------------------------------------------------------
-
-
-def percent(value: float) -> str:
-    """
-    >>> percent(0.91667)
-    '91.67 %'
-    """
-    return f"{100 * value:.2f} %"
-
-
-def points(difference: float) -> str:
-    """
-    >>> points(0.0125)
-    '+1.25 points'
-    """
-    return f"{100 * difference:+.2f} points"
-
-
-def count(number: float) -> str:
-    """
-    >>> count(1234), count(12.4)
-    ('1,234', '12.4')
-    """
-    return f"{number:,.1f}".removesuffix(".0")
-
-
-def interval(bounds: Sequence[float], metric: str) -> str:
-    """Accuracies in per cent or points, everything else as it is.
-
-    >>> interval((0.004, 0.02), "accuracy"), interval((-0.1, 0.2), "nll")
-    ('[0.40, 2.00]', '[-0.100, 0.200]')
-    """
-    low, high = bounds
-    return f"[{100 * low:.2f}, {100 * high:.2f}]" if metric == "accuracy" else f"[{low:.3f}, {high:.3f}]"
-
-
-def p_value(p: float) -> str:
-    """
-    >>> p_value(0.0123), p_value(0.00001)
-    ('= 0.012', '< 0.001')
-    """
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mtkd_jax.addresses import resolve
 from mtkd_jax.config import control_and_mode
-from mtkd_jax.report import document, findings, plots, rank_plots, tables
+from mtkd_jax.report import cell_text, document, plots, rank_plots, rendering, wording
 from mtkd_jax.report.reads import reads
 from mtkd_jax.report.sweeps import STUDENTS
 from mtkd_jax.results import analysis, intervals, ranks
@@ -132,7 +132,7 @@ def build(reports: Mapping[str, dict], left_out: Mapping[str, str]) -> dict:
 def _rows(report: dict) -> dict[str, dict]:
     """{method: row} of the students on the first transfer set of a run."""
     own = [row for row in report["rows"] if row["role"] in STUDENTS]
-    return {findings.title_of(row, report): row for row in own if row["transfer"] == own[0]["transfer"]}
+    return {wording.title_of(row, report): row for row in own if row["transfer"] == own[0]["transfer"]}
 
 
 def _data_set(name: str, report: dict) -> dict:
@@ -157,7 +157,7 @@ def _mistakes(name: str, rows: Mapping[str, dict[str, dict]], reports: Mapping[s
         one
         for data_set, report in reports.items()
         for one in report["negative_transfer"]
-        if findings.title_of(one, report) == name and one["transfer"] == rows[data_set][name]["transfer"]
+        if wording.title_of(one, report) == name and one["transfer"] == rows[data_set][name]["transfer"]
     ]
     if not found:
         return None
@@ -225,8 +225,8 @@ def told(board: dict) -> list[str]:
     infinite = test["f"] is None
     found.append(
         f"All {len(board['methods'])} rows alike: Friedman's chi-square {test['chi_square']:.1f}, p "
-        f"{findings.p_value(test['p_value'])}; Iman and Davenport's F "
-        f"{'infinite' if infinite else format(test['f'], '.2f')}, p {findings.p_value(test['p_value_f'])}. "
+        f"{wording.p_value(test['p_value'])}; Iman and Davenport's F "
+        f"{'infinite' if infinite else format(test['f'], '.2f')}, p {wording.p_value(test['p_value_f'])}. "
         f"Nemenyi's critical difference of mean ranks is {board['critical_difference']:.2f}."
     )
     by_name = {one["name"]: one for one in board["methods"]}
@@ -253,7 +253,7 @@ def _count(one: dict, word: str) -> int:
     return sum(verdict == word for verdict in one["verdicts"].values())
 
 
-def table(board: dict) -> tables.Sheet:
+def table(board: dict) -> rendering.Sheet:
     """A row for each method, by rising mean rank."""
     header = ["", "rank", "better", "equivalent", "undecided", "worse", "minus baseline", "verdict"]
     header += ["mistakes", "FLOPs", "s", "reads"]
@@ -262,12 +262,12 @@ def table(board: dict) -> tables.Sheet:
             one["name"],
             f"{one['mean_rank']:.2f}",
             *(
-                tables.MISSING if one["name"] == BASELINE else str(_count(one, word))
+                cell_text.MISSING if one["name"] == BASELINE else str(_count(one, word))
                 for word in ("better", "equivalent", "undecided", "worse")
             ),
             *_difference(one.get("minus_baseline")),
             _of_mistakes(one["mistakes"]),
-            tables.MISSING
+            cell_text.MISSING
             if one["cost"]["flops_over_baseline"] is None
             else f"{one['cost']['flops_over_baseline']:.2f}",
             f"{one['cost']['seconds']:.2g}",
@@ -279,21 +279,21 @@ def table(board: dict) -> tables.Sheet:
 
 def _difference(test: dict | None) -> list[str]:
     if test is None:
-        return [tables.MISSING, tables.MISSING]
+        return [cell_text.MISSING, cell_text.MISSING]
     text = f"{100 * test['mean_difference']:+.2f}"
     if test["ci95"] is not None:
-        text += f" {findings.interval(test['ci95'], 'accuracy')}"
+        text += f" {wording.interval(test['ci95'], 'accuracy')}"
     return [text, test["verdict"]]
 
 
 def _of_mistakes(found: dict | None) -> str:
     if found is None:
-        return tables.MISSING
+        return cell_text.MISSING
     signs = " ".join(f"{found[key]}{sign}" for key, sign in (("more", "+"), ("less", "-")) if found[key])
     return f"{100 * found['mean_difference']:+.1f}" + (f" ({signs})" if signs else "")
 
 
-def by_data_set(board: dict) -> tables.Sheet:
+def by_data_set(board: dict) -> rendering.Sheet:
     """Accuracy and rank of every method on every data set."""
     names = [one["name"] for one in board["data_sets"]]
     ensemble = ["ensemble", *(f"{100 * one['ensemble']:.2f}" for one in board["data_sets"])]
@@ -301,7 +301,7 @@ def by_data_set(board: dict) -> tables.Sheet:
         [
             one["name"],
             *(
-                f"{100 * one['accuracy'][name]['mean']:.2f}{tables.SIGN[one['verdicts'][name] or '']} "
+                f"{100 * one['accuracy'][name]['mean']:.2f}{cell_text.SIGN[one['verdicts'][name] or '']} "
                 f"({one['ranks'][name]:g})"
                 for name in names
             ),
@@ -311,7 +311,7 @@ def by_data_set(board: dict) -> tables.Sheet:
     return ["", *names], [*cells, ensemble]
 
 
-def of_data_sets(board: dict) -> tables.Sheet:
+def of_data_sets(board: dict) -> rendering.Sheet:
     """What the runs were of, and what there was to gain."""
     header = ["data set", "classes", "train", "val", "test", "network", "params", "teachers", "seeds"]
     return [*header, "ensemble - baseline, points"], [
@@ -320,7 +320,7 @@ def of_data_sets(board: dict) -> tables.Sheet:
             str(one["num_classes"]),
             *(f"{one['sizes'][part]:,}" for part in ("train", "val", "test")),
             one["network"],
-            tables.short_count(one["params"]),
+            cell_text.short_count(one["params"]),
             str(one["num_teachers"]),
             str(one["seeds"]),
             " ".join(_difference({"mean_difference": one["gap"]["difference"], **one["gap"]})),
@@ -338,9 +338,9 @@ def markdown(board: dict, plot: str) -> str:
             f"critical difference (CD).]({plot})"
         )
     if board["methods"]:
-        parts += [tables.markdown(*table(board)), in_markdown(CAPTION)]
-        parts += [tables.markdown(*by_data_set(board)), in_markdown(BY_DATA_CAPTION)]
-        parts.append(tables.markdown(*of_data_sets(board)))
+        parts += [rendering.markdown(*table(board)), in_markdown(CAPTION)]
+        parts += [rendering.markdown(*by_data_set(board)), in_markdown(BY_DATA_CAPTION)]
+        parts.append(rendering.markdown(*of_data_sets(board)))
     return "\n\n".join(parts)
 
 
@@ -356,7 +356,7 @@ def terminal(board: dict) -> Group:
     shown = [i for i, name in enumerate(header) if name in IN_A_TERMINAL]
     rows = [[row[i] for i in shown] for row in cells]
     lines = [Text(f"- {line}") for line in told(board)]
-    return Group(*([tables.render([header[i] for i in shown], rows)] if rows else []), *lines)
+    return Group(*([rendering.render([header[i] for i in shown], rows)] if rows else []), *lines)
 
 
 def as_csv(board: dict) -> bytes:

@@ -27,7 +27,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax import experiment, validation
 from mtkd_jax.data import fetch
 from mtkd_jax.data.loading import Split, holds
-from mtkd_jax.report import document, pictures, tables
+from mtkd_jax.report import cell_text, document, pictures, rendering
 from mtkd_jax.system import terminal
 from mtkd_jax.system.files import write_atomically
 from mtkd_jax.types import Images, printable
@@ -204,21 +204,21 @@ def _show(found: dict) -> None:
     what = f"{found['name']}: images {shape} {found['dtype']}, {len(found['class_names'])} classes"
     out.print(printable(what), markup=False, highlight=False)
     for title, (header, cells) in _sheets(found).items():
-        out.print(Text(f"\n{title}", style="bold"), tables.render(header, cells))
+        out.print(Text(f"\n{title}", style="bold"), rendering.render(header, cells))
     number = found["duplicates"]["conflicting"]
     conflict = [f"{number:,} different images stand under more than one label."] if number else []
     for note in (*found["notes"], *conflict):
         out.print(f"- {printable(note)}", markup=False, highlight=False)
 
 
-def _sheets(found: dict) -> dict[str, tables.Sheet]:
+def _sheets(found: dict) -> dict[str, rendering.Sheet]:
     """{title: (header, cells)} of every table."""
     parts, equal = found["parts"], found["duplicates"]
     sizes = [
         [
             part,
             f"{own['size']:,}",
-            tables.MISSING if own["groups"] is None else f"{own['groups']:,}",
+            cell_text.MISSING if own["groups"] is None else f"{own['groups']:,}",
             f"{equal['within'][part]:,}",
         ]
         for part, own in parts.items()
@@ -234,7 +234,7 @@ def _sheets(found: dict) -> dict[str, tables.Sheet]:
     ]
     groups = found["shared_groups"] or {}
     shared = [
-        [pair, f"{groups[pair]:,}" if pair in groups else tables.MISSING, f"{number:,}"]
+        [pair, f"{groups[pair]:,}" if pair in groups else cell_text.MISSING, f"{number:,}"]
         for pair, number in equal["across"].items()
     ]
     return {

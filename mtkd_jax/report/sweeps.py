@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 
 from mtkd_jax.plans import cells as naming
-from mtkd_jax.report import document, findings, plots, sweep_plots, tables
+from mtkd_jax.report import cell_text, document, plots, rendering, sweep_plots, wording
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError
@@ -81,7 +81,7 @@ def rows(told: Sequence[Told]) -> list[dict[str, Any]]:
 
 def _title(row: dict, report: dict) -> str:
     """A row's name; of a report of an earlier version, which knows one architecture of students, as it is."""
-    return findings.title_of(row, report) if "student_models" in report else row["name"]
+    return wording.title_of(row, report) if "student_models" in report else row["name"]
 
 
 def _gain(row: dict, report: dict) -> dict[str, Any] | None:
@@ -119,7 +119,7 @@ def drawn(told: Sequence[Told], found: Sequence[dict]) -> list[dict]:
     return [*shown(found), *ensembles] if ensembles else shown(found)
 
 
-def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
+def table(found: Sequence[dict], fields: Sequence[str]) -> rendering.Sheet:
     """(header, cells): what was set, then what came out."""
     with_transfer = len({row["transfer"] for row in shown(found)}) > 1
     header = [
@@ -132,15 +132,15 @@ def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
             *(naming.spelled(row["over"][field]) for field in fields),
             row["name"] + (" *" if row["best"] else ""),
             *([row["transfer"]] if with_transfer else []),
-            tables.with_interval(row["accuracy"]),
+            cell_text.with_interval(row["accuracy"]),
             _points(row["gain"]),
-            row["verdict"] or tables.MISSING,
+            row["verdict"] or cell_text.MISSING,
             _number(row["val"]["nll"]),
             _number(row["nll"] and row["nll"]["mean"]),
             str(row["n"]),
-            tables.short_count(row["params"]),
-            tables.short_count(row["flops"]),
-            tables.MISSING if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
+            cell_text.short_count(row["params"]),
+            cell_text.short_count(row["flops"]),
+            cell_text.MISSING if row["train_seconds"] is None else f"{row['train_seconds']:.1f}",
         ]
         for row in shown(found)
     ]
@@ -148,24 +148,24 @@ def table(found: Sequence[dict], fields: Sequence[str]) -> tables.Sheet:
 
 def _points(gain: dict | None) -> str:
     if gain is None:
-        return tables.MISSING
+        return cell_text.MISSING
     ends = "" if gain["ci95"] is None else " [{:+.2f}, {:+.2f}]".format(*(100 * end for end in gain["ci95"]))
     return f"{100 * gain['mean']:+.2f}{ends}"
 
 
 def _number(value: float | None) -> str:
-    return tables.MISSING if value is None else f"{value:.3f}"
+    return cell_text.MISSING if value is None else f"{value:.3f}"
 
 
 def terminal(found: Sequence[dict], fields: Sequence[str]) -> Group:
     """The table for a terminal of 100 columns: a section for each cell."""
     header, cells = table(found, fields)
     places = [i for i, name in enumerate(header) if i >= len(fields) and name not in IN_FILES_ALONE]
-    sections: dict[str, tables.Cells] = {}
+    sections: dict[str, rendering.Cells] = {}
     for line in cells:
         over = ", ".join(f"{name} = {value}" for name, value in zip(header, line[: len(fields)]))
         sections.setdefault(over, []).append([line[i] for i in places])
-    return Group(*tables.render_sections([header[i] for i in places], list(sections.items())))
+    return Group(*rendering.render_sections([header[i] for i in places], list(sections.items())))
 
 
 def caption(told: Sequence[Told], found: Sequence[dict]) -> str:
@@ -190,7 +190,7 @@ def best_line(found: Sequence[dict]) -> str:
             where = f" ({row['transfer']})" if row["transfer"] else ""
             return (
                 f"Lowest validation NLL, {row['val']['nll']:.3f}: {row['name']}{where} of {row['cell']}, "
-                f"with {tables.with_interval(row['accuracy'])} % of the test images right."
+                f"with {cell_text.with_interval(row['accuracy'])} % of the test images right."
             )
     return ""
 
@@ -258,7 +258,7 @@ def _markdown(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str]
 def _body(told: Sequence[Told], found: Sequence[dict], fields: Sequence[str], plot: str) -> str:
     parts = [document.bullets(state(told))]
     if found:
-        parts += [best_line(found), tables.markdown(*table(found, fields)), caption(told, found)]
+        parts += [best_line(found), rendering.markdown(*table(found, fields)), caption(told, found)]
     if plot:
         parts.append(f"![Test accuracy over what was swept, and the gain over the baseline]({plot})")
     return "\n\n".join(part for part in parts if part)

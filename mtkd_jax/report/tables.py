@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from mtkd_jax.config import name_and_model
 from mtkd_jax.deploy.export import NEARLY_REAL
-from mtkd_jax.report import findings
+from mtkd_jax.report import cell_text, rendering, wording
 from mtkd_jax.results import power
-from mtkd_jax.system.text import in_markdown, short_number
-from mtkd_jax.types import printable
-
-Cells = list[list[str]]
-Sheet = tuple[list[str], Cells]  # header and cells
-Sections = tuple[list[str], list[tuple[str, Cells]]]  # header, and cells under titles
-MISSING = "–"
-NAME = 18  # columns of a terminal that are enough for names, folded
-SIGN = {"better": " +", "worse": " -", "equivalent": " =", "undecided": "", "": ""}
 
 MAIN_HEADER = [
     *("", "accuracy %", "verdict", "NLL", "ECE %", "Brier", "gap"),
@@ -119,20 +107,21 @@ SEEDS_CAPTION = (
     "that, as often. s: of training both, with their grids, as the pilot took, compiling included; of the "
     "seeds that it lacks."
 )
-MERGED_TITLES = {
-    "teacher": "Teachers, alone",
-    "linear": "A linear model on the same labels",
-    "ensemble": "All teachers, fused",
-    "labelled": "Students on labelled images",
-    "unlabelled": "Students on labelled and unlabelled images",
-    "other": "Students on labelled images and those of another source",
+FEW_ZEROS = 0.01  # may be in any network, such as those of dead neurons
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+_BODY = {  # of a row's body: heading and form
+    "weight_bits": ("bits of weights", "{:.3g}".format),
+    "activation_bits": ("of activations", "{:.3g}".format),
+    "zeros": ("zeros %", _percent),
+    "num_bytes": ("bytes", cell_text.short_count),
+    "spikes": ("spikes", cell_text.short_count),
+    "active": ("active %", _percent),
 }
-MOST_BESIDE = 4  # runs that stand beside one another in a table
-MERGED_CAPTION = (
-    "%: accuracy [95 % interval], over seeds and members, of ensembles over test examples. +, -: better, "
-    "worse than the baseline of that run on the same images, Holm p below 0.05. =: equivalent to it, within "
-    "the margin of that run. gap: share of (ensemble - baseline) kept."
-)
 
 
 def main_header(report: dict) -> list[str]:
@@ -153,19 +142,19 @@ def by_size_caption(report: dict) -> str:
 
 def comparison_caption(report: dict) -> str:
     """What has to be known to read the table of comparisons."""
-    tests = "mixtures of t tests" if findings.bears_looking(report) else "two one-sided tests"
+    tests = "mixtures of t tests" if wording.bears_looking(report) else "two one-sided tests"
     return COMPARISON_CAPTION.format(tests=tests, margin=100 * report["margin"])
 
 
-def main_sections(report: dict) -> list[tuple[str, Cells]]:
+def main_sections(report: dict) -> list[tuple[str, rendering.Cells]]:
     """(title, cells under `main_header`) of teachers, ensembles, and the students of each transfer set."""
-    sections: dict[str, Cells] = {}
+    sections: dict[str, rendering.Cells] = {}
     for row in report["rows"]:
-        sections.setdefault(_title(row, report), []).append(_main_cells(row, report))
+        sections.setdefault(cell_text.heading(row, report), []).append(_main_cells(row, report))
     return list(sections.items())
 
 
-def brief(report: dict) -> Sheet:
+def brief(report: dict) -> rendering.Sheet:
     """Teachers, one ensemble, and the students of the last transfer set, in the columns that say most."""
     rows = report["rows"]
     last = rows[-1]["transfer"]
@@ -181,35 +170,39 @@ def brief(report: dict) -> Sheet:
     }
     cells = [
         [
-            _name(row, report, several),
+            cell_text.name_of(row, report, several),
             kinds.get(row["role"], row["role"]),
             str(row["n"]),
-            with_interval(row["accuracy"]),
-            row["verdict"] or MISSING,
-            _mean(row, "nll"),
-            _share_kept(row),
-            short_count(row["params"]),
-            short_count(row["flops"]),
+            cell_text.with_interval(row["accuracy"]),
+            row["verdict"] or cell_text.MISSING,
+            cell_text.mean(row, "nll"),
+            cell_text.share_kept(row),
+            cell_text.short_count(row["params"]),
+            cell_text.short_count(row["flops"]),
         ]
         for row in shown
     ]
     return header, cells
 
 
-def by_size(report: dict) -> Sheet:
+def by_size(report: dict) -> rendering.Sheet:
     """(header, cells): each architecture of students, from the smallest on, and the ensemble.
 
     By the row that validation chooses for it, what that is worth, what it costs, and how far from the
     ensemble it is.
     """
     header = ["", "row", "accuracy %", "NLL", "gap", "params", "FLOPs", "ms", "minus ensemble, points", ""]
-    rows = {findings.place_of(row): row for row in report["rows"]}
-    students = [(rows[findings.place_of(one)], one) for one in report["students_by_size"]]
+    rows = {wording.place_of(row): row for row in report["rows"]}
+    students = [(rows[wording.place_of(one)], one) for one in report["students_by_size"]]
     ensemble = [row for row in report["rows"] if row["rule"] == "mean_probs"]
 
     def cells(row: dict) -> list[str]:
-        metrics = [with_interval(row["accuracy"]), _mean(row, "nll"), _share_kept(row)]
-        return [*metrics, *_costs(row)]
+        metrics = [
+            cell_text.with_interval(row["accuracy"]),
+            cell_text.mean(row, "nll"),
+            cell_text.share_kept(row),
+        ]
+        return [*metrics, *cell_text.cost_cells(row)]
 
     return header, [
         *(
@@ -217,7 +210,7 @@ def by_size(report: dict) -> Sheet:
                 row["architecture"],
                 f"{row['name']} ({row['transfer']})",
                 *cells(row),
-                f"{100 * one['difference']:+.2f} {findings.interval(one['ci95'], 'accuracy')}",
+                f"{100 * one['difference']:+.2f} {wording.interval(one['ci95'], 'accuracy')}",
                 SIZE_WORDS.get(one["verdict"], one["verdict"]),
             ]
             for row, one in students
@@ -227,30 +220,30 @@ def by_size(report: dict) -> Sheet:
                 f"all {report['diversity']['num_teachers']} teachers",
                 row["name"],
                 *cells(row),
-                MISSING,
-                MISSING,
+                cell_text.MISSING,
+                cell_text.MISSING,
             ]
             for row in ensemble
         ),
     ]
 
 
-def detection(report: dict) -> Sections:
+def detection(report: dict) -> rendering.Sections:
     """(header, sections as in `main_sections`): what rows with probabilities are worth as detectors."""
     asked = report["detection"]
     at = f"recall at {100 * asked['false_alarm_rate']:g} %"
     header = ["", "AUROC", at, "recall %", "false alarms %", f"misses of {asked['num_positive']}"]
-    sections: dict[str, Cells] = {}
+    sections: dict[str, rendering.Cells] = {}
     for row in report["rows"]:
         if row["auroc"] is not None:
-            sections.setdefault(_title(row, report), []).append(_detection_cells(row, report))
+            sections.setdefault(cell_text.heading(row, report), []).append(_detection_cells(row, report))
     return header, list(sections.items())
 
 
-def cascade(report: dict) -> Sheet:
+def cascade(report: dict) -> rendering.Sheet:
     """The student alone, with the ensemble as its safety net, and the ensemble alone."""
     found = report["cascade"]
-    name, num_seeds = findings.title_of(found["student"], report), len(found["seeds"]["accuracy"]["values"])
+    name, num_seeds = wording.title_of(found["student"], report), len(found["seeds"]["accuracy"]["values"])
     rows = {
         f"{name} alone": found["test"]["student"],
         f"{name}, then the ensemble": found["test"]["cascade"],
@@ -260,9 +253,9 @@ def cascade(report: dict) -> Sheet:
     cells = [
         [
             title,
-            with_interval(row["accuracy"]),
+            cell_text.with_interval(row["accuracy"]),
             f"{row['nll']['mean']:.3f}",
-            with_interval(row["share"]),
+            cell_text.with_interval(row["share"]),
             f"{100 * row['lost']['mean']:.2f}",
             f"{row['cost']['mean']:.3f}",
         ]
@@ -271,7 +264,7 @@ def cascade(report: dict) -> Sheet:
     return ["", "accuracy %", "NLL", "handed over %", "lost %", "cost"], cells
 
 
-def kept(report: dict) -> Sections:
+def kept(report: dict) -> rendering.Sections:
     """(header, sections as in `main_sections`): what students keep of the ensemble, quantity by quantity.
 
     A section begins with what baseline and ensemble are worth.
@@ -290,7 +283,7 @@ def kept(report: dict) -> Sections:
             [row["name"], *(_kept_share(row["shares"].get(name)) for name in quantities)]
             for row in section["rows"]
         ]
-        title = _students({**section, "role": "student"}, report)
+        title = cell_text.students_of({**section, "role": "student"}, report)
         sections.append((f"{title}, {section['transfer']}", cells))
     return header, sections
 
@@ -314,7 +307,7 @@ def kept_caption(report: dict) -> str:
 
 
 def _worth(gap: dict | None, who: str, quantity: dict) -> str:
-    return MISSING if gap is None else f"{quantity['scale'] * gap[who]:.{_digits(quantity)}f}"
+    return cell_text.MISSING if gap is None else f"{quantity['scale'] * gap[who]:.{_digits(quantity)}f}"
 
 
 def _digits(quantity: dict) -> int:
@@ -323,24 +316,24 @@ def _digits(quantity: dict) -> int:
 
 def _kept_share(share: dict | None) -> str:
     if share is None:
-        return MISSING
+        return cell_text.MISSING
     if share["share"] is None:
         return "not defined"
-    return f"{share['share']:.0%}{_ends(share['ci95'], 0, 100)}"
+    return f"{share['share']:.0%}{cell_text.ends(share['ci95'], 0, 100)}"
 
 
-def bodies(report: dict) -> Sections | None:
+def bodies(report: dict) -> rendering.Sections | None:
     """(header, sections as in `main_sections`) of all networks; None where all are real ones."""
     rows = [row for row in report["rows"] if row["body"]]
     if not any(_is_special(row["body"]) for row in rows):
         return None
     columns = {name: own for name, own in _BODY.items() if any(name in row["body"] for row in rows)}
-    sections: dict[str, Cells] = {}
+    sections: dict[str, rendering.Cells] = {}
     for row in rows:
         own = row["body"]
-        told = [show(own[name]) if name in own else MISSING for name, (_, show) in columns.items()]
-        cells = [_name(row, report), with_interval(row["accuracy"]), *told]
-        sections.setdefault(_title(row, report), []).append(cells)
+        told = [show(own[name]) if name in own else cell_text.MISSING for name, (_, show) in columns.items()]
+        cells = [cell_text.name_of(row, report), cell_text.with_interval(row["accuracy"]), *told]
+        sections.setdefault(cell_text.heading(row, report), []).append(cells)
     return ["", "accuracy %", *(title for title, _ in columns.values())], list(sections.items())
 
 
@@ -355,7 +348,7 @@ def _is_special(body: Mapping[str, float]) -> bool:
     return bits < NEARLY_REAL or body["zeros"] > FEW_ZEROS or "spikes" in body
 
 
-def complexity(report: dict) -> Sheet:
+def complexity(report: dict) -> rendering.Sheet:
     """(header, cells): what labels, teachers and the student say, by how hard it is for the student."""
     found = report["complexity"]["rows"]
     cells = [[one["of"], *(f"{one[when]:.3f}" for when in ("drawn", "trained"))] for one in found]
@@ -365,18 +358,21 @@ def complexity(report: dict) -> Sheet:
 def complexity_caption(report: dict) -> str:
     """What has to be known to read the table of targets."""
     found = report["complexity"]
-    student = f"{findings.title_of(found['student'], report)} ({found['student']['transfer']})"
+    student = f"{wording.title_of(found['student'], report)} ({found['student']['transfer']})"
     return COMPLEXITY_CAPTION.format(number=found["num_images"], student=student)
 
 
-def own_metrics(report: dict) -> Sections:
+def own_metrics(report: dict) -> rendering.Sections:
     """(header, sections as in `main_sections`): the metrics of the user's own, with their intervals."""
     asked = report["metrics"]
     header = ["", *(f"{one['name']} {one['unit']}".strip() for one in asked)]
-    sections: dict[str, Cells] = {}
+    sections: dict[str, rendering.Cells] = {}
     for row in report["rows"]:
-        cells = [_name(row, report), *(_own_cell(row["own"][one["name"]], one["digits"]) for one in asked)]
-        sections.setdefault(_title(row, report), []).append(cells)
+        cells = [
+            cell_text.name_of(row, report),
+            *(_own_cell(row["own"][one["name"]], one["digits"]) for one in asked),
+        ]
+        sections.setdefault(cell_text.heading(row, report), []).append(cells)
     return header, list(sections.items())
 
 
@@ -398,68 +394,11 @@ def own_caption(report: dict) -> str:
 
 def _own_cell(metric: dict | None, digits: int) -> str:
     if metric is None or metric["mean"] is None:
-        return MISSING
-    return f"{metric['mean']:.{digits}f}{_ends(metric['ci95'], digits)}"
+        return cell_text.MISSING
+    return f"{metric['mean']:.{digits}f}{cell_text.ends(metric['ci95'], digits)}"
 
 
-def merged(reports: Mapping[str, dict]) -> Sections:
-    """(header, sections) of several runs by name: columns for each run, or lines where there are many."""
-    return _beside(reports) if len(reports) <= MOST_BESIDE else _below(reports)
-
-
-def _beside(reports: Mapping[str, dict]) -> Sections:
-    """A row for all that share a name, columns for each run."""
-    with_gap = {run for run, report in reports.items() if _has_gap(report)}
-    header = [""]
-    for run in reports:
-        header += [f"{run}, %", "NLL", *(["gap"] if run in with_gap else [])]
-    sections = []
-    for place, title in MERGED_TITLES.items():
-        rows = [
-            [
-                name,
-                *(
-                    cell
-                    for run in reports
-                    for cell in _merged_cells(reports[run], place, name, run in with_gap)
-                ),
-            ]
-            for name in _names_at(place, reports)
-        ]
-        sections += [(title, rows)] if rows else []
-    return header, sections
-
-
-def _below(reports: Mapping[str, dict]) -> Sections:
-    """A section for all that share a name, a line for each run; one for all where they say the same."""
-    with_gap = any(map(_has_gap, reports.values()))
-    header, sections = ["", "%", "NLL", *(["gap"] if with_gap else [])], []
-    for place, title in MERGED_TITLES.items():
-        for name in _names_at(place, reports):
-            rows = [[run, *_merged_cells(own, place, name, with_gap)] for run, own in reports.items()]
-            if all(row[1:] == rows[0][1:] for row in rows):
-                rows = [["every run", *rows[0][1:]]]
-            there = [row for row in rows if row[1] != MISSING]
-            sections.append((f"{title}: {name}", there))
-    return header, sections
-
-
-def _has_gap(report: dict) -> bool:
-    return any(row["gap_share"] is not None for row in report["rows"])
-
-
-def _names_at(place: str, reports: Mapping[str, dict]) -> list[str]:
-    """The names of all rows of a section, those that others are compared with below the others."""
-    names = dict.fromkeys(
-        findings.title_of(row, report)
-        for report in reports.values()
-        for row in report["rows"]
-        if _place(row) == place
-    )
-    return sorted(names, key=_is_reference)
-
-
-def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
+def comparison_sections(report: dict) -> list[tuple[str, rendering.Cells]]:
     """(title, cells under COMPARISON_HEADER) of each Holm family: accuracy and NLL of a pair on one row.
 
     Without students with peers against one another, which have a table of their own.
@@ -472,58 +411,58 @@ def comparison_sections(report: dict) -> list[tuple[str, Cells]]:
         cells = [
             [
                 f"{a['a']} - {a['b']}",
-                *(cell for one in (a, n) for cell in _with_verdict(one)),
+                *(cell for one in (a, n) for cell in cell_text.verdict_cells(one)),
                 str(a["n"]),
             ]
             for a, n in zip(on_accuracy, on_nll)
         ]
-        title = _students(own[0], report)
+        title = cell_text.students_of(own[0], report)
         sections.append((f"{title}, {family}", cells))
     return sections
 
 
-def with_peers(report: dict) -> list[tuple[str, list[str], Cells]]:
+def with_peers(report: dict) -> list[tuple[str, list[str], rendering.Cells]]:
     """(title, header, cells) of students with peers against one another, a triangle each.
 
     One for each transfer set and architecture that has two of them; columns are the numbers of rows.
     """
-    return [_triangle(tested, report) for tested in findings.with_peers(report)]
+    return [_triangle(tested, report) for tested in wording.with_peers(report)]
 
 
 def with_peers_caption(report: dict) -> str:
     """What has to be known to read them."""
-    number = sum(map(len, findings.with_peers(report)))
+    number = sum(map(len, wording.with_peers(report)))
     return WITH_PEERS_CAPTION.format(number=number, margin=100 * report["margin"])
 
 
-def _triangle(tested: Sequence[dict], report: dict) -> tuple[str, list[str], Cells]:
+def _triangle(tested: Sequence[dict], report: dict) -> tuple[str, list[str], rendering.Cells]:
     names = list(dict.fromkeys(one[side] for side in "ab" for one in tested))
-    below = {(one["a"], one["b"]): one for one in map(findings.turned, tested)}
+    below = {(one["a"], one["b"]): one for one in map(wording.turned, tested)}
 
     def cell(row: str, column: str) -> str:
         one = below.get((row, column))
-        return f"{100 * one['mean_difference']:+.2f}{SIGN[one['verdict']]}" if one else ""
+        return f"{100 * one['mean_difference']:+.2f}{cell_text.SIGN[one['verdict']]}" if one else ""
 
     cells = [
         [f"{number} {name}", *(cell(name, column) for column in names[:-1])]
         for number, name in enumerate(names, start=1)
     ]
-    title = _students(tested[0], report)
+    title = cell_text.students_of(tested[0], report)
     return f"{title}, {tested[0]['a_transfer']}", ["", *map(str, range(1, len(names)))], cells
 
 
-def negative_transfer(report: dict) -> Sheet:
+def negative_transfer(report: dict) -> rendering.Sheet:
     """How often each row repeats what the ensemble gets wrong, beside its baseline."""
     with_transfer = len({one["transfer"] for one in report["negative_transfer"]}) > 1
     header = ["", *(["transfer set"] if with_transfer else [])]
     header += ["repeats %", "baseline %", "difference, points", "p", "p (Holm)", "n"]
     return header, [
         [
-            findings.title_of(one, report),
+            wording.title_of(one, report),
             *([one["transfer"]] if with_transfer else []),
-            _in_percent(one["repeats"]),
-            _scaled(one["baseline"], 100),
-            *_difference_cells({**one, "metric": "accuracy"}),
+            cell_text.in_percent(one["repeats"]),
+            cell_text.scaled(one["baseline"], 100),
+            *cell_text.difference_cells({**one, "metric": "accuracy"}),
             str(one["n"]),
         ]
         for one in report["negative_transfer"]
@@ -535,36 +474,36 @@ def negative_transfer_caption(report: dict) -> str:
     return NEGATIVE_TRANSFER_CAPTION.format(num_wrong=report["negative_transfer"][0]["num_wrong"])
 
 
-def common(report: dict) -> Sheet:
+def common(report: dict) -> rendering.Sheet:
     """(header, cells): every mode at the one common alpha."""
     header = ["", "transfer set", "T", "n", "accuracy %", "NLL"]
     return header, [
         [
-            findings.title_of(row, report),
+            wording.title_of(row, report),
             row["transfer"],
-            _short(row["temperature"]),
+            cell_text.short(row["temperature"]),
             str(row["n"]),
-            with_interval(row["accuracy"]),
-            _mean(row, "nll"),
+            cell_text.with_interval(row["accuracy"]),
+            cell_text.mean(row, "nll"),
         ]
         for row in report["common_alpha"]["rows"]
     ]
 
 
-def recall(report: dict) -> Sheet:
+def recall(report: dict) -> rendering.Sheet:
     """(header, cells): the share of each class that is found, per cent."""
     header = ["class", *(one["name"] for one in report["confusion"])]
     by_class = zip(report["class_names"], *(one["recall"] for one in report["confusion"]))
-    return header, [[name, *(_scaled(value, 100) for value in values)] for name, *values in by_class]
+    return header, [[name, *(cell_text.scaled(value, 100) for value in values)] for name, *values in by_class]
 
 
-def confusion(report: dict, one: dict) -> Sheet:
+def confusion(report: dict, one: dict) -> rendering.Sheet:
     """(header, cells) of one confusion matrix: a row a true class, a column a decision."""
     counts = [[name, *map(str, row)] for name, row in zip(report["class_names"], one["matrix"])]
     return ["", *report["class_names"]], counts
 
 
-def diversity(report: dict) -> Sheet:
+def diversity(report: dict) -> rendering.Sheet:
     """(header, cells): how the teachers differ, means over pairs."""
     names = {
         "disagreement": "decisions that differ, %",
@@ -576,41 +515,43 @@ def diversity(report: dict) -> Sheet:
     num_teachers, num_paired = found["num_teachers"], len(found["members"])
     who = "teachers" if num_paired == num_teachers else f"the first {num_paired} of {num_teachers} teachers"
     return ["measure", f"mean over pairs of {who}"], [
-        [title, _scaled(found[name]["mean"], 100 if name == "disagreement" else 1)]
+        [title, cell_text.scaled(found[name]["mean"], 100 if name == "disagreement" else 1)]
         for name, title in names.items()
     ]
 
 
-def fusion_rules(study: dict) -> Sheet:
+def fusion_rules(study: dict) -> rendering.Sheet:
     """Every rule on the test examples, and against mean_probs."""
     cells = []
     for one in study["rules"]:
-        difference, _, p_holm = _difference_cells(one["against"])
-        said = findings.better_or_worse(one["against"]) or "noise"
-        against = 3 * [MISSING] if one["rule"] == "mean_probs" else [difference, p_holm, said]
-        cells.append([one["rule"], with_interval(one["accuracy"]), _scaled(one["nll"], 1), *against])
+        difference, _, p_holm = cell_text.difference_cells(one["against"])
+        said = wording.better_or_worse(one["against"]) or "noise"
+        against = 3 * [cell_text.MISSING] if one["rule"] == "mean_probs" else [difference, p_holm, said]
+        cells.append(
+            [one["rule"], cell_text.with_interval(one["accuracy"]), cell_text.scaled(one["nll"], 1), *against]
+        )
     return ["rule", "accuracy %", "NLL", "minus mean_probs, points", "p (Holm)", ""], cells
 
 
-def fusion_sizes(study: dict) -> Sheet:
+def fusion_sizes(study: dict) -> rendering.Sheet:
     """Mean accuracy in per cent of every rule at every size; + and -: better and worse than mean_probs."""
 
     def cell(rule: str, point: dict | None) -> str:
         if point is None:
-            return MISSING
-        verdict = "" if rule == "mean_probs" else findings.better_or_worse(point["against"])
-        return _in_percent(point) + SIGN[verdict]
+            return cell_text.MISSING
+        verdict = "" if rule == "mean_probs" else wording.better_or_worse(point["against"])
+        return cell_text.in_percent(point) + cell_text.SIGN[verdict]
 
     header = ["rule", *(f"N = {size}" for size in study["sizes"])]
     return header, [[one["rule"], *(cell(one["rule"], p) for p in one["points"])] for one in study["rules"]]
 
 
-def fusion_cost(measured: dict) -> Sheet:
+def fusion_cost(measured: dict) -> rendering.Sheet:
     """Seconds of every rule."""
     return ["rule", "seconds"], [[one["rule"], f"{one['seconds']:.3f}"] for one in measured["rules"]]
 
 
-def teacher_values(study: dict) -> Sheet:
+def teacher_values(study: dict) -> rendering.Sheet:
     """What each teacher is worth on validation, by falling Shapley value, in points of accuracy."""
     header = ["teacher", "alone, %", "Shapley value, points", "lost when left out, points"]
     values = sorted(study["teachers"]["values"], key=lambda one: -one["shapley"])
@@ -626,7 +567,7 @@ def teacher_values(study: dict) -> Sheet:
     ]
 
 
-def costs(stages: Sequence[Mapping]) -> Sheet:
+def costs(stages: Sequence[Mapping]) -> rendering.Sheet:
     """(header, cells): what every stage of a run would cost, from the fields of `forecast.Cost`."""
     mark = "" if stages[0]["timed"] else " ~"  # by formula alone
     header = ["stage", "M", "params", "steps", "FLOPs", f"memory{mark}", f"s{mark}", "layout"]
@@ -636,22 +577,23 @@ def costs(stages: Sequence[Mapping]) -> Sheet:
             stage["stage"],
             str(stage["num_members"])
             + (f" by {stage['num_at_once']}" if stage["num_at_once"] < stage["num_members"] else ""),
-            short_count(stage["num_params"]),
+            cell_text.short_count(stage["num_params"]),
             str(stage["num_steps"]),
-            short_count(stage["flops"]),
-            short_count(stage["num_bytes"]) + "B",
+            cell_text.short_count(stage["flops"]),
+            cell_text.short_count(stage["num_bytes"]) + "B",
             f"{stage['seconds']:.1f}",
             str(stage["layout"]),
         ]
         for stage in stages
     ]
-    return header, [*cells, ["all", *[""] * 3, short_count(total[0]), "", f"{total[1]:.1f}", ""]]
+    return header, [*cells, ["all", *[""] * 3, cell_text.short_count(total[0]), "", f"{total[1]:.1f}", ""]]
 
 
 def cost_line(stage: Mapping) -> str:
     """One stage's cost as a line, for whoever waits for the table."""
     return (
-        f"{stage['stage']}: {short_count(stage['flops'])} FLOPs, {short_count(stage['num_bytes'])}B, "
+        f"{stage['stage']}: {cell_text.short_count(stage['flops'])} FLOPs, "
+        f"{cell_text.short_count(stage['num_bytes'])}B, "
         f"{'' if stage['timed'] else 'about '}{stage['seconds']:.1f} s"
     )
 
@@ -661,7 +603,7 @@ def costs_caption(stages: Sequence[Mapping]) -> str:
     return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION) + COSTS_CAPTION
 
 
-def seeds_needed(planned: Sequence[Mapping]) -> Sheet:
+def seeds_needed(planned: Sequence[Mapping]) -> rendering.Sheet:
     """(header, cells): how many seeds every comparison needs, from `power.plan`."""
     header = ["comparison", "n", "std", "planned", "to differ", "equivalent", "s a seed", "s more"]
 
@@ -670,32 +612,16 @@ def seeds_needed(planned: Sequence[Mapping]) -> Sheet:
 
     cells = [
         [
-            f"{one['a']} - {one['b']} ({findings.transfers_of(one)})",
+            f"{one['a']} - {one['b']} ({wording.transfers_of(one)})",
             str(one["n"]),
             *(f"{100 * one[name]:.2f}" for name in ("std", "planned_std")),
             *(number(one[name]) for name in ("to_differ", "to_be_equivalent")),
             f"{one['seconds_a'] + one['seconds_b']:.1f}",
-            MISSING if one["cost"] is None else f"{one['cost']:,.0f}",
+            cell_text.MISSING if one["cost"] is None else f"{one['cost']:,.0f}",
         ]
         for one in planned
     ]
     return header, cells
-
-
-def render(header: Sequence[str], cells: Cells) -> Table:
-    """One table for the terminal; where it is too wide the names of its rows are folded, and no number."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column(_as_text(header[0]), overflow="fold")
-    for name in header[1:]:
-        table.add_column(_as_text(name), justify="right", no_wrap=True)
-    for row in cells:
-        table.add_row(*map(_as_text, row))
-    return table
-
-
-def _as_text(text: str) -> Text:
-    """As it is: neither rich nor the terminal reads anything into the names that stand in a table."""
-    return Text(printable(text))
 
 
 def terminal(report: dict) -> Group:
@@ -704,19 +630,19 @@ def terminal(report: dict) -> Group:
     shown = [i for i, name in enumerate(header) if name not in IN_FILES_ALONE]
     sections = [(title, [[row[i] for i in shown] for row in cells]) for title, cells in main_sections(report)]
     parts = [
-        *render_sections([header[i] for i in shown], sections),
+        *rendering.render_sections([header[i] for i in shown], sections),
         Text(caption(report, cost=""), style="dim"),
     ]
     if report["detection"] is not None:
         parts += [
             Text(f"\n{detection_title(report)}", style="bold"),
-            *render_sections(*detection(report)),
+            *rendering.render_sections(*detection(report)),
             Text(DETECTION_CAPTION, style="dim"),
         ]
     if report["metrics"]:
         parts += [
             Text(f"\n{own_title(report)}", style="bold"),
-            *render_sections(*own_metrics(report)),
+            *rendering.render_sections(*own_metrics(report)),
             Text(own_caption(report), style="dim"),
         ]
     return Group(*parts)
@@ -727,229 +653,35 @@ def detection_title(report: dict) -> str:
     return f"Detection of {report['detection']['positive']}"
 
 
-def merged_terminal(reports: Mapping[str, dict], width: int) -> Group:
-    """The table of several runs for a terminal of `width` columns; what is too wide goes on below."""
-    left, parts = dict(reports), []
-    while left:
-        at_once = [dict(list(left.items())[:num]) for num in range(1, len(left) + 1)]
-        fit = [some for some in at_once if NAME + sum(_widths(*merged(some))[1:]) <= width] or at_once[:1]
-        parts += render_sections(*merged(fit[-1]))
-        left = {run: report for run, report in left.items() if run not in fit[-1]}
-    return Group(*parts, Text(MERGED_CAPTION, style="dim"))
-
-
-def render_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list:
-    """A table with a title above each section, in 100 columns where the first one can be folded to that.
-
-    rich has no cell that spans columns: every section is a table of its own with the same widths.
-    """
-    widths = [width - 2 for width in _widths(header, sections)]
-    widths[0] = min(widths[0], 99 - sum(width + 2 for width in widths[1:]))  # a long name is folded
-    found = []
-    for i, (title, cells) in enumerate(sections):
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
-        for name, width in zip(header, widths):
-            justify = "right" if name else "left"
-            table.add_column(
-                _as_text(name), justify=justify, width=width, overflow="fold", no_wrap=bool(name)
-            )
-        for row in cells:
-            table.add_row(*map(_as_text, row))
-        found += [Text(f"\n{printable(title)}", style="bold"), table]
-    return found
-
-
-def _widths(header: Sequence[str], sections: Sequence[tuple[str, Cells]]) -> list[int]:
-    """Columns of the terminal that every column of a table takes, with the two beside it."""
-    every_row = [header, *(row for _, cells in sections for row in cells)]
-    return [max(_as_text(cell).cell_len for cell in column) + 2 for column in zip(*every_row)]
-
-
-def markdown(header: Sequence[str], rows: Cells) -> str:
-    """A Markdown table.
-
-    >>> print(markdown(["a", "b"], [["1", "x|y"]]))
-    | a | b |
-    |---|---|
-    | 1 | x\\|y |
-    """
-    lines = [header, *rows]
-    text = ["| " + " | ".join(map(in_markdown, line)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "---|" * len(header), *text[1:]])
-
-
-# --- cells --------------------------------------------------------------------------------------------
-
-
-def _students(row: dict, report: dict) -> str:
-    """The heading of students of a row's architecture."""
-    return f"Students {findings.model_of(row, report)}".strip()
-
-
-def _title(row: dict, report: dict) -> str:
-    if row["role"] == "teacher":
-        return "Teachers, alone (interval over members)"
-    if row["role"] == "linear":
-        return "A linear model on the same labels, to compare with"
-    if row["role"] == "ensemble":
-        num_teachers = report["diversity"]["num_teachers"]
-        return f"All {num_teachers} teachers, fused (interval over test examples)"
-    sizes = report["sizes"]
-    images = f"{sizes['train']:,} labelled images"
-    further = {"unlabelled": "unlabelled ones", "other": "of another source"}
-    if row["transfer"] in further:
-        images += f" and {sizes[row['transfer']]:,} {further[row['transfer']]}"
-    who = _students(row, report)
-    return f"{who} on {images} (interval over seeds)"
-
-
-def _name(row: dict, report: dict, with_model: bool = False) -> str:
-    """A row's name; the heading says of which architecture it is, unless `with_model`."""
-    kept = report["deploy"]
-    is_kept = kept is not None and findings.place_of(row) == findings.place_of(kept)
-    apart = " †" if row["apart"] else ""
-    arguments = ", ".join(f"{name}={short_number(value)}" for name, value in row.get("arguments", {}).items())
-    name = findings.title_of(row, report) if with_model else row["name"]
-    return name + (f" ({arguments})" if arguments else "") + apart + (" *" if is_kept else "")
-
-
 def _main_cells(row: dict, report: dict) -> list[str]:
     return [
-        _name(row, report),
-        with_interval(row["accuracy"]),
-        row["verdict"] or MISSING,
-        _mean(row, "nll"),
-        _mean(row, "ece", 100),
-        _mean(row, "balanced_accuracy", 100) if report["imbalanced"] else _mean(row, "brier"),
-        _share_kept(row),
-        _short(row["alpha"]),
-        _short(row["temperature"]),
+        cell_text.name_of(row, report),
+        cell_text.with_interval(row["accuracy"]),
+        row["verdict"] or cell_text.MISSING,
+        cell_text.mean(row, "nll"),
+        cell_text.mean(row, "ece", 100),
+        cell_text.mean(row, "balanced_accuracy", 100)
+        if report["imbalanced"]
+        else cell_text.mean(row, "brier"),
+        cell_text.share_kept(row),
+        cell_text.short(row["alpha"]),
+        cell_text.short(row["temperature"]),
         str(row["n"]),
-        *_costs(row),
+        *cell_text.cost_cells(row),
     ]
-
-
-def _costs(row: dict) -> list[str]:
-    return [short_count(row["params"]), short_count(row["flops"]), _short(row["latency_ms"]["1"])]
 
 
 def _detection_cells(row: dict, report: dict) -> list[str]:
     auroc, recall, point = row["auroc"], row["recall_at_false_alarm_rate"], row["operating_point"]
     return [
-        _name(row, report),
-        f"{auroc['mean']:.3f}{_ends(auroc['ci95'], 3)}",
-        _in_percent(recall),
-        _scaled(point["recall"]["mean"], 100),
-        _scaled(point["false_alarm_rate"]["mean"], 100),
-        findings.count(point["misses"]["mean"]),
+        cell_text.name_of(row, report),
+        f"{auroc['mean']:.3f}{cell_text.ends(auroc['ci95'], 3)}",
+        cell_text.in_percent(recall),
+        cell_text.scaled(point["recall"]["mean"], 100),
+        cell_text.scaled(point["false_alarm_rate"]["mean"], 100),
+        wording.count(point["misses"]["mean"]),
     ]
-
-
-def _is_reference(name: str) -> bool:
-    return name_and_model(name)[0] in ("baseline", "control")
-
-
-def _place(row: dict) -> str:
-    """The section of the merged table, a key of MERGED_TITLES."""
-    return row["transfer"] or row["role"]
-
-
-def _merged_cells(report: dict, place: str, name: str, with_gap: bool) -> list[str]:
-    asked = (place, name)
-    row = next(
-        (row for row in report["rows"] if (_place(row), findings.title_of(row, report)) == asked), None
-    )
-    if row is None:
-        return [MISSING] * (2 + with_gap)
-    pair = (place, row["name"], "baseline", row["architecture"])
-    against = {
-        one["metric"]: SIGN[one["verdict"]]
-        for one in report["comparisons"]
-        if (one["family"], one["a"], one["b"], one["architecture"]) == pair
-    }
-    cells = [with_interval(row["accuracy"]), _mean(row, "nll")]
-    cells = [cell + against.get(metric, "") for cell, metric in zip(cells, ("accuracy", "nll"))]
-    return cells + ([_share_kept(row)] if with_gap else [])
-
-
-def _share_kept(row: dict) -> str:
-    return MISSING if row["gap_share"] is None else f"{row['gap_share']:.0%}"
-
-
-def with_interval(metric: dict) -> str:
-    """A mean in per cent, with its interval where it has one."""
-    mean = f"{100 * metric['mean']:.2f}"
-    return mean if metric["ci95"] is None else f"{mean} {findings.interval(metric['ci95'], 'accuracy')}"
-
-
-def _in_percent(metric: dict) -> str:
-    """A mean in per cent with one digit, with its interval where it has one."""
-    return f"{100 * metric['mean']:.1f}{_ends(metric['ci95'], 1, 100)}"
-
-
-def _ends(ci95: Sequence[float] | None, digits: int, scale: float = 1) -> str:
-    """An interval behind its mean; "" where there is none."""
-    if ci95 is None:
-        return ""
-    return f" [{', '.join(f'{scale * end:.{digits}f}' for end in ci95)}]"
-
-
-def _mean(row: dict, name: str, scale: float = 1) -> str:
-    return MISSING if row[name] is None else _scaled(row[name]["mean"], scale)
-
-
-def _scaled(value: float | None, scale: float) -> str:
-    return MISSING if value is None else f"{scale * value:.{1 if scale == 100 else 3}f}"
-
-
-def _difference_cells(one: dict) -> list[str]:
-    digits, scale = (2, 100) if one["metric"] == "accuracy" else (3, 1)
-    difference = f"{scale * one['mean_difference']:+.{digits}f}"
-    if one["ci95"] is not None:
-        difference += f" {findings.interval(one['ci95'], one['metric'])}"
-    return [difference, _p(one["p_value"]), _p(one["p_holm"])]
-
-
-def _with_verdict(one: dict) -> list[str]:
-    difference, *p_values = _difference_cells(one)
-    return [difference, one["verdict"], *p_values]
-
-
-def _p(p: float | None) -> str:
-    return MISSING if p is None else findings.p_value(p).removeprefix("= ")
-
-
-def _short(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3g}"
-
-
-FEW_ZEROS = 0.01  # may be in any network, such as those of dead neurons
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
-
-
-_BODY = {  # of a row's body: heading and form
-    "weight_bits": ("bits of weights", "{:.3g}".format),
-    "activation_bits": ("of activations", "{:.3g}".format),
-    "zeros": ("zeros %", _percent),
-    "num_bytes": ("bytes", lambda value: short_count(value)),
-    "spikes": ("spikes", lambda value: short_count(value)),
-    "active": ("active %", _percent),
-}
-
-
-def short_count(value: float | None) -> str:
-    """A large number in three digits and a unit.
-
-    >>> short_count(12345), short_count(6.02e8), short_count(None)
-    ('12.3k', '602M', '–')
-    """
-    if value is None:
-        return MISSING
-    for unit in ("", "k", "M", "G", "T"):
-        if value < 999.5:
-            return f"{value:.3g}{unit}"
-        value /= 1000
-    return f"{value:.3g}P"

@@ -11,7 +11,7 @@ from rich.console import Console
 from mtkd_jax.fusion import rules
 from mtkd_jax.fusion.worth import shapley
 from mtkd_jax.laboratory import rule_study
-from mtkd_jax.report import tables
+from mtkd_jax.report import rendering, tables
 from mtkd_jax.results import intervals, lookup, metrics
 from mtkd_jax.runs import predictions
 from mtkd_jax.types import UserError
@@ -269,7 +269,7 @@ def run(tmp_path, few_rules):
 
 def printed(result, sheet):
     console = Console(width=100, file=io.StringIO())
-    console.print(tables.render(*sheet(result)))
+    console.print(rendering.render(*sheet(result)))
     return console.file.getvalue()
 
 

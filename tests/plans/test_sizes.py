@@ -13,7 +13,7 @@ from mtkd_jax import api, experiment
 from mtkd_jax import config as configuration
 from mtkd_jax.engine import teacher_cache, training
 from mtkd_jax.plans import plan, students
-from mtkd_jax.report import document, findings, plots, tables
+from mtkd_jax.report import document, findings, plots, side_by_side, tables, wording
 from mtkd_jax.results import intervals, lookup
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.logbook import Logbook
@@ -365,14 +365,14 @@ def test_every_form_of_a_report_says_the_size(made, built, tmp_path):
         "teachers",
         *(f"students, {transfer}\n{model}" for transfer in ("labelled", "unlabelled") for model in MADE),
     }
-    _, sections = tables.merged({"a": built})
+    _, sections = side_by_side.merge({"a": built})
     assert len([row for _, rows in sections for row in rows]) == len(built["rows"])
 
 
 def test_the_front_is_the_best_for_the_price_or_less(built):
     """By hand on the axes: the steps never fall in accuracy, and no point of the picture lies above them."""
     figure = plots.against_cost(
-        built["rows"], None, [findings.place_of(one) for one in built["students_by_size"]]
+        built["rows"], None, [wording.place_of(one) for one in built["students_by_size"]]
     )
     accuracy, nll = figure.axes
     for axes, best in ((accuracy, np.maximum), (nll, np.minimum)):
@@ -384,7 +384,7 @@ def test_the_front_is_the_best_for_the_price_or_less(built):
         row
         for one in built["students_by_size"]
         for row in built["rows"]
-        if findings.place_of(row) in (findings.place_of(one), findings.place_of(one, name="baseline"))
+        if wording.place_of(row) in (wording.place_of(one), wording.place_of(one, name="baseline"))
     ]
     (front,) = [line for line in accuracy.get_lines() if line.get_label() == "Pareto front"]
     for size, level in zip(*front.get_data()):

@@ -17,7 +17,7 @@ from scipy import stats
 from mtkd_jax.engine import distances
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
-from mtkd_jax.report import document, findings, plots, tables
+from mtkd_jax.report import caveats, document, findings, plots, rendering, side_by_side, tables, wording
 from mtkd_jax.results import analysis, comparisons, intervals, lookup, measured, metrics, scoring
 from mtkd_jax.runs import predictions
 from tests.references import metrics as reference
@@ -626,7 +626,7 @@ def test_names_stay_names_in_every_form_of_a_report(tmp_path, capsys):
 
 def test_a_table_of_the_terminal_obeys_no_name_and_is_as_wide_as_they_are(capsys):
     console = Console(width=100, file=io.StringIO())
-    console.print(tables.render(["", "[/x]"], [["[red]a", "\x1b]0;title\x07"], ["犬の写真", "b\nc"]]))
+    console.print(rendering.render(["", "[/x]"], [["[red]a", "\x1b]0;title\x07"], ["犬の写真", "b\nc"]]))
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     assert [line.split() for line in lines if line and "─" not in line] == [
         ["[/x]"],
@@ -636,15 +636,15 @@ def test_a_table_of_the_terminal_obeys_no_name_and_is_as_wide_as_they_are(capsys
 
 
 def test_gradient_difference_is_rounding_and_would_notice_another_gradient(made, monkeypatch):
-    assert findings.gradient_difference(made, "labelled") < 1e-6
+    assert caveats.gradient_difference(made, "labelled") < 1e-6
     monkeypatch.setattr(modes, "output_avg", modes.logit_avg)
-    assert findings.gradient_difference(made, "labelled") > 1e-3
+    assert caveats.gradient_difference(made, "labelled") > 1e-3
 
 
 def test_students_whose_targets_are_fitted_on_validation_are_named():
     students = {name: ("student", 1.0) for name in ("fused:median_probs", "fused:evolved_mean", "output_avg")}
     found = make(students=students, transfers=("labelled",), num_seeds=2)
-    (note,) = findings._fitted(found, ("mean_probs",))
+    (note,) = caveats._fitted(found, ("mean_probs",))
     assert note.startswith("fused:evolved_mean: what is matched is fitted on the validation images")
 
 
@@ -666,9 +666,9 @@ def test_findings_say_what_the_numbers_say(built):
 
 def test_better_or_worse_knows_the_direction_of_each_metric():
     base = {"p_holm": 0.01, "mean_difference": 0.1}
-    assert findings.better_or_worse(base | {"metric": "accuracy"}) == "better"
-    assert findings.better_or_worse(base | {"metric": "nll"}) == "worse"
-    assert findings.better_or_worse(base | {"metric": "nll", "p_holm": 0.05}) == ""
+    assert wording.better_or_worse(base | {"metric": "accuracy"}) == "better"
+    assert wording.better_or_worse(base | {"metric": "nll"}) == "worse"
+    assert wording.better_or_worse(base | {"metric": "nll", "p_holm": 0.05}) == ""
 
 
 def test_notes_name_the_conditions(built):
@@ -869,11 +869,11 @@ def test_ensembles_are_drawn_against_what_their_training_took(built):
 
 def test_the_merged_table_has_a_row_for_what_runs_share_and_columns_for_each(built):
     second = document.build(make(seed=5, transfers=("labelled",), students=NOTHING_GAINED))
-    header, sections = tables.merged({"a": built, "b": second})
+    header, sections = side_by_side.merge({"a": built, "b": second})
     assert header == ["", "a, %", "NLL", "gap", "b, %", "NLL", "gap"]
     cells = {(title, row[0]): row[1:] for title, rows in sections for row in rows}
     assert len(cells) == len(built["rows"])  # the second run has no row that the first has not
-    labelled, unlabelled = tables.MERGED_TITLES["labelled"], tables.MERGED_TITLES["unlabelled"]
+    labelled, unlabelled = side_by_side.MERGED_TITLES["labelled"], side_by_side.MERGED_TITLES["unlabelled"]
     for (title, name), row in cells.items():
         transfer = {labelled: "labelled", unlabelled: "unlabelled"}.get(title, "")
         both = [
@@ -903,9 +903,9 @@ def test_the_merged_table_has_a_row_for_what_runs_share_and_columns_for_each(bui
 def test_many_runs_have_a_line_each_below_what_they_share(built):
     second = document.build(make(seed=5, transfers=("labelled",), students=NOTHING_GAINED))
     reports = {"a": built, "b": built, "c": built, "d": built, "e": second}
-    header, sections = tables.merged(reports)
+    header, sections = side_by_side.merge(reports)
     assert header == ["", "%", "NLL", "gap"]
-    beside = {title: rows for title, rows in tables.merged({"a": built, "e": second})[1]}
+    beside = {title: rows for title, rows in side_by_side.merge({"a": built, "e": second})[1]}
     of_both = {f"{title}: {row[0]}": row[1:] for title, rows in beside.items() for row in rows}
     assert [title for title, _ in sections] == list(of_both)
     for title, rows in sections:
@@ -920,7 +920,7 @@ def test_many_runs_have_a_line_each_below_what_they_share(built):
 
 def test_runs_that_do_not_fit_a_terminal_stand_below_one_another(built):
     console = Console(width=100, file=io.StringIO())
-    console.print(tables.merged_terminal({name: built for name in ("a", "b", "c")}, 100))
+    console.print(side_by_side.terminal({name: built for name in ("a", "b", "c")}, 100))
     printed = console.file.getvalue()
     assert [printed.count(f" {name}, % ") for name in "abc"] == [1, 1, 1]
     assert printed.count("91.67 [88.33, 94.67]") == 2 * 3 and "…" not in printed  # mean_probs and mean_logits
@@ -1038,7 +1038,7 @@ def test_findings_tell_who_misses_how_many(detected):
     kept, num_positive = detected["chosen_student"]["detector"], detected["detection"]["num_positive"]
     assert f"the best student misses {kept['misses']} of {num_positive} (" in text
     misses = row(detected, "baseline", "labelled")["operating_point"]["misses"]["mean"]
-    assert f"its baseline {findings.count(misses)} on average" in text
+    assert f"its baseline {wording.count(misses)} on average" in text
     assert "allows 10 % false alarms on validation" in text
     most = max(detected["class_counts"]["test"])
     notes = " ".join(detected["notes"])

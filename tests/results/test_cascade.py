@@ -8,7 +8,7 @@ import pytest
 
 from mtkd_jax.data import loading
 from mtkd_jax.deploy.cascade import confidence
-from mtkd_jax.report import document, findings, plots
+from mtkd_jax.report import caveats, document, findings, plots
 from mtkd_jax.results import analysis, cascade, evaluation, lookup, scoring
 from mtkd_jax.runs import predictions as kept
 from mtkd_jax.types import DataSet
@@ -269,7 +269,7 @@ def test_groups_are_the_units_where_there_are_some(made, built):
     assert found["threshold"] >= cascade.numbers(made)["threshold"]
     told = {**built, "cascade": found}
     assert "95 % sure (over 60 groups, each counted alike)" in " ".join(findings.summarise(told))
-    assert "Hoeffding and Bentkus over the shares that whole groups lose" in findings._promise(told)[0]
+    assert "Hoeffding and Bentkus over the shares that whole groups lose" in caveats._promise(told)[0]
 
 
 @pytest.mark.parametrize("groups", [None, np.repeat(np.arange(20), 3)])

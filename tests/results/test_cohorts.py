@@ -11,7 +11,7 @@ from mtkd_jax import experiment
 from mtkd_jax.engine import training
 from mtkd_jax.engine.population import members, take
 from mtkd_jax.plans import plan
-from mtkd_jax.report import document, findings, tables
+from mtkd_jax.report import caveats, document, findings, tables
 from mtkd_jax.results import analysis, comparisons, evaluation, lookup, power
 from mtkd_jax.runs.logbook import Logbook
 from tests import small
@@ -228,7 +228,7 @@ def test_a_sentence_names_who_is_ahead_and_counts_the_rest():
     assert undecided + equivalent + len(behind) == 3
     assert (f"Undecided: {undecided} of 3 pairs" in told) == bool(undecided)
     assert (f": {equivalent} of 3 pairs." in told) == bool(equivalent)
-    assert "Students with peers, against one another, are corrected by themselves." in findings._comparisons(
+    assert "Students with peers, against one another, are corrected by themselves." in caveats._comparisons(
         report
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax import experiment, main
-from mtkd_jax.report import findings, tables
+from mtkd_jax.report import caveats, findings, tables
 from mtkd_jax.results import analysis, comparisons, power, sequential
 from mtkd_jax.system import interrupts, terminal
 from mtkd_jax.types import UserError
@@ -52,7 +52,7 @@ def test_its_report_says_what_was_decided_and_what_was_not(predictions):
     left = [f"{one['a']} - {one['b']}" for one in comparisons.undecided(predictions)]
     assert ("Not decided: " in said) == bool(left)
     assert all(pair in said.partition("Not decided")[2] for pair in left)
-    assert "decided, or students.max_seeds were trained" in findings._comparisons(report)
+    assert "decided, or students.max_seeds were trained" in caveats._comparisons(report)
     assert "equivalent: mixtures of t tests at 5 %" in tables.comparison_caption(report)
 
 

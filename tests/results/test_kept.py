@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from mtkd_jax.report import document, findings, plots, tables
+from mtkd_jax.report import caveats, document, plots, tables
 from mtkd_jax.results import kept, metrics
 from tests.references import metrics as reference
 from tests.references.predictions import make
@@ -178,8 +178,8 @@ def test_the_report_shows_it_and_says_what_the_teachers_cannot(made, tmp_path):
     assert "by more than noise, or there is one seed" in text
     silent = dataclasses.replace(made.groups[0], outliers=None, shifted=None)
     unasked = dataclasses.replace(made, groups=(silent, *made.groups[1:]), ensemble_shifted=None)
-    assert "corrupted images and outliers" in " ".join(findings._never_asked(unasked))
-    assert findings._never_asked(made) == []
+    assert "corrupted images and outliers" in " ".join(caveats._never_asked(unasked))
+    assert caveats._never_asked(made) == []
 
 
 def test_students_are_named_where_accuracy_is_not_defined(made):
