@@ -81,6 +81,8 @@ def resolve(kind: str, address: str, field: str) -> tuple[Callable, dict[str, An
     where = _own(kind, address)
     if not where and name not in catalogue(kind):
         known = hint(name, catalogue(kind)) if catalogue(kind) else "; write one of your own, mine.py:name"
+        if name.endswith(".py"):
+            known = f"; name a function of that file, {name}:FUNCTION"
         raise UserError(f"config.{field}: there is no {kind} {quote(name)}{known}")
     function = _found(kind, where, name, field) if where else catalogue(kind)[name]
     for argument, value in arguments.items():
@@ -395,7 +397,7 @@ def _in_float32(value: float) -> bool:
 def quote(value: Any) -> str:
     """A value as Python would write it, on one line of bearable length."""
     try:
-        text = repr(value)
+        text = repr(value).replace("\n", " ")
     except ValueError:  # Python writes no number of more than some thousand digits
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:60]} ... ({len(text)} characters)"

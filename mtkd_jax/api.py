@@ -30,6 +30,7 @@ from safetensors.numpy import load_file
 
 from mtkd_jax import addresses, experiment
 from mtkd_jax import config as configuration
+from mtkd_jax.addresses import quote
 from mtkd_jax.data import assembly, loading
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.deploy import predict as predicting
@@ -104,7 +105,9 @@ def run(
     >>> [row["name"] for row in report["rows"]]
     ['mlp(hidden=(4,))', 'linear on pixels', 'mean_probs', 'mean_logits', 'plurality', 'borda']
     """
+    _check_is(config, ConfigDict, "run: config", "default_config() makes one")
     if data is not None:
+        _check_is(data, DataSet, "run: data", "load_data and data_from_arrays make one")
         config = _of_arrays(config, data)
     return experiment.run(config, workdir, quiet, data)
 
@@ -134,8 +137,10 @@ def load_data(source: str, path: str | Path = "") -> DataSet:
     >>> data.train_images.shape, data.train_images.dtype, data.num_classes
     ((1437, 8, 8, 1), dtype('uint8'), 10)
     """
+    _check_is(source, str, "load_data: source", "such as 'digits' or 'folder(image_size=(64, 64))'")
     config = default_config()
-    config.data.source, config.data.path = source, os.fspath(path)
+    config.data.source = source
+    config.data.path = str(paths.parse(path, "load_data: path")) if path != "" else ""
     return configuration.source_call(config)()
 
 
@@ -179,7 +184,9 @@ def data_from_arrays(
             words = "(images, labels)" if groups is None else "(images, labels, groups)"
             raise UserError(f"{name}: {part}: must be {words}, as many as for training")
         for kind, array in zip(("images", "labels", "groups"), given):
-            arrays[f"{part}_{kind}"] = np.asarray(array)
+            arrays[f"{part}_{kind}"] = _as_array(array, f"{name}: {part}_{kind}")
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence | np.ndarray):
+        raise UserError(f"{name}: class_names = {class_names!r}: must be the names of all classes, in a list")
     if len(class_names):
         arrays["class_names"] = np.asarray([str(one) for one in class_names])
     found = assembly.assemble(arrays, name=name, where=name, layout=layout)
@@ -294,7 +301,7 @@ def train_teachers(
     *,
     val: Part | None = None,
     config: ConfigDict | None = None,
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
     num_members: int | None = None,
     workdir: str | Path | None = None,
     quiet: bool = False,
@@ -305,8 +312,9 @@ def train_teachers(
     `images` and `labels` as in `data_from_arrays`, or the data it or `load_data` returned in the place of
     both, or nothing: then the data is that of `config`, whose fields (or the defaults: `mlp`, five members,
     60 epochs) are taken for all that is not given here. `model` is an address such as
-    "cnn(widths=(16, 32))", `num_members` is K. `fields` are fields of the configuration: `epochs=20`,
-    `learning_rate=2e-3`, `num_train=100`, with the group where a name is in several: `train__epochs`.
+    "cnn(widths=(16, 32))", or several, of each of which there are `num_members`. `fields` are fields of the
+    configuration: `epochs=20`, `learning_rate=2e-3`, `num_train=100`, with the group where a name is in
+    several: `train__epochs`.
 
     With a `workdir` all is kept there and gone on with when the call is made again; a temporary folder is
     removed with the teachers. The best of each member's weights are chosen on validation. Raises UserError
@@ -323,7 +331,9 @@ def train_teachers(
     Traceback (most recent call last):
     mtkd_jax.types.UserError: config.train.epoch does not exist; did you mean 'train.epochs'?
     """
-    config = (configuration.default() if config is None else config).copy_and_resolve_references()
+    config = configuration.default() if config is None else config
+    _check_is(config, ConfigDict, "train_teachers: config", "default_config() makes one")
+    config = config.copy_and_resolve_references()
     data = images if isinstance(images, DataSet) else None
     if images is not None and data is None:
         if labels is None:
@@ -334,7 +344,9 @@ def train_teachers(
     if data is not None:
         config = _of_arrays(config, data)
     if model is not None:
-        config.model.name, config.teachers.models = model, ()
+        several = isinstance(model, tuple | list)
+        configuration.put(config, "model.name", model[0] if several and model else model)
+        configuration.put(config, "teachers.models", tuple(model) if several else ())
     if num_members is not None:
         configuration.put(config, "teachers.num_members", num_members)
     _set_fields(config, fields, OF_TEACHERS)
@@ -378,6 +390,8 @@ def distil(
     >>> student.logits(data.test_images).shape
     (20, 3)
     """
+    _check_is(teachers, Teachers, "distil: teachers", "train_teachers makes them")
+    _check_is(mode, str, "distil: mode", "the address of one method")
     config = teachers._trained.config.copy_and_resolve_references()
     if configuration.trains_teachers(config):
         lending.borrow(config, teachers.workdir)
@@ -410,7 +424,7 @@ def load_student(folder: str | Path) -> Student:
 
     >>> load_student("nowhere")
     Traceback (most recent call last):
-    mtkd_jax.types.UserError: nowhere/model.json: cannot read the student: No such file or directory
+    mtkd_jax.types.UserError: nowhere/model.json: cannot be read: No such file or directory
     """
     folder = paths.parse(folder, "the folder of the student")
     with own_code.beside(_own_code_of(folder)):
@@ -457,6 +471,7 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
     if isinstance(student, Student):
         card, ask = student.card, student.logits
     else:
+        _check_is(student, str | os.PathLike, "predict: student", "a Student, or the folder of one")
         program, card = deployed.load_program(paths.parse(student, "the folder of the student"))
 
         def ask(images):
@@ -524,7 +539,7 @@ def evaluate(logits: Any, labels: Any) -> dict[str, Any]:
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2:
         raise UserError(f"evaluate: logits must be [examples, classes], got shape {logits.shape}")
-    rules.check("mean_probs", logits[None], labels)
+    rules.check("mean_probs", logits[None], labels, "evaluate")
     right = metrics.per_example(logits, labels)["accuracy"]
     return metrics.summary(logits, labels) | {"accuracy_ci95": intervals.bootstrap_interval(right)}
 
@@ -551,9 +566,9 @@ def compare_rules(
     """
     logits, val = np.asarray(logits), np.asarray(val_logits)
     labels, val_labels = np.asarray(labels), np.asarray(val_labels)
-    names = [_rule(name) for name in names]
+    names = [_rule(name) for name in ([names] if isinstance(names, str) else names)]
     for one, of in ((val, val_labels), (logits, labels)):
-        rules.check(rule_study.REFERENCE, one, of)
+        rules.check(rule_study.REFERENCE, one, of, "compare_rules")
     if (len(val), val.shape[-1]) != (len(logits), logits.shape[-1]):
         raise UserError(
             f"compare_rules: val_logits are {val.shape} and logits {logits.shape}; "
@@ -591,11 +606,29 @@ def compare_rules(
 
 def _rule(name: str) -> str:
     """The name of a rule, which may be an address of the user's own; UserError where there is none."""
+    _check_is(name, str, "rule", "such as 'mean_probs'")
     if ":" in name:
         addresses.resolve("rule", name, "fusion.rules")
         return addresses.canonical("rule", name, "fusion.rules")
     rules.rule(name)
     return name
+
+
+def _check_is(value: Any, kind: Any, what: str, hint: str) -> None:
+    """Raise UserError unless a value is of this kind; the hint says what would be right."""
+    if not isinstance(value, kind):
+        raise UserError(f"{what} is {type(value).__name__} {quote(value)}; must be {hint}")
+
+
+def _as_array(values: Any, what: str) -> np.ndarray:
+    """What stands for an array as one; UserError where nothing does."""
+    try:
+        found = np.asarray(values)
+    except ValueError:  # rows of different lengths
+        raise UserError(f"{what}: must be an array, of which all rows are of one shape") from None
+    if found.ndim == 0:
+        raise UserError(f"{what}: is {type(values).__name__} {quote(values)}; must be an array")
+    return found
 
 
 def _of_arrays(config: ConfigDict, data: DataSet) -> ConfigDict:
@@ -656,9 +689,16 @@ def _images(images: Any, shape: Sequence[int], dtype: np.dtype, who: str) -> np.
     if found.shape[1:] != shape or found.dtype != dtype:
         sides = ",".join(map(str, shape))
         raise UserError(
-            f"{who} were trained on images [N,{sides}] of {dtype}, these are {found.shape} of {found.dtype}; "
+            f"{who} learned from images [N,{sides}] of {dtype}, these are {found.shape} of {found.dtype}; "
             "must be as in training"
         )
+    if isinstance(found, np.ndarray) and dtype.kind == "f":
+        bad = np.flatnonzero(~np.isfinite(found).all(axis=(1, 2, 3)))
+        if len(bad):
+            raise UserError(
+                f"{len(bad)} of {len(found)} images hold NaN or infinite pixels, the first is image "
+                f"{bad[0]}; must be finite"
+            )
     return found
 
 

@@ -7,6 +7,7 @@ students.num_seeds. What the user can mend ends with a line on stderr and exit c
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -99,6 +100,8 @@ def parse(argv: Sequence[str]) -> Asked | None:
         return None
     if not options.workdir:
         raise UserError(f"--workdir is missing; usage: {USAGE}")
+    if options.minutes is not None and not 0 <= options.minutes < math.inf:
+        raise UserError(f"--minutes={options.minutes:g}: must be a number of at least 0")
     if options.modes:
         fields["students.modes"] = options.modes
     if options.seeds is not None:

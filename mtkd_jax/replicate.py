@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd_jax.system import interrupts, paths, terminal
+from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import UserError
 
 MARK = "replications"  # the table on a page stands between <!-- replications --> and <!-- end -->
@@ -45,6 +46,10 @@ def _main(argv: Sequence[str] | None) -> None:
         print(listing(published.cells(), asked.list))
         return
     cell = published.find(asked.cell)
+    from mtkd_jax.report import document
+
+    if asked.into is not None:
+        document.around(asked.into, MARK)  # whether the row has a place, before hours of training
     config = published.build(cell, asked.seeds, asked.data)
     if asked.smoke:
         published.shrink(config)
@@ -55,8 +60,6 @@ def _main(argv: Sequence[str] | None) -> None:
     with mesh.together(), interrupts.handle_signals():
         report = experiment.run(config, asked.workdir)
     found = compare(cell, report, asked.smoke) | _where(asked.workdir)
-    from mtkd_jax.report import document
-
     document.write_files(asked.workdir, {"replication.json": document.as_json(found)})
     if asked.into is not None:
         document.put_into(asked.into, MARK, _with_row(asked.into, found))
@@ -125,6 +128,8 @@ def listing(cells: Mapping[str, Any], text: str = "") -> str:
     from mtkd_jax.plans import published
 
     chosen = {name: cell for name, cell in cells.items() if text.lower() in name}
+    if not chosen:
+        raise UserError(f"no published cell has {text!r} in its name{hint(text, cells)}; --list names all")
     why = {name: published.lacking(cell) for name, cell in chosen.items()}
     told = {name: f"  {name}  {100 * published.accuracy(cell):.2f} %" for name, cell in chosen.items()}
     can, cannot = [n for n in why if not why[n]], [n for n in why if why[n]]

@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -245,6 +246,20 @@ def test_nobody_is_returned_for_students_that_broke_down(teachers):
         mtkd_jax.distil(teachers, alphas=(0.0,), temperatures=(1e30,), **SMALL)
 
 
+def test_teachers_of_several_architectures_and_images_that_are_no_numbers(arrays):
+    two = mtkd_jax.train_teachers(
+        arrays, model=("mlp(hidden=(4,))", "mlp(hidden=(8,))"), num_members=1, **SMALL
+    )
+    assert [own.model.name for own in two.ensemble] == ["mlp(hidden=(4,))", "mlp(hidden=(8,))"]
+    images = np.random.default_rng(0).random((30, 4, 4), np.float32)
+    student = mtkd_jax.distil(
+        mtkd_jax.train_teachers(images, np.arange(30) % 2, num_members=1, **SMALL), alphas=(0.5,), **SMALL
+    )
+    images[3, 1, 1] = np.nan
+    with pytest.raises(mtkd_jax.UserError, match="1 of 30 images hold NaN .* the first is image 3"):
+        mtkd_jax.predict(student, images)
+
+
 # --- folders ------------------------------------------------------------------------------------------
 
 
@@ -299,7 +314,7 @@ IMAGES, LABELS = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
         (lambda t: mtkd_jax.distil(t, "logit_av"), "did you mean 'logit_avg'"),
         (lambda t: mtkd_jax.distil(t, seed=1), "another data_sha256|another split_sha256|use the same data"),
         (lambda t: mtkd_jax.distil(t, alphas=[2.0]), "config.students.alphas: 2.0 is not possible"),
-        (lambda t: t.logits(IMAGES.astype(np.float64)), "the teachers were trained on images .* of uint8"),
+        (lambda t: t.logits(IMAGES.astype(np.float64)), "the teachers learned from images .* of uint8"),
         (
             lambda t: t.logits(np.zeros((2, 5, 5), np.uint8)),
             r"\[N,4,4,1\] of uint8, these are \(2, 5",
@@ -309,6 +324,28 @@ IMAGES, LABELS = np.zeros((8, 4, 4), np.uint8), np.arange(8) % 2
         (lambda t: mtkd_jax.fuse(np.zeros((3, 2))), "must be .members, examples, classes."),
         (lambda t: mtkd_jax.evaluate(np.zeros((3, 2)), [0, 1, 2]), "labels must be in 0..1"),
         (lambda t: mtkd_jax.evaluate(np.zeros(3), [0, 1, 1]), "must be .examples, classes."),
+        (lambda t: mtkd_jax.evaluate(np.zeros((3, 2)), [0.0, 1.0, 1.0]), "evaluate: labels must be integers"),
+        (lambda t: mtkd_jax.evaluate(np.zeros((3, 2)), ["0", "1", "1"]), "evaluate: labels must be integers"),
+        (lambda t: mtkd_jax.fuse(np.zeros((2, 3, 2)), None), "rule is NoneType None; must be such as"),
+        (
+            lambda t: mtkd_jax.data_from_arrays(None, LABELS),
+            "train_images: is NoneType None; must be",
+        ),
+        (lambda t: mtkd_jax.data_from_arrays(IMAGES, None), "train_labels: is NoneType None"),
+        (lambda t: mtkd_jax.data_from_arrays([[1], [1, 2]], [0, 1]), "all rows are of one shape"),
+        (lambda t: mtkd_jax.data_from_arrays(IMAGES, LABELS, class_names={0: "a", 1: "b"}), "in a list"),
+        (lambda t: mtkd_jax.data_from_arrays(IMAGES, LABELS, class_names="ab"), "in a list"),
+        (lambda t: mtkd_jax.train_teachers(IMAGES, LABELS, config={}), "config is dict {}; must be default"),
+        (lambda t: mtkd_jax.train_teachers(t._data, model=lambda task: None), "config.model.name is"),
+        (lambda t: mtkd_jax.train_teachers(t._data, logits="t.npz"), "such as .'t.npz',."),
+        (lambda t: mtkd_jax.run("digits", "w"), "run: config is str 'digits'; must be default_config"),
+        (lambda t: mtkd_jax.run(mtkd_jax.default_config(), "w", IMAGES), "run: data is ndarray"),
+        (lambda t: mtkd_jax.load_data(Path("digits")), "load_data: source is PosixPath"),
+        (lambda t: mtkd_jax.load_data("npz", None), "load_data: path is None; must be a path"),
+        (lambda t: mtkd_jax.write_report(None), "the folder of the run is None; must be a path"),
+        (lambda t: mtkd_jax.distil(IMAGES), "distil: teachers is ndarray"),
+        (lambda t: mtkd_jax.distil(t, ("vote", "output_avg")), "distil: mode is tuple"),
+        (lambda t: mtkd_jax.predict(t, IMAGES), "predict: student is Teachers"),
         (lambda t: mtkd_jax.predict("nowhere", IMAGES), "nowhere/model.json"),
         (
             lambda t: mtkd_jax.predict(

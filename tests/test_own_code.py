@@ -212,6 +212,7 @@ def test_a_stored_name_has_no_file_executed(mine):
         ("rule", "mine.py:flat", r"mine.py:flat: must return scores \(1, 10\)"),
         ("model", "no.such.module:linear", "there is no module 'no'"),
         ("mode", "fusde:median_probs", "there is no mode 'fusde'; did you mean 'fused'"),
+        ("model", "mine.py", "there is no model 'mine.py'; name a function of that file, mine.py:FUNCTION"),
         ("model", "broken.py:linear", r"broken.py, line 2: ZeroDivisionError: division by zero"),
         ("model", "unreadable.py:linear", r"unreadable.py, line 1: SyntaxError"),
         ("source", "mine.py:made(sise=4)", "did you mean 'size'"),

@@ -153,6 +153,16 @@ def test_cells_are_listed_with_what_is_missing(capsys):
     assert replicate.main(["--list", "crd/cifar-100/resnet56-resnet20"]) == 0
     can, cannot = capsys.readouterr().out.split("cannot:")
     assert CELL in can and "no method CRD with its published numbers" in cannot
+    assert replicate.main(["--list", "kd_ml"]) == 2
+    assert "no published cell has 'kd_ml' in its name" in capsys.readouterr().err
+
+
+def test_a_page_without_a_place_for_the_row_is_refused_before_anything_is_trained(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    command = [CELL, "--smoke", f"--workdir={tmp_path / 'w'}", f"--into={page}"]
+    assert replicate.main(command) == 2 and not (tmp_path / "w").exists()
+    assert "must stand in it, once" in capsys.readouterr().err
 
 
 def test_a_smoke_run_shrinks_everything_but_the_method(tmp_path):

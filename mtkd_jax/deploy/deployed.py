@@ -83,7 +83,9 @@ def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot read the student: {error.strerror}") from error
+        inside = path.parent / "student"
+        hint = f"; the student of this run is {inside}" if (inside / path.name).is_file() else ""
+        raise UserError(f"{path}: cannot be read: {error.strerror}{hint}") from error
 
 
 def card_digest(card: Mapping[str, Any]) -> str:

@@ -46,6 +46,10 @@ from mtkd_jax.models.levels import LEVELS, round_inputs
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
+OWN_FILES = {  # what may lie in a student's folder, which is replaced as a whole
+    *("model.json", "check.safetensors", "README.md", "demo.html", FOLDER),
+    *("model.safetensors", PROGRAM, ONNX, "model.int8.safetensors", INT8_PROGRAM, INT8_ONNX),
+}
 Build = Callable[[str, Task], Model]  # addresses.build_model: of an address and a task
 TOLERANCE = 1e-5
 NEARLY_REAL = 31  # bits of a weight: a layer may begin as zeros
@@ -63,7 +67,7 @@ FORMS = {  # file of the student's folder -> what it is, in the order in which t
 def save_student(
     directory: Path, model: Model, variables: PyTree, card: Mapping[str, Any], check: tuple[Array, Array]
 ) -> None:
-    """Write the student's folder, whole or not at all; one that is there is replaced.
+    """Write the student's folder, whole or not at all; a student that is there is replaced.
 
     `card` holds, as JSON can:
         name        one line for the heading
@@ -80,9 +84,11 @@ def save_student(
         weights     if there, what `results.bodies.of_weights` says of them
         places      of a dense task {"task", "place", "number" of an image, "beside": {name: d}}
         metrics     {name: {"value", "ci95": [low, high] or None, "over": what the interval is taken over}}
-    `check` is (images [n,h,w,c], what `logits_of` says of them). Raises UserError when the disk refuses.
+    `check` is (images [n,h,w,c], what `logits_of` says of them). Raises UserError when the disk refuses, and
+    where `directory` holds something else than a student.
     """
     directory = Path(directory).absolute()
+    _check_replaceable(directory)
     temporary, old = (directory.with_name(f".{directory.name}.{word}") for word in ("writing", "old"))
     weights = safetensors.save(flatten_dict(_contiguous(variables), sep="/"))
     program = program_of(model, variables, card["input"]["shape"])
@@ -114,6 +120,22 @@ def save_student(
         raise UserError(f"{directory}: cannot save the student: {error.strerror}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Raise UserError unless `directory` is missing, empty, or holds a student and nothing else."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file; name a folder for the student")
+    if directory == Path.cwd() or directory in Path.cwd().parents:
+        raise UserError(f"{directory}: the current folder lies there and would be replaced; name another one")
+    foreign = sorted(path.name for path in directory.iterdir() if path.name not in OWN_FILES)
+    if foreign:
+        raise UserError(
+            f"{directory} holds {foreign[0]!r}, which is no part of a student; name a folder of its own, for "
+            "it is replaced as a whole"
+        )
 
 
 def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str, Any]]:

@@ -46,7 +46,7 @@ def invert(
     Raises UserError where no network of the ensemble has statistics of a BatchNorm.
     """
     models, variables = population.frozen_parts(ensemble)
-    if not any("batch_stats" in of_model for of_model in variables):
+    if not keeps_statistics(ensemble):
         raise UserError(
             "the teachers keep no statistics of images to make others from: must be networks with BatchNorm"
         )
@@ -59,6 +59,11 @@ def invert(
         key = jax.random.fold_in(jax.random.key(seed), block)
         made.append(np.asarray(make(variables, key, of_block, weights, bounds, jnp.zeros((BLOCK, *shape)))))
     return np.concatenate(made)[:number]
+
+
+def keeps_statistics(ensemble: Ensemble) -> bool:
+    """Whether a network of the ensemble has statistics of a BatchNorm."""
+    return any("batch_stats" in of_model for of_model in population.frozen_parts(ensemble)[1])
 
 
 def ensemble_classes(ensemble: Ensemble) -> int:

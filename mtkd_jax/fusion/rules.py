@@ -690,12 +690,14 @@ def rule(name: str) -> Callable:
     return globals()[name]
 
 
-def check(name: str, logits: AnyArray, labels: AnyArray | None = None) -> None:
+def check(name: str, logits: AnyArray, labels: AnyArray | None = None, asked_by: str = "") -> None:
     """Raises UserError where rule `name` cannot fuse `logits` [K,B,C], or not be fitted to `labels` [B].
 
-    On the host: it looks at the values, which the pure rules do not.
+    On the host: it looks at the values, which the pure rules do not. Messages begin with the rule's name, or
+    with that of whom it is `asked_by`.
     """
-    function = rule(name)
+    function, by_rule = rule(name), name
+    name = asked_by or name
     logits = np.asarray(logits)
     if logits.ndim != 3 or logits.size == 0:
         raise UserError(f"{name}: logits must be [members, examples, classes], got shape {logits.shape}")
@@ -706,13 +708,15 @@ def check(name: str, logits: AnyArray, labels: AnyArray | None = None) -> None:
     if not finite.all():
         member, example, _ = np.argwhere(~finite)[0]
         raise UserError(f"{name}: logits must be finite; member {member}, example {example} is not")
-    if not is_fitted(name):
+    if not is_fitted(by_rule):
         found = jax.eval_shape(function, logits)  # raises what the rule itself demands of K and C
         if getattr(found, "shape", None) != logits.shape[1:]:
             raise UserError(f"{name}: must return scores {logits.shape[1:]} of logits {logits.shape}")
     if labels is None:
         return
     labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{name}: labels must be integers, got {labels.dtype}")
     if labels.shape != (num_examples,):
         raise UserError(f"{name}: logits are of {num_examples} examples, labels of shape {labels.shape}")
     if not np.isin(labels, np.arange(num_classes)).all():

@@ -225,6 +225,10 @@ def _main(argv: Sequence[str] | None) -> None:
     asked = parser.parse_args(argv)
     if asked.brief and len(asked.runs) > 1:
         raise UserError("--brief is of one run; name one")
+    if asked.out is not None and len(asked.runs) == 1:
+        raise UserError(f"--out is of several runs; what it writes of one lies in {asked.runs[0]}")
+    if len({run.resolve() for run in asked.runs}) < len(asked.runs):
+        raise UserError(f"{' '.join(map(str, asked.runs))}: a run is named twice; once is enough")
     text, images, tell = (
         _one(asked.runs[0], asked.brief) if len(asked.runs) == 1 else _merge(asked.runs, asked.out)
     )

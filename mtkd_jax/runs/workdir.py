@@ -33,6 +33,10 @@ LOCK = ".lock"  # held by whoever writes into the folder, and left lying there
 REPORT = "report.json"  # written last: where it stands, the run is finished
 PREDICTIONS = "predictions.npz"
 MANIFEST = "manifest.json"  # SHA-256 of these two
+WRITTEN = (  # of what a run makes in its folder, all that config.json is written before
+    *("checkpoints", "student", "plots", "metrics.jsonl", PREDICTIONS, MANIFEST),
+    *(REPORT, "report.md", "report.html", "results.csv"),
+)
 REPORTS = ("fusion", "report", "export")  # groups of fields that change the report and not the training
 BUDGETS = ("students.max_seeds",)  # fields that may be raised when a run is gone on with
 TRAINS_NOTHING = ("runtime", *REPORTS)  # may differ when a run is gone on with; `runtime` says how, not what
@@ -55,9 +59,11 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
     """
     before = read_config(workdir)
     if before is None:
-        if any(workdir.glob("checkpoints/*")):
+        foreign = [name for name in WRITTEN if (workdir / name).exists()]
+        if foreign:
             raise UserError(
-                f"{workdir} holds checkpoints and no config.json that says of what; choose another --workdir"
+                f"{workdir} holds {foreign[0]}, which a run writes, and no config.json that says of what; "
+                "choose another --workdir"
             )
         return
     of_data = read_data_identity(workdir), _plain(_identity(config, split))

@@ -14,6 +14,8 @@ def parse(path: str | os.PathLike, what: str, any_name: bool = False) -> Path:
     Empty, with a NUL, of an unknown home, or, unless it may have `any_name`, not UTF-8: names of folders
     stand in reports and cards.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{what} is {path!r}; must be a path")
     text = os.fspath(path)
     if not text:
         raise UserError(f"{what} is empty; name one, or . for the current folder")

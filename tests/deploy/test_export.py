@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -137,13 +138,36 @@ def test_a_difference_is_reported_by_size(folder, value, size):
 
 def test_it_is_replaced_whole(folder):
     variables, logits = student()
-    (folder / "of the old one").touch()
+    (folder / "model.onnx").touch()  # of the old one
     other = jax.tree.map(lambda leaf: leaf * 0, variables)
     save_student(folder, MODEL, other, CARD, (IMAGES, logits * 0))
     assert {path.name for path in folder.parent.iterdir()} == {"student"}
     names = {"model.safetensors", "model.stablehlo", "model.json", "check.safetensors", "README.md"}
     assert {path.name for path in folder.iterdir()} == names
     assert verify_student(folder, build, IMAGES, logits * 0) == 0
+
+
+def test_what_is_no_student_is_not_replaced(tmp_path, monkeypatch):
+    """Whoever names a folder of theirs, a run's for instance, keeps what lies in it."""
+    variables, logits = student()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path / "thesis")
+    for folder, why in (
+        (tmp_path, "the current folder lies there"),
+        (Path("."), "the current folder lies there"),
+        (tmp_path / "file", "is a file; name a folder"),
+    ):
+        with pytest.raises(UserError, match=why):
+            save_student(folder, MODEL, variables, CARD, (IMAGES, logits))
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match="holds 'chapter.txt', which is no part of a student"):
+        save_student(tmp_path / "thesis", MODEL, variables, CARD, (IMAGES, logits))
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis", "file"}
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"
+    (tmp_path / "thesis" / "chapter.txt").unlink()
+    save_student(tmp_path / "thesis", MODEL, variables, CARD, (IMAGES, logits))  # an empty one is free
 
 
 def test_a_save_that_fails_leaves_the_old_one(folder, monkeypatch):
@@ -160,9 +184,14 @@ def test_a_save_that_fails_leaves_the_old_one(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
-    with pytest.raises(UserError, match=f"{folder / name}: cannot read the student: No such file") as caught:
+    with pytest.raises(UserError, match=f"{folder / name}: cannot be read: No such file") as caught:
         load_student(folder, build)
     assert "\n" not in str(caught.value)
+
+
+def test_whoever_names_the_run_is_told_where_its_student_is(folder):
+    with pytest.raises(UserError, match=f"the student of this run is {folder}"):
+        load_student(folder.parent, build)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])

@@ -118,6 +118,13 @@ def test_statistics_are_as_far_apart_however_much_of_them_a_layer_keeps():
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def test_a_plan_of_teachers_without_statistics_is_refused_before_any_work(tmp_path):
+    config = small.config(plan="data_free(num_images=50, num_steps=2)")
+    with pytest.raises(UserError, match=r"config.plan: data_free .* mlp\(hidden=\(8,\)\), keep none"):
+        experiment.run(config, tmp_path / "w")
+    assert not any((tmp_path / "w").glob("checkpoints/*"))
+
+
 def test_teachers_that_keep_no_statistics_are_refused():
     config = small.config()
     model = teachers.network(experiment.load_split(config), "mlp(hidden=(8,))")

@@ -1096,5 +1096,11 @@ def test_errors_are_one_line_and_code_2(run, capsys, break_it, said):
 
 
 def test_wrong_arguments_are_one_line_and_code_2(capsys):
-    assert document.main([]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    for arguments, said in (
+        ([], "required: RUN"),
+        (["a", "--out", "b"], "--out is of several runs; what it writes of one lies in a"),
+        (["a", "b", "./a"], "a b a: a run is named twice"),
+    ):
+        assert document.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and said in error

@@ -177,6 +177,9 @@ def test_the_command_says_what_is_missing_and_what_it_would_run(tmp_path, monkey
         said = capsys.readouterr().err
         assert what in said and len(said.splitlines()) == 1
     assert leaderboard.main([]) == 2 and "--workdir is missing" in capsys.readouterr().err
+    for minutes in ("nan", "-1", "inf"):
+        assert leaderboard.main([*command, f"--minutes={minutes}"]) == 2
+        assert f"--minutes={minutes}: must be a number of at least 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data, code", [("smoke", 0), ("digits,smoke", 2)])

@@ -167,6 +167,15 @@ def test_checkpoints_say_whose_they_are(info, said, tmp_path):
         assert str(tmp_path) in line and said in line
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "student", "report.md", "predictions.npz"])
+def test_a_folder_that_is_no_runs_and_holds_what_a_run_would_write_is_refused(name, tmp_path, config, split):
+    workdir.check(tmp_path, config, split)
+    (tmp_path / "notes.txt").touch()  # a run would leave it alone
+    workdir.check(tmp_path, config, split)
+    (tmp_path / name).touch()
+    assert f"holds {name}, which a run writes" in refusal(workdir.check, tmp_path, config, split)
+
+
 def test_checkpoints_of_no_stage_are_refused_with_the_version_that_began(run, config):
     for name in ("teachers-a", "teachers-mlp-hidden-64-64", ".hidden"):
         (run / "checkpoints" / name).mkdir(parents=True)

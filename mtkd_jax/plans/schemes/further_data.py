@@ -134,6 +134,11 @@ def data_free(
 
         def make(done: Done, family=family, computes: bool = True) -> Job:
             ensemble = ensemble_of(done)
+            if not inversion.keeps_statistics(ensemble):
+                raise UserError(
+                    "config.plan: data_free makes images from the statistics of BatchNorm, and the teachers, "
+                    f"{', '.join(own.model.name for own in ensemble)}, keep none; must be networks with it"
+                )
             if computes and "images" not in made:
                 made["images"] = _images_of(config, split, ensemble, num_images, num_steps, **weights)
             blank = np.zeros((num_images, *split.dataset.train_images.shape[1:]))
