@@ -5,10 +5,13 @@
     $sweep --workdir=runs/regimes_labels --over config.data.num_train=470,2350,9400
     $sweep --workdir=runs/regimes_teachers --over config.teachers.num_members=1,2,4,8
     $sweep --workdir=runs/regimes_view --over config.data.augment.shift=0,1,2,4
+    python -m mtkd_jax.sweep --config=configs/regimes.py:cifar10 --workdir=runs/regimes_cifar10 \\
+        --over config.data.num_train=500,2000,5000
 
 Data      EMNIST, 47 letters and digits in equal numbers, data/emnist47_balanced_sub.npz: 15 604 images for
           training, of which a fifth validates, and 3 901 for the test. 2 350 have labels, unless the sweep
-          says otherwise; the others have none.
+          says otherwise; the others have none. "cifar10": data/cifar10.npz, the whole of CIFAR-10, for a
+          convolutional network: 40 000 images train, 2 000 have labels; three seeds.
 Compares  a student of the ensemble's mean with its baseline, on the labelled images alone and with the
           others, five seeds each. The plot of a sweep has the points over the baseline, paired, beside those
           of the ensemble.
@@ -24,7 +27,7 @@ from mtkd_jax import config as configuration
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "" and "smoke", the small size; it makes its data up where data.path is missing."""
+    """Variants: "", "cifar10" and "smoke", the small size; it makes its data up where data.path is missing."""
     config = configuration.default()
     config.data.source = "npz"
     config.data.path = "data/emnist47_balanced_sub.npz"
@@ -46,7 +49,20 @@ def get_config(variant: str = "") -> ConfigDict:
     config.students.num_seeds = 5
     config.students.epochs = 20
     config.students.eval_every = 5
-    return configuration.variant(config, variant, smoke=_smoke)
+    return configuration.variant(config, variant, cifar10=_cifar10, smoke=_smoke)
+
+
+def _cifar10(config: ConfigDict) -> None:
+    config.data.path = "data/cifar10.npz"
+    config.data.num_train = 2000
+    config.data.augment.shift = 2
+    config.data.augment.flip = True
+    config.model.name = "cnn(widths=(16, 32), dense=64, batch_norm=True)"
+    config.train.epochs = 120  # 31 steps each
+    config.train.eval_every = 20
+    config.students.epochs = 6  # of 625 steps
+    config.students.eval_every = 2
+    config.students.num_seeds = 3
 
 
 def _smoke(config: ConfigDict) -> None:
