@@ -694,6 +694,18 @@ def test_npz_of_many_other_arrays_lists_some(tmp_path):
     )
 
 
+def test_npz_names_arrays_that_are_not_read_and_what_may_be_meant(tmp_path):
+    ours = {"train_groups": np.arange(12), "test_groups": np.arange(12, 18)}
+    boxes = {"train_boxes_img_cls_xyxy32": np.zeros((0, 6), int), "train_logits": np.zeros((12, 3))}
+    assert load(tmp_path, good_arrays() | ours | boxes).notes == ()
+    told = "Arrays that are not read: 'classnames' (did you mean 'class_names'?), 'q', 'val_image' "
+    misspelt = {name: np.zeros(1) for name in ("classnames", "q", "val_image")}
+    assert load(tmp_path, good_arrays() | misspelt).notes == (told + "(did you mean 'val_images'?).",)
+    keras = {"x_" + part: good_arrays()[f"{part}_images"] for part in ("train", "test")}
+    keras |= {"y_" + part: good_arrays()[f"{part}_labels"] for part in ("train", "test")}
+    assert "'x_valid' (did you mean 'x_val'?)" in load(tmp_path, keras | {"x_valid": np.zeros(1)}).notes[0]
+
+
 # --- idx ----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import math
 import os
@@ -17,6 +18,7 @@ import numpy as np
 
 from mtkd_jax.data.assembly import LAYOUTS, assemble, parts_and_kinds
 from mtkd_jax.data.checks import check, first_line, names_from, shorten
+from mtkd_jax.system.spelling import nearest
 from mtkd_jax.types import DataSet, UserError
 
 _KERAS = {  # the same under the names of Keras
@@ -30,6 +32,9 @@ _KERAS = {  # the same under the names of Keras
 _FURTHER = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("groups", "names"))
 _BOXES = re.compile(r"(train|test)_boxes_img_cls_xyxy([1-9]\d*)")
 _TEACHERS = ("train_teachers", "val_teachers")
+_READ = {*_KERAS, *_KERAS.values(), *_FURTHER, *_TEACHERS, "class_names"}
+# What other sources read, and files of logits hold.
+_OF_OTHERS = re.compile(rf"{_BOXES.pattern}|(train|test)_masks|((train|val|test)_)?logits|names")
 # Bytes that any archive may unpack to, and for each byte of a larger one: images are 1 to 20 times as large.
 _LEAST, _RATIO = 2**26, 100
 _OTHER_FILES = {  # how they begin
@@ -57,12 +62,13 @@ def npz(*, path: str, layout: str = "") -> DataSet:
     train_names and test_names [N] (and val_names), text, what the images are called; train_teachers (and
     val_teachers), [N,K] true or false, which of the K teachers teach students an image, or [N] the number of
     the only one who does, -1 where none does.
-    Other arrays are ignored. Nothing is unpickled or written to disk, and an archive that would unpack to
-    more than 64 MiB and 100 times its size is refused. Raises `UserError` naming the file and the array.
+    Other arrays are not read, and a note names them. Nothing is unpickled or written to disk, and an archive
+    that would unpack to more than 64 MiB and 100 times its size is refused. Raises `UserError` naming the
+    file and the array.
     """
     if layout not in ("", *LAYOUTS):
         raise UserError(f"npz: layout = {layout!r}: must be NHWC or NCHW, or '' where the shapes tell")
-    found, names = read_npz(path, {*_KERAS, *_KERAS.values(), *_FURTHER, *_TEACHERS, "class_names"})
+    found, names = read_npz(path, _READ)
     if both := [name for pair in _KERAS.items() if found.keys() >= {*pair} for name in pair]:
         raise UserError(f"{path}: holds {both[0]} and {both[1]}, which are one; must hold one of them")
     arrays = {ours: found[theirs] for ours, theirs in _KERAS.items() if theirs in found} | found
@@ -74,8 +80,18 @@ def npz(*, path: str, layout: str = "") -> DataSet:
                 f"{path}: no array {name}{f' (or {_KERAS[name]})' if name in _KERAS else ''}; "
                 f"must hold {', '.join(wanted)}, and holds {shorten(sorted(names))}"
             )
+    dataset = assemble(arrays, name=pathlib.Path(path).stem, where=path, layout=layout)
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *_not_read(names, arrays)))
 
-    return assemble(arrays, name=pathlib.Path(path).stem, where=path, layout=layout)
+
+def _not_read(names: Collection[str], arrays: Collection[str]) -> list[str]:
+    """A note on arrays that no source reads, with what each may be meant for: one that is not there."""
+    there = {*arrays, *(theirs for ours, theirs in _KERAS.items() if ours in arrays)}
+    told = []
+    for name in sorted(name for name in names if name not in _READ and not _OF_OTHERS.fullmatch(name)):
+        close = nearest(name, sorted(_READ - there))
+        told.append(repr(name) + (f" (did you mean {close!r}?)" if close else ""))
+    return [f"Arrays that are not read: {shorten(told)}."] if told else []
 
 
 def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
