@@ -79,6 +79,7 @@ def test_without_splits_a_test_set_is_drawn_of_every_class_and_of_whole_groups(t
         ("a,label\n1,x", {"drop": "a"}, "table: drop = 'a': must be a tuple of columns"),
         ("a,a,label\n1,1,x", {}, "has two columns 'a'; must have one of each name"),
         ("a,label\n1,x,2", {}, "line 2: has 3 entries for 2 columns"),
+        (",a,label\n0,1,x", {}, "column 1 has no name; must have one, or drop=('',) leaves it out, as"),
         ("a,label\n", {}, "must have a line for each row"),
         ("label\nx", {}, "must have a column of numbers beside its labels"),
         ("a,label,split\n1,x,train\n2,y,dunno", {}, "line 3: split is 'dunno'; must be train, val or test"),
@@ -93,6 +94,12 @@ def test_without_splits_a_test_set_is_drawn_of_every_class_and_of_whole_groups(t
 )
 def test_what_is_wrong_is_one_line(text, arguments, message, tmp_path):
     assert message in refused(tmp_path, text, **arguments)
+
+
+def test_a_column_without_a_name_may_be_left_out(tmp_path):
+    text = "\n".join([",a,label", *(f"{n},{n}.5,{'xy'[n % 2]}" for n in range(20))])
+    found = table(path=written(tmp_path, text), drop=("",))
+    assert found.column_names == ("a",) and found.train_images.shape == (16, 1, 1, 1)
 
 
 def test_no_table_is_one_line(tmp_path):

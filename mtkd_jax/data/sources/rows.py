@@ -44,6 +44,11 @@ def table(
         raise UserError(f"table: drop = {drop!r}: must be a tuple of columns, such as ('id',)")
     columns, lines = tables.read(file, (label,))
     tables.places_of((label, *drop), columns, file)
+    if "" in columns and "" not in drop:
+        raise UserError(
+            f"{file}: column {columns.index('') + 1} has no name; must have one, or drop=('',) leaves it "
+            "out, as the row numbers that pandas writes"
+        )
     names = [name for name in columns if name not in (label, split, group, *drop)]
     places = tables.places_of(names, columns, file)
     if not names or not lines:
