@@ -95,6 +95,8 @@ def numbers(line: Line, names: Sequence[str], places: Sequence[int]) -> np.ndarr
         if text.lower() in MISSING:
             raise UserError(f"{where}: {name} is missing; must be a number in every line")
         try:
+            if "_" in text:  # float() reads digits grouped by underscores, as Python's own source has them
+                raise ValueError
             values[n] = float(text)
         except ValueError:
             raise UserError(f"{where}: {name} is {text!r}; must be a number in every line") from None

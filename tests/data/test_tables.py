@@ -72,6 +72,7 @@ def test_without_splits_a_test_set_is_drawn_of_every_class_and_of_whole_groups(t
             {},
             "line 3: a is 'red'; must be a number in every line; drop=('NAME',) leaves",
         ),
+        ("a,label\n1,x\n1_0,y", {}, "line 3: a is '1_0'; must be a number in every line"),
         ("a,label\n1,x\n-inf,y", {}, "line 3: a is -inf; must be a finite number"),
         ("a,label\n1,x\n2", {}, "line 3: label is missing; must be there in every line"),
         ("a,lable\n1,x", {}, "has no column 'label'; did you mean 'lable'?"),
