@@ -164,6 +164,13 @@ def test_categories_without_a_box_are_no_classes(tmp_path):
     assert set(found.train_labels[1]) <= {0, 2}
 
 
+def test_a_category_without_a_box_may_share_the_name_of_another(tmp_path):
+    said = annotations()
+    said["categories"] = [{"id": 0, "name": "dog"}, *said["categories"]]
+    found = coco(**coco_folder(tmp_path, train=said))
+    assert found.class_names == ("background", "dog", "cat") and not found.notes
+
+
 def test_an_image_of_two_parts_is_one_line(tmp_path):
     arguments = coco_folder(tmp_path) | {"test": "train/boxes.json"}
     refused(coco, "train0.png: is in train and in test; must be in one", **arguments)
@@ -175,6 +182,12 @@ def test_an_image_of_two_parts_is_one_line(tmp_path):
 def bad_coco(**changed):
     said = annotations()
     said["annotations"][1] |= changed
+    return said
+
+
+def twice(what, place, **changed):
+    said = annotations()
+    said[what][place] |= changed
     return said
 
 
@@ -192,6 +205,9 @@ def endless():
         (bad_coco(bbox=[1, 2, 3]), "must be annotations in the form of COCO"),
         (bad_coco(bbox=[1, 2, float("nan"), 4]), "is no finite number"),
         (annotations(images=[]), "lists no image"),
+        (twice("images", 1, id=7), "boxes.json: image of id 7 is listed twice; must be listed once"),
+        (twice("categories", 1, id=3), "boxes.json: category of id 3 is listed twice; must be"),
+        (twice("categories", 1, name="cat"), "boxes.json: category called 'cat' is listed twice; must be"),
         (endless(), "must be annotations in the form of COCO"),
         ({"images": []}, "no entry 'categories'"),
         ([], "must be annotations in the form of COCO"),

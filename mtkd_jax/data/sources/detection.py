@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import os
@@ -407,6 +408,15 @@ def _read_coco(root: pathlib.Path, part: str, file: pathlib.Path) -> _Coco:
 def _of_coco(said: Mapping[str, Any], folders: Sequence[pathlib.Path], file: pathlib.Path) -> _Coco:
     names = {category["id"]: str(category["name"]) for category in said["categories"]}
     images = {image["id"]: image for image in said["images"]}
+    of_boxes = {annotation["category_id"] for annotation in said["annotations"]}
+    for what, each in (
+        ("image of id", [image["id"] for image in said["images"]]),
+        ("category of id", [category["id"] for category in said["categories"]]),
+        # Roboflow lists the group of all classes as one without a box, often of the name of one of them.
+        ("category called", [name for one, name in names.items() if one in of_boxes]),
+    ):
+        if twice := [one for one, number in collections.Counter(each).items() if number > 1]:
+            raise UserError(f"{file}: {what} {twice[0]!r} is listed twice; must be listed once")
     if not images:
         raise UserError(f"{file}: lists no image; must list one at least")
     boxes: dict[Any, list[tuple[str, list[float]]]] = {one: [] for one in images}
