@@ -29,12 +29,13 @@ def assemble(
     name: str,
     where: str,
     layout: str = "",
+    column_names: tuple[str, ...] = (),
 ) -> DataSet:
     """A checked data set of train_images, train_labels, test_images, test_labels, and what else there is.
 
     That may be val_images and val_labels, which become rows of the training set to validate on, groups of
-    all parts, and class_names [C]. Shapes and layouts are those of `sources.arrays.npz`. Raises `UserError`,
-    which begins with `where`, for what cannot be trained on.
+    all parts, and class_names [C]. `column_names` are those of rows [N,1,1,D]. Shapes and layouts are those
+    of `sources.arrays.npz`. Raises `UserError`, which begins with `where`, for what cannot be trained on.
     """
     parts, kinds = parts_and_kinds(arrays)
     wanted = [f"{part}_{kind}" for part in parts for kind in kinds]
@@ -62,7 +63,7 @@ def assemble(
     else:
         class_names = names_from(fields["train_labels"], where)
     notes = ("The images are [N,c,h,w], and were turned to [N,h,w,c].",) if turned else ()
-    dataset = DataSet(name=name, class_names=class_names, notes=notes, **fields)
+    dataset = DataSet(name=name, class_names=class_names, notes=notes, column_names=column_names, **fields)
     return check(dataset, where=where)
 
 

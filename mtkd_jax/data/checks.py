@@ -235,7 +235,8 @@ def _check_scales(dataset: DataSet, wrong: Callable) -> list[str]:
             notes.append(f"{part}_images hold {values}, train_images {train}: are they of one scale?")
     notes += _unusual_values(dataset.train_images, max(values.greatest.max() for values in parts.values()))
     blank = {part: np.count_nonzero(values.least == values.greatest) for part, values in parts.items()}
-    if any(blank.values()) and dataset.train_images[0].size > 1:
+    # A row of a table is no picture: columns that are equal by chance are nothing to tell.
+    if any(blank.values()) and dataset.train_images[0].size > 1 and not dataset.column_names:
         counts = ", ".join(f"{blank[part]} of {len(parts[part].least)} in {part}_images" for part in parts)
         notes.append(f"Some images are blank, all of their pixels are the same: {counts}.")
     return notes

@@ -103,6 +103,11 @@ def test_a_column_without_a_name_may_be_left_out(tmp_path):
     assert found.column_names == ("a",) and found.train_images.shape == (16, 1, 1, 1)
 
 
+def test_rows_of_equal_numbers_are_no_blank_images(tmp_path):
+    lines = [f"{n},{n},{'xy'[n % 2]},{'test' if n > 15 else 'train'}" for n in range(20)]
+    assert table(path=written(tmp_path, "\n".join(["a,b,label,split", *lines]))).notes == ()
+
+
 def test_no_table_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no such file; must be a table with the column label"):
         table(path=str(tmp_path))

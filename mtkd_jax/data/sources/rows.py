@@ -60,8 +60,9 @@ def table(
     classes, codes = encode_classes(np.array([row.label for row in rows], str))
     rows = [row._replace(label=classes[code]) for row, code in zip(rows, codes)]  # 1.0 and 1 are one
     rows, notes = assign_parts(rows, file, test_fraction, test_from, seed)
-    found = assemble(_arrays(rows, values, classes), name=file.stem, where=path, layout="NHWC")
-    return dataclasses.replace(found, column_names=tuple(names), notes=(*notes, *found.notes))
+    arrays = _arrays(rows, values, classes)
+    found = assemble(arrays, name=file.stem, where=path, layout="NHWC", column_names=tuple(names))
+    return dataclasses.replace(found, notes=(*notes, *found.notes))
 
 
 class _Row(NamedTuple):
