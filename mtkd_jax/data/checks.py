@@ -428,6 +428,11 @@ def names_from(labels: np.ndarray, where: str) -> tuple[str, ...]:
     return number_names(int(labels.max()) + 1)
 
 
+def tell_drawn(test_fraction: float, of: str) -> str:
+    """The note on a test set that nobody published; `of`, such as "all images", is what it was drawn from."""
+    return f"The test set, {test_fraction:g} of {of}, was drawn."
+
+
 def shorten(words: Sequence[str]) -> str:
     """A list of words for a line: the first twelve, and how many more there are."""
     more = f" and {len(words) - 12} more" if len(words) > 12 else ""

@@ -142,6 +142,7 @@ def test_coco_may_draw_its_test_set_and_validate_on_a_file(tmp_path):
     arguments = coco_folder(tmp_path, train=annotations(num=8)) | {"test": "", "val": "test/boxes.json"}
     found = coco(**arguments, test_fraction=0.25)
     assert len(found.test_images) == 2 and len(found.train_images) == 8
+    assert found.notes == ("The test set, 0.25 of the images of train/boxes.json, was drawn.",)
     assert found.val_rows.tolist() == [6, 7] and found.train_names[6] == "test/test0.png"
     again = coco(**arguments, test_fraction=0.25, seed=1)
     assert set(found.test_names) | set(found.train_names) == set(again.test_names) | set(again.train_names)
@@ -285,6 +286,9 @@ def test_voc_counts_pixels_from_one(tmp_path):
 def test_voc_without_lists_draws_a_test_set(tmp_path):
     found = voc(path=voc_folder(tmp_path), test_fraction=0.25)
     assert len(found.train_images) == 3 and len(found.test_images) == 1
+    assert found.notes == ("The test set, 0.25 of all images, was drawn.",)
+    listed(tmp_path, val=("n2",))
+    assert voc(path=str(tmp_path)).notes == ("The test set, 0.2 of all images but val, was drawn.",)
 
 
 def test_voc_with_a_test_list_alone_trains_with_all_others(tmp_path):

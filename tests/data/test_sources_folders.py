@@ -78,6 +78,9 @@ def same(one, other):
     assert one.class_names == other.class_names
 
 
+DRAWN = "The test set, 0.2 of all examples, was drawn."
+
+
 # --- what is read -------------------------------------------------------------------------------------
 
 
@@ -419,7 +422,7 @@ def test_train_and_val_as_imagenet_has_them(tmp_path):
     assert "The split val is what is tested on" in on_val.notes[0]
     drawn = folder(path=str(tmp_path), test_from="train", test_fraction=0.2)
     assert (len(drawn.test_labels), len(drawn.val_rows), len(drawn.train_labels)) == (3, 15, 27)
-    assert "was drawn (test_from)" in drawn.notes[0]
+    assert drawn.notes == ("The test set, 0.2 of the split train (test_from), was drawn.",)
     assert "must be val or train" in refused(folder, tmp_path, test_from="valid")
     split_up(tmp_path, parts=("train", "val", "test"))
     assert "has a test set; test_from = 'val' must be ''" in refused(folder, tmp_path, test_from="val")
@@ -436,7 +439,7 @@ def test_a_lone_folder_around_the_classes_is_looked_through(tmp_path):
     flat(tmp_path / "a/b", num=5)
     found = folder(path=str(tmp_path))
     assert found.class_names == CLASSES and len(found.train_labels) == 12
-    assert found.notes == (f"Read from a/b, the only folder in {tmp_path}.",)
+    assert found.notes == (f"Read from a/b, the only folder in {tmp_path}.", DRAWN)
     shutil.rmtree(tmp_path / "a")
     for n in range(5):
         put(tmp_path, f"only/{n}.png", n)
@@ -463,6 +466,7 @@ def test_what_is_passed_over_is_counted_and_said(tmp_path):
     assert found.notes == (
         "1 images beside the folders of classes were not read, such as stray.png.",
         "3 files do not end as images do and were not read (2 .txt, 1 .cr2), such as bee/list.txt.",
+        DRAWN,
     )
 
 
@@ -471,7 +475,7 @@ def test_further_endings_of_jpeg_are_read(tmp_path):
     for suffix in ("jfif", "jpe"):
         Image.fromarray(pixels(7)).save(tmp_path / f"bee/x.{suffix}", format="jpeg")
     found = folder(path=str(tmp_path))
-    assert len(found.train_labels) + len(found.test_labels) == 17 and found.notes == ()
+    assert len(found.train_labels) + len(found.test_labels) == 17 and found.notes == (DRAWN,)
 
 
 def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tmp_path):
@@ -479,7 +483,7 @@ def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "bee/x.png")
     assert "x.png: no regular file; must be an image" in refused(folder, tmp_path)
     found = folder(path=str(tmp_path), skip_corrupt=True)
-    assert "1 of 16 images were left out" in found.notes[0]
+    assert "1 of 16 images were left out" in found.notes[1]
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"new\nline", b"esc\x1b[31m"])
@@ -656,7 +660,7 @@ def test_tables_as_programs_write_them(tmp_path, case):
     want = csv(path=table(flat(tmp_path, num=3) / "plain.csv", ROWS), test_fraction=0.4)
     found = csv(path=written(tmp_path / "list.csv", WRITTEN[case]), test_fraction=0.4)
     same(found, want)
-    assert found.notes == ()
+    assert found.notes == want.notes
 
 
 @pytest.mark.parametrize(
@@ -708,7 +712,7 @@ def test_listed_files_that_are_not_there_are_counted(tmp_path):
         f"1 of 9 images are not there, such as C:/data/bee/00.png; must be paths that start at {tmp_path}"
     )
     found = csv(path=str(tmp_path / "list.csv"), test_fraction=0.4, skip_corrupt=True)
-    assert len(found.train_labels) + len(found.test_labels) == 8 and "1 of 9 images" in found.notes[0]
+    assert len(found.train_labels) + len(found.test_labels) == 8 and "1 of 9 images" in found.notes[1]
     rows = [(path.removesuffix(".png"), label) for path, label in ROWS]
     assert "9 of 9 images are not there, such as bee/00 (is it 00.png?)" in refused(
         csv, table(tmp_path / "list.csv", rows)
@@ -723,7 +727,8 @@ def test_labels_that_are_none_or_differ_in_spelling_are_noted(tmp_path):
         ({"cat": "1", "dog": "1.0"}, "The classes '1' and '1.0' are two: are they meant to be?"),
     ):
         rows = [(path, rename.get(label, label)) for path, label in ROWS]
-        assert csv(path=table(tmp_path / "list.csv", rows), test_fraction=0.4).notes == (said,)
+        found = csv(path=table(tmp_path / "list.csv", rows), test_fraction=0.4)
+        assert {*found.notes} == {said, DRAWN.replace("0.2", "0.4")}
     rows = [(path, str(n / 7)) for n, (path, _) in enumerate(ROWS)]
     assert "no test set can be drawn (9 of 9 classes have one example, such as 0.0);" in refused(
         csv, table(tmp_path / "list.csv", rows)
@@ -935,7 +940,7 @@ def test_names_of_files_are_shown_and_not_obeyed(tmp_path):
             Image.fromarray(pixels(99)).save(file, format="png")
     found = folder(path=str(tmp_path))
     assert len(found.train_labels) + len(found.test_labels) == 11
-    assert len(found.notes) == 2 and all(note.isprintable() for note in found.notes)
+    assert len(found.notes) == 3 and all(note.isprintable() for note in found.notes)
     with open(os.path.join(here, b"bee/" + odd + b".png"), "wb") as file:
         file.write(b"no image")
     assert refused(folder, tmp_path).isprintable()

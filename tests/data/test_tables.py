@@ -52,6 +52,7 @@ def test_without_splits_a_test_set_is_drawn_of_every_class_and_of_whole_groups(t
         drop=("y",),
     )
     assert np.bincount(plain.test_labels).tolist() == [4, 4] and len(plain.train_labels) == 32
+    assert plain.notes == ("The test set, 0.2 of all examples, was drawn.",)
     assert sorted([*plain.train_images.flat, *plain.test_images.flat]) == list(range(40))
     grouped = table(path=written(tmp_path, "\n".join(["x,kind,who", *lines])), label="kind", group="who")
     assert grouped.column_names == ("x",)

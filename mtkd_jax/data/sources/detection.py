@@ -16,7 +16,7 @@ import numpy as np
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
 from mtkd_jax.data.boxes import BACKGROUND, assign
-from mtkd_jax.data.checks import check, first_line, open_file, shorten
+from mtkd_jax.data.checks import check, first_line, open_file, shorten, tell_drawn
 from mtkd_jax.data.sources.arrays import find_boxes, read_boxes, read_npz
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import DataSet, UserError
@@ -86,10 +86,12 @@ def coco(
     files = {part: root / file for part, file in zip(_PARTS, (train, val, test)) if file}
     read = {part: _read_coco(root, part, file) for part, file in files.items()}
     parts = {part: found.images for part, found in read.items()}
+    notes = []
     if not test:
         parts |= _drawn(parts["train"], test_fraction, seed, str(root))
-    crowds = sum(found.crowds for found in read.values())
-    notes = [f"{crowds} annotations are of crowds and are left out."] if crowds else []
+        notes.append(tell_drawn(test_fraction, f"the images of {train}"))
+    if crowds := sum(found.crowds for found in read.values()):
+        notes.append(f"{crowds} annotations are of crowds and are left out.")
     images = [image for of_part in parts.values() for image in of_part]
     there = {name for image in images for name in image.marked.names}
     class_names = tuple(name for name in read["train"].class_names if name in there)
@@ -127,11 +129,13 @@ def voc(
     parts = {part: [found[name] for name in names] for part, names in listed.items() if names}
     elsewhere = {*(listed["val"] or ()), *(listed["test"] or ())}
     parts.setdefault("train", [image for name, image in found.items() if name not in elsewhere])
+    notes = []
     if "test" not in parts:
         parts |= _drawn(parts["train"], test_fraction, seed, str(root))
+        notes.append(tell_drawn(test_fraction, f"all images{' but val' if 'val' in parts else ''}"))
     class_names = classes or tuple(sorted({name for image in found.values() for name in image.marked.names}))
     shape = _shape([image for images in parts.values() for image in images], image_size, channels)
-    return _from_files(root, parts, class_names, shape, stride, ())
+    return _from_files(root, parts, class_names, shape, stride, notes)
 
 
 def synthetic_boxes(

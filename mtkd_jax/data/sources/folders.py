@@ -16,7 +16,7 @@ import numpy as np
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams, tables
-from mtkd_jax.data.checks import check, first_line, shorten
+from mtkd_jax.data.checks import check, first_line, shorten, tell_drawn
 from mtkd_jax.data.loading import part_of_groups
 from mtkd_jax.types import DataSet, Images, UserError, printable
 
@@ -461,7 +461,8 @@ def assign_parts(
     if test_from not in ("", "val", "train"):
         raise UserError(f"test_from = {test_from!r}: must be val or train, or '' where there is a test set")
     if not files[0].part:
-        return _with_drawn_test(files, where, test_fraction, seed), ()
+        told = tell_drawn(test_fraction, "all examples")
+        return _with_drawn_test(files, where, test_fraction, seed), (told,)
     files, notes = _add_test_set(files, where, test_fraction, test_from, seed)
     classes = {part: {file.label for file in files if file.part == part} for part in ("train", "val", "test")}
     for part, labels in classes.items():
@@ -493,7 +494,7 @@ def _add_test_set(
     if test_from == "train":
         train = [file for file in files if file.part == "train"]
         drawn = _with_drawn_test(train, where, test_fraction, seed)
-        note = f"The test set, {test_fraction:g} of the split train, was drawn (test_from)."
+        note = tell_drawn(test_fraction, "the split train (test_from)")
         return sorted([*drawn, *(file for file in files if file.part == "val")]), (note,)
     either = "test_from='val' to test on val, or " if "val" in parts else ""
     raise UserError(f"{where}: has no split test; say {either}test_from='train' to draw one from train")

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtkd_jax.data import images as image_files
 from mtkd_jax.data import streams
-from mtkd_jax.data.checks import check, first_line, number_names, open_file, shorten
+from mtkd_jax.data.checks import check, first_line, number_names, open_file, shorten, tell_drawn
 from mtkd_jax.data.loading import strata
 from mtkd_jax.data.sources.arrays import BoxRows, find_boxes, read_boxes, read_npz
 from mtkd_jax.types import DataSet, UserError
@@ -219,7 +219,7 @@ def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt
     parts = np.array([pair.part for pair, _ in kept])
     if not parts.any():
         parts = _drawn(labels.reshape(len(labels), -1), test_fraction, seed)
-        notes.append(f"The test set, {test_fraction:g} of all images, was drawn.")
+        notes.append(tell_drawn(test_fraction, "all images"))
     names = _class_names(root, int(labels.max()))
     of_test, train = parts == "test", np.flatnonzero(parts != "test")
     val_rows = np.flatnonzero(parts[train] == "val")
