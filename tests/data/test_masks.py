@@ -25,6 +25,7 @@ def archive(tmp_path, **arrays):
 BOXES = np.array(  # image, class, first and last pixels (left, top, right, bottom) of 1..200
     [[0, 0, 1, 1, 100, 200], [0, 1, 51, 51, 100, 100], [1, 1, 151, 1, 260, 50], [2, 0, 60, 60, 59, 90]]
 )
+HALVES = np.repeat(np.arange(2, dtype=np.uint8), 8).reshape(1, 4, 4).repeat(3, axis=0)
 OF_BOXES = {"train_boxes_img_cls_xyxy200": BOXES, "test_boxes_img_cls_xyxy200": BOXES[:3]}
 
 
@@ -93,6 +94,11 @@ def test_images_are_averaged_and_masks_thinned_out(tmp_path):
             "float64 .* whole numbers",
         ),
         ({**OF_BOXES, "class_names": None}, {}, "no array class_names"),
+        (
+            {"train_masks": HALVES * 255, "test_masks": HALVES[:2] * 255, "class_names": None},
+            {},
+            "hold 0 and 255, which means no class; must hold two classes at least, and those of two",
+        ),
         (OF_BOXES, {"size": 3}, "size must divide"),
         (OF_BOXES, {"size": -1}, "size = -1"),
     ],
@@ -192,6 +198,13 @@ def test_names_of_classes_are_utf_8(tmp_path):
     assert masks(path=str(root)).class_names == ("ground", "höle")
     (root / "classes.txt").write_text("ground\nhöle\n", encoding="latin-1")
     assert "classes.txt: cannot be read" in refused(root)
+
+
+def test_masks_of_255_for_a_class_are_explained(tmp_path):
+    root = folder(tmp_path)
+    for file in (root / "masks").glob("*.png"):
+        Image.fromarray((np.asarray(Image.open(file)) == 1) * np.uint8(255)).save(file)
+    assert "hold 0 and 255, which means no class" in refused(root)
 
 
 def test_a_bad_folder_is_refused_in_one_line(tmp_path):

@@ -324,6 +324,12 @@ def _dataset(
     **further: object,
 ) -> DataSet:
     """Images with labels [N,h,w] as a checked data set, whose labels are [N,h*w]."""
+    held = np.unique(train_labels).tolist()
+    if len(held) == 2 and held[0] == -1:
+        raise UserError(
+            f"{where}: the masks of training hold {held[1]} and {IGNORED}, which means no class; must hold "
+            "two classes at least, and those of two are written 0 and 1"
+        )
     return check(
         DataSet(
             name=name,
