@@ -192,6 +192,17 @@ def test_a_mask_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):
     assert any(note.startswith("1 of 11") for note in masks(path=str(root), skip_corrupt=True).notes)
 
 
+def test_a_mask_without_a_class_and_one_without_an_image_are_told(tmp_path):
+    root = folder(tmp_path)
+    save(root, "odd", np.zeros((4, 6), np.uint8), np.full((4, 6), 255, np.uint8))
+    assert "masks/odd.png: has no pixel of a class, 255 being none; must have one" in refused(root)
+    (root / "images" / "0.png").unlink()
+    (root / "masks" / "._1.png").write_bytes(b"")
+    lone, left_out, *_ = masks(path=str(root), skip_corrupt=True).notes
+    assert lone == "1 masks have no image of their name and were not read, such as masks/0.png."
+    assert left_out.startswith("1 of 10 images were left out, the first: ")
+
+
 def test_names_of_classes_are_utf_8(tmp_path):
     root = folder(tmp_path)
     (root / "classes.txt").write_text("ground\nhöle\n", encoding="utf-8-sig")

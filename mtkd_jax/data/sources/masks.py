@@ -35,8 +35,8 @@ def masks(
     A folder holds images/ and masks/, or these in train/, test/ and perhaps val/: PNG files of class numbers
     (grey, or of a palette), each called as its image, 255 for no class. Without parts about `test_fraction`
     of the images are the test set, drawn with `seed`. A file classes.txt names the classes, a line each. An
-    image without a mask, or with one of another size, ends the run, or with `skip_corrupt` is left out and
-    counted.
+    image without a mask, or with one of another size or without a class, ends the run, or with `skip_corrupt`
+    is left out and counted. Masks without an image are counted.
 
     Images are averaged, and masks thinned out, to `size` pixels a side where that is not 0. Raises
     `UserError` naming the file or the array.
@@ -181,7 +181,7 @@ class _Pair(NamedTuple):
 
 
 def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt: bool, seed: int) -> DataSet:
-    pairs = _pairs(root)
+    pairs, notes = _pairs(root)
     lone = [pair for pair in pairs if pair.mask is None]
     if lone and not skip_corrupt:
         raise UserError(
@@ -214,7 +214,7 @@ def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt
         )
     left_out = len(pairs) - len(kept)
     why = f", the first: {errors[0]}" if errors else " for want of a mask"
-    notes = [f"{left_out} of {len(pairs)} images were left out{why}."] if left_out else []
+    notes += [f"{left_out} of {len(pairs)} images were left out{why}."] if left_out else []
     images, labels = (np.stack(arrays) for arrays in zip(*(f for _, f in kept)))
     parts = np.array([pair.part for pair, _ in kept])
     if not parts.any():
@@ -234,25 +234,28 @@ def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt
     )
 
 
-def _pairs(root: pathlib.Path) -> list[_Pair]:
+def _pairs(root: pathlib.Path) -> tuple[list[_Pair], list[str]]:
+    """The images of all parts with their masks, and a note on masks that have no image."""
     parts = [part for part in _PARTS if (root / part).is_dir()]
     if parts and not {"train", "test"} <= {*parts}:
         raise UserError(
             f"{root}: holds {' and '.join(parts)}; must hold train and test, or images and masks alone"
         )
-    found = []
+    found, lone = [], []
     for part in parts or [""]:
         for folder in ("images", "masks"):
             if not (root / part / folder).is_dir():
                 raise UserError(f"{root / part}: no folder {folder}; must hold images and masks")
-        known = {path.stem: path for path in (root / part / "masks").glob("*.png")}
+        known = {path.stem: path for path in (root / part / "masks").glob("[!.]*.png")}
         files = image_files.find_images(root / part / "images")
+        lone += [known[name] for name in sorted(known.keys() - {path.stem for path in files})]
         found += [_Pair(part, path, known.get(path.stem)) for path in files]
     if not found:
         raise UserError(
             f"{root}: holds no image; must hold {', '.join(image_files.SUFFIXES)} files in images"
         )
-    return found
+    told = f"{len(lone)} masks have no image of their name and were not read"
+    return found, [f"{told}, such as {lone[0].relative_to(root)}."] if lone else []
 
 
 def _read_pair(pair: _Pair, shape: tuple[int, int, int], resize: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -264,6 +267,8 @@ def _read_pair(pair: _Pair, shape: tuple[int, int, int], resize: bool) -> tuple[
         )
     mask = _read_mask(pair.mask, height, width)
     labels = _thinned(mask[None], (1, height, width), shape[:2], str(pair.mask))[0]
+    if (labels < 0).all():
+        raise UserError(f"{pair.mask}: has no pixel of a class, {IGNORED} being none; must have one at least")
     return image_files.read(pair.image, shape=shape, fit="stretch"), labels
 
 
