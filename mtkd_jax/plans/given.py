@@ -130,6 +130,11 @@ def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[
         warnings.simplefilter("default")
         try:
             classifier.fit(_as_rows(rows), dataset.train_labels[split.train])
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # as scikit-learn's are
+            said = first_line(error)
+            said += _hint_unscaled(classifier, rows, said)
+            raise UserError(f"config.{field}: {address}: cannot be fitted: {said}") from error
+        try:
             classes = np.asarray(classifier.classes_)
 
             def ask(images: np.ndarray) -> np.ndarray:
@@ -138,12 +143,19 @@ def from_classifier(address: str, split: Split, seed: tuple[int, int]) -> tuple[
                 return logit_files.logarithms(probs)
 
             variables = _answers(ask, dataset)
-        except (AttributeError, IndexError, TypeError, ValueError) as error:  # as scikit-learn's are
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise UserError(f"config.{field}: {address}: cannot be asked: {first_line(error)}") from error
     _check_finite(variables, f"config.{field}: {address}")
     notes = [f"Teacher {address} is no network: it was fitted to the {len(rows)} labelled training images."]
     notes += [f"{address}: {one.category.__name__}: {first_line(one.message)}" for one in warned[:1]]
     return _classifier(address, variables), notes
+
+
+def _hint_unscaled(classifier: Any, rows: np.ndarray, said: str) -> str:
+    """What helps a classifier of counts, such as MultinomialNB, where only scaling made its rows negative."""
+    scaled = "standardscaler" in getattr(classifier, "named_steps", ())
+    helps = scaled and "negative" in said.lower() and rows.min() >= 0
+    return "; scaled=False leaves rows as they are" if helps else ""
 
 
 def _answers(ask: Callable, dataset: DataSet) -> dict[str, np.ndarray]:

@@ -203,12 +203,24 @@ def test_what_does_not_go_with_them_is_one_line(field, value, message):
         small.config(**{"teachers.classifiers": ("scikit_learn:GaussianNB",), field: value})
 
 
-def test_what_it_does_not_take_is_one_line():
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            "name='KNeighborsClassifier', arguments={'n_neighbors': 0}",
+            "cannot be fitted: The 'n_neighbors' parameter .*",
+        ),
+        (
+            "name='KNeighborsClassifier', arguments={'n_neighbors': 999}",
+            "cannot be asked: Expected n_neighbors <= ",
+        ),
+        ("name='MultinomialNB'", "cannot be fitted: Negative values .*; scaled=False leaves rows as they"),
+    ],
+)
+def test_what_it_does_not_take_is_one_line(arguments, message):
     config, split = set_up("scikit_learn:GaussianNB")
-    with pytest.raises(UserError, match="cannot be asked: The 'n_neighbors' parameter .*") as caught:
-        given.from_classifier(
-            "scikit_learn(name='KNeighborsClassifier', arguments={'n_neighbors': 0})", split, (0, 0)
-        )
+    with pytest.raises(UserError, match=message) as caught:
+        given.from_classifier(f"scikit_learn({arguments})", split, (0, 0))
     assert "\n" not in str(caught.value)
 
 
