@@ -39,6 +39,8 @@ def check(dataset: DataSet, where: str) -> DataSet:
         return UserError(f"{where}: {array}: {message}")
 
     _check_names(dataset, where)
+    unnamed = dataset.class_names == number_names(dataset.num_classes)
+    from_zero = "; numpy.unique(labels, return_inverse=True)[1] counts from 0 without gaps" if unnamed else ""
     fields, dense = {}, dataset.task != "classes"
     for part in ("train", "test"):
         images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
@@ -78,6 +80,11 @@ def check(dataset: DataSet, where: str) -> DataSet:
                 f"{part}_labels", f"{labels.dtype} labels: must be integers{_to_whole_numbers(labels)}"
             )
         least = -1 if dense else 0
+        if from_zero and part == "train" and not dense and labels.min() < 0:
+            raise wrong(
+                "train_labels",
+                f"labels {labels.min()}..{labels.max()}: must lie in 0..C-1 for C classes{from_zero}",
+            )
         if labels.min() < least or labels.max() >= dataset.num_classes:
             raise wrong(
                 f"{part}_labels",
@@ -94,12 +101,11 @@ def check(dataset: DataSet, where: str) -> DataSet:
         raise wrong("train_labels", f"{dataset.num_classes} class: must be at least 2")
     counts = np.bincount(fields["train_labels"][fields["train_labels"] >= 0], minlength=dataset.num_classes)
     if empty := np.flatnonzero(counts == 0).tolist():
-        unnamed = dataset.class_names == number_names(dataset.num_classes)
-        hint = "; numpy.unique(labels, return_inverse=True)[1] counts from 0 without gaps" if unnamed else ""
         raise wrong(
             "train_labels",
             f"{len(empty)} of {dataset.num_classes} classes without an example, the first is class "
-            f"{empty[0]} ({dataset.class_names[empty[0]]}): every class must be in the training set{hint}",
+            f"{empty[0]} ({dataset.class_names[empty[0]]}): every class must be in the training set"
+            f"{from_zero}",
         )
     train, test = fields["train_images"], fields["test_images"]
     if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):

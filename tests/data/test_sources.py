@@ -193,7 +193,12 @@ BAD = {
     "fewer labels": ("train_labels", lambda a: a[:-1], "11 labels for 12 images"),
     "more test labels": ("test_labels", lambda a: np.append(a, 0), "7 labels for 6 images"),
     "label too high": ("test_labels", lambda a: a + 1, "labels 1..3: must lie in 0..C-1, with C = 3 classes"),
-    "label negative": ("train_labels", lambda a: a - 1, "labels -1..1: must lie in 0..C-1"),
+    "label negative": (
+        "train_labels",
+        lambda a: a - 1,
+        "labels -1..1: must lie in 0..C-1 for C classes; numpy.unique(labels, return_inverse=True)[1] counts",
+    ),
+    "test label negative": ("test_labels", lambda a: a - 1, "labels -1..1: must lie in 0..C-1, with C = 3"),
     "labels all negative": ("train_labels", lambda a: a - 9, "labels -9..-7: must lie in 0..C-1"),
     "float labels": ("train_labels", lambda a: a.astype(float), "float64 labels: must be integers"),
     "whole floats": ("train_labels", lambda a: a.astype(float), "; labels.astype(int) makes them so"),
