@@ -27,7 +27,7 @@ from mtkd_jax import config as configuration
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "", "cifar10" and "smoke", the small size; it makes its data up where data.path is missing."""
+    """Variants: "", "cifar10" and "smoke", the small size; that makes its data up where there is none."""
     config = configuration.default()
     config.data.source = "npz"
     config.data.path = "data/emnist47_balanced_sub.npz"
