@@ -140,8 +140,8 @@ def fastest_form(kernel_shape: tuple[int, ...], groups: int, platform: str) -> s
     moves more bytes. Over rows it alone took 0.6 to 0.75 times as long (8x8 and 16x16 images), in a step with
     both cores at work 0.93 to 1.03 times (ResNet-20, WRN-16-2, small CNN), compiled 7 to 14 s longer.
     In bfloat16, on an Intel Xeon with AMX (two cores): matrix products alone, summed in float32, run at 3 to
-    4 times the rate of float32. XLA moves and adds bfloat16 as float32, though, and a window takes longer to be
-    laid out than to be multiplied: "windows" with products so summed and gradients that are such products
+    4 times the rate of float32. XLA moves and adds bfloat16 as float32, though, and a window takes longer to
+    be laid out than to be multiplied: "windows" with products so summed and gradients that are such products
     took 56 ms a step of the small CNN, against 23 in float32; with windows moved as 16-bit integers only
     8x8x64 gained (2.1 against 3.5 ms forward), 32x32x16 took 17 against 5. As they are VGG-16 and speedy take
     0.96 of float32's time. It would take a library of direct convolutions.
