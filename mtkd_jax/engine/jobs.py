@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,22 @@ class Job:
         return jax.eval_shape(lambda images: loading.scale(images[:1]), self.validation[0])
 
 
+class Shown(NamedTuple):
+    """What the networks of a stage see."""
+
+    examples: Examples
+    validation: tuple[Array, Array]  # images [V,h,w,c], labels [V]
+    images: Images | None = None  # those of training, where they are read when they are asked for
+    task: str = "classes"  # of the data set, as its grid
+    grid: tuple[int, int] | None = None
+
+
+def show(split: Split, examples: Examples) -> Shown:
+    """These examples of a data set, with what it keeps to validate on."""
+    data = split.dataset
+    return Shown(examples, loading.validation_set(split), loading.streamed(split), data.task, data.grid)
+
+
 def make(
     config: ConfigDict,
     *,
@@ -113,8 +130,7 @@ def make(
     hyper: Mapping[str, np.ndarray],
     temperatures: tuple[float, ...],
     order: Callable[[int], np.ndarray],
-    examples: Examples,
-    validation: tuple[Array, Array],
+    shown: Shown,
     epochs: int,
     eval_every: int,
     patience: int,
@@ -122,14 +138,9 @@ def make(
     ensemble: Ensemble = (),
     prepared: Mapping[str, Callable] | None = None,
     augment: bool = True,
-    images: Images | None = None,
-    task: str = "classes",
-    grid: tuple[int, int] | None = None,
 ) -> Job:
-    """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it.
-
-    `task` and `grid` are those of the data set.
-    """
+    """A Job; member m starts from key (seed, seeded_by, members[m]), whoever stands beside it."""
+    examples, validation, images, task, grid = shown
     train, num_steps = config.train, epochs * len(order(0))
     if train.batch_size % config.runtime.data_shards:
         raise UserError(

@@ -283,17 +283,13 @@ def job(
         },
         temperatures=temperatures,
         order=batches(config, split, transfer, num_steps),
-        examples=_examples(config, split, transfer, speaks),
-        images=loading.streamed(split),
-        validation=loading.validation_set(split),
+        shown=jobs.show(split, _examples(config, split, transfer, speaks)),
         epochs=epochs,
         eval_every=eval_every,
         patience=0,
         seeded_by="students",
         ensemble=ensemble,
         prepared=prepared,
-        task=split.dataset.task,
-        grid=split.dataset.grid,
     )
     if born_anew:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, born_anew))(job.init_keys)
@@ -599,8 +595,10 @@ def fuser_job(
             key=(config.seed, seed_of(stage), epoch),
             labels=jobs.balanced_by(config, split),
         ),
-        examples=dataclasses.replace(seen, image=jnp.asarray(images), said=None),
-        validation=(jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),
+        shown=jobs.Shown(
+            dataclasses.replace(seen, image=jnp.asarray(images), said=None),
+            (jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),
+        ),
         epochs=50,
         eval_every=1,
         patience=5,

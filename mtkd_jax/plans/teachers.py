@@ -110,15 +110,11 @@ def _apart(config: ConfigDict, split: Split, address: str, stage: str, model: Mo
         hyper={**_hyper(config), **_hyper_of(recipe, num_members)},
         temperatures=(1.0,),
         order=order,
-        examples=jobs.examples(config, split),
-        images=loading.streamed(split),
-        validation=loading.validation_set(split),
+        shown=jobs.show(split, jobs.examples(config, split)),
         epochs=train.epochs,
         eval_every=train.eval_every,
         patience=config.teachers.patience,
         seeded_by=stage,
-        task=split.dataset.task,
-        grid=split.dataset.grid,
     )
 
 
@@ -166,15 +162,11 @@ def _together(config: ConfigDict, split: Split, stage: str, model: Model, recipe
             key=(config.seed, seed_of(stage), epoch),
             labels=jobs.balanced_by(config, split),
         ),
-        examples=jobs.examples(config, split),
-        images=loading.streamed(split),
-        validation=loading.validation_set(split),
+        shown=jobs.show(split, jobs.examples(config, split)),
         epochs=train.epochs,
         eval_every=train.epochs,
         patience=0,
         seeded_by=stage,
-        task=split.dataset.task,
-        grid=split.dataset.grid,
     )
 
 

@@ -428,6 +428,7 @@ def answered_here(monkeypatch):
 def test_start(monkeypatch):
     """With two families in the place of ten, on one device."""
     asked, reports, whole_run = answered_here(monkeypatch), [], start.experiment.run
+    jax.clear_caches()  # another test of this process may have compiled the same programs
 
     def run_on_one(config, folder, quiet):
         config.runtime.how = "vmap"
