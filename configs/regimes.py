@@ -6,17 +6,18 @@
     $sweep --workdir=runs/regimes_teachers --over config.teachers.num_members=1,2,4,8
     $sweep --workdir=runs/regimes_view --over config.data.augment.shift=0,1,2,4
     python -m mtkd_jax.sweep --config=configs/regimes.py:cifar10 --workdir=runs/regimes_cifar10 \\
-        --over config.data.num_train=500,2000,5000
+        --over config.data.num_train=500,2000
 
 Data      EMNIST, 47 letters and digits in equal numbers, data/emnist47_balanced_sub.npz: 15 604 images for
           training, of which a fifth validates, and 3 901 for the test. 2 350 have labels, unless the sweep
-          says otherwise; the others have none. "cifar10": the whole of CIFAR-10, for a
-          convolutional network: 40 000 images train, 2 000 have labels; three seeds.
+          says otherwise; the others have none. "cifar10": the whole of CIFAR-10 as
+          published, for a convolutional network: 40 000 images train, 2 000 have labels; three seeds.
 Compares  a student of the ensemble's mean with its baseline, on the labelled images alone and with the
           others, five seeds each. The plot of a sweep has the points over the baseline, paired, beside those
           of the ensemble.
 Expected  on all images students are ahead by 1.3 to 3.3 points; on the labelled ones alone hardly, unless
-          they are trained for long. 14 runs of some two minutes each on two cores.
+          they are trained for long. 14 runs of some two minutes each on two cores. On CIFAR-10, with 2 000
+          labels, by more than 3 points on both; two runs of a quarter of an hour.
 """
 
 import os
