@@ -10,7 +10,7 @@
 
 Data      EMNIST, 47 letters and digits in equal numbers, data/emnist47_balanced_sub.npz: 15 604 images for
           training, of which a fifth validates, and 3 901 for the test. 2 350 have labels, unless the sweep
-          says otherwise; the others have none. "cifar10": the whole of CIFAR-10 as published, for a
+          says otherwise; the others have none. "cifar10": the whole of CIFAR-10, for a
           convolutional network: 40 000 images train, 2 000 have labels; three seeds.
 Compares  a student of the ensemble's mean with its baseline, on the labelled images alone and with the
           others, five seeds each. The plot of a sweep has the points over the baseline, paired, beside those

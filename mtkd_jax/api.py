@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,9 +105,9 @@ def run(
     >>> [row["name"] for row in report["rows"]]
     ['mlp(hidden=(4,))', 'linear on pixels', 'mean_probs', 'mean_logits', 'plurality', 'borda']
     """
-    _check_is(config, ConfigDict, "run: config", "default_config() makes one")
+    _check_is(config, ConfigDict, "run: config", "a ConfigDict, as default_config() makes one")
     if data is not None:
-        _check_is(data, DataSet, "run: data", "load_data and data_from_arrays make one")
+        _check_is(data, DataSet, "run: data", "a DataSet, as load_data and data_from_arrays make one")
         config = _of_arrays(config, data)
     return experiment.run(config, workdir, quiet, data)
 
@@ -137,7 +137,7 @@ def load_data(source: str, path: str | Path = "") -> DataSet:
     >>> data.train_images.shape, data.train_images.dtype, data.num_classes
     ((1437, 8, 8, 1), dtype('uint8'), 10)
     """
-    _check_is(source, str, "load_data: source", "such as 'digits' or 'folder(image_size=(64, 64))'")
+    _check_is(source, str, "load_data: source", "text such as 'digits' or 'folder(image_size=(64, 64))'")
     config = default_config()
     config.data.source = source
     config.data.path = str(paths.parse(path, "load_data: path")) if path != "" else ""
@@ -151,7 +151,7 @@ def data_from_arrays(
     val: Part | None = None,
     test: Part | None = None,
     groups: Any = None,
-    class_names: Sequence[str] = (),
+    class_names: Iterable[str] = (),
     layout: str = "",
     name: str = "arrays",
 ) -> DataSet:
@@ -185,10 +185,12 @@ def data_from_arrays(
             raise UserError(f"{name}: {part}: must be {words}, as many as for training")
         for kind, array in zip(("images", "labels", "groups"), given):
             arrays[f"{part}_{kind}"] = _as_array(array, f"{name}: {part}_{kind}")
-    if isinstance(class_names, str) or not isinstance(class_names, Sequence | np.ndarray):
-        raise UserError(f"{name}: class_names = {class_names!r}: must be the names of all classes, in a list")
-    if len(class_names):
-        arrays["class_names"] = np.asarray([str(one) for one in class_names])
+    if isinstance(class_names, str | bytes | Mapping) or not np.iterable(class_names):
+        raise UserError(
+            f"{name}: class_names is {quote(class_names)}; must be the names of all classes, in a list"
+        )
+    if given_names := [str(one) for one in class_names]:
+        arrays["class_names"] = np.asarray(given_names)
     found = assembly.assemble(arrays, name=name, where=name, layout=layout)
     if test is not None:
         return found
@@ -281,7 +283,8 @@ class Student:
     def save(self, folder: str | Path) -> Path:
         """Write weights, StableHLO program and card into `folder`, load them again and compare; see `export`.
 
-        Raises UserError when the disk refuses. Returns the folder.
+        A student that is there is replaced. Raises UserError for a folder that holds anything else, or in
+        which the current one lies, and when the disk refuses. Returns the folder.
         """
         folder = paths.parse(folder, "the folder of the student")
         card = {**self.card, "task": self.model.module.task}
@@ -332,7 +335,7 @@ def train_teachers(
     mtkd_jax.types.UserError: config.train.epoch does not exist; did you mean 'train.epochs'?
     """
     config = configuration.default() if config is None else config
-    _check_is(config, ConfigDict, "train_teachers: config", "default_config() makes one")
+    _check_is(config, ConfigDict, "train_teachers: config", "a ConfigDict, as default_config() makes one")
     config = config.copy_and_resolve_references()
     data = images if isinstance(images, DataSet) else None
     if images is not None and data is None:
@@ -390,7 +393,7 @@ def distil(
     >>> student.logits(data.test_images).shape
     (20, 3)
     """
-    _check_is(teachers, Teachers, "distil: teachers", "train_teachers makes them")
+    _check_is(teachers, Teachers, "distil: teachers", "Teachers, as train_teachers makes them")
     _check_is(mode, str, "distil: mode", "the address of one method")
     config = teachers._trained.config.copy_and_resolve_references()
     if configuration.trains_teachers(config):
@@ -566,7 +569,9 @@ def compare_rules(
     """
     logits, val = np.asarray(logits), np.asarray(val_logits)
     labels, val_labels = np.asarray(labels), np.asarray(val_labels)
-    names = [_rule(name) for name in ([names] if isinstance(names, str) else names)]
+    names = (names,) if isinstance(names, str) else names
+    _check_is(names, Iterable, "compare_rules: names", "names of rules")
+    names = [_rule(name) for name in names]
     for one, of in ((val, val_labels), (logits, labels)):
         rules.check(rule_study.REFERENCE, one, of, "compare_rules")
     if (len(val), val.shape[-1]) != (len(logits), logits.shape[-1]):
@@ -606,7 +611,7 @@ def compare_rules(
 
 def _rule(name: str) -> str:
     """The name of a rule, which may be an address of the user's own; UserError where there is none."""
-    _check_is(name, str, "rule", "such as 'mean_probs'")
+    _check_is(name, str, "rule", "a name such as 'mean_probs'")
     if ":" in name:
         addresses.resolve("rule", name, "fusion.rules")
         return addresses.canonical("rule", name, "fusion.rules")

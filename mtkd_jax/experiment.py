@@ -18,6 +18,7 @@ from mtkd_jax import addresses, mesh, validation
 from mtkd_jax import config as configuration
 from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
+from mtkd_jax.deploy import export
 from mtkd_jax.deploy import forms as deployed_forms
 from mtkd_jax.engine import forecast
 from mtkd_jax.plans import checks, given, lending, plan, teachers
@@ -130,6 +131,7 @@ def _begin(config: ConfigDict, split: Split, into: Path, describes: bool = True)
         added = (plan.seeds_stage(s, seeds) for s in stages for seeds in configuration.further_seeds(config))
         workdir.check_stages(into, [*(stage.name for stage in stages), *borrowed, *added])
         if describes:
+            export.check_replaceable(into / "student")  # before any work
             workdir.describe(into, config, split)
         given.keep(into, borrowed)
     mesh.wait_for_all("described")

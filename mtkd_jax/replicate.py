@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd_jax.system import interrupts, paths, terminal
-from mtkd_jax.system.spelling import hint
+from mtkd_jax.system.spelling import nearest
 from mtkd_jax.types import UserError
 
 MARK = "replications"  # the table on a page stands between <!-- replications --> and <!-- end -->
@@ -129,7 +129,9 @@ def listing(cells: Mapping[str, Any], text: str = "") -> str:
 
     chosen = {name: cell for name, cell in cells.items() if text.lower() in name}
     if not chosen:
-        raise UserError(f"no published cell has {text!r} in its name{hint(text, cells)}; --list names all")
+        close = nearest(text, cells)
+        like = f"; did you mean {close!r}?" if close else "; --list names all"
+        raise UserError(f"no published cell has {text!r} in its name{like}")
     why = {name: published.lacking(cell) for name, cell in chosen.items()}
     told = {name: f"  {name}  {100 * published.accuracy(cell):.2f} %" for name, cell in chosen.items()}
     can, cannot = [n for n in why if not why[n]], [n for n in why if why[n]]

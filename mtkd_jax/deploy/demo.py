@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 import jinja2
 
 from mtkd_jax.deploy import predict
-from mtkd_jax.deploy.deployed import read, read_card, read_form
+from mtkd_jax.deploy.deployed import DEMO, read, read_card, read_form
 from mtkd_jax.system import files
 from mtkd_jax.system.terminal import one_line
 from mtkd_jax.types import UserError, printable
 
-DEMO = "demo.html"
 RUNTIME = "onnxruntime-web@1.30.0"  # of the npm registry
 SCRIPT, BINARY = (
     "ort.wasm.bundle.min.mjs",

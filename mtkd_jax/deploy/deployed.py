@@ -20,7 +20,7 @@ from jax import export as jax_export
 from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.types import Array, UserError
 
-PROGRAM, ONNX = "model.stablehlo", "model.onnx"
+PROGRAM, ONNX, DEMO = "model.stablehlo", "model.onnx", "demo.html"
 INT8_PROGRAM, INT8_ONNX = "model.int8.stablehlo", "model.int8.onnx"
 PROGRAMS = {"stablehlo": PROGRAM, "onnx": ONNX, "int8": INT8_PROGRAM, "onnx_int8": INT8_ONNX}  # form -> file
 PIXELS = "uint8 pixels divided by 255"  # the range, in a card's "input", of a student that reads image files

@@ -30,6 +30,7 @@ from mtkd_jax.data import series_files
 from mtkd_jax.deploy import predict
 from mtkd_jax.deploy.cascade import FOLDER
 from mtkd_jax.deploy.deployed import (
+    DEMO,
     INT8_ONNX,
     INT8_PROGRAM,
     ONNX,
@@ -46,10 +47,6 @@ from mtkd_jax.models.levels import LEVELS, round_inputs
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import Array, Model, PyTree, Task, UserError
 
-OWN_FILES = {  # what may lie in a student's folder, which is replaced as a whole
-    *("model.json", "check.safetensors", "README.md", "demo.html", FOLDER),
-    *("model.safetensors", PROGRAM, ONNX, "model.int8.safetensors", INT8_PROGRAM, INT8_ONNX),
-}
 Build = Callable[[str, Task], Model]  # addresses.build_model: of an address and a task
 TOLERANCE = 1e-5
 NEARLY_REAL = 31  # bits of a weight: a layer may begin as zeros
@@ -62,6 +59,8 @@ FORMS = {  # file of the student's folder -> what it is, in the order in which t
     INT8_PROGRAM: "int8 kernels, StableHLO",
     INT8_ONNX: "int8 kernels and activations, ONNX",
 }
+# What may lie in a student's folder, which is replaced as a whole.
+OWN_FILES = {*FORMS, "model.json", "check.safetensors", "README.md", DEMO, FOLDER}
 
 
 def save_student(
@@ -88,7 +87,7 @@ def save_student(
     where `directory` holds something else than a student.
     """
     directory = Path(directory).absolute()
-    _check_replaceable(directory)
+    check_replaceable(directory)
     temporary, old = (directory.with_name(f".{directory.name}.{word}") for word in ("writing", "old"))
     weights = safetensors.save(flatten_dict(_contiguous(variables), sep="/"))
     program = program_of(model, variables, card["input"]["shape"])
@@ -122,19 +121,20 @@ def save_student(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_replaceable(directory: Path) -> None:
-    """Raise UserError unless `directory` is missing, empty, or holds a student and nothing else."""
+def check_replaceable(directory: Path) -> None:
+    """Raise UserError unless `directory` is missing, or holds nothing but a student and hidden files."""
+    directory = Path(directory).absolute()
     if not directory.exists():
         return
     if not directory.is_dir():
         raise UserError(f"{directory} is a file; name a folder for the student")
     if directory == Path.cwd() or directory in Path.cwd().parents:
-        raise UserError(f"{directory}: the current folder lies there and would be replaced; name another one")
-    foreign = sorted(path.name for path in directory.iterdir() if path.name not in OWN_FILES)
-    if foreign:
+        raise UserError(f"{directory}: the current folder lies there and would be replaced; go elsewhere")
+    names = sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+    if foreign := [name for name in names if name not in OWN_FILES]:
         raise UserError(
-            f"{directory} holds {foreign[0]!r}, which is no part of a student; name a folder of its own, for "
-            "it is replaced as a whole"
+            f"{directory} holds {foreign[0]!r}, which is no part of a student; move it away, or name another "
+            "folder, for this one is replaced as a whole"
         )
 
 

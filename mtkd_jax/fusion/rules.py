@@ -715,10 +715,12 @@ def check(name: str, logits: AnyArray, labels: AnyArray | None = None, asked_by:
     if labels is None:
         return
     labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise UserError(f"{name}: labels must be integers, got {labels.dtype}")
     if labels.shape != (num_examples,):
         raise UserError(f"{name}: logits are of {num_examples} examples, labels of shape {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{name}: labels must be integers, got {labels.dtype}; labels.astype(int) makes them so"
+        )
     if not np.isin(labels, np.arange(num_classes)).all():
         raise UserError(f"{name}: labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
 

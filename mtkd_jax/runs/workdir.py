@@ -33,8 +33,8 @@ LOCK = ".lock"  # held by whoever writes into the folder, and left lying there
 REPORT = "report.json"  # written last: where it stands, the run is finished
 PREDICTIONS = "predictions.npz"
 MANIFEST = "manifest.json"  # SHA-256 of these two
-WRITTEN = (  # of what a run makes in its folder, all that config.json is written before
-    *("checkpoints", "student", "plots", "metrics.jsonl", PREDICTIONS, MANIFEST),
+WRITTEN = (  # by a run into its folder, after config.json
+    *("checkpoints", "student", "plots", "tensorboard", "metrics.jsonl", PREDICTIONS, MANIFEST),
     *(REPORT, "report.md", "report.html", "results.csv"),
 )
 REPORTS = ("fusion", "report", "export")  # groups of fields that change the report and not the training

@@ -195,7 +195,7 @@ def test_a_mask_of_too_many_pixels_is_left_out(tmp_path, monkeypatch):
 def test_a_mask_without_a_class_and_one_without_an_image_are_told(tmp_path):
     root = folder(tmp_path)
     save(root, "odd", np.zeros((4, 6), np.uint8), np.full((4, 6), 255, np.uint8))
-    assert "masks/odd.png: has no pixel of a class, 255 being none; must have one" in refused(root)
+    assert "masks/odd.png: no pixel of a class is there, 255 being none; must have one" in refused(root)
     (root / "images" / "0.png").unlink()
     (root / "masks" / "._1.png").write_bytes(b"")
     lone, left_out, *_ = masks(path=str(root), skip_corrupt=True).notes

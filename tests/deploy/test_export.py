@@ -162,7 +162,7 @@ def test_what_is_no_student_is_not_replaced(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=why):
             save_student(folder, MODEL, variables, CARD, (IMAGES, logits))
     monkeypatch.chdir("/")
-    with pytest.raises(UserError, match="holds 'chapter.txt', which is no part of a student"):
+    with pytest.raises(UserError, match="holds 'chapter.txt', which is no part of a student; move it away"):
         save_student(tmp_path / "thesis", MODEL, variables, CARD, (IMAGES, logits))
     assert {path.name for path in tmp_path.iterdir()} == {"thesis", "file"}
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "mine"

@@ -176,6 +176,16 @@ def test_a_folder_that_is_no_runs_and_holds_what_a_run_would_write_is_refused(na
     assert f"holds {name}, which a run writes" in refusal(workdir.check, tmp_path, config, split)
 
 
+def test_files_beside_the_student_are_told_before_any_work(tmp_path):
+    config = small.config()
+    (tmp_path / "student").mkdir()
+    workdir.describe(tmp_path, config, experiment.load_split(config))
+    (tmp_path / "student" / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds 'notes.txt', which is no part of a student; move it away"):
+        experiment.run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_checkpoints_of_no_stage_are_refused_with_the_version_that_began(run, config):
     for name in ("teachers-a", "teachers-mlp-hidden-64-64", ".hidden"):
         (run / "checkpoints" / name).mkdir(parents=True)

@@ -268,7 +268,10 @@ def _read_pair(pair: _Pair, shape: tuple[int, int, int], resize: bool) -> tuple[
     mask = _read_mask(pair.mask, height, width)
     labels = _thinned(mask[None], (1, height, width), shape[:2], str(pair.mask))[0]
     if (labels < 0).all():
-        raise UserError(f"{pair.mask}: has no pixel of a class, {IGNORED} being none; must have one at least")
+        left = "" if (mask == IGNORED).all() else f" left at {shape[0]}x{shape[1]}"
+        raise UserError(
+            f"{pair.mask}: no pixel of a class is there{left}, {IGNORED} being none; must have one at least"
+        )
     return image_files.read(pair.image, shape=shape, fit="stretch"), labels
 
 

@@ -45,10 +45,9 @@ def table(
     columns, lines = tables.read(file, (label,))
     tables.places_of((label, *drop), columns, file)
     if "" in columns and "" not in drop:
-        raise UserError(
-            f"{file}: column {columns.index('') + 1} has no name; must have one, or drop=('',) leaves it "
-            "out, as the row numbers that pandas writes"
-        )
+        alone = columns.count("") == 1
+        further = ", or drop=('',) leaves it out, as the row numbers that pandas writes" if alone else ""
+        raise UserError(f"{file}: column {columns.index('') + 1} has no name; must have one{further}")
     names = [name for name in columns if name not in (label, split, group, *drop)]
     places = tables.places_of(names, columns, file)
     if not names or not lines:
