@@ -705,7 +705,7 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
     if isinstance(expected, tuple):
         entry = entry_type(field)
         right = isinstance(value, tuple) and all(map(TYPES[entry], value))
-        example = (value,) if TYPES[entry](value) else expected or _ENTRY_EXAMPLES[entry]
+        example = expected or ((value,) if TYPES[entry](value) else _ENTRY_EXAMPLES[entry])
     else:
         is_word = isinstance(value, str) and value in WORDS.get(field, ())
         right = is_word or TYPES[type(expected).__name__](value)

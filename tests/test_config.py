@@ -83,7 +83,7 @@ def test_what_is_wrong_is_one_line_that_names_the_field(field, value, right):
         ("train.epoch", 3, "did you mean 'train.epochs'?"),
         ("train.lr", 3, "did you mean 'train.learning_rate'?"),
         ("students.modes", "a,b", "a tuple of str, such as ('mimic_all', "),
-        ("teachers.learning_rates", 0.1, "a tuple of float, such as (0.001,)"),
+        ("teachers.learning_rates", 0.1, "a tuple of float, such as (0.1,)"),
         ("students.arguments", 3, "must be a dict, such as {'vote': {}}"),
         ("train.epochs", None, "config.train.epochs is None"),
         ("train", 3, "config.train is 3"),

@@ -159,7 +159,7 @@ def test_what_is_no_cascade_is_one_line(tmp_path, photos, capsys):
     with pytest.raises(UserError, match="cascade/model.stablehlo: damaged"):
         cascade.load(other)
     (tmp_path / "other/cascade/model.json").unlink()
-    with pytest.raises(UserError, match="cascade/model.json: cannot read"):
+    with pytest.raises(UserError, match="cascade/model.json: cannot be read"):
         cascade.load(other)
 
 

@@ -181,9 +181,7 @@ def test_in_python_a_student_is_the_best_of_several_architectures(model, asked, 
 
     monkeypatch.setattr(api.experiment, "train", train)
     before = small.config(**{**SIZES, "teachers.trained": False})
-    teachers = type(
-        "Teachers", (), {"workdir": "w", "_data": None, "_trained": type("T", (), {"config": before})}
-    )
+    teachers = api.Teachers(type("Trained", (), {"config": before}), None, "w")
     with pytest.raises(Asked) as error:
         api.distil(teachers, model=model)
     config = error.value.args[0]
