@@ -139,8 +139,8 @@ def load_data(source: str, path: str | Path = "") -> DataSet:
     """
     _check_is(source, str, "load_data: source", "text such as 'digits' or 'folder(image_size=(64, 64))'")
     config = default_config()
-    config.data.source = source
-    config.data.path = str(paths.parse(path, "load_data: path")) if path != "" else ""
+    _check_is(path, str | os.PathLike, "load_data: path", "a path")
+    config.data.source, config.data.path = source, os.fspath(path)
     return configuration.source_call(config)()
 
 
@@ -622,7 +622,7 @@ def _rule(name: str) -> str:
 def _check_is(value: Any, kind: Any, what: str, hint: str) -> None:
     """Raise UserError unless a value is of this kind; the hint says what would be right."""
     if not isinstance(value, kind):
-        raise UserError(f"{what} is {type(value).__name__} {quote(value)}; must be {hint}")
+        raise UserError(f"{what} is {quote(value)}; must be {hint}")
 
 
 def _as_array(values: Any, what: str) -> np.ndarray:
@@ -632,7 +632,7 @@ def _as_array(values: Any, what: str) -> np.ndarray:
     except ValueError:  # rows of different lengths
         raise UserError(f"{what}: must be an array, of which all rows are of one shape") from None
     if found.ndim == 0:
-        raise UserError(f"{what}: is {type(values).__name__} {quote(values)}; must be an array")
+        raise UserError(f"{what}: is {quote(values)}; must be an array")
     return found
 
 

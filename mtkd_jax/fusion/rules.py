@@ -696,33 +696,32 @@ def check(name: str, logits: AnyArray, labels: AnyArray | None = None, asked_by:
     On the host: it looks at the values, which the pure rules do not. Messages begin with the rule's name, or
     with that of whom it is `asked_by`.
     """
-    function, by_rule = rule(name), name
-    name = asked_by or name
+    function, who = rule(name), asked_by or name
     logits = np.asarray(logits)
     if logits.ndim != 3 or logits.size == 0:
-        raise UserError(f"{name}: logits must be [members, examples, classes], got shape {logits.shape}")
+        raise UserError(f"{who}: logits must be [members, examples, classes], got shape {logits.shape}")
     num_examples, num_classes = logits.shape[1:]
     if num_classes < 2:
-        raise UserError(f"{name}: needs 2 classes or more, got {num_classes}")
+        raise UserError(f"{who}: needs 2 classes or more, got {num_classes}")
     finite = np.isfinite(logits)
     if not finite.all():
         member, example, _ = np.argwhere(~finite)[0]
-        raise UserError(f"{name}: logits must be finite; member {member}, example {example} is not")
-    if not is_fitted(by_rule):
+        raise UserError(f"{who}: logits must be finite; member {member}, example {example} is not")
+    if not is_fitted(name):
         found = jax.eval_shape(function, logits)  # raises what the rule itself demands of K and C
         if getattr(found, "shape", None) != logits.shape[1:]:
-            raise UserError(f"{name}: must return scores {logits.shape[1:]} of logits {logits.shape}")
+            raise UserError(f"{who}: must return scores {logits.shape[1:]} of logits {logits.shape}")
     if labels is None:
         return
     labels = np.asarray(labels)
     if labels.shape != (num_examples,):
-        raise UserError(f"{name}: logits are of {num_examples} examples, labels of shape {labels.shape}")
+        raise UserError(f"{who}: logits are of {num_examples} examples, labels of shape {labels.shape}")
     if labels.dtype.kind not in "iu":
         raise UserError(
-            f"{name}: labels must be integers, got {labels.dtype}; labels.astype(int) makes them so"
+            f"{who}: labels must be integers, got {labels.dtype}; labels.astype(int) makes them so"
         )
     if not np.isin(labels, np.arange(num_classes)).all():
-        raise UserError(f"{name}: labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
+        raise UserError(f"{who}: labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
 
 
 def _returning(annotation: str) -> frozenset[str]:

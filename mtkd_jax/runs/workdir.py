@@ -59,8 +59,7 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
     """
     before = read_config(workdir)
     if before is None:
-        foreign = [name for name in WRITTEN if (workdir / name).exists()]
-        if foreign:
+        if foreign := [name for name in WRITTEN if _holds_something(workdir / name)]:
             raise UserError(
                 f"{workdir} holds {foreign[0]}, which a run writes, and no config.json that says of what; "
                 "choose another --workdir"
@@ -74,6 +73,10 @@ def check(workdir: Path, config: ConfigDict, split: Split) -> None:
         listed = told(differing)
         by = f" of mtkd_jax {version}" if (version := read_version(workdir)) != VERSION else ""
         raise UserError(f"{workdir} holds another run{by}: {listed}; choose another --workdir")
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
