@@ -188,6 +188,7 @@ def single_networks(predictions: Predictions) -> list[tuple[Group, int]]:
 
 
 def best_of(networks: list[tuple[Group, int]], predictions: Predictions) -> tuple[Group, int]:
+    """The network with the lowest NLL on validation, of [(group, member)]."""
     nlls = [metrics.nll(group.val[member], predictions.val_labels) for group, member in networks]
     return networks[_lowest(nlls)]
 

@@ -24,6 +24,7 @@ OWN_RESAMPLES = 200  # of a number of the user's own, whose cost nobody knows
 
 
 def over_members(name: str, summaries: list[dict], over: str) -> dict:
+    """One metric of members whose summaries these are, with Student's interval, cut where the metric ends."""
     return of_members([one[name] for one in summaries], over, (0.0, LARGEST.get(name, 1.0)))
 
 
@@ -35,10 +36,12 @@ def of_members(values: list[float], over: str, ends: tuple[float, float] = (-np.
 
 
 def over_examples(values: np.ndarray) -> dict:
+    """The mean of values [N] or [N,...] of examples, with a bootstrap interval over them."""
     return of_ensemble(float(values.mean()), intervals.bootstrap_interval(values))
 
 
 def of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
+    """A number of one decision with its interval over test examples; None where there is no honest one."""
     return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
 
 
