@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,8 @@ WITHOUT_YNNPACK_CONVOLUTIONS = {  # all else that jaxlib 0.10 gives to YNNPACK
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
 
+_sharing: ContextVar[int] = ContextVar("sharing", default=1)  # devices of a program in `spread`, see `cores`
+
 MEMBER_LOOPS = ("vmap", "map", "unroll", "loop")  # of the members on one device, see population.over_members
 HOW = (*MEMBER_LOOPS, "shard_map", "pmap")  # runtime.how, but for auto
 
@@ -43,7 +46,7 @@ class Layout(NamedTuple):
     member_loop: str  # over the members on one device: vmap | map | unroll | loop
     member: int = 1  # devices that share the members
     data: int = 1  # devices that share one batch
-    form: str = ""  # of convolutions: "" that of the platform | ynnpack | windows, see `layers.in_form`
+    form: str = ""  # of convolutions: "" the platform's | onednn | ynnpack | windows, see `layers.in_form`
 
     @property
     def num_devices(self) -> int:
@@ -64,7 +67,12 @@ def use_devices(num_devices: int = 0) -> None:
     number in the environment (JAX_NUM_CPU_DEVICES) stands.
     """
     if num_devices or "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", num_devices or len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", num_devices or cores())
+
+
+def cores() -> int:
+    """The cores of this process that are there for each device of the program that is being traced."""
+    return max(1, len(os.sched_getaffinity(0)) // _sharing.get())
 
 
 def check_precision() -> None:
@@ -115,8 +123,15 @@ def spread(
     def spec(axis: int | None) -> P:
         return P() if axis is None else P(*(None,) * axis, MEMBER)
 
+    def on_one_device(*arguments):
+        token = _sharing.set(layout.num_devices)
+        try:
+            return function(*arguments)
+        finally:
+            _sharing.reset(token)
+
     local = jax.shard_map(
-        function,
+        on_one_device,
         mesh=build(layout),
         in_specs=tuple(map(spec, in_axes)),
         out_specs=tuple(map(spec, out_axes)),

@@ -20,7 +20,7 @@ from mtkd_jax.addresses import build_model
 from mtkd_jax.engine import jobs, layouts, training
 from mtkd_jax.engine.tuning import with_layout
 from mtkd_jax.mesh import Layout
-from mtkd_jax.models import layers
+from mtkd_jax.models import direct_conv, layers
 from mtkd_jax.plans import teachers
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
@@ -153,16 +153,17 @@ def test_dropout_differs_between_the_rows_of_a_split_batch():
     assert len({tuple(row) for row in np.asarray(keys).tolist()}) == 4
 
 
-def test_the_layouts_asked_for():
+def test_the_layouts_asked_for(monkeypatch):
     task = Task(num_classes=4, num_heads=1, mean=(0.5,), std=(0.3,))
     dense, conv = (build_model(name, task) for name in ("mlp", "cnn"))
     assert layouts.candidates("shard_map", 1, dense, 8) == (Layout("vmap", 4),)
     assert layouts.candidates("shard_map", 2, conv, 8) == (Layout("map", 2, 2),)
     assert layouts.candidates("pmap", 1, dense, 3) == (Layout("unroll", 3),)
-    found = layouts.candidates("auto", 1, conv, 8)
-    assert found[:2] == (Layout("map", 4), Layout("map", 1))  # the first is the guess
-    forms = ("ynnpack", "windows") if mesh.chooses_kernels() else ("windows",)
-    assert found[2:] == tuple(Layout("map", width, form=form) for form in forms for width in (4, 1))
+    rest = ("", "ynnpack", "windows") if mesh.chooses_kernels() else ("", "windows")
+    for forms in (rest, ("onednn", *rest)):  # the first is the guess
+        monkeypatch.setattr(direct_conv, "is_available", lambda found="onednn" in forms: found)
+        expected = tuple(Layout("map", width, form=form) for form in forms for width in (4, 1))
+        assert layouts.candidates("auto", 1, conv, 8) == expected
     assert {layout.form for layout in layouts.candidates("auto", 1, dense, 8)} == {""}
     assert layouts.candidates("auto", 1, dense, 1) == (Layout("vmap", 1),)
     for how, shards, members, right in (

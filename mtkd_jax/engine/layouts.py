@@ -7,6 +7,7 @@ import jax
 from mtkd_jax import mesh
 from mtkd_jax.engine.population import natural_member_loop
 from mtkd_jax.mesh import Layout
+from mtkd_jax.models import direct_conv
 from mtkd_jax.types import Model, UserError
 
 
@@ -16,7 +17,8 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     vmap, map, unroll, loop   on one device (for each data shard), see `population.over_members`
     shard_map                 members spread over all devices, on each `population.natural_member_loop`
     pmap                      one member a device
-    auto                      what may be the fastest: spread or not, vmap or map, in one form or another
+    auto                      what may be the fastest: spread or not, vmap or map, in one form or another;
+                              first in the form that is the fastest wherever there is it
 
     Raises UserError where there are too few devices.
     """
@@ -25,14 +27,15 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
         raise UserError(f"config.runtime.data_shards: {data_shards}, but there are {num_devices} devices")
     most = num_devices // data_shards
     spread = min(most, num_members)
-    natural = natural_member_loop(model)
+    natural, forms = natural_member_loop(model), forms_of(model)
     if jax.process_count() > 1:  # every process must have a part in it, and no clock may decide
         return (Layout(natural, most, data_shards),)
     if how == "auto":
         loops = (natural,) if natural == "map" or num_members == 1 else (natural, "map")
         widths = dict.fromkeys((spread, 1))
-        each = [Layout(loop, width, data_shards) for width in widths for loop in loops]
-        return (*each, *(layout._replace(form=form) for form in further_forms(model) for layout in each))
+        return tuple(
+            Layout(loop, width, data_shards, form) for form in forms for width in widths for loop in loops
+        )
     if how == "shard_map":
         return (Layout(natural, spread, data_shards),)
     if how == "pmap" and num_members > most:
@@ -47,8 +50,16 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     return (Layout(how, 1, data_shards),)
 
 
-def further_forms(model: Model) -> tuple[str, ...]:
-    """Forms of convolutions that may be faster than the platform's own, which depends on the processor."""
+def forms_of(model: Model) -> tuple[str, ...]:
+    """Forms of convolutions, the likeliest first: which is the fastest depends on the processor.
+
+    oneDNN's kernels, where they are installed, were the fastest on every network measured (docs/speed.md).
+    """
     if not model.convolutional:
-        return ()
-    return ("ynnpack",) * mesh.chooses_kernels() + ("windows",)
+        return ("",)
+    return (
+        ("onednn",) * direct_conv.is_available()
+        + ("",)
+        + ("ynnpack",) * mesh.chooses_kernels()
+        + ("windows",)
+    )

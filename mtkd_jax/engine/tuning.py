@@ -40,8 +40,7 @@ def choose_layout(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
         if flops < least or (_is_begun(directory) and not (directory / FILE).exists()):
             return job  # in the first guess, as it was begun
         if flops < FOR_FORMS * least:
-            plain = tuple(layout for layout in job.candidates if not layout.form)
-            job = dataclasses.replace(job, candidates=plain)
+            job = dataclasses.replace(job, candidates=_in_first_form(job.candidates))
         answer = _answer_for(_read(cache_file()).get(question(job)), job.candidates) or measure(job)
         with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
             _remember(cache_file(), {**_read(cache_file()), question(job): answer})
@@ -84,16 +83,23 @@ def _is_begun(directory: Path) -> bool:
 def measure(job: Job) -> Answer:
     """Seconds a step in the candidate layouts; each compiles the stage's program and runs a few steps.
 
-    First all in the platform's form of convolutions, then the fastest of them in the other forms.
+    First all in the likeliest form of convolutions, then the fastest of them in the other forms.
     """
     job = part(job, range(forecast.members_at_once(job)))
 
     def timed(layouts: Iterable[Layout]) -> Answer:
         return {json.dumps(one): forecast.seconds_per_step(with_layout(job, one)) for one in layouts}
 
-    answer = timed(one for one in job.candidates if not one.form)
+    likeliest = _in_first_form(job.candidates)
+    answer = timed(likeliest)
     best = fastest(answer)
-    return answer | timed(one for one in job.candidates if one.form and one._replace(form="") == best)
+    others = [one for one in job.candidates if one not in likeliest]
+    return answer | timed(one for one in others if one._replace(form=best.form) == best)
+
+
+def _in_first_form(candidates: Sequence[Layout]) -> tuple[Layout, ...]:
+    """Those in the form of convolutions that is the likeliest to be the fastest."""
+    return tuple(layout for layout in candidates if layout.form == candidates[0].form)
 
 
 def fastest(answer: Answer) -> Layout:

@@ -26,6 +26,8 @@ from flax import linen as nn
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from mtkd_jax import mesh
+from mtkd_jax.models import direct_conv
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import Array, Model, Outputs, PyTree, Task, UserError
 
@@ -72,7 +74,13 @@ def conv(
     if x.ndim == 3:
         return conv(x[:, None], kernel[None], strides and (1, *strides), padding, groups)[:, 0]
     strides = strides or (1, 1)
+    if isinstance(padding, str):
+        pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+    else:
+        pads = padding
     form = fastest_form(kernel.shape, groups, _forms_of.get() or jax.default_backend())
+    if _form.get() == "onednn" and direct_conv.computes(x.dtype):
+        return direct_conv.direct_conv(x, kernel, strides, pads, groups, mesh.cores())
     if _form.get() == "windows" and form in ("plain", "canonical") and groups == 1:
         form = "windows"
     if form == "product":
@@ -82,15 +90,13 @@ def conv(
         return jnp.concatenate([conv(*part, strides, padding) for part in parts], axis=-1)
     if form == "canonical" and padding == "VALID" and strides == kernel.shape[:2]:
         return patch_conv(x, kernel)
-    if isinstance(padding, str):
-        padding = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
     if form == "windows":
-        return window_conv(x, kernel, strides, padding)
+        return window_conv(x, kernel, strides, pads)
     if form == "shifted":
-        return shifted_conv(x, kernel, strides, padding)
+        return shifted_conv(x, kernel, strides, pads)
     if form == "canonical":
-        return canonical_conv(x, kernel, strides, padding)
-    return plain_conv(x, kernel, strides, padding, groups)
+        return canonical_conv(x, kernel, strides, pads)
+    return plain_conv(x, kernel, strides, pads, groups)
 
 
 @contextlib.contextmanager
@@ -105,9 +111,10 @@ def forms_of(platform: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_form(form: str) -> Iterator[None]:
-    """What is traced inside computes its convolutions as `window_conv` where the form is "windows".
+    """What is traced inside computes its convolutions in this form.
 
-    Any other form is that of the platform, which those in groups and those of one pixel keep.
+    "onednn": by `direct_conv`, all of them; "windows": as `window_conv`, but for those in groups and those of
+    one pixel. Any other form is that of the platform.
     """
     token = _form.set(form)
     try:

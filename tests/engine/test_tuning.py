@@ -87,14 +87,15 @@ def test_of_the_fastest_layout_the_other_forms_are_tried_and_remembered(
     convolutional_job, clock, tmp_path, monkeypatch
 ):
     job, best = convolutional_job, Layout("map", 1, form="windows")
+    likeliest = job.candidates[0].form
 
     def seconds(job):
         clock.append(job.program.layout)
-        return {best: 0.5, Layout("map", 1): 1.0}.get(job.program.layout, 2.0)
+        return {best: 0.5, Layout("map", 1, form=likeliest): 1.0}.get(job.program.layout, 2.0)
 
     monkeypatch.setattr(forecast, "seconds_per_step", seconds)
     assert tuning.choose_layout(job, tmp_path / "stage", print).program.layout == best
-    tried = [layout for layout in clock if layout.form]
+    tried = [layout for layout in clock if layout.form != likeliest]
     assert best in tried and {layout._replace(form="") for layout in tried} == {Layout("map", 1)}
     monkeypatch.setattr(forecast, "seconds_per_step", None)  # a resume asks no clock
     assert tuning.choose_layout(job, tmp_path / "stage", print).program.layout == best
@@ -105,7 +106,8 @@ def test_a_stage_that_is_worth_a_trial_of_layouts_may_be_too_short_for_one_of_fo
 ):
     monkeypatch.setitem(tuning.WORTH_A_TRIAL, "cpu", forecast.flops(convolutional_job) / 2)
     tuning.choose_layout(convolutional_job, tmp_path / "stage", print)
-    assert [layout for layout in convolutional_job.candidates if not layout.form] == clock
+    candidates = convolutional_job.candidates
+    assert [layout for layout in candidates if layout.form == candidates[0].form] == clock
 
 
 def test_a_stage_that_was_begun_without_a_trial_goes_on_without_one(convolutional_job, clock, tmp_path):
@@ -121,9 +123,11 @@ def test_what_a_version_without_forms_chose_is_kept(job, clock, tmp_path):
     assert clock == []
 
 
-@pytest.mark.parametrize("form", ["ynnpack", "windows"])
+@pytest.mark.parametrize("form", ["onednn", "ynnpack", "windows"])
 def test_members_learn_the_same_in_every_form(convolutional_job, form):
     """Up to rounding, from a program of its own."""
+    if form not in {layout.form for layout in convolutional_job.candidates}:
+        pytest.skip(f"{form} is not to be had here")
 
     def trained(layout):
         job = tuning.with_layout(convolutional_job, layout)

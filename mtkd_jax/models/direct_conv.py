@@ -1,0 +1,137 @@
+"""The convolution as a call of oneDNN's direct kernels: one bilinear primitive with its two gradients.
+
+The gradients are the same primitive, of another kind, so that derivatives of every order and mode follow from
+one table. On a CPU, where the package `onednn-cpu-gomp` is installed: `pip install 'mtkd_jax[onednn]'`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from mtkd_jax.system import foreign, onednn
+from mtkd_jax.types import Array
+
+TARGET = "mtkd_jax_convolution"
+
+Pair = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """What the shapes of two of the three arrays do not tell."""
+
+    size: Pair  # of the image
+    window: Pair  # of the kernel
+    strides: Pair
+    pads: tuple[Pair, Pair]
+    groups: int
+    threads: int
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether oneDNN can be called here, on a CPU."""
+    if jax.default_backend() != "cpu" or not onednn.is_installed():
+        return False
+    foreign.register(TARGET, onednn.run)
+    return True
+
+
+def computes(dtype: np.dtype) -> bool:
+    """Whether there are kernels for numbers of this kind."""
+    return np.dtype(dtype).name in onednn.DTYPES
+
+
+def direct_conv(
+    x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], groups: int = 1, threads: int = 1
+) -> Array:
+    """The convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d], on so many threads."""
+    geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads, groups, threads)
+    return conv_p.bind(x, kernel, kind="forward", geometry=geometry)
+
+
+conv_p = Primitive("direct_conv")
+
+
+def _problem(
+    left: tuple[int, ...], right: tuple[int, ...], dtype: np.dtype, kind: str, geometry: Geometry
+) -> onednn.Problem:
+    """The onednn.Problem of arrays of these shapes."""
+    channels = right[2] * geometry.groups if kind == "image" else left[-1]
+    return onednn.Problem(
+        onednn.KINDS.index(kind),
+        onednn.DTYPES[np.dtype(dtype).name],
+        geometry.threads,
+        left[0],
+        *geometry.size,
+        channels,
+        right[-1],
+        geometry.groups,
+        *geometry.window,
+        *geometry.strides,
+        *geometry.pads[0],
+        *geometry.pads[1],
+    )
+
+
+def _result_shape(problem: onednn.Problem) -> tuple[int, ...]:
+    one = problem
+    return {
+        "forward": (one.batch, *one.output_size, one.features),
+        "image": (one.batch, one.height, one.width, one.channels),
+        "kernel": (one.window_height, one.window_width, one.channels // one.groups, one.features),
+    }[onednn.KINDS[one.kind]]
+
+
+@conv_p.def_abstract_eval
+def _abstract(left, right, *, kind, geometry):
+    problem = _problem(left.shape, right.shape, left.dtype, kind, geometry)
+    return left.update(shape=_result_shape(problem))
+
+
+@conv_p.def_impl
+def _call(left, right, *, kind, geometry):
+    problem = _problem(left.shape, right.shape, left.dtype, kind, geometry)
+    result = jax.ShapeDtypeStruct(_result_shape(problem), left.dtype)
+    return jax.ffi.ffi_call(TARGET, result)(left, right, problem=np.array(problem, np.int64))
+
+
+mlir.register_lowering(conv_p, mlir.lower_fun(_call, multiple_results=False), platform="cpu")
+
+# With y = forward(x, k): dx = image(dy, k) and dk = kernel(x, dy); each of them is linear in either argument.
+_TRANSPOSES = {  # of a kind: the gradients by its arguments, from the gradient of its result
+    "forward": (lambda of, d, x, k: of("image", d, k), lambda of, d, x, k: of("kernel", x, d)),
+    "image": (lambda of, d, dy, k: of("forward", d, k), lambda of, d, dy, k: of("kernel", d, dy)),
+    "kernel": (lambda of, d, x, dy: of("image", dy, d), lambda of, d, x, dy: of("forward", x, d)),
+}
+
+
+def _transpose(place: int, gradient, left, right, *, kind, geometry):
+    def of(kind, *pair):
+        return conv_p.bind(*pair, kind=kind, geometry=geometry)
+
+    return _TRANSPOSES[kind][place](of, gradient, left, right)
+
+
+ad.defbilinear(conv_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
+
+
+def _batched(pair, axes, **how):
+    """One after the other: members of a population are not convolved at once."""
+    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(pair, axes)]
+    batched = [n for n, axis in enumerate(axes) if axis is not None]
+
+    def one(members):
+        return conv_p.bind(*(dict(zip(batched, members)).get(n, moved[n]) for n in (0, 1)), **how)
+
+    return lax.map(one, [moved[n] for n in batched]), 0
+
+
+batching.primitive_batchers[conv_p] = _batched
