@@ -7,11 +7,16 @@
     $sweep --workdir=runs/regimes_view --over config.data.augment.shift=0,1,2,4
     python -m mtkd_jax.sweep --config=configs/regimes.py:cifar10 --workdir=runs/regimes_cifar10 \\
         --over config.data.num_train=500,2000
+    python -m mtkd_jax.sweep --config=configs/regimes.py:cifar10 --workdir=runs/regimes_cifar10_teachers \\
+        --over config.teachers.num_members=1,2,5
+    python -m mtkd_jax.sweep --config=configs/regimes.py:fashion --workdir=runs/regimes_fashion \\
+        --over config.data.num_train=500,2000
 
 Data      EMNIST, 47 letters and digits in equal numbers, data/emnist47_balanced_sub.npz: 15 604 images for
           training, of which a fifth validates, and 3 901 for the test. 2 350 have labels, unless the sweep
           says otherwise; the others have none. "cifar10": the whole of CIFAR-10, for a
-          convolutional network: 40 000 images train, 2 000 have labels; three seeds.
+          convolutional network: 40 000 images train, 2 000 have labels; three seeds. "fashion": the whole of
+          Fashion-MNIST, data/fashion-mnist, for the same network: 48 000 train.
 Compares  a student of the ensemble's mean with its baseline, on the labelled images alone and with the
           others, five seeds each. The plot of a sweep has the points over the baseline, paired, beside those
           of the ensemble.
@@ -28,7 +33,7 @@ from mtkd_jax import config as configuration
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "", "cifar10" and "smoke", the small size; that makes its data up where there is none."""
+    """Variants: "", "cifar10", "fashion" and "smoke", in small, with data made up where there is no file."""
     config = configuration.default()
     config.data.source = "npz"
     config.data.path = "data/emnist47_balanced_sub.npz"
@@ -50,7 +55,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.students.num_seeds = 5
     config.students.epochs = 20
     config.students.eval_every = 5
-    return configuration.variant(config, variant, cifar10=_cifar10, smoke=_smoke)
+    return configuration.variant(config, variant, cifar10=_cifar10, fashion=_fashion, smoke=_smoke)
 
 
 def _cifar10(config: ConfigDict) -> None:
@@ -65,6 +70,14 @@ def _cifar10(config: ConfigDict) -> None:
     config.students.epochs = 6  # of 625 steps
     config.students.eval_every = 2
     config.students.num_seeds = 3
+
+
+def _fashion(config: ConfigDict) -> None:
+    _cifar10(config)
+    config.data.source = "idx"
+    config.data.path = "data/fashion-mnist"
+    config.students.epochs = 5  # of 750 steps
+    config.students.eval_every = 1
 
 
 def _smoke(config: ConfigDict) -> None:

@@ -272,7 +272,7 @@ class Student:
     def logits(self, images: Any) -> np.ndarray:
         """Logits [N,C] float32 of images like those of training; UserError for others.
 
-        Of a student of L places [N,L,C], and behind the logits what it predicts beside: `Outputs.said`.
+        Of a student of L places [N,L,C], and behind the logits what it predicts beside: `Outputs.exported`.
         """
 
         def ask(part):
@@ -288,10 +288,10 @@ class Student:
         """
         folder = paths.parse(folder, "the folder of the student")
         card = {**self.card, "task": self.model.module.task}
-        said = export.logits_of(self.model, self.variables, self.checked)
-        export.save_student(folder, self.model, self.variables, card, (self.checked, said))
+        logits = export.logits_of(self.model, self.variables, self.checked)
+        export.save_student(folder, self.model, self.variables, card, (self.checked, logits))
         # Of its own network: where a function of the user's own lay then, it need not lie any more.
-        export.verify_student(folder, lambda address, task: self.model, self.checked, said)
+        export.verify_student(folder, lambda address, task: self.model, self.checked, logits)
         return folder
 
     def __repr__(self) -> str:

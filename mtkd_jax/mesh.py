@@ -71,7 +71,7 @@ def use_devices(num_devices: int = 0) -> None:
 
 
 def cores() -> int:
-    """The cores of this process that are there for each device of the program that is being traced."""
+    """The cores of this process; inside `spread`, those for each of the devices that share them."""
     return max(1, len(os.sched_getaffinity(0)) // _sharing.get())
 
 
@@ -238,8 +238,8 @@ def shared_out(teachers: Callable[..., TeacherOutputs], layout: Layout) -> Calla
 
     Called inside `spread`.
 
-    Rows divide better than K, and need no other device's activations: only what is said is gathered. Not
-    for gradients with respect to the image.
+    Rows divide better than K, and need no other device's activations: only what teachers answer is gathered.
+    Not for gradients with respect to the image.
     """
     num_devices = layout.num_devices
     if num_devices == 1:
@@ -249,12 +249,12 @@ def shared_out(teachers: Callable[..., TeacherOutputs], layout: Layout) -> Calla
         num_rows = len(asked[0])
         rows = jnp.arange(num_rows + -num_rows % num_devices) % num_rows
         share = jax.tree.map(lambda leaf: _rows(leaf[rows], lax.axis_index(AXES), num_devices), asked)
-        said = teachers(*share)
+        answers = teachers(*share)
         return _over_rows(
             lambda leaf, axis: lax.slice_in_dim(
                 lax.all_gather(leaf, AXES, axis=axis, tiled=True), 0, num_rows, axis=axis
             ),
-            said,
+            answers,
         )
 
     return ask

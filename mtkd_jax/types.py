@@ -129,7 +129,7 @@ class Examples:
     label: Array  # [N] int32; [N,L] of a dense task, -1 where there is no place
     labelled: Array  # [N] bool; False hides the label from every loss
     weight: Array | None = None  # [N] or [N,L] float32, how much the hard label counts; None: all alike
-    said: Array | None = None  # [N,K,C] float32, logits of teachers of whom there is nothing else
+    given_logits: Array | None = None  # [N,K,C] float32, logits of teachers of whom there is nothing else
     speaks: Array | None = None  # [N,K] bool, which of all teachers teach an example; None: all of them
     row: Array | None = None  # [N] int32, of the data, where these are some of its examples
     goals: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [N,L,d]}, see DataSet
@@ -151,7 +151,8 @@ class Mixed:
 class Batch:
     """One batch after the stimulus: images are float32 in [0,1] (or whatever a float source holds).
 
-    Of a dense task all but images and `said` have a row for each of the B * L places: [B] reads so below.
+    Of a dense task all but images and `given_logits` have a row for each of the B * L places: so [B] reads
+    below.
     """
 
     image: Array  # [B,h,w,c]
@@ -161,7 +162,7 @@ class Batch:
     weight: Array | None = None  # [B] float32, of the hard label; None: all alike
     mixed: Mixed | None = None  # the labels of the images that are mixed in; see data.mixing
     views: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # further images, by name
-    said: Array | None = None  # [B,K,C], see Examples
+    given_logits: Array | None = None  # [B,K,C], see Examples
     speaks: Array | None = None  # [B,K] bool, see Examples
     valid: Array | None = None  # [B] bool, of a dense task: False where there is no place. None: all are
     goals: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [B,d]}, see DataSet
@@ -189,8 +190,8 @@ class Outputs:
     )  # further predictions of places, {name: [B,L,d]}
 
     @property
-    def said(self) -> Array:
-        """What an exported network says: logits, and behind them in the last axis `beside`, by name."""
+    def exported(self) -> Array:
+        """What an exported network returns: logits, and behind them in the last axis `beside`, by name."""
         if not self.beside:
             return self.logits
         return jax.numpy.concatenate([self.logits, *(self.beside[name] for name in sorted(self.beside))], -1)
@@ -298,8 +299,8 @@ class Model:
         rngs = {} if key is None else {"dropout": key}
         return self.module.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
 
-    def answer(self, variables: PyTree, image: Array, said: Array | None) -> Outputs:
-        """What it says as a frozen teacher; `said` [B,K,C] is what is known of the teachers of files."""
+    def answer(self, variables: PyTree, image: Array, given_logits: Array | None) -> Outputs:
+        """Its outputs as a frozen teacher; `given_logits` [B,K,C] are of the teachers that are files."""
         return self.apply(variables, image)[0]
 
 

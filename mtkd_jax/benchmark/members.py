@@ -44,6 +44,7 @@ def measure(networks: Sequence[Network], members: Sequence[int], quick: bool) ->
         if not (members or own):
             left_out.append({"of": "", "case": "", "side": network.name, "reason": "--quick"})
         for num_members in members or own:
+            jax.clear_caches()  # all programs of a process are more memory maps than Linux gives it
             found, missing, note = measure_case(network, num_members, 3 if quick else 7, quick)
             records += found
             left_out += missing

@@ -519,7 +519,7 @@ def gather(examples: Examples, indices: Array) -> Batch:
         labelled=examples.labelled[indices],
         weight=None if examples.weight is None else examples.weight[indices],
         # On the host where they come from files, which may be larger than what a device holds.
-        said=None if examples.said is None else jnp.asarray(examples.said)[indices],
+        given_logits=None if examples.given_logits is None else jnp.asarray(examples.given_logits)[indices],
         speaks=None if examples.speaks is None else jnp.asarray(examples.speaks)[indices],
         goals={name: goal[indices] for name, goal in examples.goals.items()},
     )

@@ -67,11 +67,11 @@ def read(path: Path, dataset: DataSet) -> FileLogits:
         parts = {part: _found(path, pool, dataset, part) for part in ("train", "test")}
     else:
         parts = {part: _part(path, arrays, logits, there, dataset, part) for part in ("train", "test")}
-    for part, said in parts.items():
-        if bad := np.count_nonzero(~np.isfinite(said).all(axis=(0, 2))):
+    for part, part_logits in parts.items():
+        if bad := np.count_nonzero(~np.isfinite(part_logits).all(axis=(0, 2))):
             raise UserError(
-                f"{path}: the logits of {bad} of {said.shape[1]} {part} images hold NaN or infinite numbers; "
-                "must be finite float32"
+                f"{path}: the logits of {bad} of {part_logits.shape[1]} {part} images hold NaN or infinite "
+                "numbers; must be finite float32"
             )
     return _as_logits(path, parts, notes)
 
@@ -144,7 +144,11 @@ def _check_as_many(path: Path, logits: Mapping[str, np.ndarray]) -> None:
 def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> FileLogits:
     """Log-probabilities in the place of probabilities, teacher by teacher."""
     for k in range(len(parts["train"])):
-        kinds = {part: _are_probabilities(said[k]) for part, said in parts.items() if said.shape[1]}
+        kinds = {
+            part: _are_probabilities(part_logits[k])
+            for part, part_logits in parts.items()
+            if part_logits.shape[1]
+        }
         if len(set(kinds.values())) > 1:
             part, other = sorted(kinds, key=kinds.get, reverse=True)
             raise UserError(
@@ -152,8 +156,8 @@ def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> Fi
                 "must be one or the other"
             )
         if any(kinds.values()):
-            for said in parts.values():
-                said[k] = logarithms(said[k])
+            for part_logits in parts.values():
+                part_logits[k] = logarithms(part_logits[k])
             who = f"teacher {k} of {path}" if len(parts["train"]) > 1 else f"{path}"
             notes.append(
                 f"What {who} says are probabilities; their logarithms were taken, not below ln {FLOOR:g}."
@@ -203,16 +207,16 @@ def _part(
         return _found(path, {one: _named(path, arrays, logits, f"{one}_") for one in inside}, dataset, part)
     if "val" in inside:
         return _with_val_rows(path, logits, dataset)
-    said = logits[f"{part}_logits"]
-    if said.shape[1] != num_images:
+    part_logits = logits[f"{part}_logits"]
+    if part_logits.shape[1] != num_images:
         val_rows = dataset.val_rows if part == "train" else None
-        missing = val_rows is not None and said.shape[1] == num_images - len(val_rows)
+        missing = val_rows is not None and part_logits.shape[1] == num_images - len(val_rows)
         hint = f", or be beside the val_logits of {len(val_rows)} of them" if missing else ""
         raise UserError(
-            f"{path}: {part}_logits: of {said.shape[1]} images; must be of the {num_images} {part} images of "
-            f"the data, in their order, before any is set aside{hint}"
+            f"{path}: {part}_logits: of {part_logits.shape[1]} images; must be of the {num_images} {part} "
+            f"images of the data, in their order, before any is set aside{hint}"
         )
-    return said
+    return part_logits
 
 
 def _with_val_rows(path: Path, logits: dict[str, np.ndarray], dataset: DataSet) -> np.ndarray:
@@ -232,22 +236,22 @@ def _with_val_rows(path: Path, logits: dict[str, np.ndarray], dataset: DataSet) 
                 f"{aside} of {total} training images aside to validate on"
             )
     num_teachers, _, num_classes = logits["train_logits"].shape
-    said = np.empty((num_teachers, total, num_classes), np.float32)
-    said[:, ~inside], said[:, inside] = logits["train_logits"], logits["val_logits"]
-    return said
+    part_logits = np.empty((num_teachers, total, num_classes), np.float32)
+    part_logits[:, ~inside], part_logits[:, inside] = logits["train_logits"], logits["val_logits"]
+    return part_logits
 
 
 def _named(path: Path, arrays: dict[str, np.ndarray], logits: dict[str, np.ndarray], prefix: str) -> _Named:
-    said = logits[f"{prefix}logits"]
+    part_logits = logits[f"{prefix}logits"]
     if f"{prefix}names" not in arrays:
         raise UserError(f"{path}: {prefix}logits have no {prefix}names; must say which images they are of")
     names = as_vector(arrays[f"{prefix}names"])
-    if names.dtype.kind != "U" or names.shape != (said.shape[1],):
+    if names.dtype.kind != "U" or names.shape != (part_logits.shape[1],):
         raise UserError(
-            f"{path}: {prefix}names: {names.dtype} {names.shape}; must be text [{said.shape[1]}], a name for "
-            f"every row of {prefix}logits"
+            f"{path}: {prefix}names: {names.dtype} {names.shape}; must be text [{part_logits.shape[1]}], a "
+            f"name for every row of {prefix}logits"
         )
-    return names.tolist(), said
+    return names.tolist(), part_logits
 
 
 def _found(path: Path, pool: Mapping[str, _Named], dataset: DataSet, part: str) -> np.ndarray:
@@ -259,8 +263,8 @@ def _found(path: Path, pool: Mapping[str, _Named], dataset: DataSet, part: str) 
             "order of the data, without names"
         )
     names = [name.replace("\\", "/") for given, _ in pool.values() for name in given]
-    said = np.concatenate([logits for _, logits in pool.values()], axis=1)
-    return said[:, _match(path, wanted, names, part)]
+    part_logits = np.concatenate([logits for _, logits in pool.values()], axis=1)
+    return part_logits[:, _match(path, wanted, names, part)]
 
 
 def _match(path: Path, wanted: Sequence[str], names: Sequence[str], part: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 model.stablehlo     the network with its weights as a program that needs no mtkd_jax: see deploy/deployed.py
 model.safetensors   {"params/Dense_0/kernel": array, ...}: no pickle, nothing is executed on loading
 model.json          the card: what `load_student` needs and what a reader asks
-check.safetensors   {"images", "logits"}: a few inputs and what the student said of them, as `Outputs.said`
+check.safetensors   {"images", "logits"}: a few inputs and what the student said: `Outputs.exported`
 README.md           the card in words
 cascade/            with `export.cascade`, the ensemble it hands over to: see deploy/cascade.py
 
@@ -164,7 +164,7 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
 def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
     """Logits [n,C] of one network, compiled alone: the same program before saving and after loading.
 
-    Of a dense task [n,L,C], and behind the logits what is predicted beside them: `Outputs.said`.
+    Of a dense task [n,L,C], and behind the logits what is predicted beside them: `Outputs.exported`.
     """
     with jax.default_matmul_precision("highest"):  # as in the exported program
         return _logits(model)(variables, images)
@@ -172,7 +172,7 @@ def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
 
 @lru_cache
 def _logits(model: Model) -> Callable:
-    return jax.jit(lambda variables, images: model.apply(variables, images)[0].said)
+    return jax.jit(lambda variables, images: model.apply(variables, images)[0].exported)
 
 
 def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:
@@ -203,9 +203,9 @@ def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> fl
 
 
 def program_of(model: Model, variables: PyTree, shape: Sequence[int]) -> bytes:
-    """The network with its weights as StableHLO, float32 images [b,h,w,c] -> `Outputs.said` for any b."""
+    """The network with its weights as StableHLO, float32 images [b,h,w,c] -> `Outputs.exported` for any b."""
     variables = jax.tree.map(np.asarray, variables)
-    return _exported(lambda images: model.apply(variables, images)[0].said, shape)
+    return _exported(lambda images: model.apply(variables, images)[0].exported, shape)
 
 
 def _exported(function: Callable[[Array], Array], shape: Sequence[int]) -> bytes:
@@ -345,7 +345,7 @@ check = load_file("{folder}/check.safetensors")  # a few inputs, and what it sai
 outputs, _ = model.apply(variables, check["images"])
 probabilities = np.asarray(jax.nn.softmax(outputs.logits))  # {logits}
 print(np.array(card["class_names"])[probabilities.argmax(axis=-1)], probabilities.max(axis=-1))
-print("largest difference from what was saved:", abs(outputs.said - check["logits"]).max())
+print("largest difference from what was saved:", abs(outputs.exported - check["logits"]).max())
 ```
 
 `model.json` is this page for programs. SHA-256 of the weights: `{card["weights_sha256"]}`;

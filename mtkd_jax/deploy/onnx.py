@@ -53,7 +53,7 @@ def _translated(model: Model, variables: PyTree, shape: tuple[int, ...], way: st
     variables = jax.tree.map(np.asarray, variables)
     with silent(), _lenient(), layers.forms_of(way), jax.default_matmul_precision("highest"):
         found: Any = jax2onnx.to_onnx(
-            lambda images: model.apply(variables, images)[0].said,
+            lambda images: model.apply(variables, images)[0].exported,
             inputs=[("batch", *shape)],
             model_name="student",
             input_names=["images"],

@@ -56,21 +56,21 @@ def distances(
 
     def look(member: tuple, shared: tuple[PyTree, Array]) -> tuple[Array, dict[str, Array]]:
         own, teacher, state_frozen = member
-        said = say(own, state_frozen, shared)
+        told = say(own, state_frozen, shared)
         if teacher is None:
-            return said, {}
-        to_teacher = total_variation(said, say(teacher, state_frozen, shared)).mean()
-        return said, {TO_OWN_TEACHER: to_teacher}
+            return told, {}
+        to_teacher = total_variation(told, say(teacher, state_frozen, shared)).mean()
+        return told, {TO_OWN_TEACHER: to_teacher}
 
     loop = program.layout.member_loop
-    said, found = over_members(look, loop)((own, teacher, states.frozen), (frozen, image))
+    told, found = over_members(look, loop)((own, teacher, states.frozen), (frozen, image))
     if alone:
         return found
-    if recipe.sharing is not None:  # said [M,P,B,C]
+    if recipe.sharing is not None:  # told [M,P,B,C]
         everyone = jnp.arange(recipe.num_in_cohort)
-        to_peers = jax.vmap(lambda cohort: jnp.nanmean(jax.vmap(partial(_to_others, cohort))(everyone)))(said)
+        to_peers = jax.vmap(lambda cohort: jnp.nanmean(jax.vmap(partial(_to_others, cohort))(everyone)))(told)
     else:
-        everybody = mesh.all_members(said, program.layout)
+        everybody = mesh.all_members(told, program.layout)
         to_peers = jax.vmap(lambda mates, place: _to_others(everybody[mates], place))(
             hyper["mates"], hyper["place"]
         )

@@ -107,9 +107,9 @@ def in_pieces(job: Job) -> Job:
     of_step = flops(job) / job.num_steps
     most = min(job.steps_at_once, SECONDS_OF_A_PIECE * BUSY[jax.default_backend()] / max(of_step, 1))
     if job.images is not None:
-        said = job.stage_data.examples.said
+        given = job.stage_data.examples.given_logits
         example = np.dtype(job.images.dtype).itemsize * np.prod(job.images.shape[1:])
-        example += 0 if said is None else said[0].nbytes
+        example += 0 if given is None else given[0].nbytes
         most = min(most, job.stream_bytes / (example * job.order(0)[0].size))
     return dataclasses.replace(job, steps_at_once=max(1, int(most)))
 

@@ -64,7 +64,7 @@ class Job:
     teacher_cache: str = "off"  # as config.runtime.teacher_cache
     frozen_features: str = "auto"  # as config.runtime.frozen_features
     images: Images | None = None  # of which a piece's are on the device at once; None: all, in stage_data
-    stream_bytes: int = 2**28  # of them, with what is said of them, held at once
+    stream_bytes: int = 2**28  # of them, with their given logits, held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
     checkpoints: int = 0  # how often its best weights are kept, after equal shares of its rounds; see Fitted
@@ -169,8 +169,8 @@ def make(
     if not all(teachers.model.can_be_asked for teachers in ensemble):
         _check_hears_alone(recipes)
     stream_bytes = config.runtime.stream_mb * 2**20
-    if images is None and examples.said is not None and examples.said.nbytes > stream_bytes:
-        images = np.asarray(examples.image)  # a piece's at once, for the sake of what is said of them
+    if images is None and examples.given_logits is not None and examples.given_logits.nbytes > stream_bytes:
+        images = np.asarray(examples.image)  # a piece's at once, for the sake of their given logits
     if examples.speaks is not None:
         _check_may_be_silent(recipes, config)
     teacher_models, teacher_variables = frozen_parts(ensemble)
@@ -236,18 +236,18 @@ def _keys_of_members(key: Array, members: np.ndarray) -> Array:
 
 def with_given_logits(examples: Examples, ensemble: Ensemble) -> tuple[Examples, Ensemble]:
     """The examples with the logits [N,K,C] of given teachers, and the ensemble with the column of each."""
-    said: list[np.ndarray] = []
+    given: list[np.ndarray] = []
     found: list[Population] = []
     for teachers in ensemble:
         if not teachers.model.can_be_asked:
-            first, own = sum(map(len, said)), teachers.variables["train"]
-            said.append(own)
+            first, own = sum(map(len, given)), teachers.variables["train"]
+            given.append(own)
             columns = np.arange(first, first + len(own), dtype=np.int32)
             teachers = dataclasses.replace(teachers, variables={"place": columns})
         found.append(teachers)
-    if said:
-        by_example = np.ascontiguousarray(np.moveaxis(np.concatenate(said), 0, 1))
-        examples = dataclasses.replace(examples, said=by_example)
+    if given:
+        by_example = np.ascontiguousarray(np.moveaxis(np.concatenate(given), 0, 1))
+        examples = dataclasses.replace(examples, given_logits=by_example)
     return examples, tuple(found)
 
 

@@ -18,7 +18,7 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     shard_map                 members spread over all devices, on each `population.natural_member_loop`
     pmap                      one member a device
     auto                      what may be the fastest: spread or not, vmap or map, in one form or another;
-                              first in the form that is the fastest wherever there is it
+                              first in the likeliest form of convolutions
 
     Raises UserError where there are too few devices.
     """
@@ -27,7 +27,7 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
         raise UserError(f"config.runtime.data_shards: {data_shards}, but there are {num_devices} devices")
     most = num_devices // data_shards
     spread = min(most, num_members)
-    natural, forms = natural_member_loop(model), forms_of(model)
+    natural, forms = natural_member_loop(model), likely_forms(model)
     if jax.process_count() > 1:  # every process must have a part in it, and no clock may decide
         return (Layout(natural, most, data_shards),)
     if how == "auto":
@@ -50,7 +50,7 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
     return (Layout(how, 1, data_shards),)
 
 
-def forms_of(model: Model) -> tuple[str, ...]:
+def likely_forms(model: Model) -> tuple[str, ...]:
     """Forms of convolutions, the likeliest first: which is the fastest depends on the processor.
 
     oneDNN's kernels, where they are installed, were the fastest on every network measured (docs/speed.md).

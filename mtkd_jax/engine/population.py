@@ -119,16 +119,18 @@ def apply_ensemble(
     variables: tuple[PyTree, ...],
     image: Array,
     needs: tuple[str, ...] = (),
-    said: Array | None = None,
+    given_logits: Array | None = None,
 ) -> TeacherOutputs:
     """Outputs of all frozen teachers, architecture after architecture, for images [B,h,w,c].
 
     Of their features only those that `needs` names; raises UserError where there is none of that name. Of
-    teachers that are known by their logits alone these are looked up in `said` [B,K,C].
+    teachers that are known by their logits alone these are looked up in `given_logits` [B,K,C].
     """
     logits, embedding, features, beside = [], [], [], []
     for model, stacked in zip(models, variables):
-        outputs = over_members(_evaluate(model, needs), natural_member_loop(model))(stacked, (image, said))
+        outputs = over_members(_evaluate(model, needs), natural_member_loop(model))(
+            stacked, (image, given_logits)
+        )
         logits.append(outputs.logits)
         beside.append(outputs.beside if "beside" in needs else {})
         embedding.extend(outputs.logits[:, :, :0] if outputs.embedding is None else outputs.embedding)

@@ -159,10 +159,10 @@ def draw_first(program: Program, variables: PyTree, keys: Array, stage_data: Sta
         student = program.model.apply(population.take(variables, 0), batch.image)[0]
         student = with_features(student, program.needs, program.model)
         if program.teachers:
-            teacher = _asker(program, stage_data, jnp.int32(0))(batch.image, batch.said)
+            teacher = _asker(program, stage_data, jnp.int32(0))(batch.image, batch.given_logits)
         else:
-            said = stage_data.cached_logits  # of teachers who are no longer needed
-            teacher = None if said is None else TeacherOutputs(said[:, :2].astype(jnp.float32), (), ())
+            cached = stage_data.cached_logits  # of teachers who are no longer needed
+            teacher = None if cached is None else TeacherOutputs(cached[:, :2].astype(jnp.float32), (), ())
         if not places.are_many(stage_data.examples):
             return student, teacher
         return places.merge_outputs(student), None if teacher is None else places.merge_teachers(teacher)
@@ -234,7 +234,7 @@ def make_step(program: Program) -> Callable:
                     else step * len(indices) + jnp.arange(len(indices))
                 )
                 cached = TeacherOutputs(stage_data.cached_logits[:, rows].astype(jnp.float32), (), ())
-                ask = lambda image, said: cached  # noqa: E731
+                ask = lambda image, given_logits: cached  # noqa: E731
             elif shared:
                 ask = mesh.shared_out(ask, layout)
             teacher = recipe.teach(context, _networks(program, ask, stage_data, {}, batch))
@@ -352,8 +352,8 @@ def make_step(program: Program) -> Callable:
         return forward_pass, say(state, hyper, inputs, forward_pass, stage_data)
 
     def update_of_one(member, shared):
-        (state, hyper, forward_pass), (inputs, said, stage_data) = member, shared
-        peers = _peers({name: leaf[hyper["mates"]] for name, leaf in said.items()}, hyper["place"])
+        (state, hyper, forward_pass), (inputs, told, stage_data) = member, shared
+        peers = _peers({name: leaf[hyper["mates"]] for name, leaf in told.items()}, hyper["place"])
         return update(state, hyper, inputs, forward_pass, peers, stage_data)
 
     def population_step(states, hyper, indices, step, stage_data):
@@ -368,12 +368,12 @@ def make_step(program: Program) -> Callable:
                 (states, hyper, None), (inputs, step, stage_data)
             )
         # jit, so that it is traced once: vjps that were traced apart differ, and cannot be stacked.
-        forward_pass, said = over_members(jax.jit(forward_of_one), member_loop)(
+        forward_pass, told = over_members(jax.jit(forward_of_one), member_loop)(
             (states, hyper), (inputs, stage_data)
         )
-        said = mesh.all_members(said, layout)
+        told = mesh.all_members(told, layout)
         return over_members(update_of_one, member_loop)(
-            (states, hyper, forward_pass), (inputs, said, stage_data)
+            (states, hyper, forward_pass), (inputs, told, stage_data)
         )
 
     return population_step
@@ -389,7 +389,7 @@ def compiled_teacher_logits(program: Program) -> Callable:
             batch, _ = _batch(program, _shared_keys(stage_data, step), indices, step, stage_data)
             # Of a dense task [K,B,L,C].
             ask_about = mesh.shared_out(_asker(program, stage_data, step), program.layout)
-            return ask_about(batch.image, batch.said).logits
+            return ask_about(batch.image, batch.given_logits).logits
 
         return jax.lax.map(one, (jnp.arange(len(batches)), batches))
 
@@ -447,8 +447,8 @@ def _asker(program: Program, stage_data: StageData, step: Array) -> Callable[...
         at = step * num_checkpoints // program.num_steps
         variables = jax.tree.map(lambda leaf: leaf[at], stage_data.bank)
 
-    def ask(image: Array, said: Array | None) -> TeacherOutputs:
-        return apply_ensemble(program.teachers, variables, image, program.needs_of_teachers, said)
+    def ask(image: Array, given_logits: Array | None) -> TeacherOutputs:
+        return apply_ensemble(program.teachers, variables, image, program.needs_of_teachers, given_logits)
 
     return ask
 
@@ -467,7 +467,7 @@ def _networks(
     dense = places.are_many(stage_data.examples)
 
     def teachers(image: Array) -> TeacherOutputs:
-        teacher = ask(image, batch.said if batch is not None and image is batch.image else None)
+        teacher = ask(image, batch.given_logits if batch is not None and image is batch.image else None)
         return places.merge_teachers(teacher) if dense else teacher
 
     def student(variables: PyTree, image: Array, **further) -> tuple[Outputs, PyTree]:
@@ -491,14 +491,14 @@ def _seen(recipe: Recipe, batch: Batch, hyper: Mapping[str, Array]) -> Batch:
     return dataclasses.replace(batch, image=views if recipe.sharing else views[hyper["place"]])
 
 
-def _peers(said: Mapping[str, Array], place: Array) -> Peers:
+def _peers(told: Mapping[str, Array], place: Array) -> Peers:
     """A cohort, from what its P members say; who broke down must not take the others along."""
-    finite = jnp.isfinite(said["logits"]).all(axis=(1, 2))
+    finite = jnp.isfinite(told["logits"]).all(axis=(1, 2))
 
     def kept(leaf: Array) -> Array:
         return jnp.where(finite.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0.0)
 
-    told = {name: kept(leaf) for name, leaf in said.items()}
+    told = {name: kept(leaf) for name, leaf in told.items()}
     return Peers(told.pop("logits"), place, finite, told)
 
 

@@ -34,19 +34,30 @@ def choose_layout(job: Job, directory: Path, say: Callable[[str], None]) -> Job:
     """The job in the layout it is trained in; `directory` is the stage's checkpoint folder."""
     if len(job.candidates) == 1:
         return job
-    answer = _answer_for(_read_choice(directory / FILE).get("seconds"), job.candidates)
-    if answer is None:
-        flops, least = forecast.flops(job), WORTH_A_TRIAL[jax.default_backend()]
-        if flops < least or (_is_begun(directory) and not (directory / FILE).exists()):
-            return job  # in the first guess, as it was begun
-        if flops < FOR_FORMS * least:
-            job = dataclasses.replace(job, candidates=_in_first_form(job.candidates))
-        answer = _answer_for(_read(cache_file()).get(question(job)), job.candidates) or measure(job)
-        with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
-            _remember(cache_file(), {**_read(cache_file()), question(job): answer})
-        _remember(directory / FILE, {"question": question(job), "seconds": answer})
-        say(f"{job.stage}: {_answer_in_words(answer)}")
-    return with_layout(job, fastest(answer))
+    before = _read_choice(directory / FILE)
+    if _is_begun(directory) and not before:  # by a version that wrote down nothing but what it had timed
+        return with_layout(job, job.candidates[0]._replace(form=""))
+    layout = _chosen(before, job.candidates)
+    if layout is None:
+        answer = _timed(job)
+        layout = fastest(answer) if answer else job.candidates[0]
+        _remember(directory / FILE, {"question": question(job), "layout": layout, "seconds": answer})
+        if answer:
+            say(f"{job.stage}: {_answer_in_words(answer)}")
+    return with_layout(job, layout)
+
+
+def _timed(job: Job) -> Answer:
+    """Seconds a step in the layouts that the stage is worth a trial of, now or in an earlier run; else {}."""
+    flops, least = forecast.flops(job), WORTH_A_TRIAL[jax.default_backend()]
+    if flops < least:
+        return {}
+    if flops < FOR_FORMS * least:
+        job = dataclasses.replace(job, candidates=_in_first_form(job.candidates))
+    answer = _answer_for(_read(cache_file()).get(question(job)), job.candidates) or measure(job)
+    with contextlib.suppress(UserError):  # a cache that cannot be written costs the next run a trial
+        _remember(cache_file(), {**_read(cache_file()), question(job): answer})
+    return answer
 
 
 def members_at_once(job: Job, directory: Path) -> int:
@@ -123,7 +134,7 @@ def question(job: Job) -> str:
             f"images {job.image.shape[1:]}",
             f"batch {job.order(0).shape[-1]}",
             f"{len(job.names)} members",
-            f"{num_teachers} teachers, said {job.stage_data.cached_logits is not None}",
+            f"{num_teachers} teachers, cached {job.stage_data.cached_logits is not None}",
             f"{num_checkpoints} checkpoints of each",
             f"{jax.device_count()} {device.platform} {device.device_kind}",
             f"data shards {program.layout.data}",
@@ -139,8 +150,16 @@ def cache_file() -> Path | None:
     return Path(folder).parent / "layouts.json" if folder else None
 
 
+def _chosen(before: dict, candidates: Sequence[Layout]) -> Layout | None:
+    """What was chosen, if it can be had here: a resume may find other devices, or other packages."""
+    if "layout" in before:
+        return next((one for one in candidates if list(one) == before["layout"]), None)
+    answer = _answer_for(before.get("seconds"), candidates)  # of a version that wrote down no more
+    return fastest(answer) if answer else None
+
+
 def _answer_for(answer: Answer | None, candidates: Sequence[Layout]) -> Answer | None:
-    """The answer if what it chose can be had here: a resume may find other devices."""
+    """The answer, if what was the fastest in it can be had here."""
     is_answer = isinstance(answer, dict) and all(isinstance(seconds, float) for seconds in answer.values())
     return answer if is_answer and answer and fastest(answer) in candidates else None
 

@@ -22,15 +22,16 @@ from mtkd_jax.types import Array
 TARGET = "mtkd_jax_convolution"
 
 Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]  # rows above and below, columns before and behind
 
 
 class Geometry(NamedTuple):
-    """What the shapes of two of the three arrays do not tell."""
+    """What the shapes of two of the three arrays do not tell, and how many threads compute the third."""
 
     size: Pair  # of the image
     window: Pair  # of the kernel
     strides: Pair
-    pads: tuple[Pair, Pair]
+    pads: Pads
     groups: int
     threads: int
 
@@ -44,15 +45,23 @@ def is_available() -> bool:
     return True
 
 
-def computes(dtype: np.dtype) -> bool:
-    """Whether there are kernels for numbers of this kind."""
-    return np.dtype(dtype).name in onednn.DTYPES
+def computes(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int) -> bool:
+    """Whether there are kernels for this convolution, of these numbers, on this processor."""
+    if x.dtype.name not in onednn.DTYPES:
+        return False
+    geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads, groups, threads=1)
+    return onednn.computes(_problem(x.shape, kernel.shape, x.dtype, "forward", geometry))
 
 
 def direct_conv(
-    x: Array, kernel: Array, strides: Pair, pads: tuple[Pair, Pair], groups: int = 1, threads: int = 1
+    x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int = 1, threads: int = 1
 ) -> Array:
-    """The convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d], on so many threads."""
+    """The convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d], on so many threads.
+
+    Raises TypeError unless both are of one dtype.
+    """
+    if x.dtype != kernel.dtype:
+        raise TypeError(f"direct_conv: of two dtypes, {x.dtype} and {kernel.dtype}; must be of one")
     geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads, groups, threads)
     return conv_p.bind(x, kernel, kind="forward", geometry=geometry)
 

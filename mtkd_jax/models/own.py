@@ -143,14 +143,14 @@ class Adapter(nn.Module):
             # A program for any number of images, as is exported. It asks about them one by one, for what is
             # common in networks, such as x.reshape(len(x), -1), takes a number.
             return self._outputs(jax.vmap(lambda one: _only(run(one[None])[0]))(x), x.shape[0])
-        said, state = run(x)
+        returned, state = run(x)
         if train and state and self.is_mutable_collection("batch_stats"):
             self.put_variable("batch_stats", NETWORK, _of_the_whole_batch(state))
-        return self._outputs(said, x.shape[0])
+        return self._outputs(returned, x.shape[0])
 
-    def _outputs(self, said: Any, batch_size: Any) -> Outputs:
+    def _outputs(self, returned: Any, batch_size: Any) -> Outputs:
         num_outputs = self.task.num_classes * self.task.num_heads
-        taps = dict(said) if isinstance(said, Mapping) else {"logits": said}
+        taps = dict(returned) if isinstance(returned, Mapping) else {"logits": returned}
         shapes = {name: getattr(tap, "shape", type(tap).__name__) for name, tap in taps.items()}
         logits, embedding = taps.pop("logits", None), taps.pop("embedding", None)
         if logits is None and embedding is None:
@@ -193,9 +193,9 @@ class Adapter(nn.Module):
         return jnp.expand_dims(x, axes)
 
 
-def _only(said: Any) -> Any:
-    """Of what is said of a batch of one image, what is said of the image."""
-    return jax.tree.map(lambda leaf: leaf[0], said)
+def _only(returned: Any) -> Any:
+    """What is returned for the image, from what is returned for a batch of that one."""
+    return jax.tree.map(lambda leaf: leaf[0], returned)
 
 
 def _of_the_whole_batch(state: PyTree) -> PyTree:
@@ -239,8 +239,8 @@ class _Network(abc.ABC):
             file = code.co_filename if code else _file_of(type(self.made_by))
             lines = [one.lineno for one in traceback.extract_tb(error.__traceback__) if one.filename == file]
             line = f" (line {lines[-1]})" if lines else ""
-            said = one_line(str(error).partition("\n")[0])
-            raise UserError(f"{self.name}{line}: {type(error).__name__}: {said}") from error
+            problem = one_line(str(error).partition("\n")[0])
+            raise UserError(f"{self.name}{line}: {type(error).__name__}: {problem}") from error
 
     @abc.abstractmethod
     def init(self, key: Array, images: Array, num_outputs: int) -> tuple[PyTree, PyTree]:
@@ -308,9 +308,9 @@ class _Nnx(_Network):
         module.set_attributes(
             deterministic=not train, use_running_average=not train, raise_if_not_found=False
         )
-        said = module(images, **_mode(module, train))
+        returned = module(images, **_mode(module, train))
         *_, new = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
-        return said, _by_name(flax_nnx.to_pure_dict(new))
+        return returned, _by_name(flax_nnx.to_pure_dict(new))
 
     def _parts_as_shapes(self, num_outputs: int) -> tuple:
         from flax import nnx as flax_nnx
@@ -368,16 +368,16 @@ class _Equinox(_Network):
 
         def one(image: Array, key: Array | None, memory: Any) -> Any:
             state = () if memory is None else (memory,)
-            said = module(image, *state, **_named(module.__call__, key=key))
-            return said if state else (said, None)
+            returned = module(image, *state, **_named(module.__call__, key=key))
+            return returned if state else (returned, None)
 
         axes = (0, None if key is None else 0, None)
         over_batch = jax.vmap(one, in_axes=axes, out_axes=(0, None), axis_name="batch")
-        said, memory = over_batch(images, keys, memory)
+        returned, memory = over_batch(images, keys, memory)
         if memory is None:
-            return said, state
+            return returned, state
         new = {names: leaf for names, leaf in _arrays((None, memory)).items()}
-        return said, _nested({**_flat(state), **new})
+        return returned, _nested({**_flat(state), **new})
 
 
 def _is_array(leaf: Any) -> bool:
@@ -421,8 +421,8 @@ class _Functions(_Network):
         further = _named(self.of_apply, train=train, key=key, **{ALTOGETHER: num_outputs})
         if not self.stateful:
             return self.of_apply(params, images, **further), state
-        said, new = self.of_apply(params, own, images, **further)
-        return said, _by_name(new)
+        returned, new = self.of_apply(params, own, images, **further)
+        return returned, _by_name(new)
 
 
 # --- names --------------------------------------------------------------------------------------------

@@ -454,9 +454,9 @@ def fitted_rules(family: Sequence[Member]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in asked if name in rules.FITTED_RULES))
 
 
-def fit_rule(name: str, said: np.ndarray, labels: np.ndarray) -> Callable[[TeacherOutputs], Array]:
+def fit_rule(name: str, logits: np.ndarray, labels: np.ndarray) -> Callable[[TeacherOutputs], Array]:
     """teacher outputs -> fused logits [B,C], by a rule fitted to what teachers say [K,V,C] and labels [V]."""
-    return jax.tree_util.Partial(_fused_by, rules.rule(name)(said, labels))
+    return jax.tree_util.Partial(_fused_by, rules.rule(name)(logits, labels))
 
 
 def _fused_by(rule: Callable[[Array], Array], teacher: TeacherOutputs) -> Array:
@@ -520,8 +520,8 @@ def _check_heads(models: Sequence[Model], split: Split) -> None:
             continue
         if linear_heads(jax.eval_shape(model.init, jax.random.key(0), image)) is None:
             continue
-        said, expected = map(np.asarray, _by_heads(model, image))
-        if not np.allclose(said, expected, rtol=0.0, atol=1e-2 * np.abs(expected).max()):
+        logits, expected = map(np.asarray, _by_heads(model, image))
+        if not np.allclose(logits, expected, rtol=0.0, atol=1e-2 * np.abs(expected).max()):
             raise UserError(
                 f"config.students.modes: the logits of {model.name} are not what its heads say of its "
                 "embedding; to reuse classifiers they must be, but for a factor `head_scale` of its module"
@@ -566,11 +566,11 @@ def fuser_job(
     needs = ("embedding",) if tap == "embedding" else ()
 
     @jax.jit
-    def taps(variables, image, said):
+    def taps(variables, image, given_logits):
         image = loading.scale(image)
-        return concatenated(population.apply_ensemble(models, variables, image, needs, said), tap)
+        return concatenated(population.apply_ensemble(models, variables, image, needs, given_logits), tap)
 
-    images = ask(lambda *part: taps(variables, *part), dataset.train_images, seen.said)
+    images = ask(lambda *part: taps(variables, *part), dataset.train_images, seen.given_logits)
     num_classes, width = dataset.num_classes, images.shape[-1]
     model = build_model("mlp(hidden=())", Task(num_classes, 1, (0.0,) * width, (1.0,) * width))
     stage = fuser_stage(tap)
@@ -596,7 +596,7 @@ def fuser_job(
             labels=jobs.balanced_by(config, split),
         ),
         shown=jobs.Shown(
-            dataclasses.replace(seen, image=jnp.asarray(images), said=None),
+            dataclasses.replace(seen, image=jnp.asarray(images), given_logits=None),
             (jnp.asarray(images[split.val]), jnp.asarray(dataset.train_labels[split.val])),
         ),
         epochs=50,

@@ -36,9 +36,9 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     model, variables, card = chosen
     images = trained.split.dataset.test_images
     checked = np.asarray(loading.scale(jnp.asarray(images[:NUM_CHECKED])))
-    said = export.logits_of(model, variables, checked)
-    export.save_student(into / "student", model, variables, card, (checked, said))
-    export.verify_student(into / "student", addresses.build_model, checked, said)
+    logits = export.logits_of(model, variables, checked)
+    export.save_student(into / "student", model, variables, card, (checked, logits))
+    export.verify_student(into / "student", addresses.build_model, checked, logits)
     if trained.config.export.forms:
         wanted = trained.config.export.forms
         forms.export_forms(into / "student", wanted, addresses.build_model, trained.split)

@@ -8,20 +8,22 @@ ever added behind the others, and every structure begins with its size.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
-_METADATA, _INTERNAL = 1, 13  # an extension that asks for the version; a code of errors
+_METADATA, _INTERNAL, _INT64 = 1, 13, 5  # an extension that asks for the version; a code of errors; a dtype
 
 
 def register(name: str, function: Callable[[bytes, Sequence[int]], None]) -> None:
     """Let `jax.ffi.ffi_call(name, ...)` call `function(bytes of its one attribute, addresses)` on a CPU.
 
-    The attribute is an array; the addresses are of the arguments and then of the results, all row by row
-    (the last axis without gaps). The function may be called in several threads at once, and may not use JAX.
-    What it raises is raised where the program's results are asked for.
+    The attribute is an array of int64; the addresses are of the arguments and then of the results, all row by
+    row (the last axis without gaps). The function may be called in several threads at once, and may not use
+    JAX. What it raises is raised where the program's results are asked for. A name is registered once;
+    another function for it is not taken.
     """
 
     @_Handler
@@ -35,16 +37,21 @@ def register(name: str, function: Callable[[bytes, Sequence[int]], None]) -> Non
             addresses = [arguments.items[n].contents.data for n in range(arguments.size)]
             addresses += [results.items[n].contents.data for n in range(results.size)]
             array = ctypes.cast(frame.attributes.items[0], ctypes.POINTER(_Array)).contents
+            if array.dtype != _INT64:
+                raise TypeError("its attribute must be an array of int64")
             function(ctypes.string_at(array.data, array.size * ctypes.sizeof(ctypes.c_int64)), addresses)
-        except Exception as error:  # it would end here, printed, and the results would be what lay there
-            return _error(frame, f"{name}: {error}")
+        except BaseException as error:  # ctypes would print it and answer with whatever lies there
+            return _error(frame, f"{name}: {str(error) or type(error).__name__}")
         return None
 
-    _handlers.append(handle)
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handle), platform="cpu")
+    with _registering:
+        if name not in _handlers:
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handle), platform="cpu")
+            _handlers[name] = handle
 
 
-_handlers: list[Any] = []  # XLA keeps their addresses until the process ends
+_handlers: dict[str, Any] = {}  # XLA keeps their addresses until the process ends
+_registering = threading.Lock()
 
 
 class _Extension(ctypes.Structure):

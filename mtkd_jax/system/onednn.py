@@ -10,6 +10,7 @@ import collections
 import ctypes
 import functools
 import importlib.metadata
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ KINDS = ("forward", "image", "kernel")  # the convolution, and its gradient by t
 DTYPES = {"float32": 3, "bfloat16": 2}  # dnnl_data_type_t
 # Of the C interface of version 3, which keeps its numbers within a major version.
 _CPU, _IN_ORDER, _TRAINING, _DIRECT, _ANY_ORDER = 1, 1, 64, 1, 1
-_WANTED_KERNEL, _WANTED_KERNEL_GRADIENT = 131, 132
-_FROM, _TO = 1, 17
-_OPERANDS = {  # of a kind: which argument is the image, the kernel, the output
-    "forward": (1, 33, 17),
-    "image": (129, 33, 145),
-    "kernel": (1, 161, 145),
+_WANTED_KERNEL, _WANTED_KERNEL_GRADIENT, _WANTED_SCRATCHPAD = 131, 132, 136
+_SCRATCHPAD_OF_USER = 1
+_FROM, _TO, _SCRATCHPAD = 1, 17, 80
+_OPERANDS = {  # of a kind, in the order of the addresses that it is run on: the number of the argument
+    "forward": {"image": 1, "kernel": 33, "output": 17},
+    "image": {"output": 145, "kernel": 33, "image": 129},
+    "kernel": {"image": 1, "output": 145, "kernel": 161},
 }
 _Pointer = ctypes.c_void_p
 _Pair = ctypes.c_int64 * 2
@@ -47,52 +49,60 @@ class Problem(NamedTuple):
     window_width: int
     row_stride: int
     column_stride: int
-    top: int  # rows of zeros above the image
-    bottom: int
-    left: int
-    right: int
+    rows_above: int  # of zeros
+    rows_below: int
+    columns_before: int
+    columns_behind: int
 
     @property
     def output_size(self) -> tuple[int, int]:
         """Rows and columns of the output."""
-        rows = self.height + self.top + self.bottom - self.window_height
-        columns = self.width + self.left + self.right - self.window_width
+        rows = self.height + self.rows_above + self.rows_below - self.window_height
+        columns = self.width + self.columns_before + self.columns_behind - self.window_width
         return rows // self.row_stride + 1, columns // self.column_stride + 1
 
 
-class Convolution:
-    """A problem with its compiled kernels; for one thread at a time, which is why `run` keeps several.
+@functools.lru_cache(maxsize=4096)
+def computes(problem: Problem) -> bool:
+    """Whether the library computes it and both gradients: not every processor has every kind of number."""
+    if min(problem.output_size) < 1:
+        return False
+    try:
+        image, _, any_order, output = _descriptions(problem)
+        for kind in KINDS:
+            _describe(kind, problem, image, any_order, output)
+    except OSError:
+        return False
+    return True
 
-    Raises OSError if the library has no way to compute it.
+
+class Convolution:
+    """A problem with its compiled kernels and the memory they need; for one thread at a time.
+
+    Kept until the process ends, as all that the library makes here. Raises OSError if the library has no way
+    to compute it.
     """
 
     def __init__(self, problem: Problem):
         self.problem, kind = problem, KINDS[problem.kind]
-        lib, gomp = _libraries()
+        _, gomp = _libraries()
         gomp.omp_set_num_threads(problem.threads)  # kernels are divided among as many as there are now
         self._stream = _new("dnnl_stream_create", _engine(), _IN_ORDER)
-        image, plain_kernel, any_kernel, output = _descriptions(problem)
-        description = _describe(kind, problem, image, any_kernel, output)
-        lib.dnnl_primitive_desc_query_md.restype = _Pointer
-        wanted = _WANTED_KERNEL_GRADIENT if kind == "kernel" else _WANTED_KERNEL
-        own_kernel = _Pointer(lib.dnnl_primitive_desc_query_md(description, wanted, 0))
-        # The library lays kernels out for itself, which are small; images and outputs stay as they are.
-        self._image, self._kernel, self._output = map(_place, (image, plain_kernel, output))
-        laid_out = _new("dnnl_memory_create", own_kernel, _engine(), _Pointer(-1))  # memory of its own
-        pair = (own_kernel, plain_kernel) if kind == "kernel" else (plain_kernel, own_kernel)
-        moves = _Step(
-            _new("dnnl_reorder_primitive_desc_create", pair[0], _engine(), pair[1], _engine(), None),
-            {_FROM: laid_out, _TO: self._kernel}
-            if kind == "kernel"
-            else {_FROM: self._kernel, _TO: laid_out},
-        )
-        computes = _Step(description, dict(zip(_OPERANDS[kind], (self._image, laid_out, self._output))))
-        self._steps = (computes, moves) if kind == "kernel" else (moves, computes)
-        self._places = {  # in the order of `run`'s addresses
-            "forward": (self._image, self._kernel, self._output),
-            "image": (self._output, self._kernel, self._image),
-            "kernel": (self._image, self._output, self._kernel),
-        }[kind]
+        image, plain, any_order, output = _descriptions(problem)
+        convolution = _describe(kind, problem, image, any_order, output)
+        own = _wanted(convolution, _WANTED_KERNEL_GRADIENT if kind == "kernel" else _WANTED_KERNEL)
+        # Images and outputs stay as they lie; kernels, which are small, are laid out as the library wants.
+        places = {"image": _memory(image), "kernel": _memory(plain), "output": _memory(output)}
+        laid_out = _memory(own, of_its_own=True)
+        operands = {**places, "kernel": laid_out}
+        compute = _Step(convolution, {number: operands[name] for name, number in _OPERANDS[kind].items()})
+        if kind == "kernel":
+            lay_out = _Step(_reorder(own, plain), {_FROM: laid_out, _TO: places["kernel"]})
+            self._steps = (compute, lay_out)
+        else:
+            lay_out = _Step(_reorder(plain, own), {_FROM: places["kernel"], _TO: laid_out})
+            self._steps = (lay_out, compute)
+        self._places = [places[name] for name in _OPERANDS[kind]]
 
     def run(self, addresses: Sequence[int]) -> None:
         """Compute from arrays at the first two addresses into the one at the third.
@@ -115,19 +125,28 @@ def run(problem: bytes, addresses: Sequence[int]) -> None:
     try:
         convolution = idle.pop()
     except IndexError:  # none yet, or all are at work in other threads
-        convolution = Convolution(Problem(*np.frombuffer(problem, np.int64).tolist()))
-    convolution.run(addresses)
-    idle.append(convolution)
+        with _preparing:
+            convolution = Convolution(Problem(*np.frombuffer(problem, np.int64).tolist()))
+    try:
+        convolution.run(addresses)
+    finally:
+        idle.append(convolution)
 
 
 _idle: dict[bytes, list[Convolution]] = collections.defaultdict(list)
+_preparing = threading.Lock()  # two threads would make an engine each, and their parts do not fit together
 
 
 class _Step:
-    """A primitive of the library with its arguments."""
+    """A primitive of the library with its arguments, and with memory of its own to compute in.
+
+    The library's own memory for that is the thread's that made the primitive; another one crashes in it.
+    """
 
     def __init__(self, description: Any, arguments: dict[int, Any]):
         self._primitive = _new("dnnl_primitive_create", description)
+        scratchpad = _memory(_wanted(description, _WANTED_SCRATCHPAD), of_its_own=True)
+        arguments = {**arguments, _SCRATCHPAD: scratchpad}
         self._arguments = (_Argument * len(arguments))(
             *(_Argument(number, memory.value) for number, memory in arguments.items())
         )
@@ -206,23 +225,44 @@ def _describe(kind: str, problem: Problem, image: Any, kernel: Any, output: Any)
     geometry = (
         _Pair(one.row_stride, one.column_stride),
         _Pair(0, 0),  # its pixels lie side by side: not dilated
-        _Pair(one.top, one.left),
-        _Pair(one.bottom, one.right),
+        _Pair(one.rows_above, one.columns_before),
+        _Pair(one.rows_below, one.columns_behind),
     )
     made = functools.partial(_new, f"dnnl_convolution_{_NAMES[kind]}_primitive_desc_create", _engine())
     if kind == "forward":
-        return made(_TRAINING, _DIRECT, image, kernel, None, output, *geometry, None)
+        return made(_TRAINING, _DIRECT, image, kernel, None, output, *geometry, _attributes())
     forward = _describe("forward", problem, image, kernel, output)
     bias = (None,) * (kind == "kernel")
-    return made(_DIRECT, image, kernel, *bias, output, *geometry, forward, None)
+    return made(_DIRECT, image, kernel, *bias, output, *geometry, forward, _attributes())
 
 
 _NAMES = {"forward": "forward", "image": "backward_data", "kernel": "backward_weights"}
 
 
-def _place(description: Any) -> Any:
-    """Memory of somebody else, whose address `run` tells."""
-    return _new("dnnl_memory_create", description, _engine(), None)
+def _wanted(description: Any, what: int) -> Any:
+    """The description of memory as the library wants it."""
+    lib, _ = _libraries()
+    lib.dnnl_primitive_desc_query_md.restype = _Pointer
+    return _Pointer(lib.dnnl_primitive_desc_query_md(description, what, 0))
+
+
+def _reorder(before: Any, after: Any) -> Any:
+    ends = (before, _engine(), after, _engine())
+    return _new("dnnl_reorder_primitive_desc_create", *ends, _attributes())
+
+
+@functools.cache
+def _attributes() -> Any:
+    """Of every primitive: its scratchpad is an argument."""
+    lib, _ = _libraries()
+    made = _new("dnnl_primitive_attr_create")
+    _check(lib.dnnl_primitive_attr_set_scratchpad_mode(made, _SCRATCHPAD_OF_USER), "scratchpad_mode")
+    return made
+
+
+def _memory(description: Any, of_its_own: bool = False) -> Any:
+    """Memory that the library allocates, or memory of XLA, whose address `Convolution.run` is given."""
+    return _new("dnnl_memory_create", description, _engine(), _Pointer(-1) if of_its_own else None)
 
 
 def _new(function: str, *arguments: Any) -> Any:

@@ -285,7 +285,9 @@ def test_the_readmes_code_of_a_student_of_places_runs_as_printed(tmp_path, monke
     variables = model.init(jax.random.key(1), IMAGES)
     outputs, _ = model.apply(variables, IMAGES)
     places = {"task": "boxes", "place": "place", "number": 4, "beside": {"boxes": 4}}
-    save_student(tmp_path / "student", model, variables, {**CARD, "places": places}, (IMAGES, outputs.said))
+    save_student(
+        tmp_path / "student", model, variables, {**CARD, "places": places}, (IMAGES, outputs.exported)
+    )
     monkeypatch.setattr(addresses, "build_model", lambda address, task: Model(address, Dense(task)))
     monkeypatch.chdir(tmp_path)
     alone, ours = (" ".join(run_readme(tmp_path / "student", number)) for number in (0, 1))

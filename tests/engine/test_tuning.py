@@ -10,6 +10,7 @@ import pytest
 from mtkd_jax import experiment
 from mtkd_jax.engine import forecast, training, tuning
 from mtkd_jax.mesh import Layout
+from mtkd_jax.models import direct_conv
 from mtkd_jax.plans import teachers
 from mtkd_jax.system import files
 from tests import small
@@ -110,10 +111,32 @@ def test_a_stage_that_is_worth_a_trial_of_layouts_may_be_too_short_for_one_of_fo
     assert [layout for layout in candidates if layout.form == candidates[0].form] == clock
 
 
-def test_a_stage_that_was_begun_without_a_trial_goes_on_without_one(convolutional_job, clock, tmp_path):
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_stage_keeps_the_form_it_was_begun_in_without_a_trial(installed, clock, tmp_path, monkeypatch):
+    """Whatever is installed meanwhile; what is missing meanwhile cannot be had."""
+
+    def chosen(found):
+        monkeypatch.setattr(direct_conv, "is_available", lambda: found)
+        config = small.config(**{"runtime.how": "auto", "model.name": "cnn(widths=(2,), dense=3)"})
+        job = teachers.job(config, experiment.load_split(config), config.model.name)
+        return tuning.choose_layout(job, tmp_path, print).program.layout.form
+
+    monkeypatch.setitem(tuning.WORTH_A_TRIAL, "cpu", np.inf)
+    begun = "onednn" if installed else ""
+    assert chosen(installed) == begun
     (tmp_path / "step-6").mkdir()
     (tmp_path / "step-6" / "manifest.json").touch()
-    assert tuning.choose_layout(convolutional_job, tmp_path, print) is convolutional_job and clock == []
+    assert chosen(installed) == begun and clock == []
+    assert chosen(not installed) == ""
+
+
+def test_a_stage_that_wrote_down_no_layout_was_begun_in_the_platform_s_form(
+    convolutional_job, clock, tmp_path
+):
+    (tmp_path / "step-6").mkdir()
+    (tmp_path / "step-6" / "manifest.json").touch()
+    layout = tuning.choose_layout(convolutional_job, tmp_path, print).program.layout
+    assert layout == convolutional_job.candidates[0]._replace(form="") and clock == []
 
 
 def test_what_a_version_without_forms_chose_is_kept(job, clock, tmp_path):
@@ -144,8 +167,8 @@ def test_members_learn_the_same_in_every_form(convolutional_job, form):
 
 def test_a_short_stage_is_not_worth_a_trial(job, clock, tmp_path, monkeypatch):
     monkeypatch.setitem(tuning.WORTH_A_TRIAL, "cpu", 1e12)
-    assert tuning.choose_layout(job, tmp_path, print) is job
-    assert clock == [] and not (tmp_path / "layout.json").exists()
+    assert tuning.choose_layout(job, tmp_path, print).program.layout == job.candidates[0]
+    assert clock == [] and json.loads((tmp_path / "layout.json").read_text())["seconds"] == {}
 
 
 def test_a_named_layout_is_not_timed(clock, tmp_path):

@@ -25,7 +25,10 @@ def installed():
         pytest.skip(f"needs the package {onednn.PACKAGE}, which is for Linux on x86-64")
 
 
-def direct(x, kernel, strides=(1, 1), padding="SAME", groups=1, threads=1):
+SMALL = (None, jnp.zeros((3, 3, 32, 8), jnp.bfloat16), (1, 1), ((1, 1), (1, 1)), 1)
+
+
+def direct(x, kernel, strides=(1, 1), padding="SAME", groups=1):
     with layers.in_form("onednn"):
         return layers.conv(x, kernel, strides, padding, groups)
 
@@ -75,8 +78,10 @@ def test_second_derivatives(mode, by):
 def test_batches_of_convolutions_go_one_by_one(in_axes):
     x = drawn((3, 2, 6, 5, 2) if in_axes[0] == 0 else (2, 6, 5, 2), 0, jnp.float32)
     kernel = drawn({None: (3, 3, 2, 4), 0: (3, 3, 3, 2, 4), 3: (3, 3, 2, 3, 4)}[in_axes[1]], 1, jnp.float32)
-    got = jax.jit(jax.vmap(direct, in_axes))(x, kernel)
-    assert_near(got, in_double(jax.vmap(plain, in_axes), x, kernel))
+    together = jax.vmap(direct, in_axes)
+    assert_near(jax.jit(together)(x, kernel), in_double(jax.vmap(plain, in_axes), x, kernel))
+    program = str(jax.make_jaxpr(together)(x, kernel))
+    assert program.count("direct_conv[") == 1 and "scan[" in program and "conv_general_dilated" not in program
 
 
 def test_without_jit_and_inside_a_loop():
@@ -88,6 +93,8 @@ def test_without_jit_and_inside_a_loop():
 
 
 def test_bfloat16_is_summed_in_float32():
+    if not direct_conv.computes(jnp.zeros((4, 9, 9, 32), jnp.bfloat16), *SMALL[1:]):
+        pytest.skip("this processor has no bfloat16")
     x, kernel = jnp.abs(drawn((4, 9, 9, 32), 0, jnp.bfloat16)), jnp.abs(drawn((3, 3, 32, 8), 1, jnp.bfloat16))
     for got, want in zip(
         jax.jit(lambda x, k: jax.vjp(direct, x, k)[1](direct(x, k)))(x, kernel),
@@ -97,10 +104,29 @@ def test_bfloat16_is_summed_in_float32():
         np.testing.assert_allclose(np.asarray(got, np.float64), want, rtol=2**-6)
 
 
-def test_numbers_without_kernels_keep_the_platform_s_form():
-    with jax.enable_x64(True):
-        program = jax.make_jaxpr(direct)(drawn((2, 5, 5, 2), 0), drawn((3, 3, 2, 2), 1))
-    assert "direct_conv" not in str(program)
+@pytest.mark.parametrize("case", ["float64", "negative padding", "no rows", "refused"])
+def test_what_the_library_does_not_compute_keeps_the_platform_s_form(case, monkeypatch):
+    x, kernel, padding = drawn((2, 5, 5, 2), 0, jnp.float32), drawn((3, 3, 2, 2), 1, jnp.float32), "SAME"
+    if case == "negative padding":
+        padding = ((-1, 1), (0, 1))
+    if case == "no rows":
+        x, padding = x[:, :1], "VALID"
+    if case == "refused":
+        monkeypatch.setattr(onednn, "computes", lambda problem: False)
+    with jax.enable_x64(case == "float64"):
+        if case == "float64":
+            x, kernel = x.astype(jnp.float64), kernel.astype(jnp.float64)
+        program = str(jax.make_jaxpr(lambda *pair: direct(*pair, padding=padding))(x, kernel))
+        assert "direct_conv" not in program and "conv_general_dilated" in program
+        np.testing.assert_array_equal(
+            direct(x, kernel, padding=padding), layers.conv(x, kernel, padding=padding)
+        )
+
+
+def test_two_dtypes_are_refused():
+    x, kernel = drawn((2, 5, 5, 2), 0, jnp.float32), drawn((3, 3, 2, 2), 1, jnp.bfloat16)
+    with pytest.raises(TypeError, match="of two dtypes, float32 and bfloat16"):
+        direct_conv.direct_conv(x, kernel, (1, 1), ((1, 1), (1, 1)))
 
 
 def test_a_device_that_shares_the_cores_uses_its_part_of_them(monkeypatch):
@@ -147,6 +173,34 @@ def test_one_program_may_run_in_many_threads_at_once():
     assert found == [True] * 80
 
 
+@pytest.mark.parametrize("kind", onednn.KINDS)
+@pytest.mark.parametrize("window,groups", [((1, 39), 1), ((3, 3), 1), ((3, 3), 4), ((1, 1), 1)])
+def test_what_one_thread_prepared_another_may_run(kind, window, groups):
+    """The library multiplies matrices for some of these, in memory that belonged to the thread."""
+    shape, kernel_shape = (16, 9, 41, 8), (*window, 8 // groups, 8)
+    pads = tuple((side // 2, side // 2) for side in window)
+    geometry = direct_conv.Geometry(shape[1:3], window, (1, 1), pads, groups, 1)
+    problem = direct_conv._problem(shape, kernel_shape, jnp.float32, "forward", geometry)
+    problem = problem._replace(kind=onednn.KINDS.index(kind))
+    shapes = {"image": shape, "kernel": kernel_shape, "output": (16, *problem.output_size, 8)}
+    arrays = [np.ones(shapes[name], np.float32) for name in onednn._OPERANDS[kind]]
+    (convolution,) = in_a_thread(lambda: [onednn.Convolution(problem)])
+    in_a_thread(lambda: convolution.run([array.ctypes.data for array in arrays]))
+    there = arrays[-1].copy()
+    convolution.run([array.ctypes.data for array in arrays])
+    np.testing.assert_array_equal(there, arrays[-1])
+    if kind == "forward":  # in the middle every pixel of the window is one
+        np.testing.assert_allclose(there[0, 4, 20], window[0] * window[1] * 8 // groups)
+
+
+def in_a_thread(function):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 def test_a_network_learns_the_same_in_this_form():
     task = Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,))
     network = cnn(task, widths=(4, 6), dense=5, batch_norm=True)
@@ -168,6 +222,7 @@ def test_a_network_learns_the_same_in_this_form():
 
 def test_a_problem_that_the_library_refuses_is_told():
     wrong = onednn.Problem(0, onednn.DTYPES["float32"], 1, 1, 4, 4, 3, 4, 1, 3, 3, 1, 1, -3, 0, -3, 0)
+    assert not onednn.computes(wrong)
     with pytest.raises(OSError, match="oneDNN: dnnl_.* answered"):
         onednn.Convolution(wrong)
 

@@ -209,7 +209,9 @@ def test_examples_that_are_read_when_they_are_asked_for_bring_what_is_said_of_th
     indices = np.array([[7, 3], [3, 90]])
     window, local = experiment.loading.window(examples, np.zeros((3, 4, 4, 1), np.uint8), indices)
     batch = experiment.loading.gather(dataclasses.replace(window, image=jnp.zeros((4, 4, 4, 1))), local[1])
-    np.testing.assert_allclose(batch.said, np.moveaxis(logits["train_logits"][:, [3, 90]], 0, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        batch.given_logits, np.moveaxis(logits["train_logits"][:, [3, 90]], 0, 1), atol=1e-5
+    )
 
 
 def test_what_is_said_of_more_images_than_may_be_held_comes_by_pieces(monkeypatch):
@@ -222,14 +224,14 @@ def test_what_is_said_of_more_images_than_may_be_held_comes_by_pieces(monkeypatc
     job = forecast.in_pieces(students.job(config, split, "unlabelled", family, (found,), {}))
     of_example = 600 * 4 * 4 + 16
     assert job.steps_at_once == 2**20 // (of_example * 16) and isinstance(
-        job.stage_data.examples.said, np.ndarray
+        job.stage_data.examples.given_logits, np.ndarray
     )
     (piece, local, held), *_ = training.iterate_pieces(job, training.pieces(job))
     rows = training.indices_of(job, piece)
     batch = experiment.loading.gather(held.examples, local[1])
-    np.testing.assert_array_equal(batch.said, np.moveaxis(logits[:, rows[1]], 0, 1))
+    np.testing.assert_array_equal(batch.given_logits, np.moveaxis(logits[:, rows[1]], 0, 1))
     np.testing.assert_allclose(batch.image, split.dataset.train_images[rows[1]] / 255, atol=1e-6)
-    assert held.examples.said.nbytes <= 2**20
+    assert held.examples.given_logits.nbytes <= 2**20
 
 
 def test_specialists_are_not_lent_and_the_line_says_so(tmp_path, capsys):

@@ -14,6 +14,7 @@ from mtkd_jax.system import foreign
 def targets():
     foreign.register("test_scale", scale)
     foreign.register("test_refuse", refuse)
+    foreign.register("test_interrupt", interrupt)
 
 
 def scale(attribute, addresses):
@@ -24,6 +25,10 @@ def scale(attribute, addresses):
 
 def refuse(attribute, addresses):
     raise ValueError("what it raises")
+
+
+def interrupt(attribute, addresses):
+    raise KeyboardInterrupt
 
 
 def call(name, left, right):
@@ -40,4 +45,19 @@ def test_it_is_called_with_arguments_results_and_the_attribute():
 def test_what_it_raises_is_raised_where_the_result_is_asked_for():
     with pytest.raises(jax.errors.JaxRuntimeError, match="test_refuse: what it raises"):
         jax.block_until_ready(jax.jit(call, static_argnums=0)("test_refuse", jnp.ones(3), jnp.ones(3)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="test_interrupt: KeyboardInterrupt"):
+        jax.block_until_ready(call("test_interrupt", jnp.ones(3), jnp.ones(3)))
+    np.testing.assert_array_equal(call("test_scale", jnp.ones(3), jnp.ones(3)), [2, 4, 6])
+
+
+def test_an_attribute_of_other_numbers_is_refused():
+    result = jax.ShapeDtypeStruct((3,), jnp.float32)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="must be an array of int64"):
+        jax.block_until_ready(
+            jax.ffi.ffi_call("test_scale", result)(jnp.ones(3), jnp.ones(3), times=np.ones(3, np.int32))
+        )
+
+
+def test_a_name_is_registered_once():
+    foreign.register("test_scale", refuse)
     np.testing.assert_array_equal(call("test_scale", jnp.ones(3), jnp.ones(3)), [2, 4, 6])
