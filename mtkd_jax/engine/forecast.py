@@ -25,7 +25,6 @@ from mtkd_jax.engine.step import init_state
 from mtkd_jax.engine.training import compiled_chunk, compiled_part, first_progress
 from mtkd_jax.mesh import Layout
 from mtkd_jax.models import stages
-from mtkd_jax.models.branched import Branched
 from mtkd_jax.models.friendly import StudentFriendly
 from mtkd_jax.models.several import RankOne
 from mtkd_jax.types import Array, Model, PyTree
@@ -133,32 +132,23 @@ def _entering(model: Model, image: Array) -> PyTree:
 def forward_flops(model: Model, shape: tuple[int, ...]) -> float:
     """Of one image [1,h,w,c], as the compiler counts it; 0 where it does not say.
 
-    All that is trained counts, be it deployed or not: of a `StudentFriendly` the branches too. Those of
-    `Branched` are a loop, whose body the compiler counts once: P of them are a network and P - 1 more tails.
-    Networks that share kernels by rank one are K networks: their kernels are formed once a batch, not once an
-    image.
+    All that is trained counts, be it deployed or not: of a `StudentFriendly` the branches too. Networks that
+    share kernels by rank one are K networks: their kernels are formed once a batch, not once an image.
     """
     if isinstance(model, RankOne):
         return model.num_members * forward_flops(model.one, shape)
-    if not isinstance(model, Branched):
-        return _loop_free_flops(model, shape)
-    tail = stages.tail_after(model.one, model.after, shape[1:])
-    cut = dataclasses.replace(model.one, trainable=tail.trainable)
-    entering = jax.eval_shape(partial(_entering, cut), jax.ShapeDtypeStruct(shape, np.float32))
-    whole = _loop_free_flops(model.one, shape)
-    is_map = isinstance(entering, jax.ShapeDtypeStruct)  # else its tail cannot be told apart
-    return whole + (model.num_branches - 1) * (_loop_free_flops(tail, entering.shape) if is_map else whole)
+    return _counted_flops(model, shape)
 
 
 @lru_cache
-def _loop_free_flops(model: Model, shape: tuple[int, ...]) -> float:
+def _counted_flops(model: Model, shape: tuple[int, ...]) -> float:
     image = jax.ShapeDtypeStruct(shape, np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    traced = jax.jit(partial(_said, model)).trace(variables, image)
+    traced = jax.jit(partial(_trained_outputs, model)).trace(variables, image)
     return _counted(traced.lower()) + further_rounds(traced.jaxpr.jaxpr)
 
 
-def _said(model: Model, variables: PyTree, image: Array) -> Array:
+def _trained_outputs(model: Model, variables: PyTree, image: Array) -> Array:
     if isinstance(model, StudentFriendly):
         return model.apply_whole(variables, image)[0].heads
     return model.apply(variables, image)[0].logits
