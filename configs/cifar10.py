@@ -3,17 +3,13 @@
     python -m mtkd_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
     python -m mtkd_jax.main --config=configs/cifar10.py:kd --workdir=runs/cifar10_kd
 
-Data      The archive as published, data/cifar-10-python.tar.gz; the variants "small" and "kd_small" want
-          data/cifar10_small.npz, 10 000 training and 5 000 test images of it.
+Data      The archive as published, data/cifar-10-python.tar.gz.
 Recipes   "": Zuchniak 2023, Adam at 1e-3, batches of 128, up to 300 epochs with patience 30, five teachers of
           the student's architecture, RandAugment (3, 7), alpha in 0, 0.25, 0.5, 0.75. resnet(depth=20) stands
           for its ResNet50V2, whose stem was made for larger images.
           "kd": Tian et al. 2020 (CRD), as most tables of CIFAR-100 have it: resnet32x4 into resnet8x4.
-Needs     a GPU for both; "small" and "kd_small" take some minutes on two cores, with a network to match, and
-          say nothing of the published numbers.
+Needs     a GPU for both; cifar10_speedy.py is for two cores.
 """
-
-import os
 
 from ml_collections import ConfigDict
 
@@ -21,7 +17,7 @@ from mtkd_jax import config as configuration
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "" and "kd", the two recipes on the full set; "small", "kd_small" and "smoke"."""
+    """Variants: "" and "kd", the two recipes; "smoke", which makes its data up."""
     config = configuration.default()
     config.data.source = "cifar10"
     config.data.path = "data/cifar-10-python.tar.gz"
@@ -38,8 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.students.modes = ("mimic_all", "output_avg", "loss_avg", "supernet", "supernet2")
     config.students.alphas = (0.0, 0.25, 0.5, 0.75)
     config.students.num_seeds = 5
-    variants = dict(kd=_kd, small=_small, kd_small=_kd_small, smoke=_smoke)
-    return configuration.variant(config, variant, **variants)
+    return configuration.variant(config, variant, kd=_kd, smoke=_smoke)
 
 
 def _kd(config: ConfigDict) -> None:
@@ -66,39 +61,14 @@ def _shifts_and_flips(config: ConfigDict) -> None:
     config.data.augment.flip = True
 
 
-def _small(config: ConfigDict) -> None:
-    _on_the_small_set(config)
-    _shifts_and_flips(config)  # on a CPU: RandAugment (3, 7) takes 17 ms a batch, this 1
-    config.data.augment.cutout = 8
-    config.teachers.num_members = 3
-    config.teachers.patience = 0
-    config.train.epochs = 10  # 62 steps each
-    config.train.eval_every = 2
-    config.students.modes = ("mimic_all", "output_avg")
-    config.students.alphas = (0.0, 0.25)
-    config.students.num_seeds = 3
-
-
-def _kd_small(config: ConfigDict) -> None:
-    _kd(config)
-    _on_the_small_set(config)
-    config.train.epochs = 8  # 125 steps each
-    config.train.eval_every = 2
-    config.students.num_seeds = 3
-
-
-def _on_the_small_set(config: ConfigDict) -> None:
-    config.data.source = "npz"
-    config.data.path = "data/cifar10_small.npz"
-    config.model.name = "cnn(widths=(16, 32), dense=64, batch_norm=True)"
-    config.students.model = ""
-
-
 def _smoke(config: ConfigDict) -> None:
-    _small(config)
-    if not os.path.isfile(config.data.path):
-        config.data.source = "synthetic(num_train=600, num_test=100, size=12, channels=3)"
+    config.data.source = "synthetic(num_train=600, num_test=100, size=12, channels=3)"
     config.data.num_train = 256
     config.data.augment.rand_augment = (1, 7)
+    config.model.name = "cnn(widths=(16, 32), dense=64, batch_norm=True)"
+    config.teachers.num_members = 3
+    config.teachers.patience = 0
     config.train.epochs = 2
+    config.students.modes = ("mimic_all", "output_avg")
+    config.students.alphas = (0.0, 0.25)
     config.students.num_seeds = 2

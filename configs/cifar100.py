@@ -3,11 +3,9 @@
     python -m mtkd_jax.main --config=configs/cifar100.py --workdir=runs/cifar100
     python -m mtkd_jax.main --config=configs/cifar100.py:kd --workdir=runs/cifar100_kd
 
-Data      The archive as published, data/cifar-100-python.tar.gz; the variants "small" and "kd_small" want
-          data/cifar100_small.npz, 10 000 training and 5 000 test images of it.
+Data      The archive as published, data/cifar-100-python.tar.gz.
 Compares  what cifar10.py compares; "kd" is the recipe that most tables of CIFAR-100 are made by.
-Needs     a GPU for both; "small" and "kd_small" take some minutes on two cores, with a network to match, and
-          say nothing of the published numbers.
+Needs     a GPU for both.
 """
 
 import runpy
