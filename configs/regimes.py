@@ -7,8 +7,6 @@
     $sweep --workdir=runs/regimes_view --over config.data.augment.shift=0,1,2,4
     python -m mtkd_jax.sweep --config=configs/regimes.py:cifar10 --workdir=runs/regimes_cifar10 \\
         --over config.data.num_train=500,2000
-    python -m mtkd_jax.sweep --config=configs/regimes.py:cifar10 --workdir=runs/regimes_cifar10_teachers \\
-        --over config.teachers.num_members=1,2,5
     python -m mtkd_jax.sweep --config=configs/regimes.py:fashion --workdir=runs/regimes_fashion \\
         --over config.data.num_train=500,2000
 
@@ -16,7 +14,8 @@ Data      EMNIST, 47 letters and digits in equal numbers, data/emnist47_balanced
           training, of which a fifth validates, and 3 901 for the test. 2 350 have labels, unless the sweep
           says otherwise; the others have none. "cifar10": the whole of CIFAR-10, for a
           convolutional network: 40 000 images train, 2 000 have labels; three seeds. "fashion": the whole of
-          Fashion-MNIST, data/fashion-mnist, for the same network: 48 000 train.
+          Fashion-MNIST for the same network: 48 000 train; data/fashion-mnist is a folder of its four files,
+          fetched or from Debian's package dataset-fashion-mnist. It has not been run.
 Compares  a student of the ensemble's mean with its baseline, on the labelled images alone and with the
           others, five seeds each. The plot of a sweep has the points over the baseline, paired, beside those
           of the ensemble.
