@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from mtkd_jax.system import foreign, onednn
+from mtkd_jax.system import foreign, onednn, terminal
 from mtkd_jax.types import Array
 
 TARGET = "mtkd_jax_convolution"
@@ -41,7 +41,11 @@ def is_available() -> bool:
     """Whether oneDNN can be called here, on a CPU."""
     if jax.default_backend() != "cpu" or not onednn.is_installed():
         return False
-    foreign.register(TARGET, onednn.run)
+    try:
+        foreign.register(TARGET, onednn.run)
+    except (RuntimeError, ValueError) as error:  # of a jaxlib whose foreign calls are of another version
+        terminal.tell(f"oneDNN is installed and cannot be called: {terminal.one_line(error)}")
+        return False
     return True
 
 

@@ -220,6 +220,15 @@ def test_a_network_learns_the_same_in_this_form():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, want)
 
 
+def test_a_jaxlib_that_does_not_take_the_call_is_told(monkeypatch, capsys):
+    def refuse(name, function):
+        raise RuntimeError("FFI handler's API version\nis another one")
+
+    monkeypatch.setattr(direct_conv.foreign, "register", refuse)
+    assert not direct_conv.is_available.__wrapped__()
+    assert "oneDNN is installed and cannot be called: FFI handler's" in capsys.readouterr().err
+
+
 def test_a_problem_that_the_library_refuses_is_told():
     wrong = onednn.Problem(0, onednn.DTYPES["float32"], 1, 1, 4, 4, 3, 4, 1, 3, 3, 1, 1, -3, 0, -3, 0)
     assert not onednn.computes(wrong)
