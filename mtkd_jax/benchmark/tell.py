@@ -16,6 +16,7 @@ from mtkd_jax.report import document, rendering
 from mtkd_jax.report.cell_text import MISSING
 from mtkd_jax.report.rendering import Sheet
 from mtkd_jax.runs import workdir
+from mtkd_jax.system import onednn
 from mtkd_jax.types import UserError
 
 ONCE = "*"
@@ -140,7 +141,7 @@ def on(machine: dict) -> str:
     versions = ", ".join(
         f"{name} {version}"
         for name, version in machine["packages"].items()
-        if name in ("jax", "flax", "torch")
+        if name in ("jax", "flax", "torch", onednn.PACKAGE)
     )
     return (
         f"On {machine['processor']}, {machine['cores']} cores, {len(devices)} x {devices[0]}; {versions}; "

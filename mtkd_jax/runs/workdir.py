@@ -25,10 +25,10 @@ from mtkd_jax.data.loading import Split
 from mtkd_jax.deploy.programs import weights_of
 from mtkd_jax.runs import predictions
 from mtkd_jax.runs.predictions import Predictions
-from mtkd_jax.system import files, paths, weights
+from mtkd_jax.system import files, onednn, paths, weights
 from mtkd_jax.types import UserError
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", onednn.PACKAGE)
 LOCK = ".lock"  # held by whoever writes into the folder, and left lying there
 REPORT = "report.json"  # written last: where it stands, the run is finished
 PREDICTIONS = "predictions.npz"
@@ -352,11 +352,20 @@ def environment(seed: int) -> dict[str, Any]:
         "seed": seed,
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {"mtkd_jax": VERSION} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {"mtkd_jax": VERSION} | _installed(PACKAGES),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
     }
+
+
+def _installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are there."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _commit() -> str | None:

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import jax
 import pytest
 
 from mtkd_jax import config as configuration
@@ -354,3 +355,8 @@ def test_a_rule_for_more_teachers_is_refused_before_the_data_are_read(monkeypatc
 def test_a_config_is_read_back_as_it_was_written(run, config):
     plain = json.loads(json.dumps(config.to_dict()))
     assert workdir.read_config(run) == plain
+
+
+def test_the_environment_names_the_packages_that_are_there():
+    assert workdir._installed(("jax", "no-such-package")) == {"jax": jax.__version__}
+    assert {"jax", "flax", "mtkd_jax"} <= set(workdir.environment(0)["packages"])
