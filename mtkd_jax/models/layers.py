@@ -152,10 +152,10 @@ def fastest_form(kernel_shape: tuple[int, ...], groups: int, platform: str) -> s
     took 56 ms a step of the small CNN, against 23 in float32; with windows moved as 16-bit integers only
     8x8x64 gained (2.1 against 3.5 ms forward), 32x32x16 took 17 against 5. As they are VGG-16 and speedy take
     0.96 of float32's time.
-    oneDNN's direct convolutions (`direct_conv`), which are another form (`in_form`) and no platform's: on one
-    core of an AMD EPYC with AVX-512 the value and both gradients took, against these, 10 to 20 ms for
-    32x32x16, 7.6 to 10.7 for 8x8x64 (3x3, 128 images), 2.3 to 17.7 depthwise (16x16x96, 64 images); with AVX2
-    alone 10.6 to 16.9, 9.4 to 10.4 and 6.4 to 19.1.
+    oneDNN's direct convolutions (`direct_conv`) are another form (`in_form`) and no platform's: inside
+    `lax.map`, on one core of an AMD EPYC with AVX-512, the value and both gradients took 24 ms against 44 of
+    these for 32x32x16, 15 against 22 for 8x8x64 (3x3, 128 images), 7 against 30 depthwise (16x16x96, 64
+    images); with AVX2 alone 25 against 39, 19 against 21 and 9 against 30.
     """
     height, width, depth, _ = kernel_shape
     if platform != "cpu":
