@@ -53,7 +53,8 @@ def candidates(how: str, data_shards: int, model: Model, num_members: int) -> tu
 def likely_forms(model: Model) -> tuple[str, ...]:
     """Forms of convolutions, the likeliest first: which is the fastest depends on the processor.
 
-    oneDNN's kernels, where they are installed, were the fastest on every network measured (docs/speed.md).
+    oneDNN's kernels, where they are installed, were the fastest, or as fast as any, on every convolutional
+    network measured (docs/speed.md).
     """
     if not model.convolutional:
         return ("",)

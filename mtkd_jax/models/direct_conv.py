@@ -50,7 +50,7 @@ def is_available() -> bool:
 
 
 def computes(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int) -> bool:
-    """Whether there are kernels for this convolution, of these numbers, on this processor."""
+    """Whether oneDNN has kernels for `direct_conv` of these arrays, on this processor."""
     if x.dtype.name not in onednn.DTYPES:
         return False
     geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads, groups, threads=1)
@@ -60,9 +60,9 @@ def computes(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int) ->
 def direct_conv(
     x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int = 1, threads: int = 1
 ) -> Array:
-    """The convolution of x [B,h,w,c] with kernel [kh,kw,c/groups,d], on so many threads.
+    """The convolution [B,h',w',d] of x [B,h,w,c] with kernel [kh,kw,c/groups,d], on `threads` >= 1 threads.
 
-    Raises TypeError unless both are of one dtype.
+    For what `computes` says yes to, where `is_available`. Raises TypeError unless both are of one dtype.
     """
     if x.dtype != kernel.dtype:
         raise TypeError(f"direct_conv: of two dtypes, {x.dtype} and {kernel.dtype}; must be of one")

@@ -28,6 +28,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from mtkd_jax import mesh
 from mtkd_jax.models import direct_conv
+from mtkd_jax.models.direct_conv import Pads, Pair
 from mtkd_jax.system.spelling import hint
 from mtkd_jax.types import Array, Model, Outputs, PyTree, Task, UserError
 
@@ -42,9 +43,6 @@ ENTERED, ENTERING = "entered", "entering"
 _forms_of: ContextVar[str] = ContextVar("forms_of", default="")  # "": of the platform that JAX runs on
 _form: ContextVar[str] = ContextVar("form", default="")  # of convolutions, see `in_form`
 _cut_after: ContextVar[tuple[str, dict[str, Array]] | None] = ContextVar("cut_after", default=None)
-
-Pair = tuple[int, int]
-Pads = tuple[Pair, Pair]  # (top, bottom), (left, right)
 
 
 # --- convolution --------------------------------------------------------------------------------------
