@@ -184,7 +184,7 @@ def default() -> ConfigDict:
     config.runtime.members_at_once = 0  # of a population; 0 = as many as fit into memory
     config.runtime.teacher_cache = "auto"  # auto | off | float32 | float16
     config.runtime.frozen_features = "auto"  # auto: frozen stages run once, where images stay the same | off
-    config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every chunk
+    config.runtime.checkpoint_seconds = 30.0  # between saves inside a stage; 0 = after every piece
     config.runtime.stream_mb = 256  # of images, and of their given logits, held at once, where not all are
     config.runtime.trackers = ("tensorboard",)  # where curves go besides metrics.jsonl; addresses
     config.runtime.own_code = ""  # folder to look up files of own functions in first; a file sets its own

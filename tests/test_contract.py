@@ -381,6 +381,12 @@ def shallow(monkeypatch):
     monkeypatch.setitem(mobilenet.V3, "large", rows)
 
 
+def test_the_page_of_networks_names_every_one():
+    page = (Path(__file__).parent.parent / "docs" / "networks.md").read_text(encoding="utf-8")
+    table = "".join(line for line in page.splitlines() if line.startswith("|"))
+    assert set(MODELS) <= set(re.findall(r"`(\w+)`", table))
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("shallow")
 def test_every_model_learns_everywhere(name):

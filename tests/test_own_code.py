@@ -314,6 +314,16 @@ def test_the_method_that_the_documentation_shows_is_one(mine):
     np.testing.assert_allclose(targets.entropy, -np.sum(mixed * np.log(mixed)), rtol=1e-5)
 
 
+def test_the_network_that_the_documentation_shows_is_one(mine):
+    text = (Path(__file__).parent.parent / "docs" / "own-code.md").read_text(encoding="utf-8")
+    (shown,) = (block for block in re.findall(r"```py\n(.*?)```", text, re.DOTALL) if "nnx.Module" in block)
+    mine.write_text(shown)
+    model = addresses.build_model("mine.py:linear(pixels=6)", Task(4, 1, (0.5,), (0.2,)))
+    images = np.ones((2, 3, 2, 1), np.float32)
+    variables = model.init(jax.random.key(0), images)
+    assert model.apply(variables, images)[0].logits.shape[-1] == 4
+
+
 def test_own_addresses_are_typed_on_the_command_line_as_all_others(mine):
     config = configuration.default()
     settings.override(config, "students.modes", "vote, mine.py:regression(weight=2.0)")

@@ -236,13 +236,13 @@ def seconds_per_step(job: Job, num_steps: int = 4, num_rounds: int = 3) -> float
 def members_at_once(job: Job) -> int:
     """How many members of a job are trained at the same time: all, `job.at_once`, or as many as fit.
 
-    The compiler is only asked where the plain sum of the arrays comes near the limit.
+    The compiler is only asked where what is estimated comes near the limit.
     """
     num_members = len(job.names)
     if job.at_once:
         return min(job.at_once, num_members)
-    state = _state_bytes(job) / num_members
-    if 8 * state * num_members + _num_bytes((job.stage_data, job.validation)) < memory_limit() / 4:
+    fixed, each = estimated_bytes(job)
+    if fixed + 4 * each * num_members < memory_limit() / 4:
         return num_members
     return _as_many_as_fit(job, *bytes_of_members(job))
 

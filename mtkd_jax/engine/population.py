@@ -75,6 +75,35 @@ def init_on_host(model: Model, keys: Array, image_shape: Sequence[int]) -> PyTre
     return stacked
 
 
+STATISTICS = "batch_stats"  # the collection of BatchNorm's means and variances
+
+
+def settle_statistics(model: Model, variables: PyTree, images: Images, keys: Array) -> PyTree:
+    """Variables [M,...] with the batch statistics that batches of images [R,B,h,w,c] leave behind.
+
+    Weights stay as they are; keys [M] feed dropout. For networks that were never trained, whose statistics
+    are still 0 and 1: residual networks answer with logits of a thousand then. Without BatchNorm nothing
+    changes.
+    """
+    return _settle(model)(variables, images, keys) if variables.get(STATISTICS) else variables
+
+
+@lru_cache
+def _settle(model: Model) -> Callable:
+    def of_one(member, images):
+        variables, key = member
+
+        def seen(statistics, image):
+            own = {**variables, STATISTICS: statistics}
+            _, state = model.apply(own, scale(image), train=True, key=key)
+            return state[STATISTICS], None
+
+        return {**variables, STATISTICS: jax.lax.scan(seen, variables[STATISTICS], images)[0]}
+
+    how = natural_member_loop(model)
+    return mesh.jit(lambda variables, images, keys: over_members(of_one, how)((variables, keys), images))
+
+
 def take(tree: PyTree, members: int | Sequence[int] | np.ndarray) -> PyTree:
     """The given members of a stacked pytree; an int drops the axis."""
     index = members if isinstance(members, int) else np.asarray(members, np.int32)

@@ -27,6 +27,7 @@ NOTES = {
     "images, unaugmented: every image has what is said of one other, the same one all the time, so that the "
     "whole has the right frequencies and each image a wrong lesson.",
 }
+NUM_BATCHES = 50  # that batch statistics settle in: of a momentum of 0.9 nothing of their beginning is left
 SHUFFLED = Given("shuffled teachers", None)
 
 
@@ -100,7 +101,11 @@ def teachers(
 
 
 def _untrained(config: ConfigDict, split: Split, ensemble: Ensemble, computes: bool) -> Ensemble:
-    """The same networks as they are drawn, none of which any member of this run begins with."""
+    """The same networks as they are drawn, none of which any member of this run begins with.
+
+    Their batch statistics are those of training images: without these logits grow with depth, and what should
+    be a soft label is a hard one.
+    """
     for own in ensemble:
         if not own.model.is_network:
             raise UserError(
@@ -110,11 +115,16 @@ def _untrained(config: ConfigDict, split: Split, ensemble: Ensemble, computes: b
     if not computes:
         return ensemble
     key = jax.random.fold_in(jax.random.key(config.seed), seed_of("random_teacher"))
-    image_shape = split.dataset.train_images.shape[1:]
+    images, batch_size = split.dataset.train_images, min(config.train.batch_size, len(split.train))
+    rng = np.random.default_rng((config.seed, seed_of("random_teacher")))
+    rows = rng.choice(split.train, (NUM_BATCHES, batch_size))
 
     def drawn(place: int, own: Population) -> Population:
         keys = jax.random.split(jax.random.fold_in(key, place), own.num_members)
-        variables = population.init(own.model, keys, image_shape)
+        variables = population.init(own.model, keys, images.shape[1:])
+        if population.STATISTICS in variables:
+            seen = images[rows.ravel()].reshape(*rows.shape, *images.shape[1:])
+            variables = population.settle_statistics(own.model, variables, seen, keys)
         # What is neither drawn nor learnt, such as the classes of specialists, is the teachers' own.
         given = {name: own.variables[name] for name in set(variables) - {"params", "batch_stats"}}
         return Population(own.model, {**variables, **given}, {}, own.names)

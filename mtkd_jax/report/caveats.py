@@ -27,6 +27,8 @@ from mtkd_jax.results import lookup, measured, scoring
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
+FEW_GROUPS = 30  # of fewer clusters a bootstrap holds the truth less often than it says
+
 
 def _promise(report: dict) -> list[str]:
     """What the promise of a student with a safety net rests on."""
@@ -57,6 +59,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         "Over seeds and members they are Student's t, of ensembles a bootstrap over test examples, or a "
         "jackknife where resamples would move the number: their widths do not compare. Neither says what "
         "other teachers would have brought.",
+        *_units(predictions),
         _selection(predictions),
         _comparisons(report),
         *_verdicts(report),
@@ -111,6 +114,18 @@ def _unequal_classes(report: dict) -> list[str]:
         f"The test set has {counts[most]:,} images of {names[most]} and {counts[least]:,} of {names[least]}: "
         f"who always says {names[most]} is right in {percent(counts[most] / sum(counts))}, with a balanced "
         f"accuracy (the mean recall of the classes) of {percent(1 / len(counts))}."
+    ]
+
+
+def _units(predictions: Predictions) -> list[str]:
+    units = predictions.units
+    number = 0 if units is None else int(units.max()) + 1
+    if number in (0, len(np.unique(predictions.test_index))):
+        return []
+    few = f"; of fewer than {FEW_GROUPS} such intervals are too short" if number < FEW_GROUPS else ""
+    return [
+        "Test examples of one group are not independent: for an interval over test examples the "
+        f"{number:,} groups that the data names are resampled{few}."
     ]
 
 

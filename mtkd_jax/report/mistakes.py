@@ -37,7 +37,7 @@ def sheet(dataset: DataSet, found: Predictions) -> bytes | None:
     Of two classes of which one is to be detected the sections are its misses and the false alarms, at the
     threshold that validation allows; otherwise there is one, of all images of another class than is said.
     """
-    if found.test_groups is not None:
+    if found.is_dense:
         return _sheet_of_places(dataset, found)
     sections = [section for section in _sections(found) if len(section.rows) and not dataset.column_names]
     if not sections:

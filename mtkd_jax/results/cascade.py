@@ -202,7 +202,7 @@ def numbers(predictions: Predictions) -> dict | None:
     chosen, teachers = student_of(predictions), lookup.teachers(predictions)
     if chosen is None or predictions.val_groups is None or not teachers:
         return None
-    if predictions.test_groups is not None:  # an example is handed over, not one of its places
+    if predictions.is_dense:  # an example is handed over, not one of its places
         return None
     if any(teacher.params is None for teacher in teachers):
         return None
@@ -250,9 +250,9 @@ def of(predictions: Predictions, group: Group, member: int) -> dict:
             "lost_of_units": setting.lost,
         },
         "test": {
-            "student": _over_examples(alone["student"], own),
-            "cascade": _over_examples(on_test, own),
-            "ensemble": _over_examples(alone["ensemble"], 0.0),  # without a student before it
+            "student": _over_examples(predictions, alone["student"], own),
+            "cascade": _over_examples(predictions, on_test, own),
+            "ensemble": _over_examples(predictions, alone["ensemble"], 0.0),  # without a student before it
         },
         "seeds": _over_seeds([values for _, _, values in each], own),
         "cost": cost,
@@ -307,12 +307,12 @@ def _costs(predictions: Predictions, group: Group) -> dict:
     return {"of": of, "student": float(getattr(group, of)), "ensemble": float(ensemble)}
 
 
-def _over_examples(terms: dict[str, np.ndarray], own_cost: float) -> dict:
+def _over_examples(predictions: Predictions, terms: dict[str, np.ndarray], own_cost: float) -> dict:
     """Metrics of the terms [N] of every example, and what an image costs in units of the ensemble's."""
     found = {}
     for name, values in terms.items():
         mean, constant = float(values.mean()), bool(np.ptp(values) == 0)
-        ends = (mean, mean) if constant else intervals.bootstrap_interval(values)
+        ends = (mean, mean) if constant else intervals.bootstrap_interval(predictions.by_unit(values))
         found[name] = _of_examples(mean, ends)
     low, high = found["share"]["ci95"]
     found["cost"] = _of_examples(own_cost + found["share"]["mean"], (own_cost + low, own_cost + high))

@@ -150,11 +150,13 @@ def _predictions(
 ) -> Predictions:
     dataset = split.dataset
     rows, labels = np.arange(len(dataset.test_labels), dtype=np.int32), dataset.test_labels
-    val_labels = dataset.train_labels[split.val]
+    val_labels, groups_of_test = dataset.train_labels[split.val], dataset.test_groups
+    if groups_of_test is None and dataset.is_dense:
+        groups_of_test = rows
+    if groups_of_test is not None:
+        further["test_groups"] = of_places(groups_of_test, labels)
     if dataset.is_dense:
-        groups_of_test = rows if dataset.test_groups is None else dataset.test_groups
         further |= {
-            "test_groups": of_places(groups_of_test, labels),
             "test_places": np.nonzero(labels >= 0)[1].astype(np.int32),
             "num_places": labels.shape[1],
             "test_goals": {name: goal[labels >= 0] for name, goal in (dataset.test_goals or {}).items()},

@@ -76,7 +76,7 @@ def detected(predictions: Predictions) -> int | None:
 
     Nor of a dense task, of whose places most are as often as not of one class.
     """
-    if predictions.test_groups is not None:
+    if predictions.is_dense:
         return None
     present = [np.unique(labels).tolist() for labels in (predictions.val_labels, predictions.test_labels)]
     if len(predictions.class_names) != 2 or present != [[0, 1], [0, 1]]:

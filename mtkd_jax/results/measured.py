@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from scipy import special
 
 from mtkd_jax import config as configuration
 from mtkd_jax.results import intervals, lookup, metrics
-from mtkd_jax.runs.predictions import Group, Predictions
+from mtkd_jax.runs.predictions import Group, Predictions, by_unit
 from mtkd_jax.system import own_metrics
 from mtkd_jax.tasks import kinds
 from mtkd_jax.tasks.kinds import Measure, PlaceOutputs
@@ -46,18 +48,18 @@ def of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
 
 
 def balanced_over_units(predictions: Predictions, logits: np.ndarray) -> intervals.Interval:
-    """Of the mean recall of classes, by resampling what places belong to."""
+    """Of the mean recall of classes, by resampling `Predictions.units`."""
     labels, right = predictions.test_labels, logits.argmax(axis=-1) == predictions.test_labels
-    _, unit = np.unique(predictions.test_groups, return_inverse=True)
-    counts = np.zeros((2, unit.max() + 1, logits.shape[-1]))
-    np.add.at(counts, (1, unit, labels), 1.0)
-    np.add.at(counts, (0, unit, labels), right)
+    units = predictions.units
+    counts = np.zeros((units.max() + 1, 2, logits.shape[-1]))
+    np.add.at(counts, (units, 1, labels), 1.0)
+    np.add.at(counts, (units, 0, labels), right)
 
     def recall(total: np.ndarray) -> float:
         found, of = total
         return float((found[of > 0] / of[of > 0]).mean())
 
-    return intervals.bootstrap_sums(np.moveaxis(counts, 1, 0), recall)
+    return intervals.bootstrap_sums(counts, recall)
 
 
 def _within(interval: intervals.Interval | None, ends: intervals.Interval) -> intervals.Interval | None:
@@ -92,7 +94,7 @@ def task_of_members(one: Measure, group: Group, predictions: Predictions, over: 
         for s, logits in enumerate(group.test)
     ]
     if len(each) == 1:
-        return task_of_one(one, each[0])
+        return task_of_one(one, each[0], units_of_examples(predictions))
     if not set(one.beside) <= group.beside.keys():
         return None
     return of_members([_value(one, of_one) for of_one in each], over, one.ends)
@@ -106,28 +108,43 @@ def _value(one: Measure, told: PlaceOutputs) -> float:
     return float(one.value(found.sum(axis=0)) if one.value else found.mean())
 
 
-def task_of_one(one: Measure, told: PlaceOutputs) -> dict | None:
+def units_of_examples(predictions: Predictions) -> np.ndarray:
+    """Which of `Predictions.units` each of the E test examples is of, [E] int."""
+    _, first = np.unique(predictions.test_index, return_index=True)
+    units = predictions.units
+    return np.arange(len(first)) if units is None else units[first]
+
+
+def task_of_one(one: Measure, told: PlaceOutputs, units: np.ndarray) -> dict | None:
     """The same of one network or fused decision, over test examples; None where it lacks what is measured.
 
-    A function of how often examples count has the interval of a jackknife: resamples move a mean precision.
+    What is resampled are the `units` [E] of examples. A function of how often examples count has the interval
+    of a jackknife: resamples move a mean precision.
     """
     if not set(one.beside) <= told.beside.keys():
         return None
-    found = one.compute(told)
+    found, num_units = one.compute(told), int(units.max()) + 1
     if callable(found):
-        interval = intervals.jackknife_interval(found, told.num_examples, num_groups=OWN_RESAMPLES)
         value = float(found(np.ones(told.num_examples)))
+        interval = intervals.jackknife_interval(
+            lambda counts: found(counts[units]), num_units, num_groups=OWN_RESAMPLES
+        )
         return {**of_ensemble(value, _within(interval, one.ends)), "ci_by": "jackknife"}
     found = np.asarray(found, np.float64)
     if found.ndim == 0:  # one number for all: every resample computes it anew
-        rng, num = np.random.default_rng(0), told.num_examples
-        drawn = (rng.integers(num, size=num) for _ in range(OWN_RESAMPLES))
-        resampled = np.array([float(one.compute(told.take(examples))) for examples in drawn])
+        rng, examples_of = np.random.default_rng(0), [np.flatnonzero(units == n) for n in range(num_units)]
+        resampled = np.empty(OWN_RESAMPLES)
+        for n in range(OWN_RESAMPLES):
+            drawn = rng.integers(num_units, size=num_units)
+            resampled[n] = one.compute(told.take(np.concatenate([examples_of[unit] for unit in drawn])))
         return of_ensemble(float(found), _within(intervals.percentiles(resampled), one.ends))
-    interval = (
-        intervals.bootstrap_sums(found, one.value) if one.value else intervals.bootstrap_interval(found)
-    )
-    value = float(one.value(found.sum(axis=0)) if one.value else found.mean())
+    if one.value is None:
+        value, interval = float(found.mean()), intervals.bootstrap_interval(by_unit(found, units))
+    else:
+        of_units = np.zeros((num_units, *found.shape[1:]))
+        np.add.at(of_units, units, found)
+        value = float(one.value(found.sum(axis=0)))
+        interval = intervals.bootstrap_sums(of_units, one.value)
     return of_ensemble(value, _within(interval, one.ends))
 
 
@@ -167,24 +184,42 @@ def own_of_members(one: Metric, group: Group, labels: np.ndarray, over: str) -> 
     return of_members(values, over)
 
 
-def own_of_ensemble(one: Metric, logits: np.ndarray, labels: np.ndarray) -> dict | None:
+def own_of_ensemble(one: Metric, logits: np.ndarray, predictions: Predictions) -> dict | None:
     """A metric of one fused decision, with its interval over test examples.
 
-    Where it is one number for all examples, those of each class are resampled by themselves.
+    Where it is one number for all examples, those of each class are resampled by themselves, or whole
+    `Predictions.units`: of these a resample for which the metric fails is left out.
     """
+    labels, units = predictions.test_labels, predictions.units
 
     def of_resample(times: np.ndarray) -> list[float]:
         rows = np.repeat(np.arange(len(labels)), times)
-        return [float(own_metrics.values(one, logits[rows], labels[rows]))]
+        try:
+            return [float(own_metrics.values(one, logits[rows], labels[rows]))]
+        except UserError:
+            return [np.nan]
 
     try:
         values = own_metrics.values(one, logits, labels)
-        if values.ndim:
-            return over_examples(values)
-        (ci95,) = intervals.bootstrap_statistics(of_resample, labels, num_resamples=OWN_RESAMPLES)
-        return of_ensemble(float(values), ci95)
     except UserError:
         return None
+    if values.ndim:
+        return over_examples(predictions.by_unit(values))
+    (interval,) = _resampled(of_resample, labels, units, num_resamples=OWN_RESAMPLES)
+    return of_ensemble(float(values), _within(interval, (-np.inf, np.inf)))
+
+
+def _resampled(
+    statistics: Callable[[np.ndarray], Sequence[float]],
+    strata: np.ndarray,
+    units: np.ndarray | None,
+    **how: Any,
+) -> list[intervals.Interval]:
+    """`intervals.bootstrap_statistics` of the examples of each stratum alone, or of whole units [N]."""
+    if units is None:
+        return intervals.bootstrap_statistics(statistics, strata, **how)
+    together = np.zeros(units.max() + 1)
+    return intervals.bootstrap_statistics(lambda times: statistics(times[units]), together, **how)
 
 
 def detection_of_members(predictions: Predictions, group: Group, over: str) -> dict:
@@ -206,18 +241,30 @@ def detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarra
     scores = metrics.log_odds(decided["test"], positive)
     order = np.argsort(scores)  # so that no resample has to be sorted again
     scores, is_positive = scores[order], predictions.test_labels[order] == positive
+    units = None if predictions.units is None else predictions.units[order]
+    kinds_of = {"recall": is_positive, "false_alarm_rate": ~is_positive}
 
     def statistics(times: np.ndarray) -> tuple[float, float]:
+        if not all((times * kind).any() for kind in kinds_of.values()):  # units of one kind alone
+            return np.nan, np.nan
         curve = metrics.roc(scores, is_positive, times)
         return metrics.auroc(curve), metrics.recall_at(curve, predictions.false_alarm_rate)
 
-    num_positive, num_negative = int(is_positive.sum()), int((~is_positive).sum())
-    interval_of = dict(zip(DETECTION, intervals.bootstrap_statistics(statistics, is_positive)))
-    interval_of["recall"] = intervals.bootstrap_shares([num_positive - one["misses"]], [num_positive])
-    interval_of["false_alarm_rate"] = intervals.bootstrap_shares([one["false_alarms"]], [num_negative])
+    interval_of = dict(zip(DETECTION, _resampled(statistics, is_positive, units)))
+    alarm = scores > special.logit(one["threshold"])
+    for name, kind in kinds_of.items():
+        interval_of[name] = _of_share(alarm & kind, kind, units)
     return _with_operating_point(
         {name: of_ensemble(value, interval_of.get(name)) for name, value in one.items()}
     )
+
+
+def _of_share(found: np.ndarray, of: np.ndarray, units: np.ndarray | None) -> intervals.Interval:
+    """Of a share of examples [N] bool, by resampling those that it is of, or whole units."""
+    if units is None:
+        return intervals.bootstrap_shares([found.sum()], [of.sum()])
+    counts = np.stack([np.bincount(units, kind) for kind in (found, of)], axis=-1)
+    return intervals.bootstrap_sums(counts[counts[:, 1] > 0], lambda total: total[0] / total[1])
 
 
 def _with_operating_point(found: dict) -> dict:

@@ -82,8 +82,6 @@ def _group_row(predictions: Predictions, group: Group, gap: dict | None) -> dict
 
 def _num_val_units(predictions: Predictions) -> int:
     """How many validation examples there are; places of one are not counted apart."""
-    if predictions.test_groups is None:
-        return len(predictions.val_labels)
     return len(np.unique(predictions.val_index))
 
 
@@ -140,7 +138,10 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         if predictions.test_groups is None
         else measured.balanced_over_units(predictions, decided["test"]),
     )
-    ranks = rules.is_rank(rule)  # places are no probabilities
+    ranks, of_examples = (
+        rules.is_rank(rule),
+        measured.units_of_examples(predictions),
+    )  # places are no probabilities
     whole = measured.place_outputs(predictions, decided["test"], {**lookup.mean_beside(predictions), **asked})
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}
@@ -166,13 +167,13 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         ),
         "own": {
             **{
-                one.name: None if ranks else measured.task_of_one(one, whole)
+                one.name: None if ranks else measured.task_of_one(one, whole, of_examples)
                 for one in measured.measures(predictions)
             },
             **{
                 one.name: None
                 if ranks and not one.of_places
-                else measured.own_of_ensemble(one, decided["test"], predictions.test_labels)
+                else measured.own_of_ensemble(one, decided["test"], predictions)
                 for one in measured.own(predictions).values()
             },
         },

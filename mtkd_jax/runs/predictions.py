@@ -66,7 +66,7 @@ class Predictions:
     """A run's groups and the data they were evaluated on. V validation and N test examples, C classes.
 
     Of a dense task V and N are the places that are there, example after example: every table and rule is of
-    places, and what is resampled for an interval are the `test_groups` they belong to.
+    places. What is resampled for an interval are `units`: the groups that the data names, or else examples.
     """
 
     dataset: str
@@ -97,30 +97,46 @@ class Predictions:
     ensemble_by_shift: np.ndarray | None = None  # [6,Q,L]
     complexity: Mapping[str, Any] | None = None  # see evaluation.complexity_of; None: not asked, no student
     task: str = "classes"  # see DataSet
-    test_groups: np.ndarray | None = None  # [N] of a dense task, equal in what is not independent; else None
-    test_places: np.ndarray | None = None  # [N] which of its example's places each is, and
+    test_groups: np.ndarray | None = None  # [N], equal in what is not independent; None: nothing is
+    test_places: np.ndarray | None = None  # [N] of a dense task: which of its example's places each is, and
     num_places: int = 1  # how many an example has, those included that are none
     test_goals: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)  # {name: [N,d]}
     ensemble_beside: Mapping[str, np.ndarray] = dataclasses.field(
         default_factory=dict
     )  # of mean_probs, as in a group: {name: [N,d]}
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether an example has several places with a label each."""
+        return self.test_places is not None
+
+    @property
+    def units(self) -> np.ndarray | None:
+        """Which of the things that are resampled each of the N is of, [N] int: 0, 1, ...; None: its own."""
+        return None if self.test_groups is None else np.unique(self.test_groups, return_inverse=True)[1]
+
     def by_unit(self, terms: np.ndarray) -> np.ndarray:
-        r"""Terms [...,N] of test examples as terms [...,E] of what is resampled; they have the same mean.
+        """Terms [...,N] of test examples as terms [...,E] of what is resampled: see `by_unit`."""
+        return terms if self.test_groups is None else by_unit(terms, self.units)
 
-        $$t_e = \bar{t} + \frac{E}{N} \sum_{n \in e} (t_n - \bar{t})$$
 
-        Of groups of one size it is the group's mean; of others a mean over N is a ratio, here to first order
-        (Taylor linearisation, as of cluster samples). Without `test_groups` the terms themselves.
-        """
-        if self.test_groups is None:
-            return terms
-        _, unit = np.unique(self.test_groups, return_inverse=True)
-        flat = np.reshape(terms, (-1, len(unit))).astype(np.float64)
-        mean = flat.mean(axis=1, keepdims=True)
-        num_units = int(unit.max()) + 1
-        sums = np.stack([np.bincount(unit, one, num_units) for one in flat - mean])
-        return (mean + sums * (num_units / len(unit))).reshape(*np.shape(terms)[:-1], num_units)
+def by_unit(terms: np.ndarray, units: np.ndarray) -> np.ndarray:
+    r"""Terms [...,N] of examples as terms [...,E] of the units that they are of; they have the same mean.
+
+    $$t_e = \bar{t} + \frac{E}{N} \sum_{n \in e} (t_n - \bar{t})$$
+
+    `units` [N] are 0 .. E-1. Of units of one size it is the unit's mean; of others a mean over N is a ratio,
+    here to first order (Taylor linearisation, as of cluster samples).
+
+    Examples:
+        >>> by_unit(np.array([1.0, 3.0, 5.0, 7.0]), np.array([0, 0, 1, 1])).tolist()
+        [2.0, 6.0]
+    """
+    flat = np.reshape(terms, (-1, len(units))).astype(np.float64)
+    mean = flat.mean(axis=1, keepdims=True)
+    num_units = int(units.max()) + 1
+    sums = np.stack([np.bincount(units, one, num_units) for one in flat - mean])
+    return (mean + sums * (num_units / len(units))).reshape(*np.shape(terms)[:-1], num_units)
 
 
 def save(path: str | os.PathLike, predictions: Predictions) -> None:

@@ -74,6 +74,20 @@ def test_untrained_teachers_are_the_same_networks_drawn_anew():
     assert controls.teachers("", config, split, ensemble) is ensemble
 
 
+def test_untrained_residual_networks_have_the_batch_statistics_of_training_images():
+    """Without them every block of a residual network adds to its logits, and soft labels are hard."""
+    name = "resnet(depth=14)"
+    config = small.config(**{"model.name": name, "students.controls": BOTH})
+    split = experiment.load_split(config)
+    model = teachers.network(split, name)
+    keys, shape = jax.random.split(jax.random.key(1), 2), split.dataset.train_images.shape[1:]
+    own = Population(model, population.init(model, keys, shape), {}, ("a", "b"))
+    (drawn,) = controls.teachers("random_teacher", config, split, (own,))
+    images = split.dataset.train_images[split.train]
+    settled, unsettled = (population.logits(one, images) for one in (drawn, own))
+    assert np.std(unsettled) > 3 * np.std(settled) > 0
+
+
 def test_untrained_specialists_answer_for_the_classes_of_the_trained_ones():
     config = small.config(**{**FEW, "plan": "specialists", "students.modes": ("logit_avg",)})
     split = experiment.load_split(config)
