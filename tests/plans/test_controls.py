@@ -75,7 +75,7 @@ def test_untrained_teachers_are_the_same_networks_drawn_anew():
 
 
 def test_untrained_residual_networks_have_the_batch_statistics_of_training_images():
-    """Without them every block of a residual network adds to its logits, and soft labels are hard."""
+    """As they are drawn, ResNet-56 says the classes of CIFAR-10 surely, settled with 0.6."""
     name = "resnet(depth=14)"
     config = small.config(**{"model.name": name, "students.controls": BOTH})
     split = experiment.load_split(config)
@@ -83,9 +83,10 @@ def test_untrained_residual_networks_have_the_batch_statistics_of_training_image
     keys, shape = jax.random.split(jax.random.key(1), 2), split.dataset.train_images.shape[1:]
     own = Population(model, population.init(model, keys, shape), {}, ("a", "b"))
     (drawn,) = controls.teachers("random_teacher", config, split, (own,))
-    images = split.dataset.train_images[split.train]
-    settled, unsettled = (population.logits(one, images) for one in (drawn, own))
-    assert np.std(unsettled) > 3 * np.std(settled) > 0
+    settled = population.logits(drawn, split.dataset.train_images[split.train])
+    assert 0.3 < np.std(settled) < 3
+    before, after = (jax.tree.leaves(one.variables["batch_stats"]) for one in (own, drawn))
+    assert all(np.any(a != b) for a, b in zip(before, after))
 
 
 def test_untrained_specialists_answer_for_the_classes_of_the_trained_ones():

@@ -82,12 +82,12 @@ def test_a_detector_of_groups_that_are_alike_is_known_no_better_than_their_numbe
     of_once, of_copies = row(once), row(copied)
     for name in ("auroc", "recall_at_false_alarm_rate"):
         assert of_copies[name]["mean"] == pytest.approx(of_once[name]["mean"])
-        (low, high), (l, h) = of_copies[name]["ci95"], of_once[name]["ci95"]
-        assert high - low == pytest.approx(h - l, rel=0.35)
+        (low, high), (bottom, top) = of_copies[name]["ci95"], of_once[name]["ci95"]
+        assert high - low == pytest.approx(top - bottom, rel=0.35)
     points = of_copies["operating_point"], of_once["operating_point"]
     for name in ("recall", "false_alarm_rate"):
-        (low, high), (l, h) = (one[name]["ci95"] for one in points)
-        assert high - low == pytest.approx(h - l, rel=0.35)
+        (low, high), (bottom, top) = (one[name]["ci95"] for one in points)
+        assert high - low == pytest.approx(top - bottom, rel=0.35)
 
 
 def test_groups_of_one_class_each_have_intervals_all_the_same():
