@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.config import SEEDS_AT_ONCE
+from mtkd_jax.config import SEEDS_AT_ONCE, row_of
 from mtkd_jax.fusion import rules
 from mtkd_jax.methods import modes
 from mtkd_jax.report.wording import (
@@ -23,7 +23,7 @@ from mtkd_jax.report.wording import (
     with_peers,
     within,
 )
-from mtkd_jax.results import lookup, measured, scoring
+from mtkd_jax.results import comparisons, lookup, measured, scoring
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
@@ -62,6 +62,7 @@ def notes(predictions: Predictions, report: dict) -> list[str]:
         *_units(predictions),
         _selection(predictions),
         _comparisons(report),
+        *_without_common_seed(predictions),
         *_verdicts(report),
         *_sizes(report),
         *_gap_shares(report),
@@ -159,6 +160,19 @@ def _comparisons(report: dict) -> str:
         f"{over}, the intervals beside it are not corrected. A difference that 'would have been seen' is one "
         "that such a test finds four times in five."
     ) + alone
+
+
+def _without_common_seed(predictions: Predictions) -> list[str]:
+    pairs = comparisons.without_common_seed(predictions)
+    if not pairs:
+        return []
+    several = len(lookup.student_models(predictions)) > 1
+    named = ", ".join(
+        f"{row_of(a.name, a.architecture if several else '')} - {b.name} "
+        f"({' / '.join(dict.fromkeys((a.transfer, b.transfer)))})"
+        for a, b in pairs
+    )
+    return [f"Not compared, for no seed is finite in both rows: {named}."]
 
 
 def _verdicts(report: dict) -> list[str]:

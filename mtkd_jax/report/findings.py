@@ -623,6 +623,8 @@ def _seeds_added(report: dict) -> list[str]:
     if not bears_looking(report):
         return []
     tested = power.to_decide(report["comparisons"])
+    if not tested:
+        return []
     decided: dict[int | None, list[str]] = {}
     for one in tested:
         pair = f"{one['a']} - {one['b']} ({listed(one['family'], model_of(one, report))})"

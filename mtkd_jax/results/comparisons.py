@@ -108,6 +108,7 @@ def compare(predictions: Predictions) -> list[dict]:
     within each family (a transfer set with all its architectures, or one of the last two lists) and metric.
     Accuracies are also tested for equivalence, at 5 % each; "verdict" is the word for both, see
     `intervals.verdict`.
+    Pairs of no common seed are left out, see `without_common_seed`.
 
     Where seeds were added until it was decided, all of that by `sequential`, and "decided_at" is the number
     of pairs from which on every look had the verdict there is now; None of what is undecided.
@@ -140,15 +141,35 @@ def _decided_at(looks: Sequence[int], verdicts: Sequence[str]) -> int | None:
 
 
 def undecided(predictions: Predictions) -> list[dict]:
-    """The comparisons to decide whose verdict is that; NLLs have no margin and are never equal."""
-    return [one for one in power.to_decide(compare(predictions)) if one["verdict"] == "undecided"]
+    """The comparisons to decide whose verdict is that; NLLs have no margin and are never equal.
+
+    And those of no common seed, which further seeds may have: of these only "a" and "b".
+    """
+    tested = [one for one in power.to_decide(compare(predictions)) if one["verdict"] == "undecided"]
+    return tested + [
+        {"a": a.name, "b": b.name}
+        for family, pairs in _families_asked(predictions).items()
+        if family != power.WITH_PEERS
+        for a, b in pairs
+        if not _common(a, b)
+    ]
+
+
+def without_common_seed(predictions: Predictions) -> list[tuple[Group, Group]]:
+    """The pairs that `compare` would compare and cannot: none of their seeds is finite in both."""
+    asked = (pair for pairs in _families_asked(predictions).values() for pair in pairs)
+    return [(a, b) for a, b in asked if not _common(a, b)]
+
+
+def _common(a: Group, b: Group) -> list[str]:
+    return [name for name in a.members if name in b.members]
 
 
 def _tested(predictions: Predictions, values: dict, most: int | None = None) -> list[dict]:
     """`compare` of the first `most` pairs of each; None: of all."""
-    found = []
+    found, families = [], _families(predictions)
     for metric in TESTED:
-        for family, pairs in _families(predictions).items():
+        for family, pairs in families.items():
             tested = [_compare(predictions, a, b, metric, values, len(pairs), most) for a, b in pairs]
             corrected = intervals.holm([one["p_value"] for one in tested])
             found += [
@@ -165,6 +186,12 @@ def _verdict(one: dict, p_holm: float | None, margin: float) -> str:
 
 
 def _families(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
+    """The pairs that are compared; without a common seed there is nothing to pair."""
+    asked = _families_asked(predictions)
+    return {family: [pair for pair in pairs if _common(*pair)] for family, pairs in asked.items()}
+
+
+def _families_asked(predictions: Predictions) -> dict[str, list[tuple[Group, Group]]]:
     families = {transfer: _pairs(predictions, transfer) for transfer in lookup.transfers(predictions)}
     across = [
         (mode, lookup.baseline_of(predictions, mode, "labelled"))
@@ -224,7 +251,7 @@ def _compare(
         if always_valid
         else (intervals.paired_t, intervals.equivalence_p)
     )
-    shared = [name for name in a.members if name in b.members][:most]
+    shared = _common(a, b)[:most]
     of_a, of_b = (
         [values[group.key][group.members.index(name)][metric] for name in shared] for group in (a, b)
     )

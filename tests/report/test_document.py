@@ -272,6 +272,41 @@ def test_pairs_go_by_the_name_of_the_seed(made):
     assert found["mean_difference"] == pytest.approx(np.mean([a[i] - b[i] for i in kept]))
 
 
+def without_seeds(made, name, transfer, left):
+    """The run with those seeds alone in the row of that name."""
+
+    def cut(group):
+        at = [group.members.index(f"seed {seed}") for seed in left]
+        arrays = {part: getattr(group, part)[at] for part in ("val", "test")}
+        common = None if group.common_test is None else group.common_test[at]
+        members = tuple(group.members[i] for i in at)
+        return dataclasses.replace(group, members=members, common_test=common, **arrays)
+
+    groups = (cut(one) if (one.name, one.transfer) == (name, transfer) else one for one in made.groups)
+    return dataclasses.replace(made, groups=tuple(groups))
+
+
+@pytest.mark.parametrize("always_valid", [False, True])
+def test_rows_of_no_common_seed_are_not_compared_and_a_note_says_so(made, built, always_valid):
+    """Of output_avg the first seeds are left, of the baseline the last ones: there is no pair."""
+    apart = without_seeds(made, "output_avg", "labelled", (0, 1, 2))
+    apart = without_seeds(apart, "baseline", "labelled", (3, 4))
+    report = document.build(dataclasses.replace(apart, always_valid=always_valid))
+    before, now = (
+        [(c["a"], c["a_transfer"], c["b"], c["b_transfer"], c["metric"]) for c in one["comparisons"]]
+        for one in (built, report)
+    )
+    lacking = [("output_avg", "labelled", "baseline", "labelled", metric) for metric in ("accuracy", "nll")]
+    assert [one for one in before if one not in now] == lacking and set(now) < set(before)
+    assert all(c["mean_difference"] is not None and c["n"] for c in report["comparisons"])
+    (note,) = (note for note in report["notes"] if note.startswith("Not compared, "))
+    assert note == ("Not compared, for no seed is finite in both rows: output_avg - baseline (labelled).")
+    assert row(report, "output_avg", "labelled")["verdict"] is None
+    assert not any(note.startswith("Not compared, ") for note in built["notes"])
+    left = comparisons.undecided(dataclasses.replace(apart, always_valid=always_valid))
+    assert {"a": "output_avg", "b": "baseline"} in left  # which further seeds may decide
+
+
 def test_gap_share(built):
     gap = next(gap for gap in built["gaps"] if gap["transfer"] == "unlabelled")
     ensemble, baseline, student = (
