@@ -630,17 +630,22 @@ def completed(given: dict[str, Any], prefix: str = "", right: dict[str, Any] | N
 def restored(described: dict[str, Any]) -> ConfigDict:
     """The configuration of `completed` fields: tuples in the place of lists, and nothing but fields."""
     config = default()
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: tuples(inner) for name, inner in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
     known = fields(config)
     for field, value in _leaves(described):
         if field in known:
-            put(config, field, tuples(value))
+            put(config, field, as_tuples(value))
     return config
+
+
+def as_tuples(value: Any) -> Any:
+    """A value of a field as JSON gives it back, with tuples in the place of lists, in dicts as well.
+
+    >>> as_tuples({"logits.dkd": {"nontarget_weight": [2.0, 8.0]}})
+    {'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}
+    """
+    if isinstance(value, dict):
+        return {name: as_tuples(inner) for name, inner in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def _check_fields(given: dict, right: dict, prefix: str) -> None:

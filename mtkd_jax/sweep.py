@@ -311,7 +311,8 @@ def claim(folder: Path, base: ConfigDict, overs: Sequence[Mapping[str, Any]]) ->
         if differing := workdir.differences(was, now):
             raise UserError(f"{folder} holds another sweep: {differing}; choose another --workdir")
         known = read_cells(folder)
-    together = [*known, *(one for one in map(dict, overs) if one not in known)]
+    asked = (configuration.as_tuples(dict(one)) for one in overs)
+    together = [*known, *(one for one in asked if one not in known)]
     files.write_sealed(
         folder / CELLS,
         {"config": now, "over": over, "cells": cells.distinct(together), "version": workdir.VERSION},
@@ -323,12 +324,8 @@ def read_cells(folder: Path) -> list[dict[str, Any]]:
     found = files.read_sealed(folder / CELLS, MEND)
     if found is None or not isinstance(found.get("cells"), list):
         raise UserError(f"{folder / CELLS}: not what a sweep writes; {MEND}")
-    defaults = configuration.fields(configuration.default())
-    tuples = {field for field, value in defaults.items() if isinstance(value, tuple)}
-    return [
-        {field: tuple(value) if field in tuples else value for field, value in one.items()}
-        for one in found["cells"]
-    ]
+    known = [configuration.as_tuples(one) for one in found["cells"]]
+    return [one for place, one in enumerate(known) if one not in known[:place]]
 
 
 def _without(tree: dict[str, Any], over: Sequence[str]) -> dict[str, Any]:

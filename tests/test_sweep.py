@@ -301,6 +301,22 @@ def test_finished_cells_are_kept_and_values_are_added(swept, command, tmp_path, 
     assert best["students.epochs"] == "6"  # the lowest accuracy on the test set of the three
 
 
+def test_values_that_are_tuples_within_a_dict_find_their_cells_again(fake, command, tmp_path, capsys):
+    """JSON has lists for tuples: a cell's folder is named by the value that was asked for."""
+    mode, values = "logits.dkd", ("(2.0, 8.0)", "(1.0, 4.0)")
+    given = ",".join(f"{{'{mode}': {{'nontarget_weight': {one}}}}}" for one in values)
+    arguments = [*command, f"--workdir={tmp_path}", f"--over=config.students.arguments={given}"]
+    arguments.append(f"--config.students.modes={mode}")
+    for _ in range(2):
+        assert sweep.main(arguments) == 0
+        assert "2 of 2 cells are finished" in capsys.readouterr().out
+    assert len(fake.ran) == 2 and {one.name for one in tmp_path.glob("arguments=*")} == set(fake.ran)
+    assert [one["students.arguments"] for one in sweep.read_cells(tmp_path)] == [
+        {mode: {"nontarget_weight": (2.0, 8.0)}},
+        {mode: {"nontarget_weight": (1.0, 4.0)}},
+    ]
+
+
 def test_another_sweep_or_a_run_in_the_folder_is_one_line(swept, command, capsys):
     arguments = [*command, f"--workdir={swept}"]
     line = refusal([*arguments, f"--over={TEMPERATURES}", "--config.train.epochs=4"], capsys)
