@@ -220,10 +220,14 @@ def run_cells(folder: Path, mine: Sequence[Cell], failed: dict[str, str], quiet:
 
 @contextlib.contextmanager
 def _noting(useless: dict[Path, str], folder: Path) -> Iterator[None]:
+    """Note why a lender fails, whatever of it the user can mend; to be asked to stop is no failure."""
     try:
         yield
-    except UserError as error:
-        useless[folder] = str(error)
+    except interrupts.Interrupted:
+        raise
+    except Exception as error:
+        if (why := terminal.what_to_mend(error)) is not None:
+            useless[folder] = why
         raise
 
 
@@ -234,6 +238,8 @@ def lend(lender: Lender, quiet: bool = False) -> None:
     told = False
     while files.read_sealed(lender.folder / TRAINED, MEND) is None:
         try:
+            with workdir.lock(lender.folder):
+                pass  # free; `train` asks only once it has loaded the data, which may take minutes
             experiment.train(lender.config, lender.folder, quiet)
             files.write_sealed(lender.folder / TRAINED, {"run": workdir.read_run(lender.folder)})
         except workdir.InUse:

@@ -212,17 +212,43 @@ def test_a_shard_waits_for_teachers_that_another_one_trains(fake, tmp_path, monk
     assert fake.trained == ["teachers"]
 
 
-def test_teachers_that_fail_fail_once(fake, command, tmp_path, monkeypatch, capsys):
+def test_data_are_not_loaded_while_another_shard_has_the_teachers(tmp_path, monkeypatch):
+    """`experiment.train` asks for the lock only once it has the data."""
+    lender, tried, waits = cells.Lender(tmp_path / "teachers", small.config()), [], []
+    other = workdir.lock(lender.folder)
+    other.__enter__()
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.__exit__(None, None, None)
+
+    monkeypatch.setattr(sweep.time, "sleep", sleep)
+    monkeypatch.setattr(experiment, "train", lambda config, into, quiet=False: tried.append(len(waits)))
+    sweep.lend(lender)
+    assert tried == [3]
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (UserError("no such teachers"), "no such teachers"),
+        (OSError(28, "No space left on device"), "writing: No space left on device"),
+        (MemoryError(), "out of memory: no more to be had; make batches or networks smaller"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), "out of memory: RESOURCE_EXHAUSTED: 9 GiB; make batches"),
+    ],
+)
+def test_teachers_that_fail_fail_once(error, said, fake, command, tmp_path, monkeypatch, capsys):
     tried = []
 
     def train(config, into, quiet=False):
         tried.append(into)
-        raise UserError("no such teachers")
+        raise error
 
     monkeypatch.setattr(experiment, "train", train)
     assert sweep.main([*command, f"--workdir={tmp_path}", f"--over={TEMPERATURES}"]) == 2
     assert len(tried) == 1 and not fake.ran
-    assert capsys.readouterr().err.count("failed: no such teachers") == 2
+    assert capsys.readouterr().err.count(f"failed: {said}") == 2
 
 
 # --- a sweep that is really run ------------------------------------------------------------------------
