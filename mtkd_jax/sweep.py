@@ -7,6 +7,7 @@ stderr and exit code 2.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -100,7 +101,7 @@ def parse(argv: Sequence[str]) -> Asked | None:
     parser.add_argument("--over", action="append", default=[])
     parser.add_argument("--workdir")
     parser.add_argument("--plan", action="store_true")
-    parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--shard")
     parser.add_argument("--slurm", nargs="?", const="")
     parser.add_argument("--into")
     parser.add_argument("--help", "-h", action="store_true")
@@ -110,6 +111,7 @@ def parse(argv: Sequence[str]) -> Asked | None:
     for name in ("config", "over", "workdir"):
         if not getattr(options, name):
             raise UserError(f"--{name} is missing; usage: {USAGE}")
+    _check_go_together(options)
     base = settings.load(options.config)
     for field, text in fields.items():
         settings.override(base, field, text)
@@ -119,12 +121,24 @@ def parse(argv: Sequence[str]) -> Asked | None:
         base,
         cells.parse(options.over, fields),
         paths.parse(options.workdir, "--workdir"),
-        _shard(options.shard),
+        _shard("0/1" if options.shard is None else options.shard),
         options.plan,
         options.slurm,
         paths.parse(options.into, "--into") if options.into else None,
         tuple(same),
     )
+
+
+def _check_go_together(options: argparse.Namespace) -> None:
+    """Raise UserError for options of which one would be ignored."""
+    does = {
+        "plan": "trains and writes nothing, and is of all cells",
+        "slurm": "writes an array job, whose tasks get their shards from it",
+    }
+    for one, others in (("plan", ("slurm", "shard", "into")), ("slurm", ("shard", "into"))):
+        given = [other for other in others if getattr(options, other) is not None]
+        if given and getattr(options, one) not in (None, False):
+            raise UserError(f"--{one} and --{given[0]}: --{one} {does[one]}; leave out one of the two")
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -503,6 +503,22 @@ def test_a_plan_counts_shared_teachers_once(command, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--slurm", "--plan"], "--plan and --slurm: --plan trains and writes nothing, and is of all cells"),
+        (["--shard=0/2", "--plan"], "--plan and --shard: --plan trains and writes nothing"),
+        (["--into=page.md", "--plan"], "--plan and --into: --plan trains and writes nothing"),
+        (["--slurm=4", "--shard=0/2"], "--slurm and --shard: --slurm writes an array job, whose tasks get"),
+        (["--slurm", "--into=page.md"], "--slurm and --into: --slurm writes an array job"),
+    ],
+)
+def test_options_of_which_one_would_be_ignored_are_refused(options, said, command, tmp_path, capsys):
+    folder = tmp_path / "none"
+    line = refusal([*command, f"--workdir={folder}", f"--over={TEMPERATURES}", *options], capsys)
+    assert said in line and line.endswith("; leave out one of the two") and not folder.exists()
+
+
 def test_an_array_job_gives_every_task_its_shard_and_is_requeued_when_it_was_stopped(
     command, tmp_path, monkeypatch, capsys
 ):

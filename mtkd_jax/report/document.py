@@ -225,6 +225,8 @@ def _main(argv: Sequence[str] | None) -> None:
     asked = parser.parse_args(argv)
     if asked.brief and len(asked.runs) > 1:
         raise UserError("--brief is of one run; name one")
+    if asked.brief and asked.into is None:
+        raise UserError("--brief is of what --into writes, which is missing; name a page by --into FILE")
     if asked.out is not None and len(asked.runs) == 1:
         raise UserError(f"--out is of several runs; what it writes of one lies in {asked.runs[0]}")
     if len({run.resolve() for run in asked.runs}) < len(asked.runs):

@@ -1135,6 +1135,7 @@ def test_wrong_arguments_are_one_line_and_code_2(capsys):
         ([], "required: RUN"),
         (["a", "--out", "b"], "--out is of several runs; what it writes of one lies in a"),
         (["a", "b", "./a"], "a b a: a run is named twice"),
+        (["a", "--brief"], "--brief is of what --into writes, which is missing"),
     ):
         assert document.main(arguments) == 2
         error = capsys.readouterr().err
