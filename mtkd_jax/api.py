@@ -437,10 +437,7 @@ def load_student(folder: str | Path) -> Student:
 
 def _own_code_of(student: Path) -> str:
     """The folder in which the run around a student's looked up files; "" where there is none."""
-    try:
-        run = run_folders.read_config(student.parent)
-    except UserError:  # a config.json of somebody else's
-        return ""
+    _, run = run_folders.around(student)
     return run["runtime"]["own_code"] if run else ""
 
 

@@ -47,11 +47,11 @@ def _main(argv: Sequence[str] | None) -> None:
     student = asked.folder / "student" if (asked.folder / "student").is_dir() else asked.folder
     if not (student / "model.json").exists():
         raise UserError(f"{asked.folder}: holds no student; give a finished run, or its student/")
-    settings = workdir.read_config(student.parent)
+    run, settings = workdir.around(student)
     found = None if settings is None else config.restored(settings)
 
     def export(names: Sequence[str]) -> dict[str, Any]:
-        split = _split_of(student.parent, found)
+        split = _split_of(run, found)
         return forms.export_forms(student, names, build_model, split)
 
     with contextlib.nullcontext() if found is None else config.own_files(found):

@@ -156,6 +156,9 @@ def test_a_student_is_found_where_its_run_found_it_and_saved_wherever_one_stands
     own.save(tmp_path / "run" / "student")
     loaded = mtkd_jax.load_student(tmp_path / "run" / "student")
     np.testing.assert_allclose(loaded.logits(images), own.logits(images), atol=1e-5)
+    monkeypatch.chdir(tmp_path / "run" / "student")
+    assert mtkd_jax.load_student(".").model.name == model.name
+    monkeypatch.chdir(elsewhere)
     (tmp_path / "run" / "config.json").write_text("{}")  # somebody else's
     with pytest.raises(UserError, match="mine.py.*cannot be read"):
         mtkd_jax.load_student(tmp_path / "run" / "student")

@@ -103,7 +103,7 @@ def rewrite_card(
     card = {**card, "forms": {"on": on or before.get("on", ""), "files": of_files}}
     card["card_sha256"] = card_digest(card)
     files.write_atomically(directory / "model.json", json.dumps(card, indent=2).encode())
-    files.write_atomically(directory / "README.md", export.readme(card, directory.name).encode())
+    files.write_atomically(directory / "README.md", export.readme(card, directory.resolve().name).encode())
 
 
 def programs(directory: Path) -> dict[str, Ask]:

@@ -182,6 +182,18 @@ def read_config(workdir: Path) -> dict[str, Any] | None:
         raise UserError(f"{workdir / 'config.json'}: {error}; {MEND}") from None
 
 
+def around(student: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The folder around a student's, and the configuration of the run there; None where there is none.
+
+    A student may be given as ".", and may have been copied beside a config.json of somebody else's.
+    """
+    folder = student.resolve().parent
+    try:
+        return folder, read_config(folder)
+    except UserError:
+        return folder, None
+
+
 def read_run(workdir: Path) -> str:
     """What names the run of `workdir` in its checkpoints; "" where there is none."""
     return _described(workdir).get("run", "")

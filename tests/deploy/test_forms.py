@@ -18,6 +18,7 @@ from mtkd_jax import config as configuration
 from mtkd_jax import export as command
 from mtkd_jax.deploy import deployed, export, forms, int8, onnx, onnx_int8, onnx_runtime
 from mtkd_jax.results import forms as measured
+from mtkd_jax.runs import workdir
 from mtkd_jax.types import Outputs, Task, UserError
 from tests import small
 
@@ -99,6 +100,27 @@ def test_what_is_there_is_measured_and_told(folder, capsys):
     assert "## Its forms" in readme and f"Measured on {card['forms']['on']}" in readme.replace("\\", "")
     assert f"{program['bytes']:_}" in told.out
     export.load_student(folder, addresses.build_model)  # still a student, and its card whole
+
+
+def test_the_run_around_a_student_is_found_from_within_and_no_other_file_is_one(
+    folder, monkeypatch, capsys
+):
+    """The student of a run is "." there; a config.json of somebody else's is no run, and no error."""
+    source = "synthetic(num_classes=3, num_train=60, num_test=20, size=4)"
+    config = small.config(**{"data.source": source, "data.num_train": 0})
+    monkeypatch.chdir(folder)
+    for content, measured_on_test in (("", True), ("{}", False), ('{"seed": 1}', False)):
+        if content:
+            (folder.parent / "config.json").write_text(content)
+        else:
+            workdir.describe(folder.parent, config, experiment.load_split(config))
+        for given in (".", str(folder)):
+            assert command.main([given]) == 0
+            said = capsys.readouterr().err
+            assert ("no run lies around this student" not in said) == measured_on_test
+            told = deployed.read_card(folder / "model.json")["forms"]["files"]["model.stablehlo"]
+            assert not measured_on_test or "accuracy" in told
+            assert "`student/`" in (folder / "README.md").read_text()
 
 
 def test_latency_is_the_median_of_calls_after_the_first(monkeypatch):
