@@ -34,7 +34,8 @@ def export_forms(
     Of every file: "bytes"; of one that can be asked also "ms" {batch: milliseconds}, "difference" (the
     largest of any logit, and "same_class", the share of images with the same class, from what the student
     said of the images of check.safetensors) and, with the data of the run, "accuracy" on its test set and
-    "accuracy_minus_float32" {"value", "ci95"}, paired over its examples. Raises UserError as `forms.add`.
+    "accuracy_minus_float32" {"value", "ci95"}, paired over its examples. Of a dense task both are over all
+    places, and what is resampled are examples. Raises UserError as `forms.add`.
     """
     forms.add(directory, names, build, None if split is None else _seen(split))
     told = measure(directory, None if split is None else split.dataset)
@@ -52,7 +53,7 @@ def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any
     """{file: what was measured of it}, as `export_forms` says; nothing is written."""
     asked = forms.programs(directory)
     checked, number = load_file(directory / "check.safetensors"), _num_classes(directory)
-    right: dict[str, np.ndarray] = {}
+    right: dict[str, np.ndarray] = {}  # [N,2]: places of each example that are right, and all of them
     told: dict[str, dict[str, Any]] = {}
     for file in export.FORMS:
         if not (directory / file).exists() or (
@@ -69,9 +70,10 @@ def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any
             }
             if dataset is not None and len(dataset.test_labels):
                 right[file] = _right(asked[file], dataset)
-                told[file]["accuracy"] = _mean(right[file])
+                told[file]["accuracy"] = _share(right[file])
                 if file != PROGRAM:
-                    told[file]["accuracy_minus_float32"] = _mean(right[file] - right[PROGRAM])
+                    behind = right[PROGRAM] * (1, 0)  # the places are the same ones
+                    told[file]["accuracy_minus_float32"] = _share(right[file] - behind)
     return told
 
 
@@ -101,16 +103,24 @@ def _class_of(said: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _right(ask: forms.Ask, dataset: DataSet) -> np.ndarray:
-    """1.0 for each test example [N] whose class is found; of a dense task the share of its places."""
+    """[N,2] of test examples: how many places are given their class, and how many there are.
+
+    Of a task that is not dense an example is one place.
+    """
     images = dataset.test_images
     parts = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
     said = [ask(np.asarray(loading.scale(jnp.asarray(part)))) for part in parts]
-    classes = [_class_of(one, dataset.num_classes) for one in said]
-    right, labels = np.concatenate(classes) == dataset.test_labels, dataset.test_labels
-    if not dataset.is_dense:
-        return right.astype(np.float64)
-    return (right & (labels >= 0)).sum(axis=1) / (labels >= 0).sum(axis=1)
+    classes = np.concatenate([_class_of(one, dataset.num_classes) for one in said])
+    labels = dataset.test_labels
+    there = labels >= 0
+    found = np.stack([(classes == labels) & there, there], axis=-1)
+    return found.reshape(len(labels), -1, 2).sum(axis=1).astype(np.float64)
 
 
-def _mean(values: np.ndarray) -> dict[str, Any]:
-    return {"value": float(np.mean(values)), "ci95": list(intervals.bootstrap_interval(values))}
+def _share(right: np.ndarray) -> dict[str, Any]:
+    """The share of all places, of [N,2] right ones and all of them; its interval is over examples."""
+
+    def share(total: np.ndarray) -> float:
+        return float(total[0] / total[1])
+
+    return {"value": share(right.sum(axis=0)), "ci95": list(intervals.bootstrap_sums(right, share))}

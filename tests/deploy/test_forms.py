@@ -102,9 +102,7 @@ def test_what_is_there_is_measured_and_told(folder, capsys):
     export.load_student(folder, addresses.build_model)  # still a student, and its card whole
 
 
-def test_the_run_around_a_student_is_found_from_within_and_no_other_file_is_one(
-    folder, monkeypatch, capsys
-):
+def test_the_run_around_a_student_is_found_from_within_and_no_other_file_is_one(folder, monkeypatch, capsys):
     """The student of a run is "." there; a config.json of somebody else's is no run, and no error."""
     source = "synthetic(num_classes=3, num_train=60, num_test=20, size=4)"
     config = small.config(**{"data.source": source, "data.num_train": 0})
@@ -154,6 +152,34 @@ def test_accuracy_is_paired_with_that_of_the_float32_program(folder, monkeypatch
     low, high = told["model.onnx"]["accuracy_minus_float32"]["ci95"]
     assert -1 <= low <= -0.25 <= high <= 0
     assert told["model.onnx"]["same_class"] == 0.75
+
+
+def test_accuracy_of_a_dense_student_is_over_places_and_its_interval_over_images(folder, monkeypatch):
+    """By hand: of an image of four places the program finds three, of one of a single place none."""
+    labels = np.array([[0, 1, 2, 0], [1, -1, -1, -1]])
+    data = {"test_images": np.zeros((2, 4, 4, 1), np.uint8), "test_labels": labels}
+    dataset = type("Data", (), data | {"is_dense": True, "num_classes": 3})
+    answers = {
+        "model.stablehlo": [[0, 1, 2, 1], [0, 1, 1, 1]],  # 3 of 4 and 0 of 1
+        "model.onnx": [[0, 0, 0, 0], [1, 0, 0, 0]],  # 2 of 4 and 1 of 1
+    }
+
+    def ask(classes):
+        return lambda images: np.eye(3, dtype=np.float32)[np.resize(classes, (len(images), 4))]
+
+    monkeypatch.setattr(measured.forms, "programs", lambda _: {f: ask(c) for f, c in answers.items()})
+    (folder / "model.onnx").write_bytes(b"x")
+    checked = {"images": np.zeros((2, 4, 4, 1)), "logits": np.eye(3)[labels]}
+    monkeypatch.setattr(measured, "load_file", lambda _: checked)
+    told = measured.measure(folder, dataset)
+    assert told["model.stablehlo"]["accuracy"]["value"] == 3 / 5  # of shares an image it would be 3 / 8
+    assert told["model.onnx"]["accuracy"]["value"] == 3 / 5
+    minus = told["model.onnx"]["accuracy_minus_float32"]
+    assert minus["value"] == pytest.approx(0.0)
+    # Of two images a resample has either one twice, or both.
+    assert told["model.stablehlo"]["accuracy"]["ci95"] == pytest.approx([0.0, 3 / 4])
+    assert told["model.onnx"]["accuracy"]["ci95"] == pytest.approx([2 / 4, 1.0])
+    assert minus["ci95"] == pytest.approx([-1 / 4, 1.0])
 
 
 def test_a_configuration_comes_back_from_its_settings():
