@@ -422,7 +422,8 @@ def _student_group(
         own = members_of(stage.family, mode)
         members += [stage.family[m] for m in own]
         val_nll += fitted.val_nll[own].tolist()
-        seconds += fitted.seconds * len(own) / len(stage.family)
+        with_peers = sum(member.mode == mode for member in stage.family)
+        seconds += fitted.seconds * with_peers / len(stage.family)
     cell, grid = choose(members, val_nll)
     stage = next(stage for stage, _ in trained if members_of(stage.family, mode, cell))
     role = ROLES.get(mode, stage.role)

@@ -36,7 +36,7 @@ def evaluated():
     split = experiment.load_split(config)
     stages, done = plan.build(config, split), {}
     for stage in stages:
-        done[stage.name] = training.untrained(stage.make(done))
+        done[stage.name] = dataclasses.replace(training.untrained(stage.make(done)), seconds=6.0)
         of_dml = done[stage.name].population.names
         if stage.family and stage.family[0].mode == DML:
             first_peer = f"{DML} a=0.5 T=1 seed 0 peer 2"
@@ -72,6 +72,17 @@ def test_networks_side_by_side_without_the_one_that_broke_down(evaluated):
     compare(group, 0, each[:2], predicted.test_labels)
     compare(group, 1, each[3:], predicted.test_labels)
     assert (group.params, group.num_in_cohort) == (3 * leader.params, 3)
+
+
+def test_the_seconds_of_a_row_are_those_of_its_peers_too(evaluated):
+    """Six seconds a stage: whoever was trained in it belongs to a row."""
+    stages, _, _, predicted = evaluated
+    rows = [group for group in predicted.groups if group.role in ("student", "baseline")]
+    num_stages = sum(bool(stage.family) for stage in stages)
+    assert sum(group.train_seconds for group in rows) == pytest.approx(6.0 * num_stages)
+    (family,) = (stage.family for stage in stages if stage.family and stage.family[0].mode == DML)
+    share = 2 * 3 / len(family)  # two seeds of three peers each
+    assert group_of(predicted, DML).train_seconds == pytest.approx(6.0 * share)
 
 
 def test_branches_are_all_kept_and_share_the_cost_of_their_stem(evaluated):
