@@ -180,6 +180,7 @@ def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, l
             "alpha": cell.alpha,
             "temperature": cell.temperature,
             **dict(cell.arguments),
+            "num_seeds": len(seeds[cell]),  # trained here, those that broke down and were added later too
             "val_nll": nll if np.isfinite(nll) else None,
         }
         for cell, nll in means.items()

@@ -18,7 +18,7 @@ from mtkd_jax.config import control_and_mode
 from mtkd_jax.report import cell_text, document, plots, rank_plots, rendering, wording
 from mtkd_jax.report.reads import reads
 from mtkd_jax.report.sweeps import STUDENTS
-from mtkd_jax.results import analysis, intervals, ranks
+from mtkd_jax.results import analysis, intervals, power, ranks
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError
@@ -177,7 +177,7 @@ def _cost(name: str, rows: Mapping[str, dict[str, dict]]) -> dict:
     return {
         "settings": max(len(row["grid"]) for row in own),
         "flops_over_baseline": None if None in sum(both, ()) else np.mean([a / b for a, b in both]),
-        "seconds": np.mean([row["train_seconds"] / (len(row["grid"]) * row["n"]) for row in own]),
+        "seconds": np.mean([row["train_seconds"] / power.students_trained(row) for row in own]),
     }
 
 

@@ -160,5 +160,18 @@ def _seconds(report: dict, name: str, transfer: str, architecture: str) -> float
     """What one more seed of a row takes, with its grid, as those of the report did; 0 where nobody knows."""
     for row in report["rows"]:
         if (row["name"], row["transfer"], row["architecture"]) == (name, transfer, architecture):
-            return (row["train_seconds"] or 0.0) / row["n"]
+            cells = max(1, len(row["grid"]))
+            return (row["train_seconds"] or 0.0) * cells / students_trained(row)
     return 0.0
+
+
+def students_trained(row: dict) -> int:
+    """How many students, each with its peers, the "train_seconds" of a row of the report are of.
+
+    Those of all its grid, and those that broke down; of seeds that were added later there is the chosen point
+    alone. A report of an earlier version does not say: all seeds are taken to have trained the whole grid.
+
+    >>> students_trained({"n": 9, "grid": [{"alpha": 0.0, "num_seeds": 10}, {"alpha": 0.5, "num_seeds": 5}]})
+    15
+    """
+    return sum(point.get("num_seeds", row["n"]) for point in row["grid"]) or row["n"]

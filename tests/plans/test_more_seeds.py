@@ -80,6 +80,7 @@ def test_the_first_seeds_choose_alone():
     added = [Member("vote", None, cells[0], seed) for seed in (2, 3)]
     chosen, grid = students.choose([*first, *added], [0.4, 0.4, 0.5, 0.5, 9.0, 9.0])
     assert chosen == cells[0] and [point["val_nll"] for point in grid] == [0.4, 0.5]
+    assert [point["num_seeds"] for point in grid] == [4, 2]
 
 
 def test_what_auto_cannot_do_is_said():

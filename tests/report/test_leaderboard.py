@@ -67,6 +67,19 @@ def test_mistakes_are_those_on_the_transfer_set_that_is_ranked(reports):
     assert board_of.build({"first": report}, {})["methods"] == expected
 
 
+def test_seconds_are_those_of_a_network_whatever_became_of_it(reports):
+    """30 s: of two points of the grid five seeds, of the chosen one five more; or one of ten broke down."""
+    report = copy.deepcopy(reports["first"])
+    rows = {row["name"]: row for row in report["rows"]}
+    points = rows["vote"]["grid"]
+    for name, numbers, n in (("vote", (10, 5), 10), ("supernet", (5, 5), 4)):
+        grid = [{**point, "num_seeds": number} for point, number in zip(points, numbers)]
+        rows[name] |= {"train_seconds": 30.0, "grid": grid, "n": n}
+    rows["baseline"] |= {"train_seconds": 30.0, "n": 5}  # an earlier version's
+    found = {one["name"]: one["cost"]["seconds"] for one in board_of.build({"one": report}, {})["methods"]}
+    assert (found["vote"], found["supernet"], found["baseline"]) == pytest.approx((2.0, 3.0, 3.0))
+
+
 def test_reports_that_have_no_place_in_the_table_are_named(reports, tmp_path):
     names = {
         "no_baseline": "it has no baseline",

@@ -68,6 +68,14 @@ def test_a_pilot_of_two_is_planned_for_by_all_its_comparisons_together():
         assert one["cost"] == pytest.approx((one["to_decide"] - 2) * 3.0)
 
 
+def test_what_a_seed_takes_is_told_by_the_networks_that_were_trained():
+    """One of two seeds of the baseline broke down: its 3 s are still those of two seeds at two points."""
+    report = analysis.numbers(run(2))
+    (baseline,) = (row for row in report["rows"] if row["name"] == "baseline")
+    baseline |= {"n": 1, "grid": [{**point, "num_seeds": 2} for point in baseline["grid"]]}
+    assert {one["seconds_b"] for one in power.plan(report) if one["b"] == "baseline"} == {1.5}
+
+
 def test_what_cannot_differ_needs_no_seeds_and_what_did_not_yet_does():
     report = analysis.numbers(run(2))
     same, still, noisy = [one for one in report["comparisons"] if one["metric"] == "accuracy"]
