@@ -62,7 +62,7 @@ def _main(argv: Sequence[str] | None) -> None:
     found = compare(cell, report, asked.smoke) | _where(asked.workdir)
     document.write_files(asked.workdir, {"replication.json": document.as_json(found)})
     if asked.into is not None:
-        document.put_into(asked.into, MARK, _with_row(asked.into, found))
+        document.put_into(asked.into, MARK, lambda now: _with_row(now, found))
     print(in_words(found))
 
 
@@ -155,21 +155,12 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _with_row(page: Path, found: Mapping[str, Any]) -> str:
+def _with_row(page: str, found: Mapping[str, Any]) -> str:
     """The table of a page with this row added, or put in the place of an earlier one of the same cell."""
     from mtkd_jax.report import rendering
 
     new = _cells(found)
-    try:
-        lines = (
-            page.read_text(encoding="utf-8")
-            .split(f"<!-- {MARK} -->")[1]
-            .split("<!-- end -->")[0]
-            .splitlines()
-        )
-    except (OSError, IndexError):
-        lines = []  # `put_into` says what is wrong with it
-    table = [line.strip().strip("|").split("|") for line in lines if line.startswith("|")][2:]
+    table = [line.strip().strip("|").split("|") for line in page.splitlines() if line.startswith("|")][2:]
     rows = {cells[0].strip(): [cell.strip() for cell in cells] for cells in table}
     return rendering.markdown(HEADER, list({**rows, new[0]: new}.values()))
 

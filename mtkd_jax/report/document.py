@@ -28,7 +28,7 @@ from mtkd_jax.results import analysis, cascade, kept, lookup
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.system import terminal
-from mtkd_jax.system.files import parse, write_atomically
+from mtkd_jax.system.files import alone_in, parse, write_atomically
 from mtkd_jax.system.text import in_markdown, slug
 from mtkd_jax.types import UserError, printable
 
@@ -261,25 +261,33 @@ def _one(run: Path, brief: bool = False) -> Told:
     return text, images, lambda: show(report, run)
 
 
-def put_into(file: Path, what: str, text: str, images: Mapping[str, bytes] | None = None) -> None:
+def put_into(
+    file: Path, what: str, text: str | Callable[[str], str], images: Mapping[str, bytes] | None = None
+) -> None:
     """Replace what stands between the marks of `what` in a text file: no number there is ever typed.
 
-    `images`, which the text links to, are written beside it, {relative path: bytes}.
+    `text` may be a function of what stands there. `images`, which it links to, are written beside the file,
+    {relative path: bytes}. Processes that write into one page, each between marks of its own, take turns.
     """
-    before, after = around(file, what)
-    whole = f"{before}{MARKS[0].format(what)}\n\n{text}\n\n{MARKS[1]}{after}"
-    write_files(file.parent, {**(images or {}), file.name: whole.encode()})
+    with alone_in(file.parent):
+        before, now, after = around(file, what)
+        said = text if isinstance(text, str) else text(now)
+        whole = f"{before}{MARKS[0].format(what)}\n\n{said}\n\n{MARKS[1]}{after}"
+        write_files(file.parent, {**(images or {}), file.name: whole.encode()})
 
 
-def around(file: Path, what: str) -> tuple[str, str]:
-    """What stands before and after the marks of `what` in a text file; UserError where they are not there."""
+def around(file: Path, what: str) -> tuple[str, str, str]:
+    """What stands before, between and after the marks of `what` in a text file.
+
+    UserError where they are not there.
+    """
     begin, end = MARKS[0].format(what), MARKS[1]
     try:
         before, rest = file.read_text(encoding="utf-8").split(begin)
-        _, after = rest.split(end, 1)
+        now, after = rest.split(end, 1)
     except (OSError, ValueError):
         raise UserError(f"--into {file}: the lines {begin!r} and {end!r} must stand in it, once") from None
-    return before, after
+    return before, now, after
 
 
 def _merge(runs: Sequence[Path], out: Path | None) -> Told:

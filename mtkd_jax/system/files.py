@@ -3,34 +3,73 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mtkd_jax.types import UserError
 
 SEAL = "sha256"  # of the rest of the object; it tells damage, not a forger
+SECONDS_TO_WRITE = 3600.0  # a part that nobody has written to for so long was left by who was killed
 
 
 def write_atomically(path: str | os.PathLike, data: bytes | memoryview) -> None:
     """Replace the file at `path`, so that a reader sees the old bytes or the new ones, never a part.
 
+    Processes that write it at once each write a part of their own, and the last one's bytes are kept.
     Raises UserError, with the old bytes unharmed, when the disk refuses.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    # Hidden: what a killed process leaves is no part of a folder that is listed.
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        _remove_leftovers(path)
     except OSError as error:
         with contextlib.suppress(OSError):  # what it holds may be what filled the disk
             part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the parts of a file that processes left which were killed as they wrote it."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+-[0-9a-f]{{8}}\.part")
+    with contextlib.suppress(OSError):  # a folder that cannot be listed, or another one was quicker
+        for name in os.listdir(path.parent):
+            part = path.with_name(name)
+            if ours.fullmatch(name) and part.stat().st_mtime < time.time() - SECONDS_TO_WRITE:
+                part.unlink()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within it no other process is within the same of this folder; waits for one that is.
+
+    What is locked is the folder itself, so that nothing is left lying in it. Where the file system does not
+    lock folders, as some of networks, nobody waits.
+    """
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # it is not there, and whoever writes into it makes it, or says why it cannot
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def write_sealed(path: Path, content: dict[str, Any]) -> None:
