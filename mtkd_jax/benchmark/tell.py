@@ -138,6 +138,7 @@ def left_out(left_out: Iterable[dict]) -> list[str]:
 def on(machine: dict) -> str:
     """One sentence: where, with what, and how much others did meanwhile."""
     devices, taken = machine["devices"], machine["taken_by_others"] or 0.0
+    commit, dash, changed = (machine["commit"] or "unknown").partition("-")
     versions = ", ".join(
         f"{name} {version}"
         for name, version in machine["packages"].items()
@@ -145,7 +146,7 @@ def on(machine: dict) -> str:
     )
     return (
         f"On {machine['processor']}, {machine['cores']} cores, {len(devices)} x {devices[0]}; {versions}; "
-        f"commit {(machine['commit'] or 'unknown')[:7]}."
+        f"commit {commit[:7]}{dash}{changed}."
         + (f" Other programs took {taken:.0%} of the processors: not to be trusted." if taken > MUCH else "")
     )
 

@@ -381,12 +381,25 @@ def _installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    asked = ["git", "rev-parse", "HEAD"]
-    try:
-        said = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    except OSError:  # no git on this machine
+    """The commit that this package is of, "-dirty" where its files differ; None where git knows none of them.
+
+    Installed into somebody's environment it may lie within a repository of theirs.
+    """
+    here = Path(__file__)
+    if _git("ls-files", "--error-unmatch", here.name, cwd=here.parent) is None:
         return None
-    return said.stdout.strip() or None
+    commit = _git("rev-parse", "HEAD", cwd=here.parent)
+    asked = ("--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return f"{commit}-dirty" if commit and _git(*asked, cwd=here.parents[1]) else commit
+
+
+def _git(*asked: str, cwd: Path) -> str | None:
+    """What git says; None where there is none, or it refuses."""
+    try:
+        said = subprocess.run(["git", *asked], capture_output=True, text=True, cwd=cwd, check=False)
+    except OSError:
+        return None
+    return said.stdout.strip() or None if said.returncode == 0 else None
 
 
 def use_compile_cache() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 
 import jax
 import pytest
@@ -355,6 +356,31 @@ def test_a_rule_for_more_teachers_is_refused_before_the_data_are_read(monkeypatc
 def test_a_config_is_read_back_as_it_was_written(run, config):
     plain = json.loads(json.dumps(config.to_dict()))
     assert workdir.read_config(run) == plain
+
+
+def test_the_commit_of_somebody_elses_repository_is_not_ours(tmp_path, monkeypatch):
+    """Installed into an environment that lies in a repository; then as a part of it, then changed."""
+    file = tmp_path / "package" / "runs" / "workdir.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("1\n")
+    (tmp_path / "theirs.txt").write_text("1\n")
+
+    def git(*asked):
+        named = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(["git", *named, *asked], cwd=tmp_path, check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    git("init", "--quiet")
+    git("add", "theirs.txt")
+    git("commit", "--quiet", "--message=theirs")
+    monkeypatch.setattr(workdir, "__file__", str(file))
+    assert workdir.environment(0)["commit"] is None
+    git("add", "package")
+    git("commit", "--quiet", "--message=ours")
+    (tmp_path / "theirs.txt").write_text("2\n")  # no file of ours
+    assert workdir.environment(0)["commit"] == git("rev-parse", "HEAD")
+    file.write_text("2\n")
+    assert workdir.environment(0)["commit"] == f"{git('rev-parse', 'HEAD')}-dirty"
 
 
 def test_the_environment_names_the_packages_that_are_there():
