@@ -152,11 +152,9 @@ def _of_detection(
 ) -> Iterator[Section]:
     val_scores, scores = (metrics.log_odds(logits, positive) for logits in (val, test))
     is_positive = found.test_labels == positive
-    point = metrics.operating_point(
-        (val_scores, found.val_labels == positive), (scores, is_positive), found.false_alarm_rate
-    )
     name = found.class_names[positive]
-    alarm = expit(scores) > point["threshold"]
+    validated = (val_scores, found.val_labels == positive)
+    alarm = scores > metrics.alarm_threshold(validated, found.false_alarm_rate)
     for what, wrong, of, sign in (
         (f"misses {name} in", is_positive & ~alarm, is_positive, 1),
         (f"sees {name} in", ~is_positive & alarm, ~is_positive, -1),

@@ -369,18 +369,27 @@ def recall_at(curve: Roc, rate: float) -> float:
     return float(curve.recall[lowest_allowed(curve, rate)])
 
 
+def alarm_threshold(val: tuple[np.ndarray, np.ndarray], rate: float) -> float:
+    """The score that an alarm must exceed: the lowest with at most `rate` false alarms on validation.
+
+    `val` is a pair (scores, is_positive). Scores are compared and not their probabilities, of which those
+    that differ may be rounded to one.
+    """
+    curve = roc(*val)
+    return float(curve.threshold[lowest_allowed(curve, rate)])
+
+
 def operating_point(
     val: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], rate: float
 ) -> dict[str, float]:
     """Recall and false alarms on test at the threshold that VALIDATION allows.
 
     `val` and `test` are pairs (scores, is_positive). Returns a dictionary. "threshold": p(positive) that an
-    alarm must exceed, the lowest with at most `rate` false alarms on validation; "recall",
+    alarm must exceed, see `alarm_threshold`; "recall",
     "false_alarm_rate": shares of the test positives and negatives that are alarms; "misses", "false_alarms":
     how many. Nothing holds the test's false alarms below `rate`.
     """
-    curve = roc(*val)
-    threshold = curve.threshold[lowest_allowed(curve, rate)]
+    threshold = alarm_threshold(val, rate)
     scores, is_positive = test
     alarm = scores > threshold
     misses, false_alarms = int(np.sum(~alarm & is_positive)), int(np.sum(alarm & ~is_positive))

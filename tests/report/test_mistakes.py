@@ -36,15 +36,22 @@ def test_every_wrong_image_is_counted_and_the_surest_stand_first():
     assert section.captions[0] == f"{true}\n{said}? {100 * sure[0]:.0f} %"
 
 
-def test_of_a_class_to_be_detected_misses_and_false_alarms_are_apart():
+@pytest.mark.parametrize("scale, shift", [(1.0, 0.0), (50.0, 10.0)])  # the latter: rounded to a p of 1
+def test_of_a_class_to_be_detected_misses_and_false_alarms_are_apart(scale, shift):
     found = dataclasses.replace(
         made_up.make(num_classes=2, students={"output_avg": ("student", 6.0)}, rules=("mean_probs",)),
         class_names=("empty", "smoke"),
     )
+    groups = []
+    for one in found.groups:
+        surer = {part: scale * (getattr(one, part) + (0.0, shift)) for part in ("val", "test")}
+        groups.append(dataclasses.replace(one, **surer))
+    found = dataclasses.replace(found, groups=tuple(groups))
     group, position = lookup.network_to_deploy(found)
     point = measured.detector(found, 1, group.val[position], group.test[position])
     sections = list(mistakes._sections(found))
     misses, false_alarms = sections
+    assert (point["threshold"] == 1.0) == (scale > 1)
     assert (len(misses.rows), len(false_alarms.rows)) == (point["misses"], point["false_alarms"])
     assert np.all(found.test_labels[misses.rows] == 1) and np.all(found.test_labels[false_alarms.rows] == 0)
     score = np.diff(group.test[position], axis=1)[:, 0]
