@@ -209,13 +209,16 @@ def fetch(name: str, into: Path, mirror: str = "") -> Path:
     published = PUBLISHED[name]
     folder, path = into / published.folder, into / published.path
     terminal.tell(f"{published.what}\nlicence: {published.licence}; cite: {published.cite}")
+    if published.form is not None and path.is_file():  # what it was made of may have been removed
+        terminal.tell(f"{path}: is there")
+        return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--into {into}: cannot be written: {error.strerror}") from None
     for file in published.files:
         _get(file, _place(file, name, mirror), folder / file.name)
-    if published.form is not None and not path.is_file():
+    if published.form is not None:
         terminal.tell(f"writing {path}")
         write_atomically(path, _packed(published.form(folder)))
     return path

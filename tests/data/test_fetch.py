@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import re
+import shutil
 import struct
 import threading
 import zipfile
@@ -87,6 +88,16 @@ def test_a_set_from_a_mirror_is_what_was_published(name, mirror, tmp_path):
         np.testing.assert_array_equal(np.squeeze(getattr(dataset, part)), array)
     assert dataset.class_names == tuple(LETTERS)
     assert path == tmp_path / "data" / PUBLISHED[name].path
+
+
+def test_what_was_made_is_not_made_again_where_its_files_were_removed(mirror, tmp_path, capsys):
+    path = fetch.fetch("mnist", tmp_path / "data", str(mirror))
+    shutil.rmtree(tmp_path / "data" / PUBLISHED["mnist"].folder)
+    shutil.rmtree(mirror)
+    before = path.read_bytes()
+    assert fetch.fetch("mnist", tmp_path / "data", str(mirror)) == path
+    assert path.read_bytes() == before and f"{path}: is there" in capsys.readouterr().err
+    assert [one.name for one in (tmp_path / "data").iterdir()] == [path.name]
 
 
 def test_the_command_says_licence_and_fields(mirror, tmp_path, capsys):
