@@ -75,8 +75,9 @@ def _is_whole(report: dict[str, Any], config: ConfigDict) -> bool:
 
     One that was built again has none of these, because reading a run executes nothing.
     """
-    told = {one["address"] for one in report["metrics"]}
-    return document.can_be_shown(report) and told >= set(config.report.metrics)
+    if not document.can_be_shown(report):
+        return False
+    return {one.get("address") for one in report["metrics"]} >= set(config.report.metrics)
 
 
 def train(

@@ -177,6 +177,16 @@ def test_the_report_is_rebuilt_without_training(finished, tmp_path):
     assert document.write(tmp_path)["rows"] == result["rows"]
 
 
+def test_a_report_of_an_earlier_version_is_not_whole_and_is_made_again(finished):
+    """Reports had no list of metrics, then one without addresses."""
+    config, report = small.config(**ALL), finished[1]
+    assert experiment._is_whole(report, config)
+    before = {name: value for name, value in report.items() if name != "metrics"}
+    assert not experiment._is_whole(before, config)
+    own = small.config(**{**ALL, "report.metrics": ("mine.py:cost",)})
+    assert not experiment._is_whole({**report, "metrics": [{"name": "cost"}]}, own)
+
+
 def test_teachers_of_another_run_are_taken_as_they_are(finished, tmp_path):
     workdir, result = finished
     config = small.config(**{**ALL, "teachers.from_run": str(workdir), "students.alphas": (0.25,)})
