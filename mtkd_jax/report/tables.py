@@ -681,7 +681,3 @@ def _detection_cells(row: dict, report: dict) -> list[str]:
         cell_text.scaled(point["false_alarm_rate"]["mean"], 100),
         wording.count(point["misses"]["mean"]),
     ]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
