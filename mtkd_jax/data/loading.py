@@ -66,6 +66,11 @@ def split(dataset: DataSet, *, num_train: int, val_fraction: float, seed: int, h
             f"{len(rest)} ({total} training examples less {len(val)} for validation)"
         )
     train, pool = _cut(rest, labels, num_train or len(rest), _rng((seed, 1)))
+    if lost := sorted(set(range(num_classes)) - held(dataset.train_labels, train)):
+        raise UserError(
+            f"config.data.num_train = {num_train}: holds no example of class {lost[0]} "
+            f"({dataset.class_names[lost[0]]}); must be larger"
+        )
     notes = _shared_groups(dataset, val, rest, how)
     return Split(
         dataclasses.replace(dataset, notes=(*dataset.notes, *notes)), train=train, pool=pool, val=val

@@ -287,3 +287,22 @@ def test_a_split_holds_every_class_of_pixels_and_hides_other_labels():
     sums = [weight[split.train][own == c].sum() for c in range(4)]
     np.testing.assert_allclose(sums, (own >= 0).sum() / 4, rtol=1e-5)
     np.testing.assert_array_equal(weight[split.train][own < 0], 0)
+
+
+def test_training_examples_that_hold_no_place_of_a_class_are_refused():
+    """Class 1 is in a quarter of the examples that count as class 2: one of these need not hold it."""
+    kinds = np.array([[0, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 0], [2, 1, 1, 1, 1, 1]])
+    labels = kinds[np.repeat([0, 1, 2], (20, 18, 6))]
+    images = np.zeros((44, 2, 3, 1), np.uint8)
+    fields = {"train_images": images, "train_labels": labels, "val_rows": np.array([0, 20, 38])}
+    data, refused = dense(**fields), 0
+    for seed in range(8):
+        try:
+            split = loading.split(data, num_train=3, val_fraction=0.2, seed=seed)
+        except UserError as error:
+            refused += 1
+            assert str(error) == "config.data.num_train = 3: holds no example of class 1 (b); must be larger"
+        else:
+            assert loading.held(labels, split.train) == {0, 1, 2}
+    assert 0 < refused < 8
+    assert len(loading.split(data, num_train=0, val_fraction=0.2, seed=0).train) == 41
