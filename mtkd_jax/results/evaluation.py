@@ -74,9 +74,10 @@ def predict(
     if outside.is_asked(config):
         networks = {one.key: networks_of(stages, done, one) for one in groups if one.role != "linear"}
         groups, of_other_images = outside.ask(config, split, groups, networks)
-    groups += [*_averages(stages, groups), *_cohort_groups(split, stages, done, groups)]
+    averages, of_averages = _averages(stages, groups)
+    groups += [*averages, *_cohort_groups(split, stages, done, groups)]
     further = {"ensemble_beside": _asked_together(ensemble_of(done), split)}
-    predicted = _predictions(config, split, groups, notes, **further, **of_other_images)
+    predicted = _predictions(config, split, groups, (*notes, *of_averages), **further, **of_other_images)
     measured = complexity_of(config, split, stages, done, predicted)
     return dataclasses.replace(predicted, complexity=measured)
 
@@ -129,7 +130,8 @@ def complexity_of(
 def predict_students(config: ConfigDict, split: Split, stages: Plan, done: Done) -> Predictions:
     """What `predict` says of the rows of students, which is all that they are compared by."""
     groups = _student_groups(config, split, stages, done)
-    return _predictions(config, split, [*groups, *_averages(stages, groups)])
+    averages, _ = _averages(stages, groups)
+    return _predictions(config, split, [*groups, *averages])
 
 
 def _student_groups(config: ConfigDict, split: Split, stages: Plan, done: Done) -> list[Group]:
@@ -465,23 +467,39 @@ def _students_at(
     return population.concatenate(parts) if parts else None, seeds
 
 
-def _averages(stages: Plan, groups: Sequence[Group]) -> list[Group]:
-    """The rows that several stages make together: their students' mean probabilities, seed by seed."""
+def _averages(stages: Plan, groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
+    """The rows that several stages make together: their students' mean probabilities, seed by seed.
+
+    And a note on each, of which rows it is: one whose students broke down is not there.
+    """
     named: dict[tuple[str, str, str], list[str]] = {}
     for stage in stages:
         if stage.averaged:
             for mode, model in dict.fromkeys((member.mode, member.model) for member in stage.family):
                 keys = named.setdefault((stage.transfer, stage.averaged, model), [])
                 keys.append(group_key(stage.transfer, mode, model))
-    return [
-        average([group for group in groups if group.key in keys], transfer, name, model)
-        for (transfer, name, model), keys in named.items()
-    ]
+    found: list[Group] = []
+    notes: dict[str, None] = {}
+    for (transfer, name, model), keys in named.items():
+        own = [group for group in groups if group.key in keys]
+        if _shared(own):
+            of = ", ".join(group.name for group in own)
+            found.append(average(own, transfer, name, model))
+            notes[f"{name} is the mean of {of}, at the cost of {len(own)} networks."] = None
+        else:
+            notes[f"{name} ({transfer}) is left out: no seed is left in all of its rows."] = None
+    return found, list(notes)
+
+
+def _shared(groups: Sequence[Group]) -> list[str]:
+    """The members that all groups have; of no groups none."""
+    first = groups[0].members if groups else ()
+    return [member for member in first if all(member in group.members for group in groups)]
 
 
 def average(groups: Sequence[Group], transfer: str, name: str, model: str = "") -> Group:
     """The row of log mean_g softmax(z_g) over groups g, of the members that all have; costs are sums."""
-    shared = [member for member in groups[0].members if all(member in group.members for group in groups)]
+    shared = _shared(groups)
 
     def mean(split: str) -> np.ndarray:
         return _log_mean_probs(

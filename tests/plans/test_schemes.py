@@ -161,6 +161,30 @@ def test_an_average_is_of_probabilities_of_the_members_that_all_have_at_summed_c
     )
 
 
+@pytest.mark.parametrize(
+    "seeds, members, notes",
+    [
+        ([(0, 1), (1,), (1, 0)], (1,), ["BANE is the mean of g 1, g 2, g 3, at the cost of 3 networks."]),
+        ([(0, 1), None, (1, 0)], (0, 1), ["BANE is the mean of g 1, g 3, at the cost of 2 networks."]),
+        ([(0,), (1,)], None, ["BANE (labelled) is left out: no seed is left in all of its rows."]),
+        ([None, None], None, ["BANE (labelled) is left out: no seed is left in all of its rows."]),
+    ],
+)
+def test_a_note_says_of_which_generations_an_average_is(seeds, members, notes):
+    """Of a generation whose students all broke down there is no row; None stands for it."""
+    stages, groups = [], []
+    for number, of_row in enumerate(seeds, start=1):
+        family = (students.Member(f"g {number}", seams.PLAIN, students.Cell(0.0, 1.0), 0),)
+        stages.append(plan.Stage(f"s{number}", None, family, "labelled", averaged="BANE"))
+        if of_row is not None:
+            named = {"key": evaluation.group_key("labelled", f"g {number}"), "name": f"g {number}"}
+            groups.append(dataclasses.replace(group_of(*(f"seed {seed}" for seed in of_row)), **named))
+    found, said = evaluation._averages(stages, groups)
+    assert said == notes
+    expected = [] if members is None else [tuple(f"seed {seed}" for seed in members)]
+    assert [group.members for group in found] == expected
+
+
 @pytest.mark.parametrize("on_digits", ["specialists"], indirect=True)
 def test_specialists_are_one_good_classifier_together_and_none_alone(on_digits):
     _, _, result = on_digits

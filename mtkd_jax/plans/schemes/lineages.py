@@ -48,10 +48,7 @@ def born_again(config: ConfigDict, split: Split, *, generations: int = 3, mode: 
         raise UserError(f"config.plan: born_again(generations={generations}): must be at least 1")
     recipe = recipe_for("born_again", mode, num_teachers=1)
     direct = with_baseline("born_again", config, split)
-    averaged, note = "", ""
-    if generations > 1:
-        averaged = "BANE"
-        note = f"BANE is the mean of born_again 1 to {generations}, at the cost of {generations} networks."
+    averaged = "BANE" if generations > 1 else ""
     stages = []
     for transfer, model in itertools.product(config.students.transfer, students.models(config)):
         before, row = stage_of(direct, transfer, "baseline", model), "baseline"
@@ -66,7 +63,7 @@ def born_again(config: ConfigDict, split: Split, *, generations: int = 3, mode: 
                 model,
                 born_anew=generation,
             )
-            stages.append(stage._replace(averaged=averaged, note=note))
+            stages.append(stage._replace(averaged=averaged))
             before, row = stage, f"born_again {generation}"
     return (*direct, *stages)
 
