@@ -162,8 +162,9 @@ def grid(
 def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, list[dict]]:
     """The cell with the lowest mean validation NLL over seeds, and the whole grid, of one mode's students.
 
-    Ties go to the alpha nearest to 0.25, then to the lowest temperature. Seeds that the chosen cell alone has
-    were added after it was chosen (`plan.more_seeds`), and play no part.
+    Ties go to the alpha nearest to 0.25, then to the lowest temperature; where students broke down in every
+    cell, to the one where the fewest did. Seeds that the chosen cell alone has were added after it was chosen
+    (`plan.more_seeds`), and play no part.
     """
     seeds: dict[Cell, set[int]] = {}
     for member in members:
@@ -174,7 +175,11 @@ def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, l
         if member.seed in in_all:
             cells.setdefault(member.cell, []).append(float(nll))
     means = {cell: float(np.mean(values)) for cell, values in cells.items()}
-    best = min(means, key=lambda cell: (means[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature))
+    broken = {cell: int(np.isinf(values).sum()) for cell, values in cells.items()}  # of several that are inf
+    best = min(
+        means,
+        key=lambda cell: (means[cell], broken[cell], abs(cell.alpha - PREFERRED_ALPHA), cell.temperature),
+    )
     points = [
         {
             "alpha": cell.alpha,

@@ -83,6 +83,16 @@ def test_the_first_seeds_choose_alone():
     assert [point["num_seeds"] for point in grid] == [4, 2]
 
 
+def test_of_cells_in_which_students_broke_down_that_with_the_fewest_is_chosen():
+    """The preferred alpha has no student left: of it there would be no row."""
+    cells = Cell(0.25, 1.0), Cell(0.0, 1.0), Cell(1.0, 1.0)
+    members = [Member("vote", None, cell, seed) for cell in cells for seed in range(2)]
+    inf = float("inf")
+    chosen, _ = students.choose(members, [inf, inf, inf, 0.4, inf, inf])
+    assert chosen == cells[1]
+    assert students.choose(members, [0.4, 0.4, inf, 0.1, 0.5, 0.5])[0] == cells[0]
+
+
 def test_what_auto_cannot_do_is_said():
     with pytest.raises(UserError, match="give a number with plan born_again"):
         small.config(**{"students.num_seeds": "auto", "plan": "born_again"})
