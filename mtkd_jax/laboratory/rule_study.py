@@ -88,7 +88,7 @@ def study(found: Predictions, watch: Watch = iter, names: Collection[str] = ()) 
         "rules": compared,
         "skipped": skipped,
         "one_teacher": {"mean": right.mean(), "max": right.mean(axis=1).max()},
-        "oracle": _over_examples(right.any(axis=0)),
+        "oracle": _over_examples(found, right.any(axis=0)),
         "against_k": _against_k(found, _among(AGAINST_K, names)),
         "diversity": analysis.diversity(found),
         "teachers": _valued(found),
@@ -108,9 +108,11 @@ def _compared(found: Predictions, watch: Watch, names: Collection[str] = ()) -> 
         scores = metrics.per_example(lookup.fused(found, name)["test"], found.test_labels)
         right[name] = scores["accuracy"]
         nll = None if rules.is_rank(name) else scores["nll"].mean()
-        compared.append({"rule": name, "family": family, "accuracy": _over_examples(right[name]), "nll": nll})
+        compared.append(
+            {"rule": name, "family": family, "accuracy": _over_examples(found, right[name]), "nll": nll}
+        )
     for one in compared:
-        one["against"] = _against(right[one["rule"]], right[REFERENCE])
+        one["against"] = _against(found, right[one["rule"]], right[REFERENCE])
     tested = [one["against"] for one in compared if one["rule"] != REFERENCE]
     for one, p in zip(tested, intervals.holm([one["p_value"] for one in tested])):
         one["p_holm"] = p
@@ -129,19 +131,23 @@ def _unfit(name: str, logits: np.ndarray) -> str:
     return ""
 
 
-def _against(a: np.ndarray, b: np.ndarray) -> dict:
-    """Accuracy of a minus that of b over the same examples: paired bootstrap, exact McNemar."""
+def _against(found: Predictions, a: np.ndarray, b: np.ndarray) -> dict:
+    """Accuracy of a minus that of b over the same examples: paired bootstrap, exact McNemar.
+
+    Where examples are of groups the p value is that of the bootstrap, which resamples groups.
+    """
+    tested = intervals.bootstrap_tests(found.by_unit(a - b), margin=0.0)
     return {
         "metric": "accuracy",
         "mean_difference": a.mean() - b.mean(),
-        "ci95": intervals.bootstrap_interval(a - b),
-        "p_value": intervals.mcnemar(a, b),
+        "ci95": tested["ci95"],
+        "p_value": intervals.mcnemar(a, b) if found.test_groups is None else tested["p_value"],
         "p_holm": None,
     }
 
 
-def _over_examples(right: np.ndarray) -> dict:
-    return {"mean": right.mean(), "ci95": intervals.bootstrap_interval(right)}
+def _over_examples(found: Predictions, right: np.ndarray) -> dict:
+    return {"mean": right.mean(), "ci95": intervals.bootstrap_interval(found.by_unit(right))}
 
 
 def _against_k(found: Predictions, names: Iterable[str] = AGAINST_K) -> dict:
@@ -386,7 +392,8 @@ def _terms(result: dict) -> list[str]:
     return [
         "Intervals (95 %) resample the test examples, differences paired by example. p: exact McNemar test, "
         f"the sign test on examples that only one of two rules gets right; Holm over the {num_tests} rules. "
-        "All of it is conditional on these teachers.",
+        "Of data with groups whole groups are resampled, and p is of these resamples. All of it is "
+        "conditional on these teachers.",
         "Fitted rules are fitted on the validation examples. Shapley values and leave-one-out are of "
         "validation accuracy too, so that a choice of teachers leaves the test examples unseen; nobody is "
         "worth a guess, 1 / classes.",

@@ -53,7 +53,7 @@ def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any
     """{file: what was measured of it}, as `export_forms` says; nothing is written."""
     asked = forms.programs(directory)
     checked, number = load_file(directory / "check.safetensors"), _num_classes(directory)
-    right: dict[str, np.ndarray] = {}  # [N,2]: places of each example that are right, and all of them
+    right: dict[str, np.ndarray] = {}  # [E,2]: places that are right, and all of them
     told: dict[str, dict[str, Any]] = {}
     for file in export.FORMS:
         if not (directory / file).exists() or (
@@ -103,7 +103,7 @@ def _class_of(said: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def _right(ask: forms.Ask, dataset: DataSet) -> np.ndarray:
-    """[N,2] of test examples: how many places are given their class, and how many there are.
+    """[E,2] of test examples, or of their groups: places that are given their class, and all of them.
 
     Of a task that is not dense an example is one place.
     """
@@ -114,11 +114,17 @@ def _right(ask: forms.Ask, dataset: DataSet) -> np.ndarray:
     labels = dataset.test_labels
     there = labels >= 0
     found = np.stack([(classes == labels) & there, there], axis=-1)
-    return found.reshape(len(labels), -1, 2).sum(axis=1).astype(np.float64)
+    of_examples = found.reshape(len(labels), -1, 2).sum(axis=1).astype(np.float64)
+    if dataset.test_groups is None:
+        return of_examples
+    _, unit = np.unique(dataset.test_groups, return_inverse=True)
+    of_groups = np.zeros((unit.max() + 1, 2))
+    np.add.at(of_groups, unit, of_examples)
+    return of_groups
 
 
 def _share(right: np.ndarray) -> dict[str, Any]:
-    """The share of all places, of [N,2] right ones and all of them; its interval is over examples."""
+    """The share of all places, of [E,2] right ones and all of them; its interval is over the E."""
 
     def share(total: np.ndarray) -> float:
         return float(total[0] / total[1])

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from mtkd_jax import config as configuration
 from mtkd_jax.results import intervals, lookup, metrics
@@ -251,7 +250,8 @@ def detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarra
         return metrics.auroc(curve), metrics.recall_at(curve, predictions.false_alarm_rate)
 
     interval_of = dict(zip(DETECTION, _resampled(statistics, is_positive, units)))
-    alarm = scores > special.logit(one["threshold"])
+    on_val = metrics.log_odds(decided["val"], positive), predictions.val_labels == positive
+    alarm = scores > metrics.alarm_threshold(on_val, predictions.false_alarm_rate)
     for name, kind in kinds_of.items():
         interval_of[name] = _of_share(alarm & kind, kind, units)
     return _with_operating_point(

@@ -133,7 +133,7 @@ def test_latency_is_the_median_of_calls_after_the_first(monkeypatch):
 def test_accuracy_is_paired_with_that_of_the_float32_program(folder, monkeypatch):
     """By hand: of four examples the program finds three, the other form two, both among the three."""
     data = {"test_images": np.zeros((4, 4, 4, 1), np.uint8), "test_labels": np.arange(4)}
-    data |= {"is_dense": False, "num_classes": 4}
+    data |= {"is_dense": False, "num_classes": 4, "test_groups": None}
     dataset = type("Data", (), data)
     answers = {"model.stablehlo": [0, 1, 2, 0], "model.onnx": [0, 1, 0, 0]}
 
@@ -152,13 +152,18 @@ def test_accuracy_is_paired_with_that_of_the_float32_program(folder, monkeypatch
     low, high = told["model.onnx"]["accuracy_minus_float32"]["ci95"]
     assert -1 <= low <= -0.25 <= high <= 0
     assert told["model.onnx"]["same_class"] == 0.75
+    dataset.test_groups = np.array(
+        [7, 7, 7, 9]
+    )  # three of three right in one group, none of one in the other
+    told = measured.measure(folder, dataset)["model.stablehlo"]["accuracy"]
+    assert told["value"] == 0.75 and told["ci95"] == pytest.approx([0.0, 1.0])
 
 
 def test_accuracy_of_a_dense_student_is_over_places_and_its_interval_over_images(folder, monkeypatch):
     """By hand: of an image of four places the program finds three, of one of a single place none."""
     labels = np.array([[0, 1, 2, 0], [1, -1, -1, -1]])
     data = {"test_images": np.zeros((2, 4, 4, 1), np.uint8), "test_labels": labels}
-    dataset = type("Data", (), data | {"is_dense": True, "num_classes": 3})
+    dataset = type("Data", (), data | {"is_dense": True, "num_classes": 3, "test_groups": None})
     answers = {
         "model.stablehlo": [[0, 1, 2, 1], [0, 1, 1, 1]],  # 3 of 4 and 0 of 1
         "model.onnx": [[0, 0, 0, 0], [1, 0, 0, 0]],  # 2 of 4 and 1 of 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtkd_jax.data import loading
+from mtkd_jax.laboratory import rule_study
 from mtkd_jax.report import caveats, document
 from mtkd_jax.results import evaluation, intervals, lookup, measured
 from mtkd_jax.tasks import kinds, masks
@@ -157,6 +158,17 @@ def test_measures_of_a_task_are_resampled_by_groups():
 
 def own_metric(compute):
     return Metric("own", compute, higher_is_better=True)
+
+
+def test_fusion_rules_are_compared_by_groups():
+    found = grouped(rules=("mean_probs", "plurality"))
+    study = rule_study.study(found, names=("mean_probs", "plurality"))
+    of = {one["rule"]: one for one in study["rules"]}
+    expected = intervals.bootstrap_interval(right(found).reshape(-1, SIZE).mean(axis=1))
+    assert of["mean_probs"]["accuracy"]["ci95"] == pytest.approx(expected)
+    decided = lookup.fused(found, "plurality")["test"].argmax(axis=-1) == found.test_labels
+    tested = intervals.bootstrap_tests((decided - right(found)).reshape(-1, SIZE).mean(axis=1), 0.0)
+    assert of["plurality"]["against"]["p_value"] == pytest.approx(tested["p_value"])
 
 
 # --- a run ----------------------------------------------------------------------------------------------
