@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtkd_jax.types import Array, Context, Outputs, PyTree, Targets, TeacherOutputs
+from mtkd_jax.types import Array, Context, Outputs, PyTree, Targets, TeacherOutputs, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,18 @@ class OfOwnTeachers:
     counts: tuple[int, ...]
 
     def __call__(self, context: Context, *more: Array) -> Any:
-        own = select_teachers(context.teacher, context.hyper["own_teachers"], self.counts)
-        return self.seam(dataclasses.replace(context, teacher=own), *more)
+        return self.seam(_with_own_teachers(context, self.counts), *more)
+
+
+@dataclasses.dataclass(frozen=True)
+class AfterOwnTeachers:
+    """An `after` that sees its reader's own teachers alone."""
+
+    after: Callable[[TrainState, Context], TrainState]
+    counts: tuple[int, ...]
+
+    def __call__(self, state: TrainState, context: Context) -> TrainState:
+        return self.after(state, _with_own_teachers(context, self.counts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,11 @@ class ForOwnTeachers:
         first = np.zeros(len(self.counts), np.int32)
         own = jax.eval_shape(lambda teacher: select_teachers(teacher, first, self.counts), teacher)
         return self.init_aux(key, student, own)
+
+
+def _with_own_teachers(context: Context, counts: tuple[int, ...]) -> Context:
+    own = select_teachers(context.teacher, context.hyper["own_teachers"], counts)
+    return dataclasses.replace(context, teacher=own)
 
 
 def select_teachers(

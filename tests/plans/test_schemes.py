@@ -206,7 +206,7 @@ def test_every_transfer_set_has_stages_of_its_own(address):
     assert of["labelled"] == of["unlabelled"] and of["labelled"]
 
 
-@pytest.mark.parametrize("mode", ["targets.cwtm", "features.hints"])
+@pytest.mark.parametrize("mode", ["targets.cwtm", "features.hints", "relations.crd_memory(width=4)"])
 def test_a_seed_learns_from_its_own_teacher_as_if_there_were_no_other(mode, generations, tmp_path):
     """One population, every teacher asked once, against every seed alone with its one teacher."""
     _, _, done = generations
@@ -317,6 +317,19 @@ def test_densely_guided_networks_are_taught_by_all_before_them(generations):
     np.testing.assert_array_equal(last.hyper["own_teachers"], [[0] * 5 + [s, s] for s in seeds])
     guided = last.program.recipes[0].weigh
     assert guided.counts == (1,) * 5 + (2, 2) and guided.seam.num_together == 5
+
+
+@pytest.mark.parametrize("scheme", ["assistants", "densely_guided"])
+def test_what_a_method_remembers_after_an_update_is_of_the_own_teachers(scheme, generations):
+    """Their embeddings side by side are as many numbers as its projection reads: it is traced."""
+    _, _, done = generations
+    config = config_of(
+        f"{scheme}(models={CHAIN!r}, mode='relations.crd_memory(width=4)')",
+        **{"students.model": "mlp(hidden=(5,))"},
+    )
+    works, _ = made(config, {**done, "students-labelled-logit-avg": None})
+    own = [job for job in works.values() if "own_teachers" in job.hyper]
+    assert len(own) == 2 and all(len(set(job.names)) > 1 for job in own)
 
 
 def test_who_guides_is_drawn_and_the_teachers_are_one_of_them():

@@ -15,8 +15,14 @@ from mtkd_jax.data.loading import Split, flat, flat_logits
 from mtkd_jax.engine import teacher_cache
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.fusion import rules
-from mtkd_jax.methods.lineage import DenselyGuided, ForOwnTeachers, OfOwnTeachers, weigh_as_fitted
-from mtkd_jax.methods.seams import equal_weights
+from mtkd_jax.methods.lineage import (
+    AfterOwnTeachers,
+    DenselyGuided,
+    ForOwnTeachers,
+    OfOwnTeachers,
+    weigh_as_fitted,
+)
+from mtkd_jax.methods.seams import equal_weights, nothing_after
 from mtkd_jax.plans import students
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
 from mtkd_jax.plans.schemes.direct import (
@@ -256,6 +262,7 @@ def _of_own_teachers(recipe: Recipe, counts: tuple[int, ...]) -> Recipe:
         weigh=OfOwnTeachers(recipe.weigh, counts),
         aim=OfOwnTeachers(recipe.aim, counts),
         term=OfOwnTeachers(recipe.term, counts),
+        after=recipe.after if recipe.after is nothing_after else AfterOwnTeachers(recipe.after, counts),
         init_aux=ForOwnTeachers(recipe.init_aux, counts),
         reads_student=tuple(dict.fromkeys((*recipe.reads_student, "weigh", "aim"))),
     )
