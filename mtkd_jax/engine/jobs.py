@@ -344,6 +344,22 @@ def parts(job: Job, at_once: int) -> list[Job]:
     ]
 
 
+def go_on(job: Job, start: PyTree, begun: int) -> Job:
+    """A job as the later part of a training of which `begun` epochs are over: from variables [M,...] on.
+
+    Its order is that of the epochs after these, and its keys are others than theirs: what it draws, for
+    batches, augmentations, dropout or a method's own parameters, is not what was drawn before.
+    """
+    lessons = dataclasses.replace(job.stage_data, key=jax.random.fold_in(job.stage_data.key, begun))
+    return dataclasses.replace(
+        job,
+        start=start,
+        init_keys=jax.vmap(lambda key: jax.random.fold_in(key, begun))(job.init_keys),
+        stage_data=lessons,
+        order=lambda epoch: job.order(begun + epoch),
+    )
+
+
 def per_member(values: tuple[float, ...], default: float, num_members: int) -> np.ndarray:
     """[M] float32: one value each, one value for all, or the default."""
     return np.broadcast_to(np.asarray(values or (default,), np.float32), (num_members,)).copy()

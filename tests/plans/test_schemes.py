@@ -1,6 +1,7 @@
 """The named plans: what each stage learns from, against the same training written out, and whole runs."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -531,6 +532,55 @@ def test_every_head_of_a_hydra_begins_as_the_one_there_was(generations):
     assert after.heads.shape == (5, 5, 10)
     for head in after.heads:
         np.testing.assert_allclose(head, before.logits, rtol=1e-4, atol=1e-5)
+
+
+# --- trainings that go on -------------------------------------------------------------------------------
+
+TWICE = (
+    "hints_then_distil",
+    "interactive",
+    "hydra",
+    "fine_tuned(mode='pruned.gradual', begin='output_avg')",
+)
+
+
+def both_trainings(address):
+    """The jobs of the first training of a plan and of the one that goes on, everybody as they begin."""
+    few = {"model.name": "cnn(widths=(2, 3), dense=4, batch_norm=True)", "teachers.num_members": 2}
+    config = small.config(plan=address, **few, **{"students.modes": ("output_avg",), "train.epochs": 2})
+    *_, first, second = made(config, {})[0].values()
+    return first, second
+
+
+@pytest.mark.parametrize("address", TWICE)
+def test_the_second_training_draws_what_the_first_did_not(address):
+    first, second = both_trainings(address)
+    batches = [job.order(epoch) for job in (first, second) for epoch in range(job.epochs)]
+    for a, b in itertools.combinations(batches, 2):
+        assert not np.array_equal(a, b)
+    equal(second.order(0), first.order(first.epochs))  # as if the first one went on
+    keys = [np.asarray(jax.random.key_data(job.stage_data.key)) for job in (first, second)]
+    assert not np.array_equal(*keys)
+    own = [{tuple(key) for key in np.asarray(jax.random.key_data(job.init_keys))} for job in (first, second)]
+    assert own[0].isdisjoint(own[1]) and len(own[1]) == 2  # a seed has its own wherever it stands
+
+
+def test_nothing_that_went_before_is_another_for_going_on():
+    first, _ = both_trainings("hints_then_distil")
+    direct = small.students_job("output_avg", **{"train.epochs": 2})
+    equal(jax.random.key_data(first.stage_data.key), jax.random.key_data(direct.stage_data.key))
+    equal(first.order(1), direct.order(1))
+    of_seed = dict(zip(direct.names, np.asarray(jax.random.key_data(direct.init_keys))))
+    for name, key in zip(first.names, np.asarray(jax.random.key_data(first.init_keys))):
+        equal(key, next(one for other, one in of_seed.items() if other[-6:] == name[-6:]))
+
+
+def test_a_training_that_went_on_is_resumed_to_the_same_bits(tmp_path):
+    _, second = both_trainings("hints_then_distil")
+    small.check_that_it_resumes(second, tmp_path)
+    _, again = both_trainings("hints_then_distil")
+    equal(second.order(1), again.order(1))
+    equal(jax.random.key_data(second.init_keys), jax.random.key_data(again.init_keys))
 
 
 # --- classifiers after stages of teachers ---------------------------------------------------------------

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from mtkd_jax.config import teacher_models
 from mtkd_jax.data.loading import Split, example_image
 from mtkd_jax.engine import population
-from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.jobs import Job, go_on
 from mtkd_jax.methods.seams import SUPERVISED, no_leaf
 from mtkd_jax.models.thinned import THINNED, Thinned, drops
 from mtkd_jax.plans import teachers
@@ -232,7 +232,7 @@ def next_cycle(
     begun: int,
     start: PyTree | None,
 ) -> Job:
-    """Networks trained for some epochs, after `begun` others, whose last weights are kept."""
+    """Networks trained for some epochs, whose last weights are kept; from `start` on after `begun` others."""
     own = config.copy_and_resolve_references()
     own.teachers.num_members, own.train.schedule = num_networks, schedule
     own.train.epochs = own.train.eval_every = epochs  # the only weights to choose: the last
@@ -240,10 +240,7 @@ def next_cycle(
     if begun:
         own.train.warmup = 0.0
     job = teachers.job(own, split, address)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, begun))(job.init_keys)
-    lessons = dataclasses.replace(job.stage_data, key=jax.random.fold_in(job.stage_data.key, begun))
-    further = {"start": start, "init_keys": keys, "stage_data": lessons} if start is not None else {}
-    return dataclasses.replace(job, order=lambda epoch: job.order(begun + epoch), **further)
+    return job if start is None else go_on(job, start, begun)
 
 
 def settle(config: ConfigDict, split: Split, address: str, start: PyTree) -> Job:

@@ -1,4 +1,8 @@
-"""Plans in which a student is trained twice, or learns from teachers as they were at other times."""
+"""Plans in which a student is trained twice, or learns from teachers as they were at other times.
+
+The second training goes on where the first one ended (`jobs.go_on`): it has the batches of later epochs, and
+draws anew what is drawn.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from mtkd_jax.addresses import build, build_recipe
 from mtkd_jax.config import GIVEN, number_of_teachers, teacher_models
 from mtkd_jax.data.loading import Split, example_image
 from mtkd_jax.engine import population
-from mtkd_jax.engine.jobs import Job
+from mtkd_jax.engine.jobs import Job, go_on
 from mtkd_jax.methods.maps import is_no_head
 from mtkd_jax.methods.seams import SUPERVISED, frozen_teachers, identity_view
 from mtkd_jax.models.interactive import SWAPPED, TEACHERS, swapping
@@ -65,7 +69,7 @@ def hints_then_distil(
 
         def distil(done: Done, transfer=transfer, family=family, hinted=hinted) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
-            return dataclasses.replace(job, start=_of_seeds(done, hinted, family))
+            return go_on(job, _of_seeds(done, hinted, family), begun=job.epochs)
 
         stages.append(Stage(hinted, learn_hints))
         stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer))
@@ -132,7 +136,7 @@ def interactive(
 
         def distil(done: Done, transfer=transfer, family=family, before=before) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
-            return dataclasses.replace(job, start=_of_seeds(done, before, family))
+            return go_on(job, _of_seeds(done, before, family), begun=job.epochs)
 
         stages.append(Stage(before, swap))
         stages.append(Stage(students.stage_name(transfer, family), distil, family, transfer, note=note))
@@ -249,7 +253,7 @@ def hydra(config: ConfigDict, split: Split, *, first: str = "output_avg", mode: 
             begun = chosen_students(body, row, done).variables
             begun = population.take(begun, [member.seed for member in family])
             num_heads = family[0].recipe.num_heads(sum(own.num_members for own in ensemble_of(done)))
-            return dataclasses.replace(job, start=_with_heads(begun, num_heads))
+            return go_on(job, _with_heads(begun, num_heads), begun=job.epochs)
 
         stages.append(body._replace(role="assistant"))
         stages.append(Stage(students.stage_name(transfer, family), branch, family, transfer))
@@ -292,7 +296,7 @@ def fine_tuned(
             begun = chosen_students(before, begin, done).variables
             hyper = {**job.hyper, "learning_rate": np.float32(rate) * job.hyper["learning_rate"]}
             start = population.take(begun, [member.seed for member in family])
-            return dataclasses.replace(job, start=start, hyper=hyper)
+            return go_on(dataclasses.replace(job, hyper=hyper), start, begun=job.epochs)
 
         stages.append(Stage(students.stage_name(transfer, family), tune, family, transfer, note=note))
     return (*direct, *stages)
