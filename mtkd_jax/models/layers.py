@@ -82,7 +82,7 @@ def conv(
     if _form.get() == "windows" and form in ("plain", "canonical") and groups == 1:
         form = "windows"
     if form == "product":
-        return product_conv(x, kernel, strides)
+        return product_conv(x, kernel, strides, pads)
     if form == "by_group":
         parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1))
         return jnp.concatenate([conv(*part, strides, padding) for part in parts], axis=-1)
@@ -170,8 +170,10 @@ def plain_conv(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int =
     )
 
 
-def product_conv(x: Array, kernel: Array, strides: Pair) -> Array:
+def product_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
     """The convolution with a kernel [1,1,c,d], a matrix product at every place."""
+    if any(map(any, pads)):
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
 

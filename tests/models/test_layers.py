@@ -94,6 +94,19 @@ def test_convolution_equals_the_plain_one_in_value_and_derivatives(image, window
         )
 
 
+@pytest.mark.parametrize("image,window,strides,groups", [SHAPES[n] for n in (0, 9, 10, 11, -2, -1)])
+def test_pixels_before_and_after_the_image_are_convolved_in_every_form(image, window, strides, groups):
+    pads = ((1, 2), (0, 1))
+    with jax.enable_x64(True):
+        x, kernel = drawn(image, 0), drawn(window, 1)
+        assert_same_derivatives(
+            lambda x, kernel: layers.conv(x, kernel, strides, pads, groups),
+            lambda x, kernel: layers.plain_conv(x, kernel, strides, pads, groups),
+            x,
+            kernel,
+        )
+
+
 def test_plain_convolution_is_the_sum_over_the_window():
     x, kernel = np.arange(12.0).reshape(1, 3, 4, 1), np.array([[1.0, 2.0], [3.0, 4.0]]).reshape(2, 2, 1, 1)
     by_hand = [[x[0, i : i + 2, j : j + 2, 0].ravel() @ [1, 2, 3, 4] for j in range(3)] for i in range(2)]
