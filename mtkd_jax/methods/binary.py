@@ -14,7 +14,7 @@ from mtkd_jax.methods.peers import dml
 from mtkd_jax.methods.seams import PLAIN, HardAnd, hard_loss, soft_loss
 from mtkd_jax.models.levels import INPUT, LEVELS, SIGNS
 from mtkd_jax.models.own import NETWORK
-from mtkd_jax.models.stages import is_kernel
+from mtkd_jax.models.stages import first_kernels, is_kernel
 from mtkd_jax.types import (
     Array,
     Context,
@@ -34,13 +34,14 @@ def xnor() -> Recipe:
     $$w \rightarrow \mathrm{sign}(w) \cdot \mathrm{mean}\, |w|$$
 
     The mean is over all axes but the last, and $\mathrm{sign}(0) = 1$. This is done to every leaf named
-    "kernel" but those of the last layer ("heads") and of the first: of all modules whose name starts with
-    "stem" or, where there is none, the first kernel by name ("conv1", "dense1", "stage1_conv1"). In the
-    gradient $\partial\, \mathrm{sign}(w) / \partial w$ is 1 where $|w| \le 1$, else 0. Real weights are
-    trained, and clipped to [-1,1] after every step; binary ones are validated, reported and exported.
-    Activations stay real: the paper's BWN; those of `qnn` are signs, too. The loss is that of `output_avg`;
-    with alpha = 1 it is a binary network without teachers. Raises UserError for a network that has no kernel
-    in between.
+    "kernel" but those of the last layer ("heads") and those that read the input: of all modules whose name
+    starts with "stem", of the whitening layer of `speedy`, of both ways through the first block of
+    `series_resnet`, of the gates of the first layer of `lstm`, and of any other network the first by name
+    ("conv1", "dense1"). In the gradient $\partial\, \mathrm{sign}(w) / \partial w$ is 1 where $|w| \le 1$,
+    else 0. Real weights are trained, and clipped to [-1,1] after every step; binary ones are validated,
+    reported and exported. Activations stay real: the paper's BWN; those of `qnn` are signs, too. The loss is
+    that of `output_avg`; with alpha = 1 it is a binary network without teachers. Raises UserError for a
+    network that has no kernel in between.
 
     Source: XNOR-Net, Rastegari et al. 2016, arXiv 1603.05279.
     """
@@ -323,10 +324,8 @@ def _levels(method: str, params: PyTree, steps: Array) -> PyTree:
 def _inner_kernels(method: str, params: PyTree) -> set[str]:
     """The paths of the kernels between the first layer and the last; UserError where there is none."""
     paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    kernels = sorted(p for p in paths if p.endswith("/kernel") and not p.startswith("heads/"))
-    of_stem = lambda path: any(module.startswith("stem") for module in path.split("/"))  # noqa: E731
-    first = [path for path in kernels if of_stem(path)] or kernels[:1]
-    inner = set(kernels) - set(first)
+    kernels = [p for p in paths if p.endswith("/kernel") and not p.startswith("heads/")]
+    inner = set(kernels) - first_kernels(paths)
     if not inner:
         raise UserError(
             f"binary.{method}: the network has no layer between the first and the last, which stay real; "

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -179,3 +180,28 @@ def is_kernel(path: tuple, parameter: Array) -> bool:
     Heads have biases [H,C], and attention [heads,width].
     """
     return parameter.ndim >= 2 and path[-1].key != "bias"
+
+
+# Layers that read the input and are not called "stem...": that of `speedy`, the convolutions of a first stage
+# and of the way past it, and the gates of a first layer of long short-term memory.
+_READS_INPUT = re.compile(r"(.*/)?(stem[^/]*|whiten|stage1_conv1|stage1_shortcut_conv|stage1/i[ifgo])/.*")
+_READS_TOKENS = re.compile(r"(.*_)?tokens/embedding")
+
+
+def first_kernels(parameters: Iterable[str]) -> set[str]:
+    """Those of a network's parameters, by their paths, that are kernels and read its input.
+
+    They are told by their names, since whoever has the parameters alone knows no more: all in layers called
+    "stem..." or as in networks of the package; of tokens, which a table reads, none; else the first by name.
+    """
+    paths = list(parameters)
+    kernels = [path for path in paths if path.endswith("/kernel") and not path.startswith("heads/")]
+    first = {path for path in kernels if _READS_INPUT.fullmatch(path)}
+    if first or any(map(_READS_TOKENS.fullmatch, paths)):
+        return first
+    return set(sorted(kernels, key=_by_number)[:1])
+
+
+def _by_number(path: str) -> list[str | int]:
+    """Texts and numbers in turn, so that "conv2" stands before "conv10"."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]

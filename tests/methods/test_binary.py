@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Var, jaxprs_in_params
 
 from mtkd_jax.addresses import build_model
 from mtkd_jax.engine import population
 from mtkd_jax.engine.step import same_family
 from mtkd_jax.methods import binary
-from mtkd_jax.models import levels
+from mtkd_jax.models import levels, stages
 from mtkd_jax.models.levels import LEVELS, round_inputs, round_off
 from mtkd_jax.results import bodies
 from mtkd_jax.types import (
@@ -182,6 +183,110 @@ def test_of_parallel_first_layers_all_stay_real(num_channels):
     inner = ("conv10", "conv20", "conv40") if num_channels == 1 else ("bottleneck",)
     first = {f"stage1_module1/stem_{name}/kernel" for name in (*inner, "pool_conv")}
     assert kept == {*first, "stem_shortcut_conv/kernel", "heads/kernel"}
+
+
+def kernels_that_read_the_input(model, image):
+    """Found in the program: paths of weights that meet the input before any other weight has met it.
+
+    Of every number it is known whether it is the input's alone, or which weights' alone; where both meet
+    these weights read the input, and what comes out is nobody's alone. Other parameters are left out.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    program = jax.make_jaxpr(lambda variables, image: model.apply(variables, image)[0].logits)(shapes, image)
+    found, mixed = set(), "mixed"
+
+    def of_weights(path):
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        is_weights = path[0].key == "params" and name.rpartition("/")[2] in ("kernel", "embedding")
+        return frozenset([name] if is_weights else [])
+
+    def together(*parts):
+        weights = frozenset().union(*(part for part in parts if isinstance(part, frozenset)))
+        if mixed in parts or ("input" in parts and weights):
+            return mixed
+        return "input" if "input" in parts else weights
+
+    def status(known, one):
+        return known.get(one, frozenset()) if isinstance(one, Var) else frozenset()
+
+    def follow(jaxpr, given):
+        known = dict(zip(jaxpr.invars, given))
+        for equation in jaxpr.eqns:
+            read = [status(known, one) for one in equation.invars]
+            inner = list(jaxprs_in_params(equation.params))
+            if len(inner) == 1 and len(inner[0].invars) == len(read):
+                out = follow(inner[0], read)
+                if equation.primitive.name == "scan":
+                    first, number = equation.params["num_consts"], equation.params["num_carry"]
+                    carried = map(together, read[first : first + number], out[:number])
+                    out = follow(inner[0], [*read[:first], *carried, *read[first + number :]])
+            else:
+                out = [together(*read)] * len(equation.outvars)
+                if out[0] == mixed and mixed not in read:
+                    found.update(*(one for one in read if isinstance(one, frozenset)))
+            known.update(zip(equation.outvars, out))
+        return [status(known, one) for one in jaxpr.outvars]
+
+    leaves = [of_weights(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    follow(program.jaxpr, [*leaves, "input"])
+    return {name for name in found if name.endswith("/kernel")}
+
+
+@pytest.mark.parametrize(
+    "address, size",
+    [
+        ("mlp(hidden=(4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4))", (8, 8, 1)),
+        ("mlp(hidden=(4, 4), bottleneck=3)", (8, 8, 1)),
+        ("cnn(widths=(2, 2), dense=4)", (8, 8, 1)),
+        ("resnet(depth=8)", (8, 8, 1)),
+        ("densenet(blocks=(1, 1), growth=4, stem='cifar')", (32, 32, 3)),
+        ("shufflenet_v2(width=0.5)", (32, 32, 3)),
+        ("vit(width=16, depth=4, attention_heads=2, stem='cifar')", (32, 32, 3)),
+        ("unet(width=2, depth=2)", (8, 8, 1)),
+        ("spiking_cnn(widths=(2,), hidden=(4,))", (8, 8, 1)),
+        ("speedy(width=4, blocks=2, trainable='')", (8, 8, 3)),
+        ("fcn(widths=(2, 3, 2))", (16, 1, 2)),
+        ("series_vgg(widths=(2, 2, 2, 2, 2, 2, 2, 2, 2, 2))", (8, 1, 4)),
+        ("series_resnet(widths=(3, 4))", (16, 1, 2)),
+        ("inception_time(width=2)", (16, 1, 2)),
+        ("lstm(widths=(3, 4))", (9, 1, 2)),
+        ("lstm(widths=(3,), frames=True)", (9, 1, 2)),
+        ("transformer(width=8, depth=1, attention_heads=2, source_tokens=7)", (2, 5, 1)),
+    ],
+)
+def test_what_reads_the_input_stays_real_and_nothing_else(address, size):
+    """Of every family, whatever its layers are called."""
+    task = Task(5, 1, (0.5,) * size[-1], (0.2,) * size[-1])
+    model, image = build_model(address, task), jax.ShapeDtypeStruct((2, *size), jnp.float32)
+    first = kernels_that_read_the_input(model, image)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    params = jax.tree.map(uneven, params)
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }
+    kernels = {path for path in paths if path.endswith("/kernel") and not path.startswith("heads/")}
+    assert first or address.startswith("transformer")
+    assert changed(params, view(XNOR, params)) == kernels - first
+
+
+def test_those_that_read_the_input_by_name():
+    """Of the networks in which it is not the first one by name: known of each from its drawing."""
+    task, inputs = Task(5, 1, (0.5,) * 2, (0.2,) * 2), {}
+    sizes = {"speedy(trainable='')": (17, 17, 2), "series_resnet": (9, 1, 2), "lstm": (9, 1, 2)}
+    for address, size in sizes.items():
+        image = jax.ShapeDtypeStruct((1, *size), jnp.float32)
+        params = jax.eval_shape(build_model(address, task).init, jax.random.key(0), image)["params"]
+        paths = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_leaves_with_path(params)
+        ]
+        inputs[address] = {path.removesuffix("/kernel") for path in stages.first_kernels(paths)}
+    assert inputs == {
+        "speedy(trainable='')": {"whiten"},
+        "series_resnet": {"stage1_conv1", "stage1_shortcut_conv"},
+        "lstm": {"stage1/ii", "stage1/if", "stage1/ig", "stage1/io"},
+    }
 
 
 # --- few bits -----------------------------------------------------------------------------------------
@@ -378,6 +483,24 @@ def test_a_network_of_ones_own_cannot_have_few_bits_of_activations():
         view(binary.wrpn(activations=4), params)
     with pytest.raises(UserError, match="wrpn.activations=9.: must be from 1 to 8 bits, or 0"):
         binary.wrpn(activations=9)
+
+
+def recurrent():
+    """A model of two layers of long short-term memory, its variables, and series."""
+    model = round_inputs(build_model("lstm(widths=(3, 4))", Task(5, 1, (0.5, 0.5), (0.2, 0.2))))
+    image = jax.random.uniform(jax.random.key(0), (3, 9, 1, 2))
+    return model, model.init(jax.random.key(1), image), image
+
+
+def test_weights_of_gates_may_be_of_few_bits():
+    """Those of the first layer that read its own state, and all of the second."""
+    model, variables, image = recurrent()
+    seen = binary.dorefa(bits=2).view(variables, None, numbers(binary.dorefa(bits=2)), None)
+    inner = {f"stage1/h{gate}" for gate in "ifgo"} | {f"stage2/{of}{gate}" for of in "ih" for gate in "ifgo"}
+    assert changed(variables["params"], seen["params"]) == {f"{layer}/kernel" for layer in inner}
+    few, real = (model.apply(one, image)[0].logits for one in (seen, variables))
+    assert np.abs(few - real).max() > 1e-3
+    assert bodies.of_weights(seen)["activation_bits"] == 32
 
 
 # --- signs of both ------------------------------------------------------------------------------------
