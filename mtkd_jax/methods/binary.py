@@ -58,7 +58,7 @@ def qnn() -> Recipe:
     weight. That of an activation is -1: layers here read a ReLU, whose sign is then that of what the ReLU is
     given, as in the paper, but for the gradient, which ends at 0 there and in the paper at -1. It needs
     normalisation: no kernel keeps its scale. Raises UserError for a network that has no kernel in between,
-    and for one that is not of this package.
+    for one that is not of this package, and for `lstm`.
 
     Source: quantised neural networks, Hubara et al. 2016, arXiv 1609.07061; there the weights of the first
     and the last layer are binary, too.
@@ -101,7 +101,8 @@ def dorefa(*, bits: int = 2, activations: int = 0) -> Recipe:
     whose gradient is 1 in [0,1] and 0 elsewhere, in training, in the report and in what is exported: made for
     layers that read a ReLU. At 0 activations stay real, and gradients always do: the paper has few bits of
     all three. Students of other bits are members of one population. Raises UserError for other numbers of
-    bits, for a network without such a kernel and, with `activations`, for one that is not of this package.
+    bits, for a network without such a kernel and, with `activations`, for `lstm` and one that is not of this
+    package.
 
     Source: DoReFa-Net, Zhou et al. 2016, arXiv 1606.06160.
     """

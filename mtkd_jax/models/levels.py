@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtkd_jax.types import Array, Model, Outputs, PyTree
+from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
 
 # A collection of variables that tells to how many steps from 0 to 1 the input of a layer is rounded,
 # {path of the layer: {INPUT: steps []}}; SIGNS: to -1 and 1. It is a method's, not the architecture's.
@@ -44,13 +45,17 @@ def _straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Rounding(Model):
-    """A network that rounds what those of its layers read that LEVELS names; without it, as it was."""
+    """A network that rounds what those of its layers read that LEVELS names; without it, as it was.
+
+    Recurrent ones have no layer at each of their gates whose input could be rounded, and are refused.
+    """
 
     def apply(
         self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
     ) -> tuple[Outputs, PyTree]:
-        """As of any network."""
-        with nn.intercept_methods(_round_input) if LEVELS in variables else contextlib.nullcontext():
+        """As of any network; UserError where one is to be rounded that is recurrent."""
+        rounds = nn.intercept_methods(partial(_round_input, self.name))
+        with rounds if LEVELS in variables else contextlib.nullcontext():
             return super().apply(variables, image, train=train, key=key)
 
 
@@ -59,8 +64,13 @@ def round_inputs(model: Model) -> Rounding:
     return Rounding(**{field.name: getattr(model, field.name) for field in dataclasses.fields(Model)})
 
 
-def _round_input(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+def _round_input(network: str, call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     layer = context.module
+    if isinstance(layer, nn.RNNCellBase):
+        raise UserError(
+            f"{network}: {layer.name} is recurrent, and what its gates read cannot be of few bits; must be "
+            "another network, or a method of real activations, such as binary.xnor"
+        )
     if context.method_name != "__call__" or not layer.has_variable(LEVELS, INPUT):
         return call(*args, **kwargs)
     x, *others = args

@@ -492,6 +492,21 @@ def recurrent():
     return model, model.init(jax.random.key(1), image), image
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [binary.qnn(), binary.dorefa(activations=2), binary.wrpn(activations=4)],
+    ids=lambda one: one.name,
+)
+def test_what_gates_read_cannot_be_of_few_bits(recipe):
+    """Its dense layers are parameters alone, and were not rounded though the report said so."""
+    model, variables, image = recurrent()
+    seen = recipe.view(variables, None, numbers(recipe), None)
+    with pytest.raises(
+        UserError, match=r"^lstm\(widths=\(3, 4\)\): stage1 is recurrent.* such as binary.xnor"
+    ):
+        model.apply(seen, image)
+
+
 def test_weights_of_gates_may_be_of_few_bits():
     """Those of the first layer that read its own state, and all of the second."""
     model, variables, image = recurrent()
