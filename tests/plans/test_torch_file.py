@@ -58,6 +58,16 @@ def saved(value, storages=None, order=b"little", compression=zipfile.ZIP_STORED,
     return buffer.getvalue()
 
 
+def streamed(value, storages):
+    """A file from before PyTorch 1.6: one pickle after the other, and each storage after its length."""
+    form = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+    parts = [pickle.dumps(one, 2) for one in (torch_file.MAGIC, 1001, form)]
+    parts += [b"\x80\x02" + value + b".", pickle.dumps(list(storages), 2)]
+    for numbers in storages.values():
+        parts += [len(numbers).to_bytes(8, "little"), numbers.tobytes()]
+    return b"".join(parts)
+
+
 SIX = {"0": np.arange(6, dtype="<f4")}
 ONE = tensor("0", 6, (2, 3), (3, 1))
 
@@ -111,6 +121,18 @@ def test_every_kind_of_number_in_either_byte_order(kind, stored, expected, order
     np.testing.assert_array_equal(
         torch_file.read(saved(value, {"0": stored}, order))["x"], expected, strict=True
     )
+
+
+def test_the_form_of_before_zip_archives_is_read():
+    storages = {"94": np.arange(6, dtype="<f4"), "17": np.array([7, -2], "<i8")}
+    value = dictionary(
+        turned=tensor("94", 6, (3, 2), (1, 3)), count=tensor("17", 2, (2,), (1,), kind="torch LongStorage")
+    )
+    found = torch_file.read(streamed(value, storages))
+    np.testing.assert_array_equal(
+        found["turned"], np.arange(6, dtype=np.float32).reshape(2, 3).T, strict=True
+    )
+    np.testing.assert_array_equal(found["count"], np.array([7, -2]), strict=True)
 
 
 def test_dictionaries_in_one_another_are_joined_by_dots_and_all_else_is_left_out():
@@ -254,8 +276,8 @@ def test_any_byte_of_the_pickle_may_be_another(tmp_path):
 # --- with PyTorch -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_what_torch_saves_is_read(protocol, tmp_path):
+@pytest.mark.parametrize("protocol, zipped", [(2, True), (4, True), (2, False)])
+def test_what_torch_saves_is_read(protocol, zipped, tmp_path):
     torch = pytest.importorskip("torch")
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).double()
     whole = torch.arange(24, dtype=torch.bfloat16).reshape(2, 3, 4)
@@ -268,7 +290,8 @@ def test_what_torch_saves_is_read(protocol, tmp_path):
         parameter=torch.nn.Parameter(torch.ones(2)),
         mask=whole > 7,
     )
-    torch.save(checkpoint, tmp_path / "checkpoint.pt", pickle_protocol=protocol)
+    form = dict(pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    torch.save(checkpoint, tmp_path / "checkpoint.pt", **form)
     found = pretrained.read_state_dict(tmp_path / "checkpoint.pt")
     expected = {f"state_dict.{name}": value for name, value in network.state_dict().items()}
     expected |= {name: checkpoint[name] for name in ("turned", "part", "parameter", "mask")}
