@@ -12,7 +12,14 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, check_ramp, hard_loss, mean_of_same, ramped_up
+from mtkd_jax.methods.seams import (
+    SUPERVISED,
+    check_ramp,
+    hard_loss,
+    no_predictions,
+    ramped_up,
+    remember_predictions,
+)
 from mtkd_jax.types import (
     Array,
     Augment,
@@ -118,7 +125,7 @@ def temporal_ensembling(*, weight: float = 30.0, decay: float = 0.6, ramp: float
         name="temporal_ensembling",
         term=_HardAndSteady(ramp),
         after=_remember_predictions,
-        init_mem=_no_predictions,
+        init_mem=no_predictions,
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,
     )
@@ -189,24 +196,14 @@ class _HardAndSteady:
         rows, memory, decay = context.batch.index, context.state.mem, context.hyper["decay"]
         num_seen = memory["num_seen"][rows]
         is_known = num_seen > 0
-        target = memory["total"][rows] / jnp.where(is_known, 1.0 - decay**num_seen, 1.0)[:, None]
+        target = memory["rows"][rows] / jnp.where(is_known, 1.0 - decay**num_seen, 1.0)[:, None]
         distance = jnp.mean((jax.nn.softmax(context.student.logits) - target) ** 2, axis=-1)
         weight = context.hyper["weight"] * ramped_up(context.progress, self.ramp)
         return hard_loss(context) + weight * jnp.where(is_known, distance, 0.0)
 
 
-def _no_predictions(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
-    num_classes = student.logits.shape[-1]
-    return {
-        "total": jnp.zeros((num_examples, num_classes), jnp.float32),
-        "num_seen": jnp.zeros(num_examples, jnp.float32),
-    }
-
-
 def _remember_predictions(state: TrainState, context: Context) -> TrainState:
-    rows, memory, decay = context.batch.index, state.mem, context.hyper["decay"]
-    probs = mean_of_same(rows, jax.nn.softmax(context.student.logits))
-    # Set, not added: then it has been seen once, and whichever is written last is the same.
-    total = memory["total"].at[rows].set(decay * memory["total"][rows] + (1.0 - decay) * probs)
-    num_seen = memory["num_seen"].at[rows].set(memory["num_seen"][rows] + 1.0)
-    return dataclasses.replace(state, mem={"total": total, "num_seen": num_seen})
+    decay = context.hyper["decay"]
+    return remember_predictions(
+        state, context, lambda before, now, num_seen: decay * before + (1.0 - decay) * now
+    )

@@ -240,6 +240,32 @@ def mean_of_same(index: Array, values: Array) -> Array:
     return total[of_each] / number[of_each][:, None]
 
 
+def no_predictions(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
+    """A row [C] of zeros for every example, or place of one, and how often each was seen."""
+    return {
+        "rows": jnp.zeros((num_examples, student.logits.shape[-1]), jnp.float32),
+        "num_seen": jnp.zeros(num_examples, jnp.float32),
+    }
+
+
+def remember_predictions(
+    state: TrainState, context: Context, updated: Callable[[Array, Array, Array], Array]
+) -> TrainState:
+    """The state with the rows of the batch in its memory, that of `no_predictions`, made others.
+
+    `updated` is given the rows [B,C] as they were, what the student says now, probabilities [B,C], and how
+    often each example was seen [B], this time with it; it returns the rows as they are to be. What a batch
+    holds twice has been seen once, with the mean of both predictions.
+    """
+    index, memory = context.batch.index, state.mem
+    num_seen = memory["num_seen"][index] + 1.0
+    now = mean_of_same(index, jax.nn.softmax(context.student.logits))
+    # Set, not added: then it has been seen once, and whichever is written last is the same.
+    rows = memory["rows"].at[index].set(updated(memory["rows"][index], now, num_seen))
+    mem = {"rows": rows, "num_seen": memory["num_seen"].at[index].set(num_seen)}
+    return dataclasses.replace(state, mem=mem)
+
+
 def nothing_after(state: TrainState, context: Context) -> TrainState:
     """The state as the optimiser left it."""
     return state

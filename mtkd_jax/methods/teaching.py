@@ -6,16 +6,22 @@ nobody teaches.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.seams import SUPERVISED, deploy_params, hard_loss, hard_loss_of, mean_of_same
+from mtkd_jax.methods.seams import (
+    SUPERVISED,
+    deploy_params,
+    hard_loss,
+    hard_loss_of,
+    no_predictions,
+    remember_predictions,
+)
 from mtkd_jax.models.friendly import own_variables
 from mtkd_jax.models.intermediate import is_of_classifier
-from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
+from mtkd_jax.types import Array, Context, PyTree, Recipe, TrainState, UserError
 
 EPSILON = 1e-5  # of BatchNorm, beside its variance
 
@@ -42,7 +48,7 @@ def soteacher(*, lipschitz: float = 1e-5, consistency: float = 1.0) -> Recipe:
         name="soteacher",
         term=_hard_and_consistent,
         after=_remember_mean,
-        init_mem=_no_predictions,
+        init_mem=no_predictions,
         penalty=_weighted_bound,
         hyper=(("lipschitz", lipschitz), ("consistency", consistency)),
         alpha=1.0,
@@ -79,27 +85,15 @@ FOLLOWED = SUPERVISED._replace(
 
 def _hard_and_consistent(context: Context) -> Array:
     rows, memory = context.batch.index, context.state.mem
-    distance = jnp.sum((jax.nn.softmax(context.student.logits) - memory["mean"][rows]) ** 2, axis=-1)
+    distance = jnp.sum((jax.nn.softmax(context.student.logits) - memory["rows"][rows]) ** 2, axis=-1)
     weight = context.hyper["consistency"] * context.progress
     return hard_loss(context) + weight * jnp.where(memory["num_seen"][rows] > 0, distance, 0.0)
 
 
-def _no_predictions(variables: PyTree, student: Outputs, num_examples: int) -> PyTree:
-    num_classes = student.logits.shape[-1]
-    return {
-        "mean": jnp.zeros((num_examples, num_classes), jnp.float32),
-        "num_seen": jnp.zeros(num_examples, jnp.float32),
-    }
-
-
 def _remember_mean(state: TrainState, context: Context) -> TrainState:
-    rows, memory = context.batch.index, state.mem
-    num_seen = memory["num_seen"][rows] + 1.0
-    before, now = memory["mean"][rows], mean_of_same(rows, jax.nn.softmax(context.student.logits))
-    # Set, not added: then it has been seen once, and whichever is written last is the same.
-    mean = memory["mean"].at[rows].set(before + (now - before) / num_seen[:, None])
-    num_seen = memory["num_seen"].at[rows].set(num_seen)
-    return dataclasses.replace(state, mem={"mean": mean, "num_seen": num_seen})
+    return remember_predictions(
+        state, context, lambda before, now, num_seen: before + (now - before) / num_seen[:, None]
+    )
 
 
 def _weighted_bound(state: TrainState, hyper: Mapping[str, Array]) -> Array:

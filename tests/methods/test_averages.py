@@ -187,7 +187,7 @@ def test_an_example_that_a_batch_holds_twice_has_been_seen_once_with_the_mean_of
     for mem in kept:
         np.testing.assert_array_equal(mem["num_seen"], [1.0, 0.0, 1.0])
         np.testing.assert_allclose(
-            mem["total"], 0.4 * np.array([mean, 0 * mean, reference.softmax(other)]), rtol=1e-5
+            mem["rows"], 0.4 * np.array([mean, 0 * mean, reference.softmax(other)]), rtol=1e-5
         )
 
 

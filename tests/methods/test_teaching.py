@@ -21,7 +21,7 @@ LABELS = np.array([0, 2, 1, 1])
 
 
 def with_memory(seen, mean, num_seen):
-    mem = {"mean": jnp.asarray(mean, jnp.float32), "num_seen": jnp.asarray(num_seen, jnp.float32)}
+    mem = {"rows": jnp.asarray(mean, jnp.float32), "num_seen": jnp.asarray(num_seen, jnp.float32)}
     return dataclasses.replace(seen, state=TrainState({}, {}, {}, {}, mem, jax.random.key(0)))
 
 
@@ -43,10 +43,10 @@ def test_what_is_remembered_is_the_mean_of_all_that_was_said():
         student = dataclasses.replace(seen.student, logits=jnp.asarray(said[None], jnp.float32))
         seen = dataclasses.replace(seen, student=student)
         seen = dataclasses.replace(seen, state=recipe.after(seen.state, seen))
-    np.testing.assert_allclose(seen.state.mem["mean"], [[1 / 3, 2 / 3]], atol=1e-6)
+    np.testing.assert_allclose(seen.state.mem["rows"], [[1 / 3, 2 / 3]], atol=1e-6)
     assert float(seen.state.mem["num_seen"][0]) == 3
     again = context([np.log([1 / 3, 2 / 3])], [Z[:1, :2]], [1])
-    again = with_memory(dataclasses.replace(again, teacher=None), seen.state.mem["mean"], [3])
+    again = with_memory(dataclasses.replace(again, teacher=None), seen.state.mem["rows"], [3])
     np.testing.assert_allclose(loss(recipe, again), [-np.log(2 / 3)], rtol=1e-5)
 
 
@@ -57,7 +57,7 @@ def test_of_an_image_that_a_batch_holds_twice_the_mean_of_both_is_remembered_onc
         seen = with_memory(context(np.log(said), [np.log(said)]), np.zeros((2, 3)), [0, 0])
         seen = dataclasses.replace(seen, batch=dataclasses.replace(seen.batch, index=jnp.array([1, 0, 1])))
         mem = teaching.soteacher().after(seen.state, seen).mem
-        np.testing.assert_allclose(mem["mean"], [other, (first + second) / 2], rtol=1e-5)
+        np.testing.assert_allclose(mem["rows"], [other, (first + second) / 2], rtol=1e-5)
         np.testing.assert_array_equal(mem["num_seen"], [1.0, 1.0])
 
 
