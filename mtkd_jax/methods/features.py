@@ -24,6 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from mtkd_jax.methods import maps
 from mtkd_jax.methods.maps import HardSoftAnd, OfEachTeacher, Pair, Taps, alone, beside_logits, unit
 from mtkd_jax.methods.weights import weigh_by_correctness, weights_by_correctness
+from mtkd_jax.models.layers import adaptive_average_pool
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TrainState, UserError
 
 # What a recipe has prepared that asks the teachers' own: embeddings -> logits. RESCALED are over the factor
@@ -763,7 +764,8 @@ def _pyramid_distance(own: Array, other: Array) -> Array:
     height, width = own.shape[1:3]
     sizes = [(height, width), *((size, size) for size in (4, 2, 1) if size < min(height, width))]
     shares = 0.5 ** np.arange(len(sizes), dtype=np.float32)
-    distances = [_mean_square(maps.pooled(own, *size) - maps.pooled(other, *size)) for size in sizes]
+    parts = [[adaptive_average_pool(x, *size) for x in (own, other)] for size in sizes]
+    distances = [_mean_square(mine - theirs) for mine, theirs in parts]
     return jnp.tensordot(shares / shares.sum(), jnp.stack(distances), axes=1)
 
 

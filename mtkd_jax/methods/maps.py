@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtkd_jax.methods.modes import each_teacher
 from mtkd_jax.methods.seams import PLAIN, HardAnd, of_places, soft_loss
+from mtkd_jax.models.layers import adaptive_average_pool
 from mtkd_jax.types import Array, Context, Outputs, PyTree, Recipe, TeacherOutputs, UserError
 
 
@@ -188,21 +188,7 @@ def near_one(x: Array) -> tuple[Array, Array]:
 def same_size(a: Array, b: Array) -> tuple[Array, Array]:
     """Both maps [B,h,w,d] at the smaller height and width."""
     height, width = min(a.shape[1], b.shape[1]), min(a.shape[2], b.shape[2])
-    return pooled(a, height, width), pooled(b, height, width)
-
-
-def pooled(x: Array, height: int, width: int) -> Array:
-    """A map [B,h,w,d] averaged over windows to a smaller height and width."""
-    if x.shape[1:3] == (height, width):
-        return x
-    return jnp.einsum("bhwd,ih,jw->bijd", x, _windows(x.shape[1], height), _windows(x.shape[2], width))
-
-
-def _windows(size: int, num: int) -> np.ndarray:
-    """[num,size] whose row i averages the places floor(i size / num) to ceil((i + 1) size / num) - 1."""
-    i, place = np.arange(num)[:, None], np.arange(size)[None, :]
-    inside = (place >= i * size // num) & (place < -((-(i + 1) * size) // num))
-    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+    return adaptive_average_pool(a, height, width), adaptive_average_pool(b, height, width)
 
 
 # Above this a difference counts linearly, so that neither it nor its gradient overflows; squares of float32

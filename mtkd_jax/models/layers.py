@@ -346,16 +346,16 @@ def average_pool(x: Array, window: int) -> Array:
     return _squares(x, window).mean(axis=(2, 4))
 
 
-def adaptive_average_pool(x: Array, size: int) -> Array:
-    """Means of size x size parts that cover the image, [B,h,w,c] -> [B,size,size,c].
+def adaptive_average_pool(x: Array, height: int, width: int) -> Array:
+    """Means of height x width parts that cover the image, [B,h,w,d] -> [B,height,width,d].
 
-    Part i of h pixels begins at floor(i * h / size) and ends before ceil((i + 1) * h / size); parts overlap
-    where `size` does not divide h, and repeat pixels where it is larger.
+    Part i of h pixels begins at floor(i * h / height) and ends before ceil((i + 1) * h / height); parts
+    overlap where `height` does not divide h, and repeat pixels where it is larger.
     """
-    if x.shape[1:3] == (size, size):
+    if x.shape[1:3] == (height, width):
         return x
-    rows, columns = (jnp.asarray(_parts(length, size), x.dtype) for length in x.shape[1:3])
-    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x)
+    rows, columns = (jnp.asarray(_parts(*of), x.dtype) for of in zip(x.shape[1:3], (height, width)))
+    return jnp.einsum("bhwd,ih,jw->bijd", x, rows, columns)
 
 
 def _parts(length: int, size: int) -> np.ndarray:

@@ -124,7 +124,7 @@ class ImageNetVgg(nn.Module):
             return layers.max_pool(x, 2) if stage > 1 or self.stem == "imagenet" else x
 
         def last(x: Array) -> Array:
-            x = layers.flatten(layers.adaptive_average_pool(x, 7))
+            x = layers.flatten(layers.adaptive_average_pool(x, 7, 7))
             return _dense_layers(x, self.dense, self.dropout, self.dtype, train)
 
         def heads(embedding: Array) -> Outputs:
@@ -182,7 +182,7 @@ class AlexNet(nn.Module):
             return x
 
         def last(x: Array) -> Array:
-            x = layers.flatten(layers.adaptive_average_pool(x, 6))
+            x = layers.flatten(layers.adaptive_average_pool(x, 6, 6))
             for number in (1, 2):
                 x = nn.Dropout(self.dropout, deterministic=not train, name=f"last_dropout{number}")(x)
                 x = nn.relu(layers.dense(self.dense, layers.HE, self.dtype, f"last_dense{number}")(x))

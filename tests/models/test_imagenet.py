@@ -144,7 +144,7 @@ def test_pooling_by_hand():
     np.testing.assert_array_equal(found, windows.max(axis=(-2, -1)))
     rows, columns = [(0, 2), (1, 4), (3, 6), (5, 7)], [(0, 2), (1, 3), (3, 5), (4, 6)]  # of 7 and of 6, in 4
     expected = [[x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in columns] for a, b in rows]
-    found = layers.adaptive_average_pool(jnp.asarray(x), 4)
+    found = layers.adaptive_average_pool(jnp.asarray(x), 4, 4)
     np.testing.assert_allclose(found, np.moveaxis(expected, 2, 0), rtol=1e-5)
 
 
