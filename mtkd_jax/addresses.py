@@ -189,12 +189,13 @@ def check_argument(function: Callable, kind: str, name: str, argument: str, valu
 def canonical(kind: str, address: str, field: str) -> str:
     """An address in one spelling: arguments by name, without those at their defaults.
 
-    >>> canonical("model", "mlp( hidden=(8, ), dropout=0.0 )", "model.name")
-    'mlp(hidden=(8,))'
-    >>> canonical("mode", "fused(rule='median_probs')", "students.modes")
-    'fused:median_probs'
-    >>> canonical("plan", "born_again(mode='logits.dkd( warmup=2 )')", "plan")
-    "born_again(mode='logits.dkd(warmup=2.0)')"
+    Examples:
+        >>> canonical("model", "mlp( hidden=(8, ), dropout=0.0 )", "model.name")
+        'mlp(hidden=(8,))'
+        >>> canonical("mode", "fused(rule='median_probs')", "students.modes")
+        'fused:median_probs'
+        >>> canonical("plan", "born_again(mode='logits.dkd( warmup=2 )')", "plan")
+        "born_again(mode='logits.dkd(warmup=2.0)')"
     """
     name, arguments = _named(address, field, kind)
     if _own(kind, address):  # as it is written: nothing is executed to spell it

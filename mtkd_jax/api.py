@@ -76,9 +76,10 @@ OF_STUDENTS = ("students", "train", "export", "runtime", "")
 def default_config() -> ConfigDict:
     """Every field there is with its default; `python -m mtkd_jax.main --help` says what each means.
 
-    >>> config = default_config()
-    >>> config.data.source, config.teachers.num_members
-    ('digits', 5)
+    Examples:
+        >>> config = default_config()
+        >>> config.data.source, config.teachers.num_members
+        ('digits', 5)
     """
     return configuration.default()
 
@@ -95,15 +96,16 @@ def run(
     Raises UserError for what cannot work, most of it before any work, and Interrupted, with all training
     saved, on Ctrl-C or SIGTERM.
 
-    >>> import tempfile
-    >>> config = default_config()
-    >>> config.data.source = "synthetic(num_classes=3, num_train=60, num_test=20, size=4)"
-    >>> config.model.name, config.train.batch_size, config.train.epochs = "mlp(hidden=(4,))", 16, 1
-    >>> config.students.modes = ()  # teachers and fusion alone
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     report = run(config, folder, quiet=True)
-    >>> [row["name"] for row in report["rows"]]
-    ['mlp(hidden=(4,))', 'linear on pixels', 'mean_probs', 'mean_logits', 'plurality', 'borda']
+    Examples:
+        >>> import tempfile
+        >>> config = default_config()
+        >>> config.data.source = "synthetic(num_classes=3, num_train=60, num_test=20, size=4)"
+        >>> config.model.name, config.train.batch_size, config.train.epochs = "mlp(hidden=(4,))", 16, 1
+        >>> config.students.modes = ()  # teachers and fusion alone
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = run(config, folder, quiet=True)
+        >>> [row["name"] for row in report["rows"]]
+        ['mlp(hidden=(4,))', 'linear on pixels', 'mean_probs', 'mean_logits', 'plurality', 'borda']
     """
     _check_is(config, ConfigDict, "run: config", "a ConfigDict, as default_config() makes one")
     if data is not None:
@@ -118,9 +120,10 @@ def write_report(workdir: str | Path) -> dict[str, Any]:
     Writes report.json, .md and .html and plots/ in `workdir`, as `python -m mtkd_jax.report` does. Raises
     UserError where no run was finished there.
 
-    >>> write_report("nowhere")
-    Traceback (most recent call last):
-    mtkd_jax.types.UserError: nowhere/predictions.npz: no such file; give the --workdir of a finished run
+    Examples:
+        >>> write_report("nowhere")
+        Traceback (most recent call last):
+        mtkd_jax.types.UserError: nowhere/predictions.npz: no such file; give the --workdir of a finished run
     """
     return document.write(paths.parse(workdir, "the folder of the run"))
 
@@ -133,9 +136,10 @@ def load_data(source: str, path: str | Path = "") -> DataSet:
 
     `path` is for sources that read a file or folder. Raises UserError naming what is wrong with the data.
 
-    >>> data = load_data("digits")
-    >>> data.train_images.shape, data.train_images.dtype, data.num_classes
-    ((1437, 8, 8, 1), dtype('uint8'), 10)
+    Examples:
+        >>> data = load_data("digits")
+        >>> data.train_images.shape, data.train_images.dtype, data.num_classes
+        ((1437, 8, 8, 1), dtype('uint8'), 10)
     """
     _check_is(source, str, "load_data: source", "text such as 'digits' or 'folder(image_size=(64, 64))'")
     config = default_config()
@@ -163,14 +167,15 @@ def data_from_arrays(
     third entry. `layout="NCHW"` says that channels come first, where the shapes do not tell. Raises UserError
     naming the array and what it must be.
 
-    >>> rng = np.random.default_rng(0)
-    >>> images, labels = rng.integers(0, 256, (30, 4, 4, 3), np.uint8), np.arange(30) % 2
-    >>> data = data_from_arrays(images, labels, class_names=("cat", "dog"))
-    >>> data.train_images.shape, len(data.test_labels)
-    ((30, 4, 4, 3), 0)
-    >>> data_from_arrays(images, labels + 0.5)
-    Traceback (most recent call last):
-    mtkd_jax.types.UserError: arrays: train_labels: float64 labels: must be integers
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> images, labels = rng.integers(0, 256, (30, 4, 4, 3), np.uint8), np.arange(30) % 2
+        >>> data = data_from_arrays(images, labels, class_names=("cat", "dog"))
+        >>> data.train_images.shape, len(data.test_labels)
+        ((30, 4, 4, 3), 0)
+        >>> data_from_arrays(images, labels + 0.5)
+        Traceback (most recent call last):
+        mtkd_jax.types.UserError: arrays: train_labels: float64 labels: must be integers
     """
     if layout not in ("", *assembly.LAYOUTS):
         raise UserError(f"{name}: layout = {layout!r}: must be NHWC or NCHW, or '' where the shapes tell")
@@ -323,16 +328,17 @@ def train_teachers(
     removed with the teachers. The best of each member's weights are chosen on validation. Raises UserError
     for what cannot work, and Interrupted on Ctrl-C or SIGTERM.
 
-    >>> rng = np.random.default_rng(0)
-    >>> images, labels = rng.random((60, 4, 4), np.float32), np.arange(60) % 3
-    >>> images[labels == 1, :2] += 1
-    >>> small = dict(model="mlp(hidden=(4,))", num_members=2, epochs=2, batch_size=16, quiet=True)
-    >>> teachers = train_teachers(images, labels, **small)
-    >>> teachers.logits(images).shape
-    (2, 60, 3)
-    >>> train_teachers(images, labels, epoch=3)
-    Traceback (most recent call last):
-    mtkd_jax.types.UserError: config.train.epoch does not exist; did you mean 'train.epochs'?
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> images, labels = rng.random((60, 4, 4), np.float32), np.arange(60) % 3
+        >>> images[labels == 1, :2] += 1
+        >>> small = dict(model="mlp(hidden=(4,))", num_members=2, epochs=2, batch_size=16, quiet=True)
+        >>> teachers = train_teachers(images, labels, **small)
+        >>> teachers.logits(images).shape
+        (2, 60, 3)
+        >>> train_teachers(images, labels, epoch=3)
+        Traceback (most recent call last):
+        mtkd_jax.types.UserError: config.train.epoch does not exist; did you mean 'train.epochs'?
     """
     config = configuration.default() if config is None else config
     _check_is(config, ConfigDict, "train_teachers: config", "a ConfigDict, as default_config() makes one")
@@ -386,12 +392,13 @@ def distil(
     ... `workdir`, another one than that of the teachers, is gone on with where these have a workdir too;
     `quiet` and what is raised are as there.
 
-    >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
-    >>> small = dict(epochs=1, batch_size=16, quiet=True)
-    >>> teachers = train_teachers(data, model="mlp(hidden=(4,))", num_members=2, **small)
-    >>> student = distil(teachers, "logit_avg", alphas=(0.5,), **small)
-    >>> student.logits(data.test_images).shape
-    (20, 3)
+    Examples:
+        >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
+        >>> small = dict(epochs=1, batch_size=16, quiet=True)
+        >>> teachers = train_teachers(data, model="mlp(hidden=(4,))", num_members=2, **small)
+        >>> student = distil(teachers, "logit_avg", alphas=(0.5,), **small)
+        >>> student.logits(data.test_images).shape
+        (20, 3)
     """
     _check_is(teachers, Teachers, "distil: teachers", "Teachers, as train_teachers makes them")
     _check_is(mode, str, "distil: mode", "the address of one method")
@@ -425,9 +432,10 @@ def load_student(folder: str | Path) -> Student:
     A network of the user's own is looked up where its run did, then in the current folder. Raises UserError
     naming the file when one is missing or is not what was saved.
 
-    >>> load_student("nowhere")
-    Traceback (most recent call last):
-    mtkd_jax.types.UserError: nowhere/model.json: cannot be read: No such file or directory
+    Examples:
+        >>> load_student("nowhere")
+        Traceback (most recent call last):
+        mtkd_jax.types.UserError: nowhere/model.json: cannot be read: No such file or directory
     """
     folder = paths.parse(folder, "the folder of the student")
     with own_code.beside(_own_code_of(folder)):
@@ -461,12 +469,13 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
     every place of an image (pixels, boxes, tokens, frames), which `Student.logits` and
     `python -m mtkd_jax.predict` ask.
 
-    >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
-    >>> small = dict(epochs=1, batch_size=16, quiet=True)
-    >>> teachers = train_teachers(data, model="mlp(hidden=(4,))", num_members=2, **small)
-    >>> found = predict(distil(teachers, alphas=(0.5,), **small), data.test_images)
-    >>> len(found.classes), found.probabilities.shape, sorted(set(found.classes) - {"0", "1", "2"})
-    (20, (20, 3), [])
+    Examples:
+        >>> data = load_data("synthetic(num_classes=3, num_train=60, num_test=20, size=4)")
+        >>> small = dict(epochs=1, batch_size=16, quiet=True)
+        >>> teachers = train_teachers(data, model="mlp(hidden=(4,))", num_members=2, **small)
+        >>> found = predict(distil(teachers, alphas=(0.5,), **small), data.test_images)
+        >>> len(found.classes), found.probabilities.shape, sorted(set(found.classes) - {"0", "1", "2"})
+        (20, (20, 3), [])
     """
     if isinstance(student, Student):
         card, ask = student.card, student.logits
@@ -503,11 +512,12 @@ def fuse(
     fitted, such as weighted_mean, need `val_logits` [K,V,C] and `val_labels` [V], which no
     teacher was trained on. Raises UserError for a rule there is not, and for logits or labels it cannot take.
 
-    >>> logits = np.log([[[0.8, 0.2]], [[0.4, 0.6]]])
-    >>> np.exp(fuse(logits)).round(2).tolist()
-    [[0.6000000238418579, 0.4000000059604645]]
-    >>> fuse(logits, "borda").argmax(-1)
-    array([0])
+    Examples:
+        >>> logits = np.log([[[0.8, 0.2]], [[0.4, 0.6]]])
+        >>> np.exp(fuse(logits)).round(2).tolist()
+        [[0.6000000238418579, 0.4000000059604645]]
+        >>> fuse(logits, "borda").argmax(-1)
+        array([0])
     """
     logits, rule = np.asarray(logits), _rule(rule)
     rules.check(rule, logits)
@@ -532,9 +542,10 @@ def evaluate(logits: Any, labels: Any) -> dict[str, Any]:
     and a 95 % bootstrap interval over the examples. Log-probabilities are logits too; of places, as rank
     rules give them, only the accuracies mean anything. Raises UserError for arrays that do not fit.
 
-    >>> found = evaluate([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]], [0, 1, 1])
-    >>> round(found["accuracy"], 3), round(found["nll"], 3)
-    (0.667, 0.794)
+    Examples:
+        >>> found = evaluate([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]], [0, 1, 1])
+        >>> round(found["accuracy"], 3), round(found["nll"], 3)
+        (0.667, 0.794)
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     if logits.ndim != 2:
@@ -556,13 +567,14 @@ def compare_rules(
     at, () for all. It is the study of `python -m mtkd_jax.fusion`. Raises UserError for arrays that do not
     fit, and for a rule that there is not.
 
-    >>> rng = np.random.default_rng(0)
-    >>> labels = rng.integers(0, 2, 40)
-    >>> logits = 2.0 * np.eye(2)[labels] + rng.standard_normal((3, 40, 2))
-    >>> val = dict(val_logits=logits[:, 20:], val_labels=labels[20:])
-    >>> found = compare_rules(logits[:, :20], labels[:20], **val, names=("plurality",))
-    >>> [one["rule"] for one in found["rules"]]
-    ['mean_probs', 'plurality']
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> labels = rng.integers(0, 2, 40)
+        >>> logits = 2.0 * np.eye(2)[labels] + rng.standard_normal((3, 40, 2))
+        >>> val = dict(val_logits=logits[:, 20:], val_labels=labels[20:])
+        >>> found = compare_rules(logits[:, :20], labels[:20], **val, names=("plurality",))
+        >>> [one["rule"] for one in found["rules"]]
+        ['mean_probs', 'plurality']
     """
     logits, val = np.asarray(logits), np.asarray(val_logits)
     labels, val_labels = np.asarray(labels), np.asarray(val_labels)

@@ -272,8 +272,9 @@ def student_models(config: ConfigDict) -> tuple[str, ...]:
 def row_of(name: str, model: str = "") -> str:
     """What a row of one architecture among several is called; "" leaves the name alone.
 
-    >>> row_of("output_avg", "mlp(hidden=(8,))"), row_of("output_avg")
-    ('output_avg @ mlp(hidden=(8,))', 'output_avg')
+    Examples:
+        >>> row_of("output_avg", "mlp(hidden=(8,))"), row_of("output_avg")
+        ('output_avg @ mlp(hidden=(8,))', 'output_avg')
     """
     return f"{name}{AT}{model}" if model else name
 
@@ -281,8 +282,9 @@ def row_of(name: str, model: str = "") -> str:
 def name_and_model(row: str) -> tuple[str, str]:
     """`row_of` the other way round; "" for the architecture where none is named.
 
-    >>> name_and_model("output_avg @ mlp(hidden=(8,))"), name_and_model("best")
-    (('output_avg', 'mlp(hidden=(8,))'), ('best', ''))
+    Examples:
+        >>> name_and_model("output_avg @ mlp(hidden=(8,))"), name_and_model("best")
+        (('output_avg', 'mlp(hidden=(8,))'), ('best', ''))
     """
     name, _, model = row.partition(AT)
     return name, model
@@ -291,8 +293,9 @@ def name_and_model(row: str) -> tuple[str, str]:
 def row_of_control(control: str, mode: str) -> str:
     """What the row of a mode's control is called.
 
-    >>> row_of_control("shuffled_teacher", "output_avg")
-    'shuffled_teacher:output_avg'
+    Examples:
+        >>> row_of_control("shuffled_teacher", "output_avg")
+        'shuffled_teacher:output_avg'
     """
     return f"{control}:{mode}"
 
@@ -300,8 +303,9 @@ def row_of_control(control: str, mode: str) -> str:
 def control_and_mode(row: str) -> tuple[str, str]:
     """`row_of_control` the other way round; "" for the control of every other row.
 
-    >>> control_and_mode("shuffled_teacher:fused:median_probs"), control_and_mode("fused:median_probs")
-    (('shuffled_teacher', 'fused:median_probs'), ('', 'fused:median_probs'))
+    Examples:
+        >>> control_and_mode("shuffled_teacher:fused:median_probs"), control_and_mode("fused:median_probs")
+        (('shuffled_teacher', 'fused:median_probs'), ('', 'fused:median_probs'))
     """
     control, _, mode = row.partition(":")
     return (control, mode) if control in CONTROLS else ("", row)
@@ -569,10 +573,11 @@ def put(config: ConfigDict, field: str, new: Any) -> None:
 def unknown_field(field: str) -> str:
     """What to say of a field that does not exist: which part of it, and what is like it.
 
-    >>> unknown_field("trian.epochs")
-    "config.trian does not exist; did you mean 'train'?"
-    >>> unknown_field("train.lr")
-    "config.train.lr does not exist; did you mean 'train.learning_rate'?"
+    Examples:
+        >>> unknown_field("trian.epochs")
+        "config.trian does not exist; did you mean 'train'?"
+        >>> unknown_field("train.lr")
+        "config.train.lr does not exist; did you mean 'train.learning_rate'?"
     """
     known, prefix, (part, *inner) = default().to_dict(), "", field.split(".")
     while inner and isinstance(known.get(part), dict) and f"{prefix}{part}" not in _PLAIN_DICTS:
@@ -640,8 +645,9 @@ def restored(described: dict[str, Any]) -> ConfigDict:
 def as_tuples(value: Any) -> Any:
     """A value of a field as JSON gives it back, with tuples in the place of lists, in dicts as well.
 
-    >>> as_tuples({"logits.dkd": {"nontarget_weight": [2.0, 8.0]}})
-    {'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}
+    Examples:
+        >>> as_tuples({"logits.dkd": {"nontarget_weight": [2.0, 8.0]}})
+        {'logits.dkd': {'nontarget_weight': (2.0, 8.0)}}
     """
     if isinstance(value, dict):
         return {name: as_tuples(inner) for name, inner in value.items()}

@@ -168,8 +168,9 @@ def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> Fi
 def logarithms(probs: np.ndarray) -> np.ndarray:
     """Of probabilities in float32, those below `FLOOR` taken for it.
 
-    >>> logarithms(np.array([1.0, 0.0], np.float32))
-    array([  0.      , -16.118095], dtype=float32)
+    Examples:
+        >>> logarithms(np.array([1.0, 0.0], np.float32))
+        array([  0.      , -16.118095], dtype=float32)
     """
     return np.log(np.maximum(probs, np.float32(FLOOR)))
 

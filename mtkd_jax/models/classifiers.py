@@ -19,8 +19,9 @@ def scikit_learn(
     not need and all that measures distances does. Raises UserError for names that scikit-learn has not, for
     arguments that the class has not, and for classes without `predict_proba`.
 
-    >>> scikit_learn(name="KNeighborsClassifier", arguments={"n_neighbors": 3}, scaled=False)
-    KNeighborsClassifier(n_neighbors=3)
+    Examples:
+        >>> scikit_learn(name="KNeighborsClassifier", arguments={"n_neighbors": 3}, scaled=False)
+        KNeighborsClassifier(n_neighbors=3)
     """
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -98,8 +98,9 @@ def cnn(
     Raises UserError for values out of range and, once it sees an image, when that is too small to be halved
     once per width.
 
-    >>> cnn(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), batch_norm=True).name
-    'cnn(batch_norm=True)'
+    Examples:
+        >>> cnn(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), batch_norm=True).name
+        'cnn(batch_norm=True)'
     """
     layers.check_widths("cnn.widths", widths)
     layers.check_count("cnn.dense", dense)

@@ -125,8 +125,9 @@ def convnext(
     `types.Model`. For 1000 classes 28 589 128 parameters. Raises UserError for values out of range and, once
     it sees an image, when that is too small to be halved as often.
 
-    >>> convnext(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), blocks=(3, 3, 27, 3)).name
-    'convnext(blocks=(3, 3, 27, 3))'
+    Examples:
+        >>> convnext(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), blocks=(3, 3, 27, 3)).name
+        'convnext(blocks=(3, 3, 27, 3))'
     """
     layers.check_widths("convnext.blocks", blocks)
     layers.check_widths("convnext.widths", widths)

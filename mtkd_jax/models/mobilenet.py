@@ -278,8 +278,9 @@ def mobilenet_v2(task: Task, *, width: float = 0.5, dtype: str = "float32") -> M
     without ReLU. The embedding is the mean over the image of the last layer. 812 836 parameters for 100
     classes of colour images. Raises UserError for a width under 1/16, where a layer has no channel.
 
-    >>> mobilenet_v2(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=1.0).name
-    'mobilenet_v2(width=1.0)'
+    Examples:
+        >>> mobilenet_v2(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=1.0).name
+        'mobilenet_v2(width=1.0)'
     """
     valid = isinstance(width, int | float) and 1 / 16 <= width < math.inf
     layers.check_argument("mobilenet_v2.width", width, valid, "a number >= 1/16")
@@ -311,8 +312,9 @@ def imagenet_mobilenet_v2(
     squares of that side, bilinearly; 0 leaves them as they are. `pretrained` and `trainable`: see
     `types.Model`. For 1000 classes 3 504 872 parameters. Raises UserError for values out of range.
 
-    >>> imagenet_mobilenet_v2(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=0.5).name
-    'imagenet_mobilenet_v2(width=0.5)'
+    Examples:
+        >>> imagenet_mobilenet_v2(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=0.5).name
+        'imagenet_mobilenet_v2(width=0.5)'
     """
     _check_mobile("imagenet_mobilenet_v2", width, dropout)
 
@@ -369,8 +371,9 @@ def mobilenet_v3(
     `pretrained` and `trainable`: see `types.Model`. For 1000 classes 5 483 032 parameters, the small one 2
     542 856. Raises UserError for values out of range.
 
-    >>> mobilenet_v3(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), size="small").name
-    "mobilenet_v3(size='small')"
+    Examples:
+        >>> mobilenet_v3(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), size="small").name
+        "mobilenet_v3(size='small')"
     """
     layers.check_argument("mobilenet_v3.size", size, size in V3, " or ".join(V3))
     _check_mobile("mobilenet_v3", width, dropout)

@@ -217,8 +217,9 @@ def resnet(
     on online distillation (Chen et al. 2020, arXiv 1912.00350; Wu and Gong 2021, arXiv 2006.04147) call
     ResNet-110 and WRN-20-8, of 1 170 868 and 6 871 220 parameters. Raises UserError for another depth.
 
-    >>> resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=32, width=4).name
-    'resnet(depth=32, width=4)'
+    Examples:
+        >>> resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=32, width=4).name
+        'resnet(depth=32, width=4)'
     """
     convolutions = 9 if bottleneck else 6  # n blocks of three or two in each of three stages
     valid = isinstance(depth, int) and depth > 2 and depth % convolutions == 2
@@ -256,8 +257,9 @@ def imagenet_resnet(
     they are. `pretrained` and `trainable`: see `types.Model`. For 1000 classes ResNet-18 has 11 689 512
     parameters and ResNet-50 25 557 032. Raises UserError for values out of range.
 
-    >>> imagenet_resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), stem="cifar").name
-    "imagenet_resnet(stem='cifar')"
+    Examples:
+        >>> imagenet_resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), stem="cifar").name
+        "imagenet_resnet(stem='cifar')"
     """
     depths = ", ".join(map(str, IMAGENET_BLOCKS))
     layers.check_argument("imagenet_resnet.depth", depth, depth in IMAGENET_BLOCKS, f"one of {depths}")

@@ -201,8 +201,9 @@ def fcn(
     Raises UserError unless there are three `widths` and, once it sees an image, for a width other than 1.
     Source: Wang, Yan and Oates 2017, arXiv 1611.06455.
 
-    >>> fcn(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(16, 32, 16)).name
-    'fcn(widths=(16, 32, 16))'
+    Examples:
+        >>> fcn(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(16, 32, 16)).name
+        'fcn(widths=(16, 32, 16))'
     """
     layers.check_widths("fcn.widths", widths)
     layers.check_argument("fcn.widths", widths, len(widths) == len(FCN_KERNELS), "three of them")
@@ -224,8 +225,9 @@ def series_resnet(
     `widths` that are none and, once it sees an image, for a width other than 1. Source: Wang, Yan and Oates
     2017, arXiv 1611.06455.
 
-    >>> series_resnet(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(8, 16)).name
-    'series_resnet(widths=(8, 16))'
+    Examples:
+        >>> series_resnet(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(8, 16)).name
+        'series_resnet(widths=(8, 16))'
     """
     _check_layers("series_resnet.widths", widths)
     _check_frames("series_resnet", frames)
@@ -248,8 +250,9 @@ def lstm(
     are none and, once it sees an image, for a width other than 1. Source: Hochreiter and Schmidhuber 1997,
     with the forget gate of Gers, Schmidhuber and Cummins 2000.
 
-    >>> lstm(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(32, 32)).name
-    'lstm(widths=(32, 32))'
+    Examples:
+        >>> lstm(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(32, 32)).name
+        'lstm(widths=(32, 32))'
     """
     _check_layers("lstm.widths", widths)
     _check_frames("lstm", frames)
@@ -270,8 +273,9 @@ def series_vgg(
     none and, once it sees an image, for a width other than 1. Sources: Simonyan and Zisserman 2015, arXiv
     1409.1556; of speech Sercu et al. 2016, arXiv 1509.08967.
 
-    >>> series_vgg(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(4, 8)).name
-    'series_vgg(widths=(4, 8))'
+    Examples:
+        >>> series_vgg(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), widths=(4, 8)).name
+        'series_vgg(widths=(4, 8))'
     """
     _check_layers("series_vgg.widths", widths)
     _check_frames("series_vgg", frames)
@@ -302,8 +306,9 @@ def inception_time(
     channel and two classes 420 450 parameters. Raises UserError unless `depth` is a multiple of 3 and, once
     it sees an image, for a width other than 1. Source: Ismail Fawaz et al. 2020, arXiv 1909.04939.
 
-    >>> inception_time(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), width=8).name
-    'inception_time(width=8)'
+    Examples:
+        >>> inception_time(Task(num_classes=2, num_heads=1, mean=(0.0,), std=(1.0,)), width=8).name
+        'inception_time(width=8)'
     """
     valid = isinstance(depth, int) and depth > 0 and depth % MODULES_A_BLOCK == 0
     layers.check_argument("inception_time.depth", depth, valid, "a multiple of 3, such as 6")

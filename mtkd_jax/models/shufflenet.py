@@ -94,8 +94,9 @@ def shufflenet_v2(task: Task, *, width: float = 1.0, dtype: str = "float32") -> 
     layer. Width 1 has 1 355 528 parameters for 100 classes of colour images. Raises UserError for another
     width.
 
-    >>> shufflenet_v2(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=0.5).name
-    'shufflenet_v2(width=0.5)'
+    Examples:
+        >>> shufflenet_v2(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=0.5).name
+        'shufflenet_v2(width=0.5)'
     """
     valid = isinstance(width, int | float) and width in CHANNELS
     layers.check_argument("shufflenet_v2.width", width, valid, "0.5, 1.0, 1.5 or 2.0")

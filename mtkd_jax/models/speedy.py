@@ -168,8 +168,9 @@ def speedy(
     convolution, the heads have one, and 1e-5 is added to the variance of BatchNorm, not 1e-12. Raises
     UserError for values out of range and, once it sees an image, when that is too small for so many blocks.
 
-    >>> speedy(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=64).name
-    'speedy(width=64)'
+    Examples:
+        >>> speedy(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=64).name
+        'speedy(width=64)'
     """
     layers.check_count("speedy.width", width)
     layers.check_count("speedy.blocks", blocks)

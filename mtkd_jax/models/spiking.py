@@ -140,8 +140,9 @@ def spiking_mlp(
     With `batch_norm` the currents are normalised over images and steps. Features "stage1", "stage2", ... are
     [B,1,1,width]: how often each neuron spikes, in [0,1]. Raises UserError for values out of range.
 
-    >>> spiking_mlp(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), time_steps=4).name
-    'spiking_mlp(time_steps=4)'
+    Examples:
+        >>> spiking_mlp(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), time_steps=4).name
+        'spiking_mlp(time_steps=4)'
     """
     arguments = dict(hidden=hidden, time_steps=time_steps, decay=decay, batch_norm=batch_norm, dtype=dtype)
     _check("spiking_mlp", "hidden", **arguments)
@@ -164,8 +165,9 @@ def spiking_cnn(
     else is as in `spiking_mlp`; features of convolutions are [B,h,w,d], before pooling. Raises UserError for
     values out of range and, once it sees an image, when that is too small to be halved once per width.
 
-    >>> spiking_cnn(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), batch_norm=True).name
-    'spiking_cnn(batch_norm=True)'
+    Examples:
+        >>> spiking_cnn(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), batch_norm=True).name
+        'spiking_cnn(batch_norm=True)'
     """
     arguments = dict(
         **dict(widths=widths, hidden=hidden, time_steps=time_steps),

@@ -122,8 +122,9 @@ def transformer(
 
     Source: Vaswani et al. 2017, arXiv 1706.03762.
 
-    >>> transformer(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=32).name
-    'transformer(width=32)'
+    Examples:
+        >>> transformer(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=32).name
+        'transformer(width=32)'
     """
     layers.check_count("transformer.attention_heads", attention_heads)
     layers.check_count("transformer.width", width)

@@ -90,8 +90,9 @@ def unet(task: Task, *, width: int = 8, depth: int = 3, dtype: str = "float32") 
 
     Source: Ronneberger et al. 2015, arXiv 1505.04597.
 
-    >>> unet(Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,)), width=4).name
-    'unet(width=4)'
+    Examples:
+        >>> unet(Task(num_classes=3, num_heads=1, mean=(0.5,), std=(0.2,)), width=4).name
+        'unet(width=4)'
     """
     layers.check_count("unet.width", width)
     layers.check_count("unet.depth", depth)

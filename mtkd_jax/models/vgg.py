@@ -226,8 +226,9 @@ def vgg(task: Task, *, depth: int = 8, dense: int = 0, dropout: float = 0.0, dty
     vgg(depth=16, dense=512) is the VGG-16 of papers on online distillation (Chen et al. 2020, arXiv
     1912.00350; Wu and Gong 2021, arXiv 2006.04147). Raises UserError for values out of range.
 
-    >>> vgg(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=13).name
-    'vgg(depth=13)'
+    Examples:
+        >>> vgg(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=13).name
+        'vgg(depth=13)'
     """
     layers.check_argument(
         "vgg.depth", depth, depth in CONVOLUTIONS, f"one of {', '.join(map(str, CONVOLUTIONS))}"
@@ -267,8 +268,9 @@ def imagenet_vgg(
     higher by the biases before it, which it takes out again. Raises UserError for values out of range and,
     once it sees an image, when that is smaller than 32 pixels (16 with the stem "cifar").
 
-    >>> imagenet_vgg(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=11).name
-    'imagenet_vgg(depth=11)'
+    Examples:
+        >>> imagenet_vgg(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=11).name
+        'imagenet_vgg(depth=11)'
     """
     depths = [known for known in CONVOLUTIONS if known > 8]
     expected = f"one of {', '.join(map(str, depths))}"
@@ -314,8 +316,9 @@ def alexnet(
     classes 61 100 840 parameters. Raises UserError for values out of range and, once it sees an image, when
     that is smaller than 63 pixels (7 with the stem "cifar").
 
-    >>> alexnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), image_size=224).name
-    'alexnet(image_size=224)'
+    Examples:
+        >>> alexnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), image_size=224).name
+        'alexnet(image_size=224)'
     """
     layers.check_count("alexnet.dense", dense)
     layers.check_dropout("alexnet.dropout", dropout)

@@ -166,8 +166,9 @@ def vit(
     717 416 parameters. Raises UserError for values out of range and, once it sees an image, when that does
     not divide into patches.
 
-    >>> vit(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=384, attention_heads=6).name
-    'vit(width=384, attention_heads=6)'
+    Examples:
+        >>> vit(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), width=384, attention_heads=6).name
+        'vit(width=384, attention_heads=6)'
     """
     layers.check_count("vit.attention_heads", attention_heads)
     layers.check_count("vit.width", width)

@@ -94,8 +94,9 @@ def wide_resnet(
     the last BN and ReLU. For 100 classes of colour images WRN-16-2 has 703 284 parameters, WRN-40-2
     2 255 156 and WRN-28-10 36 536 884. Raises UserError for values out of range.
 
-    >>> wide_resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=40).name
-    'wide_resnet(depth=40)'
+    Examples:
+        >>> wide_resnet(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), depth=40).name
+        'wide_resnet(depth=40)'
     """
     valid = isinstance(depth, int) and depth >= 10 and depth % 6 == 4
     layers.check_argument("wide_resnet.depth", depth, valid, "6n + 4, such as 10, 16, 22, 28 or 40")

@@ -205,8 +205,9 @@ def equivalence_p(a: Values, b: Values, margin: float) -> float | None:
     lies inside. None where there is no estimate of noise, as in `paired_t`; 0 where all differences are 0,
     which have the interval (0, 0) there.
 
-    >>> round(equivalence_p([-0.001, 0.0, 0.001], [0.0, 0.0, 0.0], 0.005), 6)
-    0.006536
+    Examples:
+        >>> round(equivalence_p([-0.001, 0.0, 0.001], [0.0, 0.0, 0.0], 0.005), 6)
+        0.006536
     """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     if len(difference) < 2:

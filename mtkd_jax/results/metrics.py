@@ -119,8 +119,9 @@ def share_repeated(logits: np.ndarray, said: np.ndarray, labels: np.ndarray) -> 
 
     `logits` [N,C] are the network's, `said` [N] the other's decisions.
 
-    >>> share_repeated(np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 1, 0]), np.array([1, 1, 2, 1]))
-    0.6666666666666666
+    Examples:
+        >>> share_repeated(np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 1, 0]), np.array([1, 1, 2, 1]))
+        0.6666666666666666
     """
     wrong = said != labels
     return float(np.mean(logits.argmax(axis=-1)[wrong] == said[wrong])) if wrong.any() else float("nan")

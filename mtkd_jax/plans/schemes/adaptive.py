@@ -104,8 +104,10 @@ def _boosted_job(
 def boosting_weights(logits: np.ndarray, labels: np.ndarray, rate: float) -> np.ndarray:
     """[n] of sum 1, the weights of `boosted` after networks that said `logits` [K,n,C] of `labels` [n].
 
-    >>> boosting_weights(np.array([[[np.log(4.0), 0.0], [0.0, np.log(4.0)]]]), np.array([0, 0]), 1.0).round(3)
-    array([0.2, 0.8])
+    Examples:
+        >>> logits = np.log(np.array([[[4.0, 1.0], [1.0, 4.0]]]))
+        >>> boosting_weights(logits, np.array([0, 0]), 1.0).round(3)
+        array([0.2, 0.8])
     """
     logits = np.asarray(logits, np.float64)
     right = np.take_along_axis(logits, labels[None, :, None].astype(np.int64), axis=2)[..., 0]
@@ -223,8 +225,9 @@ def select(log_probs: np.ndarray, number: int) -> list[int]:
 
     `log_probs` [M,n] are those of the labels.
 
-    >>> select(np.log([[0.9, 0.1], [0.6, 0.6], [0.1, 0.8]]), 2)
-    [1, 0]
+    Examples:
+        >>> select(np.log([[0.9, 0.1], [0.6, 0.6], [0.1, 0.8]]), 2)
+        [1, 0]
     """
     chosen: list[int] = []
     together = np.full(log_probs.shape[1], -np.inf)
