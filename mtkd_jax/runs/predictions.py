@@ -117,7 +117,8 @@ class Predictions:
 
     def by_unit(self, terms: np.ndarray) -> np.ndarray:
         """Terms [...,N] of test examples as terms [...,E] of what is resampled: see `by_unit`."""
-        return terms if self.test_groups is None else by_unit(terms, self.units)
+        units = self.units
+        return terms if units is None else by_unit(terms, units)
 
 
 def by_unit(terms: np.ndarray, units: np.ndarray) -> np.ndarray:
