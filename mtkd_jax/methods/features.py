@@ -448,13 +448,18 @@ def _apart(own: Array, other: Array) -> Array:
 
 
 def _neighbour_distance(pair: Pair) -> Array:
-    own, other = _log_neighbours(pair.own.embedding), _log_neighbours(pair.other.embedding)
+    own, other = (_log_neighbours(x, pair.valid) for x in (pair.own.embedding, pair.other.embedding))
     return jnp.sum(jnp.exp(other) * (other - own), axis=1)
 
 
-def _log_neighbours(embedding: Array) -> Array:
-    """ln P [B,B] of embeddings [B,D], with a diagonal of 0, which no difference of two sees."""
+def _log_neighbours(embedding: Array, valid: Array | None = None) -> Array:
+    """ln P [B,B] of embeddings [B,D], 0 at who is no neighbour, which no difference of two sees.
+
+    That is oneself, and who is not `valid` [B].
+    """
     direction, others = unit(embedding), ~np.eye(len(embedding), dtype=bool)
+    if valid is not None:
+        others = others & valid[None, :]
     kernel = jnp.maximum(
         0.5 * (1.0 + direction @ direction.T), 1e-7
     )  # opposite vectors: 0, or less by rounding

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
+from mtkd_jax.methods.maps import mean_of
 from mtkd_jax.methods.seams import PLAIN, HardAnd, mean_of_probs, of_places, soft_loss
 from mtkd_jax.types import (
     Array,
@@ -133,7 +134,8 @@ def dist(*, inter_weight: float = 1.0, intra_weight: float = 1.0) -> Recipe:
     is the softened student, $q$ [B,C] the mean softened teacher and $b$ the example. The second part looks
     down the columns of a batch, which must be large enough to hold some examples of every class. A constant
     row or column has the correlation 0. Where places of an image have labels they are the examples, as in the
-    paper's segmentation: each pixel's row, and columns over all pixels of the batch.
+    paper's segmentation: each pixel's row, and columns over all pixels of the batch. Columns leave out places
+    that are not there, and examples that no teacher speaks of, whose loss is 0.
 
     Source: Huang et al. 2022, arXiv 2205.10536. The weights are those of its public loss file.
     """
@@ -184,14 +186,23 @@ def _correlation_loss(context: Context) -> Array:
     temperature, probs = context.hyper["temperature"], context.targets.probs[0]
     student = jax.nn.softmax(context.student.logits / temperature)
     inter = 1.0 - _correlation(student, probs, axis=1)
-    intra = 1.0 - _correlation(student, probs, axis=0).mean()
+    there = _compared(context)
+    intra = 1.0 - _correlation(student, probs, axis=0, there=there).mean()
     loss = context.hyper["inter_weight"] * inter + context.hyper["intra_weight"] * intra
     return temperature**2 * context.targets.mass[0] * loss
 
 
-def _correlation(a: Array, b: Array, axis: int) -> Array:
-    """Pearson's, along an axis; 0, and without a gradient, where either hardly varies."""
-    a, b = a - a.mean(axis=axis, keepdims=True), b - b.mean(axis=axis, keepdims=True)
+def _compared(context: Context) -> Array | None:
+    """Which examples [B,1] a column has: places that are there, and whom somebody teaches; None: all."""
+    there = context.batch.valid
+    return None if there is None else there[:, None]
+
+
+def _correlation(a: Array, b: Array, axis: int, there: Array | None = None) -> Array:
+    """Pearson's, along an axis, of what is `there`; 0, and without a gradient, where either hardly varies."""
+    a, b = (x - jnp.expand_dims(mean_of(x, there, axis), axis) for x in (a, b))
+    if there is not None:
+        a, b = jnp.where(there, a, 0.0), jnp.where(there, b, 0.0)
     a_square, b_square = jnp.sum(a**2, axis=axis), jnp.sum(b**2, axis=axis)
     varies = (a_square > 1e-12) & (b_square > 1e-12)
     # A root of 0 has no gradient, and `where` around it would not keep the NaN out.
@@ -240,9 +251,9 @@ def spherical() -> Recipe:
     \parallel \mathrm{softmax}(l\, u(z) / T)), \qquad
     u(z) = \frac{z - \mathrm{mean}_c\, z}{\lVert z - \mathrm{mean}_c\, z \rVert}$$
 
-    Here $l$ is the mean of $\lVert z_k - \mathrm{mean}_c\, z_k \rVert$ over teachers and batch, and
-    $u(z) = 0$ for a constant $z$: it is `lsk` at a temperature that follows the teachers. Raises UserError
-    for two classes, of which $u$ has no gradient.
+    Here $l$ is the mean of $\lVert z_k - \mathrm{mean}_c\, z_k \rVert$ over teachers and batch (of places:
+    those that are there), and $u(z) = 0$ for a constant $z$: it is `lsk` at a temperature that follows the
+    teachers. Raises UserError for two classes, of which $u$ has no gradient.
 
     Source: spherical distillation, Guo et al. 2020, arXiv 2010.07485; one teacher.
     """
@@ -278,8 +289,9 @@ def _scale(context: Context, method: str) -> Array | float:
     """What standardised logits are multiplied by: those of `lsk` stay; the mean deviation of the teachers."""
     if method == "lsk":
         return 1.0
-    variance = _variance(context.teacher.logits)
-    return jnp.sqrt(variance).mean()  # of frozen teachers: nobody asks for the gradient of this root
+    deviation, valid = jnp.sqrt(_variance(context.teacher.logits)), context.batch.valid
+    # Of frozen teachers: nobody asks for the gradient of this root.
+    return mean_of(deviation, None if valid is None else valid[None, :, None])
 
 
 def _standardised(logits: Array, method: str) -> Array:

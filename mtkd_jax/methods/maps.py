@@ -31,6 +31,8 @@ class Pair(NamedTuple):
     parameters: PyTree  # of this teacher, see `beside_logits`; None where the method has none
     hyper: Mapping[str, Array]
     key: Array
+    # [B] bool, which embeddings are compared: of a place, and of what the teacher speaks of. None: all
+    valid: Array | None = None
 
     def stages(self, least_pixels: int = 1) -> dict[str, tuple[Array, Array]]:
         """The maps named "stage..." that both have, at the smaller height and width: {name: (own, other)}."""
@@ -113,9 +115,10 @@ class OfEachTeacher:
 
     def __call__(self, context: Context) -> Array:
         own, others = taps_of_student(context.student), taps_of_teachers(context.teacher)
+        parameters = context.aux or (None,) * len(others)
         losses = [
-            self.compare(Pair(own, other, parameters, context.hyper, context.key))
-            for other, parameters in zip(others, context.aux or (None,) * len(others))
+            self.compare(Pair(own, other, of, context.hyper, context.key, _compared(context)))
+            for other, of in zip(others, parameters)
         ]
         if all(loss is None for loss in losses):
             raise UserError(self.lacking)
@@ -136,6 +139,15 @@ class ForEachTeacher:
     def __call__(self, key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:
         own, others = taps_of_student(student), taps_of_teachers(teacher)
         return tuple(self.draw(k, own, other) for k, other in zip(jax.random.split(key, len(others)), others))
+
+
+def _compared(context: Context) -> Array | None:
+    """Which embeddings [B] may be compared with one another, see `Pair.valid`; None: all of them."""
+    batch, embedding = context.batch, context.student.embedding
+    if embedding is None:
+        return None
+    there = batch.valid if batch.valid is not None and len(batch.valid) == len(embedding) else None
+    return there
 
 
 def taps_of_student(student: Outputs) -> Taps:
@@ -164,6 +176,17 @@ def linear(parameters: Mapping[str, Array], x: Array) -> Array:
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------
+
+
+def mean_of(x: Array, there: Array | None, axis: int | None = None) -> Array:
+    """The mean of x along an axis, or of it all, over what is `there`, 0 of nothing; None: all is.
+
+    `there` is bool of as many axes as x, each of its length or 1.
+    """
+    if there is None:
+        return x.mean(axis=axis)
+    number = jnp.broadcast_to(there, x.shape).sum(axis=axis).astype(jnp.float32)
+    return jnp.where(there, x, 0.0).sum(axis=axis) / jnp.maximum(number, 1.0)
 
 
 def unit(x: Array) -> Array:

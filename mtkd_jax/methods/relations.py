@@ -5,9 +5,10 @@ $$\ell = \alpha\, \ell_\text{hard} + (1 - \alpha)\, \ell_\text{soft} + \lambda \
 Here $\ell_\text{soft}$ is that of `loss_avg`, $\lambda$ is `weight`, $f_k$ [B] compares the student with
 teacher k, and $w_k = 1/K$. All read embeddings: $e$ [B,D] of the student and $t$ [B,D_k] of a teacher, whose
 widths may differ. None needs a label, though `crd_memory` uses those that there are; each needs teachers
-whose features are known, and all but that one a batch of more than one. `features.pkt` is of the same kind.
-Unless a method says otherwise its weight is that of RepDistiller's scripts (Tian et al. 2020, arXiv
-1910.10699), which have alpha = 1.
+whose features are known, and all but that one a batch of more than one. Where places of an image have labels
+and embeddings the examples are the places that are there. `features.pkt` is of the same kind. Unless a method
+says otherwise its weight is that of RepDistiller's scripts (Tian et al. 2020, arXiv 1910.10699), which have
+alpha = 1.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from mtkd_jax.methods import maps
-from mtkd_jax.methods.maps import Pair, Taps, beside_logits, unit
+from mtkd_jax.methods.maps import Pair, Taps, beside_logits, mean_of, unit
 from mtkd_jax.methods.modes import each_teacher
 from mtkd_jax.methods.seams import PLAIN, mean_of_same
 from mtkd_jax.types import (
@@ -35,6 +36,7 @@ from mtkd_jax.types import (
 )
 
 ANGLES_AT_ONCE = 2**22  # how many of the B^3 angles of a batch are held at a time: 16 MiB of them
+NOBODY = -1e9  # a score that is never chosen
 
 
 def rkd(*, weight: float = 50.0, distances: float = 0.5) -> Recipe:
@@ -160,11 +162,12 @@ def crd_memory(
 
 def _relational_distance(pair: Pair) -> Array:
     own, other = (_near_one_together(x) for x in (pair.own.embedding, pair.other.embedding))
+    pairs = None if pair.valid is None else pair.valid[:, None] & pair.valid[None, :]
 
     def from_anchor(anchor: Array) -> tuple[Array, Array, Array]:
         """Mean loss of the angles at an example, and its distances [B] to all, of both networks."""
         (length, angle), (other_length, other_angle) = _seen_from(own, anchor), _seen_from(other, anchor)
-        return _huber(angle - other_angle).mean(), length, other_length
+        return mean_of(_huber(angle - other_angle), pairs), length, other_length
 
     # Recomputed on the way back, as B^3 angles are more than fit.
     size = len(own)
@@ -172,7 +175,8 @@ def _relational_distance(pair: Pair) -> Array:
     of_angles, length, other_length = jax.lax.map(
         jax.checkpoint(from_anchor), jnp.arange(size), batch_size=at_once
     )
-    of_distances = _huber(_over_mean(length) - _over_mean(other_length)).mean(axis=1)
+    apart = _over_mean(length, pairs) - _over_mean(other_length, pairs)
+    of_distances = mean_of(_huber(apart), _columns(pair), axis=1)
     return of_angles + pair.hyper["distances"] * of_distances
 
 
@@ -187,8 +191,9 @@ def _seen_from(x: Array, anchor: Array) -> tuple[Array, Array]:
     return length, direction @ direction.T
 
 
-def _over_mean(length: Array) -> Array:
-    """Distances [B,B] over the mean of those that are not 0."""
+def _over_mean(length: Array, pairs: Array | None) -> Array:
+    """Distances [B,B] over the mean of those that are not 0; of `pairs` [B,B], None: of all."""
+    length = length if pairs is None else jnp.where(pairs, length, 0.0)
     num = (length > 0).sum().astype(jnp.float32)
     mean = length.sum() / jnp.maximum(num, 1.0)
     return length / jnp.where(num > 0, mean, 1.0)
@@ -203,20 +208,26 @@ def _huber(x: Array) -> Array:
 
 
 def _similarity_distance(pair: Pair) -> Array:
-    own, other = map(_similarities, (pair.own.embedding, pair.other.embedding))
-    return jnp.mean((own - other) ** 2, axis=1)
+    own, other = (_similarities(x, _columns(pair)) for x in (pair.own.embedding, pair.other.embedding))
+    return mean_of((own - other) ** 2, _columns(pair), axis=1)
 
 
-def _similarities(embedding: Array) -> Array:
+def _similarities(embedding: Array, columns: Array | None) -> Array:
     near = _near_one_together(embedding)
-    return unit(near @ near.T)
+    products = near @ near.T
+    return unit(products if columns is None else jnp.where(columns, products, 0.0))
 
 
 def _correlation_distance(pair: Pair) -> Array:
     own, other = (unit(x) for x in (pair.own.embedding, pair.other.embedding))
     factor = 2.0 * pair.hyper["sharpness"]
     kernels = [jnp.exp(-factor * (1.0 - x @ x.T)) for x in (own, other)]
-    return jnp.mean((kernels[0] - kernels[1]) ** 2, axis=1)
+    return mean_of((kernels[0] - kernels[1]) ** 2, _columns(pair), axis=1)
+
+
+def _columns(pair: Pair) -> Array | None:
+    """Which of the others [1,B] are there, of a matrix with a row for each example; None: all."""
+    return None if pair.valid is None else pair.valid[None, :]
 
 
 def _near_one_together(x: Array) -> Array:
@@ -246,7 +257,13 @@ def _contrast(pair: Pair) -> Array:
     own = unit(maps.linear(pair.parameters["own"], pair.own.embedding))
     other = unit(maps.linear(pair.parameters["other"], pair.other.embedding))
     scores = own @ other.T / pair.hyper["tau"]
-    among_teachers, among_own = (jnp.diagonal(jax.nn.log_softmax(scores, axis=axis)) for axis in (1, 0))
+    of_rows, of_columns = scores, scores
+    if pair.valid is not None:  # who is not there is nobody's choice but its own, which does not count
+        itself = jnp.eye(len(scores), dtype=bool)
+        of_rows = jnp.where(pair.valid[None, :] | itself, scores, NOBODY)
+        of_columns = jnp.where(pair.valid[:, None] | itself, scores, NOBODY)
+    among_teachers = jnp.diagonal(jax.nn.log_softmax(of_rows, axis=1))
+    among_own = jnp.diagonal(jax.nn.log_softmax(of_columns, axis=0))
     return -0.5 * (among_teachers + among_own)
 
 

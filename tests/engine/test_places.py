@@ -126,9 +126,37 @@ def test_a_dense_problem_of_independent_places_is_the_flattened_one(mode):
     assert max(moved) > 1e-3  # there was a gradient to compare
 
 
-@pytest.mark.parametrize("mode", ["output_avg", "logits.dkd"])
+def is_of_embeddings(mode: str) -> bool:
+    """Whether a method reads logits and embeddings alone, and draws nothing for each row of a batch."""
+    recipe = addresses.build_recipe(mode)
+    reads = set(recipe.needs) <= {"embedding"} and not recipe.prepare
+    # The last compares the places of an image, of which the flattened batch has one.
+    return reads and mode not in ("targets.dkpp", "weights.lot", "logits.cwd")
+
+
+OF_BATCHES = tuple(
+    mode
+    for mode in addresses.catalogue("mode")
+    if mode.partition(".")[0] in ("output_avg", "logits", "relations", "features", "targets", "weights")
+    and is_of_embeddings(mode)
+)
+
+
+# What looks at more of a batch than one example; the others are met by `pytest -m slow`.
+BATCH_WIDE = ("output_avg", "logits.dist", "logits.spherical", "logits.mlkd", "weights.aekd", "features.pkt")
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        mode
+        if mode in BATCH_WIDE or mode.startswith("relations.")
+        else pytest.param(mode, marks=pytest.mark.slow)
+        for mode in OF_BATCHES
+    ],
+)
 def test_what_is_no_place_is_left_out(mode):
-    """As if the flattened batch had never held these."""
+    """As if the flattened batch had never held these, whatever is compared among the places of a batch."""
     flat, dense = pair(mode)
     rows, gone = np.array([1, 5, 9, 2]), np.array([0, 7, 13])
     there = np.setdiff1d(np.arange(len(rows) * L), gone)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from mtkd_jax.methods import relations
+from mtkd_jax.methods.features import pkt
 from mtkd_jax.types import UserError
+from tests.contexts import aimed
 from tests.contexts import loss as eager_loss
 from tests.features import by_features, drawn, seen, with_parameters
 from tests.references import relations as reference
@@ -67,6 +69,31 @@ def test_degenerate_batches_keep_value_and_gradient_finite_and_others_move_the_s
             assert np.isfinite(leaf).all(), (own, other)
     assert np.abs(moved).max() > 1e-4
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(by_aux))
+
+
+@pytest.mark.parametrize("recipe", [*EVERY, pkt()], ids=lambda recipe: recipe.name)
+def test_places_that_are_none_are_compared_with_nobody(recipe):
+    """The others have the loss, and the gradient, of a batch that never held them."""
+    rng, there = np.random.default_rng(5), np.array([True, False, True, True, False, True])
+    own, other = rng.normal(size=(6, 4)), rng.normal(size=(6, 3))
+    without = with_parameters(recipe, between(own[there], [other[there]]))
+    silent = lambda x: np.where(there[:, None], x, 0.0)  # noqa: E731
+    held = with_parameters(recipe, between(silent(own), [silent(other)]))
+    batch = dataclasses.replace(held.batch, valid=jnp.asarray(there))
+    held = dataclasses.replace(held, batch=batch)
+
+    def total(seen, embedding):
+        fixed = aimed(alone(recipe), seen)
+        student = dataclasses.replace(fixed.student, embedding=embedding)
+        loss = alone(recipe).term(dataclasses.replace(fixed, student=student))
+        return loss.sum() if seen.batch.valid is None else jnp.where(seen.batch.valid, loss, 0.0).sum()
+
+    found, expected = (
+        jax.value_and_grad(lambda embedding, seen=seen: total(seen, embedding))(seen.student.embedding)
+        for seen in (held, without)
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1][there], expected[1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.name)
