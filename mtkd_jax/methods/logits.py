@@ -195,6 +195,9 @@ def _correlation_loss(context: Context) -> Array:
 def _compared(context: Context) -> Array | None:
     """Which examples [B,1] a column has: places that are there, and whom somebody teaches; None: all."""
     there = context.batch.valid
+    if context.batch.speaks is not None:
+        taught = context.targets.mass[0] > 0
+        there = taught if there is None else there & taught
     return None if there is None else there[:, None]
 
 

@@ -117,8 +117,8 @@ class OfEachTeacher:
         own, others = taps_of_student(context.student), taps_of_teachers(context.teacher)
         parameters = context.aux or (None,) * len(others)
         losses = [
-            self.compare(Pair(own, other, of, context.hyper, context.key, _compared(context)))
-            for other, of in zip(others, parameters)
+            self.compare(Pair(own, other, of, context.hyper, context.key, _compared(context, k)))
+            for k, (other, of) in enumerate(zip(others, parameters))
         ]
         if all(loss is None for loss in losses):
             raise UserError(self.lacking)
@@ -141,12 +141,15 @@ class ForEachTeacher:
         return tuple(self.draw(k, own, other) for k, other in zip(jax.random.split(key, len(others)), others))
 
 
-def _compared(context: Context) -> Array | None:
+def _compared(context: Context, k: int) -> Array | None:
     """Which embeddings [B] may be compared with one another, see `Pair.valid`; None: all of them."""
     batch, embedding = context.batch, context.student.embedding
     if embedding is None:
         return None
     there = batch.valid if batch.valid is not None and len(batch.valid) == len(embedding) else None
+    if batch.speaks is not None:  # of a dense task with embeddings of images all places of one are alike
+        is_taught = (context.targets.mass[k] > 0).reshape(len(embedding), -1)[:, 0]
+        there = is_taught if there is None else there & is_taught
     return there
 
 

@@ -81,7 +81,7 @@ def cwtm() -> Recipe:
     w_b = \frac{\max_c q_{bc}}{\sum_u \max_c q_{uc}}$$
 
     Here $q$ [B,C] is the mean softened teacher: the mean over the batch is the paper's sum. Loss and weights
-    leave unlabelled examples out.
+    leave out unlabelled examples, and those that no teacher speaks of.
 
     Source: confidence weighted by teacher max, Furlanello et al. 2018, arXiv 1805.04770; one teacher.
     """
@@ -140,7 +140,8 @@ class _PseudoLabelled:
 
 def _confidence_weighted_loss(context: Context) -> Array:
     counts = label_counts(context.batch)
-    confidence = context.targets.probs[0].max(axis=-1)
+    probs, mass = context.targets.probs[0], context.targets.mass[0]
+    confidence = jnp.where(mass > 0, probs.max(axis=-1), 0.0)  # nobody is sure of what nobody speaks of
     # hard_loss already multiplies by B / (number of labelled): what is left is confidence over its mean.
     num = counts.sum()
     mean = (counts * confidence).sum() / jnp.where(num > 0, num, 1.0)

@@ -12,7 +12,7 @@ from mtkd_jax.data import loading, mixing
 from mtkd_jax.engine import step
 from mtkd_jax.methods.seams import configured_stimulus, frozen_teachers, heard
 from mtkd_jax.types import DataSet, TrainState, UserError
-from tests import contexts, small
+from tests import contexts, features, small
 
 RNG = np.random.default_rng(0)
 TEACHERS, STUDENT = RNG.normal(size=(3, 5, 4)), RNG.normal(size=(5, 4))
@@ -178,3 +178,52 @@ def test_in_the_step_a_silent_teacher_changes_nothing():
         after_a_step(job.stage_data.teachers, speaks),
         after_a_step(two, None),
     )
+
+
+@pytest.mark.parametrize("mode", ["logits.dist", "targets.cwtm"])
+def test_an_example_that_nobody_speaks_of_has_no_part_in_what_a_batch_is_compared_by(mode):
+    """The others have the loss that they have without it, but for the number that a mean is over."""
+    labels = np.array([1, 0, 2, 3, 1])
+    taught = SPEAKS.any(axis=1)
+    found = loss(mode, with_labels(seen(), labels))
+    assert not found[~taught].any()
+    context = with_labels(
+        contexts.context(STUDENT[taught], TEACHERS[:, taught], temperature=2.0), labels[taught]
+    )
+    batch = dataclasses.replace(context.batch, speaks=jnp.asarray(SPEAKS[taught]))
+    alone = loss(mode, dataclasses.replace(context, batch=batch))
+    if mode == "targets.cwtm":  # a sum over the batch in the paper, of weights that add up to 1
+        alone = np.asarray(alone) * len(taught) / taught.sum()
+    np.testing.assert_allclose(found[taught], alone, rtol=1e-5)
+    assert np.abs(alone).max() > 1e-2
+
+
+def with_labels(context, labels):
+    return dataclasses.replace(
+        context, batch=dataclasses.replace(context.batch, label=jnp.asarray(labels, jnp.int32))
+    )
+
+
+@pytest.mark.parametrize(
+    "mode", ["relations.rkd", "relations.sp", "relations.cc", "relations.crd", "features.pkt"]
+)
+def test_a_teacher_compares_those_examples_alone_that_it_speaks_of(mode):
+    """What is its embedding of the others changes nothing; three of the examples are the first teacher's."""
+    recipe, rng = addresses.build_recipe(mode), np.random.default_rng(2)
+    speaks = np.array([[1, 1], [1, 0], [1, 1], [0, 1], [0, 1]], bool)
+    embedding, told = rng.normal(size=(5, 4)), rng.normal(size=(2, 5, 3))
+
+    def loss_of(told):
+        seen = features.seen({}, [{}, {}], embedding=embedding, embeddings=list(told), alpha=0.0)
+        seen = features.with_parameters(recipe, seen)
+        own = {name: jnp.float32(value) for name, value in recipe.hyper}
+        batch = dataclasses.replace(seen.batch, speaks=jnp.asarray(speaks))
+        seen = dataclasses.replace(seen, batch=batch, hyper={**seen.hyper, **own})
+        return recipe.term(dataclasses.replace(seen, targets=step._aim(recipe, seen)))
+
+    before, after = (
+        loss_of(told),
+        loss_of(np.where(speaks.T[:, :, None], told, 9.0 * rng.normal(size=told.shape))),
+    )
+    np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
+    assert (np.abs(before) > 1e-3).all()
