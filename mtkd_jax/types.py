@@ -408,11 +408,22 @@ class Context:
     peers: Peers = Absent
     state: TrainState = Absent
     targets: Targets = Absent
+    steps_of_update: int = dataclasses.field(default=1, metadata={"static": True})  # see train.accumulate
 
     @property
     def aux(self) -> PyTree:
         """The method's own parameters."""
         return self.state.aux
+
+    @property
+    def update(self) -> Array:
+        """The number [] int32 of the update that this step is of, counted from 0."""
+        return self.step // self.steps_of_update
+
+    @property
+    def ends_update(self) -> Array:
+        """Whether [] this step ends in an update: if not, parameters are after it what they were before."""
+        return (self.step + 1) % self.steps_of_update == 0
 
 
 class Networks(NamedTuple):
@@ -452,7 +463,8 @@ class Recipe(NamedTuple):
     weigh: Callable[[Context], Array | None]  # w [K,B]
     aim: Callable[[Context, Array], Targets | None]  # of w
     term: Callable[[Context], Array]  # loss [B]
-    after: Callable[[TrainState, Context], TrainState]  # of the state after the optimiser
+    # of the state after the optimiser, in every step; `Context.ends_update` says whether weights have changed
+    after: Callable[[TrainState, Context], TrainState]
     init_mem: Callable[[PyTree, Outputs, int], PyTree]  # variables, student as shapes, N -> mem
     init_aux: Callable[[Array, Outputs, TeacherOutputs], PyTree]  # of a key; student and teachers as shapes
     trainable: Callable[[str], bool]  # of a path, such as "params/conv1/kernel"; False freezes statistics too

@@ -224,7 +224,9 @@ def make_step(program: Program) -> Callable:
     ) -> _Inputs:
         batch, key = _batch(program, keys, indices, step, stage_data)
         progress = step.astype(jnp.float32) / program.num_steps
-        context = Context(batch, None, stage_data.prepared, {}, key, step, progress)
+        context = Context(
+            batch, None, stage_data.prepared, {}, key, step, progress, steps_of_update=program.accumulate
+        )
         if "teach" not in recipe.reads_student:
             ask = _asker(program, stage_data, step)
             if stage_data.cached_logits is not None:

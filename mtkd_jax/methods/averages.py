@@ -42,7 +42,7 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
     + \lambda\, r(s)\, \frac{1}{C} \sum_c (\mathrm{softmax}(z)_c - \mathrm{softmax}(z')_c)^2$$
 
     Here $\lambda$ is `weight` and $z'$ [B,C] are the logits of the average network, whose parameters and
-    batch statistics $a'$ follow those of the student, $a$, after step $t = 1, 2, \dots$:
+    batch statistics $a'$ follow those of the student, $a$, after update $t = 1, 2, \dots$:
 
     $$a' \leftarrow d\, a' + (1 - d)\, a, \qquad d = \min(1 - \frac{1}{t + 1}, \text{decay})$$
 
@@ -158,10 +158,18 @@ class _HardAndConsistent:
 
 def update_average(state: TrainState, context: Context) -> TrainState:
     """The state with the weights after an update taken into their average `mem`, as `mean_teacher` has it."""
-    num_steps = context.step.astype(jnp.float32) + 1.0
-    decay = jnp.minimum(1.0 - 1.0 / (num_steps + 1.0), context.hyper["decay"])
+    num_updates = context.update.astype(jnp.float32) + 1.0
+    decay = jnp.minimum(1.0 - 1.0 / (num_updates + 1.0), context.hyper["decay"])
+    return move_average(state, context, decay)
+
+
+def move_average(state: TrainState, context: Context, decay: Array) -> TrainState:
+    """The state whose average `mem` has moved to the weights by 1 - `decay`, where a step changed these."""
     now = {"params": state.params, **state.model_state}
     mem = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.mem, now)
+    if context.steps_of_update > 1:
+        ends = context.ends_update
+        mem = jax.tree.map(lambda moved, old: jnp.where(ends, moved, old), mem, state.mem)
     return dataclasses.replace(state, mem=mem)
 
 

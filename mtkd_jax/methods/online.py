@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mtkd_jax.methods.averages import deploy_average, start_average, update_average
+from mtkd_jax.methods.averages import deploy_average, move_average, start_average, update_average
 from mtkd_jax.methods.cohorts import ViewForEach, cohort, of_cohort, once, others, with_own
 from mtkd_jax.methods.maps import draw_linear, linear, square, stage_names, taps_of_student
 from mtkd_jax.methods.seams import (
@@ -255,8 +255,8 @@ def dkel(
     Here $\tilde z_j$ is the mean of the logits $z'_l$ of the other peers' teachers, and
     $w_E = \exp(-\text{fading} \cdot s)$ at the share s of the training, 0 from where it is 0.01 on; 150 is
     $\exp(-0.5 e)$ of 300 epochs. A teacher is drawn on its own, and follows its peer by
-    $a' \leftarrow d\, a' + (1 - d)\, a$ with d = `decay` from the first step on: it is never the peer. Peer 0
-    is deployed. Raises UserError for one peer, and for numbers out of range.
+    $a' \leftarrow d\, a' + (1 - d)\, a$ with d = `decay` from the first update on: it is never the peer.
+    Peer 0 is deployed. Raises UserError for one peer, and for numbers out of range.
 
     Public code overwrites the teacher by the student in its first step, and has the ensemble at a time when
     its weight is 0; both are here as the paper states them. The two steps that this code trains the teachers
@@ -668,9 +668,7 @@ def faded(progress: Array, fading: Array) -> Array:
 
 
 def _follow(state: TrainState, context: Context) -> TrainState:
-    decay, now = context.hyper["decay"], {"params": state.params, **state.model_state}
-    mem = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.mem, now)
-    return dataclasses.replace(state, mem=mem)
+    return move_average(state, context, context.hyper["decay"])
 
 
 # --- FFL ----------------------------------------------------------------------------------------------

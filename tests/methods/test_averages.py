@@ -11,6 +11,7 @@ import pytest
 from mtkd_jax import experiment
 from mtkd_jax.data.augment import augment
 from mtkd_jax.engine import population, training
+from mtkd_jax.engine.step import make_step
 from mtkd_jax.methods import averages
 from mtkd_jax.methods.seams import SUPERVISED
 from mtkd_jax.plans import students
@@ -270,3 +271,27 @@ def test_it_learns_from_few_labels_and_unlabelled_images(mode, tmp_path):
     for member in fitted.population.names:
         nll = [r["value"] for r in records if r["member"] == member and r["name"] == "val_nll"]
         assert len(nll) == 15 and nll[-1] < 0.8 * nll[0], nll
+
+
+@pytest.mark.parametrize("mode", [MODE, "online.pcl", "online.dkel"])
+def test_with_several_steps_an_update_the_average_moves_once_an_update(mode):
+    """Two steps of half a batch each are one step of all of it: for the student and for the average."""
+    arguments = {"decay": 0.6, "ramp": 0.0, **({"fading": 0.0} if mode == "online.dkel" else {})}
+    fields = {"students.arguments": {mode: arguments}, "train.optimizer": "sgd", "train.learning_rate": 0.3}
+    job = small.students_job(mode, **fields, **{"students.num_seeds": 1, "train.batch_size": 8})
+    halves = np.asarray(job.order(0)[:6])
+
+    def after(accumulate, batches):
+        own = dataclasses.replace(job, program=job.program._replace(accumulate=accumulate))
+        now, one_step, found = training.first_progress(own).train, jax.jit(make_step(own.program)), []
+        for number, indices in enumerate(batches):
+            now, _ = one_step(now, own.hyper, jnp.asarray(indices), jnp.int32(number), own.stage_data)
+            found.append((now.params, now.mem))
+        return found
+
+    in_two, at_once = after(2, halves), after(1, halves.reshape(3, 16))
+    jax.tree.map(np.testing.assert_array_equal, in_two[1], in_two[2])  # half an update changes nothing
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, in_two[1::2], at_once)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), at_once[0][1], at_once[-1][1])
+    assert max(jax.tree.leaves(moved)) > 1e-3
