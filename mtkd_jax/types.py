@@ -480,6 +480,7 @@ class Recipe(NamedTuple):
     #                              "beside" = what teachers predict of places beside logits
     hyper: tuple[tuple[str, float], ...] = ()  # its own numbers that only multiply or divide: traced
     alpha: float | None = None  # where the method weighs the hard labels itself: the only alpha it has
+    temperature: float | None = None  # where its loss has none, or its own: all that the grid has of it
     min_teachers: int = 1
     # what the plan fits first: a network on "logits" or "embedding", or a rule by its name; "classifiers" are
     # there already, the linear layers that read the teachers' embeddings

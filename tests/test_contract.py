@@ -111,7 +111,14 @@ def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_c
     unmoved = {}
     for mode in run.config.students.modes:
         of_mode = [member for member in members if member.mode == mode]
-        assert len(of_mode) >= len(run.config.students.temperatures) * run.config.students.num_seeds, mode
+        fixed = of_mode[0].recipe.temperature is not None
+        num_temperatures = 1 if fixed else len(run.config.students.temperatures)
+        assert len(of_mode) >= num_temperatures * run.config.students.num_seeds, mode
+        cold, warm = (
+            [run.losses[students.member_name(one)] for one in of_mode if one.cell.temperature == temperature]
+            for temperature in run.config.students.temperatures
+        )
+        assert fixed or cold != warm, mode  # whether it may be fixed the test below sees
         for name in map(students.member_name, of_mode):
             first, last = run.losses[name][0], run.losses[name][-1]
             # The loss falls, or the digits are known: terms that fade in make a loss rise.
@@ -127,18 +134,33 @@ def test_every_mode_learns_with_every_alpha_and_temperature_and_every_stage_is_c
     [*((of_family(family), PLAIN) for family in FAMILIES if family), (OF_BOXES, BOXES)],
     ids=[*filter(None, FAMILIES), "boxes"],
 )
-def test_every_method_takes_two_steps_that_move_the_student(modes, setting):
-    """What the slow run above trains to the end, in one program a family: a new method is met here first."""
+def test_every_method_takes_two_steps_that_move_the_student(modes, setting, monkeypatch):
+    """What the slow run above trains to the end, in one program a family: a new method is met here first.
+
+    Each at two temperatures, which make no difference where the recipe has one of its own, and else do.
+    """
+    arguments = {"targets.pseudo_labels": {"threshold": 0.2}}
     config = small.config(
         **{
             **setting,
             "teachers.num_members": 2,
             "students.modes": modes,
+            "students.arguments": {mode: of for mode, of in arguments.items() if mode in modes},
             "students.alphas": (0.25,),
+            "students.temperatures": (1.0, 4.0),
             "students.num_seeds": 1,
         }
     )
-    done, met = {}, set()
+    as_written = students.build_recipes
+    own_temperature = {mode: as_written(config, mode)[0][0].temperature for mode in modes}
+    monkeypatch.setattr(
+        students,
+        "build_recipes",
+        lambda config, mode: [
+            (recipe._replace(temperature=None), of) for recipe, of in as_written(config, mode)
+        ],
+    )
+    done, met, trained_at = {}, set(), {}
     for stage in plan.build(config, experiment.load_split(config)):
         job = with_layout((stage.outline or stage.make)(done), Layout("map"))
         done[stage.name] = training.untrained(job)
@@ -154,7 +176,14 @@ def test_every_method_takes_two_steps_that_move_the_student(modes, setting):
             assert np.isfinite(last.loss[row]), member
             assert max(leaf[row] for leaf in moved) > 0, member
             met.add(member.mode)
+            student = [leaf[row] for leaf in jax.tree.leaves((last.train.params, last.loss))]
+            at = trained_at.setdefault(member.mode, {1.0: [], 4.0: []})
+            at[member.cell.temperature] += student
     assert met == {*config.students.modes, "baseline"}
+    for mode in modes:
+        cold, warm = trained_at[mode].values()
+        alike = all(np.array_equal(a, b) for a, b in zip(cold, warm, strict=True))
+        assert alike == (own_temperature[mode] is not None), (mode, own_temperature[mode])
 
 
 REFERENCES = Path(__file__).parent / "references"
@@ -218,7 +247,7 @@ WITHOUT_POOLING = {"binary.qnn": {"students.model": "mlp(hidden=(16, 16), batch_
 
 # Seams of a loss on what student and teachers say: a step hands the same to all of them, whatever the layout.
 OF_THE_LOSS = ("name", "weigh", "aim", "term", "mutual", "needs", "prepare", "hyper", "alpha")
-OF_THE_LOSS += ("min_teachers", "hears_all", "num_heads")
+OF_THE_LOSS += ("temperature", "min_teachers", "hears_all", "num_heads")
 
 
 def changes_the_step(mode: str) -> bool:

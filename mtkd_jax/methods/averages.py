@@ -73,6 +73,7 @@ def mean_teacher(*, weight: float = 100.0, decay: float = 0.99, ramp: float = 40
         reads_student=("teach",),
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,
+        temperature=1.0,
     )
 
 
@@ -99,6 +100,7 @@ def pi_model(*, weight: float = 100.0, ramp: float = 80 / 300) -> Recipe:
         reads_student=("teach",),
         hyper=(("weight", weight),),
         alpha=1.0,
+        temperature=1.0,
     )
 
 
@@ -128,6 +130,7 @@ def temporal_ensembling(*, weight: float = 30.0, decay: float = 0.6, ramp: float
         init_mem=no_predictions,
         hyper=(("weight", weight), ("decay", decay)),
         alpha=1.0,
+        temperature=1.0,
     )
 
 

@@ -222,7 +222,7 @@ def regression() -> Recipe:
 
     Source: Ba and Caruana 2014, arXiv 1312.6184.
     """
-    return PLAIN._replace(name="regression", term=HardAnd(_squared_distance), hears_all=True)
+    return PLAIN._replace(name="regression", term=HardAnd(_squared_distance), hears_all=True, temperature=1.0)
 
 
 def _squared_distance(context: Context) -> Array:
@@ -399,7 +399,7 @@ def mlkd(
         raise UserError(f"mlkd(temperatures={temperatures}): it must name at least one, and all above 0")
     weights = (("batch_weight", batch_weight), ("class_weight", class_weight))
     term = HardAnd(_LevelsLoss(tuple(temperatures)))
-    return PLAIN._replace(name="mlkd", term=term, hyper=weights, hears_all=True)
+    return PLAIN._replace(name="mlkd", term=term, hyper=weights, hears_all=True, temperature=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,7 +436,9 @@ def ctkd(*, span: float = 20.0, ramp: float = 10 / 240) -> Recipe:
     if not 0 <= ramp <= 1:
         raise UserError(f"ctkd(ramp={ramp}): it must be a share of the training, in [0, 1]")
     own, term = (("span", span),), HardAnd(_AtLearntTemperature(ramp))
-    return PLAIN._replace(name="ctkd", term=term, init_aux=_first_theta, hyper=own, hears_all=True)
+    return PLAIN._replace(
+        name="ctkd", term=term, init_aux=_first_theta, hyper=own, hears_all=True, temperature=1.0
+    )
 
 
 def _first_theta(key: Array, student: Outputs, teacher: TeacherOutputs) -> PyTree:

@@ -84,10 +84,10 @@ def beside_logits(
 
 
 def alone(recipe: Recipe, **seams: Any) -> Recipe:
-    """What a recipe of `beside_logits` adds and nothing else, for a first stage: no label and no head."""
+    """What a recipe of `beside_logits` adds and nothing else, for a first stage: no label, no head, no T."""
     assert isinstance(recipe.term, HardSoftAnd)
     term, hyper = recipe.term.feature_loss, recipe.hyper[1:]  # without the weight
-    return recipe._replace(term=term, hyper=hyper, trainable=is_no_head, alpha=0.0, **seams)
+    return recipe._replace(term=term, hyper=hyper, trainable=is_no_head, **seams, alpha=0.0, temperature=1.0)
 
 
 def is_no_head(path: str) -> bool:

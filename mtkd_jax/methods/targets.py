@@ -66,7 +66,9 @@ def label_smoothing(*, smoothing: float = 0.1) -> Recipe:
     if not 0 <= smoothing < 1:
         raise UserError(f"label_smoothing(smoothing={smoothing}): it must be in [0, 1)")
     own = (("smoothing", smoothing),)
-    return SUPERVISED._replace(name="label_smoothing", term=HardAnd(_smoothed_loss), hyper=own)
+    return SUPERVISED._replace(
+        name="label_smoothing", term=HardAnd(_smoothed_loss), hyper=own, temperature=1.0
+    )
 
 
 def _smoothed_loss(context: Context) -> Array:
@@ -111,6 +113,7 @@ def pseudo_labels(*, threshold: float = 0.95, soft: bool = False) -> Recipe:
         teach=teachers_of_own_view,
         aim=_mean_unsoftened,
         term=HardAnd(_PseudoLabelled(threshold, soft)),
+        temperature=1.0,
     )
 
 

@@ -52,6 +52,7 @@ def soteacher(*, lipschitz: float = 1e-5, consistency: float = 1.0) -> Recipe:
         penalty=_weighted_bound,
         hyper=(("lipschitz", lipschitz), ("consistency", consistency)),
         alpha=1.0,
+        temperature=1.0,
     )
 
 

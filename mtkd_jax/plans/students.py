@@ -143,14 +143,18 @@ def grid(
 ) -> Family:
     """Every seed (and peer) of one recipe at every alpha and temperature, those of `students` unless given.
 
-    Of a recipe that weighs the hard labels itself there is its own alpha alone.
+    Of a recipe that weighs the hard labels itself there is its own alpha alone, and of one whose loss has no
+    temperature, or has its own, one temperature alone.
     """
     students = config.students
     alphas = alphas or (students.alphas if recipe.alpha is None else (recipe.alpha,))
+    temperatures = temperatures or (
+        students.temperatures if recipe.temperature is None else (recipe.temperature,)
+    )
     return tuple(
         Member(mode, recipe, Cell(alpha, temperature, arguments), seed, peer)
         for alpha in alphas
-        for temperature in temperatures or students.temperatures
+        for temperature in temperatures
         for seed in first_seeds(config)
         for peer in range(recipe.num_peers)
     )

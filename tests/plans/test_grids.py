@@ -171,3 +171,21 @@ def test_students_of_a_row_may_stand_in_several_stages():
         (plan.Stage("a", None, (students.Member("m", None, None, 0),), "labelled"),) * 2, {"a": None}
     )
     assert {key: len(stages) for key, stages in rows.items()} == {("labelled", "m", ""): 2}
+
+
+def test_a_mode_without_a_temperature_is_trained_once():
+    """As one that weighs the labels itself has one alpha."""
+    modes = ("output_avg", "targets.label_smoothing", "averages.pi_model")
+    config = small.config(
+        **{"students.modes": modes, "students.temperatures": (2.0, 4.0), "students.num_seeds": 1}
+    )
+    cells: dict[str, list] = {mode: [] for mode in (*modes, "baseline")}
+    for family in students.families(config):
+        for member in family:
+            cells[member.mode].append((member.cell.alpha, member.cell.temperature))
+    assert cells == {
+        "output_avg": [(0.0, 2.0), (0.0, 4.0), (0.5, 2.0), (0.5, 4.0)],
+        "targets.label_smoothing": [(0.0, 1.0), (0.5, 1.0)],
+        "averages.pi_model": [(1.0, 1.0)],
+        "baseline": [(1.0, 1.0)],
+    }
