@@ -163,6 +163,7 @@ class Batch:
     mixed: Mixed | None = None  # the labels of the images that are mixed in; see data.mixing
     views: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # further images, by name
     given_logits: Array | None = None  # [B,K,C], see Examples
+    given_image: Array | None = None  # [B,h,w,c] that those are of: the data's own, before the stimulus
     speaks: Array | None = None  # [B,K] bool, see Examples
     valid: Array | None = None  # [B] bool, of a dense task: False where there is no place. None: all are
     goals: Mapping[str, Array] = dataclasses.field(default_factory=dict)  # {name: [B,d]}, see DataSet

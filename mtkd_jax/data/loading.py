@@ -517,14 +517,16 @@ def scale(images: Array) -> Array:
 
 def gather(examples: Examples, indices: Array) -> Batch:
     """The rows `indices` [B] int32 as a scaled `Batch`; pure, for use inside the compiled step."""
+    image = scale(examples.image[indices])
     return Batch(
-        image=scale(examples.image[indices]),
+        image=image,
         label=examples.label[indices],
         index=indices if examples.row is None else examples.row[indices],
         labelled=examples.labelled[indices],
         weight=None if examples.weight is None else examples.weight[indices],
         # On the host where they come from files, which may be larger than what a device holds.
         given_logits=None if examples.given_logits is None else jnp.asarray(examples.given_logits)[indices],
+        given_image=None if examples.given_logits is None else image,
         speaks=None if examples.speaks is None else jnp.asarray(examples.speaks)[indices],
         goals={name: goal[indices] for name, goal in examples.goals.items()},
     )

@@ -464,12 +464,13 @@ def _networks(
 ) -> Networks:
     """The networks a seam may ask; `frozen` is a member's own, where members differ in it.
 
-    What given teachers say is of the very images of a batch, if of any.
+    What given teachers say is of the very images of a batch, or of those that it was made from, if of any.
     """
     dense = places.are_many(stage_data.examples)
 
     def teachers(image: Array) -> TeacherOutputs:
-        teacher = ask(image, batch.given_logits if batch is not None and image is batch.image else None)
+        is_given = batch is not None and (image is batch.image or image is batch.given_image)
+        teacher = ask(image, batch.given_logits if is_given else None)
         return places.merge_teachers(teacher) if dense else teacher
 
     def student(variables: PyTree, image: Array, **further) -> tuple[Outputs, PyTree]:

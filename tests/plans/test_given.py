@@ -73,6 +73,21 @@ def test_a_step_taught_by_a_file_is_the_step_taught_by_its_teachers(mode, tmp_pa
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_pseudo_labels_of_a_file_are_those_of_its_teachers_whatever_the_student_sees(noise, tmp_path):
+    """The teachers' view is the image as the data has it, of which the file is; the student's is not."""
+    mode = "targets.pseudo_labels"
+    fields = {"data.augment.noise": noise, "students.arguments": {mode: {"threshold": 0.3}}}
+    config = small.config(**{**BOTH, **fields, "students.modes": (mode,), "students.alphas": (0.0,)})
+    split, own, logits = untrained(config)
+    found, _ = given.from_logits([write(tmp_path, logits, split)], split.dataset)
+    expected, losses = states_after_two_steps(config, split, (own,), mode, Layout("vmap"))
+    got, same_losses = states_after_two_steps(config, split, (found,), mode, Layout("vmap"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got, expected)
+    np.testing.assert_allclose(same_losses, losses, rtol=1e-4)
+    assert (losses > 0).all()  # they were sure of some
+
+
 def test_files_and_networks_teach_side_by_side_and_over_devices(tmp_path):
     config = small.config(**{**BOTH, "students.modes": ("mimic_all",), "data.augment.noise": 0.1})
     split, own, logits = untrained(config)
