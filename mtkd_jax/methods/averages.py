@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from mtkd_jax.methods.seams import (
     SUPERVISED,
     check_ramp,
+    check_unmixed,
     hard_loss,
     no_predictions,
     ramped_up,
@@ -115,7 +116,7 @@ def temporal_ensembling(*, weight: float = 30.0, decay: float = 0.6, ramp: float
     row for every example, 0 at first, which is changed when the example has been seen; $n$ is how often it
     was. Where a batch holds an example twice it has been seen once, and its prediction is the mean of both.
     At the first time there is nothing to agree with. Every student remembers N (C + 1) numbers. Raises
-    UserError for a decay or ramp out of range.
+    UserError for a decay or ramp out of range, and for mixed images, of none of which there is a prediction.
 
     Source: Laine and Aila 2017, arXiv 1610.02242, with the share of labels taken out of the weight, as
     `mean_teacher` says.
@@ -214,6 +215,7 @@ class _HardAndSteady:
 
 
 def _remember_predictions(state: TrainState, context: Context) -> TrainState:
+    check_unmixed("averages.temporal_ensembling", context.batch)
     decay = context.hyper["decay"]
     return remember_predictions(
         state, context, lambda before, now, num_seen: decay * before + (1.0 - decay) * now

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from mtkd_jax.methods import maps
 from mtkd_jax.methods.maps import Pair, Taps, beside_logits, mean_of, unit
 from mtkd_jax.methods.modes import each_teacher
-from mtkd_jax.methods.seams import PLAIN, mean_of_same
+from mtkd_jax.methods.seams import PLAIN, check_unmixed, mean_of_same
 from mtkd_jax.types import (
     Array,
     Context,
@@ -131,7 +131,7 @@ def crd_memory(
     example's own class and itself do not count, and the rest count for $m$. Classes are those of labelled
     examples. $Z$ is the mean of $N e^{x \cdot y / \tau}$ over the first batch, for each side its own. Every
     student remembers 2 N `width` numbers. The paper has one teacher and draws $m$ others for each example.
-    Raises UserError for a number out of range.
+    Raises UserError for a number out of range, and for mixed images, of none of which a row could be kept.
 
     Source: contrastive representation distillation, Tian et al. 2020, arXiv 1910.10699.
     """
@@ -315,6 +315,7 @@ class _Seen(NamedTuple):
 
 def _see(context: Context, num_negatives: int) -> _Seen:
     batch, memory, tau = context.batch, context.state.mem, context.hyper["tau"]
+    check_unmixed("relations.crd_memory", batch)
     embeddings = context.student.embedding, jnp.concatenate(context.teacher.embedding, axis=-1)
     if len(embeddings[0]) != len(batch.index):
         raise UserError("crd_memory: remembers an embedding of each place, and here whole images have one")

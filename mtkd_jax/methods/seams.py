@@ -216,6 +216,12 @@ class HardAnd:
         return hard + (1.0 - alpha) * of_places(self.soft(context), context.batch)
 
 
+def check_unmixed(name: str, batch: Batch) -> None:
+    """Raise UserError for mixed images: what is said of a mixture is said of none of its images."""
+    if batch.mixed is not None:
+        raise UserError(f"{name}: train.mixup and train.cutmix must be 0 with it")
+
+
 def ramped_up(progress: Array, ramp: float) -> Array:
     r"""The ramp-up of a loss, $\exp(-5 (1 - s)^2)$: s goes from 0 to 1 over the first `ramp` of the training.
 

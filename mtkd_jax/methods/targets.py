@@ -11,6 +11,7 @@ from mtkd_jax.methods.seams import (
     PLAIN,
     SUPERVISED,
     HardAnd,
+    check_unmixed,
     hard_loss,
     label_counts,
     mean_of_probs,
@@ -118,8 +119,7 @@ def pseudo_labels(*, threshold: float = 0.95, soft: bool = False) -> Recipe:
 
 
 def _student_augmented(key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
-    if batch.mixed is not None:
-        raise UserError("targets.pseudo_labels: train.mixup and train.cutmix must be 0 with it")
+    check_unmixed("targets.pseudo_labels", batch)
     return dataclasses.replace(batch, image=augment(key, batch.image), views={"teacher": batch.image})
 
 

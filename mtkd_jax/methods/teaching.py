@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mtkd_jax.methods.seams import (
     SUPERVISED,
+    check_unmixed,
     deploy_params,
     hard_loss,
     hard_loss_of,
@@ -37,7 +38,8 @@ def soteacher(*, lipschitz: float = 1e-5, consistency: float = 1.0) -> Recipe:
     saw, and nothing at the first time; where a batch holds an image twice it has been seen once, and its
     prediction is the mean of both. Here s is the share of the training that is over, $\lambda_l$ is
     `lipschitz`, $\lambda_c$ is `consistency`, v are running variances, i and o a dense layer's inputs and
-    outputs. Every network remembers N (C + 1) numbers. Raises UserError for negative weights.
+    outputs. Every network remembers N (C + 1) numbers. Raises UserError for negative weights, and for mixed
+    images, of none of which there is a prediction.
 
     Source: SoTeacher, Dong et al. 2022, arXiv 2206.06661.
     """
@@ -92,6 +94,7 @@ def _hard_and_consistent(context: Context) -> Array:
 
 
 def _remember_mean(state: TrainState, context: Context) -> TrainState:
+    check_unmixed("teaching.soteacher", context.batch)
     return remember_predictions(
         state, context, lambda before, now, num_seen: before + (now - before) / num_seen[:, None]
     )

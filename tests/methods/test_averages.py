@@ -295,3 +295,15 @@ def test_with_several_steps_an_update_the_average_moves_once_an_update(mode):
     jax.tree.map(close, in_two[1::2], at_once)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), at_once[0][1], at_once[-1][1])
     assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "mode", ["averages.temporal_ensembling", "teaching.soteacher", "relations.crd_memory"]
+)
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_what_remembers_each_image_by_itself_refuses_mixed_ones(mode, mixing):
+    """What is said of a mixture would stand in the row of its first image."""
+    job = small.students_job(mode, **{f"train.{mixing}": 0.5})
+    now = training.first_progress(job).train
+    with pytest.raises(UserError, match=f"^{mode}: train.mixup and train.cutmix must be 0 with it$"):
+        jax.eval_shape(make_step(job.program), now, job.hyper, job.order(0)[0], np.int32(0), job.stage_data)
