@@ -7,8 +7,8 @@ teacher k, and $w_k = 1/K$. All read embeddings: $e$ [B,D] of the student and $t
 widths may differ. None needs a label, though `crd_memory` uses those that there are; each needs teachers
 whose features are known, and all but that one a batch of more than one. Where places of an image have labels
 and embeddings the examples are the places that are there; a teacher compares those that it speaks of.
-`features.pkt` is of the same kind. Unless a method says otherwise its weight is that of RepDistiller's scripts
-(Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
+`features.pkt` is of the same kind. Unless a method says otherwise its weight is that of RepDistiller's
+scripts (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1.
 """
 
 from __future__ import annotations
