@@ -10,7 +10,8 @@ Data      A variant a data set: digits is embedded, the others are files in data
 Compares  what one student learns from logits or embeddings of frozen teachers, over ten seeds, at four points
           each: two weights of the hard labels by two temperatures, where the loss has one, chosen on
           validation. The teachers are five networks of the student's own architecture, the same for all. With
-          the baseline, the capacity control, and output_avg taught by untrained networks and by what is said of other images.
+          the baseline, the capacity control, and output_avg taught by untrained networks and by what is said
+          of other images.
 Left out  loss_avg, which has the gradients of output_avg; what makes images of its own, what peers learn
           from each other, averages of weights and binary networks, whose budget is another one.
 Variants  digits, usps, mnist, fashion_mnist, emnist47 and the series japanese_vowels, osu_leaf, trace,
