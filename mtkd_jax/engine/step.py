@@ -46,7 +46,7 @@ from mtkd_jax.types import (
 
 MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
 MIRRORING = MIXING + 1
-ANEW, OF_COHORT = 2**31, 2**31 + 1  # folded into a member's key; no step's number is as large
+ANEW = 2**31  # folded into a member's key; no step's number is as large
 
 
 class Program(NamedTuple):
@@ -178,7 +178,7 @@ def draw_first(program: Program, variables: PyTree, keys: Array, stage_data: Sta
 def _keys_of_cohorts(keys: Array, num_peers: int) -> Array:
     """What belongs to a cohort is drawn from these [M]: alike in all its peers, who stand side by side."""
     first = np.arange(len(keys)) // num_peers * num_peers
-    return jax.vmap(lambda key: jax.random.fold_in(key, OF_COHORT))(keys[first])
+    return jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys[first])
 
 
 def first_state(
