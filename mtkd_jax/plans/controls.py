@@ -27,7 +27,9 @@ NOTES = {
     "images, unaugmented: every image has what is said of one other, the same one all the time, so that the "
     "whole has the right frequencies and each image a wrong lesson.",
 }
-NUM_BATCHES = 50  # that batch statistics settle in: of a momentum of 0.9 nothing of their beginning is left
+# Batches, and images of each, in which statistics settle: of a momentum of 0.9 nothing of their beginning is
+# left after so many, and images of ImageNet's size take 240 MB in all.
+NUM_BATCHES, BATCH_SIZE = 50, 32
 SHUFFLED = Given("shuffled teachers", None)
 
 
@@ -115,9 +117,8 @@ def _untrained(config: ConfigDict, split: Split, ensemble: Ensemble, computes: b
     if not computes:
         return ensemble
     key = jax.random.fold_in(jax.random.key(config.seed), seed_of("random_teacher"))
-    images, batch_size = split.dataset.train_images, min(config.train.batch_size, len(split.train))
-    rng = np.random.default_rng((config.seed, seed_of("random_teacher")))
-    rows = rng.choice(split.train, (NUM_BATCHES, batch_size))
+    images, rng = split.dataset.train_images, np.random.default_rng((config.seed, seed_of("random_teacher")))
+    rows = rng.choice(split.train, (NUM_BATCHES, BATCH_SIZE))
 
     def drawn(place: int, own: Population) -> Population:
         keys = jax.random.split(jax.random.fold_in(key, place), own.num_members)

@@ -240,7 +240,8 @@ def detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarra
     scores = metrics.log_odds(decided["test"], positive)
     order = np.argsort(scores)  # so that no resample has to be sorted again
     scores, is_positive = scores[order], predictions.test_labels[order] == positive
-    units = None if predictions.units is None else predictions.units[order]
+    units = predictions.units
+    units = None if units is None else units[order]
     kinds_of = {"recall": is_positive, "false_alarm_rate": ~is_positive}
 
     def statistics(times: np.ndarray) -> tuple[float, float]:
