@@ -18,6 +18,7 @@ from mtkd_jax.deploy import export, forms
 from mtkd_jax.deploy.deployed import PROGRAM, read_card
 from mtkd_jax.deploy.onnx_int8 import MOST_SEEN
 from mtkd_jax.results import intervals
+from mtkd_jax.runs.predictions import sum_by_unit
 from mtkd_jax.types import DataSet
 
 BATCHES = (1, 64)  # images asked for at once, where latency is measured
@@ -35,7 +36,8 @@ def export_forms(
     largest of any logit, and "same_class", the share of images with the same class, from what the student
     said of the images of check.safetensors) and, with the data of the run, "accuracy" on its test set and
     "accuracy_minus_float32" {"value", "ci95"}, paired over its examples. Of a dense task both are over all
-    places, and what is resampled are examples. Raises UserError as `forms.add`.
+    places. What is resampled are examples, or the groups that the data names. Raises UserError as
+    `forms.add`.
     """
     forms.add(directory, names, build, None if split is None else _seen(split))
     told = measure(directory, None if split is None else split.dataset)
@@ -117,10 +119,8 @@ def _right(ask: forms.Ask, dataset: DataSet) -> np.ndarray:
     of_examples = found.reshape(len(labels), -1, 2).sum(axis=1).astype(np.float64)
     if dataset.test_groups is None:
         return of_examples
-    _, unit = np.unique(dataset.test_groups, return_inverse=True)
-    of_groups = np.zeros((unit.max() + 1, 2))
-    np.add.at(of_groups, unit, of_examples)
-    return of_groups
+    _, units = np.unique(dataset.test_groups, return_inverse=True)
+    return sum_by_unit(of_examples, units)
 
 
 def _share(right: np.ndarray) -> dict[str, Any]:

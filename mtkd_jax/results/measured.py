@@ -13,7 +13,7 @@ import numpy as np
 
 from mtkd_jax import config as configuration
 from mtkd_jax.results import intervals, lookup, metrics
-from mtkd_jax.runs.predictions import Group, Predictions, by_unit
+from mtkd_jax.runs.predictions import Group, Predictions, by_unit, sum_by_unit
 from mtkd_jax.system import own_metrics
 from mtkd_jax.tasks import kinds
 from mtkd_jax.tasks.kinds import Measure, PlaceOutputs
@@ -140,10 +140,8 @@ def task_of_one(one: Measure, told: PlaceOutputs, units: np.ndarray) -> dict | N
     if one.value is None:
         value, interval = float(found.mean()), intervals.bootstrap_interval(by_unit(found, units))
     else:
-        of_units = np.zeros((num_units, *found.shape[1:]))
-        np.add.at(of_units, units, found)
         value = float(one.value(found.sum(axis=0)))
-        interval = intervals.bootstrap_sums(of_units, one.value)
+        interval = intervals.bootstrap_sums(sum_by_unit(found, units), one.value)
     return of_ensemble(value, _within(interval, one.ends))
 
 
@@ -264,7 +262,7 @@ def _of_share(found: np.ndarray, of: np.ndarray, units: np.ndarray | None) -> in
     """Of a share of examples [N] bool, by resampling those that it is of, or whole units."""
     if units is None:
         return intervals.bootstrap_shares([found.sum()], [of.sum()])
-    counts = np.stack([np.bincount(units, kind) for kind in (found, of)], axis=-1)
+    counts = sum_by_unit(np.stack([found, of], axis=-1), units)
     return intervals.bootstrap_sums(counts[counts[:, 1] > 0], lambda total: total[0] / total[1])
 
 

@@ -140,6 +140,18 @@ def by_unit(terms: np.ndarray, units: np.ndarray) -> np.ndarray:
     return (mean + sums * (num_units / len(units))).reshape(*np.shape(terms)[:-1], num_units)
 
 
+def sum_by_unit(values: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Sums [E,...] of the values [N,...] of the units 0 .. E-1; float64.
+
+    Examples:
+        >>> sum_by_unit(np.array([1.0, 3.0, 5.0]), np.array([0, 1, 0])).tolist()
+        [6.0, 3.0]
+    """
+    found = np.zeros((int(units.max()) + 1, *np.shape(values)[1:]))
+    np.add.at(found, units, values)
+    return found
+
+
 def save(path: str | os.PathLike, predictions: Predictions) -> None:
     """Write `predictions` to `path`, whole or not at all."""
     groups, group_arrays = zip(*(_split(group) for group in predictions.groups))
