@@ -552,7 +552,8 @@ def evaluate(logits: Any, labels: Any) -> dict[str, Any]:
         raise UserError(f"evaluate: logits must be [examples, classes], got shape {logits.shape}")
     rules.check("mean_probs", logits[None], labels, "evaluate")
     right = metrics.per_example(logits, labels)["accuracy"]
-    return metrics.summary(logits, labels) | {"accuracy_ci95": intervals.bootstrap_interval(right)}
+    interval = intervals.bootstrap_interval(right, ends=(0.0, 1.0))
+    return metrics.summary(logits, labels) | {"accuracy_ci95": interval}
 
 
 def compare_rules(

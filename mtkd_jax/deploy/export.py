@@ -408,7 +408,10 @@ def _form_row(file: str, what: str, told: Mapping[str, Any], has_accuracy: bool)
 
 
 def _with_interval(metric: Mapping[str, Any] | None) -> str:
-    return f"{metric['value']:.4f} ({metric['ci95'][0]:.4f} to {metric['ci95'][1]:.4f})" if metric else ""
+    if metric is None:
+        return ""
+    value, ci95 = f"{metric['value']:.4f}", metric["ci95"]
+    return value if ci95 is None else f"{value} ({ci95[0]:.4f} to {ci95[1]:.4f})"
 
 
 def forms_caption(card: Mapping[str, Any]) -> str:

@@ -147,7 +147,8 @@ def _against(found: Predictions, a: np.ndarray, b: np.ndarray) -> dict:
 
 
 def _over_examples(found: Predictions, right: np.ndarray) -> dict:
-    return {"mean": right.mean(), "ci95": intervals.bootstrap_interval(found.by_unit(right))}
+    interval = intervals.bootstrap_interval(found.by_unit(right), ends=(0.0, 1.0))
+    return {"mean": right.mean(), "ci95": interval}
 
 
 def _against_k(found: Predictions, names: Iterable[str] = AGAINST_K) -> dict:

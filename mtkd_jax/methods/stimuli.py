@@ -210,11 +210,14 @@ class _Diversified:
     def __call__(self, key: Array, batch: Batch, augment: Augment, networks: Networks) -> Batch:
         augment_key, teacher_key, direction_key = jax.random.split(key, 3)
         image = augment(augment_key, batch.image)
+        there = batch.label >= 0 if batch.label.ndim > 1 else None  # places are merged after the stimulus
 
         def answer(image: Array) -> tuple[Array, Array]:
             logits = networks.teachers(image).logits
             of_one = logits[jax.random.randint(teacher_key, (), 0, len(logits))]
-            probs = jax.nn.softmax(of_one / self.temperature)
+            probs = jax.nn.softmax(of_one / self.temperature)  # [B,C], of a dense task [B,L,C]
+            if there is not None:
+                probs = jnp.where(there[..., None], probs, 0.0)
             direction = jax.random.uniform(direction_key, probs.shape, minval=-1.0, maxval=1.0)
             return jnp.sum(direction * probs), probs.max(axis=-1)
 
@@ -223,8 +226,9 @@ class _Diversified:
         direction = gradient / jnp.sqrt(jnp.maximum(square, 1e-30))
         length = self.step_size * image[0].size ** 0.5
         if self.by_confidence:
-            of_image = confidence.reshape(len(image), -1).mean(axis=1)  # of a dense task over its places
-            length = length * of_image[:, None, None, None]
+            if there is not None:  # the mean over the places of an image
+                confidence = confidence.sum(axis=1) / jnp.maximum(there.sum(axis=1, dtype=jnp.float32), 1.0)
+            length = length * confidence[:, None, None, None]
         return dataclasses.replace(batch, image=_clipped_if_unit(image, image + length * direction))
 
 

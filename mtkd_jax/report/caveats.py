@@ -27,8 +27,6 @@ from mtkd_jax.results import comparisons, lookup, measured, scoring
 from mtkd_jax.runs.predictions import Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
-FEW_GROUPS = 30  # of fewer clusters a bootstrap holds the truth less often than it says
-
 
 def _promise(report: dict) -> list[str]:
     """What the promise of a student with a safety net rests on."""
@@ -123,10 +121,11 @@ def _units(predictions: Predictions) -> list[str]:
     number = 0 if units is None else int(units.max()) + 1
     if number in (0, len(np.unique(predictions.test_index))):
         return []
-    few = f"; of fewer than {FEW_GROUPS} such intervals are too short" if number < FEW_GROUPS else ""
+    if number == 1:
+        return ["All test examples are of one group, and not independent: intervals over them are unknown."]
     return [
         "Test examples of one group are not independent: for an interval over test examples the "
-        f"{number:,} groups that the data names are resampled{few}."
+        f"{number:,} groups that the data names are resampled, and it is widened for how few they are."
     ]
 
 
@@ -206,7 +205,13 @@ def _gap_shares(report: dict) -> list[str]:
     return [meaning] + [
         f"Gap shares ({where(gap, report)}) are left out: the interval of ensemble - baseline, "
         f"{points(gap['difference'])} {interval(gap['ci95'], 'accuracy')}, "
-        + ("rests on one seed." if gap["ci95"][0] > 0 else "does not lie above 0.")
+        + (
+            "has one group of test examples to resample."
+            if gap["ci95"] is None
+            else "rests on one seed."
+            if gap["ci95"][0] > 0
+            else "does not lie above 0."
+        )
         for gap in report["gaps"]
         if not gap["larger_than_noise"]
     ]

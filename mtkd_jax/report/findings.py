@@ -98,7 +98,7 @@ def _gap(gap: dict, margin: float, where_trained: str) -> str:
         return f"{head}: The ensemble and {where} are equivalent, {within(margin)}: {difference}."
     if gap["verdict"] == "better":
         return f"{head}: The ensemble is ahead of {where} by {difference}, more than noise."
-    if gap["ci95"][1] < 0:
+    if gap["ci95"] is not None and gap["ci95"][1] < 0:
         return f"{head}: The ensemble is behind {where}, {difference}."
     return f"{head}: The ensemble is not told apart from {where}: {difference}."
 

@@ -380,8 +380,11 @@ def cascade(found: Mapping, who: str) -> Figure:
         for one, metrics_of in test.items():
             at, accuracy = metrics_of["cost"], metrics_of["accuracy"]
             right = 100 * accuracy["mean"]
-            axes.plot(2 * [at["mean"]], 100 * np.array(accuracy["ci95"]), color=colour_of[one], linewidth=1.6)
-            axes.plot(at["ci95"], 2 * [right], color=colour_of[one], linewidth=1.6)
+            bar = {"color": colour_of[one], "linewidth": 1.6}
+            if accuracy["ci95"] is not None:
+                axes.plot(2 * [at["mean"]], 100 * np.array(accuracy["ci95"]), **bar)
+            if at["ci95"] is not None:
+                axes.plot(at["ci95"], 2 * [right], **bar)
             axes.plot(
                 at["mean"],
                 right,

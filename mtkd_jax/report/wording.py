@@ -106,12 +106,14 @@ def count(number: float) -> str:
     return f"{number:,.1f}".removesuffix(".0")
 
 
-def interval(bounds: Sequence[float], metric: str) -> str:
+def interval(bounds: Sequence[float] | None, metric: str) -> str:
     """Accuracies in per cent or points, everything else as it is.
 
-    >>> interval((0.004, 0.02), "accuracy"), interval((-0.1, 0.2), "nll")
-    ('[0.40, 2.00]', '[-0.100, 0.200]')
+    >>> interval((0.004, 0.02), "accuracy"), interval((-0.1, 0.2), "nll"), interval(None, "nll")
+    ('[0.40, 2.00]', '[-0.100, 0.200]', '[unknown]')
     """
+    if bounds is None:
+        return "[unknown]"
     low, high = bounds
     return f"[{100 * low:.2f}, {100 * high:.2f}]" if metric == "accuracy" else f"[{low:.3f}, {high:.3f}]"
 

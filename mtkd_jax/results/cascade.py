@@ -52,6 +52,7 @@ from mtkd_jax.types import UserError
 ALL, NOTHING = 1.0, 0.0  # thresholds that hand over everything and nothing: a confidence is in (0,1]
 MOST_POINTS = 101  # of the curve that is kept
 REFERENCE = "mean_probs"
+ENDS = {"nll": (0.0, np.inf), "difference": (-1.0, 1.0)}  # all others are shares
 
 
 # --- the threshold ------------------------------------------------------------------------------------
@@ -312,29 +313,29 @@ def _over_examples(predictions: Predictions, terms: dict[str, np.ndarray], own_c
     found = {}
     for name, values in terms.items():
         mean, constant = float(values.mean()), bool(np.ptp(values) == 0)
-        ends = (mean, mean) if constant else intervals.bootstrap_interval(predictions.by_unit(values))
-        found[name] = _of_examples(mean, ends)
-    low, high = found["share"]["ci95"]
-    found["cost"] = _of_examples(own_cost + found["share"]["mean"], (own_cost + low, own_cost + high))
+        by_unit = predictions.by_unit(values)
+        interval = intervals.bootstrap_interval(by_unit, ends=ENDS.get(name, (0.0, 1.0)))
+        found[name] = _of_examples(mean, (mean, mean) if constant else interval)
+    share = found["share"]
+    interval = share["ci95"] and tuple(own_cost + end for end in share["ci95"])
+    found["cost"] = _of_examples(own_cost + share["mean"], interval)
     return found
 
 
-def _of_examples(mean: float, interval: intervals.Interval) -> dict:
+def _of_examples(mean: float, interval: intervals.Interval | None) -> dict:
     return {"mean": mean, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [mean]}
 
 
 def _over_seeds(each: list[dict[str, np.ndarray]], own_cost: float) -> dict:
     """The same of several networks. Student's t does not know where a metric ends; it is cut there."""
-    ends = {"nll": (0.0, np.inf), "difference": (-1.0, 1.0), "cost": (own_cost, own_cost + 1)}
+    ends = {**ENDS, "cost": (own_cost, own_cost + 1)}
     found = {}
     for name in (*each[0], "cost"):
         values = [
             own_cost + float(terms["share"].mean()) if name == "cost" else float(terms[name].mean())
             for terms in each
         ]
-        interval = intervals.t_interval(values)
-        if interval is not None:
-            interval = tuple(float(x) for x in np.clip(interval, *ends.get(name, (0.0, 1.0))))
+        interval = intervals.within(intervals.t_interval(values), ends.get(name, (0.0, 1.0)))
         found[name] = {
             "mean": float(np.mean(values)),
             "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,

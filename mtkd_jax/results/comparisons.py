@@ -29,7 +29,8 @@ def gaps(predictions: Predictions) -> list[dict]:
     found = []
     for baseline in baselines:
         right = _accuracies(baseline.test, predictions.test_labels)
-        low, high = intervals.bootstrap_interval(predictions.by_unit(ensemble[None] - right))
+        interval = intervals.bootstrap_interval(predictions.by_unit(ensemble[None] - right))
+        verdict = _verdict_of_gap(interval, predictions.margin, len(right))
         found.append(
             {
                 "transfer": baseline.transfer,
@@ -37,16 +38,16 @@ def gaps(predictions: Predictions) -> list[dict]:
                 "ensemble": float(ensemble.mean()),
                 "baseline": float(right.mean()),
                 "difference": float(ensemble.mean() - right.mean()),
-                "ci95": (low, high),
-                "larger_than_noise": bool(low > 0 and len(right) > 1),
-                "verdict": _verdict_of_gap((low, high), predictions.margin, len(right)),
+                "ci95": interval,
+                "larger_than_noise": bool(interval and interval[0] > 0 and len(right) > 1),
+                "verdict": verdict,
             }
         )
     return found
 
 
-def _verdict_of_gap(interval: intervals.Interval, margin: float, num_seeds: int) -> str:
-    if num_seeds < 2:
+def _verdict_of_gap(interval: intervals.Interval | None, margin: float, num_seeds: int) -> str:
+    if interval is None or num_seeds < 2:
         return "undecided"
     if intervals.inside(interval, margin):
         return "equivalent"

@@ -72,10 +72,10 @@ def measure(directory: Path, dataset: DataSet | None) -> dict[str, dict[str, Any
             }
             if dataset is not None and len(dataset.test_labels):
                 right[file] = _right(asked[file], dataset)
-                told[file]["accuracy"] = _share(right[file])
+                told[file]["accuracy"] = _share(right[file], (0.0, 1.0))
                 if file != PROGRAM:
                     behind = right[PROGRAM] * (1, 0)  # the places are the same ones
-                    told[file]["accuracy_minus_float32"] = _share(right[file] - behind)
+                    told[file]["accuracy_minus_float32"] = _share(right[file] - behind, (-1.0, 1.0))
     return told
 
 
@@ -123,10 +123,10 @@ def _right(ask: forms.Ask, dataset: DataSet) -> np.ndarray:
     return sum_by_unit(of_examples, units)
 
 
-def _share(right: np.ndarray) -> dict[str, Any]:
+def _share(right: np.ndarray, ends: intervals.Interval) -> dict[str, Any]:
     """The share of all places, of [E,2] right ones and all of them; its interval is over the E."""
 
     def share(total: np.ndarray) -> float:
         return float(total[0] / total[1])
 
-    return {"value": share(right.sum(axis=0)), "ci95": list(intervals.bootstrap_sums(right, share))}
+    return {"value": share(right.sum(axis=0)), "ci95": intervals.bootstrap_sums(right, share, ends=ends)}

@@ -13,6 +13,7 @@ VERDICTS = ("better", "worse", "equivalent", "undecided")
 POWER = 0.8  # what `detectable_difference` asks for
 
 Interval = tuple[float, float]
+ANY: Interval = (-np.inf, np.inf)  # ends of numbers that have none
 Values = Sequence[float] | np.ndarray  # [n]
 
 
@@ -34,36 +35,44 @@ def t_interval(values: Values) -> Interval | None:
     return float(mean - half), float(mean + half)
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0, num_resamples: int = 1000) -> Interval:
-    """Percentile interval of a mean by resampling test examples (Efron, 1979).
+def bootstrap_interval(
+    values: np.ndarray, seed: int = 0, num_resamples: int = 1000, ends: Interval = ANY
+) -> Interval | None:
+    """Interval of a mean by resampling test examples (Efron, 1979), see `percentiles`.
 
     values: [N], one number an example, or [S,N], one row a seed: then seeds and examples are resampled
-    independently of each other, and the interval holds both kinds of chance.
+    independently of each other, and the interval holds both kinds of chance. None of one example.
     """
-    return percentiles(_resampled_means(values, seed, num_resamples))
+    resampled = _resampled_means(values, seed, num_resamples)
+    return percentiles(resampled, np.mean(values), _freedom_of_means(values), ends)
 
 
 def bootstrap_tests(values: np.ndarray, margin: float, seed: int = 0, num_resamples: int = 1000) -> dict:
     r"""Tests of a mean difference by resampling: `{"mean_difference", "ci95", "p_value", "p_equivalence"}`.
 
-    `values` [N] or [S,N] are differences, resampled as in `bootstrap_interval`. "p_value" is that of no
-    difference, "p_equivalence" the larger one of two one-sided tests that it lies outside (-margin, margin):
+    `values` [N] or [S,N] are differences, resampled as in `bootstrap_interval` and `widened`. "p_value" is
+    that of no difference, "p_equivalence" the larger one of two one-sided tests that it lies outside
+    (-margin, margin):
 
     $$p = 2 \min(s(m \le 0),\ s(m \ge 0)), \qquad
     p_e = \max(s(m \le -\delta),\ s(m \ge \delta)), \qquad s(A) = \frac{1 + n(A)}{1 + R}$$
 
     Here $n(A)$ of R resamples have a mean m of which A holds, and $\delta$ is the margin; the 1 keeps every p
-    above 0 (Davison and Hinkley, 1997). p is below 0.05 where the percentile interval of 95 % leaves out 0,
-    $p_e$ where that of 90 % lies inside the margin.
+    above 0 (Davison and Hinkley, 1997). p is below 0.05 where the interval of 95 % leaves out 0, $p_e$ where
+    the middle 90 % lie inside the margin. Of one example interval and p are None.
     """
-    means = _resampled_means(values, seed, num_resamples)
+    freedom, mean = _freedom_of_means(values), float(np.mean(values))
+    if freedom <= 0:
+        return {"mean_difference": mean, "ci95": None, "p_value": None, "p_equivalence": None}
+    resampled = _resampled_means(values, seed, num_resamples)
+    means = widened(resampled, mean, freedom)
 
     def share(beyond: np.ndarray) -> float:
         return float((1 + np.count_nonzero(beyond)) / (1 + num_resamples))
 
     return {
-        "mean_difference": float(np.mean(values)),
-        "ci95": percentiles(means),
+        "mean_difference": mean,
+        "ci95": percentiles(resampled, mean, freedom),
         "p_value": min(1.0, 2 * min(share(means <= 0), share(means >= 0))),
         "p_equivalence": max(share(means <= -margin), share(means >= margin)),
     }
@@ -80,14 +89,79 @@ def _resampled_means(values: np.ndarray, seed: int, num_resamples: int) -> np.nd
     return means
 
 
-def percentiles(resampled: np.ndarray) -> Interval:
-    """The interval that holds the middle 95 % of resampled numbers [R]."""
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def percentiles(resampled: np.ndarray, value: float, freedom: float, ends: Interval = ANY) -> Interval | None:
+    """The middle 95 % of resampled numbers [R] of `value`, `widened`, cut at `ends`; None without freedom."""
+    if freedom <= 0:
+        return None
+    low, high = np.quantile(widened(resampled, value, freedom), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return within((float(low), float(high)), ends)
+
+
+def within(interval: Interval | None, ends: Interval) -> Interval | None:
+    """The interval cut at the ends of all values; None where an end of it is no number."""
+    if interval is None or not np.isfinite(interval).all():
+        return None
+    low, high = np.clip(interval, *ends)
     return float(low), float(high)
 
 
-def bootstrap_shares(found: np.ndarray, of: np.ndarray, seed: int = 0, num_resamples: int = 1000) -> Interval:
-    r"""Percentile interval of the mean share of C classes, by resampling the examples of every class alone.
+def widened(resampled: np.ndarray, value: float, freedom: float) -> np.ndarray:
+    r"""Resampled numbers [R], moved away from `value` for how few things were resampled.
+
+    $$\theta + c\,(\theta^* - \theta), \qquad c = \sqrt{\frac{f + 1}{f}}\ \frac{t_{0.975,\, f}}{z_{0.975}}$$
+
+    Here f is `freedom`, n - 1 of n things. Their resamples vary by $(n - 1)/n$ of what means of n things vary
+    by, and have the tails of a normal distribution instead of Student's: as they are, their percentiles hold
+    the mean of 5 normal numbers in 83 % of all cases, of 7 in 88 %, of 30 in 94 %; moved, in 95 %. c is 1.35
+    for seven things and 1.005 for 360.
+
+    Hesterberg (2015, The American Statistician 69) takes percentiles farther out for the same two reasons.
+    Tried: they cannot leave the range of the resamples, and hold the mean of 5 in 91 %, of 3 in 75 %.
+
+    Examples:
+        >>> widened(np.array([-1.0, 2.0]), 0.0, freedom=6).round(2).tolist()
+        [-1.35, 2.7]
+    """
+    factor = np.sqrt((freedom + 1) / freedom) * stats.t.ppf((1 + LEVEL) / 2, freedom)
+    return value + (resampled - value) * factor / stats.norm.ppf((1 + LEVEL) / 2)
+
+
+def freedom_of(*parts: tuple[float, int]) -> float:
+    r"""Degrees of freedom of a mean whose variance is a sum, one part a kind of thing (Satterthwaite, 1946).
+
+    $$f = \frac{\left(\sum_i v_i\right)^2}{\sum_i v_i^2 / (n_i - 1)}$$
+
+    parts: (variance $v_i$ of the mean, number $n_i$ of things), such as of seeds and of examples; of no
+    variance none counts. That of the one part that varies is $n - 1$. Without any it is the largest.
+
+    Examples:
+        >>> freedom_of((0.5, 5), (0.0, 100)), freedom_of((0.5, 5), (0.5, 101))
+        (4.0, 15.384615384615383)
+    """
+    of_any = [(variance, number - 1) for variance, number in parts if variance > 0]
+    if not of_any:
+        return float(max(number - 1 for _, number in parts))
+    total = sum(variance for variance, _ in of_any)
+    return total**2 / sum(variance**2 / freedom for variance, freedom in of_any)
+
+
+def _freedom_of_means(values: np.ndarray) -> float:
+    values = np.atleast_2d(np.asarray(values, np.float64))
+    num_seeds, num_examples = values.shape
+    if num_examples < 2:
+        return 0.0
+    return freedom_of(of_mean(values.mean(axis=1)), of_mean(values.mean(axis=0)))
+
+
+def of_mean(values: np.ndarray) -> tuple[float, int]:
+    """The variance of the mean of values [n], 0 of one, and n."""
+    return float(np.var(values)) / max(len(values) - 1, 1), len(values)
+
+
+def bootstrap_shares(
+    found: np.ndarray, of: np.ndarray, seed: int = 0, num_resamples: int = 1000
+) -> Interval | None:
+    r"""Interval of the mean share of C classes, by resampling the examples of every class alone.
 
     $$\frac{1}{C} \sum_c \frac{\text{found}_c}{\text{of}_c}$$
 
@@ -96,20 +170,24 @@ def bootstrap_shares(found: np.ndarray, of: np.ndarray, seed: int = 0, num_resam
     """
     found, of = np.asarray(found), np.asarray(of)
     shares = np.random.default_rng(seed).binomial(of, found / of, size=(num_resamples, len(of))) / of
-    return percentiles(shares.mean(axis=1))
+    return percentiles(shares.mean(axis=1), (found / of).mean(), of.sum() - len(of), (0.0, 1.0))
 
 
 def bootstrap_sums(
-    statistics: np.ndarray, value: Callable[[np.ndarray], float], seed: int = 0, num_resamples: int = 1000
-) -> Interval:
-    """Percentile interval of a number that `value` makes of the sum of statistics [E,...] of examples."""
+    statistics: np.ndarray,
+    value: Callable[[np.ndarray], float],
+    seed: int = 0,
+    num_resamples: int = 1000,
+    ends: Interval = ANY,
+) -> Interval | None:
+    """Interval of a number that `value` makes of the sum of statistics [E,...] of examples."""
     rng, num = np.random.default_rng(seed), len(statistics)
     rows = np.reshape(statistics, (num, -1))
     found = []
     for _ in range(num_resamples):
         times = np.bincount(rng.integers(num, size=num), minlength=num)
         found.append(value((times @ rows).reshape(statistics.shape[1:])))
-    return percentiles(np.array(found))
+    return percentiles(np.array(found), value(statistics.sum(axis=0)), num - 1, ends)
 
 
 def bootstrap_statistics(
@@ -117,12 +195,13 @@ def bootstrap_statistics(
     strata: np.ndarray,
     seed: int = 0,
     num_resamples: int = 1000,
-) -> list[Interval]:
-    """Percentile intervals of numbers that are no means, by resampling the examples of every stratum alone.
+    ends: Interval = ANY,
+) -> list[Interval | None]:
+    """Intervals of numbers that are no means, by resampling the examples of every stratum alone.
 
     `statistics` takes how often each example was drawn, [N] int, and returns the numbers; strata: [N], such
-    as the labels. An interval is that of the resamples: it is not corrected for what resampling moves, and
-    leaves out those in which a number is NaN.
+    as the labels. An interval is not corrected for what resampling moves, and leaves out resamples in which
+    a number is NaN; it is None where all are, or where no stratum has two examples.
     """
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(strata == one) for one in np.unique(strata)]
@@ -130,7 +209,13 @@ def bootstrap_statistics(
     for _ in range(num_resamples):
         drawn = np.concatenate([own[rng.integers(len(own), size=len(own))] for own in rows])
         found.append(statistics(np.bincount(drawn, minlength=len(strata))))
-    return [_percentiles_of_known(resampled) for resampled in np.transpose(found)]
+    values = statistics(np.ones(len(strata), int))
+    known = [of_one[~np.isnan(of_one)] for of_one in np.transpose(found)]
+    freedom = len(strata) - len(rows)
+    return [
+        percentiles(resampled, value, freedom, ends) if len(resampled) else None
+        for resampled, value in zip(known, values)
+    ]
 
 
 def jackknife_interval(
@@ -165,11 +250,6 @@ def jackknife_interval(
     spread = np.sqrt((num_groups - 1) / num_groups * np.sum((without - without.mean()) ** 2))
     value, half = statistic(np.ones(num_examples)), _t_quantile(LEVEL, num_groups) * spread
     return float(value - half), float(value + half)
-
-
-def _percentiles_of_known(resampled: np.ndarray) -> Interval:
-    known = resampled[~np.isnan(resampled)]
-    return percentiles(known) if len(known) else (np.nan, np.nan)
 
 
 def paired_t(a: Values, b: Values) -> dict:

@@ -7,9 +7,9 @@ $$\mathrm{share} = \frac{q(\text{student}) - q(\text{baseline})}{q(\text{ensembl
 0 is no better than the network that was trained without teachers, 1 as good as the ensemble. Where the
 ensemble is not better than the baseline by more than noise there is nothing to be kept, and of one seed
 nobody knows: the share is not defined. The interval resamples seeds, the same ones of student and baseline,
-and images, the same ones of all three (1 000 times; percentiles). Each quantity comes as terms, one an image,
-whose mean it is (see `metrics`), so that all are resampled alike. Temperatures are fitted on validation, one
-a network, and held.
+and images, the same ones of all three (1 000 times; see `intervals.percentiles`). Each quantity comes as
+terms, one an image, whose mean it is (see `metrics`), so that all are resampled alike. Temperatures are
+fitted on validation, one a network, and held.
 """
 
 from __future__ import annotations
@@ -120,16 +120,18 @@ def _section(
     for name in ensemble.values:
         if name not in base.values:
             continue
-        sign = 1 if QUANTITIES[name].higher_is_better else -1
-        resampled = sign * (ensemble.resamples[name][:, 0] - base.over_seeds(name, range(base.num), draws))
-        low, high = intervals.percentiles(resampled)
         of_baseline, of_ensemble = base.values[name].mean(), ensemble.values[name][0]
+        difference = of_ensemble - of_baseline
+        resampled = ensemble.resamples[name][:, 0] - base.over_seeds(name, range(base.num), draws)
+        by_images = ensemble.resamples[name][:, 0] - base.resamples[name].mean(axis=1)
+        freedom = _freedom(by_images, base.values[name], draws)
+        interval = intervals.percentiles(resampled, difference, freedom)
         gaps[name] = {
             "baseline": of_baseline,
             "ensemble": of_ensemble,
-            "difference": of_ensemble - of_baseline,
-            "ci95": sorted((sign * low, sign * high)),
-            "defined": bool(low > ROUNDING and base.num > 1),
+            "difference": difference,
+            "ci95": interval,
+            "defined": base.num > 1 and _is_gained(interval, QUANTITIES[name]),
         }
     return {
         "transfer": baseline.transfer,
@@ -165,13 +167,20 @@ def _row(
         found = {"value": own.values[name].mean(), "share": None, "ci95": None}
         if gap["defined"]:
             of_base, of_ensemble = base.values[name][theirs].mean(), ensemble.values[name][0]
-            found["share"] = (own.values[name][mine].mean() - of_base) / (of_ensemble - of_base)
+            share = (own.values[name][mine].mean() - of_base) / (of_ensemble - of_base)
+            found["share"] = share
             of_bases = base.over_seeds(name, theirs, draws)
             gained = own.over_seeds(name, mine, draws) - of_bases
             to_gain = ensemble.resamples[name][:, 0] - of_bases
             some = to_gain != 0
+            # How much of what varies is by images and how much by seeds: of gained - share * to_gain,
+            # which is the share to first order.
+            moved = own.resamples[name][:, mine] - (1 - share) * base.resamples[name][:, theirs]
+            by_images = moved.mean(axis=1) - share * ensemble.resamples[name][:, 0]
+            by_seeds = own.values[name][mine] - (1 - share) * base.values[name][theirs]
             if len(shared) > 1:
-                found["ci95"] = intervals.percentiles(gained[some] / to_gain[some])
+                freedom = _freedom(by_images, by_seeds, draws)
+                found["ci95"] = intervals.percentiles(gained[some] / to_gain[some], share, freedom)
         shares[name] = found
     return {
         "name": group.name,
@@ -183,6 +192,22 @@ def _row(
         "shares": shares,
         "by_strength": _by_strength(group.by_shift),
     }
+
+
+def _is_gained(interval: intervals.Interval | None, quantity: Quantity) -> bool:
+    """Whether the ensemble is the better one, by more than noise and rounding."""
+    if interval is None:
+        return False
+    return interval[0] > ROUNDING if quantity.higher_is_better else interval[1] < -ROUNDING
+
+
+def _freedom(by_images: np.ndarray, by_seeds: np.ndarray, draws: _Draws) -> float:
+    """Degrees of freedom of a mean over seeds [S] that is `by_images` [R] as images are resampled."""
+    num_images = draws.test.shape[1]
+    if num_images < 2:
+        return 0.0
+    variance = float(np.var(by_images)) * num_images / (num_images - 1)
+    return intervals.freedom_of(intervals.of_mean(by_seeds), (variance, num_images))
 
 
 def _by_strength(by_shift: np.ndarray | None) -> list[float] | None:

@@ -26,19 +26,24 @@ OWN_RESAMPLES = 200  # of a number of the user's own, whose cost nobody knows
 
 def over_members(name: str, summaries: list[dict], over: str) -> dict:
     """One metric of members whose summaries these are, with Student's interval, cut where the metric ends."""
-    return of_members([one[name] for one in summaries], over, (0.0, LARGEST.get(name, 1.0)))
+    return of_members([one[name] for one in summaries], over, ends_of(name))
 
 
-def of_members(values: list[float], over: str, ends: tuple[float, float] = (-np.inf, np.inf)) -> dict:
+def ends_of(name: str) -> intervals.Interval:
+    """The least and the largest value of a metric."""
+    return 0.0, LARGEST.get(name, 1.0)
+
+
+def of_members(values: list[float], over: str, ends: intervals.Interval = intervals.ANY) -> dict:
     """A number over members. Student's t does not know where it ends; its interval is cut there."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    ci95 = _within(intervals.t_interval(values), ends)
+    ci95 = intervals.within(intervals.t_interval(values), ends)
     return {"mean": float(np.mean(values)), "std": std, "ci95": ci95, "ci_over": over, "values": values}
 
 
-def over_examples(values: np.ndarray) -> dict:
-    """The mean of values [N] or [N,...] of examples, with a bootstrap interval over them."""
-    return of_ensemble(float(values.mean()), intervals.bootstrap_interval(values))
+def over_examples(values: np.ndarray, ends: intervals.Interval = intervals.ANY) -> dict:
+    """The mean of values [N] of examples, with a bootstrap interval over them."""
+    return of_ensemble(float(values.mean()), intervals.bootstrap_interval(values, ends=ends))
 
 
 def of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
@@ -46,7 +51,7 @@ def of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
     return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
 
 
-def balanced_over_units(predictions: Predictions, logits: np.ndarray) -> intervals.Interval:
+def balanced_over_units(predictions: Predictions, logits: np.ndarray) -> intervals.Interval | None:
     """Of the mean recall of classes, by resampling `Predictions.units`."""
     labels, right = predictions.test_labels, logits.argmax(axis=-1) == predictions.test_labels
     units = predictions.units
@@ -58,15 +63,7 @@ def balanced_over_units(predictions: Predictions, logits: np.ndarray) -> interva
         found, of = total
         return float((found[of > 0] / of[of > 0]).mean())
 
-    return intervals.bootstrap_sums(counts, recall)
-
-
-def _within(interval: intervals.Interval | None, ends: intervals.Interval) -> intervals.Interval | None:
-    """The interval cut at the ends of all values; None where an end of it is no number."""
-    if interval is None or not np.isfinite(interval).all():
-        return None
-    low, high = np.clip(interval, *ends)
-    return float(low), float(high)
+    return intervals.bootstrap_sums(counts, recall, ends=(0.0, 1.0))
 
 
 def measures(predictions: Predictions) -> tuple[Measure, ...]:
@@ -128,7 +125,7 @@ def task_of_one(one: Measure, told: PlaceOutputs, units: np.ndarray) -> dict | N
         interval = intervals.jackknife_interval(
             lambda counts: found(counts[units]), num_units, num_groups=OWN_RESAMPLES
         )
-        return {**of_ensemble(value, _within(interval, one.ends)), "ci_by": "jackknife"}
+        return {**of_ensemble(value, intervals.within(interval, one.ends)), "ci_by": "jackknife"}
     found = np.asarray(found, np.float64)
     if found.ndim == 0:  # one number for all: every resample computes it anew
         rng, examples_of = np.random.default_rng(0), [np.flatnonzero(units == n) for n in range(num_units)]
@@ -136,13 +133,13 @@ def task_of_one(one: Measure, told: PlaceOutputs, units: np.ndarray) -> dict | N
         for n in range(OWN_RESAMPLES):
             drawn = rng.integers(num_units, size=num_units)
             resampled[n] = one.compute(told.take(np.concatenate([examples_of[unit] for unit in drawn])))
-        return of_ensemble(float(found), _within(intervals.percentiles(resampled), one.ends))
+        value = float(found)
+        return of_ensemble(value, intervals.percentiles(resampled, value, num_units - 1, one.ends))
     if one.value is None:
-        value, interval = float(found.mean()), intervals.bootstrap_interval(by_unit(found, units))
-    else:
-        value = float(one.value(found.sum(axis=0)))
-        interval = intervals.bootstrap_sums(sum_by_unit(found, units), one.value)
-    return of_ensemble(value, _within(interval, one.ends))
+        return over_examples(by_unit(found, units), one.ends)
+    value = float(one.value(found.sum(axis=0)))
+    interval = intervals.bootstrap_sums(sum_by_unit(found, units), one.value, ends=one.ends)
+    return of_ensemble(value, interval)
 
 
 def own(predictions: Predictions) -> dict[str, Metric]:
@@ -203,7 +200,7 @@ def own_of_ensemble(one: Metric, logits: np.ndarray, predictions: Predictions) -
     if values.ndim:
         return over_examples(predictions.by_unit(values))
     (interval,) = _resampled(of_resample, labels, units, num_resamples=OWN_RESAMPLES)
-    return of_ensemble(float(values), _within(interval, (-np.inf, np.inf)))
+    return of_ensemble(float(values), interval)
 
 
 def _resampled(
@@ -211,7 +208,7 @@ def _resampled(
     strata: np.ndarray,
     units: np.ndarray | None,
     **how: Any,
-) -> list[intervals.Interval]:
+) -> list[intervals.Interval | None]:
     """`intervals.bootstrap_statistics` of the examples of each stratum alone, or of whole units [N]."""
     if units is None:
         return intervals.bootstrap_statistics(statistics, strata, **how)
@@ -248,7 +245,7 @@ def detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarra
         curve = metrics.roc(scores, is_positive, times)
         return metrics.auroc(curve), metrics.recall_at(curve, predictions.false_alarm_rate)
 
-    interval_of = dict(zip(DETECTION, _resampled(statistics, is_positive, units)))
+    interval_of = dict(zip(DETECTION, _resampled(statistics, is_positive, units, ends=(0.0, 1.0))))
     on_val = metrics.log_odds(decided["val"], positive), predictions.val_labels == positive
     alarm = scores > metrics.alarm_threshold(on_val, predictions.false_alarm_rate)
     for name, kind in kinds_of.items():
@@ -258,12 +255,13 @@ def detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarra
     )
 
 
-def _of_share(found: np.ndarray, of: np.ndarray, units: np.ndarray | None) -> intervals.Interval:
+def _of_share(found: np.ndarray, of: np.ndarray, units: np.ndarray | None) -> intervals.Interval | None:
     """Of a share of examples [N] bool, by resampling those that it is of, or whole units."""
     if units is None:
         return intervals.bootstrap_shares([found.sum()], [of.sum()])
     counts = sum_by_unit(np.stack([found, of], axis=-1), units)
-    return intervals.bootstrap_sums(counts[counts[:, 1] > 0], lambda total: total[0] / total[1])
+    counts = counts[counts[:, 1] > 0]
+    return intervals.bootstrap_sums(counts, lambda total: total[0] / total[1], ends=(0.0, 1.0))
 
 
 def _with_operating_point(found: dict) -> dict:

@@ -129,7 +129,10 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
     on_test = metrics.per_example(decided["test"], predictions.test_labels)
     on_val = metrics.summary(decided["val"], predictions.val_labels)
     asked = predictions.ensemble_beside if rule == "mean_probs" else {}
-    found = {name: measured.over_examples(predictions.by_unit(values)) for name, values in on_test.items()}
+    found = {
+        name: measured.over_examples(predictions.by_unit(values), measured.ends_of(name))
+        for name, values in on_test.items()
+    }
     matrix = metrics.confusion(decided["test"], predictions.test_labels)
     present = matrix.sum(axis=1) > 0
     found["balanced_accuracy"] = measured.of_ensemble(
@@ -138,10 +141,8 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
         if predictions.test_groups is None
         else measured.balanced_over_units(predictions, decided["test"]),
     )
-    ranks, of_examples = (
-        rules.is_rank(rule),
-        measured.units_of_examples(predictions),
-    )  # places are no probabilities
+    ranks = rules.is_rank(rule)  # places are no probabilities
+    of_examples = measured.units_of_examples(predictions)
     whole = measured.place_outputs(predictions, decided["test"], {**lookup.mean_beside(predictions), **asked})
     if ranks:
         found |= {"nll": None, "brier": None, "ece": None}

@@ -17,7 +17,7 @@ from mtkd_jax.deploy import cascade as deployed_cascade
 from mtkd_jax.deploy import deployed, export
 from mtkd_jax.plans import teachers
 from mtkd_jax.plans.plan import Trained
-from mtkd_jax.results import bodies, cascade, evaluation, forms, intervals, lookup, metrics
+from mtkd_jax.results import bodies, cascade, evaluation, forms, intervals, lookup, measured, metrics
 from mtkd_jax.runs import workdir
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.tasks import kinds
@@ -98,10 +98,10 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
     group, position = chosen
     model, variables = evaluation.network_of(trained.stages, trained.done, group, position)
     dataset, config = trained.split.dataset, trained.config
-    measured = {}
+    on_test = {}
     if len(dataset.test_labels):
-        measured = metrics.per_example(group.test[position], predicted.test_labels)
-        measured = {name: predicted.by_unit(values) for name, values in measured.items()}
+        on_test = metrics.per_example(group.test[position], predicted.test_labels)
+        on_test = {name: predicted.by_unit(values) for name, values in on_test.items()}
     card = {
         "name": f"{dataset.name}: {group.role} {group.name}",
         "model": group.architecture,
@@ -124,10 +124,10 @@ def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyT
         "metrics": {
             f"test {name}": {
                 "value": float(np.mean(values)),
-                "ci95": intervals.bootstrap_interval(values),
+                "ci95": intervals.bootstrap_interval(values, ends=measured.ends_of(name)),
                 "over": "test examples",
             }
-            for name, values in measured.items()
+            for name, values in on_test.items()
         },
     }
     return model, variables, card

@@ -266,6 +266,33 @@ def test_one_teacher_is_drawn_for_a_batch(recipe):
     assert set(drawn) == {0, 1, 2}
 
 
+def pixel_teachers(strength):
+    """Of a dense task: one teacher, whose place l reads pixel l alone, as sure as strength [L] says."""
+
+    def teachers(image):
+        seen = image.reshape(len(image), -1) * jnp.asarray(strength, jnp.float32)[None]
+        return TeacherOutputs(jnp.stack([seen, -seen], axis=-1)[None], (), ())
+
+    return Networks(teachers, student=None)
+
+
+def test_places_that_are_not_there_move_no_image():
+    """The labels of places [B,L] are -1 where there is none: no gradient of theirs, and no confidence."""
+    strength = np.linspace(1, 4, D)
+    label = np.tile(np.arange(D) % 2, (2, 1))
+    label[1, 4:] = -1
+    batch = dataclasses.replace(batch_of(grey(2)), label=jnp.asarray(label))
+    lengths = []
+    for recipe in (stimuli.ods(step_size=0.02), stimuli.conf_ods(step_size=0.02)):
+        found = recipe.stimulus(jax.random.key(0), batch, as_it_is, pixel_teachers(strength)).image
+        moved = np.asarray(found, np.float64).reshape(2, -1) - 0.5
+        assert (moved[1, 4:] == 0).all() and (moved[0] != 0).all() and (moved[1, :4] != 0).all()
+        lengths.append(np.linalg.norm(moved, axis=1))
+    sure = 1 / (1 + np.exp(-strength))  # of logits s/2 and -s/2
+    np.testing.assert_allclose(lengths[0], 0.02 * np.sqrt(D), rtol=1e-4)
+    np.testing.assert_allclose(lengths[1] / lengths[0], [sure.mean(), sure[:4].mean()], rtol=1e-4)
+
+
 @both
 def test_a_teacher_without_a_gradient_moves_nothing(recipe):
     image = np.random.default_rng(4).uniform(size=(B, SIDE, SIDE, 1)).astype(np.float32)

@@ -52,8 +52,8 @@ def test_the_recall_of_classes_is_resampled_by_groups_too():
     found = grouped()
     logits = np.where(np.arange(NUM_TEST) // SIZE % 2, 1.0, -1.0)[:, None] * np.eye(3)[found.test_labels]
     low, high = measured.balanced_over_units(found, logits)
-    of_groups = np.std(right_of(logits, found).reshape(-1, SIZE).mean(axis=1)) / np.sqrt(20)
-    assert high - low == pytest.approx(2 * 1.96 * of_groups, rel=0.2)
+    of_groups = np.std(right_of(logits, found).reshape(-1, SIZE).mean(axis=1), ddof=1) / np.sqrt(20)
+    assert high - low == pytest.approx(2 * 2.093 * of_groups, rel=0.2)
 
 
 def right_of(logits, found):
@@ -194,9 +194,19 @@ def test_a_run_keeps_the_groups_of_its_test_examples():
     assert evaluation._predictions(small.config(), split, []).test_groups is None
 
 
-def test_a_report_says_that_groups_are_resampled_and_that_few_are_few():
+def test_of_one_group_the_report_has_no_interval_over_test_examples():
+    found = dataclasses.replace(grouped(), test_groups=np.zeros(NUM_TEST, int))
+    report = document.build(found)
+    assert {one["verdict"] for one in report["gaps"]} == {"undecided"}
+    assert {one["ci95"] for one in report["gaps"]} == {None}
+    assert all(row["accuracy"]["ci95"] is None for row in report["rows"] if row["role"] == "ensemble")
+    (kept,) = report["kept"]["sections"]
+    assert all(one["share"] is None for row in kept["rows"] for one in row["shares"].values())
+    text = document._markdown(report, ())
+    assert "All test examples are of one group" in text and "[unknown]" in text
+
+
+def test_a_report_says_that_groups_are_resampled():
     (told,) = caveats._units(grouped())
-    assert "the 20 groups that the data names are resampled" in told and "too short" in told
-    (told,) = caveats._units(dataclasses.replace(grouped(), test_groups=np.arange(NUM_TEST) // 4))
-    assert "the 60 groups" in told and "too short" not in told
+    assert "the 20 groups that the data names are resampled" in told
     assert caveats._units(made.make()) == []
