@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
     0: done; 2: something the user can mend; 128 + signal: asked to stop, saved, and to be gone on with.
     """
-    return terminal.answer(lambda: _main(argv), "mtkd_jax")
+    return terminal.answer(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:

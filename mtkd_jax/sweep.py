@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked to stop, saved, and to be gone on with.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
-    return terminal.answer(lambda: _main(arguments), "mtkd_jax")
+    return terminal.answer(lambda: _main(arguments))
 
 
 def _main(argv: Sequence[str]) -> int:

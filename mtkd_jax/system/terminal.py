@@ -52,11 +52,12 @@ def begin() -> None:
     sys.excepthook = _report_failed_start
 
 
-def answer(work: Callable[[], int | None], name: str = "error") -> int:
+def answer(work: Callable[[], int | None]) -> int:
     """Run a command line's `work`; returns its exit code, 0 for None.
 
-    Whatever the user can mend is one line on stderr that begins with `name`, and 2; 130 and 143: interrupted;
-    141: nobody reads the output any more, and nobody is told. What is left is a fault of ours, and is raised.
+    Whatever the user can mend is one line on stderr that begins with "mtkd_jax: ", and 2; 130 and 143:
+    interrupted; 141: nobody reads the output any more, and nobody is told. What is left is a fault of ours,
+    and is raised.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
@@ -75,16 +76,16 @@ def answer(work: Callable[[], int | None], name: str = "error") -> int:
         return NOBODY_READS
     except interrupts.Interrupted as stopped:
         by = signal.Signals(stopped.signal).name
-        tell(f"{name}: stopped by {by}; {stopped.then('the same command goes on')}")
+        tell(f"mtkd_jax: stopped by {by}; {stopped.then('the same command goes on')}")
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        tell(f"{name}: interrupted; the same command goes on from what is saved")
+        tell("mtkd_jax: interrupted; the same command goes on from what is saved")
         return 128 + signal.SIGINT
     except Exception as error:
         line = what_to_mend(error)
         if line is None:
             raise
-        tell(f"{name}: {line}")
+        tell(f"mtkd_jax: {line}")
         if not _flushed(sys.stdout):
             redirect_to_null(sys.stdout)
         return MENDABLE
@@ -241,7 +242,7 @@ def _report_failed_start(
     if not (importing and from_outside and issubclass(kind, Exception)):
         sys.__excepthook__(kind, error, trace)
         return
-    tell(f"error: cannot start: {kind.__name__}: {one_line(error)}{_describe_jax_environment()}")
+    tell(f"mtkd_jax: cannot start: {kind.__name__}: {one_line(error)}{_describe_jax_environment()}")
     raise SystemExit(MENDABLE)
 
 

@@ -145,7 +145,7 @@ def test_what_is_no_cascade_is_one_line(tmp_path, photos, capsys):
     alone = save(tmp_path / "alone")
     assert predict.main(["--cascade", "--student", alone, str(photos)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {alone}: has no cascade/; give the command of the run again with "
+        f"mtkd_jax: {alone}: has no cascade/; give the command of the run again with "
         "--config.export.cascade=True\n"
     )
     other = with_net(tmp_path / "other")

@@ -90,7 +90,7 @@ def content(directory):
 def refused(capsys, *arguments) -> str:
     assert command.main([*map(str, arguments)]) == 2
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith("error: ")
+    assert told[-1].startswith("mtkd_jax: ")
     return told[-1]
 
 

@@ -73,7 +73,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     assert command.main([str(folder), "--forms", name]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     missing = f"the form {name} is made by {package}, which is missing"
-    assert told == f"error: {missing}: pip install 'mtkd_jax[{extra}]'"
+    assert told == f"mtkd_jax: {missing}: pip install 'mtkd_jax[{extra}]'"
     assert content(folder) == before
     config = small.config(**{"export.forms": (name,)})
     with pytest.raises(UserError, match=rf"mtkd_jax\[{extra}\]"):  # before anything is trained
@@ -248,7 +248,7 @@ def test_without_validation_images_activations_have_no_ranges_and_nothing_is_wri
     pytest.importorskip("jax2onnx"), pytest.importorskip("onnxruntime")
     before = content(folder)
     assert command.main([str(folder), "--forms", "onnx_int8"]) == 2
-    assert "error: the form onnx_int8 takes the ranges of activations from validation images" in (
+    assert "mtkd_jax: the form onnx_int8 takes the ranges of activations from validation images" in (
         capsys.readouterr().err
     )
     assert content(folder) == before

@@ -187,7 +187,7 @@ def test_what_cannot_be_read_is_told_and_the_others_are_predicted(student, photo
     assert [one.get("class") for one in found] == ["dark", None, None, "bright"]
     for one, path in zip(found[1:3], asked[1:3]):
         assert set(one) == {"image", "error"} and one["image"] == path and path in one["error"]
-    assert told.err == "error: 2 of 4 images could not be read\n"
+    assert told.err == "mtkd_jax: 2 of 4 images could not be read\n"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -247,7 +247,7 @@ def test_a_damaged_program_is_one_line(photos, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-1])
     assert predict.main(["--student", directory, str(photos)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {path}: damaged, its SHA-256 is not the one in model.json; export the student again\n"
+        f"mtkd_jax: {path}: damaged, its SHA-256 is not the one in model.json; export the student again\n"
     )
 
 
@@ -277,7 +277,7 @@ def test_another_form_is_asked_and_one_that_is_not_there_names_its_command(stude
     asked = [str(photos / "a.png"), "--student", str(folder), "--json", "--form"]
     assert predict.main([*asked, "int8"]) == 2
     command = f"python -m mtkd_jax.export {folder} --forms int8 writes it"
-    assert capsys.readouterr().err == f"error: {folder}: has no model.int8.stablehlo; {command}\n"
+    assert capsys.readouterr().err == f"mtkd_jax: {folder}: has no model.int8.stablehlo; {command}\n"
 
     grey = export._exported(lambda image: jnp.array([[0.0, 1.0, 0.0]]) + 0 * image[:, 0, 0], (4, 4, 1))
     (folder / "model.int8.stablehlo").write_bytes(grey)

@@ -1127,7 +1127,7 @@ def test_errors_are_one_line_and_code_2(run, capsys, break_it, said):
     break_it(run)
     assert document.main([str(run)]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and said in error and error.startswith("error: ")
+    assert error.count("\n") == 1 and said in error and error.startswith("mtkd_jax: ")
 
 
 def test_wrong_arguments_are_one_line_and_code_2(capsys):

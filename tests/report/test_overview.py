@@ -254,5 +254,5 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     assert overview.main(arguments) == 2
     out = capsys.readouterr()
-    assert out.err.startswith("error: ") and out.err.count("\n") == 1 and said in out.err
+    assert out.err.startswith("mtkd_jax: ") and out.err.count("\n") == 1 and said in out.err
     assert out.out == ""

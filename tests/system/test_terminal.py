@@ -28,28 +28,32 @@ CONFIG = "from tests import small\n\n\ndef get_config():\n    return small.confi
 @pytest.mark.parametrize(
     "error, code, said",
     [
-        (UserError("what, where, right"), 2, "x: what, where, right\n"),
-        (OSError(28, "No space left on device", "a.npz"), 2, "x: a.npz: No space left on device\n"),
-        (OSError(28, "No space left on device"), 2, "x: writing: No space left on device\n"),
+        (UserError("what, where, right"), 2, "mtkd_jax: what, where, right\n"),
+        (OSError(28, "No space left on device", "a.npz"), 2, "mtkd_jax: a.npz: No space left on device\n"),
+        (OSError(28, "No space left on device"), 2, "mtkd_jax: writing: No space left on device\n"),
         (
             MemoryError("Unable to allocate\n3 GiB"),
             2,
-            "x: out of memory: Unable to allocate 3 GiB; make batches or networks smaller\n",
+            "mtkd_jax: out of memory: Unable to allocate 3 GiB; make batches or networks smaller\n",
         ),
-        (MemoryError(), 2, "x: out of memory: no more to be had; make batches or networks smaller\n"),
+        (MemoryError(), 2, "mtkd_jax: out of memory: no more to be had; make batches or networks smaller\n"),
         (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),
             2,
-            "x: out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.; make batches or "
+            "mtkd_jax: out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.; make batches or "
             "networks smaller\n",
         ),
-        (KeyboardInterrupt(), 130, "x: interrupted; the same command goes on from what is saved\n"),
+        (KeyboardInterrupt(), 130, "mtkd_jax: interrupted; the same command goes on from what is saved\n"),
         (
             interrupts.Interrupted(signal.SIGTERM, "all is saved"),
             143,
-            "x: stopped by SIGTERM; all is saved; the same command goes on from there\n",
+            "mtkd_jax: stopped by SIGTERM; all is saved; the same command goes on from there\n",
         ),
-        (interrupts.Interrupted(2, "nothing is kept", False), 130, "x: stopped by SIGINT; nothing is kept\n"),
+        (
+            interrupts.Interrupted(2, "nothing is kept", False),
+            130,
+            "mtkd_jax: stopped by SIGINT; nothing is kept\n",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -57,7 +61,7 @@ def test_what_stops_a_command_line_is_one_line_and_an_exit_code(error, code, sai
     def work():
         raise error
 
-    assert terminal.answer(work, "x") == code
+    assert terminal.answer(work) == code
     assert capsys.readouterr().err == said
 
 
@@ -81,7 +85,7 @@ def test_a_jax_without_devices_is_told_with_what_the_environment_says(monkeypatc
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert terminal.answer(none) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: JAX finds no device to compute on: none; the environment has ")
+    assert said.startswith("mtkd_jax: JAX finds no device to compute on: none; the environment has ")
     assert "JAX_PLATFORMS=cuda" in said and said.count("\n") == 1
 
 
@@ -252,7 +256,7 @@ def test_what_the_environment_says_wrong_is_one_line():
     for name, value in (("JAX_NUM_CPU_DEVICES", "x"), ("JAX_ENABLE_X64", "banana")):
         done = run("--list", **{name: value})
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("error: cannot start: ") and f"{name}={value}" in done.stderr
+        assert done.stderr.startswith("mtkd_jax: cannot start: ") and f"{name}={value}" in done.stderr
 
 
 def test_without_docstrings_in_ascii_and_with_a_nonsensical_backend_the_catalogue_is_the_same(capsys):
