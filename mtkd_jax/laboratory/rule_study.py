@@ -132,11 +132,11 @@ def _unfit(name: str, logits: np.ndarray) -> str:
 
 
 def _against(found: Predictions, a: np.ndarray, b: np.ndarray) -> dict:
-    """Accuracy of a minus that of b over the same examples: paired bootstrap, exact McNemar.
+    """Accuracy of a minus that of b over the same examples: paired t interval, exact McNemar.
 
-    Where examples are of groups the p value is that of the bootstrap, which resamples groups.
+    Where examples are of groups the p value is that of the t test, which is over groups.
     """
-    tested = intervals.bootstrap_tests(found.by_unit(a - b), margin=0.0)
+    tested = intervals.crossed_t(found.by_unit(a - b), margin=0.0)
     return {
         "metric": "accuracy",
         "mean_difference": a.mean() - b.mean(),

@@ -184,7 +184,7 @@ def _verdicts(report: dict) -> list[str]:
         f"0.05. equivalent: {small}, show a true "
         f"difference {within(report['margin'])} (report.margin). Where both hold: equivalent if the 95 % "
         "interval lies inside the margin whole, otherwise better or worse. undecided: neither, or one seed. "
-        "Of mean_probs the bootstrap interval of ensemble - baseline decides, by the same margin."
+        "Of mean_probs the t interval of ensemble - baseline decides, by the same margin."
     ]
 
 
@@ -192,7 +192,7 @@ def _sizes(report: dict) -> list[str]:
     if not report["students_by_size"]:
         return []
     return [
-        "Students against the ensemble: bootstrap over seeds and test images, paired by image, for there is "
+        "Students against the ensemble: a t test over seeds and test images, paired by image, for there is "
         "one ensemble. Told apart: p below 0.05. equivalent: two one-sided tests at 5 % each show a true "
         f"difference {within(report['margin'])} (report.margin). Neither is corrected for how many students "
         "are looked at, and of one seed nothing is told. Which row stands for an architecture is chosen by "

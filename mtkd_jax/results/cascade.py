@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ from scipy import special, stats
 
 from mtkd_jax.deploy.cascade import confidence
 from mtkd_jax.fusion import rules
-from mtkd_jax.results import intervals, lookup, metrics
+from mtkd_jax.results import intervals, lookup, measured, metrics
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.types import UserError
 
@@ -251,9 +252,10 @@ def of(predictions: Predictions, group: Group, member: int) -> dict:
             "lost_of_units": setting.lost,
         },
         "test": {
-            "student": _over_examples(predictions, alone["student"], own),
+            "student": _over_examples(predictions, alone["student"], own, ("share",)),
             "cascade": _over_examples(predictions, on_test, own),
-            "ensemble": _over_examples(predictions, alone["ensemble"], 0.0),  # without a student before it
+            # without a student before it
+            "ensemble": _over_examples(predictions, alone["ensemble"], 0.0, ("share", "lost", "difference")),
         },
         "seeds": _over_seeds([values for _, _, values in each], own),
         "cost": cost,
@@ -308,39 +310,31 @@ def _costs(predictions: Predictions, group: Group) -> dict:
     return {"of": of, "student": float(getattr(group, of)), "ensemble": float(ensemble)}
 
 
-def _over_examples(predictions: Predictions, terms: dict[str, np.ndarray], own_cost: float) -> dict:
-    """Metrics of the terms [N] of every example, and what an image costs in units of the ensemble's."""
+def _over_examples(
+    predictions: Predictions, terms: dict[str, np.ndarray], own_cost: float, settled: Collection[str] = ()
+) -> dict:
+    """Metrics of the terms [N] of every example, and what an image costs in units of the ensemble's.
+
+    Those that are `settled` are the same of every example by what they mean.
+    """
     found = {}
     for name, values in terms.items():
-        mean, constant = float(values.mean()), bool(np.ptp(values) == 0)
-        by_unit = predictions.by_unit(values)
-        interval = intervals.bootstrap_interval(by_unit, ends=ENDS.get(name, (0.0, 1.0)))
-        found[name] = _of_examples(mean, (mean, mean) if constant else interval)
+        if name in settled:
+            found[name] = measured.of_ensemble(values[0], (values[0], values[0]))
+        else:
+            found[name] = measured.over_examples(predictions.by_unit(values), ENDS.get(name, (0.0, 1.0)))
     share = found["share"]
     interval = share["ci95"] and tuple(own_cost + end for end in share["ci95"])
-    found["cost"] = _of_examples(own_cost + share["mean"], interval)
+    found["cost"] = measured.of_ensemble(own_cost + share["mean"], interval)
     return found
-
-
-def _of_examples(mean: float, interval: intervals.Interval | None) -> dict:
-    return {"mean": mean, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [mean]}
 
 
 def _over_seeds(each: list[dict[str, np.ndarray]], own_cost: float) -> dict:
     """The same of several networks. Student's t does not know where a metric ends; it is cut there."""
     ends = {**ENDS, "cost": (own_cost, own_cost + 1)}
-    found = {}
-    for name in (*each[0], "cost"):
-        values = [
-            own_cost + float(terms["share"].mean()) if name == "cost" else float(terms[name].mean())
-            for terms in each
-        ]
-        interval = intervals.within(intervals.t_interval(values), ends.get(name, (0.0, 1.0)))
-        found[name] = {
-            "mean": float(np.mean(values)),
-            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            "ci95": interval,
-            "ci_over": "seeds",
-            "values": values,
-        }
-    return found
+    values = {name: [float(terms[name].mean()) for terms in each] for name in each[0]}
+    values["cost"] = [own_cost + share for share in values["share"]]
+    return {
+        name: measured.of_members(of_one, "seeds", ends.get(name, (0.0, 1.0)))
+        for name, of_one in values.items()
+    }

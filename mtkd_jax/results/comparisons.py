@@ -18,7 +18,7 @@ CROSS_FAMILY = "unlabelled against labelled"
 def gaps(predictions: Predictions) -> list[dict]:
     """Ensemble (mean_probs) minus baseline in accuracy, one a baseline; what gap shares divide by.
 
-    The interval resamples seeds and test examples, paired by example. `larger_than_noise` asks that it lies
+    The interval is over seeds and test examples (`intervals.crossed_t`). `larger_than_noise` asks that it lie
     above 0 and that there are two seeds at least; otherwise a share would be a ratio of noise. "verdict" is
     read off the interval, of two seeds at least: inside the margin whole, above 0, or below it.
     """
@@ -29,7 +29,7 @@ def gaps(predictions: Predictions) -> list[dict]:
     found = []
     for baseline in baselines:
         right = _accuracies(baseline.test, predictions.test_labels)
-        interval = intervals.bootstrap_interval(predictions.by_unit(ensemble[None] - right))
+        interval = intervals.crossed_t(predictions.by_unit(ensemble - right), predictions.margin)["ci95"]
         verdict = _verdict_of_gap(interval, predictions.margin, len(right))
         found.append(
             {
@@ -69,8 +69,8 @@ def students_by_size(predictions: Predictions) -> list[dict]:
     """The students' architectures from the smallest on, each by the row that validation chooses for it.
 
     [{"architecture", "params", "name", "transfer", "n", "difference", "ci95", "p_value", "p_equivalence",
-    "verdict"}]: the row's accuracy minus that of the ensemble (mean_probs), by a bootstrap over seeds and
-    test examples, paired by example; "equivalent" is by two one-sided tests at the margin. Nothing is
+    "verdict"}]: the row's accuracy minus that of the ensemble (mean_probs), by a t test over seeds and test
+    examples, paired by example; "equivalent" is by two one-sided tests at the margin. Nothing is
     corrected for how many there are. Of one seed nothing is tested: p is None and the verdict "undecided".
     """
     chosen = [lookup.chosen_student(predictions, model) for model in lookup.student_models(predictions)]
@@ -79,7 +79,7 @@ def students_by_size(predictions: Predictions) -> list[dict]:
     found = []
     for group in sorted(groups, key=lambda group: group.params):
         right = _accuracies(group.test, predictions.test_labels)
-        tested = intervals.bootstrap_tests(predictions.by_unit(right - ensemble), predictions.margin)
+        tested = intervals.crossed_t(predictions.by_unit(right - ensemble), predictions.margin)
         p_values = [tested[name] if len(right) > 1 else None for name in ("p_value", "p_equivalence")]
         found.append(
             {
@@ -335,7 +335,7 @@ def negative_transfer(predictions: Predictions) -> list[dict]:
             {
                 **{name: getattr(group, name) for name in ("name", "role", "transfer", "architecture")},
                 "num_wrong": num_wrong,
-                "repeats": measured.over_members("accuracy", [{"accuracy": one} for one in repeats], "seeds"),
+                "repeats": measured.of_members(repeats, "seeds", (0.0, 1.0)),
                 "baseline": float(np.mean(of_baseline)),
                 **intervals.paired_t(repeats, of_baseline),
             }

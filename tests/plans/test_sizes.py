@@ -330,23 +330,6 @@ def test_the_smallest_student_as_good_as_the_ensemble_is_named_or_that_there_is_
     assert sized(*verdicts, n=1).endswith(" Of one seed nothing is told.")
 
 
-def test_tests_by_resampling_agree_with_their_intervals():
-    rng = np.random.default_rng(0)
-    for mean in (-0.03, -0.008, 0.0, 0.004, 0.02):
-        values = mean + 0.1 * rng.normal(size=(4, 500))
-        found = intervals.bootstrap_tests(values, margin=0.01)
-        assert found["ci95"] == intervals.bootstrap_interval(values)
-        assert found["mean_difference"] == pytest.approx(values.mean())
-        low, high = found["ci95"]
-        assert (found["p_value"] < 0.05) == (low > 0 or high < 0)
-        freedom = intervals._freedom_of_means(values)
-        means = intervals.widened(intervals._resampled_means(values, 0, 1000), values.mean(), freedom)
-        inside = np.quantile(means, 0.05) > -0.01 and np.quantile(means, 0.95) < 0.01
-        assert (found["p_equivalence"] < 0.05) == inside
-    assert intervals.bootstrap_tests(np.zeros(50), 0.01)["p_equivalence"] == pytest.approx(1 / 1001)
-    assert intervals.bootstrap_tests(np.zeros(50), 0.01)["p_value"] == 1.0
-
-
 def test_every_form_of_a_report_says_the_size(made, built, tmp_path):
     predictions.save(tmp_path / "predictions.npz", made)
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in curves(made, 2)))

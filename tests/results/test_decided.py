@@ -130,7 +130,7 @@ def test_stopped_without_a_folder_nothing_is_kept_and_nothing_else_is_promised(s
 
     monkeypatch.setattr(experiment, "run", run)
     number = getattr(stopped, "signal", 2)
-    assert terminal.answer(lambda: experiment.pilot(small.config(), 2), "x") == 128 + number
+    assert terminal.answer(lambda: experiment.pilot(small.config(), 2)) == 128 + number
     said = capsys.readouterr().err
     assert said.endswith("; without a --workdir nothing of a pilot is kept\n") and "goes on" not in said
 

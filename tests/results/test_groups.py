@@ -167,7 +167,7 @@ def test_fusion_rules_are_compared_by_groups():
     expected = intervals.bootstrap_interval(right(found).reshape(-1, SIZE).mean(axis=1))
     assert of["mean_probs"]["accuracy"]["ci95"] == pytest.approx(expected)
     decided = lookup.fused(found, "plurality")["test"].argmax(axis=-1) == found.test_labels
-    tested = intervals.bootstrap_tests((decided - right(found)).reshape(-1, SIZE).mean(axis=1), 0.0)
+    tested = intervals.crossed_t((decided - right(found)).reshape(-1, SIZE).mean(axis=1), 0.0)
     assert of["plurality"]["against"]["p_value"] == pytest.approx(tested["p_value"])
 
 

@@ -110,13 +110,19 @@ def test_bootstrap_of_one_seed_is_close_to_the_normal_interval():
     assert (low, high) != intervals.bootstrap_interval(right, seed=1)
 
 
-def test_bootstrap_holds_the_noise_of_seeds_too():
+def test_a_difference_has_the_noise_of_seeds_and_of_examples():
     rng = np.random.default_rng(0)
-    seeds = rng.normal(size=(6, 1))
-    low, high = intervals.bootstrap_interval(np.repeat(seeds, 500, axis=1))  # examples add nothing
-    half = stats.t.ppf(0.975, 5) * seeds.std(ddof=1) / np.sqrt(6)
-    assert high - low == pytest.approx(2 * half, rel=0.15)
-    assert low < seeds.mean() < high
+    seeds, examples = rng.normal(size=(6, 1)), rng.normal(size=(1, 500))
+    of_seeds = intervals.crossed_t(np.repeat(seeds, 500, axis=1), 0.5)  # examples add nothing
+    assert of_seeds["ci95"] == pytest.approx(intervals.t_interval(seeds[:, 0]))
+    assert of_seeds["p_value"] == pytest.approx(stats.ttest_1samp(seeds[:, 0], 0.0).pvalue)
+    assert of_seeds["p_equivalence"] == pytest.approx(intervals.equivalence_p(seeds[:, 0], np.zeros(6), 0.5))
+    of_examples = intervals.crossed_t(np.repeat(examples, 6, axis=0), 0.5)
+    assert of_examples["ci95"] == pytest.approx(intervals.t_interval(examples[0]))
+    assert intervals.crossed_t(examples[0], 0.5)["p_value"] == pytest.approx(of_examples["p_value"])
+    both = intervals.crossed_t(seeds + examples, 0.5)
+    widths = [one["ci95"][1] - one["ci95"][0] for one in (of_seeds, of_examples, both)]
+    assert max(widths[:2]) * 0.9 < widths[2] < sum(widths[:2])
 
 
 def test_bootstrap_covers_the_truth():
@@ -138,38 +144,64 @@ def test_intervals_of_few_things_hold_the_mean_as_often_as_they_say(number):
     assert 0.91 <= hits / 400 <= 0.98
 
 
-def test_p_values_of_few_things_reject_what_is_so_as_seldom_as_they_say():
-    rng = np.random.default_rng(0)
-    tested = [intervals.bootstrap_tests(rng.normal(size=5), 0.1, num_resamples=200) for _ in range(400)]
-    assert np.mean([one["p_value"] < 0.05 for one in tested]) < 0.08
-    for one in tested:
-        low, high = one["ci95"]
-        assert (one["p_value"] < 0.04) <= (low > 0 or high < 0) <= (one["p_value"] < 0.06)
-
-
-def test_few_seeds_widen_what_seeds_move_and_many_examples_do_not():
-    """Of both kinds of chance each counts as far as it moves the mean (Satterthwaite)."""
-    rng = np.random.default_rng(0)
-    seeds, examples = rng.normal(size=(5, 1)), rng.normal(size=(1, 400))
-
-    def freedom(values):
-        return intervals._freedom_of_means(values)
-
-    assert freedom(seeds + 1e-6 * examples) == pytest.approx(4, rel=1e-3)
-    assert freedom(1e-6 * seeds + examples) == pytest.approx(399, rel=1e-3)
-    by_seeds, by_examples = seeds.var(ddof=1) / 5, examples.var(ddof=1) / 400
+def test_few_seeds_count_as_far_as_they_move_the_mean():
+    by_seeds, by_examples = 0.3, 0.1
     expected = (by_seeds + by_examples) ** 2 / (by_seeds**2 / 4 + by_examples**2 / 399)
-    assert freedom(seeds + examples) == pytest.approx(expected)
-    assert freedom(np.ones((1, 9))) == 8 and freedom(np.ones((3, 9))) == 8
+    assert intervals.freedom_of((by_seeds, 5), (by_examples, 400)) == pytest.approx(expected)
+    assert (
+        intervals.freedom_of((0.3, 5), (0.0, 400)) == 4 and intervals.freedom_of((0.0, 5), (0.3, 400)) == 399
+    )
+    assert intervals.freedom_of((0.0, 5), (0.0, 400)) == 399 and intervals.freedom_of() == 0
+
+
+@pytest.mark.parametrize(("num_seeds", "num_examples"), [(3, 200), (5, 7), (2, 3)])
+def test_crossed_differences_reject_what_is_so_as_seldom_as_they_say(num_seeds, num_examples):
+    rng = np.random.default_rng(num_seeds)
+    p_values = []
+    for _ in range(2000):
+        seeds, examples = rng.normal(size=(num_seeds, 1)), 3 * rng.normal(size=(1, num_examples))
+        p_values.append(intervals.crossed_t(seeds + examples, 0.0)["p_value"])
+    assert np.mean(np.array(p_values) < 0.05) < 0.08
+    assert np.mean(np.array(p_values) < 0.005) < 0.025
+
+
+def test_an_interval_of_few_positives_is_as_wide_as_of_few_things():
+    """Five images of a class among a thousand others: the mean recall of both is known as well as of five."""
+    rng, hits = np.random.default_rng(0), 0
+    strata = np.repeat([0, 1], [1000, 5])
+    for seed in range(150):
+        values = rng.normal(size=1005)
+
+        def mean_of_means(times, values=values):
+            return [
+                np.mean([np.average(values[strata == one], weights=times[strata == one]) for one in (0, 1)])
+            ]
+
+        ((low, high),) = intervals.bootstrap_statistics(mean_of_means, strata, seed, num_resamples=100)
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 150 <= 0.99
+
+
+def test_decisions_that_are_all_right_are_not_certain():
+    low, high = intervals.bootstrap_interval(np.ones(30), ends=(0.0, 1.0))
+    exact = stats.binomtest(30, 30).proportion_ci(0.95, "exact")
+    assert (low, high) == pytest.approx((exact.low, 1.0))
+    low, high = intervals.bootstrap_interval(np.zeros(30), ends=(0.0, 1.0))
+    assert (low, high) == pytest.approx((0.0, 1 - exact.low))
+    found = intervals.crossed_t(np.zeros((3, 30)), 0.01)
+    assert found["p_value"] == 1.0 and found["p_equivalence"] == pytest.approx(0.99**30)
+    assert found["ci95"] == pytest.approx((exact.low - 1, 1 - exact.low))
+    assert intervals.crossed_t(np.zeros(1000), 0.01)["p_equivalence"] < 0.05
+    assert intervals.crossed_t(np.full(30, 0.2), 0.01)["ci95"] is None  # no estimate of noise
 
 
 def test_of_one_thing_nothing_is_resampled():
     assert intervals.bootstrap_interval(np.ones(1)) is None
-    assert intervals.bootstrap_interval(np.ones((3, 1))) is None
+    assert intervals.bootstrap_interval(np.ones(1), ends=(0.0, 1.0)) is None
     assert intervals.bootstrap_sums(np.ones((1, 2)), lambda total: total[0]) is None
     assert intervals.bootstrap_shares(np.array([1]), np.array([1])) is None
     assert intervals.bootstrap_statistics(lambda times: [times.sum()], np.arange(4)) == [None]
-    found = intervals.bootstrap_tests(np.ones(1), 0.1)
+    found = intervals.crossed_t(np.ones((3, 1)), 0.1)
     assert found == {"mean_difference": 1.0, "ci95": None, "p_value": None, "p_equivalence": None}
 
 
@@ -230,7 +262,8 @@ def test_bootstrap_of_statistics_keeps_the_size_of_every_stratum():
     }
     assert len({tuple(times) for times in seen}) > 20
     sums = np.array([np.dot(times, np.arange(5)) for times in seen[:-1]])  # the last: each once
-    sums = intervals.widened(sums, sum(range(5)), freedom=5 - 2)
+    freedom = (1 / 2 + 1 / 3) ** 2 / ((1 / 2) ** 2 / 1 + (1 / 3) ** 2 / 2)
+    sums = intervals.widen(sums, sum(range(5)), freedom)
     assert found == [pytest.approx(tuple(np.quantile(sums, [0.025, 0.975]))), (7, 7)]
 
 
