@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtkd_jax.system import interrupts
+from mtkd_jax.system import interrupts, terminal
 from mtkd_jax.types import Array, Outputs, PyTree, TeacherOutputs, UserError
 
 MEMBER, DATA = AXES = ("member", "data")
@@ -72,7 +72,11 @@ def use_devices(num_devices: int = 0) -> None:
 
 def cores() -> int:
     """The cores of this process; inside `spread`, those for each of the devices that share them."""
-    return max(1, len(os.sched_getaffinity(0)) // _sharing.get())
+    if hasattr(os, "sched_getaffinity"):
+        number = len(os.sched_getaffinity(0))
+    else:  # macOS
+        number = os.cpu_count() or 1
+    return max(1, number // _sharing.get())
 
 
 def check_precision() -> None:
@@ -297,8 +301,10 @@ def together() -> Iterator[None]:
         is_ours = isinstance(error, ValueError) and "Gloo" not in str(error)
         if is_ours or jax.process_count() == 1:
             raise
+        # The watcher says that a process was ended; this one may know why, and then it is of no other one.
+        terminal.tell(f"mtkd_jax: {terminal.what_to_mend(error) or terminal.one_line(error)}")
         sys.stdout.flush()
-        os._exit(1)  # the watcher says why
+        os._exit(1)
 
 
 # Reads until this process has no standard input left to give: "done" before its end, nothing if it was ended.

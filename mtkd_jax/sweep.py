@@ -409,7 +409,7 @@ def _plan(found: Sequence[Cell], failed: Mapping[str, str]) -> int:
         rows.append([name, str(len(stages)), cell_text.short_count(flops), f"{seconds:.1f}"])
     rows.append(["all", "", cell_text.short_count(total[0]), f"{total[1]:.1f}"])
     terminal.console().print(rendering.render(["cell", "stages", "FLOPs ~", "s ~"], rows))
-    print(tables.ESTIMATED_CAPTION.partition(" --plan")[0] + " " + tables.COSTS_CAPTION)
+    print(f"{tables.ESTIMATED_CAPTION}{tables.COSTS_CAPTION}")
     if lenders:
         print(f"{cells.TEACHERS}: trained once, for all cells that no swept field gives other teachers.")
     for name, why in failed.items():

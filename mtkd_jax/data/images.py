@@ -136,6 +136,18 @@ def shape_of(path: str | os.PathLike) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in _GREY_MODES else 3
 
 
+def check_size(image_size: int | tuple[int, int], channels: int) -> tuple[int, int]:
+    """The (height, width) that is asked for, (0, 0) for that of the files; UserError where there is none."""
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if size != (0, 0) and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        raise UserError(
+            f"image_size = {image_size!r}: must be s or (h, w) in pixels, or 0 for that of the files"
+        )
+    if channels not in (0, 1, 3):
+        raise UserError(f"channels = {channels}: must be 1 (grey), 3 (colour), or 0 for those of the files")
+    return size
+
+
 def resizer_of(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image]:
     """The function of this name that brings an image to a size (width, height)."""
     if fit not in _FITS:

@@ -354,7 +354,10 @@ def _available_bytes(meminfo: Path) -> int:
             name, _, value = line.partition(":")
             if name == "MemAvailable":
                 return 1024 * int(value.split()[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    page = os.sysconf("SC_PAGE_SIZE")
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return page * os.sysconf("SC_AVPHYS_PAGES")
+    return page * os.sysconf("SC_PHYS_PAGES") // 2  # macOS does not say what is free
 
 
 def _num_bytes(tree: PyTree) -> int:

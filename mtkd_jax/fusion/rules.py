@@ -661,6 +661,11 @@ def offer(name: str, function: Callable, returns: str) -> None:
     _OWN[name] = function, returns
 
 
+def log_probs(probs: Array) -> Array:
+    """Logarithms of probabilities; of one that underflows to 0 that of the least normal float32."""
+    return jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
+
+
 def is_rank(name: str) -> bool:
     """Whether a rule gives places, of which only the argmax means anything."""
     return name in RANK_RULES or (name in _OWN and _OWN[name][1] == "Places")

@@ -8,7 +8,7 @@ smaller height and width, the larger one averaged over windows. Stages are the f
 those of one name are compared. Unless a method says otherwise its weight is that of RepDistiller's scripts
 (Tian et al. 2020, arXiv 1910.10699), which have alpha = 1. No method here needs a label (`ca_mkd` uses
 those there are), and each needs teachers whose features are known. What compares examples with one another is
-in relations.
+in relations, but for `pkt`, which compares them by their features alone.
 """
 
 from __future__ import annotations

@@ -470,8 +470,7 @@ def fit_rule(name: str, logits: np.ndarray, labels: np.ndarray) -> Callable[[Tea
 
 
 def _fused_by(rule: Callable[[Array], Array], teacher: TeacherOutputs) -> Array:
-    tiny = np.finfo(np.float32).tiny  # a probability may underflow to 0
-    return jnp.log(jnp.maximum(rule(teacher.logits), tiny))
+    return rules.log_probs(rule(teacher.logits))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -474,7 +474,8 @@ def _markdown(report: dict, plot_names: Sequence[str]) -> str:
     parts.append("## Recall of each class\n\n" + rendering.markdown(*tables.recall(report)))
     parts.append("## How the teachers differ\n\n" + rendering.markdown(*tables.diversity(report)))
     parts.append("## Notes\n\n" + bullets(report["notes"]))
-    parts.append(f"## Advice\n\n{in_markdown(report['findings'][-1])}")
+    if findings.advice(report):
+        parts.append(f"## Advice\n\n{in_markdown(report['findings'][-1])}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -319,8 +319,10 @@ def conditions(report: dict) -> str:
 
 def advice(report: dict) -> str:
     """The last sentence of a report, which names the network to deploy; "" where there is none."""
+    if report["deploy"] is None:
+        return ""
     _, deploy, which = report["findings"][-1].rpartition("Deploy ")
-    return deploy and deploy + which
+    return deploy + which
 
 
 def _apart(report: dict) -> list[str]:

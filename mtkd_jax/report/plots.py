@@ -636,7 +636,7 @@ def _draw_shares(axes: Axes, quantities: Mapping, gaps: Mapping, rows: Sequence[
     firsts = [next((name for name in drawn if name in row["shares"]), None) for row in rows]
     for at, name in enumerate(gaps):
         if not gaps[name]["defined"]:
-            said = "not defined: no gap beyond noise, or one seed"
+            said = "not defined: no gap beyond what is known"
             look = dict(fontsize=7, color="#777777", backgroundcolor="white")
             axes.text(50, at, said, ha="center", va="center", **look)
             continue

@@ -72,9 +72,9 @@ KEPT_TITLE = "What is kept of the ensemble"
 KEPT_CAPTION = (
     "baseline, ensemble (mean_probs): what they have. Students: the share of (ensemble - baseline) that they "
     "keep [95 % interval over seeds and test images, paired]. not defined: the ensemble is not better than "
-    "the baseline by more than noise, or there is one seed. scaled: by a temperature fitted on validation, "
-    "one a network. AURC: area under the risk-coverage curve, the mean error of the surest images over all "
-    "shares of them."
+    "the baseline by more than noise, or there is one seed, or one group of test images. scaled: by a "
+    "temperature fitted on validation, one a network. AURC: area under the risk-coverage curve, the mean "
+    "error of the surest images over all shares of them."
 )
 MANY_CORRUPTIONS = 5  # are counted and not named
 COMPLEXITY_TITLE = "How hard targets are for the student"
@@ -91,8 +91,9 @@ CASCADE_CAPTION = (
 )
 ESTIMATED_CAPTION = (
     "~: estimated, seconds from the FLOPs at the rate of one matrix product here and from the memory "
-    "traffic of the state. --plan=timed compiles every stage and runs some steps. "
+    "traffic of the state. "
 )
+BY_RUNNING = "--plan=timed compiles every stage and runs some steps. "
 TIMED_CAPTION = (
     "FLOPs of the networks by formula, memory as the compiler plans it, seconds from steps that ran. "
 )
@@ -600,7 +601,7 @@ def cost_line(stage: Mapping) -> str:
 
 def costs_caption(stages: Sequence[Mapping]) -> str:
     """What stands in the table, and what does not."""
-    return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION) + COSTS_CAPTION
+    return (TIMED_CAPTION if stages[0]["timed"] else ESTIMATED_CAPTION + BY_RUNNING) + COSTS_CAPTION
 
 
 def seeds_needed(planned: Sequence[Mapping]) -> rendering.Sheet:

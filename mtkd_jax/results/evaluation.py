@@ -313,7 +313,7 @@ def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:
     The rule has probabilities and is not fitted. Members are computed one after the other, which is the fast
     way for convolutions on a CPU and no slow one elsewhere, and makes a small program.
     """
-    fuse, tiny = rules.rule(rule), np.finfo(np.float32).tiny  # a probability may underflow to 0
+    fuse = rules.rule(rule)
     parts = [(one.model, jax.tree.map(np.asarray, one.variables)) for one in ensemble]
 
     def log_probs(images: Array) -> Array:
@@ -321,7 +321,7 @@ def decide(ensemble: Ensemble, rule: str) -> Callable[[Array], Array]:
             jax.lax.map(lambda own, model=model: model.apply(own, images)[0].logits, variables)
             for model, variables in parts
         ]
-        return jnp.log(jnp.maximum(fuse(jnp.concatenate(each)), tiny))
+        return rules.log_probs(fuse(jnp.concatenate(each)))
 
     return log_probs
 
@@ -662,7 +662,7 @@ def _asked_together(ensemble: Ensemble, split: Split) -> dict[str, np.ndarray]:
 
     def fused(images: np.ndarray) -> np.ndarray:
         logits = np.concatenate([population.logits(one, images) for one in ensemble])
-        return np.log(np.asarray(rules.mean_probs(jnp.asarray(logits))))
+        return np.asarray(rules.log_probs(rules.mean_probs(jnp.asarray(logits))))
 
     asks = kinds.named(dataset.task).asks
     return {name: flat(ask(fused, dataset.test_images), dataset.test_labels) for name, ask in asks.items()}

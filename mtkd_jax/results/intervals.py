@@ -54,7 +54,7 @@ def bootstrap_interval(
     """
     values = np.asarray(values, np.float64)
     if len(values) > 1 and _constant(values) and values[0] in ends:
-        return within(_around(values[0], (ends[1] - ends[0]) * unseen(len(values))), ends)
+        return cut_at(_around(values[0], (ends[1] - ends[0]) * unseen(len(values))), ends)
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(len(values), size=len(values)) for _ in range(num_resamples))
     resampled = np.array([values[rows].mean() for rows in drawn])
@@ -111,10 +111,10 @@ def percentiles(resampled: np.ndarray, value: float, freedom: float, ends: Inter
     if freedom <= 0:
         return None
     low, high = np.quantile(widen(resampled, value, freedom), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return within((float(low), float(high)), ends)
+    return cut_at((float(low), float(high)), ends)
 
 
-def within(interval: Interval | None, ends: Interval) -> Interval | None:
+def cut_at(interval: Interval | None, ends: Interval) -> Interval | None:
     """The interval cut at the ends of all values; None where an end of it is no number."""
     if interval is None or not np.isfinite(interval).all():
         return None

@@ -37,7 +37,7 @@ def ends_of(name: str) -> intervals.Interval:
 def of_members(values: list[float], over: str, ends: intervals.Interval = intervals.ANY) -> dict:
     """A number over members. Student's t does not know where it ends; its interval is cut there."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    ci95 = intervals.within(intervals.t_interval(values), ends)
+    ci95 = intervals.cut_at(intervals.t_interval(values), ends)
     return {"mean": float(np.mean(values)), "std": std, "ci95": ci95, "ci_over": over, "values": values}
 
 
@@ -125,16 +125,17 @@ def task_of_one(one: Measure, told: PlaceOutputs, units: np.ndarray) -> dict | N
         interval = intervals.jackknife_interval(
             lambda counts: found(counts[units]), num_units, num_groups=OWN_RESAMPLES
         )
-        return {**of_ensemble(value, intervals.within(interval, one.ends)), "ci_by": "jackknife"}
+        return {**of_ensemble(value, intervals.cut_at(interval, one.ends)), "ci_by": "jackknife"}
     found = np.asarray(found, np.float64)
     if found.ndim == 0:  # one number for all: every resample computes it anew
-        rng, examples_of = np.random.default_rng(0), [np.flatnonzero(units == n) for n in range(num_units)]
-        resampled = np.empty(OWN_RESAMPLES)
-        for n in range(OWN_RESAMPLES):
-            drawn = rng.integers(num_units, size=num_units)
-            resampled[n] = one.compute(told.take(np.concatenate([examples_of[unit] for unit in drawn])))
-        value = float(found)
-        return of_ensemble(value, intervals.percentiles(resampled, value, num_units - 1, one.ends))
+        everyone = np.arange(told.num_examples)
+        (interval,) = intervals.bootstrap_statistics(
+            lambda times: [float(one.compute(told.take(np.repeat(everyone, times[units]))))],
+            np.zeros(num_units),
+            num_resamples=OWN_RESAMPLES,
+            ends=one.ends,
+        )
+        return of_ensemble(float(found), interval)
     if one.value is None:
         return over_examples(by_unit(found, units), one.ends)
     value = float(one.value(found.sum(axis=0)))

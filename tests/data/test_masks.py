@@ -165,6 +165,25 @@ def test_a_bad_pair_is_refused_or_counted(tmp_path):
     assert "mode RGB: must be class numbers" in refused(root)
 
 
+def test_a_mask_is_of_the_image_in_the_folder_of_its_own_name(tmp_path):
+    """Cameras number their images alike: each has the mask below the same folder."""
+    grounds = {"cam1": 0, "cam2": 1}
+    for camera, ground in grounds.items():
+        for kind in ("images", "masks"):
+            (tmp_path / kind / camera).mkdir(parents=True)
+        for n in range(4):
+            mask = np.full((4, 6), ground, np.uint8)
+            mask[0, 0] = 1 - ground  # both classes in every image
+            save(tmp_path, f"{camera}/{n}", np.full((4, 6), 200 * ground, np.uint8), mask)
+    found = masks(path=str(tmp_path))
+    for images, labels in ((found.train_images, found.train_labels), (found.test_images, found.test_labels)):
+        np.testing.assert_array_equal(
+            images[:, 2, 2, 0] > 100, labels.reshape(len(images), 4, 6)[:, 2, 2] == 1
+        )
+    Image.new("L", (6, 4)).save(tmp_path / "images" / "cam1" / "0.jpg")
+    assert "cam1/0.png: 0.jpg has the same name; must differ" in refused(tmp_path)
+
+
 @pytest.mark.parametrize(
     "suffix, why",
     [("EPS", "must be one of PNG"), ("BMP", "must be one of PNG"), ("PNG", "4x9000, its image")],

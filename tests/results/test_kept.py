@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from mtkd_jax.report import caveats, document, plots, tables
-from mtkd_jax.results import kept, metrics
+from mtkd_jax.results import intervals, kept, metrics
 from tests.references import metrics as reference
 from tests.references.predictions import make
 
@@ -112,6 +112,35 @@ def test_shares_by_hand(made):
     assert share["share"] == pytest.approx((nll[1] - nll[0]) / (gap["ensemble"] - nll[0]))
     assert share["ci95"][0] < share["share"] < share["ci95"][1]
     assert section["by_strength"]["ensemble"] == pytest.approx(made.ensemble_by_shift[0].mean(axis=0))
+
+
+def test_shares_are_as_wide_as_few_seeds_ask_for():
+    """Against the delta method, a - s b - (1 - s) c of student, ensemble and baseline, with Student's t."""
+    students = {"output_avg": ("student", 2.5), "baseline": ("baseline", 3.5)}
+    run = make(num_seeds=3, num_teachers=3, num_test=4000, students=students)
+    (section,) = (one for one in kept.numbers(run)["sections"] if one["transfer"] == "unlabelled")
+    (row,) = section["rows"]
+    (student, baseline) = (
+        next(one for one in run.groups if one.name == name and one.transfer == "unlabelled")
+        for name in ("output_avg", "baseline")
+    )
+
+    def nll(logits):
+        temperature = [metrics.fit_temperature(one, run.val_labels) for one in logits[1]]
+        return np.stack(
+            [metrics.terms(one, run.test_labels, at)["nll"] for one, at in zip(logits[0], temperature)]
+        )
+
+    of_student, of_baseline = (nll((group.test, group.val)) for group in (student, baseline))
+    said = kept._ensemble(run)
+    of_ensemble = nll((said.test, said.val))
+    gap = of_ensemble.mean() - of_baseline.mean()
+    share = (of_student.mean() - of_baseline.mean()) / gap
+    moved = (of_student - (1 - share) * of_baseline - share * of_ensemble) / gap
+    half = np.diff(intervals.crossed_t(moved, 0.0)["ci95"])[0] / 2
+    found = row["shares"]["nll"]
+    assert found["share"] == pytest.approx(share)
+    assert np.diff(found["ci95"])[0] / 2 == pytest.approx(half, rel=0.3)
 
 
 def test_who_keeps_no_members_keeps_nothing_of_their_disagreement(made):

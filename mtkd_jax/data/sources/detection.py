@@ -315,13 +315,7 @@ def _shape(
     images: Sequence[_Image], image_size: int | tuple[int, int], channels: int
 ) -> tuple[int, int, int]:
     """The shape [h,w,c] that images are stretched to; each must be as large as its annotations say."""
-    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side >= 0 for side in size):
-        raise UserError(
-            f"image_size = {image_size!r}: must be s or (h, w) in pixels, or 0 for that of the files"
-        )
-    if channels not in (0, 1, 3):
-        raise UserError(f"channels = {channels}: must be 1 (grey), 3 (colour), or 0 for those of the files")
+    size = image_files.check_size(image_size, channels)
     shapes = list(streams.in_threads(lambda image: image_files.shape_of(image.file), images))
     for image, (height, width, _) in zip(images, shapes):
         if image.size != (height, width):

@@ -542,13 +542,7 @@ class _Reading(NamedTuple):
 def _reading(
     image_size: int | tuple[int, int], channels: int, fit: str, skip_corrupt: bool, stream: str
 ) -> _Reading:
-    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if size != (0, 0) and not (len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-        raise UserError(
-            f"image_size = {image_size!r}: must be s or (h, w) in pixels, or 0 for that of the files"
-        )
-    if channels not in (0, 1, 3):
-        raise UserError(f"channels = {channels}: must be 1 (grey), 3 (colour), or 0 for those of the files")
+    size = image_files.check_size(image_size, channels)
     if stream not in ("auto", "always", "never"):
         raise UserError(f"stream = {stream!r}: must be auto, always or never")
     image_files.resizer_of(fit)

@@ -246,16 +246,27 @@ def _pairs(root: pathlib.Path) -> tuple[list[_Pair], list[str]]:
         for folder in ("images", "masks"):
             if not (root / part / folder).is_dir():
                 raise UserError(f"{root / part}: no folder {folder}; must hold images and masks")
-        known = {path.stem: path for path in (root / part / "masks").glob("[!.]*.png")}
-        files = image_files.find_images(root / part / "images")
-        lone += [known[name] for name in sorted(known.keys() - {path.stem for path in files})]
-        found += [_Pair(part, path, known.get(path.stem)) for path in files]
+        masks_of, images_of = (_by_name(root / part / folder) for folder in ("masks", "images"))
+        lone += [masks_of[name] for name in sorted(masks_of.keys() - images_of.keys())]
+        found += [_Pair(part, path, masks_of.get(name)) for name, path in images_of.items()]
     if not found:
         raise UserError(
             f"{root}: holds no image; must hold {', '.join(image_files.SUFFIXES)} files in images"
         )
     told = f"{len(lone)} masks have no image of their name and were not read"
     return found, [f"{told}, such as {lone[0].relative_to(root)}."] if lone else []
+
+
+def _by_name(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """{path below the folder, without its suffix: image file}; an image and its mask have the same one."""
+    found: dict[str, pathlib.Path] = {}
+    for path in image_files.find_images(folder):
+        other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if other != path:
+            raise UserError(
+                f"{path}: {other.name} has the same name; must differ in more than what follows the point"
+            )
+    return found
 
 
 def _read_pair(pair: _Pair, shape: tuple[int, int, int], resize: bool) -> tuple[np.ndarray, np.ndarray]:
