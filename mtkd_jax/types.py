@@ -461,8 +461,8 @@ class Recipe(NamedTuple):
     # (variables, state, hyper, key) -> variables to compute with
     tell: Callable[[Context, Networks], Mapping[str, Array]]  # what a peer tells the others beside its logits
     teach: Callable[[Context, Networks], TeacherOutputs | None]  # None: nobody teaches
-    weigh: Callable[[Context], Array | None]  # w [K,B]
-    aim: Callable[[Context, Array], Targets | None]  # of w
+    weigh: Callable[[Context], Array]  # w [K,B]; Absent where nobody teaches
+    aim: Callable[[Context, Array], Targets]  # of w; the same
     term: Callable[[Context], Array]  # loss [B]
     # of the state after the optimiser, in every step; `Context.ends_update` says whether weights have changed
     after: Callable[[TrainState, Context], TrainState]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from mtkd_jax.methods import divergences
 from mtkd_jax.types import (
+    Absent,
     Array,
     Augment,
     Batch,
@@ -342,8 +343,8 @@ PLAIN = Recipe(
 SUPERVISED = PLAIN._replace(
     name="supervised",
     teach=lambda context, networks: None,
-    weigh=lambda context: None,
-    aim=lambda context, w: None,
+    weigh=lambda context: Absent,
+    aim=lambda context, w: Absent,
     term=hard_loss,
     min_teachers=0,
 )
