@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -131,7 +132,8 @@ def _areas(
     return np.transpose(areas)
 
 
-class MeanPrecision(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MeanPrecision:
     """mAP over thresholds: a `Measure.compute`, which returns a function of how often each image counts.
 
     The boxes to be found are those that places answer for: without the few that have no place left, and two
@@ -203,7 +205,7 @@ def mirror(goals: Mapping[str, Array]) -> Mapping[str, Array]:
     """Corners [B,L,4] as a mirrored image has them: what was left is as far from the right side."""
     sides = goals["boxes"][:, :, np.array([2, 1, 0, 3])]
     across = np.array([[[1, 0, 1, 0]]], np.float32)
-    return {**goals, "boxes": across + (1 - 2 * across) * sides}
+    return {**goals, "boxes": sides * (1 - 2 * across) + across}
 
 
 KIND = Kind(
