@@ -12,14 +12,14 @@ Written by a run with `export.cascade`; `results/cascade.py` sets the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtkd_jax.deploy.deployed import load_program
-from mtkd_jax.types import Array, UserError
+from mtkd_jax.deploy.deployed import Program, load_program
+from mtkd_jax.types import UserError
 
 FOLDER = "cascade"
 PARTS = 8  # of a batch: so many images fewer does the ensemble compute at a time than the student
@@ -28,8 +28,8 @@ PARTS = 8  # of a batch: so many images fewer does the ensemble compute at a tim
 class Cascade(NamedTuple):
     """Two programs, and the confidence up to which the second one is asked."""
 
-    student: Callable[[Array], Array]  # images [b,h,w,c], as `card` says -> logits [b,C]
-    ensemble: Callable[[Array], Array]  # the same images -> log-probabilities [b,C]
+    student: Program  # images [b,h,w,c], as `card` says -> logits [b,C]
+    ensemble: Program  # the same images -> log-probabilities [b,C]
     threshold: float  # in [0,1]: handed over is whom the student gives no class a larger probability
     card: Mapping[str, Any]  # of the student
     terms: Mapping[str, Any]  # "cascade" of the ensemble's card: how the threshold was set

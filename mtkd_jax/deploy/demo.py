@@ -126,11 +126,13 @@ def read_runtime(path: Path) -> Runtime:
 
 
 def _runtime_of(read_file: Callable[[str], bytes | None], path: Path) -> Runtime:
-    found = {name: read_file(name) for name in (SCRIPT, BINARY)}
-    for name, data in found.items():
+    found: list[bytes] = []
+    for name in (SCRIPT, BINARY):
+        data = read_file(name)
         if not data:
             raise UserError(f"{path}: no onnxruntime-web, dist/{name} is missing; {MEND}")
-    return Runtime(*found.values())
+        found.append(data)
+    return Runtime(*found)
 
 
 def fetch_runtime() -> Runtime:

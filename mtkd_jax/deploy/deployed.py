@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import export as jax_export
 
 from mtkd_jax.deploy.onnx_runtime import open_model
@@ -23,10 +24,11 @@ from mtkd_jax.types import Array, UserError
 PROGRAM, ONNX, DEMO = "model.stablehlo", "model.onnx", "demo.html"
 INT8_PROGRAM, INT8_ONNX = "model.int8.stablehlo", "model.int8.onnx"
 PROGRAMS = {"stablehlo": PROGRAM, "onnx": ONNX, "int8": INT8_PROGRAM, "onnx_int8": INT8_ONNX}  # form -> file
+Program = Callable[[np.ndarray | Array], np.ndarray | Array]  # float32 images [b,h,w,c] -> logits [b,C]
 PIXELS = "uint8 pixels divided by 255"  # the range, in a card's "input", of a student that reads image files
 
 
-def load_program(directory: Path, form: str = "stablehlo") -> tuple[Callable[[Array], Array], dict[str, Any]]:
+def load_program(directory: Path, form: str = "stablehlo") -> tuple[Program, dict[str, Any]]:
     """The student as (program, card): `program(images)` returns logits [b,C]; `form` is one of PROGRAMS.
 
     Images are float32 [b,h,w,c] in the range that the card's "input" says. Raises UserError naming the file

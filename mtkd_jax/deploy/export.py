@@ -64,7 +64,7 @@ OWN_FILES = {*FORMS, "model.json", "check.safetensors", "README.md", DEMO, FOLDE
 
 
 def save_student(
-    directory: Path, model: Model, variables: PyTree, card: Mapping[str, Any], check: tuple[Array, Array]
+    directory: Path, model: Model, variables: PyTree, card: Mapping[str, Any], check: tuple[np.ndarray, Array]
 ) -> None:
     """Write the student's folder, whole or not at all; a student that is there is replaced.
 
@@ -152,7 +152,9 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
             f"{path}: damaged, its SHA-256 is not the one in model.json; export the student again"
         )
     variables = unflatten_dict(safetensors.load_file(path), sep="/")
-    task = {name: tuple(value) if isinstance(value, list) else value for name, value in card["task"].items()}
+    task: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in card["task"].items()
+    }
     model = build(card["model"], Task(**task))
     image = jax.ShapeDtypeStruct((1, *card["input"]["shape"]), jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -161,7 +163,7 @@ def load_student(directory: Path, build: Build) -> tuple[Model, PyTree, dict[str
     return (round_inputs(model) if LEVELS in variables else model), variables, card
 
 
-def logits_of(model: Model, variables: PyTree, images: Array) -> Array:
+def logits_of(model: Model, variables: PyTree, images: np.ndarray | Array) -> Array:
     """Logits [n,C] of one network, compiled alone: the same program before saving and after loading.
 
     Of a dense task [n,L,C], and behind the logits what is predicted beside them: `Outputs.exported`.
@@ -175,7 +177,7 @@ def _logits(model: Model) -> Callable:
     return jax.jit(lambda variables, images: model.apply(variables, images)[0].exported)
 
 
-def verify_student(directory: Path, build: Build, images: Array, logits: Array) -> float:
+def verify_student(directory: Path, build: Build, images: np.ndarray, logits: Array) -> float:
     """Load the student again, as weights and as program, and return the largest difference from `logits`.
 
     The program is asked for all images at once and for the first alone. Raises RuntimeError where the weights
@@ -193,7 +195,7 @@ def verify_student(directory: Path, build: Build, images: Array, logits: Array) 
     )
 
 
-def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> float:
+def _difference(found: np.ndarray | Array, wanted: Array, tolerance: float, path: Path) -> float:
     difference = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64))))
     if not difference <= tolerance:  # NaN is a failure too
         raise RuntimeError(
@@ -205,10 +207,11 @@ def _difference(found: Array, wanted: Array, tolerance: float, path: Path) -> fl
 def program_of(model: Model, variables: PyTree, shape: Sequence[int]) -> bytes:
     """The network with its weights as StableHLO, float32 images [b,h,w,c] -> `Outputs.exported` for any b."""
     variables = jax.tree.map(np.asarray, variables)
-    return _exported(lambda images: model.apply(variables, images)[0].exported, shape)
+    return stablehlo_of(lambda images: model.apply(variables, images)[0].exported, shape)
 
 
-def _exported(function: Callable[[Array], Array], shape: Sequence[int]) -> bytes:
+def stablehlo_of(function: Callable[[Array], Array], shape: Sequence[int]) -> bytes:
+    """A function of float32 images [b,h,w,c] as StableHLO, for any b, with all that it holds."""
     images = jax.ShapeDtypeStruct((*jax_export.symbolic_shape("b"), *shape), jnp.float32)
     # A CPU runs the forms of other platforms up to 25 times slower, so all get those of a CPU. In the highest
     # precision, because a GPU or TPU that rounds factors in its own way would not say what was measured.
@@ -230,7 +233,7 @@ def save_ensemble(
     temporary = folder.with_name(f".{FOLDER}.writing")
     student = read_card(folder.parent / "model.json")
     try:
-        program = _exported(decide, card["input"]["shape"])
+        program = stablehlo_of(decide, card["input"]["shape"])
     except UserError:
         raise
     except Exception as error:  # whatever a rule of the user's own may raise

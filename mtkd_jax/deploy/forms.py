@@ -11,7 +11,6 @@ README with it, names every file, its SHA-256 and what was measured of it.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import platform
@@ -21,8 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import flax as safetensors_flax
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from mtkd_jax.deploy import export, int8, onnx, onnx_int8
 from mtkd_jax.deploy.deployed import (
@@ -31,6 +29,7 @@ from mtkd_jax.deploy.deployed import (
     ONNX,
     PROGRAM,
     PROGRAMS,
+    Program,
     card_digest,
     load_program,
     read_card,
@@ -41,7 +40,7 @@ from mtkd_jax.types import Array, Model, PyTree, UserError
 
 INT8_WEIGHTS, WEIGHTS = "model.int8.safetensors", "model.safetensors"
 PROC = Path("/proc")
-Ask = Callable[[Array], np.ndarray]  # float32 images [b,h,w,c] -> logits [b,C]
+Ask = Callable[[np.ndarray], np.ndarray]  # float32 images [b,h,w,c] -> logits [b,C]
 
 
 class Given(NamedTuple):
@@ -117,7 +116,7 @@ def programs(directory: Path) -> dict[str, Ask]:
     }
 
 
-def _on_host(program: Callable[[Array], Array]) -> Ask:
+def _on_host(program: Program) -> Ask:
     return lambda images: np.asarray(program(images))
 
 
@@ -155,20 +154,11 @@ def _write_onnx_int8(given: Given) -> dict[str, bytes]:
 def _write_int8(given: Given) -> dict[str, bytes]:
     arrays, model = int8.rounded(given.variables), given.model
 
-    def apply(_: PyTree, image: Array) -> tuple[Any, PyTree]:
-        return model.apply(int8.multiplied_out(arrays), image)
+    def exported(images: Array) -> Array:
+        return model.apply(int8.multiplied_out(arrays), images)[0].exported
 
-    program = export.program_of(_Applied(model.name, model.module, apply=apply), {}, given.images.shape[1:])
-    return {INT8_WEIGHTS: safetensors_flax.save(arrays), INT8_PROGRAM: program}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Applied:
-    """A model whose variables are known already."""
-
-    name: str
-    module: Any
-    apply: Callable
+    program = export.stablehlo_of(exported, given.images.shape[1:])
+    return {INT8_WEIGHTS: save(arrays), INT8_PROGRAM: program}
 
 
 FORMS = {

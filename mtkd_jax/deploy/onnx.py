@@ -19,19 +19,19 @@ import numpy as np
 from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.models import layers
 from mtkd_jax.system.terminal import one_line
-from mtkd_jax.types import Array, Model, PyTree, UserError
+from mtkd_jax.types import Model, PyTree, UserError
 
 TOLERANCE = 1e-4  # of the largest logit (and of 1): ONNX Runtime sums in another order
 WAYS = ("gpu", "cpu")  # whose forms of convolutions are traced: plain ones first, which runtimes know best
 
 
-def onnx_of(model: Model, variables: PyTree, images: Array, logits: Array) -> bytes:
+def onnx_of(model: Model, variables: PyTree, images: np.ndarray, logits: np.ndarray) -> bytes:
     """The network with its weights as an ONNX model, checked: of `images` it says `logits` [n,C].
 
     It is asked for all images at once and for the first alone. Raises UserError, one line, where none of the
     ways of tracing gives a model that loads and agrees to TOLERANCE.
     """
-    images, logits, said = np.asarray(images, np.float32), np.asarray(logits), []
+    images, said = np.asarray(images, np.float32), []
     for way in WAYS:
         try:
             data = _translated(model, variables, images.shape[1:], way)
@@ -84,7 +84,7 @@ def _lenient() -> Iterator[None]:
         yield
 
 
-def _difference(found: Array, wanted: Array) -> float:
+def _difference(found: np.ndarray, wanted: np.ndarray) -> float:
     largest = max(1.0, float(np.max(np.abs(wanted))))
     difference = np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64))
     return float(np.max(difference)) / largest if np.all(np.isfinite(found)) else np.inf

@@ -16,13 +16,13 @@ import numpy as np
 from mtkd_jax.deploy.onnx import silent
 from mtkd_jax.deploy.onnx_runtime import open_model
 from mtkd_jax.system.terminal import one_line
-from mtkd_jax.types import Array, UserError
+from mtkd_jax.types import UserError
 
 MOST_SEEN = 512  # images, evenly spaced, that activations' ranges are taken from
 BLOCK = 64  # of them computed at once
 
 
-def rounded(data: bytes, seen: Array) -> bytes:
+def rounded(data: bytes, seen: np.ndarray) -> bytes:
     """A float32 model with kernels and activations of 8 bits, of their ranges on images `seen` [n,h,w,c].
 
     Raises UserError, one line, where it cannot be made or says something that is no number.

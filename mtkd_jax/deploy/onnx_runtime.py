@@ -15,7 +15,7 @@ QUIET = 4  # of its levels: what it logs as errors comes back as exceptions, too
 class Opened(NamedTuple):
     """A model that can be asked."""
 
-    call: Callable[[Array], np.ndarray]  # images, float32 or what becomes it -> its first output
+    call: Callable[[np.ndarray | Array], np.ndarray]  # images, float32 or what becomes it -> its first output
     sizes: tuple[int | None, ...]  # of its input; None is any
 
 
@@ -40,7 +40,7 @@ def open_model(data: bytes, name: object) -> Opened:
         kinds = ", ".join(one.type for one in inputs)
         raise UserError(f"{name}: takes {kinds}; must take one tensor(float), images as float32")
 
-    def call(images: Array) -> np.ndarray:
+    def call(images: np.ndarray | Array) -> np.ndarray:
         given = {inputs[0].name: np.ascontiguousarray(images, np.float32)}
         return session.run(None, given, run_options)[0]
 

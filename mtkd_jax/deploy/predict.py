@@ -266,9 +266,9 @@ def _of_batch(
         logits, handed_over = cascade.answer(net, seen, there)
         by = np.where(handed_over, "ensemble", "student").tolist()
     further = _asked_further(program, kind, len(card["class_names"]), seen)
-    for place, (one, error, own, who) in enumerate(zip(asked, errors, logits, by)):
-        if error:
-            yield Prediction(one.path, one.line, error=error, source=one.source)
+    for place, (one, wrong, own, who) in enumerate(zip(asked, errors, logits, by)):
+        if wrong:
+            yield Prediction(one.path, one.line, error=wrong, source=one.source)
         elif tell is not None:
             lines = tell(own, {name: said[place] for name, said in further.items()})
             yield Prediction(one.path, one.line, lines=tuple(lines), source=one.source)

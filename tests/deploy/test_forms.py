@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from mtkd_jax import export as command
 from mtkd_jax.deploy import deployed, export, forms, int8, onnx, onnx_int8, onnx_runtime
 from mtkd_jax.results import forms as measured
 from mtkd_jax.runs import workdir
-from mtkd_jax.types import Outputs, Task, UserError
+from mtkd_jax.types import Model, Outputs, Task, UserError
 from tests import small
 
 
@@ -230,13 +231,13 @@ def test_activations_are_rounded_to_the_range_of_the_images_that_are_seen(tmp_pa
     rng = np.random.default_rng(0)
     kernel = np.eye(4, dtype=np.float32)
 
-    def apply(_, image):
+    def apply(_, image, train):
         logits = image.reshape(image.shape[0], 4) @ kernel
-        return Outputs(logits, logits[None], logits, {}), {}
+        return Outputs(logits, logits[None], logits, {})
 
     images = rng.uniform(0, 1, (8, 2, 2, 1)).astype(np.float32)
     pixels = images.reshape(8, 4)
-    data = onnx.onnx_of(forms._Applied("pixels", None, apply=apply), {}, images, pixels)
+    data = onnx.onnx_of(Model("pixels", SimpleNamespace(apply=apply)), {}, images, pixels)
     images[0, 0, 0], seen = 5.0, np.append(images[1:], np.full((1, 2, 2, 1), 1.02, np.float32), axis=0)
     said = onnx_runtime.open_model(onnx_int8.rounded(data, seen), "rounded").call(images)
     wanted = np.minimum(images.reshape(8, 4), 1.02)

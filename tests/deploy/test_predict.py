@@ -279,7 +279,7 @@ def test_another_form_is_asked_and_one_that_is_not_there_names_its_command(stude
     command = f"python -m mtkd_jax.export {folder} --forms int8 writes it"
     assert capsys.readouterr().err == f"mtkd_jax: {folder}: has no model.int8.stablehlo; {command}\n"
 
-    grey = export._exported(lambda image: jnp.array([[0.0, 1.0, 0.0]]) + 0 * image[:, 0, 0], (4, 4, 1))
+    grey = export.stablehlo_of(lambda image: jnp.array([[0.0, 1.0, 0.0]]) + 0 * image[:, 0, 0], (4, 4, 1))
     (folder / "model.int8.stablehlo").write_bytes(grey)
     told = {"model.int8.stablehlo": {"sha256": deployed.sha256(grey)}}
     forms.rewrite_card(folder, deployed.read_card(folder / "model.json"), told)
