@@ -40,7 +40,7 @@ from mtkd_jax.laboratory import rule_study
 from mtkd_jax.plans import lending, plan
 from mtkd_jax.report import document
 from mtkd_jax.results import evaluation, intervals, lookup, metrics
-from mtkd_jax.results.student import NUM_CHECKED, choose_student
+from mtkd_jax.results.student import NUM_CHECKED, describe_student
 from mtkd_jax.runs import workdir as run_folders
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts, own_code, paths
@@ -421,9 +421,9 @@ def distil(
             f"distil: no student of {mode} is left, the loss of all was not finite; look at temperatures and "
             "train.learning_rate"
         )
-    model, variables, card = choose_student(trained, predicted)
+    network, variables, card = describe_student(trained, predicted, *chosen)
     images = teachers.validation[0][:NUM_CHECKED]
-    return Student(model, variables, card, np.asarray(loading.scale(jnp.asarray(images))))
+    return Student(network, variables, card, np.asarray(loading.scale(jnp.asarray(images))))
 
 
 def load_student(folder: str | Path) -> Student:

@@ -9,12 +9,15 @@ the test ROC) and "operating_point" (the threshold is validation's), a dict of s
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from mtkd_jax.config import row_of
 from mtkd_jax.results import comparisons, lookup, measured, metrics, scoring
 from mtkd_jax.runs.predictions import Group, Predictions
+from mtkd_jax.tasks.kinds import Measure
+from mtkd_jax.types import Metric
 
 IMBALANCED = 1.5  # times the examples of the smallest class in the largest one, and accuracy misleads
 
@@ -26,6 +29,11 @@ def numbers(predictions: Predictions) -> dict:
         split: np.bincount(of_split, minlength=len(predictions.class_names)).tolist()
         for split, of_split in (("val", predictions.val_labels), ("test", labels))
     }
+    told: dict[str, Measure | Metric] = {
+        **{f"{predictions.task}: {one.name}": one for one in measured.measures(predictions)},
+        **measured.own(predictions),
+    }
+    chosen = lookup.chosen_student(predictions)
     found_gaps, compared = comparisons.gaps(predictions), comparisons.compare(predictions)
     return plain(
         {
@@ -49,10 +57,7 @@ def numbers(predictions: Predictions) -> dict:
                     "unit": one.unit,
                     "digits": one.digits,
                 }
-                for address, one in {
-                    **{f"{predictions.task}: {one.name}": one for one in measured.measures(predictions)},
-                    **measured.own(predictions),
-                }.items()
+                for address, one in told.items()
             ],
             "task": predictions.task,
             "rows": [
@@ -65,7 +70,7 @@ def numbers(predictions: Predictions) -> dict:
             "cohorts": comparisons.cohorts(predictions),
             "negative_transfer": comparisons.negative_transfer(predictions),
             "common_alpha": common_alpha(predictions),
-            "chosen_student": _describe(predictions, lookup.chosen_student(predictions)),
+            "chosen_student": None if chosen is None else _describe(predictions, chosen),
             "deploy": _deployed(predictions),
             "diversity": diversity(predictions),
             "sub_ensembles": [
@@ -102,13 +107,13 @@ def diversity(predictions: Predictions) -> dict:
 
 def common_alpha(predictions: Predictions) -> dict | None:
     """Every mode at one alpha (each at its own temperature): {"alpha", "rows"}; None where none was kept."""
-    kept = [group for group in predictions.groups if group.common_test is not None]
+    kept = [(group, group.common_test) for group in predictions.groups if group.common_test is not None]
     if predictions.common_alpha is None or not kept:
         return None
     found = []
-    for group in kept:
-        test = [metrics.summary(logits, predictions.test_labels) for logits in group.common_test]
-        fields = {"name": group.name, "transfer": group.transfer, "role": group.role}
+    for group, common_test in kept:
+        test = [metrics.summary(logits, predictions.test_labels) for logits in common_test]
+        fields: dict[str, Any] = {"name": group.name, "transfer": group.transfer, "role": group.role}
         fields["architecture"] = group.architecture
         fields |= {"alpha": predictions.common_alpha, "temperature": group.temperature, "n": len(test)}
         found.append(fields | {name: measured.over_members(name, test, "seeds") for name in scoring.METRICS})
@@ -171,10 +176,8 @@ def _deployed(predictions: Predictions) -> dict | None:
     }
 
 
-def _describe(predictions: Predictions, chosen: tuple[Group, int] | None) -> dict | None:
+def _describe(predictions: Predictions, chosen: tuple[Group, int]) -> dict:
     """Where a network stands, and its numbers."""
-    if chosen is None:
-        return None
     group, member = chosen
     positive = lookup.detected(predictions)
     detector = None
@@ -193,7 +196,7 @@ def _describe(predictions: Predictions, chosen: tuple[Group, int] | None) -> dic
     }
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """`value` as JSON can hold it: tuples as lists, NumPy numbers as numbers, None for NaN and infinities."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}

@@ -10,6 +10,7 @@ and those that are take no other. All else takes 32 bits a number.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -53,8 +54,8 @@ def of_members(own: Population, images: np.ndarray | Images) -> dict[str, float]
 
 def of_weights(variables: PyTree) -> dict[str, float]:
     """The same, without spikes, of one network's variables."""
-    leaves = [(path, np.asarray(leaf)) for path, leaf in _leaves(variables["params"])]
-    of_kernels = [(path, leaf) for path, leaf in leaves if is_kernel(path, leaf)]
+    leaves = _leaves(variables["params"])
+    of_kernels = [(path, np.asarray(leaf)) for path, leaf in leaves if is_kernel(path, leaf)]
     real = sum(leaf.size for path, leaf in leaves if not is_kernel(path, leaf))
     kernels = [stored(leaf, of_heads=path[0].key == "heads") for path, leaf in of_kernels]
     weights, zeros, num_bytes = (sum(column) for column in zip(*kernels))
@@ -90,7 +91,7 @@ def _bits(values: np.ndarray) -> int:
     flat, steps = values.ravel(), np.arange(1, MOST_STEPS + 1)
     for number in LOOKED_AT:
         steps = steps[_on_grid(flat[:number], steps)]
-    coarsest = next((one for one in steps if _on_grid(flat, one)), None)
+    coarsest = next((one for one in steps if _on_grid(flat, np.asarray(one))), None)
     return REAL if coarsest is None else math.ceil(math.log2(coarsest + 1))
 
 
@@ -118,13 +119,13 @@ def activity(own: Population, images: np.ndarray | Images) -> dict[str, float]:
 
 
 @lru_cache
-def _spikes(model: Model):
+def _spikes(model: Model) -> Callable[[PyTree, jax.Array], jax.Array]:
     """(variables [M,...], images [B,h,w,c]) -> [B,M,2], the spikes and the share of neurons that spike."""
 
     def of_one(variables: PyTree, image: jax.Array) -> jax.Array:
         outputs, _ = model.apply(variables, scale(image))
-        rates = [rate.reshape(len(rate), -1) for rate in outputs.features.values()]
-        rates = jnp.concatenate(rates, axis=-1)
+        of_stages = [rate.reshape(len(rate), -1) for rate in outputs.features.values()]
+        rates = jnp.concatenate(of_stages, axis=-1)
         spikes = model.module.time_steps * rates.sum(axis=-1)
         return jnp.stack([spikes, (rates > 0).astype(jnp.float32).mean(axis=-1)], axis=-1)
 

@@ -267,6 +267,8 @@ def _at_its_threshold(
     predictions: Predictions, group: Group, member: int, ensemble: dict[str, np.ndarray]
 ) -> tuple[Setting, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The threshold of one network, and what it makes of every validation and test example."""
+    if predictions.val_groups is None:
+        raise ValueError("nobody knows which validation examples are independent: nothing can be certified")
     own = {"val": group.val[member], "test": group.test[member]}
     labels = {"val": predictions.val_labels, "test": predictions.test_labels}
     setting = set_threshold(

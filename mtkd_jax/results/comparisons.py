@@ -77,7 +77,7 @@ def students_by_size(predictions: Predictions) -> list[dict]:
     groups = [one[0] for one in chosen if one is not None]
     ensemble = _right_of_ensemble(predictions) if groups else None
     found = []
-    for group in sorted(groups, key=lambda group: group.params):
+    for group in sorted(groups, key=lambda group: group.params or 0):
         right = _accuracies(group.test, predictions.test_labels)
         tested = intervals.crossed_t(predictions.by_unit(right - ensemble), predictions.margin)
         p_values = [tested[name] if len(right) > 1 else None for name in ("p_value", "p_equivalence")]
@@ -288,11 +288,14 @@ def cohorts(predictions: Predictions) -> list[dict]:
             name=group.name.removesuffix(configuration.COHORT),
             architecture=group.architecture,
         )
+        if leader is None:  # of predictions that no run of ours has made
+            continue
         of_leader, of_cohort = (
             [metrics.accuracy(logits, predictions.test_labels) for logits in one.test]
             for one in (leader, group)
         )
-        apart = group.peers_apart[np.isfinite(group.peers_apart)]
+        peers_apart = np.zeros(0) if group.peers_apart is None else group.peers_apart
+        apart = peers_apart[np.isfinite(peers_apart)]
         found.append(
             {
                 **{name: getattr(leader, name) for name in ("name", "role", "transfer", "architecture")},

@@ -13,6 +13,7 @@ fast. Source: supervision complexity and its role in knowledge distillation, Har
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,8 @@ def kernel(model: Model, variables: PyTree, images: np.ndarray, num_bytes: float
         rows = jacobian_of(variables["params"], of_rows)
         for j, of_columns in enumerate(parts[i:], start=i):
             columns = rows if i == j else jacobian_of(variables["params"], of_columns)
-            blocks[i, j] = sum(_products(np.asarray(a), np.asarray(b)) for a, b in zip(rows, columns))
+            of_each = (_products(np.asarray(a), np.asarray(b)) for a, b in zip(rows, columns))
+            blocks[i, j] = reduce(np.add, of_each)
             blocks[j, i] = blocks[i, j].T
     whole = np.block([[blocks[i, j] for j in range(len(parts))] for i in range(len(parts))])
     used = len(whole) // len(filled) * len(images)

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from mtkd_jax.types import Array, DataSet, Ensemble, Images, Model, Outputs, Pop
 
 SAVED = outside.SAVED  # what an interrupted evaluation says
 LATENCY_BATCHES = (1, 256)
+Cost = TypeVar("Cost", int, float)  # parameters, FLOPs, seconds
 ROLES = {"baseline": "baseline", "control": "control"}  # every other mode has the role of its stage
 
 
@@ -266,7 +267,7 @@ def costs(model: Model, image_shape: tuple[int, ...], dtype: str) -> dict:
     }
 
 
-def _answers(model: Model, variables: PyTree, image: np.ndarray) -> Array:
+def _answers(model: Model, variables: PyTree, image: Array) -> Array:
     """Logits [B,C] of a network; of branches on one stem [P,B,C], which it computes once.
 
     Written out, for the FLOPs of a loop would be counted once.
@@ -283,12 +284,18 @@ def network_of(stages: Plan, done: Done, group: Group, position: int) -> tuple[M
     return trained.model, population.take(trained.variables, position)
 
 
+def _cell_of(group: Group) -> Cell:
+    """The point of the grid that a row of students was chosen at."""
+    if group.alpha is None or group.temperature is None:
+        raise ValueError(f"{group.key} was chosen at no point of a grid")
+    return Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
+
+
 def networks_of(stages: Plan, done: Done, group: Group) -> outside.Network:
     """The members of a group of teachers or students, and their recipe's `mutual` where they keep members."""
     if group.role == "teacher":
         return done[group.key.replace("/", "-", 1)].finite_members, None
-    cell = Cell(group.alpha, group.temperature, tuple(group.arguments.items()))
-    found, mutual = [], None
+    cell, found, mutual = _cell_of(group), [], None
     for stage in stages:  # several, where seeds were added later
         fitted = done[stage.name]
         if stage.transfer == group.transfer and fitted.population.model.name == group.architecture:
@@ -427,13 +434,14 @@ def _student_group(
         with_peers = sum(member.mode == mode for member in stage.family)
         seconds += fitted.seconds * with_peers / len(stage.family)
     cell, grid = choose(members, val_nll)
-    stage = next(stage for stage, _ in trained if members_of(stage.family, mode, cell))
+    with_cell = _stages_with(trained, mode, cell)
+    stage = with_cell[0][0]
     role = ROLES.get(mode, stage.role)
-    chosen, seeds = _students_at(trained, mode, cell)
-    at_common = None
-    if role == "student":
-        common, _ = _students_at(trained, mode, cell._replace(alpha=common_alpha(config)))
-        if common is not None and common.num_members:
+    chosen, seeds = _students_at(with_cell, mode, cell)
+    at_common, common_cell = None, cell._replace(alpha=common_alpha(config))
+    if role == "student" and (with_common := _stages_with(trained, mode, common_cell)):
+        common, _ = _students_at(with_common, mode, common_cell)
+        if common.num_members:
             at_common = _logits_of_test(common, split)
     return Group(
         key=key,
@@ -453,18 +461,20 @@ def _student_group(
     )
 
 
-def _students_at(
+def _stages_with(
     trained: Sequence[tuple[Stage, Fitted]], mode: str, cell: Cell
-) -> tuple[Population | None, list[int]]:
-    """The students of a row at one cell and their seeds, without any that broke down.
+) -> list[tuple[Stage, Fitted]]:
+    """The stage that has a cell of a row and those that added seeds to it; none where no stage has it."""
+    return [(stage, fitted) for stage, fitted in trained if members_of(stage.family, mode, cell)]
 
-    Of the stage that has the cell and of those that added seeds to it; None where no stage has it.
-    """
-    own = [(stage, fitted) for stage, fitted in trained if members_of(stage.family, mode, cell)]
+
+def _students_at(own: Sequence[tuple[Stage, Fitted]], mode: str, cell: Cell) -> tuple[Population, list[int]]:
+    """The students of a row at one cell, of the stages that have it, and their seeds; without any that broke
+    down."""
     finite = [finite_members(fitted, stage.family, mode, cell) for stage, fitted in own]
     parts = [population.members(fitted.population, rows) for (_, fitted), rows in zip(own, finite)]
     seeds = [stage.family[m].seed for (stage, _), rows in zip(own, finite) for m in rows]
-    return population.concatenate(parts) if parts else None, seeds
+    return population.concatenate(parts), seeds
 
 
 def _averages(stages: Plan, groups: Sequence[Group]) -> tuple[list[Group], list[str]]:
@@ -506,9 +516,6 @@ def average(groups: Sequence[Group], transfer: str, name: str, model: str = "") 
             [getattr(group, split)[[group.members.index(one) for one in shared]] for group in groups]
         )
 
-    def total(values: Sequence[float | None]) -> float | None:
-        return None if None in values else sum(values)
-
     return Group(
         key=group_key(transfer, name, model),
         name=name,
@@ -521,16 +528,20 @@ def average(groups: Sequence[Group], transfer: str, name: str, model: str = "") 
         members=tuple(shared),
         val=mean("val"),
         test=mean("test"),
-        params=sum(group.params for group in groups),
-        flops=total([group.flops for group in groups]),
-        latency_ms={
-            size: total([group.latency_ms[size] for group in groups]) for size in groups[0].latency_ms
-        },
-        train_seconds=total([group.train_seconds for group in groups]),
+        params=_total([group.params for group in groups]),
+        flops=_total([group.flops for group in groups]),
+        latency_ms={size: sum(group.latency_ms[size] for group in groups) for size in groups[0].latency_ms},
+        train_seconds=_total([group.train_seconds for group in groups]),
     )
 
 
-def _log_mean_probs(each: Sequence[np.ndarray]) -> np.ndarray:
+def _total(values: Sequence[Cost | None]) -> Cost | None:
+    """Their sum; None as soon as one is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def _log_mean_probs(each: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """log mean_k softmax(z_k), [...,C], of logits z_k [...,C] of K networks."""
     log_probs = [logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in each]
     return np.logaddexp.reduce(log_probs, axis=0) - np.float32(np.log(len(each)))
@@ -546,7 +557,7 @@ def _cohort_groups(split: Split, stages: Plan, done: Done, groups: Sequence[Grou
 def _cohort_group(split: Split, leader: Group, trained: Sequence[tuple[Stage, Fitted]]) -> Group:
     """The row of log mean_p softmax(z_p) over the peers p of each student, without any that broke down."""
     interrupts.check(SAVED)
-    cell = Cell(leader.alpha, leader.temperature, tuple(leader.arguments.items()))
+    cell = _cell_of(leader)
     cohorts = [
         _cohort_of(stage, fitted, m)
         for stage, fitted in trained
@@ -577,8 +588,8 @@ def _cohort_group(split: Split, leader: Group, trained: Sequence[tuple[Stage, Fi
 
 def _cohort_of(stage: Stage, fitted: Fitted, m: int) -> Population:
     """The finite peers of a student, itself among them: members of its population, or its branches."""
-    if fitted.branched is not None:
-        model, whole = fitted.branched.model, population.take(fitted.branched.variables, m)
+    if fitted.branched is not None and isinstance(model := fitted.branched.model, Branched):
+        whole = population.take(fitted.branched.variables, m)
         each = population.stack([model.branch(whole, number) for number in range(model.num_branches)])
         return Population(model.deployed, each, {}, tuple(map(str, range(model.num_branches))))
     names, student = fitted.population.names, stage.family[m]
@@ -601,7 +612,7 @@ def _costs_of_cohort(leader: Group, branched: Population | None, split: Split) -
         return costs(branched.model, images.shape[1:], str(images.dtype))
     number = leader.num_in_cohort
     return {
-        "params": number * leader.params,
+        "params": None if leader.params is None else number * leader.params,
         "flops": None if leader.flops is None else number * leader.flops,
         "latency_ms": {size: number * latency for size, latency in leader.latency_ms.items()},
     }
@@ -649,7 +660,7 @@ def _asked(own: Population, split: Split) -> dict[str, np.ndarray]:
     members = [population.members(own, [m]) for m in range(own.num_members)]
     networks = [lambda images, one=one: population.logits(one, images)[0] for one in members]
     return {
-        name: np.stack([ask(network, split.dataset.test_images) for network in networks])
+        name: np.stack([ask(network, split.dataset.test_images[:]) for network in networks])
         for name, ask in kinds.named(split.dataset.task).asks.items()
     }
 
@@ -665,7 +676,7 @@ def _asked_together(ensemble: Ensemble, split: Split) -> dict[str, np.ndarray]:
         return np.asarray(rules.log_probs(rules.mean_probs(jnp.asarray(logits))))
 
     asks = kinds.named(dataset.task).asks
-    return {name: flat(ask(fused, dataset.test_images), dataset.test_labels) for name, ask in asks.items()}
+    return {name: flat(ask(fused, dataset.test_images[:]), dataset.test_labels) for name, ask in asks.items()}
 
 
 def logits(
@@ -680,7 +691,9 @@ def logits(
     return population.logits(own, images[rows])
 
 
-def _latency(forward, variables: PyTree, image: np.ndarray, batch_size: int, num_calls: int = 50) -> float:
+def _latency(
+    forward: Callable[..., Array], variables: PyTree, image: np.ndarray, batch_size: int, num_calls: int = 50
+) -> float:
     batch = jax.device_put(np.repeat(image, batch_size, axis=0))
     forward(variables, batch).block_until_ready()
     seconds = []

@@ -14,6 +14,7 @@ fitted on validation, one a network, and held.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -219,25 +220,27 @@ def _by_strength(by_shift: np.ndarray | None) -> list[float] | None:
 
 
 def _members(group: Group) -> PartLogits:
-    mutual = None
-    if group.outliers is not None:  # who keeps no members disagrees about nothing
+    mutual: tuple[np.ndarray, np.ndarray] | None = None
+    if group.mutual is not None and group.mutual_outliers is not None:
+        mutual = group.mutual, group.mutual_outliers
+    elif group.outliers is not None:  # who keeps no members disagrees about nothing
         num_members, num_outliers, _ = group.outliers.shape
-        nothing = np.zeros((num_members, group.test.shape[1])), np.zeros((num_members, num_outliers))
-        mutual = nothing if group.mutual is None else (group.mutual, group.mutual_outliers)
+        mutual = np.zeros((num_members, group.test.shape[1])), np.zeros((num_members, num_outliers))
     return PartLogits(group.val, group.test, group.shifted, group.outliers, mutual)
 
 
 def _ensemble(predictions: Predictions) -> PartLogits:
     """All teachers fused by mean_probs, as one member."""
-    asked = [group.outliers for group in lookup.teachers(predictions)]
+    teachers = lookup.teachers(predictions)
+    asked = [group.outliers for group in teachers if group.outliers is not None]
     logits = {split: lookup.teacher_logits(predictions, split) for split in ("val", "test")}
-    if all(one is not None for one in asked):
+    if len(asked) == len(teachers):
         logits["outliers"] = np.concatenate(asked)
     fused = {split: said[None] for split, said in lookup.fuse("mean_probs", logits).items()}
     outliers, mutual = fused.get("outliers"), None
     if outliers is not None:
-        of_each = (metrics.mutual_information(logits[split])[None] for split in ("test", "outliers"))
-        mutual = tuple(of_each)
+        of_test, of_outliers = (metrics.mutual_information(logits[one])[None] for one in ("test", "outliers"))
+        mutual = of_test, of_outliers
     shifted = predictions.ensemble_shifted
     return PartLogits(
         fused["val"], fused["test"], None if shifted is None else shifted[None], outliers, mutual
@@ -251,7 +254,7 @@ def _terms(said: PartLogits, temperatures: np.ndarray, labels: np.ndarray) -> di
     if said.shifted is not None:
         shifted = np.moveaxis(said.shifted.astype(np.float64), 1, 0)
         found |= {f"shift_{name}": Terms(one) for name, one in zip(metrics.TERMS, shifted)}
-    if said.outliers is not None:
+    if said.outliers is not None and said.mutual is not None:
         mutual, mutual_outliers = said.mutual
         found |= {
             "ood_confidence": _auroc(_doubt(said.test), _doubt(said.outliers)),
@@ -314,7 +317,7 @@ class _Resampled(NamedTuple):
         resamples = {}
         for name, one in terms.items():
             resamples[name] = values[name] + _moved(draws.test, predictions.by_unit(one.test))
-            if one.outliers is not None:
+            if one.outliers is not None and draws.outliers is not None:
                 resamples[name] += _moved(draws.outliers, one.outliers)
         return cls(temperatures, values, resamples)
 
@@ -322,7 +325,7 @@ class _Resampled(NamedTuple):
     def num(self) -> int:
         return len(self.temperatures)
 
-    def over_seeds(self, name: str, which, draws: _Draws) -> np.ndarray:
+    def over_seeds(self, name: str, which: Sequence[int] | np.ndarray, draws: _Draws) -> np.ndarray:
         """Means [R] over as many of the members `which` as there are, drawn by the same lots for all."""
         which = np.asarray(which)
         drawn = which[(draws.lots[:, : len(which)] * len(which)).astype(int)]

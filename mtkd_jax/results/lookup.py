@@ -152,7 +152,7 @@ def chosen_student(predictions: Predictions, architecture: str = "") -> tuple[Gr
     if not students:
         return None
     nlls = [[metrics.nll(logits, predictions.val_labels) for logits in group.val] for group in students]
-    best = _lowest([np.mean(values) for values in nlls])
+    best = _lowest([float(np.mean(values)) for values in nlls])
     return students[best], _lowest(nlls[best])
 
 

@@ -51,13 +51,14 @@ def of_ensemble(value: float, interval: intervals.Interval | None) -> dict:
     return {"mean": value, "std": None, "ci95": interval, "ci_over": "test_examples", "values": [value]}
 
 
-def balanced_over_units(predictions: Predictions, logits: np.ndarray) -> intervals.Interval | None:
+def balanced_over_units(
+    logits: np.ndarray, labels: np.ndarray, units: np.ndarray
+) -> intervals.Interval | None:
     """Of the mean recall of classes, by resampling `Predictions.units`."""
-    labels, right = predictions.test_labels, logits.argmax(axis=-1) == predictions.test_labels
-    units = predictions.units
-    counts = np.zeros((units.max() + 1, 2, logits.shape[-1]))
-    np.add.at(counts, (units, 1, labels), 1.0)
-    np.add.at(counts, (units, 0, labels), right)
+    right, num_classes = logits.argmax(axis=-1) == labels, logits.shape[-1]
+    place, size = units * num_classes + labels, (int(units.max()) + 1) * num_classes
+    each = (np.bincount(place, weights, size).reshape(-1, num_classes) for weights in (right, None))
+    counts = np.stack(list(each), axis=1)  # [E,2,C]: those that are right, and all
 
     def recall(total: np.ndarray) -> float:
         found, of = total
@@ -259,7 +260,7 @@ def detection_of_ensemble(predictions: Predictions, decided: dict[str, np.ndarra
 def _of_share(found: np.ndarray, of: np.ndarray, units: np.ndarray | None) -> intervals.Interval | None:
     """Of a share of examples [N] bool, by resampling those that it is of, or whole units."""
     if units is None:
-        return intervals.bootstrap_shares([found.sum()], [of.sum()])
+        return intervals.bootstrap_shares(np.array([found.sum()]), np.array([of.sum()]))
     counts = sum_by_unit(np.stack([found, of], axis=-1), units)
     counts = counts[counts[:, 1] > 0]
     return intervals.bootstrap_sums(counts, lambda total: total[0] / total[1], ends=(0.0, 1.0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -69,7 +70,7 @@ def ask(
     asked = {key: one for key, one in networks.items() if one[0].model.can_be_asked}
     teachers = [group.key for group in groups if group.role == "teacher"]
     fused = teachers if all(key in asked for key in teachers) else []
-    fields: dict[str, dict[str, np.ndarray]] = {key: {} for key in (*asked, ENSEMBLE)}
+    fields: dict[str, dict[str, Any]] = {key: {} for key in (*asked, ENSEMBLE)}
     if config.report.corruptions:
         populations = {key: own for key, (own, _) in asked.items()}
         for key, found in _under_shift(config, split, groups, populations, fused).items():

@@ -129,17 +129,17 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
     on_test = metrics.per_example(decided["test"], predictions.test_labels)
     on_val = metrics.summary(decided["val"], predictions.val_labels)
     asked = predictions.ensemble_beside if rule == "mean_probs" else {}
-    found = {
+    found: dict[str, dict | None] = {
         name: measured.over_examples(predictions.by_unit(values), measured.ends_of(name))
         for name, values in on_test.items()
     }
-    matrix = metrics.confusion(decided["test"], predictions.test_labels)
+    matrix, units = metrics.confusion(decided["test"], predictions.test_labels), predictions.units
     present = matrix.sum(axis=1) > 0
     found["balanced_accuracy"] = measured.of_ensemble(
         metrics.balanced_accuracy(decided["test"], predictions.test_labels),
         intervals.bootstrap_shares(np.diagonal(matrix)[present], matrix.sum(axis=1)[present])
-        if predictions.test_groups is None
-        else measured.balanced_over_units(predictions, decided["test"]),
+        if units is None
+        else measured.balanced_over_units(decided["test"], predictions.test_labels, units),
     )
     ranks = rules.is_rank(rule)  # places are no probabilities
     of_examples = measured.units_of_examples(predictions)
@@ -198,4 +198,5 @@ def _ensemble_row(predictions: Predictions, rule: str) -> dict:
 def _total(parts: Iterable[tuple[float | None, int]]) -> float | None:
     """Sum of value * count; None as soon as one value is unknown."""
     parts = list(parts)
-    return None if any(value is None for value, _ in parts) else sum(value * count for value, count in parts)
+    known = [value * count for value, count in parts if value is not None]
+    return sum(known) if len(known) == len(parts) else None

@@ -30,10 +30,10 @@ _TERMS = ("rule", "score", "threshold", "certified", "tolerance", "level", "unit
 
 def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
     """Write the network to deploy to `into`/student, load it again and check that it says the same."""
-    chosen = choose_student(trained, predicted)
+    chosen = lookup.network_to_deploy(predicted)
     if chosen is None:
         return
-    model, variables, card = chosen
+    model, variables, card = describe_student(trained, predicted, *chosen)
     images = trained.split.dataset.test_images
     checked = np.asarray(loading.scale(jnp.asarray(images[:NUM_CHECKED])))
     logits = export.logits_of(model, variables, checked)
@@ -43,14 +43,19 @@ def save_student(trained: Trained, predicted: Predictions, into: Path) -> None:
         wanted = trained.config.export.forms
         forms.export_forms(into / "student", wanted, addresses.build_model, trained.split)
     if trained.config.export.cascade:
-        _save_ensemble(trained, predicted, card, into / "student", checked)
+        _save_ensemble(trained, predicted, chosen, card, into / "student", checked)
 
 
 def _save_ensemble(
-    trained: Trained, predicted: Predictions, of_student: dict[str, Any], into: Path, checked: np.ndarray
+    trained: Trained,
+    predicted: Predictions,
+    chosen: tuple[Group, int],
+    of_student: dict[str, Any],
+    into: Path,
+    checked: np.ndarray,
 ) -> None:
     """Write the ensemble that the network to deploy hands over to, load both and compare what it says."""
-    found = cascade.of(predicted, *lookup.network_to_deploy(predicted))
+    found = cascade.of(predicted, *chosen)
     names = lookup.teacher_names(predicted)
     ensemble = tuple(
         fitted.finite_members
@@ -87,22 +92,20 @@ def _save_ensemble(
         )
 
 
-def choose_student(trained: Trained, predicted: Predictions) -> tuple[Model, PyTree, dict[str, Any]] | None:
-    """The network to deploy, its variables and its card; None where there is none.
+def describe_student(
+    trained: Trained, predicted: Predictions, group: Group, position: int
+) -> tuple[Model, PyTree, dict[str, Any]]:
+    """The network to deploy, a member of a group: as a network, its variables and its card.
 
     The card says how good it is on the test set, where there is one.
     """
-    chosen = lookup.network_to_deploy(predicted)
-    if chosen is None:
-        return None
-    group, position = chosen
     model, variables = evaluation.network_of(trained.stages, trained.done, group, position)
     dataset, config = trained.split.dataset, trained.config
     on_test = {}
     if len(dataset.test_labels):
         on_test = metrics.per_example(group.test[position], predicted.test_labels)
         on_test = {name: predicted.by_unit(values) for name, values in on_test.items()}
-    card = {
+    card: dict[str, Any] = {
         "name": f"{dataset.name}: {group.role} {group.name}",
         "model": group.architecture,
         "task": model.module.task,

@@ -51,7 +51,7 @@ def test_the_recall_of_classes_is_resampled_by_groups_too():
     """Groups that are all right or all wrong: the interval is as wide as of twenty examples."""
     found = grouped()
     logits = np.where(np.arange(NUM_TEST) // SIZE % 2, 1.0, -1.0)[:, None] * np.eye(3)[found.test_labels]
-    low, high = measured.balanced_over_units(found, logits)
+    low, high = measured.balanced_over_units(logits, found.test_labels, found.units)
     of_groups = np.std(right_of(logits, found).reshape(-1, SIZE).mean(axis=1), ddof=1) / np.sqrt(20)
     assert high - low == pytest.approx(2 * 2.093 * of_groups, rel=0.2)
 
