@@ -68,7 +68,8 @@ def _sheet_of_places(dataset: DataSet, found: Predictions) -> bytes | None:
     None where no network is deployed or its task draws nothing.
     """
     deployed, kind = lookup.network_to_deploy(found), kinds.named(found.task)
-    if deployed is None or kind.draw is None or not len(found.test_labels):
+    places, draw_places = found.test_places, kind.draw
+    if deployed is None or places is None or draw_places is None or not len(found.test_labels):
         return None
     group, position = deployed
     classes = group.test[position].argmax(axis=-1)
@@ -87,12 +88,13 @@ def _sheet_of_places(dataset: DataSet, found: Predictions) -> bytes | None:
         f"{kind.place}s wrong; image, right, said"
     )
     draw.text((GAP, GAP), title, fill=INK, font=ImageFont.load_default(13))
-    bounds = dataset.test_images.min(), dataset.test_images.max()
+    images = dataset.test_images[examples[worst]]
+    bounds = images.min(), images.max()
 
     def drawn(
         image: np.ndarray, rows: np.ndarray, what: np.ndarray, beside: dict[str, np.ndarray]
     ) -> Image.Image:
-        at = found.test_places[rows]
+        at = places[rows]
         of_all = np.full(found.num_places, -1)
         of_all[at] = what[rows]
         spread = {
@@ -100,15 +102,14 @@ def _sheet_of_places(dataset: DataSet, found: Predictions) -> bytes | None:
         }
         for name, one in beside.items():
             spread[name][at] = one[rows]
-        return Image.fromarray(kind.draw(image, of_all, found.class_names, spread))
+        return Image.fromarray(draw_places(image, of_all, found.class_names, spread))
 
     said_beside = {name: of[position] for name, of in group.beside.items()}
     for number, place in enumerate(worst):
         line, column = divmod(number, across)
         left, above = GAP + 3 * column * step, 2 * GAP + 2 * LINE + line * (step + 2 * LINE)
         rows = np.arange(first[place], first[place] + sizes[place])
-        image = dataset.test_images[examples[place : place + 1]][0]
-        plain = pictures.as_rgb(image, *bounds)
+        plain = pictures.as_rgb(images[number], *bounds)
         shown = (
             Image.fromarray(plain),
             drawn(plain, rows, found.test_labels, dict(found.test_goals)),
@@ -175,7 +176,7 @@ def _num_lines(section: Section) -> int:
     return -(-min(len(section.rows), MOST) // COLUMNS)
 
 
-def _fitting(caption: str, font: ImageFont.ImageFont) -> str:
+def _fitting(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """The caption, with what is wider than an image left away from the beginning of its lines' ends."""
     lines = caption.split("\n")
     while (longest := max(lines, key=font.getlength)) and font.getlength(longest) > TILE + GAP - 2:

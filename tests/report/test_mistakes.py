@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtkd_jax.data.streams import OneByOne, digest
 from mtkd_jax.report import mistakes
 from mtkd_jax.results import lookup, measured
 from mtkd_jax.types import DataSet
@@ -80,3 +81,20 @@ def test_a_network_without_mistakes_has_no_sheet():
     ]
     found = dataclasses.replace(found, groups=tuple(right))
     assert mistakes.sheet(data_of(found), found) is None
+
+
+def test_images_that_stay_in_their_files_make_the_same_sheet_of_places():
+    num, side = 4, 4
+    found = dataclasses.replace(
+        made_up.make(num_test=num * side**2),
+        task="masks",
+        test_index=np.repeat(np.arange(num), side**2),
+        test_places=np.tile(np.arange(side**2), num),
+        num_places=side**2,
+    )
+    dataset = data_of(found, (side, side, 3))
+    images = dataset.test_images
+    streamed = OneByOne(images.__getitem__, images.shape, images.dtype, map(digest, images))
+    sheet = mistakes.sheet(dataset, found)
+    assert sheet is not None
+    assert mistakes.sheet(dataclasses.replace(dataset, test_images=streamed), found) == sheet
