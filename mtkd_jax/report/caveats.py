@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from mtkd_jax.report.wording import (
     within,
 )
 from mtkd_jax.results import comparisons, lookup, measured, scoring
-from mtkd_jax.runs.predictions import Predictions
+from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.types import Array, Batch, Context, Outputs, Recipe, TeacherOutputs
 
 
@@ -221,19 +222,22 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
     pairs = []
     places = itertools.product(lookup.transfers(predictions), report["student_models"])
     for transfer, model in places:
-        pair = [
+        output_avg, loss_avg = (
             lookup.find(predictions, transfer, name=name, architecture=model)
             for name in ("output_avg", "loss_avg")
-        ]
-        if None in pair or any(group.arguments or group.method != group.name for group in pair):
+        )
+        if output_avg is None or loss_avg is None:
+            continue
+        pair = output_avg, loss_avg
+        if any(group.arguments or group.method != group.name for group in pair):
             continue  # they are told apart by a divergence that is not KL
         of_row = {place_of(row): row for row in report["rows"]}
         accuracies = [of_row[group.name, transfer, model]["accuracy"]["mean"] for group in pair]
         place = where({"transfer": transfer, "architecture": model}, report)
-        same = (pair[0].alpha, pair[0].temperature) == (pair[1].alpha, pair[1].temperature)
+        same = (output_avg.alpha, output_avg.temperature) == (loss_avg.alpha, loss_avg.temperature)
         pairs.append(
             f"{place}: the gradients at the students' validation logits differ by at most "
-            f"{gradient_difference(predictions, transfer, model):.1e}, the test accuracies by "
+            f"{gradient_difference(predictions, output_avg):.1e}, the test accuracies by "
             f"{points(accuracies[1] - accuracies[0])} "
             f"({'same' if same else 'each at its own'} alpha and temperature)"
         )
@@ -243,21 +247,20 @@ def _equal_gradients(predictions: Predictions, report: dict) -> list[str]:
     return [f"{known} Measured, {'; '.join(pairs)}."]
 
 
-def gradient_difference(predictions: Predictions, transfer: str, architecture: str = "") -> float:
+def gradient_difference(predictions: Predictions, students: Group) -> float:
     """Largest |d loss_avg / dz - d output_avg / dz| on the students' validation logits z, in float32.
 
     By automatic differentiation of output_avg as it is trained, and of the mean over the teachers of each
     KL, written out with one target a teacher. On paper the two are one; what is left is rounding.
     """
-    student = lookup.find(predictions, transfer, name="output_avg", architecture=architecture)
-    teachers = TeacherOutputs(np.asarray(lookup.teacher_logits(predictions, "val"), np.float32), (), ())
-    hyper = {"alpha": 0.0, "temperature": student.temperature, "label_smoothing": 0.0}
+    teachers = TeacherOutputs(jnp.asarray(lookup.teacher_logits(predictions, "val"), jnp.float32), (), ())
+    hyper: dict[str, Any] = {"alpha": 0.0, "temperature": students.temperature, "label_smoothing": 0.0}
     num_examples = len(predictions.val_labels)
     batch = Batch(
-        image=np.zeros((num_examples, 1, 1, 1), np.float32),
-        label=np.asarray(predictions.val_labels),
-        index=np.arange(num_examples, dtype=np.int32),
-        labelled=np.ones(num_examples, bool),
+        image=jnp.zeros((num_examples, 1, 1, 1), jnp.float32),
+        label=jnp.asarray(predictions.val_labels),
+        index=jnp.arange(num_examples, dtype=jnp.int32),
+        labelled=jnp.ones(num_examples, bool),
     )
 
     def loss(logits: Array, recipe: Recipe) -> Array:
@@ -270,7 +273,7 @@ def gradient_difference(predictions: Predictions, transfer: str, architecture: s
     gradient = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)), static_argnums=1)
     written_out = modes.output_avg()._replace(aim=modes.each_teacher)
     of_output_avg, of_loss_avg = (
-        np.asarray(gradient(np.asarray(student.val, np.float32), recipe))
+        np.asarray(gradient(np.asarray(students.val, np.float32), recipe))
         for recipe in (modes.output_avg(), written_out)
     )
     return float(np.abs(of_output_avg - of_loss_avg).max())

@@ -112,7 +112,7 @@ def _asked_more(report: dict) -> bool:
     return found is not None and bool(found["corruptions"] or found["ood"])
 
 
-def _cost(report: dict) -> Figure:
+def _cost(report: dict) -> Figure | None:
     deploy, chosen = report["deploy"], map(wording.place_of, report["students_by_size"])
     return plots.against_cost(report["rows"], deploy and wording.place_of(deploy), list(chosen))
 
@@ -363,9 +363,10 @@ def _read_curves(path: Path) -> list[dict]:
         return []
     records = []
     for number, line in enumerate(logbook.lines_of(path), start=1):
-        records.append(logbook.record_of(line))
-        if records[-1] is None:
+        record = logbook.record_of(line)
+        if record is None:
             raise UserError(f"{path}, line {number}: no record of a run; remove the line")
+        records.append(record)
     return records
 
 

@@ -49,8 +49,10 @@ def summarise(report: dict) -> list[str]:
             rival = control_and_mode(one["b"])[0] or one["b"]
             rivals.setdefault((one["family"], one["architecture"], rival), []).append(one)
     for tested in rivals.values():
-        on_each = ([one for one in tested if one["metric"] == metric] for metric in comparisons.TESTED)
-        found.append(_paragraph(*on_each, margin, model_of(tested[0], report)))
+        on_accuracy, on_nll = (
+            [one for one in tested if one["metric"] == metric] for metric in comparisons.TESTED
+        )
+        found.append(_paragraph(on_accuracy, on_nll, margin, model_of(tested[0], report)))
     found += [*_with_peers(report), *_undertrained(report)]
     found += [*_cohorts(report), *_kept(report), *_cascade(report)]
     return [*found, *_apart(report), *_deploy(report)]

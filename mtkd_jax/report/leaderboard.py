@@ -204,12 +204,10 @@ def figure(board: dict) -> Figure | None:
     """The critical-difference diagram; None for fewer than two data sets."""
     if board["critical_difference"] is None:
         return None
-    methods = board["methods"]
-    return rank_plots.critical_difference(
-        *([one[key] for one in methods] for key in ("name", "mean_rank")),
-        board["critical_difference"],
-        [one["role"] for one in methods],
+    names, mean_ranks, roles = (
+        [one[key] for one in board["methods"]] for key in ("name", "mean_rank", "role")
     )
+    return rank_plots.critical_difference(names, mean_ranks, board["critical_difference"], roles)
 
 
 def told(board: dict) -> list[str]:
@@ -231,7 +229,7 @@ def told(board: dict) -> list[str]:
     )
     by_name = {one["name"]: one for one in board["methods"]}
     base = by_name[BASELINE]["mean_rank"]
-    apart = {"ahead of": [], "behind": []}
+    apart: dict[str, list[str]] = {"ahead of": [], "behind": []}
     for name, one in by_name.items():
         if abs(one["mean_rank"] - base) >= board["critical_difference"]:
             apart["ahead of" if one["mean_rank"] < base else "behind"].append(name)

@@ -109,7 +109,7 @@ def facts(split: Split) -> dict:
             "groups": None if groups is None else len(np.unique(groups[rows[part]])),
             **values,
         }
-    labels = {part: _as_one(_arrays(split, part)[1][rows[part]]) for part in rows}
+    labels_of = {part: _as_one(_arrays(split, part)[1][rows[part]]) for part in rows}
     return {
         "name": dataset.name,
         "shape": list(dataset.train_images.shape[1:]),
@@ -118,7 +118,7 @@ def facts(split: Split) -> dict:
         "channels": list(dataset.column_names) or list(map(str, range(dataset.train_images.shape[-1]))),
         "parts": parts,
         "shared_groups": None if dataset.train_groups is None else _shared_groups(split, rows),
-        "duplicates": duplicates(digests, labels),
+        "duplicates": duplicates(digests, labels_of),
         "notes": list(dataset.notes),
     }
 
@@ -167,7 +167,8 @@ def _arrays(split: Split, part: str) -> tuple[np.ndarray | Images, np.ndarray, n
 
 def _shared_groups(split: Split, rows: dict[str, np.ndarray]) -> dict[str, int]:
     """The number of groups that each pair of parts has in common."""
-    groups = {part: _arrays(split, part)[2][own] for part, own in rows.items()}
+    of_parts = {part: _arrays(split, part)[2] for part in rows}
+    groups = {part: of_part[rows[part]] for part, of_part in of_parts.items() if of_part is not None}
     return {
         f"{second} in {first}": len(np.intersect1d(groups[first], groups[second]))
         for first, second in itertools.combinations(groups, 2)

@@ -33,8 +33,10 @@ def as_rgb(image: np.ndarray, least: float, greatest: float) -> np.ndarray:
 def resized(picture: Image.Image, side: int) -> Image.Image:
     """The picture with a longer side of `side` pixels, enlarged pixel by pixel or reduced."""
     scale = side / max(picture.size)
-    size = tuple(max(1, round(length * scale)) for length in picture.size)
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
+    return picture.resize(
+        (width, height), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    )
 
 
 def _curves(series: np.ndarray, least: float, greatest: float, side: int) -> Image.Image:

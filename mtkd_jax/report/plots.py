@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -26,7 +26,7 @@ COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B",
 MOST_PANELS = 4  # of curves, side by side
 CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
 LOOKS, MARKERS = (BLACK, *CYCLE, RED, ORANGE), "osD^vP*X<>p"  # of what is alike, and many
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib has a type of its own for all the names that it knows
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -89,8 +89,8 @@ def curves(records: Sequence[Mapping], quantities: Sequence[Quantity]) -> Figure
     values: dict[tuple[str, str, str], dict[int, list[float]]] = {}
     names = {one.name for one in quantities}
     for record in (record for record in records if record["name"] in names):
-        line = values.setdefault((record["panel"], record["line"], record["name"]), {})
-        line.setdefault(record["epoch"], []).append(record["value"])
+        of_line = values.setdefault((record["panel"], record["line"], record["name"]), {})
+        of_line.setdefault(record["epoch"], []).append(record["value"])
     if not values:
         return None
     quantities = [one for one in quantities if any(one.name == name for _, _, name in values)]
@@ -157,7 +157,7 @@ def _looks(lines: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def _draw_curve(
-    axes: Axes, epochs: Mapping[int, Sequence[float]], scale: float, *, color: str, **look
+    axes: Axes, epochs: Mapping[int, Sequence[float]], scale: float, *, color: str, **look: Any
 ) -> None:
     at = sorted(epochs)
     mean, low, high = (scale * np.array([of(epochs[e]) for e in at]) for of in (np.mean, np.min, np.max))
@@ -192,7 +192,7 @@ def accuracy_against_k(sub_ensembles: Sequence[Mapping], across: Sequence[tuple[
     return figure
 
 
-def _sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
+def _sizes_axis(axes: Axes, sizes: Sequence[int] | np.ndarray) -> None:
     """A tick for every size; logarithmic where the sizes grow by a factor."""
     if len(sizes) != sizes[-1] - sizes[0] + 1:
         axes.set_xscale("log")
@@ -442,7 +442,7 @@ def _draw_front(axes: Axes, rows: Sequence[Mapping], name: str, scale: float) ->
     best = max if name == "accuracy" else min
     sizes = sorted({row["params"] for row in rows})
     level = [scale * best(row[name]["mean"] for row in rows if row["params"] <= size) for size in sizes]
-    look = dict(color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
+    look: dict[str, Any] = dict(color="#9A9A9A", linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
     axes.step([*sizes, 10 * sizes[-1]], [*level, level[-1]], where="post", label="Pareto front", **look)
 
 
@@ -487,8 +487,8 @@ def told_apart(names: Sequence[str], most: int = 34) -> list[str]:
     >>> told_apart(["vit(depth=2, stem='cifar') 0", "vit(depth=4, stem='cifar') 0", "baseline"])
     ['vit(depth=2) 0', 'vit(depth=4) 0', 'baseline']
     """
-    calls = {name: re.fullmatch(r"(\w+)\((.*)\)(.*)", name) for name in names}
-    arguments = {name: re.split(r", (?=\w+=)", call[2]) for name, call in calls.items() if call}
+    calls = {name: call for name in names if (call := re.fullmatch(r"(\w+)\((.*)\)(.*)", name))}
+    arguments = {name: re.split(r", (?=\w+=)", call[2]) for name, call in calls.items()}
     several = len(set(map(tuple, arguments.values()))) > 1
     common = set.intersection(*map(set, arguments.values())) if several else set()
     short = {
@@ -637,7 +637,7 @@ def _draw_shares(axes: Axes, quantities: Mapping, gaps: Mapping, rows: Sequence[
     for at, name in enumerate(gaps):
         if not gaps[name]["defined"]:
             said = "not defined: no gap beyond what is known"
-            look = dict(fontsize=7, color="#777777", backgroundcolor="white")
+            look: dict[str, Any] = dict(fontsize=7, color="#777777", backgroundcolor="white")
             axes.text(50, at, said, ha="center", va="center", **look)
             continue
         for number, row in enumerate(rows):
@@ -751,7 +751,7 @@ def teacher_values(values: Sequence[Mapping]) -> Figure:
 
 
 def _figure(
-    width: float, height: float, num_rows: int = 1, num_columns: int = 1, **shared
+    width: float, height: float, num_rows: int = 1, num_columns: int = 1, **shared: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure of its own, outside pyplot, so that nothing has to be closed; axes [rows, columns]."""
     figure = Figure(figsize=(width, height), layout="constrained")

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtkd_jax.addresses import build_recipe
 from mtkd_jax.config import control_and_mode, name_and_model
-from mtkd_jax.types import Batch, Context, Outputs, Recipe, TeacherOutputs, TrainState
+from mtkd_jax.types import Absent, Batch, Context, Outputs, Recipe, TeacherOutputs, TrainState
 
 K, B, C, D = 3, 6, 5, 4
 
@@ -65,6 +65,6 @@ def _loss(recipe: Recipe, labels: jax.Array) -> jax.Array:
     at = key, jnp.int32(0), jnp.float32(0.5)
     context = Context(batch, teacher, prepared, hyper, *at, student=student, state=state)
     if not recipe.min_teachers:
-        context = dataclasses.replace(context, teacher=None)
+        context = dataclasses.replace(context, teacher=Absent)
     context = dataclasses.replace(context, targets=recipe.aim(context, recipe.weigh(context)))
     return recipe.term(context)

@@ -43,8 +43,13 @@ def render_sections(header: Sequence[str], sections: Sequence[tuple[str, Cells]]
     for i, (title, cells) in enumerate(sections):
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, show_header=i == 0)
         for name, width in zip(header, widths):
-            justify = "right" if name else "left"
-            table.add_column(as_text(name), justify=justify, width=width, overflow="fold", no_wrap=bool(name))
+            table.add_column(
+                as_text(name),
+                justify="right" if name else "left",
+                width=width,
+                overflow="fold",
+                no_wrap=bool(name),
+            )
         for row in cells:
             table.add_row(*map(as_text, row))
         found += [Text(f"\n{printable(title)}", style="bold"), table]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mtkd_jax.config import row_of
 from mtkd_jax.results import intervals, power
@@ -66,7 +66,7 @@ def turned(one: dict) -> dict:
     }
 
 
-def place_of(row: dict, **changed) -> tuple[str, str, str]:
+def place_of(row: dict, **changed: str) -> tuple[str, str, str]:
     """What tells a row of the report from all others."""
     row = {**row, **changed}
     return row["name"], row["transfer"], row["architecture"]
@@ -77,7 +77,7 @@ def bears_looking(report: dict) -> bool:
     return any("decided_at" in one for one in report["comparisons"])
 
 
-def transfers_of(one: dict) -> str:
+def transfers_of(one: Mapping) -> str:
     """The transfer set of a comparison, or both where it is across them."""
     return " / ".join(dict.fromkeys((one["a_transfer"], one["b_transfer"])))
 
