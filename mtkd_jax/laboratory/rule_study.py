@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ MOST_FITTED = {  # teachers; with more, a fit takes minutes
 }
 COST = {"num_members": 64, "num_examples": 10_000, "num_classes": 100}
 
-Watch = Callable[[Iterable[str]], Iterable[str]]  # how the caller follows a loop over rules
+Watch = Callable[[Iterable], Iterable]  # how the caller follows a loop over rules
 
 
 def families(names: Collection[str] = ()) -> dict[str, list[str]]:
@@ -99,7 +100,8 @@ def study(found: Predictions, watch: Watch = iter, names: Collection[str] = ()) 
 
 def _compared(found: Predictions, watch: Watch, names: Collection[str] = ()) -> tuple[list[dict], list[dict]]:
     """What every rule reaches on the test examples, against the reference; and the rules left out."""
-    compared, skipped, right = [], [], {}
+    compared: list[dict] = []
+    skipped, right = [], {}
     for family, name in watch([(family, name) for family, of in families(names).items() for name in of]):
         reason = _unfit(name, lookup.teacher_logits(found, "val"))
         if reason:
@@ -179,15 +181,15 @@ def _accuracies(name: str, logits: Array, labels: Array, voters: Array) -> Array
 def _valued(found: Predictions) -> dict:
     """What each teacher brings to mean_probs on validation: Shapley values and leave-one-out."""
     logits, labels = lookup.teacher_logits(found, "val"), found.val_labels
-    shapley, errors = worth.shapley(logits, labels)
+    shapley, known_errors = worth.shapley(logits, labels)
     accuracy = (logits.argmax(-1) == labels).mean(axis=1)
     left_out = metrics.leave_one_out(logits, labels)
-    errors = [None] * len(logits) if errors is None else errors
+    errors = [None] * len(logits) if known_errors is None else list(known_errors)
     names = ("name", "accuracy", "shapley", "standard_error", "leave_one_out")
     values = zip(lookup.teacher_names(found), accuracy, shapley, errors, left_out)
     return {
         "split": "val",
-        "num_orders": None if errors[0] is None else worth.NUM_ORDERS,
+        "num_orders": None if known_errors is None else worth.NUM_ORDERS,
         "values": [dict(zip(names, one)) for one in values],
     }
 
@@ -213,7 +215,7 @@ def study_of_sizes(found: Predictions, sizes: Sequence[int], watch: Watch = iter
             if reason:
                 skipped[name] = reason
             values[name].append(None if reason else accuracies(name, logits, labels, groups[:, :size]))
-    lines = [
+    lines: list[dict] = [
         {"rule": name, "points": [_point(*pair) for pair in zip(of_sizes, values[REFERENCE])]}
         for name, of_sizes in values.items()
         if any(one is not None for one in of_sizes)
@@ -250,8 +252,8 @@ def grouped(num_teachers: int, largest: int) -> np.ndarray:
     return np.arange(num_groups * largest).reshape(num_groups, largest)
 
 
-def _point(values: np.ndarray | None, reference: np.ndarray) -> dict | None:
-    if values is None:
+def _point(values: np.ndarray | None, reference: np.ndarray | None) -> dict | None:
+    if values is None or reference is None:
         return None
     against = {"metric": "accuracy", **intervals.paired_t(values, reference), "p_holm": None}
     return {
@@ -499,9 +501,10 @@ def _load(run: Path) -> Predictions:
     return workdir.read_predictions(run)
 
 
-def _watched(rules: Iterable[str]) -> Iterable[str]:
+def _watched(rules: Iterable) -> Iterable:
     """A bar on stderr where that is a terminal."""
-    console = Console(file=terminal.Stderr())
+    stderr: Any = terminal.Stderr()  # as much of a file as rich uses
+    console = Console(file=stderr)
     return track(rules, "rules", console=console, transient=True, disable=not console.is_terminal)
 
 
