@@ -61,7 +61,7 @@ def catalogue(kind: str) -> dict[str, Callable]:
     Functions of methods/modes.py go by their bare name, other methods by "file.name".
     """
     place, returns, *_ = KINDS[kind]
-    found = {}
+    found: dict[str, Callable] = {}
     for module in _modules(importlib.import_module(f"mtkd_jax.{place}")):
         family = module.__name__.rsplit(".", 1)[-1]
         for name, function in inspect.getmembers(module, inspect.isfunction):
@@ -105,9 +105,10 @@ def _found(kind: str, where: str, name: str, field: str) -> Callable:
     try:
         function = own_code.find(where, name.removeprefix(f"{where}:"))
     except UserError as error:
+        known = ""
         if where.isidentifier():  # perhaps a short form, mistyped
-            error = f"{error}, and there is no {kind} {where!r}{hint(where, catalogue(kind))}"
-        raise UserError(f"config.{field}: {name}: {error}") from None
+            known = f", and there is no {kind} {where!r}{hint(where, catalogue(kind))}"
+        raise UserError(f"config.{field}: {name}: {error}{known}") from None
     returns = KINDS[kind].returns
     if return_annotation(function) not in returns:
         raise UserError(
@@ -244,7 +245,8 @@ def _is_word(value: Any) -> bool:
 def _named(address: str, field: str, kind: str) -> tuple[str, dict[str, Any]]:
     """Name and arguments of an address; the argument of the short form goes by the name of the first."""
     if where := _own(kind, address):
-        name, arguments = parse(own_code.split(address)[1], field)
+        _, call = own_code.split(address) or ("", "")
+        name, arguments = parse(call, field)
         return f"{where}:{name}", arguments
     short = re.fullmatch(r"([\w.]+):([\w.]+)", address)
     if short is None:
@@ -268,7 +270,8 @@ def build(kind: str, address: str, field: str, *given: Any, **further: Any) -> A
     function, arguments = resolve(kind, address, field)
     _check_complete(arguments_of(function), arguments | further, address, field)
     for name in _inner_models(function, arguments):
-        arguments = {**arguments, name: build_model(arguments[name], *given, field)}
+        (task,) = given  # that of the network around it
+        arguments = {**arguments, name: build_model(arguments[name], task, field)}
     key = None
     if (where := _own(kind, address)) and kind not in ("tracker", "classifier"):  # every run has its own
         name = own_code.name_of(address)
@@ -366,10 +369,11 @@ def parse(address: str, field: str) -> tuple[str, dict[str, Any]]:
     right = "write a name, or a call with literal keyword arguments such as mlp(hidden=(32, 32))"
     try:
         node = ast.parse(address, mode="eval").body
-        if isinstance(node, ast.Call) and not node.args and all(keyword.arg for keyword in node.keywords):
-            # literal_eval reads numbers, strings, tuples and the like; it runs nothing.
-            arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
-            return ast.unparse(node.func), arguments
+        if isinstance(node, ast.Call) and not node.args:
+            named = [(keyword.arg, keyword.value) for keyword in node.keywords if keyword.arg]
+            if len(named) == len(node.keywords):  # and none of them is **arguments
+                # literal_eval reads numbers, strings, tuples and the like; it runs nothing.
+                return ast.unparse(node.func), {name: ast.literal_eval(value) for name, value in named}
         if isinstance(node, ast.Name | ast.Attribute):
             return ast.unparse(node), {}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):  # as ast documents them

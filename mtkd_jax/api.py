@@ -44,7 +44,7 @@ from mtkd_jax.results.student import NUM_CHECKED, describe_student
 from mtkd_jax.runs import workdir as run_folders
 from mtkd_jax.runs.predictions import Group, Predictions
 from mtkd_jax.system import interrupts, own_code, paths
-from mtkd_jax.types import DataSet, Ensemble, Images, Model, PyTree, UserError
+from mtkd_jax.types import Array, DataSet, Ensemble, Images, Model, PyTree, UserError
 
 __all__ = [
     "Student",
@@ -280,7 +280,7 @@ class Student:
         Of a student of L places [N,L,C], and behind the logits what it predicts beside: `Outputs.exported`.
         """
 
-        def ask(part):
+        def ask(part: np.ndarray) -> Array:
             return export.logits_of(self.model, self.variables, loading.scale(jnp.asarray(part)))
 
         return population.map_blocks(ask, _images(images, *_taken(self.card), "the student"))
@@ -483,7 +483,7 @@ def predict(student: Student | str | Path, images: Any) -> Predicted:
         _check_is(student, str | os.PathLike, "predict: student", "a Student, or the folder of one")
         program, card = deployed.load_program(paths.parse(student, "the folder of the student"))
 
-        def ask(images):
+        def ask(images: np.ndarray) -> np.ndarray:
             scaled = lambda part: program(loading.scale(jnp.asarray(part)))  # noqa: E731
             return population.map_blocks(scaled, images)
 

@@ -414,7 +414,7 @@ def canonicalise(settings: dict[str, Any]) -> dict[str, Any]:
     settings = copy.deepcopy(settings)
     for field, kinds in ADDRESSES.items():
         *groups, name = field.split(".")
-        group = settings
+        group: Any = settings
         for inner in groups:
             group = group.get(inner) if isinstance(group, dict) else None
         if isinstance(group, dict) and name in group:
@@ -716,7 +716,7 @@ def _check_type(field: str, value: Any, expected: Any) -> None:
     if isinstance(expected, tuple):
         entry = entry_type(field)
         right = isinstance(value, tuple) and all(map(TYPES[entry], value))
-        example = expected or ((value,) if TYPES[entry](value) else _ENTRY_EXAMPLES[entry])
+        example: Any = expected or ((value,) if TYPES[entry](value) else _ENTRY_EXAMPLES[entry])
     else:
         is_word = isinstance(value, str) and value in WORDS.get(field, ())
         right = is_word or TYPES[type(expected).__name__](value)

@@ -187,7 +187,10 @@ def _run(config: ConfigDict, split: Split, into: Path, quiet: bool) -> dict[str,
 
         if not mesh.is_first():
             mesh.wait_for_all("reported")
-            return workdir.read_report(into)
+            report = workdir.read_report(into)
+            if report is None:
+                raise UserError(f"{into}: holds no report; all processes must see the same folder")
+            return report
         logbook.say("evaluating")
         predicted = evaluation.predict(*trained)
         predictions.save(into / workdir.PREDICTIONS, predicted)

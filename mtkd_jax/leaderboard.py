@@ -158,7 +158,12 @@ def run(asked: Asked) -> int:
     """Run what is not finished as far as the time goes, and write the table of all; the exit code."""
     failed: dict[str, str] = {}
     left, over = asked.minutes, threading.Event()
-    timer = threading.Timer(60 * (left or 0), lambda: (over.set(), interrupts.request_stop()))
+
+    def end() -> None:
+        over.set()
+        interrupts.request_stop()
+
+    timer = threading.Timer(60 * (left or 0), end)
     timer.daemon = True
     try:
         if left is not None and left > 0:

@@ -27,14 +27,14 @@ def listing(name: str = "", own: Sequence[str] = ()) -> str:
         for family, found in _families(catalogue(kind)).items():
             lines += _listed(f"{kind}s, {family}:" if family else f"{kind}s:", found)
     for where in map(_place_of_own, own):
-        found = {kind: _own_catalogue(kind, where) for kind in KINDS}
-        if not any(found.values()):
+        of_own = {kind: _own_catalogue(kind, where) for kind in KINDS}
+        if not any(of_own.values()):
             raise UserError(
                 f"--with {where}: none of its functions says that it returns what can be named: "
                 + ", ".join(dict.fromkeys(one for kind in KINDS.values() for one in kind.returns))
             )
         for kind in KINDS:
-            lines += _listed(f"{kind}s of {where}:", found[kind])
+            lines += _listed(f"{kind}s of {where}:", of_own[kind])
     return "\n".join(lines)
 
 
@@ -79,7 +79,9 @@ def documentation(function: Callable) -> str:
     if text := inspect.getdoc(function):
         return text
     node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    return ast.get_docstring(node) or "Not documented."
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        text = ast.get_docstring(node)
+    return text or "Not documented."
 
 
 def _told(name: str, own: Sequence[str]) -> str:

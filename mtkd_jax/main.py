@@ -9,7 +9,7 @@ import argparse
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -118,7 +118,7 @@ def _require(options: argparse.Namespace) -> None:
         options.workdir = paths.parse(options.workdir, "--workdir")
 
 
-def _surplus(argument: str, known: Sequence[str]) -> str:
+def _surplus(argument: str, known: Iterable[str]) -> str:
     if not argument.startswith("-"):
         return f"{argument!r} is not understood; options start with --; usage: {USAGE}"
     name = argument.lstrip("-").partition("=")[0]

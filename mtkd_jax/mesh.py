@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from mtkd_jax.system import interrupts, terminal
 from mtkd_jax.types import Array, Outputs, PyTree, TeacherOutputs, UserError
 
 MEMBER, DATA = AXES = ("member", "data")
+Said = TypeVar("Said", Outputs, TeacherOutputs)  # what networks make of a batch
 WITHOUT_YNNPACK_CONVOLUTIONS = {  # all else that jaxlib 0.10 gives to YNNPACK
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
@@ -81,14 +82,14 @@ def cores() -> int:
 
 def check_precision() -> None:
     """Raise UserError where JAX was told to compute in 64 bits: networks and their optimisers are float32."""
-    if jax.config.jax_enable_x64:
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]  # JAX gives its flags names at run time
         raise UserError(
             "jax_enable_x64 is on and everything here is computed in float32; unset JAX_ENABLE_X64, or in "
             "Python jax.config.update('jax_enable_x64', False)"
         )
 
 
-def jit(function: Callable, ynnpack: bool = False, **options) -> Callable:
+def jit(function: Callable, ynnpack: bool = False, **options: Any) -> Callable:
     """`jax.jit` for programs of networks, with the kernels that use every core of a CPU.
 
     `options` are those of `jax.jit`. For the outermost program: JAX refuses the choice within another one.
@@ -127,7 +128,7 @@ def spread(
     def spec(axis: int | None) -> P:
         return P() if axis is None else P(*(None,) * axis, MEMBER)
 
-    def on_one_device(*arguments):
+    def on_one_device(*arguments: PyTree) -> PyTree:
         token = _sharing.set(layout.num_devices)
         try:
             return function(*arguments)
@@ -142,7 +143,7 @@ def spread(
         check_vma=False,  # `whole_batch` says by hand what is summed over "data"
     )
 
-    def of_all(*arguments):
+    def of_all(*arguments: PyTree) -> PyTree:
         place = next(n for n, axis in enumerate(in_axes) if axis is not None)
         num_members = jax.tree.leaves(arguments[place])[0].shape[in_axes[place]]
         if num_members % layout.member == 0:
@@ -176,7 +177,7 @@ def everywhere(tree: PyTree, layout: Layout) -> PyTree:
 def on_host(tree: PyTree) -> PyTree:
     """NumPy arrays (and typed keys) of all of the tree, also of what other processes hold."""
 
-    def fetched(leaf):
+    def fetched(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(
                 fetched(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
@@ -364,7 +365,7 @@ def _place(tree: PyTree, layout: Layout, spec: P) -> PyTree:
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 
-    def from_own_copy(leaf):  # every process has the whole and gives its devices their parts
+    def from_own_copy(leaf: Any) -> Array:  # every process has the whole and gives its devices their parts
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             data = from_own_copy(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
@@ -377,7 +378,7 @@ def _place(tree: PyTree, layout: Layout, spec: P) -> PyTree:
     return jax.tree.map(from_own_copy, tree)
 
 
-def _take(tree: PyTree, index, axis: int) -> PyTree:
+def _take(tree: PyTree, index: Array | slice, axis: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[(slice(None),) * axis + (index,)], tree)
 
 
@@ -392,7 +393,7 @@ def _whole(rows: Array, axis: int) -> Array:
     return lax.dynamic_update_slice_in_dim(others, rows, place, axis)
 
 
-def _over_rows(function: Callable, outputs: Outputs | TeacherOutputs) -> Outputs | TeacherOutputs:
+def _over_rows(function: Callable, outputs: Said) -> Said:
     """`function(leaf, axis of the batch)` of every leaf: one further on where heads or teachers are stacked.
 
     All of a network's outputs are stacked where they are those of its branches.
@@ -401,7 +402,7 @@ def _over_rows(function: Callable, outputs: Outputs | TeacherOutputs) -> Outputs
     stacked = ("heads",) if is_students else ("logits", "beside")
     first = outputs.logits.ndim - 2 if is_students else 0
 
-    def of_leaf(path, leaf):
+    def of_leaf(path: tuple, leaf: Array) -> Array:
         name = getattr(path[0], "name", None)
         return function(leaf, first + (name in stacked))
 

@@ -81,9 +81,11 @@ def compare(cell: Any, report: Mapping[str, Any], smoke: bool = False) -> dict[s
     if row is None:
         raise UserError(f"{cell.cell}: all {role}s broke down: there is no number of ours")
     theirs, ours = published.accuracy(cell), row["accuracy"]
-    low, high = ours["ci95"] or (None, None)
-    margin = report["margin"]
-    verdict = "" if low is None else "above" if theirs > high else "below" if theirs < low else "inside"
+    margin, verdict, is_within = report["margin"], "", False
+    if ours["ci95"] is not None:
+        low, high = ours["ci95"]
+        verdict = "above" if theirs > high else "below" if theirs < low else "inside"
+        is_within = theirs - margin < low and high < theirs + margin
     method = published.method(cell)
     return {
         "cell": cell.cell,
@@ -96,7 +98,7 @@ def compare(cell: Any, report: Mapping[str, Any], smoke: bool = False) -> dict[s
         "difference": ours["mean"] - theirs,
         "verdict": verdict,
         "margin": margin,
-        "within_margin": low is not None and theirs - margin < low and high < theirs + margin,
+        "within_margin": is_within,
         "note": method.note if method else "",
         "smoke": smoke,
     }

@@ -327,6 +327,6 @@ def _comments(source: str) -> dict[str, str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
             field = ast.unparse(node.targets[0]).removeprefix("config.")
-            lines = range(node.lineno, node.end_lineno + 1)
+            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
             found[field] = " ".join(on_line[line] for line in lines if line in on_line)
     return found

@@ -14,7 +14,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -320,7 +321,7 @@ def claim(folder: Path, base: ConfigDict, overs: Sequence[Mapping[str, Any]]) ->
         raise UserError(f"{folder} holds a run and no sweep; choose another --workdir")
     before, over = files.read_sealed(folder / CELLS, MEND), list(overs[0])
     now = _without(configuration.canonicalise(base.to_dict()), over)
-    known: list[Mapping[str, Any]] = []
+    known: list[dict[str, Any]] = []
     if before is not None:
         if before.get("over") != over:
             raise UserError(
@@ -395,15 +396,14 @@ def _plan(found: Sequence[Cell], failed: Mapping[str, str]) -> int:
 
     rows, total = [], [0.0, 0.0]
     lenders = {cell.lender.folder: cell.lender for cell in found if cell.lender is not None}
-    asked: list[tuple[str, Callable[[], list]]] = [
-        (folder.name, lambda lender=lender: list(experiment.costs(lender.config)))
-        for folder, lender in lenders.items()
+    asked: list[tuple[str, Callable[[], Iterable]]] = [
+        (folder.name, partial(experiment.costs, lender.config)) for folder, lender in lenders.items()
     ]
-    asked += [(cell.name, lambda cell=cell: _costs(cell)) for cell in found if cell.name not in failed]
+    asked += [(cell.name, partial(_costs, cell)) for cell in found if cell.name not in failed]
     for name, costs in asked:
         interrupts.check("nothing is begun")
         terminal.tell(f"mtkd_jax: tracing {name}")
-        stages = costs()
+        stages = list(costs())
         flops, seconds = (sum(getattr(stage, part) for stage in stages) for part in ("flops", "seconds"))
         total = [total[0] + flops, total[1] + seconds]
         rows.append([name, str(len(stages)), cell_text.short_count(flops), f"{seconds:.1f}"])
