@@ -91,7 +91,9 @@ class Branched(Model):
         """(the stem's, the branches'), the same collections in both."""
         return stages.divide(self.one, variables, self.shared)
 
-    def _run_stem(self, variables: PyTree, image: Array, train: bool, key: Array):
+    def _run_stem(
+        self, variables: PyTree, image: Array, train: bool, key: Array
+    ) -> tuple[Array, dict[str, Array], PyTree]:
         """What enters the branches, the stem's features, and its state."""
         told, outputs, state = stages.entering_all(self.one, variables, image, train=train, key=key)
         entering = told.get(self.stages[self.stages.index(self.after) + 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from flax import linen as nn
 
@@ -107,7 +108,7 @@ def cnn(
     layers.check_count("cnn.kernel_size", kernel_size)
     layers.check_dropout("cnn.dropout", dropout)
     layers.check_dtype("cnn.dtype", dtype)
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         widths=widths,
         dense=dense,
         kernel_size=kernel_size,

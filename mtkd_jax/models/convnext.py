@@ -91,7 +91,9 @@ class Block(nn.Module):
         return x + y * scale.astype(y.dtype).reshape(1, 1, 1, -1)
 
 
-def _conv(channels, window, stride, padding, dtype, name, groups=1):
+def _conv(
+    channels: int, window: int, stride: int, padding: str, dtype: str, name: str, groups: int = 1
+) -> layers.Conv:
     return layers.Conv(
         channels,
         (window, window),

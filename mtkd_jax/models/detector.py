@@ -85,7 +85,7 @@ def _corners(distances: Array, rows: int, columns: int) -> Array:
     middle = np.stack([x, y, x, y], axis=-1).astype(np.float32)
     outward = np.array([-1, -1, 1, 1], np.float32)
     sides = np.array([columns, rows, columns, rows], np.float32)
-    return (middle[None] + outward[None, None] * distances) / sides[None, None]
+    return (distances * outward[None, None] + middle[None]) / sides[None, None]
 
 
 def detector(

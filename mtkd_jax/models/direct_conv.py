@@ -7,12 +7,14 @@ one table. On a CPU, where the package `onednn-cpu-gomp` is installed: `pip inst
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -53,7 +55,7 @@ def computes(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int) ->
     """Whether oneDNN has kernels for `direct_conv` of these arrays, on this processor."""
     if x.dtype.name not in onednn.DTYPES:
         return False
-    geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads, groups, threads=1)
+    geometry = _geometry(x, kernel, strides, pads, groups, threads=1)
     return onednn.computes(_problem(x.shape, kernel.shape, x.dtype, "forward", geometry))
 
 
@@ -66,11 +68,16 @@ def direct_conv(
     """
     if x.dtype != kernel.dtype:
         raise TypeError(f"direct_conv: of two dtypes, {x.dtype} and {kernel.dtype}; must be of one")
-    geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, pads, groups, threads)
+    geometry = _geometry(x, kernel, strides, pads, groups, threads)
     return conv_p.bind(x, kernel, kind="forward", geometry=geometry)
 
 
 conv_p = Primitive("direct_conv")
+
+
+def _geometry(x: Array, kernel: Array, strides: Pair, pads: Pads, groups: int, threads: int) -> Geometry:
+    (_, height, width, _), (rows, columns, _, _) = x.shape, kernel.shape
+    return Geometry((height, width), (rows, columns), strides, pads, groups, threads)
 
 
 def _problem(
@@ -104,13 +111,13 @@ def _result_shape(problem: onednn.Problem) -> tuple[int, ...]:
 
 
 @conv_p.def_abstract_eval
-def _abstract(left, right, *, kind, geometry):
+def _abstract(left: ShapedArray, right: ShapedArray, *, kind: str, geometry: Geometry) -> ShapedArray:
     problem = _problem(left.shape, right.shape, left.dtype, kind, geometry)
     return left.update(shape=_result_shape(problem))
 
 
 @conv_p.def_impl
-def _call(left, right, *, kind, geometry):
+def _call(left: Array, right: Array, *, kind: str, geometry: Geometry) -> Array:
     problem = _problem(left.shape, right.shape, left.dtype, kind, geometry)
     result = jax.ShapeDtypeStruct(_result_shape(problem), left.dtype)
     return jax.ffi.ffi_call(TARGET, result)(left, right, problem=np.array(problem, np.int64))
@@ -126,8 +133,10 @@ _TRANSPOSES = {  # of a kind: the gradients by its arguments, from the gradient 
 }
 
 
-def _transpose(place: int, gradient, left, right, *, kind, geometry):
-    def of(kind, *pair):
+def _transpose(
+    place: int, gradient: Array, left: Array, right: Array, *, kind: str, geometry: Geometry
+) -> Array:
+    def of(kind: str, *pair: Array) -> Array:
         return conv_p.bind(*pair, kind=kind, geometry=geometry)
 
     return _TRANSPOSES[kind][place](of, gradient, left, right)
@@ -136,12 +145,12 @@ def _transpose(place: int, gradient, left, right, *, kind, geometry):
 ad.defbilinear(conv_p, functools.partial(_transpose, 0), functools.partial(_transpose, 1))
 
 
-def _batched(pair, axes, **how):
+def _batched(pair: Sequence[Array], axes: Sequence[int | None], **how: Any) -> tuple[Array, int]:
     """One after the other: members of a population are not convolved at once."""
     moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(pair, axes)]
     batched = [n for n, axis in enumerate(axes) if axis is not None]
 
-    def one(members):
+    def one(members: Sequence[Array]) -> Array:
         return conv_p.bind(*(dict(zip(batched, members)).get(n, moved[n]) for n in (0, 1)), **how)
 
     return lax.map(one, [moved[n] for n in batched]), 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +95,8 @@ class EfficientNet(nn.Module):
         top = {"stem_conv": "_conv_stem", "stem_norm": "_bn0", "last_conv": "_conv_head", "last_norm": "_bn1"}
         if path == "heads" or path in top:
             return top.get(path, "_fc")
-        stage, number, layer = re.fullmatch(r"(stage\d)_block(\d+)/(\w+)", path).groups()
+        block, layer = path.split("/")  # such as "stage1_block2" and "expand_conv"
+        stage, number = block.split("_block")
         before = [num_blocks for name, (_, num_blocks, *_) in ROWS.items() if name < stage]
         theirs = {
             "expand_conv": "_expand_conv",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
+from mtkd_jax.types import Absent, Array, Model, Outputs, PyTree, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,4 +26,4 @@ class Given(Model):
                 f"asks the teachers about images that it makes, and {self.name} know only the data's"
             )
         logits = given_logits[:, variables["place"]]
-        return Outputs(logits, logits[None], None, {})
+        return Outputs(logits, logits[None], Absent, {})

@@ -42,17 +42,20 @@ class Interactive(Model):
     def apply(
         self, variables: PyTree, image: Array, *, train: bool = False, key: Array | None = None
     ) -> tuple[Outputs, PyTree]:
-        """As of the student; in training a `key` is needed where there are teachers."""
+        """As of the student; in training, where there are teachers, ValueError without a `key`."""
         own = {kind: of for kind, of in variables.items() if kind not in (TEACHERS, SWAPPED)}
         if not train or TEACHERS not in variables:
             return self.student.apply(own, image, train=train, key=key)
+        if key is None:
+            raise ValueError(f"{self.name}: no key; which stages give way in training is drawn")
         who_key, which_key, *keys = jax.random.split(key, 2 + len(self.stages))
         number = len(jax.tree.leaves(variables[TEACHERS])[0])
         who = jax.random.randint(who_key, (), 0, number)
         teacher = jax.tree.map(lambda leaf: leaf[who], variables[TEACHERS])
         drawn = jax.random.uniform(which_key, (len(self.blocks),)) < variables[SWAPPED]["share"]
         gives_way = dict(zip(self.blocks, drawn))
-        x, shape, features = image, image.shape[1:], {}
+        x: PyTree = image
+        shape, features = image.shape[1:], {}
         for stage, own_key in zip(self.stages, keys):
             left, state = stages.run_one(self.student, own, stage, x, shape, train=True, key=own_key)
             own = {**own, **state}

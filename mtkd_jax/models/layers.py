@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from mtkd_jax.types import Array, Model, Outputs, PyTree, Task, UserError
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 DTYPES = ("float32", "bfloat16")
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)  # what of the device and what of the host remains so
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of every channel, of images in 0..1
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of ImageNet's training images
 STEMS = ("imagenet", "cifar")  # how a network begins: for images of about 224 pixels or of about 32
@@ -71,9 +72,11 @@ def conv(
         )
     if x.ndim == 3:
         return conv(x[:, None], kernel[None], strides and (1, *strides), padding, groups)[:, 0]
-    strides = strides or (1, 1)
+    down, across = strides or (1, 1)
+    strides = down, across
     if isinstance(padding, str):
-        pads = tuple(lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding))
+        rows, columns = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        pads = rows, columns
     else:
         pads = padding
     form = fastest_form(kernel.shape, groups, _forms_of.get() or jax.default_backend())
@@ -194,8 +197,9 @@ def window_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
 
     kh kw times the image's memory. Batched over kernels it is a batched product, and no grouped convolution.
     """
-    windows = jnp.concatenate(list(_shifts(x, kernel.shape[:2], strides, pads)), axis=-1)
-    return windows @ kernel.reshape(-1, kernel.shape[-1])
+    height, width, _, features = kernel.shape
+    windows = jnp.concatenate(list(_shifts(x, (height, width), strides, pads)), axis=-1)
+    return windows @ kernel.reshape(-1, features)
 
 
 def shifted_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
@@ -222,7 +226,7 @@ def canonical_conv(x: Array, kernel: Array, strides: Pair, pads: Pads) -> Array:
     return plain_conv(x, kernel, strides, pads)
 
 
-def _canonical_tangent(strides, pads, primals, tangents):
+def _canonical_tangent(strides: Pair, pads: Pads, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # The tangent is written as what transposes into the gradient that we want, so that reverse mode runs
     # just that gradient, and forward mode works as well (as a `custom_vjp` it would not).
     x, kernel = primals
@@ -309,7 +313,7 @@ def max_pool(x: Array, window: int) -> Array:
 
 
 @max_pool.defjvp
-def _max_pool_tangent(window, primals, tangents):
+def _max_pool_tangent(window: int, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # What JAX derives from `max`, but counting by slices: its sum over two short axes, done again for each
     # member of a square, made pooling take 1.2 to 1.7 times as long.
     (x,), (tangent,) = primals, tangents
@@ -478,7 +482,7 @@ class Heads(nn.Module):
         return jnp.moveaxis(heads, -2, 0) + jnp.expand_dims(bias, range(1, embedding.ndim))
 
 
-def normalise(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+def normalise(image: AnyArray, mean: Sequence[float], std: Sequence[float]) -> AnyArray:
     """(image - mean) / std per channel, [B,h,w,c] float32; a channel that never varies is only centred.
 
     Raises UserError when the image has another number of channels than `mean`.
@@ -551,7 +555,7 @@ def cut_after(stage: str) -> Iterator[dict[str, Array]]:
 
 def in_turn(module: nn.Module, image: Array, *computes: Callable[[PyTree], PyTree]) -> Outputs:
     """The stages of a network one after the other, each `through`: `computes` are the work of each."""
-    x = image
+    x: PyTree = image
     for stage, compute in zip(module.stages, computes, strict=True):
         x = through(module, stage, x, compute)
     return x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import linen as nn
 
 from mtkd_jax.models import layers
@@ -72,7 +74,7 @@ def mlp(
     layers.check_argument(
         "mlp.bottleneck", bottleneck, isinstance(bottleneck, int) and bottleneck >= 0, expected
     )
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         hidden=hidden, batch_norm=batch_norm, dropout=dropout, bottleneck=bottleneck, dtype=dtype
     )
     return Model(layers.address_of(mlp, **arguments), Mlp(task, **arguments))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -247,7 +247,7 @@ class InvertedResidual(nn.Module):
         y = x
         if row.expands:
             y = act(conv_norm(y, row.hidden, train, "expand", self.dtype, **norm))
-        like = dict(window=row.window, stride=row.stride, groups=row.hidden)
+        like: dict[str, Any] = dict(window=row.window, stride=row.stride, groups=row.hidden)
         y = act(conv_norm(y, row.hidden, train, "depthwise", self.dtype, **like, **norm))
         if row.squeezed:
             y = y * self._share(y)
@@ -285,7 +285,7 @@ def mobilenet_v2(task: Task, *, width: float = 0.5, dtype: str = "float32") -> M
     valid = isinstance(width, int | float) and 1 / 16 <= width < math.inf
     layers.check_argument("mobilenet_v2.width", width, valid, "a number >= 1/16")
     layers.check_dtype("mobilenet_v2.dtype", dtype)
-    arguments = dict(width=width, dtype=dtype)
+    arguments: dict[str, Any] = dict(width=width, dtype=dtype)
     return Model(
         layers.address_of(mobilenet_v2, **arguments), MobileNetV2(task, **arguments), convolutional=True
     )
@@ -318,7 +318,7 @@ def imagenet_mobilenet_v2(
     """
     _check_mobile("imagenet_mobilenet_v2", width, dropout)
 
-    def network(task: Task, width: float, **arguments) -> ImageNetMobileNet:
+    def network(task: Task, width: float, **arguments: Any) -> ImageNetMobileNet:
         before, rows = round_channels(32 * width), []
         for stage in IMAGENET_V2.values():
             blocks = []
@@ -378,7 +378,7 @@ def mobilenet_v3(
     layers.check_argument("mobilenet_v3.size", size, size in V3, " or ".join(V3))
     _check_mobile("mobilenet_v3", width, dropout)
 
-    def network(task: Task, size: str, width: float, **arguments) -> ImageNetMobileNet:
+    def network(task: Task, size: str, width: float, **arguments: Any) -> ImageNetMobileNet:
         before, rows = round_channels(16 * width), []
         for stage in V3[size].values():
             blocks = []

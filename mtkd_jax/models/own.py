@@ -169,7 +169,8 @@ class Adapter(nn.Module):
             embedding = jnp.moveaxis(heads, 0, 1).reshape(batch_size, num_outputs)
         return layers.outputs(embedding, heads, {name: self._feature(name, x) for name, x in taps.items()})
 
-    def _heads(self, logits: Array | None, embedding: Array | None) -> Array:
+    def _heads(self, logits: Any, embedding: Any) -> Array:
+        """Of logits [B,C] or of an embedding [B,D]; the other of the two can be None."""
         num_classes, num_heads = self.task.num_classes, self.task.num_heads
         if logits is not None and logits.shape[1] == num_classes * num_heads:
             return jnp.moveaxis(logits.reshape(logits.shape[0], num_heads, num_classes), 1, 0)
@@ -262,12 +263,14 @@ class _Linen(_Network):
             return self.network
         return self.network(**_named(self.network, num_outputs=num_outputs))
 
-    def init(self, key, images, num_outputs):
+    def init(self, key: Array, images: Array, num_outputs: int) -> tuple[PyTree, PyTree]:
         module = self._module(num_outputs)
         variables = dict(module.init({"params": key, "dropout": key}, images, **_mode(module, False)))
         return variables.pop("params", {}), variables
 
-    def apply(self, params, state, images, num_outputs, train, key):
+    def apply(
+        self, params: PyTree, state: PyTree, images: Array, num_outputs: int, train: bool, key: Array | None
+    ) -> tuple[Any, PyTree]:
         module = self._module(num_outputs)
         variables, mode = {"params": params, **state}, _mode(module, train)
         rngs = {} if key is None else {"dropout": key}
@@ -288,13 +291,15 @@ class _Nnx(_Network):
         module = self.factory(**_named(self.factory, **offered))
         return flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
 
-    def init(self, key, images, num_outputs):
+    def init(self, key: Array, images: Array, num_outputs: int) -> tuple[PyTree, PyTree]:
         from flax import nnx as flax_nnx
 
         _, params, _, state = self._parts(key, num_outputs)
         return _by_name(flax_nnx.to_pure_dict(params)), _by_name(flax_nnx.to_pure_dict(state))
 
-    def apply(self, params, state, images, num_outputs, train, key):
+    def apply(
+        self, params: PyTree, state: PyTree, images: Array, num_outputs: int, train: bool, key: Array | None
+    ) -> tuple[Any, PyTree]:
         from flax import nnx as flax_nnx
 
         drawn = jax.random.key(0) if key is None else key
@@ -309,7 +314,7 @@ class _Nnx(_Network):
             deterministic=not train, use_running_average=not train, raise_if_not_found=False
         )
         returned = module(images, **_mode(module, train))
-        *_, new = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)
+        new = flax_nnx.split(module, flax_nnx.Param, flax_nnx.RngState, ...)[-1]
         return returned, _by_name(flax_nnx.to_pure_dict(new))
 
     def _parts_as_shapes(self, num_outputs: int) -> tuple:
@@ -350,12 +355,14 @@ class _Equinox(_Network):
     def _made(self, key: Array, num_outputs: int) -> Any:
         return self.factory(**_named(self.factory, key=key, **{ALTOGETHER: num_outputs}))
 
-    def init(self, key, images, num_outputs):
+    def init(self, key: Array, images: Array, num_outputs: int) -> tuple[PyTree, PyTree]:
         arrays = _arrays(self._made(key, num_outputs))
         trained = {names: leaf for names, leaf in arrays.items() if _is_trained(names, leaf)}
         return _nested(trained), _nested({names: arrays[names] for names in arrays if names not in trained})
 
-    def apply(self, params, state, images, num_outputs, train, key):
+    def apply(
+        self, params: PyTree, state: PyTree, images: Array, num_outputs: int, train: bool, key: Array | None
+    ) -> tuple[Any, PyTree]:
         import equinox as eqx
 
         shapes = eqx.filter_eval_shape(lambda key: self._made(key, num_outputs), jax.random.key(0))
@@ -411,11 +418,13 @@ class _Functions(_Network):
             raise UserError(f"{self.name}: of a stateful network init must return (params, state)")
         return made if self.stateful else (made, {})
 
-    def init(self, key, images, num_outputs):
+    def init(self, key: Array, images: Array, num_outputs: int) -> tuple[PyTree, PyTree]:
         params, state = self._made(key, images, num_outputs)
         return _by_name(params), _by_name(state)
 
-    def apply(self, params, state, images, num_outputs, train, key):
+    def apply(
+        self, params: PyTree, state: PyTree, images: Array, num_outputs: int, train: bool, key: Array | None
+    ) -> tuple[Any, PyTree]:
         shapes = jax.eval_shape(lambda key: self._made(key, images, num_outputs), jax.random.key(0))
         params, own = _filled(shapes[0], params), _filled(shapes[1], state)
         further = _named(self.of_apply, train=train, key=key, **{ALTOGETHER: num_outputs})
@@ -434,7 +443,7 @@ def _named(function: Callable, **offered: Any) -> dict[str, Any]:
     return {name: value for name, value in offered.items() if name in known}
 
 
-def _mode(module: Any, train: bool) -> dict[str, bool]:
+def _mode(module: Any, train: bool) -> dict[str, Any]:
     return _named(module.__call__, train=train, training=train, deterministic=not train)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from mtkd_jax.types import Array, Model, Outputs, PyTree, UserError
+from mtkd_jax.types import Absent, Array, Model, Outputs, PyTree, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Programmed(Model):
     def answer(self, variables: PyTree, image: Array, said: Array | None) -> Outputs:
         """Its logits; UserError where somebody asks for their gradient."""
         logits = _constant(self.call, self.name)(image)
-        return Outputs(logits, logits[None], None, {})
+        return Outputs(logits, logits[None], Absent, {})
 
 
 def in_blocks(call: Callable[[Any], Any], size: int, xp: Any) -> Callable[[Any], Any]:
@@ -48,7 +48,7 @@ def _constant(call: Callable[[Array], Array], name: str) -> Callable[[Array], Ar
     def constant(image: Array) -> Array:
         return call(image)
 
-    def no_gradient(image: Array):
+    def no_gradient(image: Array) -> NoReturn:
         raise UserError(f"asks how logits change with the image, and {name} is a program without gradients")
 
     constant.defvjp(no_gradient, lambda residuals, gradient: (gradient,))

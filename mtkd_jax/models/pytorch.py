@@ -138,7 +138,7 @@ def _names(model: Model) -> tuple[dict[str, str], dict[str, str], dict[str, tupl
 
 def _name(path: str, named: Callable[[str], str]) -> str:
     """layer1.1.conv1.weight, for params/stage1_block2/conv1/kernel of a ResNet."""
-    _, module, leaf = re.fullmatch(r"(\w+)/(.+)/(\w+)", path).groups()
+    module, _, leaf = path.partition("/")[2].rpartition("/")
     theirs = LEAVES.get(leaf, leaf)
     return f"{named(module)}.{theirs}" if named(module) else theirs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -230,7 +231,9 @@ def resnet(
     layers.check_count("resnet.width", width)
     layers.check_count("resnet.stem_stride", stem_stride)
     layers.check_dtype("resnet.dtype", dtype)
-    arguments = dict(depth=depth, width=width, bottleneck=bottleneck, stem_stride=stem_stride, dtype=dtype)
+    arguments: dict[str, Any] = dict(
+        depth=depth, width=width, bottleneck=bottleneck, stem_stride=stem_stride, dtype=dtype
+    )
     return Model(layers.address_of(resnet, **arguments), ResNet(task, **arguments), convolutional=True)
 
 

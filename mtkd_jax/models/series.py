@@ -7,6 +7,8 @@ time of a kernel [k,1,c,d] (value and both gradients inside `lax.scan`; 150 step
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -92,7 +94,7 @@ class Lstm(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Outputs:
-        x = _steps(image, self.task, "lstm").astype(self.dtype)
+        x: Any = _steps(image, self.task, "lstm").astype(self.dtype)  # what nn.RNN returns is not one type
         features = {}
         for stage, width in enumerate(self.widths, start=1):
             cell = nn.OptimizedLSTMCell(width, dtype=self.dtype, name=f"stage{stage}")
@@ -209,7 +211,7 @@ def fcn(
     layers.check_argument("fcn.widths", widths, len(widths) == len(FCN_KERNELS), "three of them")
     _check_frames("fcn", frames)
     layers.check_dtype("fcn.dtype", dtype)
-    arguments = dict(widths=widths, frames=frames, dtype=dtype)
+    arguments: dict[str, Any] = dict(widths=widths, frames=frames, dtype=dtype)
     return Model(layers.address_of(fcn, **arguments), Fcn(task, **arguments), convolutional=True)
 
 
@@ -232,7 +234,7 @@ def series_resnet(
     _check_layers("series_resnet.widths", widths)
     _check_frames("series_resnet", frames)
     layers.check_dtype("series_resnet.dtype", dtype)
-    arguments = dict(widths=widths, frames=frames, dtype=dtype)
+    arguments: dict[str, Any] = dict(widths=widths, frames=frames, dtype=dtype)
     return Model(
         layers.address_of(series_resnet, **arguments), SeriesResNet(task, **arguments), convolutional=True
     )
@@ -257,7 +259,7 @@ def lstm(
     _check_layers("lstm.widths", widths)
     _check_frames("lstm", frames)
     layers.check_dtype("lstm.dtype", dtype)
-    arguments = dict(widths=widths, frames=frames, dtype=dtype)
+    arguments: dict[str, Any] = dict(widths=widths, frames=frames, dtype=dtype)
     return Model(layers.address_of(lstm, **arguments), Lstm(task, **arguments))
 
 
@@ -280,16 +282,16 @@ def series_vgg(
     _check_layers("series_vgg.widths", widths)
     _check_frames("series_vgg", frames)
     layers.check_dtype("series_vgg.dtype", dtype)
-    arguments = dict(widths=widths, frames=frames, dtype=dtype)
+    arguments: dict[str, Any] = dict(widths=widths, frames=frames, dtype=dtype)
     return Model(layers.address_of(series_vgg, **arguments), SeriesVgg(task, **arguments), convolutional=True)
 
 
-def _check_frames(name: str, frames: object) -> None:
+def _check_frames(name: str, frames: Any) -> None:
     """Raise UserError unless `frames` is true or false."""
     layers.check_argument(f"{name}.frames", frames, isinstance(frames, bool), "True or False")
 
 
-def _check_layers(name: str, widths: object) -> None:
+def _check_layers(name: str, widths: Any) -> None:
     """Raise UserError unless `widths` are whole numbers of at least 1, one or more."""
     layers.check_widths(name, widths)
     layers.check_argument(name, widths, len(widths) > 0, "one of them at least")
@@ -315,7 +317,7 @@ def inception_time(
     layers.check_count("inception_time.width", width)
     _check_frames("inception_time", frames)
     layers.check_dtype("inception_time.dtype", dtype)
-    arguments = dict(depth=depth, width=width, frames=frames, dtype=dtype)
+    arguments: dict[str, Any] = dict(depth=depth, width=width, frames=frames, dtype=dtype)
     return Model(
         layers.address_of(inception_time, **arguments), InceptionTime(task, **arguments), convolutional=True
     )

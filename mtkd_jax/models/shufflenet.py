@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -67,19 +69,19 @@ class HalvingUnit(nn.Module):
         return _shuffled(short, _branch(x, half, 2, train, self.dtype))
 
 
-def _branch(x, channels, stride, train, dtype):
+def _branch(x: Array, channels: int, stride: int, train: bool, dtype: str) -> Array:
     """1x1, 3x3 depthwise, 1x1; no ReLU after the depthwise one. Belongs to the module it is called in."""
     x = nn.relu(conv_norm(x, channels, train, "expand", dtype))
     x = _depthwise(x, stride, train, "depthwise", dtype)
     return nn.relu(conv_norm(x, channels, train, "project", dtype))
 
 
-def _depthwise(x, stride, train, name, dtype):
+def _depthwise(x: Array, stride: int, train: bool, name: str, dtype: str) -> Array:
     channels = x.shape[-1]
     return conv_norm(x, channels, train, name, dtype, window=3, stride=stride, groups=channels)
 
 
-def _shuffled(one, other):
+def _shuffled(one: Array, other: Array) -> Array:
     """The channels of both, taken in turn: so each half of what follows sees both branches."""
     both = jnp.stack([one, other], axis=-1)
     return both.reshape(*both.shape[:3], -1)
@@ -101,7 +103,7 @@ def shufflenet_v2(task: Task, *, width: float = 1.0, dtype: str = "float32") -> 
     valid = isinstance(width, int | float) and width in CHANNELS
     layers.check_argument("shufflenet_v2.width", width, valid, "0.5, 1.0, 1.5 or 2.0")
     layers.check_dtype("shufflenet_v2.dtype", dtype)
-    arguments = dict(width=width, dtype=dtype)
+    arguments: dict[str, Any] = dict(width=width, dtype=dtype)
     return Model(
         layers.address_of(shufflenet_v2, **arguments), ShuffleNetV2(task, **arguments), convolutional=True
     )

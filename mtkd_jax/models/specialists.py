@@ -33,5 +33,5 @@ class Specialist(nn.Module):
 
     def calibrate(self, images: np.ndarray) -> Mapping[str, np.ndarray]:
         """What the network computes from training images; {} where it computes nothing."""
-        found = getattr(self.network, "calibrate", lambda images: {})(images)
+        found: Mapping[str, np.ndarray] = getattr(self.network, "calibrate", lambda images: {})(images)
         return {path.replace("/", "/network/", 1): value for path, value in found.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +178,7 @@ def speedy(
     is_rate = isinstance(bias_rate, int | float) and bias_rate > 0
     layers.check_argument("speedy.bias_rate", bias_rate, is_rate, "a number above 0")
     layers.check_dtype("speedy.dtype", dtype)
-    arguments = dict(width=width, blocks=blocks, bias_rate=bias_rate, dtype=dtype)
+    arguments: dict[str, Any] = dict(width=width, blocks=blocks, bias_rate=bias_rate, dtype=dtype)
     module = Speedy(task, **arguments)
     layers.check_trainable("speedy.trainable", trainable, module.stages)
     name = layers.address_of(speedy, **arguments, trainable=trainable)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,9 @@ def spiking_mlp(
         >>> spiking_mlp(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), time_steps=4).name
         'spiking_mlp(time_steps=4)'
     """
-    arguments = dict(hidden=hidden, time_steps=time_steps, decay=decay, batch_norm=batch_norm, dtype=dtype)
+    arguments: dict[str, Any] = dict(
+        hidden=hidden, time_steps=time_steps, decay=decay, batch_norm=batch_norm, dtype=dtype
+    )
     _check("spiking_mlp", "hidden", **arguments)
     return Model(layers.address_of(spiking_mlp, **arguments), Spiking(task, (), **arguments))
 
@@ -169,7 +172,7 @@ def spiking_cnn(
         >>> spiking_cnn(Task(num_classes=10, num_heads=1, mean=(0.5,), std=(0.2,)), batch_norm=True).name
         'spiking_cnn(batch_norm=True)'
     """
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         **dict(widths=widths, hidden=hidden, time_steps=time_steps),
         **dict(decay=decay, batch_norm=batch_norm, dtype=dtype),
     )
@@ -177,7 +180,7 @@ def spiking_cnn(
     return Model(layers.address_of(spiking_cnn, **arguments), Spiking(task, **arguments), convolutional=True)
 
 
-def _check(family: str, needed: str, **arguments) -> None:
+def _check(family: str, needed: str, **arguments: Any) -> None:
     """Raise UserError for arguments out of range, and where those `needed` are ()."""
     for name in ("widths", "hidden"):
         layers.check_widths(f"{family}.{name}", arguments.get(name, ()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from flax import linen as nn
 from jax import numpy as jnp
@@ -65,7 +67,9 @@ class Transformer(nn.Module):
         places = jnp.asarray(positions(numbers.shape[1], self.width), self.dtype)
         return self._dropped(table(numbers) * self.width**0.5 + places[None], train)
 
-    def _attended(self, x: Array, others: Array | None, mask: Array, train: bool, name: str) -> Array:
+    def _attended(
+        self, x: Array, others: Array | None, mask: Array | np.ndarray, train: bool, name: str
+    ) -> Array:
         """x [B,L,width] plus what it looks at of the others [B,L,width], or of itself, where the mask is."""
         y = layers.layer_norm(x, name=f"{name}_norm")
         attention = nn.MultiHeadDotProductAttention(
@@ -134,7 +138,7 @@ def transformer(
     layers.check_count("transformer.source_tokens", source_tokens)
     layers.check_dropout("transformer.dropout", dropout)
     layers.check_dtype("transformer.dtype", dtype)
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         width=width,
         depth=depth,
         attention_heads=attention_heads,

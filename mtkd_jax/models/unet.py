@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -97,5 +98,5 @@ def unet(task: Task, *, width: int = 8, depth: int = 3, dtype: str = "float32") 
     layers.check_count("unet.width", width)
     layers.check_count("unet.depth", depth)
     layers.check_dtype("unet.dtype", dtype)
-    arguments = dict(width=width, depth=depth, dtype=dtype)
+    arguments: dict[str, Any] = dict(width=width, depth=depth, dtype=dtype)
     return Model(layers.address_of(unet, **arguments), UNet(task, **arguments), convolutional=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -239,7 +240,7 @@ def vgg(task: Task, *, depth: int = 8, dense: int = 0, dropout: float = 0.0, dty
     valid = dense > 0 or dropout == 0
     layers.check_argument("vgg.dropout", dropout, valid, "0 without dense layers, which it follows")
     layers.check_dtype("vgg.dtype", dtype)
-    arguments = dict(depth=depth, dense=dense, dropout=dropout, dtype=dtype)
+    arguments: dict[str, Any] = dict(depth=depth, dense=dense, dropout=dropout, dtype=dtype)
     return Model(layers.address_of(vgg, **arguments), Vgg(task, **arguments), convolutional=True)
 
 

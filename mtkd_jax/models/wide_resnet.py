@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -103,7 +104,7 @@ def wide_resnet(
     layers.check_count("wide_resnet.width", width)
     layers.check_dropout("wide_resnet.dropout", dropout)
     layers.check_dtype("wide_resnet.dtype", dtype)
-    arguments = dict(depth=depth, width=width, dropout=dropout, dtype=dtype)
+    arguments: dict[str, Any] = dict(depth=depth, width=width, dropout=dropout, dtype=dtype)
     return Model(
         layers.address_of(wide_resnet, **arguments), WideResNet(task, **arguments), convolutional=True
     )

@@ -64,6 +64,13 @@ def test_where_all_give_way_the_student_reads_what_a_teacher_makes_of_the_image(
     assert {name for name, size in sizes.items() if size > 0} == {"dense", "dense_norm", "heads"}
 
 
+def test_with_teachers_it_is_not_trained_without_a_key():
+    model = swapping(STUDENT, TEACHER, IMAGE[:1])
+    own = jax.eval_shape(STUDENT.init, jax.random.key(0), IMAGE)
+    with pytest.raises(ValueError, match="with stages of cnn.*: no key; which stages give way"):
+        model.apply({**own, TEACHERS: {}, SWAPPED: {}}, IMAGE, train=True)
+
+
 def test_without_teachers_and_in_evaluation_it_is_the_student():
     model = swapping(STUDENT, TEACHER, IMAGE[:1])
     own = jax.eval_shape(STUDENT.init, jax.random.key(0), IMAGE)
