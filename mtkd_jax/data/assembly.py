@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def assemble(
     """
     parts, kinds = parts_and_kinds(arrays)
     wanted = [f"{part}_{kind}" for part in parts for kind in kinds]
-    fields = {name: as_vector(arrays[name]) for name in wanted if not name.endswith("images")}
+    fields: dict[str, Any] = {name: as_vector(arrays[name]) for name in wanted if not name.endswith("images")}
     images = {name: arrays[name] for name in wanted if name.endswith("images")}
     layout = layout or _layout(images, len(fields["train_labels"]), where)
     fields |= {name: _channels_last(array, layout) for name, array in images.items()}

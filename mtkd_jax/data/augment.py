@@ -134,7 +134,7 @@ def augment(
     return images
 
 
-def check_own(one: Augment, images: Array) -> None:
+def check_own(one: Augment, images: Array | jax.ShapeDtypeStruct) -> None:
     """Raise UserError unless an augmentation of the user's own keeps shape and dtype of images [B,h,w,c].
 
     It is traced and nothing computed. What is wrong with it otherwise is said in one line, too.
@@ -158,7 +158,16 @@ def _each(key: Array, images: Array, on: tuple) -> Array:
     return jax.vmap(lambda *one: _augmented(*one, *on))(images, keys, further)
 
 
-def _augmented(image, keys, further_key, pixels, mirrored, operations, size, std):
+def _augmented(
+    image: Array,
+    keys: Array,
+    further_key: Array,
+    pixels: int,
+    mirrored: bool,
+    operations: tuple[int, ...],
+    size: int,
+    std: float,
+) -> Array:
     flip_key, shift_key, cutout_key, noise_key = keys
     if mirrored:
         image = flip(image, flip_key)

@@ -9,7 +9,7 @@ import os
 import stat
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -35,13 +35,14 @@ def check(dataset: DataSet, where: str) -> DataSet:
     one that float32 arithmetic cannot normalise. Images that are not arrays are not looked at.
     """
 
-    def wrong(array, message):
+    def wrong(array: str, message: str) -> UserError:
         return UserError(f"{where}: {array}: {message}")
 
     _check_names(dataset, where)
     unnamed = dataset.class_names == number_names(dataset.num_classes)
     from_zero = "; numpy.unique(labels, return_inverse=True)[1] counts from 0 without gaps" if unnamed else ""
-    fields, dense = {}, dataset.task != "classes"
+    fields: dict[str, Any] = {}
+    dense = dataset.task != "classes"
     for part in ("train", "test"):
         images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
         if len(images.shape) != 4 or 0 in images.shape[1:]:
@@ -100,11 +101,11 @@ def check(dataset: DataSet, where: str) -> DataSet:
     if dataset.num_classes < 2:
         raise wrong("train_labels", f"{dataset.num_classes} class: must be at least 2")
     counts = np.bincount(fields["train_labels"][fields["train_labels"] >= 0], minlength=dataset.num_classes)
-    if empty := np.flatnonzero(counts == 0).tolist():
+    if missing := np.flatnonzero(counts == 0).tolist():
         raise wrong(
             "train_labels",
-            f"{len(empty)} of {dataset.num_classes} classes without an example, the first is class "
-            f"{empty[0]} ({dataset.class_names[empty[0]]}): every class must be in the training set"
+            f"{len(missing)} of {dataset.num_classes} classes without an example, the first is class "
+            f"{missing[0]} ({dataset.class_names[missing[0]]}): every class must be in the training set"
             f"{from_zero}",
         )
     train, test = fields["train_images"], fields["test_images"]
@@ -126,7 +127,7 @@ def check(dataset: DataSet, where: str) -> DataSet:
     # Images that are read when they are asked for are files, which have one scale.
     if isinstance(train, np.ndarray) and isinstance(test, np.ndarray):
         _check_channels(train, test, wrong)
-        notes += _check_scales(dataset, wrong)
+        notes += _check_scales(dataset, train, test, wrong)
     return dataclasses.replace(dataset, notes=tuple(map(printable, (*dataset.notes, *notes))))
 
 
@@ -211,24 +212,28 @@ def _extremes(images: np.ndarray) -> _Extremes:
     return _Extremes(rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64))
 
 
-def _parts(dataset: DataSet) -> dict[str, _Extremes]:
+def _parts(
+    train_images: np.ndarray, test_images: np.ndarray, val_rows: np.ndarray | None
+) -> dict[str, _Extremes]:
     """The extremes of what is trained on, of what the data sets aside to validate on, if any, and of test."""
-    train = _extremes(dataset.train_images)
-    parts = {"train": train, "test": _extremes(dataset.test_images)}
-    if dataset.val_rows is not None:
-        kept = np.delete(np.arange(len(train.least)), dataset.val_rows)
-        parts["val"] = _Extremes(*(values[dataset.val_rows] for values in train))
+    train = _extremes(train_images)
+    parts = {"train": train, "test": _extremes(test_images)}
+    if val_rows is not None:
+        kept = np.delete(np.arange(len(train.least)), val_rows)
+        parts["val"] = _Extremes(*(values[val_rows] for values in train))
         if len(kept):
             parts["train"] = _Extremes(*(values[kept] for values in train))
     return parts
 
 
-def _check_scales(dataset: DataSet, wrong: Callable) -> list[str]:
+def _check_scales(
+    dataset: DataSet, train_images: np.ndarray, test_images: np.ndarray, wrong: Callable
+) -> list[str]:
     """Raise what `wrong` makes of parts that cannot be of one scale, and of images that are all one colour.
 
     Returns notes on what is suspicious.
     """
-    parts = _parts(dataset)
+    parts = _parts(train_images, test_images, dataset.val_rows)
     train, notes = parts["train"], []
     if train.least.min() == train.greatest.max():
         raise wrong("train_images", f"every pixel is {train.least[0]:g}: nothing can be learnt from them")
@@ -239,10 +244,10 @@ def _check_scales(dataset: DataSet, wrong: Callable) -> list[str]:
             raise wrong(f"{part}_images", f"{values}, in train_images {train}: must be of one scale")
         if max(of_all, of_half) > APART or _goes_below(train, values) or _goes_below(values, train):
             notes.append(f"{part}_images hold {values}, train_images {train}: are they of one scale?")
-    notes += _unusual_values(dataset.train_images, max(values.greatest.max() for values in parts.values()))
+    notes += _unusual_values(train_images, max(values.greatest.max() for values in parts.values()))
     blank = {part: np.count_nonzero(values.least == values.greatest) for part, values in parts.items()}
     # A row of a table is no picture: columns that are equal by chance are nothing to tell.
-    if any(blank.values()) and dataset.train_images[0].size > 1 and not dataset.column_names:
+    if any(blank.values()) and train_images[0].size > 1 and not dataset.column_names:
         counts = ", ".join(f"{blank[part]} of {len(parts[part].least)} in {part}_images" for part in parts)
         notes.append(f"Some images are blank, all of their pixels are the same: {counts}.")
     return notes
@@ -295,7 +300,8 @@ def _check_names(dataset: DataSet, where: str) -> None:
 
 def _names_alike(names: tuple[str, ...]) -> list[str]:
     """Notes on names of classes that may be meant as one."""
-    notes, known = [], {}
+    notes = []
+    known: dict[str | float, str] = {}
     for name in names:
         first = known.setdefault(_meaning(name), name)
         if first != name:
@@ -314,7 +320,7 @@ def _meaning(name: str) -> str | float:
 # --- groups and rows ----------------------------------------------------------------------------------
 
 
-def _check_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray | None]:
+def _check_groups(dataset: DataSet, wrong: Callable) -> dict[str, Any]:
     """Groups as int32, given for both parts or for neither."""
     given = {part: getattr(dataset, f"{part}_groups") for part in ("train", "test")}
     if all(groups is None for groups in given.values()):
@@ -327,7 +333,7 @@ def _check_groups(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray | N
     return {f"{part}_groups": groups.astype(np.int32) for part, groups in given.items()}
 
 
-def _check_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
+def _check_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, Any]:
     """Rows of the training set, sorted, each once."""
     rows = dataset.val_rows
     if rows is None:
@@ -345,7 +351,7 @@ def _check_val_rows(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
     return {"val_rows": np.sort(rows).astype(np.int32)}
 
 
-def _check_teachers(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
+def _check_teachers(dataset: DataSet, wrong: Callable) -> dict[str, Any]:
     """Who teaches what, as [N,K] bool or [N] int32."""
     given, total = dataset.train_teachers, len(dataset.train_labels)
     if given is None:
@@ -361,7 +367,7 @@ def _check_teachers(dataset: DataSet, wrong: Callable) -> dict[str, np.ndarray]:
     return {"train_teachers": given.astype(bool if given.ndim == 2 else np.int32)}
 
 
-def _check_places(dataset: DataSet, wrong: Callable) -> dict[str, dict[str, np.ndarray]]:
+def _check_places(dataset: DataSet, wrong: Callable) -> dict[str, Any]:
     """Further labels of places as float32 [N,L,d], the same in both parts."""
     train, test = dataset.train_labels, dataset.test_labels
     if train.shape[1:] != test.shape[1:]:
@@ -445,11 +451,11 @@ def shorten(words: Sequence[str]) -> str:
     return f"{', '.join(words[:12])}{more}" or "nothing"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception | str) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def open_file(path: str | os.PathLike, mode: str = "r", **options) -> IO:
+def open_file(path: str | os.PathLike, mode: str = "r", **options: Any) -> IO:
     """`open`; OSError for what is no regular file: a pipe would be waited for, a device may not end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("no regular file")

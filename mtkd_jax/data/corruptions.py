@@ -108,7 +108,7 @@ def gaussian_noise(*, deviations: tuple[float, ...] = (0.04, 0.06, 0.08, 0.09, 0
     return _made(_gaussian_noise, deviations)
 
 
-def _gaussian_noise(key, image, strength, deviations):
+def _gaussian_noise(key: Array, image: Array, strength: Array, deviations: tuple[float, ...]) -> Array:
     return image + _at(deviations, strength) * jax.random.normal(key, image.shape)
 
 
@@ -120,7 +120,7 @@ def shot_noise(*, photons: tuple[float, ...] = (500.0, 250.0, 100.0, 75.0, 50.0)
     return _made(_shot_noise, photons)
 
 
-def _shot_noise(key, image, strength, photons):
+def _shot_noise(key: Array, image: Array, strength: Array, photons: tuple[float, ...]) -> Array:
     full = _at(photons, strength)
     return _poisson(jax.random.uniform(key, image.shape), full * image) / full
 
@@ -152,7 +152,7 @@ def impulse_noise(*, shares: tuple[float, ...] = (0.01, 0.02, 0.03, 0.05, 0.07))
     return _made(_impulse_noise, shares)
 
 
-def _impulse_noise(key, image, strength, shares):
+def _impulse_noise(key: Array, image: Array, strength: Array, shares: tuple[float, ...]) -> Array:
     share, drawn = _at(shares, strength), jax.random.uniform(key, image.shape)
     return jnp.where(drawn < share / 2, 0.0, jnp.where(drawn > 1 - share / 2, 1.0, image))
 
@@ -169,7 +169,7 @@ def defocus_blur(*, radii: tuple[float, ...] = (0.6, 0.9, 1.2, 1.6, 2.1)) -> Cor
     return _made(_defocus_blur, radii)
 
 
-def _defocus_blur(key, image, strength, radii):
+def _defocus_blur(key: Array, image: Array, strength: Array, radii: tuple[float, ...]) -> Array:
     length = _pixels(image)
     rings, turns = np.meshgrid(np.sqrt((np.arange(4) + 0.5) / 4), np.linspace(0, 2 * np.pi, 13)[:-1])
     disk = np.stack([rings * np.sin(turns), rings * np.cos(turns)], axis=-1).reshape(-1, 2)
@@ -186,7 +186,7 @@ def glass_blur(*, distances: tuple[float, ...] = (0.5, 0.75, 1.0, 1.4, 1.9)) -> 
     return _made(_glass_blur, distances)
 
 
-def _glass_blur(key, image, strength, distances):
+def _glass_blur(key: Array, image: Array, strength: Array, distances: tuple[float, ...]) -> Array:
     length, far = _pixels(image), max(distances)
     distance = _at(distances, strength) * length
     moved = distance * jax.random.uniform(key, (*image.shape[:2], 2), minval=-1.0, maxval=1.0)
@@ -203,11 +203,11 @@ def motion_blur(*, lengths: tuple[float, ...] = (1.5, 2.25, 3.0, 3.75, 4.75)) ->
     return _made(_motion_blur, lengths)
 
 
-def _motion_blur(key, image, strength, lengths):
+def _motion_blur(key: Array, image: Array, strength: Array, lengths: tuple[float, ...]) -> Array:
     return _smeared(key, image, _at(lengths, strength) * _pixels(image), max(lengths) * _pixels(image))
 
 
-def _smeared(key, image, length, most):
+def _smeared(key: Array, image: Array, length: Array | float, most: float) -> Array:
     """Along a line from every pixel on, whose weights are those of half a normal distribution."""
     along = np.linspace(0, 1, 17)
     weights = np.exp(-np.log(8) * along**2)
@@ -225,7 +225,7 @@ def zoom_blur(*, zooms: tuple[float, ...] = (1.06, 1.11, 1.16, 1.21, 1.26)) -> C
     return _made(_zoom_blur, zooms)
 
 
-def _zoom_blur(key, image, strength, zooms):
+def _zoom_blur(key: Array, image: Array, strength: Array, zooms: tuple[float, ...]) -> Array:
     zoom = 1 + (_at(zooms, strength) - 1) * jnp.linspace(0.0, 1.0, 11)[:, None]
 
     def axis(size: int) -> Array:  # [11,size,size], what each pixel is made of
@@ -249,7 +249,7 @@ def snow(*, thresholds: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.6)) -> Corrup
     return _made(_snow, thresholds)
 
 
-def _snow(key, image, strength, thresholds):
+def _snow(key: Array, image: Array, strength: Array, thresholds: tuple[float, ...]) -> Array:
     flakes_key, way_key = jax.random.split(key)
     length = _pixels(image)
     noise = jax.random.normal(flakes_key, (*image.shape[:2], 1))
@@ -269,7 +269,7 @@ def frost(*, shares: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6)) -> Corruptio
     return _made(_frost, shares)
 
 
-def _frost(key, image, strength, shares):
+def _frost(key: Array, image: Array, strength: Array, shares: tuple[float, ...]) -> Array:
     share = _at(shares, strength)
     height, width, channels = image.shape
     ridges = 1 - jnp.abs(2 * _clouds(key, height, width, decay=1.5) - 1)
@@ -295,9 +295,12 @@ def fog(
     return _made(_fog, amounts, decays)
 
 
-def _fog(key, image, strength, amounts, decays):
+def _fog(
+    key: Array, image: Array, strength: Array, amounts: tuple[float, ...], decays: tuple[float, ...]
+) -> Array:
     amount, most = _at(amounts, strength), jnp.maximum(image.max(), 0.05)
-    clouds = _clouds(key, *image.shape[:2], decay=_at(decays, strength))[:, :, None]
+    height, width, _ = image.shape
+    clouds = _clouds(key, height, width, decay=_at(decays, strength))[:, :, None]
     return (image + amount * clouds) * most / (most + amount)
 
 
@@ -314,7 +317,7 @@ def brightness(*, added: tuple[float, ...] = (0.05, 0.10, 0.15, 0.20, 0.30)) -> 
     return _made(_brightness, added)
 
 
-def _brightness(key, image, strength, added):
+def _brightness(key: Array, image: Array, strength: Array, added: tuple[float, ...]) -> Array:
     value = image.max(axis=-1, keepdims=True)
     raised = jnp.minimum(value + _at(added, strength), 1.0)
     return jnp.where(value > 0, image / jnp.where(value > 0, value, 1.0) * raised, raised)
@@ -328,7 +331,7 @@ def contrast(*, factors: tuple[float, ...] = (0.75, 0.5, 0.4, 0.3, 0.15)) -> Cor
     return _made(_contrast, factors)
 
 
-def _contrast(key, image, strength, factors):
+def _contrast(key: Array, image: Array, strength: Array, factors: tuple[float, ...]) -> Array:
     mean = image.mean(axis=(0, 1), keepdims=True)
     return _at(factors, strength) * (image - mean) + mean
 
@@ -346,7 +349,7 @@ def elastic_transform(*, distances: tuple[float, ...] = (0.5, 0.8, 1.1, 1.5, 2.0
     return _made(_elastic, distances)
 
 
-def _elastic(key, image, strength, distances):
+def _elastic(key: Array, image: Array, strength: Array, distances: tuple[float, ...]) -> Array:
     smooth = 4 * _pixels(image)
     drawn = jax.random.uniform(key, (*image.shape[:2], 2), minval=-1.0, maxval=1.0)
     moves = _gaussian_blurred(drawn, smooth, smooth)
@@ -363,7 +366,7 @@ def pixelate(*, shares: tuple[float, ...] = (0.9, 0.75, 0.6, 0.45, 0.35)) -> Cor
     return _made(_pixelate, shares)
 
 
-def _pixelate(key, image, strength, shares):
+def _pixelate(key: Array, image: Array, strength: Array, shares: tuple[float, ...]) -> Array:
     def axis(size: int) -> Array:  # [size,size], what each pixel is made of
         width = size / jnp.maximum(jnp.floor(_at(shares, strength) * size + 1e-3), 1.0)  # of a larger one
         pixel = jnp.arange(size, dtype=jnp.float32)
@@ -403,7 +406,7 @@ COSINES = np.cos((2 * np.arange(8) + 1) * np.arange(8)[:, None] * np.pi / 16) / 
 COSINES[0] /= np.sqrt(2)  # so that the matrix is orthogonal
 
 
-def _jpeg(key, image, strength, qualities):
+def _jpeg(key: Array, image: Array, strength: Array, qualities: tuple[float, ...]) -> Array:
     quality = _at(qualities, strength)
     percent = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     levels = jnp.round(255 * image) - 128

@@ -18,7 +18,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -61,7 +61,7 @@ class Published(NamedTuple):
 def _emnist(folder: Path) -> DataSet:
     """The balanced split of EMNIST: its images are published turned about the diagonal."""
     with zipfile.ZipFile(folder / "gzip.zip") as archive:
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{part}_{kind}": _idx(
                 archive.read(f"gzip/emnist-balanced-{part}-{kind}-idx{axes}-ubyte.gz"), axes
             )

@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def find_files(folder: str | os.PathLike) -> list[Path]:
     return sorted(found)
 
 
-def list_entries(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+def list_entries(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     """Names of the folders and of all else in a folder, sorted, links followed, without those of the system.
 
     Raises UserError naming the folder where it may not be read.
@@ -160,7 +160,7 @@ def resizer_of(fit: str) -> Callable[[Image.Image, tuple[int, int]], Image.Image
 
 
 @contextlib.contextmanager
-def open_image(path: str | os.PathLike, formats: Sequence[str] = _FORMATS) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike, formats: tuple[str, ...] = _FORMATS) -> Iterator[Image.Image]:
     """The image of a file in one of Pillow's `formats`, its pixels not yet decoded, as a context.
 
     Raises `UserError` naming the file for whatever goes wrong with it, while it is decoded too, and for more
@@ -210,10 +210,12 @@ def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The whole image in the middle of a canvas of its mean colour."""
     scale = min(whole / part for whole, part in zip(size, image.size))
-    inner = image.resize(tuple(max(1, round(part * scale)) for part in image.size), Image.Resampling.BILINEAR)
+    width, height = (max(1, round(part * scale)) for part in image.size)
+    inner = image.resize((width, height), Image.Resampling.BILINEAR)
     mean = np.asarray(inner).reshape(-1, len(inner.getbands())).mean(axis=0)
     canvas = Image.new(inner.mode, size, tuple(np.round(mean).astype(int).tolist()))
-    canvas.paste(inner, tuple((whole - part) // 2 for whole, part in zip(size, inner.size)))
+    left, top = ((whole - part) // 2 for whole, part in zip(size, inner.size))
+    canvas.paste(inner, (left, top))
     return canvas
 
 

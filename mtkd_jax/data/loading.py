@@ -10,14 +10,16 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtkd_jax.data.checks import check_alike
-from mtkd_jax.types import Array, Batch, DataSet, Examples, Images, UserError
+from mtkd_jax.types import Absent, Array, Batch, DataSet, Examples, Images, UserError
 
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)  # what of the device and what of the host remains so
 Key = tuple[int, ...]
 MOST_LOOKED_AT = 10_000  # images that are read for the channels' mean and deviation
 
@@ -143,7 +145,9 @@ def _cut_groups(labels: np.ndarray, groups: np.ndarray, val_fraction: float, see
         ) from error
 
 
-def part_of_groups(labels: Sequence, groups: Sequence, fraction: float, seed: int) -> np.ndarray:
+def part_of_groups(
+    labels: Sequence | np.ndarray, groups: Sequence | np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
     """Rows of whole groups, about `fraction` of all, each class in proportion as far as groups allow; sorted.
 
     Groups are dealt into round(1 / fraction) parts, two at least. Of those that leave every class to the
@@ -168,10 +172,10 @@ def part_of_groups(labels: Sequence, groups: Sequence, fraction: float, seed: in
 
 def _shared_groups(dataset: DataSet, val: np.ndarray, rest: np.ndarray, how: str) -> tuple[str, ...]:
     """Notes on groups that stand on both sides of a cut; UserError where they must not."""
-    groups, notes = dataset.train_groups, []
-    if groups is None:
+    groups, of_test, notes = dataset.train_groups, dataset.test_groups, []
+    if groups is None or of_test is None:  # given for both parts or for neither
         return ()
-    for part, theirs in (("validation", groups[val]), ("test", dataset.test_groups)):
+    for part, theirs in (("validation", groups[val]), ("test", of_test)):
         shared = np.intersect1d(groups[rest], theirs)
         if len(shared) and how == "grouped":
             raise UserError(
@@ -186,7 +190,7 @@ def _shared_groups(dataset: DataSet, val: np.ndarray, rest: np.ndarray, how: str
     return tuple(notes)
 
 
-def _cut(rows, labels, num, rng):
+def _cut(rows: np.ndarray, labels: np.ndarray, num: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """`num` of the rows, each class in proportion and at least once; and the others. Both sorted."""
     rows = rng.permutation(rows)
     _, kind, sizes = np.unique(labels[rows], return_inverse=True, return_counts=True)
@@ -398,7 +402,7 @@ def examples(split: Split, *, weighted: bool = False) -> Examples:
     labelled = np.zeros(len(dataset.train_labels), bool)
     labelled[split.train] = True
 
-    def shown(array: np.ndarray, hidden: np.ndarray) -> Array:
+    def shown(array: np.ndarray, hidden: np.ndarray | np.float32) -> Array:
         return jnp.asarray(np.where(labelled.reshape(-1, *(1,) * (array.ndim - 1)), array, hidden))
 
     if streamed(split) is not None:
@@ -425,9 +429,7 @@ def flat_logits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def with_other_images(examples: Examples, other: np.ndarray) -> Examples:
     """The examples, and after them other images [o,h,w,c] without a label, of which all teachers speak."""
 
-    def longer(field: Array | None, filled: bool | int | float) -> Array | None:
-        if field is None:
-            return None
+    def longer(field: Array, filled: bool | int | float) -> Array:
         further = np.full((len(other), *field.shape[1:]), filled, field.dtype)
         return jnp.concatenate([jnp.asarray(field), further])
 
@@ -436,8 +438,8 @@ def with_other_images(examples: Examples, other: np.ndarray) -> Examples:
         image=jnp.concatenate([examples.image, jnp.asarray(other)]),
         label=longer(examples.label, 0),
         labelled=longer(examples.labelled, False),
-        weight=longer(examples.weight, 0.0),
-        speaks=longer(examples.speaks, True),
+        weight=None if examples.weight is None else longer(examples.weight, 0.0),
+        speaks=None if examples.speaks is None else longer(examples.speaks, True),
     )
 
 
@@ -483,7 +485,7 @@ def window(examples: Examples, images: np.ndarray, indices: np.ndarray) -> tuple
     rows, local = np.unique(indices, return_inverse=True)
     missing = min(indices.size, len(examples.label)) - len(rows)
     of_rows = jax.tree.map(
-        lambda leaf: np.asarray(leaf)[np.pad(rows, (0, missing))], dataclasses.replace(examples, image=None)
+        lambda leaf: np.asarray(leaf)[np.pad(rows, (0, missing))], dataclasses.replace(examples, image=Absent)
     )
     filled = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
     found = dataclasses.replace(of_rows, image=filled, row=np.pad(rows, (0, missing)).astype(np.int32))
@@ -501,7 +503,7 @@ def example_image(split: Split) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(scale, split.dataset.train_images[:1])
 
 
-def evenly(rows: np.ndarray, most: int) -> np.ndarray:
+def evenly(rows: AnyArray, most: int) -> AnyArray:
     """At most so many of the rows, evenly spaced; all of them where they are no more.
 
     >>> evenly(np.arange(7), 3), evenly(np.arange(2), 3)
@@ -510,7 +512,7 @@ def evenly(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[:: -(-len(rows) // most)]
 
 
-def scale(images: Array) -> Array:
+def scale(images: AnyArray) -> AnyArray:
     """Images as a network sees them: uint8 as float32 in [0,1], floats as they are."""
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 

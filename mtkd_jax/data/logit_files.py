@@ -21,7 +21,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -79,7 +79,8 @@ def read(path: Path, dataset: DataSet) -> FileLogits:
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> None:
     """Write such a file of `arrays`, whole or not at all; UserError if the disk refuses."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, class_names=np.array(list(class_names), str), **arrays)
+    named: dict[str, Any] = {"class_names": np.array(list(class_names), str), **arrays}
+    np.savez_compressed(buffer, **named)
     files.write_atomically(path, buffer.getbuffer())
 
 
@@ -150,7 +151,7 @@ def _as_logits(path: Path, parts: dict[str, np.ndarray], notes: list[str]) -> Fi
             if part_logits.shape[1]
         }
         if len(set(kinds.values())) > 1:
-            part, other = sorted(kinds, key=kinds.get, reverse=True)
+            part, other = sorted(kinds, key=kinds.__getitem__, reverse=True)
             raise UserError(
                 f"{path}: teacher {k}: probabilities for the {part} images and none for the {other} images; "
                 "must be one or the other"
@@ -211,8 +212,9 @@ def _part(
     part_logits = logits[f"{part}_logits"]
     if part_logits.shape[1] != num_images:
         val_rows = dataset.val_rows if part == "train" else None
-        missing = val_rows is not None and part_logits.shape[1] == num_images - len(val_rows)
-        hint = f", or be beside the val_logits of {len(val_rows)} of them" if missing else ""
+        hint = ""
+        if val_rows is not None and part_logits.shape[1] == num_images - len(val_rows):
+            hint = f", or be beside the val_logits of {len(val_rows)} of them"
         raise UserError(
             f"{path}: {part}_logits: of {part_logits.shape[1]} images; must be of the {num_images} {part} "
             f"images of the data, in their order, before any is set aside{hint}"

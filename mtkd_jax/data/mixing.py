@@ -93,7 +93,8 @@ def mix_labels(mixture: Mixture, batch: Batch) -> Batch:
 
     Only teachers who speak of both images speak of what is mixed from them.
     """
-    of_partner = lambda leaf: None if leaf is None else leaf[mixture.partner]  # noqa: E731
-    others = Mixed(mixture.share, *map(of_partner, (batch.label, batch.labelled, batch.weight)))
-    speaks = None if batch.speaks is None else batch.speaks & batch.speaks[mixture.partner]
+    partner = mixture.partner
+    weight = None if batch.weight is None else batch.weight[partner]
+    others = Mixed(mixture.share, batch.label[partner], batch.labelled[partner], weight)
+    speaks = None if batch.speaks is None else batch.speaks & batch.speaks[partner]
     return dataclasses.replace(batch, mixed=others, speaks=speaks)

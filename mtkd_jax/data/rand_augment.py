@@ -62,7 +62,13 @@ def _moved_y(image: Array, strength: Array) -> Array:
     return _warped(image, down=0.45 * image.shape[0] * strength)
 
 
-def _warped(image: Array, row=(1.0, 0.0), column=(0.0, 1.0), down=0.0, right=0.0) -> Array:
+def _warped(
+    image: Array,
+    row: tuple[Array | float, Array | float] = (1.0, 0.0),
+    column: tuple[Array | float, Array | float] = (0.0, 1.0),
+    down: Array | float = 0.0,
+    right: Array | float = 0.0,
+) -> Array:
     """Pixel (y, x) from the image's centre is what lay at (row @ (y, x) + down, column @ (y, x) + right)."""
     height, width, _ = image.shape
     y = jnp.arange(height, dtype=jnp.float32)[:, None] - (height - 1) / 2

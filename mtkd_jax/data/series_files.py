@@ -77,14 +77,15 @@ def _arff_rows(file: pathlib.Path, lines: Iterator[tuple[int, str]]) -> Iterator
     if "{" not in last:
         raise UserError(f"{file}: the last attribute has no values in braces: must be the class")
     for number, line in lines:
-        values, class_name = _ARFF_ROW.fullmatch(line).groups()
+        [(values, class_name)] = _ARFF_ROW.findall(line)
         if values.startswith("{"):
             raise UserError(f"{file}, line {number}: a sparse row: must hold all values")
         channels = values.strip().strip("'\"").split("\\n")
         yield number, [channel.split(",") for channel in channels], class_name.strip().strip("'\"")
 
 
-_ARFF_ROW = re.compile(r"""(.*?),?(\s*'[^']*'\s*|\s*"[^"]*"\s*|[^,]*)""")  # values, and a class after a comma
+# Values, and a class after a comma; in the whole of a line, once.
+_ARFF_ROW = re.compile(r"""\A(.*?),?(\s*'[^']*'\s*|\s*"[^"]*"\s*|[^,]*)\Z""")
 
 
 def _parsed(file: pathlib.Path, row: Row) -> Series:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mtkd_jax.types import Images
 
@@ -25,7 +26,7 @@ class OneByOne:
         self,
         read: Callable[[int], np.ndarray],
         shape: tuple[int, ...],
-        dtype: np.dtype,
+        dtype: DTypeLike,
         digests: Iterable[bytes],
     ):
         """`read(row)` gives the image [h,w,c] of a row, to several threads at once; `digests` are of all."""
@@ -37,13 +38,13 @@ class OneByOne:
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         """The rows [n,h,w,c]; raises what `read` raises of the first that cannot be read."""
-        rows = np.arange(len(self))[rows].tolist()
-        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        numbers = np.arange(len(self))[rows].tolist()
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
 
         def put(place: int) -> None:
-            found[place] = self.read(rows[place])
+            found[place] = self.read(numbers[place])
 
-        for _ in in_threads(put, range(len(rows))):
+        for _ in in_threads(put, range(len(numbers))):
             pass
         return found
 
@@ -67,7 +68,9 @@ def in_threads(work: Callable[[Any], Any], things: Sequence) -> Iterator:
             yield from pool.map(work, things[start : start + _HANDED_OUT])
 
 
-def read_ahead(source: np.ndarray | Images, windows: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def read_ahead(
+    source: np.ndarray | Images, windows: Iterable[np.ndarray]
+) -> Generator[np.ndarray, None, None]:
     """`source[rows]` for the rows of every window in turn; while one is used, the next are being read.
 
     At most two windows are held beside the one in use. The iterator keeps nothing between windows, so a run

@@ -11,7 +11,7 @@ import pathlib
 import tarfile
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def _files(path: str, wanted: set[str]) -> dict[str, Content]:
         ) from error
 
 
-def _content(stream: BinaryIO, where: str) -> bytes:
+def _content(stream: io.BufferedIOBase, where: str) -> bytes:
     with stream:
         content = stream.read(_LIMIT + 1)
     if len(content) > _LIMIT:
@@ -166,7 +166,7 @@ def _members(archive: bytes, wanted: set[str]) -> dict[str, Content]:
     A file is known by the last part of its name. Links, devices, and names that lead upwards or begin at the
     root are passed over.
     """
-    found = {}
+    found: dict[str, Content] = {}
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as members:
         for member in members:
             *folders, name = member.name.split("/")

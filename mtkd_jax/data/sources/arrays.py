@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def idx(*, path: str, class_names: tuple[str, ...] = ()) -> DataSet:
     folder = pathlib.Path(os.path.expanduser(path))
     if not path or not os.path.isdir(folder):
         raise UserError(f"data.path = {path!r}: no such folder; must hold the four IDX files of a set")
-    arrays = {
+    arrays: dict[str, Any] = {
         name: _read_idx(_idx_file(folder, stem, axes), axes) for name, (stem, axes) in _IDX_FILES.items()
     }
     for name in ("train_images", "test_images"):

@@ -174,7 +174,8 @@ def synthetic_boxes(
         return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8), marked
 
     drawn = {part: draw(part, number) for part, number in (("train", num_train), ("test", num_test))}
-    images, marked = ({part: both[n] for part, both in drawn.items()} for n in (0, 1))
+    images = {part: pictures for part, (pictures, _) in drawn.items()}
+    marked = {part: boxes for part, (_, boxes) in drawn.items()}
     return _dataset("synthetic_boxes", images, marked, names, stride, where="synthetic_boxes")
 
 
@@ -225,7 +226,8 @@ def _dataset(
         raise UserError(f"stride = {stride}: must be 1..{least} pixels, for images of {height}x{width}")
     if BACKGROUND in class_names:
         raise UserError(f"{where}: a class is called {BACKGROUND!r}, which is what is in no box; rename it")
-    grid, fields, changes = (-(-height // stride), -(-width // stride)), {}, []
+    grid, changes = (-(-height // stride), -(-width // stride)), []
+    fields: dict[str, Any] = {}
     for part, marked in parts.items():
         cut = [_cut(one) for one in marked]
         places = [assign(_numbers(one, class_names), one.corners, grid) for one, _ in cut]
@@ -259,7 +261,7 @@ def _cut(one: _Marked) -> tuple[_Marked, list[tuple[str, int, str]]]:
     is_there = (inside[:, 2:] > inside[:, :2]).all(axis=1)
     is_cut = (np.abs(inside - one.corners) > 1e-6).any(axis=1) & is_there
     kept = _Marked(one.where, list(itertools.compress(one.names, is_there)), inside[is_there])
-    numbers = (("empty", np.count_nonzero(~is_there)), ("beyond", np.count_nonzero(is_cut)))
+    numbers = (("empty", int((~is_there).sum())), ("beyond", int(is_cut.sum())))
     return kept, [(kind, number, one.where) for kind, number in numbers]
 
 

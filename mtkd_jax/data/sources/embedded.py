@@ -51,7 +51,7 @@ def synthetic(
     Classes are equally frequent (to within one example). Raises `UserError` for sizes that make no problem.
     """
     lowest = {"num_classes": 2, "num_train": num_classes, "num_test": 1, "size": 1, "channels": 1}
-    given = {"num_classes": num_classes, "num_train": num_train, "num_test": num_test}
+    given: dict[str, float] = {"num_classes": num_classes, "num_train": num_train, "num_test": num_test}
     given |= {"size": size, "channels": channels, "noise": noise, "seed": seed}
     for name, value in given.items():
         if not value >= lowest.get(name, 0):
@@ -60,7 +60,7 @@ def synthetic(
     rng = np.random.default_rng(seed)
     prototypes = rng.random((num_classes, size, size, channels))
 
-    def draw(num):
+    def draw(num: int) -> tuple[np.ndarray, np.ndarray]:
         labels = rng.permutation(np.arange(num) % num_classes)
         images = prototypes[labels] + noise * rng.standard_normal((num, size, size, channels))
         return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8), labels

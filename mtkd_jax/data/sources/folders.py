@@ -450,8 +450,8 @@ def _check_columns(
 
 
 def assign_parts(
-    files: list[_File], where: pathlib.Path, test_fraction: float, test_from: str, seed: int
-) -> tuple[list[_File], tuple[str, ...]]:
+    files: list[Any], where: pathlib.Path, test_fraction: float, test_from: str, seed: int
+) -> tuple[list[Any], tuple[str, ...]]:
     """The files with the parts they were published in, or that are drawn here, and notes on the latter.
 
     They may be rows of any kind that has a label, a part and a group as `_File` has.
@@ -557,7 +557,8 @@ def _dataset(
     num_bytes = len(files) * int(np.prod(shape))
     held = {"never": True, "always": False, "auto": num_bytes <= streams.MOST_HELD}[reading.stream]
     labels, groups = (_numbers(names) for names in zip(*((f.label, f.group) for f in files)))
-    fields, errors, sound = {}, [], {}
+    fields: dict[str, Any] = {}
+    errors, sound = [], {}
     for part, parts in (("train", ("train", "val")), ("test", ("test",))):
         members = [f for f in files if f.part in parts]
         images, found = _read([str(root / f.path) for f in members], shape, reading, held)
@@ -614,7 +615,7 @@ def _read(
     paths: list[str], shape: tuple[int, int, int], reading: _Reading, held: bool
 ) -> tuple[np.ndarray | Images, list[UserError | None]]:
     """The images that can be read, each decoded once; and for every file what is wrong with it, or None."""
-    images = np.empty((len(paths), *shape), np.uint8) if held else None
+    images = np.empty((len(paths) if held else 0, *shape), np.uint8)
 
     def decode(row: int) -> bytes:
         image = image_files.read(paths[row], shape=shape, fit=reading.fit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -177,20 +177,19 @@ class _Pair(NamedTuple):
 
     part: str  # "" where there are no parts
     image: pathlib.Path
-    mask: pathlib.Path | None
+    mask: pathlib.Path
 
 
 def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt: bool, seed: int) -> DataSet:
-    pairs, notes = _pairs(root)
-    lone = [pair for pair in pairs if pair.mask is None]
+    pairs, lone, notes = _pairs(root)
+    total = len(pairs) + len(lone)
     if lone and not skip_corrupt:
         raise UserError(
-            f"{lone[0].image}: has no mask of its name (.png); must have, or skip_corrupt=True leaves it out"
+            f"{lone[0]}: has no mask of its name (.png); must have, or skip_corrupt=True leaves it out"
         )
-    first = next((pair for pair in pairs if pair.mask is not None), None)
-    if first is None:
-        raise UserError(f"{root}: none of {len(pairs)} images has a mask")
-    shape = image_files.shape_of(first.image)
+    if not pairs:
+        raise UserError(f"{root}: none of {total} images has a mask")
+    shape = image_files.shape_of(pairs[0].image)
     shape = (size, size, shape[2]) if size else shape
 
     def read(pair: _Pair) -> tuple[np.ndarray, np.ndarray] | UserError:
@@ -201,21 +200,15 @@ def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt
                 return error
             raise UserError(f"{error}; skip_corrupt=True leaves such images out") from error
 
-    found = list(streams.in_threads(read, [pair for pair in pairs if pair.mask is not None]))
-    kept = [
-        (p, f)
-        for p, f in zip([p for p in pairs if p.mask is not None], found)
-        if not isinstance(f, UserError)
-    ]
+    found = list(streams.in_threads(read, pairs))
+    kept = [(pair, both) for pair, both in zip(pairs, found) if not isinstance(both, UserError)]
     errors = [f for f in found if isinstance(f, UserError)]
     if not kept:
-        raise UserError(
-            f"{root}: none of {len(pairs)} images can be read with its mask, the first: {errors[0]}"
-        )
-    left_out = len(pairs) - len(kept)
+        raise UserError(f"{root}: none of {total} images can be read with its mask, the first: {errors[0]}")
+    left_out = total - len(kept)
     why = f", the first: {errors[0]}" if errors else " for want of a mask"
-    notes += [f"{left_out} of {len(pairs)} images were left out{why}."] if left_out else []
-    images, labels = (np.stack(arrays) for arrays in zip(*(f for _, f in kept)))
+    notes += [f"{left_out} of {total} images were left out{why}."] if left_out else []
+    images, labels = (np.stack(arrays) for arrays in zip(*(both for _, both in kept)))
     parts = np.array([pair.part for pair, _ in kept])
     if not parts.any():
         parts = _drawn(labels.reshape(len(labels), -1), test_fraction, seed)
@@ -225,7 +218,10 @@ def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt
     val_rows = np.flatnonzero(parts[train] == "val")
     return _dataset(
         root.resolve().name,
-        *(array[rows] for rows in (train, of_test) for array in (images, labels)),
+        images[train],
+        labels[train],
+        images[of_test],
+        labels[of_test],
         names,
         notes,
         str(root),
@@ -234,27 +230,28 @@ def _of_folder(root: pathlib.Path, size: int, test_fraction: float, skip_corrupt
     )
 
 
-def _pairs(root: pathlib.Path) -> tuple[list[_Pair], list[str]]:
-    """The images of all parts with their masks, and a note on masks that have no image."""
+def _pairs(root: pathlib.Path) -> tuple[list[_Pair], list[pathlib.Path], list[str]]:
+    """Images of all parts with their masks, images that have none, and a note on masks that have no image."""
     parts = [part for part in _PARTS if (root / part).is_dir()]
     if parts and not {"train", "test"} <= {*parts}:
         raise UserError(
             f"{root}: holds {' and '.join(parts)}; must hold train and test, or images and masks alone"
         )
-    found, lone = [], []
+    pairs, without, lone = [], [], []
     for part in parts or [""]:
         for folder in ("images", "masks"):
             if not (root / part / folder).is_dir():
                 raise UserError(f"{root / part}: no folder {folder}; must hold images and masks")
         masks_of, images_of = (_by_name(root / part / folder) for folder in ("masks", "images"))
         lone += [masks_of[name] for name in sorted(masks_of.keys() - images_of.keys())]
-        found += [_Pair(part, path, masks_of.get(name)) for name, path in images_of.items()]
-    if not found:
+        pairs += [_Pair(part, path, masks_of[name]) for name, path in images_of.items() if name in masks_of]
+        without += [path for name, path in images_of.items() if name not in masks_of]
+    if not pairs and not without:
         raise UserError(
             f"{root}: holds no image; must hold {', '.join(image_files.SUFFIXES)} files in images"
         )
     told = f"{len(lone)} masks have no image of their name and were not read"
-    return found, [f"{told}, such as {lone[0].relative_to(root)}."] if lone else []
+    return pairs, without, [f"{told}, such as {lone[0].relative_to(root)}."] if lone else []
 
 
 def _by_name(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -340,7 +337,7 @@ def _dataset(
     class_names: Sequence[str],
     notes: Sequence[str],
     where: str,
-    **further: object,
+    **further: Any,
 ) -> DataSet:
     """Images with labels [N,h,w] as a checked data set, whose labels are [N,h*w]."""
     held = np.unique(train_labels).tolist()

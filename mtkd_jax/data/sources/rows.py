@@ -56,7 +56,7 @@ def table(
     values = _numbers(lines, names, places)
     roles = {name: columns.index(name) for name in (label, split, group) if name in columns}
     rows = [_row(n, line, roles, (label, split, group)) for n, line in enumerate(lines)]
-    classes, codes = encode_classes(np.array([row.label for row in rows], str))
+    classes, (codes,) = encode_classes(np.array([row.label for row in rows], str))
     rows = [row._replace(label=classes[code]) for row, code in zip(rows, codes)]  # 1.0 and 1 are one
     rows, notes = assign_parts(rows, file, test_fraction, test_from, seed)
     arrays = _arrays(rows, values, classes)

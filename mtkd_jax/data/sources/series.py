@@ -7,7 +7,7 @@ import difflib
 import os
 import pathlib
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
         raise UserError(f"ucr: pad = {pad!r}: must be zeros or last, or '' for series of one length")
     if place.suffix.lower() in (*series_files.ENDINGS, ".txt") and place.is_file():
         raise UserError(f"data.path = {path!r}: is one file; must be the folder of NAME_TRAIN and NAME_TEST")
-    name, *parts = _from_folder(place, name) if place.is_dir() else _from_archive(path, name)
+    name, parts = _from_folder(place, name) if place.is_dir() else _from_archive(path, name)
     train, test = (_stacked(*part) for part in (_padded(parts, pad) if pad else parts))
     steps = {part: values.shape[1] for part, (values, _) in (("train", train), ("test", test))}
     if steps["train"] != steps["test"]:
@@ -50,7 +50,7 @@ def ucr(*, path: str, name: str = "", pad: str = "") -> DataSet:
             f"{path}: {name}: series of {steps['train']} steps in train and {steps['test']} in test: must be "
             f"one length; {_PADS}"
         )
-    class_names, train_labels, test_labels = encode_classes(train.classes, test.classes)
+    class_names, (train_labels, test_labels) = encode_classes(train.classes, test.classes)
     return check(
         DataSet(
             name=name,
@@ -125,7 +125,7 @@ def synthetic_series(
 
 def _label_frames(series: DataSet) -> DataSet:
     """The same with labels [N,T]: every frame has the class of its series."""
-    labels = {
+    labels: dict[str, Any] = {
         f"{part}_labels": np.repeat(getattr(series, f"{part}_labels")[:, None], images.shape[1], axis=1)
         for part, images in (("train", series.train_images), ("test", series.test_images))
     }
@@ -145,21 +145,22 @@ class _Part(NamedTuple):
 Read = tuple[str, list[Series]]  # a file or array, and the series in it
 
 
-def encode_classes(*parts: np.ndarray) -> tuple[tuple[str, ...], *tuple[np.ndarray, ...]]:
+def encode_classes(*parts: np.ndarray) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Names of the classes, sorted, and the classes [N] text of every part as 0..C-1.
 
     >>> encode_classes(np.array(["10", "9.0"]), np.array(["9"]))
-    (('9', '10'), array([1, 0]), array([0]))
+    (('9', '10'), [array([1, 0]), array([0])])
     """
     classes = np.concatenate(parts)
     try:
         numbers = classes.astype(np.float64)
     except ValueError:
-        names, codes = np.unique(classes, return_inverse=True)
+        texts, codes = np.unique(classes, return_inverse=True)
+        names = tuple(map(str, texts))
     else:
         values, codes = np.unique(numbers, return_inverse=True)
-        names = [f"{value:.15g}" for value in values]  # "1.0000000e+00", as some files have it, is 1
-    return tuple(map(str, names)), *np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
+        names = tuple(f"{value:.15g}" for value in values)  # "1.0000000e+00", as some files have it, is 1
+    return names, np.split(codes, np.cumsum([len(part) for part in parts])[:-1])
 
 
 def _chosen(name: str, known: Collection[str], where: str) -> str:
@@ -178,7 +179,8 @@ def _chosen(name: str, known: Collection[str], where: str) -> str:
 # --- text files ---------------------------------------------------------------------------------------
 
 
-def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, Read, Read]:
+def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, list[Read]]:
+    """The name of the set, and its two parts."""
     found: dict[str, pathlib.Path] = {}
     for ending in series_files.ENDINGS:
         for file in sorted([*folder.glob(f"*_TRAIN{ending}"), *folder.glob(f"*/*_TRAIN{ending}")]):
@@ -186,7 +188,7 @@ def _from_folder(folder: pathlib.Path, name: str) -> tuple[str, Read, Read]:
     others = [] if found else sorted(file.name for file in folder.glob("*[Tt][Rr][Aa][Ii][Nn]*"))
     name = _chosen(name, found, f"{folder}{f', which holds {others[0]}' if others else ''}")
     files = found[name], found[name].with_name(f"{name}_TEST{found[name].suffix}")
-    return name, *((str(file), series_files.read(file)) for file in files)
+    return name, [(str(file), series_files.read(file)) for file in files]
 
 
 def _padded(parts: Sequence[Read], pad: str) -> list[Read]:
@@ -245,7 +247,8 @@ def _stacked(file: str, rows: Sequence[Series]) -> _Part:
 # --- NumPy archives -----------------------------------------------------------------------------------
 
 
-def _from_archive(path: str, name: str) -> tuple[str, Read, Read]:
+def _from_archive(path: str, name: str) -> tuple[str, list[Read]]:
+    """The name of the set, and its two parts."""
     _, there = read_npz(path, ())
     known = {array.removesuffix("/train_x") for array in there if array.endswith("/train_x")}
     name = _chosen(name, known, path)
@@ -255,10 +258,10 @@ def _from_archive(path: str, name: str) -> tuple[str, Read, Read]:
         if array not in arrays:
             raise UserError(f"{path}: no array {array}: must hold {', '.join(wanted)}")
     names = arrays.get(f"{name}/classes")
-    return name, *(
+    return name, [
         _series_of(path, x, _values(arrays[x], x, path), _named(arrays[y], names, y, path))
         for x, y in (wanted[:2], wanted[2:])
-    )
+    ]
 
 
 def _series_of(path: str, array: str, values: np.ndarray, classes: np.ndarray) -> Read:
