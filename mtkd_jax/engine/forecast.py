@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from mtkd_jax.mesh import Layout
 from mtkd_jax.models import stages
 from mtkd_jax.models.friendly import StudentFriendly
 from mtkd_jax.models.several import RankOne
-from mtkd_jax.types import Array, Model, PyTree
+from mtkd_jax.types import Array, Model, Outputs, PyTree
 
 # A backward pass does twice the products of the forward one (for the weights, and for the inputs).
 FORWARDS_PER_STEP = 3
@@ -287,7 +287,7 @@ def kept_bytes(model: Model, shape: tuple[int, ...]) -> int:
     def way_back(variables: PyTree, image: Array) -> Callable:
         trained, frozen = stages.split(model, variables)
 
-        def outputs_of(params):
+        def outputs_of(params: PyTree) -> Outputs:
             own = stages.join({**trained, "params": params}, frozen)
             with stages.still(model):
                 return model.apply(own, image, train=True, key=jax.random.key(0))[0]
@@ -302,7 +302,9 @@ def _state_bytes(job: Job) -> int:
     """What the members hold between two steps, and their best weights; nothing is computed."""
     program = job.program
     variables = jax.eval_shape(jax.vmap(program.model.init, (0, None)), job.init_keys, job.image)
-    state = jax.eval_shape(lambda *of: init_state(program, *of, job.stage_data), variables, job.init_keys)
+    state = jax.eval_shape(
+        lambda own, keys: init_state(program, own, keys, job.stage_data), variables, job.init_keys
+    )
     return _num_bytes((state, variables))
 
 
@@ -327,7 +329,7 @@ def program_bytes(job: Job) -> int:
     """Arguments, results and intermediate arrays of one compiled chunk, as the compiler plans them."""
     rounds = job.order(0)[None]
     stage_data, validation = mesh.everywhere((job.stage_data, job.validation), job.program.layout)
-    chunk = compiled_chunk(job.program, job.patience, job.eval_every)
+    chunk: Any = compiled_chunk(job.program, job.patience, job.eval_every)
     arguments = (first_progress(job), job.hyper, rounds, np.int32(0), stage_data, validation)
     planned = chunk.lower(*arguments).compile().memory_analysis()
     of_device = (

@@ -14,7 +14,7 @@ Source: DeepInversion, Yin et al. 2020, arXiv 1912.08795; one teacher.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,8 @@ RATE = 0.1  # of Adam
 def invert(
     ensemble: Ensemble,
     number: int,
-    shape: tuple[int, int, int],
-    bounds: tuple[Array, Array] | None,
+    shape: tuple[int, ...],
+    bounds: tuple[np.ndarray, np.ndarray] | None,
     *,
     num_steps: int,
     statistics: float,
@@ -75,7 +75,14 @@ def ensemble_classes(ensemble: Ensemble) -> int:
 def _maker(models: tuple[Model, ...], num_steps: int) -> Callable:
     optimizer = optax.adam(RATE)
 
-    def make(variables, key, labels, weights, bounds, like):
+    def make(
+        variables: tuple[PyTree, ...],
+        key: Array,
+        labels: Array,
+        weights: Array,
+        bounds: tuple[Array, Array] | None,
+        like: Array,
+    ) -> Array:
         def loss_of(latent: Array) -> Array:
             image = _shown(latent, bounds)
             logits = population.apply_ensemble(models, variables, image).logits
@@ -85,7 +92,7 @@ def _maker(models: tuple[Model, ...], num_steps: int) -> Callable:
                 unlike + weights[0] * _apart(models, variables, image, key) + weights[1] * _roughness(image)
             )
 
-        def step(_, carry):
+        def step(_: Array, carry: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
             latent, state = carry
             with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in whole numbers
                 updates, state = optimizer.update(jax.grad(loss_of)(latent), state)
@@ -107,7 +114,11 @@ def _shown(latent: Array, bounds: tuple[Array, Array] | None) -> Array:
 
 def _roughness(image: Array) -> Array:
     down, right = image[:, 1:] - image[:, :-1], image[:, :, 1:] - image[:, :, :-1]
-    return sum(jnp.sum(one**2) / max(one.size, 1) for one in (down, right))
+    return _mean_square(down) + _mean_square(right)
+
+
+def _mean_square(x: Array) -> Array:
+    return jnp.sum(x**2) / max(x.size, 1)
 
 
 def _apart(models: tuple[Model, ...], variables: tuple[PyTree, ...], image: Array, key: Array) -> Array:
@@ -137,6 +148,6 @@ def _statistics_apart(model: Model) -> Callable:
             share = 1.0 - kept_of.get(place.removesuffix("/mean"), 0.9)  # of the way to the batch's they move
             to_mean, to_var = (moved[place] - mean) / share, (moved[of_var] - kept[of_var]) / share
             distances.append(jnp.mean(to_mean**2 / variance + to_var**2 / variance**2))
-        return sum(distances) / len(distances)
+        return reduce(jnp.add, distances) / len(distances)
 
     return apart

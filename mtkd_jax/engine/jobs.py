@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,8 @@ class Job:
     at_once: int = 0  # members trained at the same time; 0 = as many as fit into memory
     teacher_cache: str = "off"  # as config.runtime.teacher_cache
     frozen_features: str = "auto"  # as config.runtime.frozen_features
-    images: Images | None = None  # of which a piece's are on the device at once; None: all, in stage_data
+    # of which a piece's are on the device at once; None: all, in stage_data
+    images: np.ndarray | Images | None = None
     stream_bytes: int = 2**28  # of them, with their given logits, held at once
     steps_at_once: int = 256  # of a piece: enough to hide the host, few enough to be asked to stop
     start: PyTree | None = None  # variables [M,...] to begin with; None = drawn from init_keys
@@ -108,7 +109,8 @@ class Shown(NamedTuple):
 
     examples: Examples
     validation: tuple[Array, Array]  # images [V,h,w,c], labels [V]
-    images: Images | None = None  # those of training, where they are read when they are asked for
+    # those of training, where they are read when they are asked for
+    images: np.ndarray | Images | None = None
     task: str = "classes"  # of the data set, as its grid
     grid: tuple[int, int] | None = None
 
@@ -246,7 +248,8 @@ def with_given_logits(examples: Examples, ensemble: Ensemble) -> tuple[Examples,
             teachers = dataclasses.replace(teachers, variables={"place": columns})
         found.append(teachers)
     if given:
-        by_example = np.ascontiguousarray(np.moveaxis(np.concatenate(given), 0, 1))
+        # An array of the host, as `loading.gather` takes them too: it may be more than a device holds.
+        by_example: Any = np.ascontiguousarray(np.moveaxis(np.concatenate(given), 0, 1))
         examples = dataclasses.replace(examples, given_logits=by_example)
     return examples, tuple(found)
 
@@ -309,7 +312,7 @@ def balanced_by(config: ConfigDict, split: Split) -> np.ndarray | None:
     return loading.strata(split.dataset.train_labels) if config.data.sampling == "balanced" else None
 
 
-def part(job: Job, rows: Sequence[int]) -> Job:
+def part(job: Job, rows: Sequence[int] | np.ndarray) -> Job:
     """The job of some members alone; they are the same there, down to their randomness.
 
     Whole cohorts only: a peer without its mates raises KeyError.

@@ -6,7 +6,7 @@ The loop over members is a choice, not a rewrite: `over_members` gives the same 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache, partial
 
 import jax
@@ -78,7 +78,7 @@ def init_on_host(model: Model, keys: Array, image_shape: Sequence[int]) -> PyTre
 STATISTICS = "batch_stats"  # the collection of BatchNorm's means and variances
 
 
-def settle_statistics(model: Model, variables: PyTree, images: Images, keys: Array) -> PyTree:
+def settle_statistics(model: Model, variables: PyTree, images: np.ndarray, keys: Array) -> PyTree:
     """Variables [M,...] with the batch statistics that batches of images [R,B,h,w,c] leave behind.
 
     Weights stay as they are; keys [M] feed dropout. For networks that were never trained, whose statistics
@@ -90,10 +90,10 @@ def settle_statistics(model: Model, variables: PyTree, images: Images, keys: Arr
 
 @lru_cache
 def _settle(model: Model) -> Callable:
-    def of_one(member, images):
+    def of_one(member: tuple[PyTree, Array], images: Array) -> PyTree:
         variables, key = member
 
-        def seen(statistics, image):
+        def seen(statistics: PyTree, image: Array) -> tuple[PyTree, None]:
             own = {**variables, STATISTICS: statistics}
             _, state = model.apply(own, scale(image), train=True, key=key)
             return state[STATISTICS], None
@@ -155,7 +155,8 @@ def apply_ensemble(
     Of their features only those that `needs` names; raises UserError where there is none of that name. Of
     teachers that are known by their logits alone these are looked up in `given_logits` [B,K,C].
     """
-    logits, embedding, features, beside = [], [], [], []
+    logits, embedding, beside = [], [], []
+    features: list[Mapping[str, Array]] = []
     for model, stacked in zip(models, variables):
         outputs = over_members(_evaluate(model, needs), natural_member_loop(model))(
             stacked, (image, given_logits)
@@ -250,7 +251,9 @@ def map_blocks(
     return np.concatenate(parts)
 
 
-def zeros_like_output(function: Callable, images: np.ndarray, *more: np.ndarray | None) -> np.ndarray:
+def zeros_like_output(
+    function: Callable, images: np.ndarray | Images, *more: np.ndarray | None
+) -> np.ndarray:
     """Zeros in the shape of what `map_blocks` returns; nothing is computed."""
     of_one = jax.eval_shape(function, *(None if a is None else a[:1] for a in (images, *more)))
     return np.zeros((len(images), *of_one.shape[1:]), of_one.dtype)
@@ -267,7 +270,7 @@ def _evaluate(model: Model, needs: tuple[str, ...] = ()) -> Callable:
 
 @lru_cache
 def _init(model: Model, image_shape: tuple[int, ...], key_impl: Hashable) -> Callable:
-    def draw(words: np.ndarray) -> PyTree:
+    def draw(words: Array) -> PyTree:
         key = jax.random.wrap_key_data(words, impl=key_impl)
         return model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
 
@@ -293,7 +296,7 @@ def _mutual(model: Model, of: Callable[[Outputs], Array]) -> Callable:
 def _asked(model: Model, of: Callable[[Outputs], Array]) -> Callable:
     """(variables [M,...], images [B,h,w,c]) -> what `of` makes of every member's outputs, [B,M,...]."""
 
-    def predict(variables, image):
+    def predict(variables: PyTree, image: Array) -> Array:
         answer = _evaluate(model)
         evaluate = over_members(lambda own, asked: of(answer(own, asked)), natural_member_loop(model))
         return jnp.swapaxes(evaluate(variables, (scale(image), None)), 0, 1)

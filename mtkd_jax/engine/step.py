@@ -26,9 +26,12 @@ from mtkd_jax.engine.population import apply_ensemble, over_members, with_featur
 from mtkd_jax.mesh import Layout
 from mtkd_jax.methods.seams import PEERS, every_leaf, heard, mean_of_places, of_places
 from mtkd_jax.models import stages
+from mtkd_jax.models.branched import Branched
 from mtkd_jax.optimizers import Optimizer, Schedule
 from mtkd_jax.types import (
+    Absent,
     Array,
+    Augment,
     Batch,
     Context,
     Examples,
@@ -46,6 +49,7 @@ from mtkd_jax.types import (
 
 MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
 MIRRORING = MIXING + 1
+Hyper = Mapping[str, Array]  # a member's numbers, by name
 ANEW = 2**31  # folded into a member's key; no step's number is as large
 
 
@@ -154,15 +158,16 @@ def draw_first(program: Program, variables: PyTree, keys: Array, stage_data: Sta
     """What is drawn for `first_state`, call by call: compiled into one program it is rounded otherwise."""
     recipe = program.recipes[0]
 
-    def outputs_of(variables: PyTree, stage_data: StageData):
+    def outputs_of(variables: PyTree, stage_data: StageData) -> tuple[Outputs, TeacherOutputs | None]:
         batch = loading.gather(stage_data.examples, jnp.arange(2))
         student = program.model.apply(population.take(variables, 0), batch.image)[0]
         student = with_features(student, program.needs, program.model)
+        teacher: TeacherOutputs | None = None
+        cached = stage_data.cached_logits  # of teachers who are no longer needed
         if program.teachers:
             teacher = _asker(program, stage_data, jnp.int32(0))(batch.image, batch.given_logits)
-        else:
-            cached = stage_data.cached_logits  # of teachers who are no longer needed
-            teacher = None if cached is None else TeacherOutputs(cached[:, :2].astype(jnp.float32), (), ())
+        elif cached is not None:
+            teacher = TeacherOutputs(cached[:, :2].astype(jnp.float32), (), ())
         if not places.are_many(stage_data.examples):
             return student, teacher
         return places.merge_outputs(student), None if teacher is None else places.merge_teachers(teacher)
@@ -225,7 +230,7 @@ def make_step(program: Program) -> Callable:
         batch, key = _batch(program, keys, indices, step, stage_data)
         progress = step.astype(jnp.float32) / program.num_steps
         context = Context(
-            batch, None, stage_data.prepared, {}, key, step, progress, steps_of_update=program.accumulate
+            batch, Absent, stage_data.prepared, {}, key, step, progress, steps_of_update=program.accumulate
         )
         if "teach" not in recipe.reads_student:
             ask = _asker(program, stage_data, step)
@@ -256,21 +261,21 @@ def make_step(program: Program) -> Callable:
             networks = _networks(program, ask, stage_data, known.state.frozen, known.batch)
             teacher = places.silence(recipe.teach(known, networks), known.batch.valid)
             known = dataclasses.replace(known, teacher=teacher)
-        found = known.teacher, _aim(recipe, known)
+        found: PyTree = known.teacher, _aim(recipe, known)  # either may be None, as in any context
         teacher, targets = jax.lax.stop_gradient(found)
         return dataclasses.replace(context, teacher=teacher, targets=targets)
 
     def keys_of(state: TrainState, step: Array) -> Array:
         return jax.random.split(jax.random.fold_in(state.key, step), 4)
 
-    def forward(state, hyper, inputs: _Inputs, stage_data: StageData) -> _Forward:
+    def forward(state: TrainState, hyper: Hyper, inputs: _Inputs, stage_data: StageData) -> _Forward:
         _, view_key, apply_key, _ = keys_of(state, inputs.context.step)
         image = _seen(recipe, inputs.context.batch, hyper).image
         own_rows = partial(mesh.own_rows, layout=layout)
         image = own_rows(image) if image.ndim == 4 else jax.vmap(own_rows)(image)
         apply_key = mesh.own_key(apply_key, layout)
 
-        def outputs_of(params):
+        def outputs_of(params: PyTree) -> tuple[Outputs, PyTree]:
             variables = recipe.view({"params": params, **state.model_state}, state, hyper, view_key)
             # What is frozen does not depend on the parameters: JAX takes no gradient through it.
             variables = stages.join(variables, stage_data.frozen, state.frozen)
@@ -290,7 +295,7 @@ def make_step(program: Program) -> Callable:
         """What the student says of the whole batch, and nothing where there is no place."""
         return places.silence(mesh.whole_batch(outputs, layout), batch.valid)
 
-    def context_of(state, hyper, inputs: _Inputs, forward_pass: _Forward) -> Context:
+    def context_of(state: TrainState, hyper: Hyper, inputs: _Inputs, forward_pass: _Forward) -> Context:
         *_, seam_key = keys_of(state, inputs.context.step)
         return dataclasses.replace(
             inputs.context,
@@ -301,19 +306,28 @@ def make_step(program: Program) -> Callable:
             student=whole(forward_pass.outputs, inputs.context.batch),
         )
 
-    def say(state, hyper, inputs: _Inputs, forward_pass: _Forward, stage_data) -> Mapping[str, Array]:
+    def say(
+        state: TrainState, hyper: Hyper, inputs: _Inputs, forward_pass: _Forward, stage_data: StageData
+    ) -> Mapping[str, Array]:
         """What a peer says of the batch, or all branches of a member [P,...], without a gradient."""
         known = jax.lax.stop_gradient(context_of(state, hyper, inputs, forward_pass))
         ask = _asker(program, stage_data, known.step)
         networks = _networks(program, ask, stage_data, state.frozen, known.batch)
         return jax.lax.stop_gradient({"logits": known.student.logits, **recipe.tell(known, networks)})
 
-    def update(state, hyper, inputs: _Inputs, forward_pass: _Forward, peers: Peers | None, stage_data):
+    def update(
+        state: TrainState,
+        hyper: Hyper,
+        inputs: _Inputs,
+        forward_pass: _Forward,
+        peers: Peers,
+        stage_data: StageData,
+    ) -> tuple[TrainState, Array]:
         context = context_of(state, hyper, inputs, forward_pass)
         hyper, step = context.hyper, context.step
         context = with_targets(inputs, dataclasses.replace(context, peers=peers), stage_data)
 
-        def loss_of(outputs, aux):
+        def loss_of(outputs: Outputs, aux: PyTree) -> Array:
             batch, student = context.batch, whole(outputs, context.batch)
             known = dataclasses.replace(context, student=student, state=dataclasses.replace(state, aux=aux))
             loss = recipe.term(known)
@@ -325,9 +339,9 @@ def make_step(program: Program) -> Callable:
             forward_pass.outputs, state.aux
         )
         (by_params,) = mesh.sum_over_data(forward_pass.vjp(by_outputs), layout)
-        if recipe.penalty is not None:
+        if (penalty_of := recipe.penalty) is not None:
             penalty, more = jax.value_and_grad(
-                lambda params: recipe.penalty(dataclasses.replace(state, params=params), hyper)
+                lambda params: penalty_of(dataclasses.replace(state, params=params), hyper)
             )(state.params)
             loss, by_params = loss + penalty, jax.tree.map(jnp.add, by_params, more)
         state = _apply_gradients(
@@ -336,29 +350,31 @@ def make_step(program: Program) -> Callable:
         state = recipe.after(state, context)
         return (_with_average(program, state, hyper["ema_decay"], step) if program.averages else state), loss
 
-    def forward_and_update(member, shared):
+    def forward_and_update(member: tuple, shared: tuple) -> tuple[TrainState, Array]:
         """Both passes of a member that reads nobody else's logits."""
         state, hyper, own_indices = member
         inputs, step, stage_data = shared
         if inputs is None:
             keys = state.key, keys_of(state, step)[0]
             inputs = make_inputs(keys, own_indices, step, stage_data, shared=False)
-        forward_pass, peers = forward(state, hyper, inputs, stage_data), None
+        forward_pass, peers = forward(state, hyper, inputs, stage_data), Absent
         if recipe.sharing is not None:
             peers = _peers(say(state, hyper, inputs, forward_pass, stage_data), jnp.int32(0))
         return update(state, hyper, inputs, forward_pass, peers, stage_data)
 
-    def forward_of_one(member, shared):
+    def forward_of_one(member: tuple, shared: tuple) -> tuple[_Forward, Mapping[str, Array]]:
         (state, hyper), (inputs, stage_data) = member, shared
         forward_pass = forward(state, hyper, inputs, stage_data)
         return forward_pass, say(state, hyper, inputs, forward_pass, stage_data)
 
-    def update_of_one(member, shared):
+    def update_of_one(member: tuple, shared: tuple) -> tuple[TrainState, Array]:
         (state, hyper, forward_pass), (inputs, told, stage_data) = member, shared
         peers = _peers({name: leaf[hyper["mates"]] for name, leaf in told.items()}, hyper["place"])
         return update(state, hyper, inputs, forward_pass, peers, stage_data)
 
-    def population_step(states, hyper, indices, step, stage_data):
+    def population_step(
+        states: TrainState, hyper: Hyper, indices: Array, step: Array, stage_data: StageData
+    ) -> tuple[TrainState, Array]:
         member_loop = layout.member_loop
         if indices.ndim == 2:
             return over_members(forward_and_update, member_loop)(
@@ -426,7 +442,7 @@ def _batch(
             mirrored = moving["flip"] if isinstance(moving["flip"], Array) else by_lot
             batch = places.mirror(batch, mirrored, program.mirror, program.grid)
         arguments = {name: value for name, value in arguments.items() if name not in moving}
-    augment_images = partial(_augmented, arguments)
+    augment_images: Augment = partial(_augmented, arguments)
     if program.mixup or program.cutmix:
         mixing_key = jax.random.fold_in(stimulus_key, MIXING)
         mixture = mixing.draw(mixing_key, batch.image.shape, mixup=program.mixup, cutmix=program.cutmix)
@@ -469,11 +485,13 @@ def _networks(
     dense = places.are_many(stage_data.examples)
 
     def teachers(image: Array) -> TeacherOutputs:
-        is_given = batch is not None and (image is batch.image or image is batch.given_image)
-        teacher = ask(image, batch.given_logits if is_given else None)
+        given_logits = None
+        if batch is not None and (image is batch.image or image is batch.given_image):
+            given_logits = batch.given_logits
+        teacher = ask(image, given_logits)
         return places.merge_teachers(teacher) if dense else teacher
 
-    def student(variables: PyTree, image: Array, **further) -> tuple[Outputs, PyTree]:
+    def student(variables: PyTree, image: Array, **further: Any) -> tuple[Outputs, PyTree]:
         whole = stages.join(variables, stage_data.frozen, frozen)
         with stages.still(program.model):
             outputs, state = program.model.apply(whole, image, **further)
@@ -483,7 +501,7 @@ def _networks(
     return Networks(teachers, student)
 
 
-def _seen(recipe: Recipe, batch: Batch, hyper: Mapping[str, Array]) -> Batch:
+def _seen(recipe: Recipe, batch: Batch, hyper: Hyper) -> Batch:
     """The batch with the images that a member sees, where each peer has a view of its own.
 
     Of peers that are branches of one member it sees the views of all of them, [P,B,h,w,c].
@@ -511,7 +529,7 @@ def _augmented(arguments: Mapping[str, Any], key: Array, images: Array) -> Array
 
 def _augmentation(program: Program, stage_key: Array, rows: Array, step: Array) -> dict[str, Any]:
     """The arguments of `augment` at a step, for the images `rows` [B] of the data."""
-    arguments = dict(program.augmentation)
+    arguments: dict[str, Any] = dict(program.augmentation)
     if arguments.pop("alternating_flip", False):
         epoch = step // (program.num_steps // program.epochs)
         arguments["flip"] = augment.alternately(stage_key, rows, epoch)
@@ -528,15 +546,15 @@ def averaged(program: Program, state: TrainState) -> TrainState:
     return dataclasses.replace(state, params=params, model_state=model_state)
 
 
-def deployed(program: Program, state: TrainState, hyper: Mapping[str, Array]) -> PyTree:
+def deployed(program: Program, state: TrainState, hyper: Hyper) -> PyTree:
     """What is kept as best of a member; of branches on one stem all of them."""
     return program.recipes[0].deploy(averaged(program, state), hyper)
 
 
 def leading(program: Program, variables: PyTree) -> PyTree:
     """What is validated and exported of what is `deployed`: of branches on one stem the leader's network."""
-    recipe = program.recipes[0]
-    return variables if recipe.sharing is None else program.model.branch(variables, recipe.leader)
+    model, recipe = program.model, program.recipes[0]
+    return model.branch(variables, recipe.leader) if isinstance(model, Branched) else variables
 
 
 def _with_average(program: Program, state: TrainState, decay: Array, step: Array) -> TrainState:
@@ -552,7 +570,7 @@ def _with_average(program: Program, state: TrainState, decay: Array, step: Array
     return dataclasses.replace(state, average=average)
 
 
-def _annealed(program: Program, hyper: Mapping[str, Array], progress: Array) -> Mapping[str, Array]:
+def _annealed(program: Program, hyper: Hyper, progress: Array) -> Hyper:
     """A member's numbers at a point of training: `alpha` and `temperature` follow their schedules.
 
     A factor f on the teachers' weight makes alpha 1 - (1 - alpha) f, one on the temperature 1 + (T - 1) f:
@@ -586,7 +604,7 @@ def _updates_at(program: Program, step: Array) -> Array:
 def _apply_gradients(
     program: Program,
     recipe: Recipe,
-    hyper: Mapping[str, Array],
+    hyper: Hyper,
     step: Array,
     grads: PyTree,
     state: TrainState,
@@ -632,7 +650,7 @@ def _apply_gradients(
 def _where_trained(recipe: Recipe, new: PyTree, old: PyTree, kind: str = "params") -> PyTree:
     """The leaves of `new` that a recipe trains, and those of `old` that it does not."""
 
-    def chosen(path, new: Array, old: Array) -> Array:
+    def chosen(path: tuple[Any, ...], new: Array, old: Array) -> Array:
         place = path_of(path)
         return new if recipe.trainable(f"{kind}/{place}") else old
 
@@ -652,11 +670,12 @@ def _by_depth(program: Program, updates: PyTree) -> PyTree:
 
 def _aim(recipe: Recipe, context: Context) -> Targets | None:
     """The recipe's targets, of those teachers alone who speak of an example, if not all do."""
-    w, speaks = recipe.weigh(context), context.batch.speaks
+    w: Any = recipe.weigh(context)  # None, as the targets, of a recipe without teachers alone
+    speaks = context.batch.speaks
     if speaks is None or not recipe.min_teachers:
         return recipe.aim(context, w)
     hear = partial(heard, speaks=speaks)
-    targets = recipe.aim(context, hear(w) if recipe.sharing is None else jax.vmap(hear)(w))
+    targets: Any = recipe.aim(context, hear(w) if recipe.sharing is None else jax.vmap(hear)(w))
     # A target of no mass is no distribution where it is the mean of nobody; what is 0 must have a gradient.
     anybody = targets.mass[..., None] > 0
     probs = jnp.where(anybody, targets.probs, 1.0 / targets.probs.shape[-1])
@@ -670,7 +689,7 @@ def _table(recipes: tuple[Recipe, ...], context: Context, temperatures: Array) -
     family have as many targets as each other.
     """
 
-    def at(recipe: Recipe, temperature: Array) -> Targets:
+    def at(recipe: Recipe, temperature: Array) -> Targets | None:
         own = {name: jnp.float32(value) for name, value in recipe.hyper}
         warm = dataclasses.replace(context, hyper={"temperature": temperature, **own})
         return _aim(recipe, warm)

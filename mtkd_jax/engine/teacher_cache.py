@@ -71,7 +71,7 @@ def _how(job: Job) -> tuple[str, np.dtype] | None:
     return by, dtype
 
 
-def _with(job: Job, by: str, logits: Array) -> Job:
+def _with(job: Job, by: str, logits: PyTree) -> Job:
     stage_data = dataclasses.replace(job.stage_data, cached_logits=logits)
     return dataclasses.replace(job, program=job.program._replace(cache_index=by), stage_data=stage_data)
 

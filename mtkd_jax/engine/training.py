@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from mtkd_jax.engine.distances import distances
 from mtkd_jax.engine.jobs import Job
 from mtkd_jax.engine.step import (
     Drawn,
+    Hyper,
     Program,
     StageData,
     deployed,
@@ -44,6 +45,9 @@ from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
 from mtkd_jax.types import Array, Model, Population, PyTree, TrainState, UserError, path_of
+
+Metrics = dict[str, Array]  # {name: [M] or [R,M]}, what is told of every member
+Carry = tuple[TrainState, Array]  # and the number of the next step
 
 
 @jax.tree_util.register_dataclass
@@ -207,7 +211,7 @@ def _first(
     """
     student = jax.tree.unflatten(structure, shapes)
 
-    def first(variables: PyTree, hyper, keys: Array, aux: PyTree, anew: PyTree | None) -> Progress:
+    def first(variables: PyTree, hyper: Hyper, keys: Array, aux: PyTree, anew: PyTree | None) -> Progress:
         drawn = Drawn(num_examples, student, aux, anew)
         train = first_state(program, owns_frozen, variables, keys, drawn)
         train = dataclasses.replace(train, mem=jax.tree.map(jnp.copy, train.mem))
@@ -226,7 +230,7 @@ def _first(
         )
 
     sharding = mesh.sharding_of_members(program.layout, num_members)
-    options = {} if sharding is None else {"out_shardings": sharding}
+    options: dict[str, Any] = {} if sharding is None else {"out_shardings": sharding}
     return jax.jit(first, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
@@ -345,7 +349,7 @@ def concatenate(parts: Sequence[Fitted]) -> Fitted:
         [found for part in parts if (found := getattr(part, name)) is not None]
         for name in ("branched", "bank")
     )
-    steps = [part.network_steps for part in parts]
+    steps = [part.network_steps for part in parts if part.network_steps is not None]
     return Fitted(
         population.concatenate([part.population for part in parts]),
         np.concatenate([part.val_nll for part in parts]),
@@ -353,7 +357,8 @@ def concatenate(parts: Sequence[Fitted]) -> Fitted:
         sum(part.seconds for part in parts),
         population.concatenate(branched) if branched else None,
         population.concatenate(banks) if banks else None,
-        None if None in steps else sum(steps),
+        tuple(note for part in parts for note in part.notes),
+        network_steps=sum(steps) if len(steps) == len(parts) else None,
         network=parts[0].network,
     )
 
@@ -401,7 +406,9 @@ def indices_of(job: Job, piece: Piece) -> np.ndarray:
     return orders[begin : begin + piece.num_steps]
 
 
-def iterate_pieces(job: Job, ahead: Sequence[Piece]) -> Iterator[tuple[Piece, np.ndarray, StageData]]:
+def iterate_pieces(
+    job: Job, ahead: Sequence[Piece]
+) -> Generator[tuple[Piece, np.ndarray, StageData], None, None]:
     """Every piece with its indices, and stage data that hold the examples these point to."""
     if job.images is None:
         stage_data = mesh.everywhere(job.stage_data, job.program.layout)
@@ -421,10 +428,10 @@ def advance(
     job: Job,
     piece: Piece,
     progress: Progress,
-    hyper: dict,
+    hyper: Hyper,
     indices: np.ndarray,
     stage_data: StageData,
-    validation,
+    validation: tuple[Array, Array],
 ) -> tuple[Progress, dict[str, Array]]:
     """Progress after a piece, and {name: [R,M]} of the R rounds that end in it."""
     program, layout = job.program, job.program.layout
@@ -451,13 +458,13 @@ def record(job: Job, piece: Piece, metrics: dict[str, Array], logbook: Logbook) 
     return step
 
 
-def _rows(metrics: dict[str, np.ndarray]):
+def _rows(metrics: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """One {name: [M]} for every round of {name: [R,M]}."""
     for number in range(len(next(iter(metrics.values()), ()))):
         yield {name: values[number] for name, values in metrics.items()}
 
 
-def _deployed(program: Program, train: TrainState, hyper: Mapping[str, Array]) -> PyTree:
+def _deployed(program: Program, train: TrainState, hyper: Hyper) -> PyTree:
     """`step.deployed` of every member, [M,...]."""
     return jax.vmap(partial(deployed, program))(train, hyper)
 
@@ -471,8 +478,17 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
     steps, layout = _steps(program), program.layout
     scan = _host_scan if layout.member_loop == "loop" else jax.lax.scan
 
-    def chunk(progress, hyper, rounds, first_step, stage_data, val):
-        def one_round(carry, indices):
+    def chunk(
+        progress: Progress,
+        hyper: Hyper,
+        rounds: Array,
+        first_step: Array,
+        stage_data: StageData,
+        val: tuple[Array, Array],
+    ) -> tuple[Progress, Metrics]:
+        def one_round(
+            carry: tuple[Progress, Array], indices: Array
+        ) -> tuple[tuple[Progress, Array], Metrics]:
             progress, first = carry
             progress = steps(progress, hyper, indices, first, stage_data)
             seen = (stage_data.frozen, val)
@@ -485,7 +501,9 @@ def compiled_chunk(program: Program, patience: int, eval_every: int) -> Callable
     if layout.member_loop == "loop":
         return _in_form(chunk, layout)
 
-    def training_chunk(progress, hyper, rounds, *shared):
+    def training_chunk(
+        progress: Progress, hyper: Hyper, rounds: Array, *shared: PyTree
+    ) -> tuple[Progress, Metrics]:
         own_batches = 2 if rounds.ndim == 4 else None  # [R,S,M,B], or [R,S,B] for all members
         in_axes = (0, 0, own_batches, None, None, None)
         return mesh.spread(chunk, layout, in_axes, (0, 1))(progress, hyper, rounds, *shared)
@@ -500,7 +518,7 @@ def compiled_part(program: Program) -> Callable:
     if layout.member_loop == "loop":
         return _in_form(steps, layout)
 
-    def training_part(progress, hyper, indices, *shared):
+    def training_part(progress: Progress, hyper: Hyper, indices: Array, *shared: PyTree) -> Progress:
         in_axes = (0, 0, 1 if indices.ndim == 3 else None, None, None)
         of_all = lambda *arguments: (steps(*arguments),)  # noqa: E731
         return mesh.spread(of_all, layout, in_axes, (0,))(progress, hyper, indices, *shared)[0]
@@ -516,7 +534,9 @@ def compiled_validation(program: Program, patience: int, eval_every: int) -> Cal
     """
     layout = program.layout
 
-    def validated(progress, hyper, num_steps, *seen):
+    def validated(
+        progress: Progress, hyper: Hyper, num_steps: Array, *seen: PyTree
+    ) -> tuple[Progress, Metrics]:
         progress, metrics = _validate(program, progress, hyper, num_steps, seen, patience, eval_every)
         return progress, {name: values[None] for name, values in metrics.items()}
 
@@ -532,7 +552,7 @@ def _jit(function: Callable, layout: Layout) -> Callable:
 
 def _in_form(function: Callable, layout: Layout) -> Callable:
     @functools.wraps(function)
-    def traced(*arguments):
+    def traced(*arguments: Any) -> Any:
         with layers.in_form(layout.form):
             return function(*arguments)
 
@@ -545,17 +565,19 @@ def _steps(program: Program) -> Callable:
     alone = make_step(program._replace(layout=layout._replace(member_loop="unroll")))
     scan = _host_scan if layout.member_loop == "loop" else jax.lax.scan
 
-    def steps(progress, hyper, indices, first_step, stage_data):
-        def one_step(carry, indices):
+    def steps(
+        progress: Progress, hyper: Hyper, indices: Array, first_step: Array, stage_data: StageData
+    ) -> Progress:
+        def one_step(carry: Carry, indices: Array) -> tuple[Carry, Array]:
             train, number = carry
             train, losses = step(train, hyper, indices, number, stage_data)
             return (train, number + 1), losses
 
-        def steps_of_one(member, shared):
+        def steps_of_one(member: tuple, shared: tuple) -> tuple[TrainState, Array]:
             train, hyper, indices = jax.tree.map(lambda leaf: leaf[None], member)
             number, stage_data = shared
 
-            def one_step(carry, indices):
+            def one_step(carry: Carry, indices: Array) -> tuple[Carry, Array]:
                 train, number = carry
                 train, losses = alone(train, hyper, indices[None], number, stage_data)
                 return (train, number + 1), losses
@@ -585,7 +607,15 @@ def _host_scan(body: Callable, carry: Any, xs: Array) -> tuple[Any, PyTree]:
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _validate(program, progress: Progress, hyper, num_steps, seen, patience, eval_every):
+def _validate(
+    program: Program,
+    progress: Progress,
+    hyper: Hyper,
+    num_steps: Array | int,
+    seen: tuple[PyTree, ...],
+    patience: int,
+    eval_every: int,
+) -> tuple[Progress, Metrics]:
     """Progress at the end of a round of `num_steps`, every member's best weights brought up to date.
 
     Losses are looked at here and not in every step: choosing between two whole states took a sixth of it.
@@ -635,7 +665,7 @@ def _evaluator(program: Program, block: int = 512) -> Callable:
     Of a dense task labels are [V,L], and both are means over the places that are there.
     """
 
-    def evaluate(member, seen):
+    def evaluate(member: tuple, seen: tuple) -> tuple[Array, Array]:
         (own, own_frozen), (frozen, (images, labels)) = member, seen
         variables = leading(program, stages.join(own, own_frozen, frozen))
         num_examples, *of_places = labels.shape
@@ -648,7 +678,7 @@ def _evaluator(program: Program, block: int = 512) -> Callable:
         around = ((0, missing), *((0, 0),) * len(of_places))
         labels = jnp.pad(labels, around, constant_values=-1).reshape(-1, size, *of_places)
 
-        def totals(part):
+        def totals(part: tuple[Array, Array]) -> tuple[Array, Array]:
             image, label = part
             outputs, _ = program.model.deployed.apply(variables, scale(image))
             log_probs = jax.nn.log_softmax(outputs.logits)

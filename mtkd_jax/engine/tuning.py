@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -115,7 +116,7 @@ def _in_first_form(candidates: Sequence[Layout]) -> tuple[Layout, ...]:
 
 def fastest(answer: Answer) -> Layout:
     """The layout in which a step took the fewest seconds."""
-    return _layout(min(answer, key=answer.get))
+    return _layout(min(answer, key=answer.__getitem__))
 
 
 def with_layout(job: Job, layout: Layout) -> Job:
@@ -146,7 +147,8 @@ def question(job: Job) -> str:
 
 def cache_file() -> Path | None:
     """Beside the compiled programs; None where those are not kept either."""
-    folder = jax.config.jax_compilation_cache_dir
+    of_jax: Any = jax.config  # whose type lists none of its fields
+    folder = of_jax.jax_compilation_cache_dir
     return Path(folder).parent / "layouts.json" if folder else None
 
 
@@ -169,7 +171,9 @@ def _layout(text: str) -> Layout:
 
 
 def _answer_in_words(answer: Answer) -> str:
-    ranked = [f"{_layout(text)} {1e3 * answer[text]:.3g} ms" for text in sorted(answer, key=answer.get)]
+    ranked = [
+        f"{_layout(text)} {1e3 * answer[text]:.3g} ms" for text in sorted(answer, key=answer.__getitem__)
+    ]
     return f"a step takes, {', '.join(ranked)}"
 
 

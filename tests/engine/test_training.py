@@ -120,12 +120,18 @@ def test_more_steps_an_update_than_there_are_is_refused():
 def test_what_was_trained_in_parts_is_one_population_that_knows_who_diverged():
     job = teachers_job()
     parts = [
-        dataclasses.replace(training.untrained(jobs.part(job, rows)), diverged=diverged, seconds=1.5)
-        for rows, diverged in (((0, 1), ("teacher 1",)), ((2,), ("teacher 2",)))
+        dataclasses.replace(
+            training.untrained(jobs.part(job, rows)), diverged=diverged, seconds=1.5, network_steps=steps
+        )
+        for rows, diverged, steps in (((0, 1), ("teacher 1",), 8), ((2,), ("teacher 2",), 4))
     ]
     whole = training.concatenate(parts)
     assert whole.population.names == job.names and whole.diverged == ("teacher 1", "teacher 2")
     assert whole.seconds == 3.0 and whole.finite_members.names == ("teacher 0",)
+    assert whole.network_steps == 12 and whole.notes == ()
+    lent = dataclasses.replace(parts[1], network_steps=None, notes=("of another run",))
+    whole = training.concatenate([parts[0], lent])
+    assert whole.network_steps is None and whole.notes == ("of another run",)
 
 
 def test_alpha_and_temperature_half_way():
