@@ -24,7 +24,7 @@ from mtkd_jax.models.given import Given
 from mtkd_jax.models.programs import Programmed
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
-from mtkd_jax.types import DataSet, Population, UserError
+from mtkd_jax.types import Array, DataSet, Population, UserError
 
 LOGITS = Given("logits files", None)
 STAGE_PREFIX = "teachers-"  # of the names of all teachers' stages, and so of their checkpoint folders
@@ -203,7 +203,7 @@ def from_program(file: str, name: str, dataset: DataSet) -> tuple[Population, li
     model_name = f"program {name}"
     if program.compiled:
 
-        def call(image):
+        def call(image: Array) -> Array:
             return program.call(image)[:, order].astype(np.float32)
 
         variables = {"place": np.zeros(1, np.int32)}

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from mtkd_jax.data import loading
 from mtkd_jax.data.loading import Split
 from mtkd_jax.engine import forecast, frozen, population, step, teacher_cache, tuning
 from mtkd_jax.engine.jobs import Job, parts
+from mtkd_jax.engine.step import StageData
 from mtkd_jax.engine.teacher_cache import Cache
 from mtkd_jax.engine.training import Fitted, concatenate, fit, untrained
 from mtkd_jax.mesh import Layout
@@ -38,7 +39,7 @@ from mtkd_jax.plans.students import Cell, Family, Member
 from mtkd_jax.runs import checkpoint
 from mtkd_jax.runs.logbook import Logbook
 from mtkd_jax.system import interrupts
-from mtkd_jax.types import Ensemble, Model, Population, PyTree, UserError
+from mtkd_jax.types import Array, Ensemble, Model, Population, PyTree, UserError
 
 Done = Mapping[str, Fitted]  # what finished stages trained, by name
 
@@ -86,6 +87,11 @@ def build(config: ConfigDict, split: Split) -> Plan:
     return plan
 
 
+def alone(make: Callable[..., Job], *arguments: Any) -> Callable[[Done], Job]:
+    """The work of a stage that needs none before it: what `make` makes of these arguments."""
+    return lambda done: make(*arguments)
+
+
 def train_teachers(config: ConfigDict, split: Split) -> Plan:
     """A stage for each architecture; none when the teachers come trained, from an earlier run or files."""
     if not trains_teachers(config):
@@ -93,7 +99,7 @@ def train_teachers(config: ConfigDict, split: Split) -> Plan:
     return tuple(
         Stage(
             teachers.stage_name(address),
-            lambda done, address=address: teachers.job(config, split, address),
+            alone(teachers.job, config, split, address),
             note=teachers.beginning(config, split, address),
         )
         for address in teacher_models(config)
@@ -104,16 +110,14 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
     """A stage for each fused network, then one for each transfer set and family of modes."""
     families = students.families(config)
     taps = dict.fromkeys(tap for family in families for tap in students.fused_networks(family))
-    fusers = [
-        Stage(
-            students.fuser_stage(tap),
-            lambda done, tap=tap: students.fuser_job(config, split, tap, ensemble_of(done)),
-            outline=lambda done, tap=tap: students.fuser_job(
-                config, split, tap, ensemble_of(done), population.zeros_like_output
-            ),
-        )
-        for tap in taps
-    ]
+    fusers = []
+    for tap in taps:
+
+        def fuse(done: Done, tap: str = tap, ask: Callable = population.map_blocks) -> Job:
+            return students.fuser_job(config, split, tap, ensemble_of(done), ask)
+
+        outline = partial(fuse, ask=population.zeros_like_output)
+        fusers.append(Stage(students.fuser_stage(tap), fuse, outline=outline))
     file = config.students.init_from
     begun = f"The students' bodies began with the weights of {file}, their heads anew." if file else ""
     note = " ".join(filter(None, (begun, teachers.out_of_bag(config, split))))
@@ -275,7 +279,7 @@ def trace(job: Job) -> Fitted:
     """
     program = job.program._replace(layout=Layout("map"))
 
-    def first_step(variables, keys, stage_data, *arguments):
+    def first_step(variables: PyTree, keys: Array, stage_data: StageData, *arguments: PyTree) -> PyTree:
         states = step.init_state(program, variables, keys, stage_data)
         return step.make_step(program)(states, *arguments, stage_data)
 
@@ -319,7 +323,8 @@ def run(
     `run` names it in its checkpoints: those of another run are refused with a UserError. Raises Interrupted,
     with all that was trained saved, when the process has been asked to stop.
     """
-    done, cache = dict(done or {}), {}
+    done = dict(done or {})
+    cache: Cache = {}
     for stage in plan:
         if number := mesh.any_asked(interrupts.stop_requested()):
             raise interrupts.Interrupted(number, f"all before {stage.name} is saved")
@@ -341,7 +346,8 @@ def costs(plan: Plan, done: Done | None = None, timed: bool = False) -> Iterator
 
     By formula, with zeros for what earlier stages train. Timed, later stages are given untrained networks.
     """
-    done, cache = dict(done or {}), {}
+    done = dict(done or {})
+    cache: Cache = {}
     for stage in plan:
         if timed:
             job = teacher_cache.fill(frozen.fill(stage.make(done), cache, lambda line: None), cache)
@@ -377,7 +383,7 @@ def ensemble_of(done: Done) -> Ensemble:
 
 
 def _fused_networks(done: Done, family: Family) -> dict[str, Callable]:
-    networks = {}
+    networks: dict[str, Callable] = {}
     for tap in students.fused_networks(family):
         fitted = done[students.fuser_stage(tap)].population
         fuser = students.Fuser(fitted.model, tap)

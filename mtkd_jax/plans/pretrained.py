@@ -23,7 +23,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.models.pytorch import from_state_dict, task_of
 from mtkd_jax.plans import torch_file
 from mtkd_jax.system import paths, weights
-from mtkd_jax.types import Model, PyTree, UserError
+from mtkd_jax.types import Array, Model, PyTree, UserError
 
 TYPES = {  # of safetensors; float8 is left out, because it means nothing without the scales beside it
     **{f"F{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
@@ -50,7 +50,7 @@ def initialise(job: Job, split: Split, files: Sequence[str], field: str, *, head
     drawn = population.init(job.program.model, job.init_keys, job.image.shape[1:])
     read = variables(files, job.program.model, field, any_classes=True)
 
-    def of_members(drawn, *read):
+    def of_members(drawn: Array, *read: np.ndarray) -> Array:
         pairs = zip(read, np.asarray(drawn))
         return jnp.asarray(np.stack([own if own.shape == new.shape else new for own, new in pairs]))
 

@@ -159,7 +159,7 @@ def method(cell: Cell) -> Method | None:
     if cell.method == "DKD" and cell.recipe == "R1":
         return DKD.get((cell.teacher.lower(), cell.student.lower()))
     found, own = METHODS.get((cell.recipe, cell.method)), _networks(cell)
-    if found is None or None in own.values():
+    if found is None or own.keys() != _named(cell).keys():
         return None
     hinted = {role: 2 + one.skipped for role, one in own.items()}
     notes = (found.note, *(one.note for one in own.values()))
@@ -170,17 +170,16 @@ def lacking(cell: Cell) -> str:
     """Why a cell cannot be repeated here; "" where it can."""
     if cell.data not in SOURCES:
         return f"no source for {cell.data}"
-    own = _networks(cell)
-    names = {getattr(cell, role): one for role, one in own.items()}
-    unknown = [name for name, one in names.items() if one is None]
-    if unknown or not names:
+    named, own = _named(cell), _networks(cell)
+    unknown = dict.fromkeys(name for role, name in named.items() if role not in own)
+    if unknown or not named:
         return f"no network {' and no '.join(unknown) or 'is named'}"
     if cell.recipe not in RECIPES:
         return f"its recipe ({cell.table}) is not known whole"
     ours = method(cell)
     if cell.method not in ALONE and (ours is None or cell.num_teachers != str(ours.num_teachers)):
         return f"no method {cell.method} with its published numbers"
-    begun = [name for name, one in names.items() if one.skipped]
+    begun = dict.fromkeys(named[role] for role, one in own.items() if one.skipped)
     if cell.method in BY_STAGE and begun:
         return f"{cell.method} begins with stage 2 of {' and '.join(begun)} there, and with stage 1 here"
     return ""
@@ -214,15 +213,15 @@ def build(cell: Cell, num_seeds: int, path: str = "") -> ConfigDict:
     config.fusion.rules = ("mean_probs",)
     RECIPES[cell.recipe](config)
     config.train.eval_every = config.train.epochs
-    own = _networks(cell)
-    if cell.method in ALONE:
+    own, ours = _networks(cell), method(cell)
+    if cell.method in ALONE or ours is None:  # of all others that can be repeated there is one
         (alone,) = own.values()
         config.model.name = alone.address
         config.train.learning_rate /= 5 if alone.slow else 1
         config.teachers.num_members = num_seeds
         config.students.modes = ()
         return config
-    ours, student = method(cell), own["student"]
+    student = own["student"]
     config.teachers.models = (own.get("teacher", student).address,)
     config.teachers.num_members = 1
     config.teachers.learning_rates = (config.train.learning_rate,)
@@ -247,10 +246,15 @@ def shrink(config: ConfigDict) -> None:
     config.teachers.models = ("resnet(depth=8)",) if config.teachers.models else ()
 
 
-def _networks(cell: Cell) -> dict[str, Network | None]:
-    """{"teacher", "student": network} of those that a cell names."""
-    named = {"teacher": cell.teacher, "student": cell.student}
-    return {role: network(name, cell.recipe) for role, name in named.items() if name}
+def _named(cell: Cell) -> dict[str, str]:
+    """{"teacher", "student": what the table calls it} of those networks that a cell has."""
+    return {role: name for role, name in (("teacher", cell.teacher), ("student", cell.student)) if name}
+
+
+def _networks(cell: Cell) -> dict[str, Network]:
+    """{"teacher", "student": network} of those that a cell names and that we have."""
+    found = {role: network(name, cell.recipe) for role, name in _named(cell).items()}
+    return {role: one for role, one in found.items() if one is not None}
 
 
 def _representation_distillation(config: ConfigDict) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from numpy.typing import DTypeLike
 
 from mtkd_jax.addresses import build_model, build_recipe, canonical
 from mtkd_jax.config import (
@@ -21,7 +22,6 @@ from mtkd_jax.config import (
     Arguments,
     build_recipes,
     first_seeds,
-    given_teachers,
     number_of_teachers,
     row_of,
     row_of_control,
@@ -41,7 +41,7 @@ from mtkd_jax.models.branched import branched
 from mtkd_jax.models.levels import round_inputs
 from mtkd_jax.plans import controls, pretrained, teachers
 from mtkd_jax.system.text import seed_of, short_number, slug
-from mtkd_jax.types import Array, Ensemble, Examples, Model, Recipe, Task, TeacherOutputs, UserError
+from mtkd_jax.types import Array, Ensemble, Examples, Model, PyTree, Recipe, Task, TeacherOutputs, UserError
 
 PREFERRED_ALPHA = 0.25  # breaks ties, and the one alpha at which all modes are also shown
 PEERS_APART = 2**16  # between the initial weights of peers: no seed is that large
@@ -163,7 +163,7 @@ def grid(
 # --- choice -------------------------------------------------------------------------------------------
 
 
-def choose(members: Sequence[Member], val_nll: Sequence[float]) -> tuple[Cell, list[dict]]:
+def choose(members: Sequence[Member], val_nll: Sequence[float] | np.ndarray) -> tuple[Cell, list[dict]]:
     """The cell with the lowest mean validation NLL over seeds, and the whole grid, of one mode's students.
 
     Ties go to the alpha nearest to 0.25, then to the lowest temperature; where students broke down in every
@@ -238,8 +238,9 @@ def job(
     the file seeds would be copies of each other, and many heads begin elsewhere than one.
     """
     is_routed = split.dataset.train_teachers is not None or config.teachers.out_of_bag
-    if routed and is_routed and not given_teachers(config):
-        _check_all_are_left(config, ensemble)
+    expected = number_of_teachers(config)
+    if routed and is_routed and expected is not None:
+        _check_all_are_left(expected, ensemble)
     recipes = tuple(dict.fromkeys(member.recipe for member in family))
     temperatures = tuple(dict.fromkeys(member.cell.temperature for member in family))
     num_teachers = sum(p.num_members for p in ensemble)
@@ -263,7 +264,7 @@ def job(
         _check_heads([model], split)
         prepared = {**prepared, RESCALED: classifiers(ensemble, model.head_scale)}
 
-    def column(values, dtype=np.float32) -> np.ndarray:
+    def column(values: Iterable[float], dtype: DTypeLike = np.float32) -> np.ndarray:
         return np.asarray(list(values), dtype)
 
     job = jobs.make(
@@ -340,12 +341,12 @@ def check_stacked(config: ConfigDict, who: str, otherwise: str) -> None:
         )
 
 
-def _check_all_are_left(config: ConfigDict, ensemble: Ensemble) -> None:
+def _check_all_are_left(expected: int, ensemble: Ensemble) -> None:
     """Raise UserError where a teacher broke down that has examples of its own to teach."""
     left = sum(population.num_members for population in ensemble)
-    if left < number_of_teachers(config):
+    if left < expected:
         raise UserError(
-            f"{left} of {number_of_teachers(config)} teachers are left, and each has examples of its own to "
+            f"{left} of {expected} teachers are left, and each has examples of its own to "
             "teach; train them with another rate, or without train_teachers and teachers.out_of_bag"
         )
 
@@ -430,10 +431,14 @@ def _rows_of_other(split: Split) -> np.ndarray:
     return np.arange(first, first + (0 if split.other is None else len(split.other)), dtype=np.int32)
 
 
-def _examples(config: ConfigDict, split: Split, transfer: str, speaks: np.ndarray | None) -> Examples:
-    """What the students of a transfer set see; `speaks` [N,K] says which teachers teach them what."""
+def _examples(config: ConfigDict, split: Split, transfer: str, speaks: Any) -> Examples:
+    """What the students of a transfer set see.
+
+    `speaks` [N,K], an array of the host or None, says which teachers teach them what.
+    """
     examples = dataclasses.replace(jobs.examples(config, split), speaks=speaks)
-    return loading.with_other_images(examples, split.other) if transfer == OTHER else examples
+    other = split.other if transfer == OTHER else None
+    return examples if other is None else loading.with_other_images(examples, other)
 
 
 def _check_images(recipes: Sequence[Recipe], split: Split, transfer: str) -> None:
@@ -480,7 +485,7 @@ class Fuser:
     model: Model
     tap: str  # "logits" | "embedding"
 
-    def __call__(self, variables, teacher: TeacherOutputs) -> Array:
+    def __call__(self, variables: PyTree, teacher: TeacherOutputs) -> Array:
         return self.model.apply(variables, concatenated(teacher, self.tap))[0].logits
 
 
@@ -575,7 +580,7 @@ def fuser_job(
     needs = ("embedding",) if tap == "embedding" else ()
 
     @jax.jit
-    def taps(variables, image, given_logits):
+    def taps(variables: tuple[PyTree, ...], image: Array, given_logits: Array | None) -> Array:
         image = loading.scale(image)
         return concatenated(population.apply_ensemble(models, variables, image, needs, given_logits), tap)
 

@@ -31,7 +31,7 @@ from mtkd_jax.plans.lending import NOT_LENT
 from mtkd_jax.runs import checkpoint, workdir
 from mtkd_jax.system import paths
 from mtkd_jax.system.text import seed_of, slug
-from mtkd_jax.types import Model, Population, Recipe, Task, UserError
+from mtkd_jax.types import Model, Population, PyTree, Recipe, Task, UserError
 
 STAGE_PREFIX = given.STAGE_PREFIX
 SAME = 0.01  # published statistics are of whole training sets: those of a part differ by some thousandths
@@ -129,7 +129,7 @@ def specialists_job(config: ConfigDict, split: Split, address: str) -> Job:
     num_members, inner = config.teachers.num_members, network(split, address)
     model = Model(f"specialist {inner.name}", Specialist(inner.module), inner.convolutional)
     job = _together(config, split, specialists_stage(address), model, UNIFIED, "specialist")
-    variables = pretrained.calibrate(job, split).start
+    variables: PyTree = pretrained.calibrate(job, split).start  # which a specialist has in any case
     share = coverage(num_members, split.dataset.num_classes) * np.float32(num_members / 2)
     return dataclasses.replace(job, start={**variables, "coverage": {"share": jnp.asarray(share)}})
 
@@ -346,8 +346,9 @@ def _restore(source: Path, address: str, split: Split, num_members: int) -> Fitt
     their = (workdir.read_config(source) or {}).get("teachers", {})
     statistics = (tuple(their["mean"]), tuple(their["std"])) if their.get("mean") else None
     model, run = network(split, address, statistics), workdir.read_run(source)
-    found = [_restored_part(part, model, split, run) for part in ([folder] if whole else parts)]
-    if None in found or sum(part.population.num_members for part in found) != num_members:
+    each = [_restored_part(part, model, split, run) for part in ([folder] if whole else parts)]
+    found = [part for part in each if part is not None]
+    if len(found) < len(each) or sum(part.population.num_members for part in found) != num_members:
         raise UserError(f"config.teachers.from_run: {folder} holds no finished teachers; let that run finish")
     return concatenate(found)
 
@@ -465,10 +466,11 @@ def speakers(config: ConfigDict, split: Split, num_teachers: int) -> np.ndarray 
 
 def out_of_bag(config: ConfigDict, split: Split) -> str:
     """For the report: who teaches the labelled images, where that is not all teachers."""
-    if not config.teachers.out_of_bag:
-        return ""
     num_teachers = len(teacher_models(config)) * config.teachers.num_members
-    voices = speakers(config, split, num_teachers)[split.train].sum(axis=1)
+    speaks = speakers(config, split, num_teachers) if config.teachers.out_of_bag else None
+    if speaks is None:
+        return ""
+    voices = speaks[split.train].sum(axis=1)
     return (
         f"A labelled image is taught by the teachers that have not trained on it: {voices.mean():.1f} of "
         f"{num_teachers} on average; {np.count_nonzero(voices == 0)} of {len(voices)} have none, and their "

@@ -23,6 +23,8 @@ from mtkd_jax.plans.schemes.moments import keep, networks_after, one_behind_the_
 from mtkd_jax.system.text import seed_of, slug
 from mtkd_jax.types import Population, UserError
 
+Settings = Mapping[str, np.ndarray]  # {field of `config.teachers`: [number]}
+
 
 def boosted(config: ConfigDict, split: Split, *, rate: float = 1.0) -> Plan:
     r"""Teachers of whom each learns most from examples that those before it get wrong (AdaBoost); students.
@@ -60,11 +62,17 @@ def boosted(config: ConfigDict, split: Split, *, rate: float = 1.0) -> Plan:
     for address in teacher_models(config):
         names = tuple(f"boosted-{k}-{slug(address)}" for k in range(number))
 
-        def learn(done: Done, k: int, computes=True, address=address, names=names) -> Job:
+        def learn(
+            done: Done,
+            k: int,
+            computes: bool = True,
+            address: str = address,
+            names: Sequence[str] = names,
+        ) -> Job:
             before = [networks_after(done, name) for name in names[:k]] if computes else ()
             return _boosted_job(config, split, address, names[k], k, before, rate)
 
-        def gather(done: Done, address=address, names=names) -> Job:
+        def gather(done: Done, address: str = address, names: Sequence[str] = names) -> Job:
             ends = [networks_after(done, name).variables for name in names]
             return keep(settle(config, split, address, one_behind_the_other(address, ends)))
 
@@ -158,15 +166,22 @@ def hyper_deep(
         first, second = f"searched-{slug(address)}", f"chosen-{slug(address)}"
         tried = _drawn_settings(config, address, searched, spread, smoothing)
 
-        def search(done: Done, address=address, first=first, tried=tried) -> Job:
+        def search(done: Done, address: str = address, first: str = first, tried: Settings = tried) -> Job:
             return _with_settings(config, split, address, first, tried)
 
-        def again(done: Done, computes=True, address=address, first=first, second=second, tried=tried) -> Job:
+        def again(
+            done: Done,
+            computes: bool = True,
+            address: str = address,
+            first: str = first,
+            second: str = second,
+            tried: Settings = tried,
+        ) -> Job:
             chosen = choose(done[first], split, number) if computes else range(number)
             own = {name: np.repeat(of[np.asarray(chosen)], inits) for name, of in tried.items()}
             return _with_settings(config, split, address, second, own)
 
-        def gather(done: Done, computes=True, address=address, second=second) -> Job:
+        def gather(done: Done, computes: bool = True, address: str = address, second: str = second) -> Job:
             chosen = choose(done[second], split, number) if computes else range(number)
             weights = population.take(done[second].population.variables, chosen)
             return keep(settle(config, split, address, weights))
@@ -186,7 +201,7 @@ def hyper_deep(
 
 def _drawn_settings(
     config: ConfigDict, address: str, number: int, spread: float, smoothing: float
-) -> dict[str, np.ndarray]:
+) -> Settings:
     """{field of `config.teachers`: [number]} as `hyper_deep` draws them."""
     rng = np.random.default_rng((config.seed, seed_of(f"hyper_deep {address}")))
     factors = spread ** rng.uniform(-1.0, 1.0, (2, number))
@@ -197,9 +212,7 @@ def _drawn_settings(
     }
 
 
-def _with_settings(
-    config: ConfigDict, split: Split, address: str, name: str, settings: Mapping[str, np.ndarray]
-) -> Job:
+def _with_settings(config: ConfigDict, split: Split, address: str, name: str, settings: Settings) -> Job:
     """A network for each of the settings, with initial weights, orders and a stage of their own."""
     own = config.copy_and_resolve_references()
     own.teachers.num_members = len(settings["learning_rates"])

@@ -16,7 +16,7 @@ from mtkd_jax.engine.jobs import Job
 from mtkd_jax.methods.peers import EACH_HEAD
 from mtkd_jax.models.several import ManyInputs, RankOne, many_inputs, rank_one
 from mtkd_jax.plans import students, teachers
-from mtkd_jax.plans.plan import Done, Plan, Stage, train_students
+from mtkd_jax.plans.plan import Done, Plan, Stage, alone, train_students
 from mtkd_jax.plans.schemes.direct import check_made_otherwise, check_shares, fields_of_teachers_apart
 from mtkd_jax.plans.schemes.moments import keep, networks_after, next_cycle, settle
 from mtkd_jax.system.text import slug
@@ -43,7 +43,7 @@ def specialists(config: ConfigDict, split: Split) -> Plan:
     trained = [
         Stage(
             teachers.specialists_stage(address),
-            lambda done, address=address: teachers.specialists_job(config, split, address),
+            alone(teachers.specialists_job, config, split, address),
             note=note,
         )
         for address in teacher_models(config)
@@ -137,7 +137,7 @@ def negative_correlation(config: ConfigDict, split: Split, *, strength: float = 
     stages = [
         Stage(
             teachers.stage_name(address),
-            lambda done, address=address: teachers.correlated_job(config, split, address, strength),
+            alone(teachers.correlated_job, config, split, address, strength),
             note=f"The teachers were trained together, with {strength:g} of their diversity as a reward.",
         )
         for address in teacher_models(config)
@@ -168,12 +168,12 @@ def _several_in_one(
             raise UserError(f"config.plan: {plan}: {error}") from None
         whole = f"whole-{slug(address)}"
 
-        def learn(done: Done, address=address, model=model, whole=whole) -> Job:
+        def learn(done: Done, address: str = address, model: Model = model, whole: str = whole) -> Job:
             job = next_cycle(config, split, address, 1, config.train.epochs, config.train.schedule, 0, None)
             program = job.program._replace(model=model, recipes=(EACH_HEAD,))
             return dataclasses.replace(job, stage=whole, program=program)
 
-        def part(done: Done, address=address, model=model, whole=whole) -> Job:
+        def part(done: Done, address: str = address, model: Model = model, whole: str = whole) -> Job:
             end = population.take(networks_after(done, whole).variables, 0)
             return write_out(settle(config, split, address, None), model, end)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -31,6 +32,7 @@ from mtkd_jax.plans import sequences, students
 from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of
 from mtkd_jax.plans.schemes.direct import recipe_for, with_baseline
 from mtkd_jax.plans.schemes.lineages import taught_by_own
+from mtkd_jax.plans.students import Family
 from mtkd_jax.types import Ensemble, UserError
 
 
@@ -132,7 +134,7 @@ def data_free(
     for model in students.models(config):
         family = students.of_model(students.grid(config, "data_free", recipe, alphas=(0.0,)), model)
 
-        def make(done: Done, family=family, computes: bool = True) -> Job:
+        def make(done: Done, family: Family = family, computes: bool = True) -> Job:
             ensemble = ensemble_of(done)
             if not inversion.keeps_statistics(ensemble):
                 raise UserError(
@@ -191,7 +193,7 @@ def sequence_level(config: ConfigDict, split: Split, *, num_beams: int = 5, mode
         family = students.grid(config, row, recipe, *(() if mode else ((1.0,), (1.0,))))
         family = students.of_model(family, model)
 
-        def learn(done: Done, family=family, choose=choose, asks: bool = True) -> Job:
+        def learn(done: Done, family: Family = family, choose: Callable = choose, asks: bool = True) -> Job:
             ensemble = ensemble_of(done)
             said = sequences.with_targets(split, beams.of(ensemble), choose) if asks else split
             taught_by = ensemble if mode else ()
@@ -235,8 +237,9 @@ def _class_weights(
     shape = len(first_seeds(config)), split.dataset.num_classes
     if threshold is None or not computes:
         return {"class_weights": np.ones(shape, np.float32)}
-    if transfer == OTHER:
-        said = np.concatenate([population.logits(own, split.other) for own in ensemble])
+    other = split.other if transfer == OTHER else None
+    if other is not None:
+        said = np.concatenate([population.logits(own, other) for own in ensemble])
     else:
         said = np.concatenate([teacher_cache.logits_of(own, split, split.pool) for own in ensemble])
     probs = special.softmax(said.astype(np.float64), axis=-1)

@@ -161,11 +161,11 @@ def dropout_draws(config: ConfigDict, split: Split) -> Plan:
             )
         whole = f"whole-{slug(address)}"
 
-        def learn(done: Done, address=address, whole=whole) -> Job:
+        def learn(done: Done, address: str = address, whole: str = whole) -> Job:
             job = next_cycle(config, split, address, 1, epochs, config.train.schedule, 0, None)
             return dataclasses.replace(job, stage=whole)
 
-        def draw(done: Done, address=address, whole=whole) -> Job:
+        def draw(done: Done, address: str = address, whole: str = whole) -> Job:
             return _thinned(settle(config, split, address, networks_after(done, whole).variables), address)
 
         stages.append(Stage(whole, learn, note=note))
@@ -206,7 +206,14 @@ def _moments(
         names = [f"moment-{number}-{slug(address)}" for number in range(len(cycles))]
         for number, (name, (epochs, schedule)) in enumerate(zip(names, cycles)):
 
-            def learn(done: Done, address=address, names=names, number=number, epochs=epochs, by=schedule):
+            def learn(
+                done: Done,
+                address: str = address,
+                names: Sequence[str] = names,
+                number: int = number,
+                epochs: int = epochs,
+                by: str = schedule,
+            ) -> Job:
                 begun = sum(one for one, _ in cycles[:number])
                 start = networks_after(done, names[number - 1]).variables if number else None
                 job = next_cycle(config, split, address, num_networks, epochs, by, begun, start)
@@ -214,7 +221,7 @@ def _moments(
 
             stages.append(Stage(name, learn, note=note))
 
-        def gather(done: Done, address=address, names=names[skipped:]) -> Job:
+        def gather(done: Done, address: str = address, names: Sequence[str] = names[skipped:]) -> Job:
             ends = [networks_after(done, name).variables for name in names]
             return settle(config, split, address, (join or one_behind_the_other)(address, ends))
 

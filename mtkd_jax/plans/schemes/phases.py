@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +64,13 @@ def hints_then_distil(
         family = students.of_model(students.grid(config, "hints_then_distil", second), model)
         hinted = students.stage_name(transfer, seeds)
 
-        def learn_hints(done: Done, transfer=transfer, seeds=seeds) -> Job:
+        def learn_hints(done: Done, transfer: str = transfer, seeds: Family = seeds) -> Job:
             job = students.job(config, split, transfer, seeds, ensemble_of(done), {})
             return dataclasses.replace(job, eval_every=job.epochs)  # the only weights to choose: the last
 
-        def distil(done: Done, transfer=transfer, family=family, hinted=hinted) -> Job:
+        def distil(
+            done: Done, transfer: str = transfer, family: Family = family, hinted: str = hinted
+        ) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
             return go_on(job, _of_seeds(done, hinted, family), begun=job.epochs)
 
@@ -118,7 +121,7 @@ def interactive(
         family = students.of_model(students.grid(config, name, second), model)
         before = students.stage_name(transfer, seeds)
 
-        def swap(done: Done, transfer=transfer, seeds=seeds) -> Job:
+        def swap(done: Done, transfer: str = transfer, seeds: Family = seeds) -> Job:
             job = students.job(config, split, transfer, seeds, (), {}, routed=False)
             try:
                 network = swapping(job.program.model, teacher, image)
@@ -134,7 +137,9 @@ def interactive(
                 eval_every=job.epochs,  # the only weights to choose: the last
             )
 
-        def distil(done: Done, transfer=transfer, family=family, before=before) -> Job:
+        def distil(
+            done: Done, transfer: str = transfer, family: Family = family, before: str = before
+        ) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
             return go_on(job, _of_seeds(done, before, family), begun=job.epochs)
 
@@ -201,21 +206,17 @@ def checkpoint_bank(
     Source: online distillation of Harutyunyan et al. 2023, arXiv 2301.12245, where the last weights are kept.
     """
     _check_bank(config, checkpoints)
-    recipe = recipe_for("checkpoint_bank", mode, number_of_teachers(config))
+    recipe = recipe_for("checkpoint_bank", mode, number_of_teachers(config) or 1)
     direct = with_baseline("checkpoint_bank", config, split)
     trained = [
-        stage._replace(
-            make=lambda done, make=stage.make: dataclasses.replace(make(done), checkpoints=checkpoints)
-        )
-        if stage.name.startswith(teachers.STAGE_PREFIX)
-        else stage
+        _with_checkpoints(stage, checkpoints) if stage.name.startswith(teachers.STAGE_PREFIX) else stage
         for stage in direct
     ]
     stages = []
     for transfer, model in itertools.product(config.students.transfer, students.models(config)):
         family = students.of_model(students.grid(config, "checkpoint_bank", recipe), model)
 
-        def learn(done: Done, transfer=transfer, family=family) -> Job:
+        def learn(done: Done, transfer: str = transfer, family: Family = family) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
             return dataclasses.replace(
                 job, stage_data=dataclasses.replace(job.stage_data, bank=_bank_of(done, checkpoints))
@@ -248,7 +249,7 @@ def hydra(config: ConfigDict, split: Split, *, first: str = "output_avg", mode: 
         body = taught(config, split, transfer, students.of_model(students.grid(config, row, recipe), model))
         family = students.of_model(students.grid(config, "hydra", second), model)
 
-        def branch(done: Done, transfer=transfer, family=family, body=body) -> Job:
+        def branch(done: Done, transfer: str = transfer, family: Family = family, body: Stage = body) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
             begun = chosen_students(body, row, done).variables
             begun = population.take(begun, [member.seed for member in family])
@@ -291,7 +292,9 @@ def fine_tuned(
         before = stage_of(direct, transfer, begin, model)
         family = students.of_model(students.grid(config, "fine_tuned", second), model)
 
-        def tune(done: Done, transfer=transfer, before=before, family=family) -> Job:
+        def tune(
+            done: Done, transfer: str = transfer, before: Stage = before, family: Family = family
+        ) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
             begun = chosen_students(before, begin, done).variables
             hyper = {**job.hyper, "learning_rate": np.float32(rate) * job.hyper["learning_rate"]}
@@ -305,11 +308,16 @@ def fine_tuned(
 def _with_heads(variables: PyTree, number: int) -> PyTree:
     """Variables [M,...] of networks with one head, as those of networks with so many that are all alike."""
 
-    def repeated(path, leaf):
+    def repeated(path: tuple[Any, ...], leaf: Array) -> Array:
         place = path_of(path)
         return leaf if is_no_head(place) else jnp.repeat(leaf, number, axis=1)
 
     return jax.tree_util.tree_map_with_path(repeated, variables)
+
+
+def _with_checkpoints(stage: Stage, checkpoints: int) -> Stage:
+    """The stage, whose best weights are kept so many times while it trains."""
+    return stage._replace(make=lambda done: dataclasses.replace(stage.make(done), checkpoints=checkpoints))
 
 
 def _bank_of(done: Done, checkpoints: int) -> tuple[PyTree, ...]:
@@ -319,7 +327,7 @@ def _bank_of(done: Done, checkpoints: int) -> tuple[PyTree, ...]:
         if name.startswith(teachers.STAGE_PREFIX):
             bank = fitted.bank and fitted.without_diverged(fitted.bank)
             number = len(jax.tree.leaves(bank.variables)[0][0]) if bank else 0
-            if number != checkpoints:
+            if bank is None or number != checkpoints:
                 raise UserError(
                     f"config.plan: checkpoint_bank(checkpoints={checkpoints}) needs what teachers were while "
                     f"they were trained, and of those of teachers.from_run {number or 'no'} checkpoints are "

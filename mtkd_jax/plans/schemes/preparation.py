@@ -24,7 +24,7 @@ from mtkd_jax.methods.maps import Taps, stage_names
 from mtkd_jax.methods.teaching import FOLLOWED
 from mtkd_jax.models.friendly import StudentFriendly, with_branches
 from mtkd_jax.plans import students, teachers
-from mtkd_jax.plans.plan import Done, Plan, Stage, ensemble_of, train_students
+from mtkd_jax.plans.plan import Done, Plan, Stage, alone, ensemble_of, train_students
 from mtkd_jax.plans.schemes.direct import (
     check_hears_all,
     check_networks_teach,
@@ -33,7 +33,7 @@ from mtkd_jax.plans.schemes.direct import (
 )
 from mtkd_jax.plans.students import Family
 from mtkd_jax.system.spelling import hint
-from mtkd_jax.types import Array, Ensemble, PyTree, Task, UserError
+from mtkd_jax.types import Absent, Array, Ensemble, PyTree, Task, UserError
 
 MATCHED_BY = 256  # training images that channels are matched by
 
@@ -83,7 +83,7 @@ def intermediate_heads(
     for transfer, model in itertools.product(config.students.transfer, students.models(config)):
         family = students.of_model(students.grid(config, name, recipe), model)
 
-        def distil(done: Done, transfer=transfer, family=family) -> Job:
+        def distil(done: Done, transfer: str = transfer, family: Family = family) -> Job:
             ensemble = (*ensemble_of(done), *_classifiers_of(done, tapped))
             return students.job(config, split, transfer, family, ensemble, {})
 
@@ -154,7 +154,7 @@ def student_friendly(
     stages = [
         Stage(
             teachers.stage_name(own),
-            lambda done, own=own, model=model: teachers.friendly_job(config, split, own, model, recipe),
+            alone(teachers.friendly_job, config, split, own, model, recipe),
             note=note(own, model),
         )
         for own, model in models.items()
@@ -189,7 +189,9 @@ def matched_channels(config: ConfigDict, split: Split, *, weight: float = 100.0)
     for transfer, model in itertools.product(config.students.transfer, students.models(config)):
         family = students.of_model(students.grid(config, name, recipe), model)
 
-        def distil(done: Done, computes: bool = True, transfer=transfer, family=family) -> Job:
+        def distil(
+            done: Done, computes: bool = True, transfer: str = transfer, family: Family = family
+        ) -> Job:
             job = students.job(config, split, transfer, family, ensemble_of(done), {})
             return _matched(job, split, family, computes)
 
@@ -209,7 +211,7 @@ def _stages_of(config: ConfigDict, split: Split, address: str, after: tuple[str,
     features = jax.eval_shape(
         lambda key, image: model.apply(model.init(key, image), image)[0].features, jax.random.key(0), image
     )
-    known = stage_names(Taps(image, features))
+    known = stage_names(Taps(Absent, features))
     for stage in after:
         if stage not in known:
             raise UserError(
