@@ -30,6 +30,7 @@ Variants  these thirteen; "" is seeds, "smoke" is seeds in small.
 """
 
 import os
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
@@ -79,7 +80,7 @@ def get_config(variant: str = "") -> ConfigDict:
     return configuration.variant(config, variant, smoke=_smoke, **ways)
 
 
-def _of(plan: str, epochs: int, number: int = NUMBER, eval_every: int = 3):
+def _of(plan: str, epochs: int, number: int = NUMBER, eval_every: int = 3) -> Callable[[ConfigDict], None]:
     """The variant of a plan with so many epochs a training."""
 
     def change(config: ConfigDict) -> None:

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -106,7 +106,7 @@ def resume() -> dict[str, bool]:
 class _Stopping(Logbook):
     """Asks for a stop as soon as anything is recorded."""
 
-    def record(self, *arguments, **options):
+    def record(self, *arguments: Any, **options: Any) -> None:
         super().record(*arguments, **options)
         interrupts.request_stop()
 

@@ -45,7 +45,8 @@ def measure(
     the first round. After the time `until`, of the epoch, no further side is made and no further round begun.
     """
     terminal.tell(f"measuring {', '.join(filter(None, of))}: {', '.join(makers)}")
-    sides, left_out = {}, []
+    sides: dict[str, Side] = {}
+    left_out = []
     for name, make in makers.items():
         try:
             if sides and time.time() > until:

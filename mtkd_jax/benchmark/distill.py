@@ -13,7 +13,7 @@ from mtkd_jax.benchmark.clock import Case, Side
 from mtkd_jax.benchmark.networks import Network
 from mtkd_jax.engine import population
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.types import Population
+from mtkd_jax.types import Array, Population
 
 UNIT = "ms, one step of all students"
 NUM_TEACHERS = (1, 4, 8)
@@ -81,7 +81,7 @@ def _forwards(network: Network, teachers: Population) -> Side:
     each = [population.take(teachers.variables, k) for k in range(teachers.num_members)]
     images = list(jnp.asarray(networks.batches(network, 1)[0])[:, 0])
 
-    def run():
+    def run() -> list[Array]:
         return jax.block_until_ready([forward(variables, image) for image in images for variables in each])
 
     run()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mtkd_jax import config as configuration
 from mtkd_jax import mesh
@@ -16,7 +18,7 @@ from mtkd_jax.benchmark.clock import Side
 from mtkd_jax.benchmark.networks import LEARNING_RATE, WEIGHT_DECAY, Network
 from mtkd_jax.engine import jobs, population, teacher_cache, tuning
 from mtkd_jax.engine.jobs import Job
-from mtkd_jax.engine.training import compiled_chunk, first_progress
+from mtkd_jax.engine.training import Metrics, Progress, compiled_chunk, first_progress
 from mtkd_jax.mesh import Layout
 from mtkd_jax.methods.modes import output_avg
 from mtkd_jax.methods.seams import SUPERVISED
@@ -62,7 +64,7 @@ def side(job: Job) -> Side:
     return Side(run, len(job.order(0)) * len(job.names))
 
 
-def prepare(job: Job) -> Callable[[], object]:
+def prepare(job: Job) -> Callable[[], tuple[Progress, Metrics]]:
     """An epoch of the job at every call; the first one compiles.
 
     The chunk of `training.fit`: several steps under a scan, donated state, and at the end validation (on one
@@ -70,7 +72,7 @@ def prepare(job: Job) -> Callable[[], object]:
     """
     chunk, (progress, *others) = _call(job)
 
-    def run():
+    def run() -> tuple[Progress, Metrics]:
         nonlocal progress
         progress, metrics = chunk(progress, *others)
         return jax.block_until_ready((progress, metrics))
@@ -84,7 +86,7 @@ def compiled_text(job: Job) -> str:
     return chunk.lower(*arguments).compile().as_text()
 
 
-def _call(job: Job) -> tuple[Callable, tuple]:
+def _call(job: Job) -> tuple[Any, tuple]:
     """The program of an epoch, and what it is called with."""
     layout, rounds = job.program.layout, job.order(0)[None]
     stage_data, validation = mesh.everywhere((job.stage_data, job.validation), layout)
@@ -101,7 +103,7 @@ def _job(network: Network, num_members: int, order: np.ndarray, how: str, ensemb
     images, labels = networks.examples(network.shape)
     examples = Examples(jnp.asarray(images), jnp.asarray(labels), jnp.ones(len(labels), bool))
 
-    def everyone(value, dtype=np.float32):
+    def everyone(value: float, dtype: DTypeLike = np.float32) -> np.ndarray:
         return np.full(num_members, value, dtype)
 
     return jobs.make(

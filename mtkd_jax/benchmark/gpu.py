@@ -127,13 +127,14 @@ def _run_until(command: Sequence[str], until: float, environment: Mapping[str, s
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         child = subprocess.Popen(command, env=environment, stdout=out, stderr=err, text=True)
         in_time = True
-        for seconds, end in ((until - time.time(), signal.SIGTERM), (TO_SAVE, signal.SIGKILL), (None, None)):
+        for seconds, end in ((until - time.time(), signal.SIGTERM), (TO_SAVE, signal.SIGKILL)):
             try:
-                child.wait(None if seconds is None else max(1.0, seconds))
+                child.wait(max(1.0, seconds))
                 break
             except subprocess.TimeoutExpired:
                 in_time = False
                 child.send_signal(end)
+        child.wait()
         said = {}
         for name, file in (("out", out), ("err", err)):
             file.seek(0)

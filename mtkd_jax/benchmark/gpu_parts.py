@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,7 +66,8 @@ def write_reference(folder: Path, toy: bool) -> None:
     makers = {net.name: partial(agreement.train, net, agreement.REFERENCE) for net in networks}
     for name, make in {**makers, "run": partial(agreement.run_whole, _modes(toy))}.items():
         written = io.BytesIO()
-        np.savez(written, **make())
+        numbers: dict[str, Any] = make()
+        np.savez(written, **numbers)
         files.write_atomically(folder / reference_file(name), written.getbuffer())
 
 

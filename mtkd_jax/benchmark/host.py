@@ -89,7 +89,7 @@ def run_as_in_training(job: Job, logbook: Logbook, waits: list[float]) -> Side:
     job, validation, hyper, progress = _start(job)
     first = training.pieces(job)[:1]
 
-    def run():
+    def run() -> None:
         nonlocal progress
         waited, ready = 0.0, time.perf_counter()
         for piece, indices, stage_data in training.iterate_pieces(job, first):
@@ -113,7 +113,7 @@ def run_alone(job: Job) -> Side:
     rounds = mesh.everywhere(rounds, job.program.layout)
     chunk = training.compiled_chunk(job.program, job.patience, job.eval_every)
 
-    def run():
+    def run() -> None:
         nonlocal progress
         progress, metrics = chunk(progress, hyper, rounds, np.int32(0), job.stage_data, validation)
         jax.block_until_ready((progress, metrics))

@@ -85,7 +85,7 @@ def _products(product: Callable, a: Array, size: int, least: float) -> Side:
     gflop = 2e-9 * size * a.size
     times = max(1, round(least / gflop))
 
-    def run():
+    def run() -> list[Array]:
         return jax.block_until_ready([product(a, a) for _ in range(times)])
 
     run()

@@ -14,6 +14,7 @@ from mtkd_jax.benchmark import clock, engine, plain, pytorch, work
 from mtkd_jax.benchmark.clock import Case, LeftOut, Side
 from mtkd_jax.benchmark.networks import Network
 from mtkd_jax.engine import tuning
+from mtkd_jax.engine.jobs import Job
 from mtkd_jax.mesh import HOW, Layout
 from mtkd_jax.system import terminal
 from mtkd_jax.types import UserError
@@ -93,13 +94,13 @@ def measure_case(
     for how, layout in layouts.items():
         name_of.setdefault(layout, how)
     makers: dict[str, Callable[[], Side]] = {
-        how: lambda layout=layout: engine.side(tuning.with_layout(job, layout))
-        for layout, how in name_of.items()
+        how: partial(_side_in, layout, job) for layout, how in name_of.items()
     }
     makers |= {name: partial(_make_rival, make, network, num_members) for name, make in RIVALS.items()}
     for name in (*WORTH_THE_WAIT, *(how for how in layouts if how in ON_AN_ACCELERATOR)):
         reason = _why_hopeless(name, network, num_members, quick)
-        if reason and makers.pop(name, None):
+        if reason and name in makers:
+            del makers[name]
             left_out.append({"side": name, "reason": reason})
     records, missing = clock.measure(case, makers, rounds, until=until)
     if time.time() > until:
@@ -111,6 +112,11 @@ def measure_case(
             records.append({**measured[name_of[layout]], "side": name})
     left_out = [{**case._asdict(), **one} for one in left_out]
     return records, left_out + missing, f"{case.of}, {case.case}: {chosen}"
+
+
+def _side_in(layout: Layout, job: Job) -> Side:
+    """The job in a layout."""
+    return engine.side(tuning.with_layout(job, layout))
 
 
 def _make_rival(make: Callable[..., Side], network: Network, num_members: int) -> Side:

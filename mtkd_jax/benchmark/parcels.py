@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -56,7 +57,7 @@ def unpack(folder: Path, name: str, into: Path) -> Path:
                 array, _, place = entry.partition("/")
                 strips.setdefault(array, {})[int(place or 0)] = archive.read(entry)
     shapes = np.load(io.BytesIO(strips.pop("shapes")[0]), allow_pickle=False)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for array, of_array in strips.items():
         if array in shapes.files:
             arrays[array] = _joined([of_array[place] for place in sorted(of_array)], shapes[array], array)
@@ -116,7 +117,7 @@ def _is_images(array: np.ndarray) -> bool:
     return array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
 
 
-def _as_npz(**arrays: np.ndarray) -> bytes:
+def _as_npz(**arrays: Any) -> bytes:
     written = io.BytesIO()
     np.savez_compressed(written, **arrays)
     return written.getvalue()

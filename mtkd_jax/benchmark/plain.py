@@ -36,7 +36,7 @@ def loop(network: Network, num_members: int) -> Side:
     turns = itertools.cycle(range(num_members))
     at_a_time = min(AT_A_TIME, num_members)
 
-    def run():
+    def run() -> PyTree:
         for m in itertools.islice(turns, at_a_time):
             for batch in batches[m]:
                 members[m] = step(members[m], *batch)
@@ -62,7 +62,7 @@ def vmap_in_scan(network: Network, num_members: int) -> Side:
     # Compiled beforehand and not by a first call, which can take minutes.
     compiled = jax.jit(chunk, donate_argnums=0).lower(members, *batches).compile()
 
-    def run():
+    def run() -> None:
         nonlocal members
         members = jax.block_until_ready(compiled(members, *batches))
 
@@ -90,7 +90,9 @@ def optimizer() -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(LEARNING_RATE, momentum=MOMENTUM, nesterov=True))
 
 
-def _first(module: nn.Module, transform, network: Network, seed: int) -> tuple[PyTree, PyTree]:
+def _first(
+    module: nn.Module, transform: optax.GradientTransformation, network: Network, seed: int
+) -> tuple[PyTree, PyTree]:
     variables = module.init(jax.random.key(seed), jnp.zeros((1, *network.shape)), train=False)
     return variables, transform.init(variables["params"])
 
@@ -102,7 +104,7 @@ def one_step(module: nn.Module, transform: optax.GradientTransformation) -> Call
         variables, opt_state = member
         statistics = {name: value for name, value in variables.items() if name != "params"}
 
-        def loss_of(params):
+        def loss_of(params: PyTree) -> tuple[Array, PyTree]:
             logits, changed = module.apply(
                 {"params": params, **statistics}, image, train=True, mutable=list(statistics)
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ def loop(network: Network, num_members: int) -> Side:
     turns = itertools.cycle(range(num_members))
     at_a_time = min(AT_A_TIME, num_members)
 
-    def run():
+    def run() -> None:
         for m in itertools.islice(turns, at_a_time):
             for image, label in batches[m]:
                 _step(network, members[m], optimizers[m], image, label)
@@ -86,7 +87,7 @@ def replay_graphs(network: Network, num_members: int) -> Side:
         graphs.append(graph)
         held.append((image, label, member, own_optimizer))
 
-    def run():
+    def run() -> None:
         for m, graph in enumerate(graphs):
             for image, label in zip(images[:, m], labels[:, m]):
                 held[m][0].copy_(image)
@@ -107,7 +108,7 @@ def vmap(network: Network, num_members: int) -> Side:
     params, buffers = torch.func.stack_module_state(members)
     stateless = copy.deepcopy(members[0]).to("meta")
 
-    def loss_of(params, buffers, image, label):
+    def loss_of(params: Any, buffers: Any, image: Any, label: Any) -> Any:
         with _autocast(network, device):
             logits = torch.func.functional_call(stateless, (params, buffers), (image,))
             return torch.nn.functional.cross_entropy(logits, label)
@@ -116,7 +117,7 @@ def vmap(network: Network, num_members: int) -> Side:
     own_optimizer = optimizer(params.values())
     batches = list(zip(*_batches(network, num_members, device)))
 
-    def run():
+    def run() -> None:
         for image, label in batches:
             for name, grad in grads_of(params, buffers, image, label).items():
                 params[name].grad = grad
@@ -135,7 +136,12 @@ def num_params(network: Network) -> int:
 
 def build(network: Network) -> Any:
     """module(image [B,c,h,w]) -> logits [B,C]; LeftOut where we have not written it."""
-    families = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet}
+    families: dict[str, Callable[..., Any]] = {
+        "mlp": mlp,
+        "cnn": cnn,
+        "resnet": resnet,
+        "wide_resnet": wide_resnet,
+    }
     if network.family not in families:
         raise LeftOut(f"{network.family} is not written in PyTorch here")
     return families[network.family](network.shape, **network.arguments)
@@ -180,8 +186,8 @@ def _batches(network: Network, num_members: int, device: str) -> tuple[Any, Any]
     import torch
 
     images, labels = networks.batches(network, num_members)
-    images = torch.from_numpy(images).permute(0, 1, 2, 5, 3, 4).contiguous()
-    return images.to(device), torch.from_numpy(labels).long().to(device)
+    channels_first = torch.from_numpy(images).permute(0, 1, 2, 5, 3, 4).contiguous()
+    return channels_first.to(device), torch.from_numpy(labels).long().to(device)
 
 
 def _channels_last(image: Any, network: Network) -> Any:
@@ -233,7 +239,7 @@ def resnet(shape: tuple[int, int, int], *, depth: int, width: int = 1) -> Any:
             shortcut = [_conv(before, after, 1, stride), nn.BatchNorm2d(after)]
             self.shortcut = nn.Sequential(*(shortcut if stride > 1 or before != after else []))
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             return nn.functional.relu(self.body(x) + self.shortcut(x))
 
     stem = max(16, 8 * width)
@@ -255,7 +261,7 @@ def wide_resnet(shape: tuple[int, int, int], *, depth: int, width: int) -> Any:
             )
             self.shortcut = _conv(before, after, 1, stride) if before != after else None
 
-        def forward(self, x):
+        def forward(self, x: Any) -> Any:
             a = self.first(x)
             return self.body(a) + (x if self.shortcut is None else self.shortcut(a))
 

@@ -41,7 +41,7 @@ def measure(networks: Sequence[Network], quick: bool) -> dict:
         "records": records,
         "ratios": [
             *(one for number in possible[1:] for one in clock.ratios(records, "on 1", f"on {number}")),
-            *efficiencies(records, possible[1:], os.cpu_count() if virtual else max(possible)),
+            *efficiencies(records, possible[1:], (os.cpu_count() or 1) if virtual else max(possible)),
         ],
         "left_out": [
             {"of": "", "case": "", "side": f"on {number}", "reason": f"there are {len(devices)} devices"}

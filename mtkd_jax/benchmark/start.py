@@ -78,7 +78,7 @@ def _case(case: Case, what: str, rounds: int) -> tuple[list[dict], str]:
     def start(side: str, folder: str) -> None:
         answers[side].append(_start(case.of, what, folder))
 
-    def cold():
+    def cold() -> None:
         with tempfile.TemporaryDirectory() as empty:
             start("cold", empty)
 
@@ -154,12 +154,12 @@ def _programs() -> Iterator[dict]:
     """{"programs", "read", "seconds"} of what JAX compiles, or reads from its cache, meanwhile."""
     found = {"programs": 0, "read": 0, "seconds": 0.0}
 
-    def compiled(event: str, seconds: float, **_: object) -> None:
+    def compiled(event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith(COMPILED):
             found["programs"] += 1
-            found["seconds"] += seconds
+            found["seconds"] += duration_secs
 
-    def read(event: str, **_: object) -> None:
+    def read(event: str, **_: str | int) -> None:
         found["read"] += event.endswith(READ)
 
     jax.monitoring.register_event_duration_secs_listener(compiled)

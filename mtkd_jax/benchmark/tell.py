@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from mtkd_jax.report import document, rendering
@@ -80,7 +80,7 @@ def findings(result: dict) -> list[str]:
 
 def terminal(sheets: Iterable[tuple[str, Sheet]]) -> Group:
     """The tables for a terminal."""
-    parts = []
+    parts: list[RenderableType] = []
     for title, sheet in sheets:
         parts += [Text(f"\n{title}", style="bold"), rendering.render(*sheet)]
     return Group(*parts)
@@ -106,7 +106,7 @@ def share_of_others(before: float | None, begun: float) -> float | None:
     now = seconds_of_others()
     if before is None or now is None:
         return None
-    return (now - before) / (time.perf_counter() - begun) / os.cpu_count()
+    return (now - before) / (time.perf_counter() - begun) / (os.cpu_count() or 1)
 
 
 def seconds_of_others() -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mtkd_jax.benchmark.networks import NUM_CLASSES, Network
 
@@ -21,7 +21,13 @@ def of_training(network: Network) -> int:
 
 def products(network: Network) -> list[int]:
     """Multiply-adds of one image through every convolution and dense layer; nothing else is counted."""
-    families = {"mlp": mlp, "cnn": cnn, "resnet": resnet, "wide_resnet": wide_resnet, "speedy": speedy}
+    families: dict[str, Callable[..., list[int]]] = {
+        "mlp": mlp,
+        "cnn": cnn,
+        "resnet": resnet,
+        "wide_resnet": wide_resnet,
+        "speedy": speedy,
+    }
     family = families[network.family]
     return family(network.shape, **network.arguments)
 
