@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mtkd_jax.fusion import rules, worth
-from mtkd_jax.report import document, plots, rendering, tables, wording
+from mtkd_jax.report import document, rendering, rule_plots, style, tables, wording
 from mtkd_jax.results import analysis, intervals, lookup, metrics
 from mtkd_jax.runs import workdir
 from mtkd_jax.runs.predictions import Predictions
@@ -516,16 +516,18 @@ def _figures(result: dict) -> dict[str, Figure]:
         if one["rule"] != REFERENCE
     ]
     return {
-        "rules": plots.rule_differences(compared),
-        "accuracy_against_k": plots.accuracy_by_rule(against_k["sizes"], against_k["rules"], "over subsets"),
-        "teachers": plots.teacher_values(result["teachers"]["values"]),
+        "rules": rule_plots.rule_differences(compared),
+        "accuracy_against_k": rule_plots.accuracy_by_rule(
+            against_k["sizes"], against_k["rules"], "over subsets"
+        ),
+        "teachers": rule_plots.teacher_values(result["teachers"]["values"]),
     }
 
 
 def _figures_of_sizes(result: dict) -> dict[str, Figure]:
     lines = {one["rule"]: one["points"] for one in result["rules"] if one["rule"] in AGAINST_K}
     over = f"over {result['num_repeats']} disjoint groups, 95 % interval"
-    return {"sizes": plots.accuracy_by_rule(result["sizes"], lines, over)}
+    return {"sizes": rule_plots.accuracy_by_rule(result["sizes"], lines, over)}
 
 
 def _write(
@@ -544,7 +546,7 @@ def _write(
         *(f"## {title}\n\n{rendering.markdown(*cells)}" for title, cells in sections),
         document.bullets(result.get("notes", [])),
     ]
-    files = {f"{plot}.png": plots.png(figure) for plot, figure in figures.items()}
+    files = {f"{plot}.png": style.png(figure) for plot, figure in figures.items()}
     files[f"{name}.md"] = ("\n\n".join(part for part in parts if part) + "\n").encode()
     document.write_files(run / "fusion", files)
     return f"Plots and more: {run / 'fusion' / name}.md"

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.console import RenderableType
 
 from mtkd_jax.config import row_of
-from mtkd_jax.report import caveats, findings, plots, rendering, side_by_side, tables, wording
+from mtkd_jax.report import caveats, findings, plots, rendering, side_by_side, style, tables, wording
 from mtkd_jax.results import analysis, cascade, kept, lookup
 from mtkd_jax.runs import logbook, workdir
 from mtkd_jax.runs.predictions import Predictions
@@ -156,7 +156,7 @@ def write(run_dir: str | Path) -> dict:
     curves = _read_curves(run_dir / "metrics.jsonl")
     config = _read_json(run_dir / "config.json")
     report = build(found)
-    images = {name: plots.png(figure) for name, figure in figures(found, report, curves).items()}
+    images = {name: style.png(figure) for name, figure in figures(found, report, curves).items()}
     drawn = run_dir / "plots" / f"{MISTAKES}.png"
     if drawn.is_file():
         images[MISTAKES] = drawn.read_bytes()
@@ -298,7 +298,7 @@ def _merge(runs: Sequence[Path], out: Path | None) -> Told:
     more = "" if out is None else f"Every number: {out / 'report.json'}"
     header, sections = side_by_side.merge(reports)
     figure = plots.against_training(ensembles(reports))
-    images = {} if figure is None else {f"plots/{slug(' '.join(reports))}/{TRAINING}.png": plots.png(figure)}
+    images = {} if figure is None else {f"plots/{slug(' '.join(reports))}/{TRAINING}.png": style.png(figure)}
     links = [f"![{TRAINING_CAPTION}]({path})" for path in images]
     parts = [_in_one(header, sections), side_by_side.MERGED_CAPTION, bullets(lines), bullets(shown)]
     text = "\n\n".join([*parts, *links])

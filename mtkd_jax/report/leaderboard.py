@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mtkd_jax.addresses import resolve
 from mtkd_jax.config import control_and_mode
-from mtkd_jax.report import cell_text, document, plots, rank_plots, rendering, wording
+from mtkd_jax.report import cell_text, document, rank_plots, rendering, style, wording
 from mtkd_jax.report.reads import reads
 from mtkd_jax.report.sweeps import STUDENTS
 from mtkd_jax.results import analysis, intervals, power, ranks
@@ -52,7 +52,7 @@ def write(folder: Path, why: Mapping[str, str]) -> dict:
     board = build(reports, {name: what for name, what in {**why, **unfit}.items() if name not in reports})
     files = {"leaderboard.json": document.as_json(board), "leaderboard.csv": as_csv(board)}
     if (drawn := figure(board)) is not None:
-        files |= {"leaderboard.png": plots.png(drawn), "leaderboard.svg": _svg(drawn)}
+        files |= {"leaderboard.png": style.png(drawn), "leaderboard.svg": _svg(drawn)}
     files["leaderboard.md"] = f"# Methods over data sets\n\n{markdown(board, 'leaderboard.png')}\n".encode()
     document.write_files(folder, files)
     return board
@@ -345,7 +345,7 @@ def markdown(board: dict, plot: str) -> str:
 def page(board: dict, name: str) -> tuple[str, dict[str, bytes]]:
     """What --into writes into a page, and the plot beside it, in a folder of the table's name."""
     drawn, plot = figure(board), f"plots/{name}/ranks.png"
-    return markdown(board, plot), {} if drawn is None else {plot: plots.png(drawn)}
+    return markdown(board, plot), {} if drawn is None else {plot: style.png(drawn)}
 
 
 def terminal(board: dict) -> Group:

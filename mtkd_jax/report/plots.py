@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mtkd_jax.engine import distances
+from mtkd_jax.report.style import (
+    BLACK,
+    BLUE,
+    COLOUR_OF,
+    CYCLE,
+    LOOKS,
+    MARKERS,
+    RED,
+    STYLE,
+    draw_dot,
+    new_figure,
+    shortened,
+    told_apart,
+    write_legend,
+    write_title,
+)
 from mtkd_jax.results import metrics
 
-# Okabe and Ito (2008): told apart by colour-blind readers too. One colour means one thing in every plot.
-BLACK, BLUE, RED, ORANGE = "#000000", "#0072B2", "#D55E00", "#E69F00"
-COLOUR_OF = {"teacher": "#7A7A7A", "ensemble": BLACK, "student": BLUE, "baseline": RED, "control": ORANGE}
-COLOUR_OF |= {"average": "#009E73", "assistant": "#CC79A7", "linear": "#B8860B", "cohort": "#56B4E9"}
 MOST_PANELS = 4  # of curves, side by side
-CYCLE = (BLUE, "#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
-LOOKS, MARKERS = (BLACK, *CYCLE, RED, ORANGE), "osD^vP*X<>p"  # of what is alike, and many
-STYLE: dict[Any, Any] = {  # matplotlib has a type of its own for all the names that it knows
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#333333",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG, sharp at twice its size."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():  # a name in a script that the font lacks is boxes, and no news
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.set_dpi(144)
-        FigureCanvasAgg(figure).print_png(buffer)  # drawn once: `savefig` lays out in a drawing of its own
-    return buffer.getvalue()
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -99,7 +76,7 @@ def curves(records: Sequence[Mapping], quantities: Sequence[Quantity]) -> Figure
         num_columns, num_rows = min(len(panels), MOST_PANELS), len(quantities)
         num_bands = -(-len(panels) // num_columns)
         size = max(8.2, 1.0 + 3.6 * num_columns), 2.8 * num_rows * num_bands
-        figure, grid = _figure(*size, num_rows * num_bands, num_columns)
+        figure, grid = new_figure(*size, num_rows * num_bands, num_columns)
         for axis in grid.flat:
             axis.set_visible(False)
         places = [divmod(number, num_columns) for number in range(len(panels))]
@@ -133,16 +110,8 @@ def curves(records: Sequence[Mapping], quantities: Sequence[Quantity]) -> Figure
                 row[0].yaxis.set_major_formatter("{x:g}")
                 row[0].yaxis.set_minor_locator(NullLocator())
         drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_lines()}
-        columns = _legend_columns(figure, list(drawn))
-        figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=columns)
+        write_legend(figure, list(drawn.values()), list(drawn))
     return figure
-
-
-def _legend_columns(figure: Figure, labels: Sequence[str]) -> int:
-    """How many entries of a legend stand side by side: rows that fit, as few and as even as can be."""
-    inches = 0.6 + 0.07 * max(map(len, labels))  # the line, and letters of 8 points
-    num_rows = -(-len(labels) // max(1, int(figure.get_figwidth() / inches)))
-    return -(-len(labels) // num_rows)
 
 
 def _looks(lines: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -177,7 +146,7 @@ def accuracy_against_k(sub_ensembles: Sequence[Mapping], across: Sequence[tuple[
         np.array([one[name] for one in sub_ensembles]) for name in ("k", "mean", "min", "max")
     )
     with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 3.6)
+        figure, ((axes,),) = new_figure(6.4, 3.6)
         axes.fill_between(
             k, 100 * low, 100 * high, color=BLACK, alpha=0.1, linewidth=0, label="range over subsets"
         )
@@ -188,7 +157,7 @@ def accuracy_against_k(sub_ensembles: Sequence[Mapping], across: Sequence[tuple[
         axes.set_xlabel("teachers fused by mean_probs")
         axes.set_ylabel("test accuracy, %")
         axes.set_title(f"One teacher {100 * mean[0]:.1f} %, all {k[-1]} fused {100 * mean[-1]:.1f} %")
-        figure.legend(loc="outside lower center", ncols=2)
+        write_legend(figure, *axes.get_legend_handles_labels(), columns=2)
     return figure
 
 
@@ -210,7 +179,7 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
     for row in rows:
         sections.setdefault(_section(row), []).append(row)
     with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 1.2 + 0.23 * (len(rows) + len(sections)))
+        figure, ((axes,),) = new_figure(6.4, 1.2 + 0.23 * (len(rows) + len(sections)))
         at = 0
         ticks: dict[int, str] = {}
         for title, members in sections.items():
@@ -218,7 +187,7 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
             for row in members:
                 at += 1
                 ticks[at] = row["name"]
-                _draw_dot(axes, row["accuracy"], at, COLOUR_OF[row["role"]])
+                draw_dot(axes, row["accuracy"], at, COLOUR_OF[row["role"]])
             baseline = [100 * row["accuracy"]["mean"] for row in members if row["role"] == "baseline"]
             axes.vlines(baseline, at - len(members) + 0.5, at + 0.5, color=RED, linestyle=":", linewidth=1.2)
             at += 1
@@ -231,13 +200,8 @@ def all_rows(rows: Sequence[Mapping]) -> Figure:
         handles = [
             Line2D([], [], marker="o", color=COLOUR_OF[role], label=role, markersize=4) for role in roles
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        write_legend(figure, handles, [str(one.get_label()) for one in handles], columns=len(handles))
     return figure
-
-
-def write_title(figure: Figure, text: str) -> None:
-    """A title of the whole figure, in the look of those of axes."""
-    figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 Place = tuple[str, str, str]  # of a row: name, transfer set, architecture
@@ -264,7 +228,7 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
         fractions = [(np.log10(size) - low + 0.12 * span) / (1.26 * span) for size in sizes]
         ticks = _staggered(fractions, [_told_at(size, shown, chosen) for size in sizes], 6.4 - 0.8)
         height = 0.8 + 2.4 * len(panels) + 0.15 * (1 + max(tick.count("\n") for tick in ticks))
-        figure, axes = _figure(6.4, height, len(panels), 1, sharex=True)
+        figure, axes = new_figure(6.4, height, len(panels), 1, sharex=True)
         for panel, (name, scale, title) in zip(axes[:, 0], panels):
             with_metric = [row for row in shown if row[name] is not None]
             _draw_front(panel, with_metric, name, scale)
@@ -292,9 +256,7 @@ def against_cost(rows: Sequence[Mapping], kept: Place | None, chosen: Sequence[P
         axes[0, 0].set_title("Cost and worth: mean and 95 % interval; small: all other students")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         by_label = dict(zip(labels, handles))
-        legend = figure.legend(by_label.values(), by_label, loc="outside lower center", ncols=2)
-        for one in legend.get_texts():
-            one.set_parse_math(False)
+        write_legend(figure, list(by_label.values()), list(by_label), columns=2)
     return figure
 
 
@@ -311,7 +273,7 @@ def against_training(ensembles: Sequence[Mapping]) -> Figure | None:
     span = max(np.ptp(cost), 0.3)
     places = 10 ** np.array([_beside_its_like(cost, number, 0.03 * span) for number in range(len(cost))])
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(6.4, 5.6, 2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
+        figure, axes = new_figure(6.4, 5.6, 2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
         above, below = axes[:, 0]
         for number, one in enumerate(ensembles):
             at = places[number]
@@ -333,11 +295,7 @@ def against_training(ensembles: Sequence[Mapping]) -> Figure | None:
         below.xaxis.set_minor_locator(NullLocator())
         below.xaxis.set_major_formatter(EngFormatter(sep=""))
         below.set_xlabel("FLOPs of the training of all members")
-        handles, labels = above.get_legend_handles_labels()
-        columns = _legend_columns(figure, labels)
-        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        write_legend(figure, *above.get_legend_handles_labels())
     return figure
 
 
@@ -364,7 +322,7 @@ def cascade(found: Mapping, who: str) -> Figure:
         "ensemble": f"ensemble ({found['rule']}) alone",
     }
     with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 3.6)
+        figure, ((axes,),) = new_figure(6.4, 3.6)
         axes.plot(
             curve["cost"],
             100 * np.array(curve["accuracy"]),
@@ -398,9 +356,7 @@ def cascade(found: Mapping, who: str) -> Figure:
         axes.set_xlabel(f"mean cost of an image, {what} in units of the ensemble's")
         axes.set_ylabel("test accuracy, %")
         axes.set_title("A student with a safety net: accuracy against cost, 95 % intervals")
-        legend = figure.legend(loc="outside lower center", ncols=2)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        write_legend(figure, *axes.get_legend_handles_labels(), columns=2)
     return figure
 
 
@@ -471,33 +427,6 @@ def _told_at(size: int, shown: Sequence[Mapping], chosen: Sequence[Place]) -> st
     return "\n".join([", ".join([f"{size:,}", *kept]), *names])
 
 
-def shortened(name: str, most: int = 26) -> str:
-    """A long name without its middle.
-
-    >>> shortened("shufflenet_v2(width=1.0, stem='cifar')"), shortened("mlp")
-    ("shufflenet_v…tem='cifar')", 'mlp')
-    """
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
-
-
-def told_apart(names: Sequence[str], most: int = 34) -> list[str]:
-    """Names as short as networks are told apart by: without the arguments that all of them have.
-
-    >>> told_apart(["vit(depth=2, stem='cifar') 0", "vit(depth=4, stem='cifar') 0", "baseline"])
-    ['vit(depth=2) 0', 'vit(depth=4) 0', 'baseline']
-    """
-    calls = {name: call for name in names if (call := re.fullmatch(r"(\w+)\((.*)\)(.*)", name))}
-    arguments = {name: re.split(r", (?=\w+=)", call[2]) for name, call in calls.items()}
-    several = len(set(map(tuple, arguments.values()))) > 1
-    common = set.intersection(*map(set, arguments.values())) if several else set()
-    short = {
-        name: f"{calls[name][1]}({', '.join(one for one in own if one not in common)}){calls[name][3]}"
-        for name, own in arguments.items()
-    }
-    return [shortened(short.get(name, name).replace("()", ""), most) for name in names]
-
-
 def _staggered(fractions: Sequence[float], texts: Sequence[str], inches: float) -> list[str]:
     """Texts of ticks at these fractions of an axis, each so many lines down that none touches another."""
     num_lines = max((text.count("\n") for text in texts), default=0) + 1
@@ -521,12 +450,6 @@ def _section(row: Mapping) -> str:
     return f"{who} (interval over {over})"
 
 
-def _draw_dot(axes: Axes, metric: Mapping, at: float, colour: str) -> None:
-    if metric["ci95"] is not None:
-        axes.plot(100 * np.array(metric["ci95"]), [at, at], color=colour, linewidth=1.6)
-    axes.plot(100 * metric["mean"], at, "o", color=colour, markersize=5)
-
-
 def reliability(networks: Mapping[str, tuple[str, np.ndarray]], labels: np.ndarray) -> Figure:
     """Reliability diagrams, one a network: accuracy against confidence in 15 equal-mass bins.
 
@@ -534,7 +457,7 @@ def reliability(networks: Mapping[str, tuple[str, np.ndarray]], labels: np.ndarr
     """
     ticks = [0, 25, 50, 75, 100]
     with matplotlib.rc_context(STYLE):
-        figure, (panels,) = _figure(0.4 + 2.5 * len(networks), 3.3, 1, len(networks), sharey=True)
+        figure, (panels,) = new_figure(0.4 + 2.5 * len(networks), 3.3, 1, len(networks), sharey=True)
         write_title(figure, "Above the diagonal a network is too modest, below it too sure")
         for axes, (role, (name, logits)) in zip(panels, networks.items()):
             bins = metrics.reliability(logits, labels)
@@ -561,7 +484,7 @@ def roc(
     networks: {role: (name, test logits [N,2])}; is_positive [N] bool, of the class `positive`.
     """
     with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 4.6)
+        figure, ((axes,),) = new_figure(6.4, 4.6)
         axes.plot([0, 100], [0, 100], color="#AAAAAA", linewidth=1, linestyle="--")
         axes.axvline(100 * rate, color=BLACK, linewidth=1, linestyle=":")
         for role, (name, logits) in networks.items():
@@ -572,7 +495,7 @@ def roc(
         ticks = [0, 25, 50, 75, 100]
         axes.set(xlabel="false alarms, % of the others", ylabel="recall, %", xticks=ticks, yticks=ticks)
         axes.set_title(title, parse_math=False)  # it holds the name of a class
-        figure.legend(loc="outside lower center", ncols=2)
+        write_legend(figure, *axes.get_legend_handles_labels(), columns=2)
     return figure
 
 
@@ -581,7 +504,7 @@ def agreement(disagreement: Sequence[Sequence[float]], names: Sequence[str]) -> 
     agree = 100 * (1 - np.array(disagreement))
     size = 1.2 + 0.4 * len(names)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, ((axes,),) = _figure(max(6.4, size + 0.4), max(3.0, size))
+        figure, ((axes,),) = new_figure(max(6.4, size + 0.4), max(3.0, size))
         pairs = agree[np.triu_indices(len(names), k=1)]
         low = pairs.min() if pairs.size else 0.0
         axes.imshow(agree, cmap="Blues", vmin=low - 5, vmax=100 + 5)
@@ -615,15 +538,13 @@ def kept(found: Mapping) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         per_name = 0.16 + 0.11 * len(rows)
         heights = [0.9 + per_name * len(names), *([2.3] if shifted else [])]
-        figure, axes = _figure(
+        figure, axes = new_figure(
             6.4, 0.5 + sum(heights), len(heights), 1, gridspec_kw={"height_ratios": heights}
         )
         _draw_shares(axes[0, 0], found["quantities"], section["gaps"], rows)
         if shifted:
             _draw_strengths(axes[1, 0], found["strengths"], section, rows)
-        figure.legend(
-            *axes[-1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(rows) + 2)
-        )
+        write_legend(figure, *axes[-1, 0].get_legend_handles_labels(), columns=min(4, len(rows) + 2))
     return figure
 
 
@@ -676,83 +597,3 @@ def _draw_strengths(axes: Axes, strengths: Sequence[int], section: Mapping, rows
     axes.set_xticks([0, *strengths])
     axes.set_xlabel("strength of the corruptions; 0: test images as they are")
     axes.set_ylabel("accuracy, %")
-
-
-# --- fusion rules -------------------------------------------------------------------------------------
-
-
-def rule_differences(rules: Sequence[Mapping]) -> Figure:
-    """Accuracy of every rule minus that of mean_probs, with its 95 % interval.
-
-    rules: {"rule", "mean_difference", "ci95", "verdict": "better" | "worse" | other}.
-    """
-    colour_of = {"better": BLUE, "worse": RED}
-    with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 1.2 + 0.23 * len(rules))
-        axes.axvline(0, color=BLACK, linewidth=1)
-        for at, one in enumerate(rules):
-            metric = {"mean": one["mean_difference"], "ci95": one["ci95"]}
-            _draw_dot(axes, metric, at, colour_of.get(one["verdict"], COLOUR_OF["teacher"]))
-        axes.set_yticks(range(len(rules)), [one["rule"] for one in rules])
-        axes.set_ylim(len(rules) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("test accuracy minus that of mean_probs, points")
-        axes.set_title("Blue: better, red: worse than mean_probs, grey: not told apart")
-    return figure
-
-
-def accuracy_by_rule(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping]], over: str) -> Figure:
-    """Accuracy against the number of voters; lines: {rule: [{"mean", "ci95" or None}]}, one a size."""
-    with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 3.8)
-        places = np.arange(len(sizes))
-        for number, (rule, points) in enumerate(lines.items()):
-            # Side by side at each size, so that intervals can be told apart.
-            at = places + 0.06 * (number - (len(lines) - 1) / 2)
-            colour = LOOKS[number % len(LOOKS)]
-            axes.plot(at, [100 * one["mean"] for one in points], "o-", color=colour, markersize=4, label=rule)
-            for x, one in zip(at, points):
-                if one["ci95"] is not None:
-                    axes.plot([x, x], 100 * np.array(one["ci95"]), color=colour, linewidth=1.2)
-        axes.set_xticks(places, [str(size) for size in sizes])
-        axes.set_xlabel("voters fused")
-        axes.set_ylabel("test accuracy, %")
-        axes.set_title(f"Mean {over}")
-        figure.legend(loc="outside lower center", ncols=min(len(lines), 5))
-    return figure
-
-
-def teacher_values(values: Sequence[Mapping]) -> Figure:
-    """Shapley value (dot, with twice its standard error) and leave-one-out (cross) of every teacher.
-
-    values: {"name", "shapley", "standard_error" or None, "leave_one_out"}, shares of accuracy.
-    """
-    ordered = sorted(values, key=lambda one: -one["shapley"])
-    shapley, left_out = (
-        100 * np.array([one[name] for one in ordered]) for name in ("shapley", "leave_one_out")
-    )
-    error = 200 * np.array([one["standard_error"] or 0.0 for one in ordered])
-    at = np.arange(len(ordered))
-    with matplotlib.rc_context(STYLE):
-        figure, ((axes,),) = _figure(6.4, 3.6)
-        axes.axhline(0, color=BLACK, linewidth=1)
-        axes.errorbar(
-            at, shapley, error, fmt="o", color=BLUE, markersize=4, linewidth=1, label="Shapley value"
-        )
-        axes.plot(at, left_out, "x", color=RED, markersize=4, label="lost when left out")
-        if len(ordered) <= metrics.MOST_IN_PAIRS:
-            axes.set_xticks(at, [one["name"] for one in ordered], rotation=45, ha="right")
-        else:
-            axes.set_xlabel("teachers, by falling Shapley value")
-        axes.set_ylabel("validation accuracy, points")
-        axes.set_title("What each teacher brings to mean_probs")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-def _figure(
-    width: float, height: float, num_rows: int = 1, num_columns: int = 1, **shared: Any
-) -> tuple[Figure, np.ndarray]:
-    """A figure of its own, outside pyplot, so that nothing has to be closed; axes [rows, columns]."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **shared)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from mtkd_jax.report.plots import BLACK, BLUE, COLOUR_OF, STYLE, shortened
+from mtkd_jax.report.style import BLACK, BLUE, COLOUR_OF, STYLE, shortened
 from mtkd_jax.results import ranks
 
 _LINE = 0.22  # inches between two names
@@ -19,7 +19,7 @@ def critical_difference(
 ) -> Figure:
     """Methods on an axis of mean ranks, 1 at the left: bars join those less than `difference` apart.
 
-    `names` [M] and their `mean_ranks` [M]; `roles` [M], keys of `plots.COLOUR_OF`, colour the names.
+    `names` [M] and their `mean_ranks` [M]; `roles` [M], keys of `style.COLOUR_OF`, colour the names.
     """
     groups = ranks.cliques(mean_ranks, difference)
     order = sorted(range(len(names)), key=lambda place: mean_ranks[place])

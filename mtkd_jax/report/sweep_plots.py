@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from mtkd_jax.config import name_and_model
 from mtkd_jax.plans.cells import short_names, spelled
-from mtkd_jax.report.plots import BLACK, COLOUR_OF, CYCLE, STYLE, write_title
+from mtkd_jax.report.style import BLACK, COLOUR_OF, CYCLE, STYLE, write_legend, write_title
 
 MOST_PANELS, MOST_DOTS = 6, 60
 ENSEMBLE = "mean_probs"  # the row of the ensemble that students are measured by
@@ -75,7 +75,7 @@ def lines(rows: Sequence[Mapping], field: str) -> Figure:
         for axes in panels[1]:
             axes.axhline(0, color=COLOUR_OF["baseline"], linewidth=1.0, linestyle=":")
     write_title(figure, f"Mean and 95 % interval; {RING}")
-    _legend(figure, *panels[0, 0].get_legend_handles_labels())
+    write_legend(figure, *panels[0, 0].get_legend_handles_labels(), columns=4)
     return figure
 
 
@@ -155,7 +155,8 @@ def dots(rows: Sequence[Mapping]) -> Figure:
     axes.set_xlabel("test accuracy, %")
     write_title(figure, f"Mean and 95 % interval; {RING}")
     roles = [role for role in COLOUR_OF if any(row["role"] == role for row in shown)]
-    _legend(figure, [Line2D([], [], marker="o", linestyle="", color=COLOUR_OF[r]) for r in roles], roles)
+    dots = [Line2D([], [], marker="o", linestyle="", color=COLOUR_OF[role]) for role in roles]
+    write_legend(figure, dots, roles, columns=4)
     return figure
 
 
@@ -224,9 +225,3 @@ def _draw_interval(axes: Axes, at: Sequence[float], found: Mapping, colour: str,
     if interval is not None:
         ends = [100 * end for end in interval]
         axes.plot(*((ends, at) if along_x else (at, ends)), color=colour, linewidth=1.3, alpha=0.8)
-
-
-def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))))
-    for text in legend.get_texts():
-        text.set_parse_math(False)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Group
 
 from mtkd_jax.plans import cells as naming
-from mtkd_jax.report import cell_text, document, plots, rendering, sweep_plots, wording
+from mtkd_jax.report import cell_text, document, rendering, style, sweep_plots, wording
 from mtkd_jax.runs import workdir
 from mtkd_jax.system.text import in_markdown
 from mtkd_jax.types import UserError
@@ -202,7 +202,7 @@ def write(folder: Path, told: Sequence[Told], fields: Sequence[str]) -> list[dic
     files = {"sweep.csv": as_csv(found, fields, own), "sweep.json": _as_json(told, found, fields)}
     figure = sweep_plots.draw(drawn(told, found), fields) if found else None
     if figure is not None:
-        files["sweep.png"] = plots.png(figure)
+        files["sweep.png"] = style.png(figure)
     files["sweep.md"] = _markdown(told, found, fields, figure is not None).encode()
     document.write_files(folder, files)
     return found
