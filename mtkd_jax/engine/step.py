@@ -47,9 +47,9 @@ from mtkd_jax.types import (
     path_of,
 )
 
+Hyper = Mapping[str, Array]  # a member's numbers, by name
 MIXING = 2**31  # folded into the key of a batch's stimulus; no seam folds in as much
 MIRRORING = MIXING + 1
-Hyper = Mapping[str, Array]  # a member's numbers, by name
 ANEW = 2**31  # folded into a member's key; no step's number is as large
 
 

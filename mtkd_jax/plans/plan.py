@@ -113,8 +113,8 @@ def train_students(config: ConfigDict, split: Split) -> Plan:
     fusers = []
     for tap in taps:
 
-        def fuse(done: Done, tap: str = tap, ask: Callable = population.map_blocks) -> Job:
-            return students.fuser_job(config, split, tap, ensemble_of(done), ask)
+        def fuse(done: Done, tap: str = tap, **how: Callable) -> Job:
+            return students.fuser_job(config, split, tap, ensemble_of(done), **how)
 
         outline = partial(fuse, ask=population.zeros_like_output)
         fusers.append(Stage(students.fuser_stage(tap), fuse, outline=outline))
