@@ -255,6 +255,37 @@ def test_convolutions_are_given_to_the_kernels_that_use_every_core():
     np.testing.assert_allclose(mesh.jit(layers.conv)(*arrays), jax.jit(layers.conv)(*arrays), rtol=1e-6)
 
 
+def test_cores_are_known_where_no_affinity_is(monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr(mesh.os, "sched_getaffinity")
+    monkeypatch.setattr(mesh.os, "cpu_count", lambda: 6)
+    assert mesh.cores() == 6
+    monkeypatch.setattr(mesh.os, "cpu_count", lambda: None)
+    assert mesh.cores() == 1
+
+
+@pytest.mark.parametrize(
+    "said, heard",
+    [
+        ("RESOURCE_EXHAUSTED: of 8 GiB", "out of memory: RESOURCE_EXHAUSTED"),
+        ("Gloo\nis shut", "Gloo is shut"),
+    ],
+)
+def test_one_of_several_processes_says_what_ends_it(said, heard, monkeypatch, capsys):
+    class EndedError(BaseException):
+        pass
+
+    def end(code):
+        raise EndedError(code)
+
+    monkeypatch.setattr(mesh.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(mesh.os, "_exit", end)
+    with pytest.raises(EndedError), mesh.together():
+        raise jax.errors.JaxRuntimeError(said)
+    err = capsys.readouterr().err
+    assert err.startswith(f"mtkd_jax: {heard}") and err.count("\n") == 1
+
+
 @pytest.mark.parametrize("processes", ["2", "2/2@localhost:1", "0/2@localhost", "0@a:1"])
 def test_processes_are_told_apart_in_one_line(processes):
     with pytest.raises(UserError, match="PLACE/NUMBER@HOST:PORT"):

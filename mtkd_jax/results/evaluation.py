@@ -469,8 +469,7 @@ def _stages_with(
 
 
 def _students_at(own: Sequence[tuple[Stage, Fitted]], mode: str, cell: Cell) -> tuple[Population, list[int]]:
-    """The students of a row at one cell, of the stages that have it, and their seeds; without any that broke
-    down."""
+    """The students of a row at one cell, of the stages that have it, and their seeds; no broken-down ones."""
     finite = [finite_members(fitted, stage.family, mode, cell) for stage, fitted in own]
     parts = [population.members(fitted.population, rows) for (_, fitted), rows in zip(own, finite)]
     seeds = [stage.family[m].seed for (stage, _), rows in zip(own, finite) for m in rows]

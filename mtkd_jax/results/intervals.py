@@ -38,47 +38,46 @@ def t_interval(values: Values) -> Interval | None:
 def bootstrap_interval(
     values: np.ndarray, seed: int = 0, num_resamples: int = 1000, ends: Interval = ANY
 ) -> Interval | None:
-    r"""Interval of a mean of values [N] by resampling test examples (Efron, 1979), see `percentiles`.
+    """Interval of a mean of values [N] by resampling test examples (Efron, 1979), see `percentiles`.
 
-    None of one example. Where all values are the same end of all that there can be, such as all decisions
-    right, no resample knows another one: then it is the exact interval of Clopper and Pearson (1934),
-
-    $$1 - 0.025^{1/N}$$
-
-    of the way from that end to the other one.
+    `ends` are those of all values there can be. None of one example.
 
     Examples:
-        >>> low, high = bootstrap_interval(np.ones(30), ends=(0.0, 1.0))
+        >>> low, high = bootstrap_interval(np.ones(30), ends=(0.0, 1.0))  # all right
         >>> round(low, 3), high
         (0.884, 1.0)
     """
     values = np.asarray(values, np.float64)
-    if len(values) > 1 and _constant(values) and values[0] in ends:
-        return cut_at(_around(values[0], (ends[1] - ends[0]) * unseen(len(values))), ends)
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(len(values), size=len(values)) for _ in range(num_resamples))
     resampled = np.array([values[rows].mean() for rows in drawn])
     return percentiles(resampled, values.mean(), len(values) - 1, ends)
 
 
-def unseen(number: int) -> float:
-    """The largest share of which none of so many examples may have shown any, at 2.5 %."""
+def unseen(number: float) -> float:
+    r"""The largest share of all examples of which `number` n may show none, $1 - 0.025^{1/n}$.
+
+    It is the upper end of the exact interval of 95 % of a share that is 0 (Clopper and Pearson, 1934).
+    """
     return float(1 - ((1 - LEVEL) / 2) ** (1 / number))
 
 
 def crossed_t(values: np.ndarray, margin: float) -> dict:
-    r"""Student's t test of a mean over seeds and examples: `{"mean_difference", "ci95", "p_value", ...}`.
+    r"""Student's t test of a mean over seeds and examples at once.
 
     $$t = \frac{\bar{d}}{\sqrt{v_S + v_N}}, \qquad v_S = \frac{s^2(\bar{d}_{s \cdot})}{S}, \qquad
     v_N = \frac{s^2(\bar{d}_{\cdot n})}{N}$$
 
-    `values` [N], or [S,N] with one row a seed, are differences d, paired by example. Both kinds of chance
-    count; what a seed and an example have to say together counts in both, so that the interval is a little
-    too wide rather than too short. The degrees of freedom are those of `freedom_of`, which few seeds know
-    badly: with three, a test at 5 % rejects what is so in 7 cases of 100. "p_equivalence" is of
-    two one-sided tests that the mean lies outside (-margin, margin), as in `equivalence_p`. Of one example
-    interval and p are None. Where all values are 0, they differ in at most `unseen` of all examples, by 1 at
-    most: "p_equivalence" is $(1 - \delta)^N$, with the margin $\delta$.
+    `values` [N], or [S,N] with one row a seed, are differences d, paired by example. Returns
+    `{"mean_difference", "ci95", "p_value", "p_equivalence"}`, the last one of two one-sided tests that the
+    mean lies outside (-margin, margin), as in `equivalence_p`; interval and p are None of one example, and
+    where values that are not 0 leave no estimate of noise.
+
+    Both kinds of chance count; what a seed and an example have to say together counts in both, so that the
+    interval is a little too wide rather than too short. The degrees of freedom are those of `freedom_of`,
+    which few seeds know badly: with three, a test at 5 % rejects what is so in 7 cases of 100. Where all
+    values are 0, they differ in at most `unseen` of all examples, by 1 at most: "p_equivalence" is
+    $(1 - \delta)^N$, with the margin $\delta$.
 
     Sources: Owen 2007 (Annals of Applied Statistics 1) for both kinds of chance; Satterthwaite 1946.
     """
@@ -90,7 +89,7 @@ def crossed_t(values: np.ndarray, margin: float) -> dict:
     if num_examples < 2:
         return found
     if error <= _ROUNDING:
-        if abs(mean) > _ROUNDING:
+        if np.any(np.abs(values) > _ROUNDING):  # there is no estimate of noise, as in `paired_t`
             return found
         told = {"p_value": 1.0, "p_equivalence": (1 - margin) ** num_examples}
         return {**found, "ci95": _around(mean, unseen(num_examples)), **told}
@@ -107,9 +106,16 @@ def _around(value: float, half: float) -> Interval:
 
 
 def percentiles(resampled: np.ndarray, value: float, freedom: float, ends: Interval = ANY) -> Interval | None:
-    """The middle 95 % of resampled numbers [R] of `value`, `widen`, cut at `ends`; None without freedom."""
+    """The middle 95 % of resampled numbers [R] of `value`, by `widen`, cut at `ends`; None without freedom.
+
+    Where all resamples are the same number, such as that of all decisions right, they know of no noise. Then
+    the `unseen` share of all examples may be at one of the ends, where there are any.
+    """
     if freedom <= 0:
         return None
+    if _constant(resampled) and np.isfinite(ends).all():
+        share = unseen(freedom + 1)
+        return float(value - share * (value - ends[0])), float(value + share * (ends[1] - value))
     low, high = np.quantile(widen(resampled, value, freedom), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return cut_at((float(low), float(high)), ends)
 
@@ -179,9 +185,9 @@ def bootstrap_shares(
     """
     found, of = np.asarray(found), np.asarray(of)
     shares = np.random.default_rng(seed).binomial(of, found / of, size=(num_resamples, len(of))) / of
-    share = found / of
-    freedom = freedom_of(*zip(share * (1 - share) / np.maximum(of - 1, 1), of))
-    return percentiles(shares.mean(axis=1), share.mean(), freedom, (0.0, 1.0))
+    near = (found + 0.5) / (of + 1)  # so that a class of which all are found counts as few, too
+    freedom = freedom_of(*((p * (1 - p) / n, n) for p, n in zip(near, of) if n > 1))
+    return percentiles(shares.mean(axis=1), (found / of).mean(), freedom, (0.0, 1.0))
 
 
 def bootstrap_sums(

@@ -138,6 +138,12 @@ def test_coco_gives_boxes_as_parts_of_the_image(tmp_path):
     assert found.test_names == ("test/test0.png", "test/test1.png") and found.fit == "stretch"
 
 
+@pytest.mark.parametrize("size", [(0, 16), (16, -1), (16,), -16])
+def test_a_size_that_is_none_is_no_fault_of_a_file(tmp_path, size):
+    with pytest.raises(UserError, match=r"^image_size = .*: must be s or \(h, w\) in pixels, or 0"):
+        coco(**coco_folder(tmp_path), image_size=size, stride=4)
+
+
 def test_coco_may_draw_its_test_set_and_validate_on_a_file(tmp_path):
     arguments = coco_folder(tmp_path, train=annotations(num=8)) | {"test": "", "val": "test/boxes.json"}
     found = coco(**arguments, test_fraction=0.25)

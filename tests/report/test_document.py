@@ -620,7 +620,9 @@ def test_a_report_opens_with_one_sentence_and_one_picture(made, tmp_path):
     assert findings.advice(built).startswith("Deploy ") and built["findings"][-1].endswith(
         findings.advice(built)
     )
-    assert findings.advice({"findings": ["Teachers: one."], "deploy": None}) == ""
+    without = {**built, "findings": ["Teachers: one."], "deploy": None}
+    assert findings.advice(without) == "" and "## Advice" not in document._markdown(without, ())
+    assert "## Advice" in document._markdown(built, ())
 
 
 def test_in_brief_there_are_teachers_one_ensemble_and_the_last_transfer_set(built):

@@ -193,6 +193,20 @@ def test_decisions_that_are_all_right_are_not_certain():
     assert found["ci95"] == pytest.approx((exact.low - 1, 1 - exact.low))
     assert intervals.crossed_t(np.zeros(1000), 0.01)["p_equivalence"] < 0.05
     assert intervals.crossed_t(np.full(30, 0.2), 0.01)["ci95"] is None  # no estimate of noise
+    cancelling = np.array([[1.0, -1.0], [-1.0, 1.0]])  # the same mean for each seed and each example
+    assert intervals.crossed_t(cancelling, 0.5)["ci95"] is None
+    # The same exact interval for a recall, for two classes of ten each, and for shares of what adds up.
+    assert intervals.bootstrap_shares(np.array([30]), np.array([30])) == pytest.approx((exact.low, 1.0))
+    low, high = intervals.bootstrap_shares(np.array([10, 10]), np.array([10, 10]))
+    assert high == 1.0 and stats.binomtest(20, 20).proportion_ci(0.95, "exact").low == pytest.approx(
+        low, abs=0.01
+    )
+    ones = np.ones((30, 2))
+    found = intervals.bootstrap_sums(ones, lambda total: total[0] / total[1], ends=(0.0, 1.0))
+    assert found == pytest.approx((exact.low, 1.0))
+    same = np.stack([np.zeros(30), np.ones(30)], axis=-1)  # two forms that decide alike
+    found = intervals.bootstrap_sums(same, lambda total: total[0] / total[1], ends=(-1.0, 1.0))
+    assert found == pytest.approx((exact.low - 1, 1 - exact.low))
 
 
 def test_of_one_thing_nothing_is_resampled():
@@ -248,7 +262,8 @@ def test_bootstrap_of_shares_is_that_of_the_examples_written_out():
         lambda times: [(times * weight * right).sum()], strata, num_resamples=4000
     )
     assert intervals.bootstrap_shares(found, of, num_resamples=4000) == pytest.approx((low, high), abs=0.01)
-    assert intervals.bootstrap_shares(np.array([0]), np.array([9])) == (0, 0)
+    exact = stats.binomtest(0, 9).proportion_ci(0.95, "exact")
+    assert intervals.bootstrap_shares(np.array([0]), np.array([9])) == pytest.approx((0, exact.high))
 
 
 def test_bootstrap_of_statistics_keeps_the_size_of_every_stratum():
